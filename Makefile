@@ -1,0 +1,39 @@
+# Everything happens in .venv, made on first use. `make demo` and `make test` each start from a fresh clone.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint format clean
+
+$(VENV)/core: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/core
+	$(BIN)/hardneg mine builtin:pycode --out demo-run --filter margin:relative=0.05 --overwrite
+	$(BIN)/hardneg export demo-run --format triplet --out demo-run/triplets.jsonl --overwrite
+	@echo
+	@echo "The run lies in demo-run: negatives.parquet (one row a query), candidates/ (a verdict for each), run.json."
+	@echo "Triplets for training lie in demo-run/triplets.jsonl."
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist demo-run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

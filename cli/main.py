@@ -1,0 +1,94 @@
+"""The command group, and how errors end a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from hardneg.errors import HardnegError, UsageError, suggestion
+
+_COMMANDS = {
+    "mine": ("hardneg_cli.mine", "Search, filter, sample: hard negatives for every query of a dataset."),
+    "select": ("hardneg_cli.select", "Filter and sample again from the candidates of a run, without a new search."),
+    "export": ("hardneg_cli.export", "Write a run's negatives in the form that a trainer reads."),
+}
+
+
+class _Commands(click.Group):
+    """Loads a command when it is called: `hardneg --help` need not load torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        from importlib import import_module
+
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
+            raise click.UsageError(f"no such command {args[0]!r}.{suggestion(args[0], _COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+
+
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="hardneg")
+def cli() -> None:
+    """Hard negatives for training embedding models.
+
+    \b
+    Try:
+      hardneg mine builtin:pycode --out run
+      hardneg export run --format triplet --out triplets.jsonl
+    """
+
+
+def main(args: list[str] | None = None) -> NoReturn:
+    """Run the command; exit code 0 done, 1 bad data or run, 2 wrong usage, 130 interrupted."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        cli.main(args=args, prog_name="hardneg", standalone_mode=False)
+        code = 0
+    except click.exceptions.Exit as error:
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted; a run goes on where it stopped with --resume", err=True)
+        code = 130
+    except HardnegError as error:
+        click.echo(f"error: {error}", err=True)
+        code = 2 if isinstance(error, UsageError) else 1
+    except BrokenPipeError:
+        # The reader of a pipe went away (`| head`): nothing is left to say, and nobody to say it to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        click.echo(f"error: {where}{error.strerror or error}. Check the path, its permissions and the free space", err=True)
+        code = 1
+    except MemoryError:
+        click.echo("error: out of memory", err=True)
+        code = 1
+    sys.exit(code)
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, indent=2))

@@ -1,0 +1,115 @@
+"""hardneg mine"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hardneg_cli.main import print_json
+from hardneg_cli.show import print_summary, progress_bars, summary, warn
+
+FILTER_HELP = (
+    "A filter; repeatable, applied in order after 'known', 'empty' and 'duplicate:text'. "
+    "duplicate:near=0.95 · distinct · group · rank:min=10,max=100 · score:min=0.2,max=0.8 · margin:absolute=0.05 · "
+    "margin:relative=0.05 · guide:st:NAME,margin=0 · cross-encoder:NAME,max=0.3"
+)
+SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
+
+
+@click.command()
+@click.argument("source")
+@click.option("--out", required=True, metavar="RUN", help="The run folder to write.")
+@click.option("--encoder", default="hashed", show_default=True, help="hashed · hashed:FOLDER · st:NAME_OR_PATH · module:PKG.MOD:FACTORY")
+@click.option("--query-embeddings", metavar="F.npy", help="Vectors of the queries, in file order: skip encoding.")
+@click.option("--corpus-embeddings", metavar="F.npy", help="Vectors of the documents, in file order: skip encoding.")
+@click.option("--index", default="auto", show_default=True, help="auto · exact")
+@click.option("--metric", default="cosine", show_default=True, help="cosine · ip · l2 (score = minus the squared distance)")
+@click.option("--depth", type=click.IntRange(1), help="Candidates kept per query.  [default: 100, or all documents if fewer]")
+@click.option("--max-depth", type=click.IntRange(1), help="How deep a query is searched whose candidates ran out.  [default: 4 * depth]")
+@click.option("--negatives", type=click.IntRange(1), default=7, show_default=True, help="Negatives per query.")
+@click.option("--filter", "filters", multiple=True, metavar="SPEC", help=FILTER_HELP)
+@click.option("--no-default-filters", is_flag=True, help="Only 'known' and what --filter says.")
+@click.option("--sampler", default="top", show_default=True, help=SAMPLER_HELP)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--query-prompt", default="", help="Text put before each query.")
+@click.option("--document-prompt", default="", help="Text put before each document.")
+@click.option("--precision", default="float16", show_default=True, help="Stored vectors: float16 · float32")
+@click.option("--split", default="train", show_default=True, help="Of a BEIR folder, a saved dataset, or a built-in set.")
+@click.option("--format", "format_", default="auto", show_default=True, help="auto · beir · pairs · flagembedding · tevatron")
+@click.option("--query-column", metavar="NAME", help="Columns, when their names are not the usual ones.")
+@click.option("--positive-column", metavar="NAME")
+@click.option("--id-column", metavar="NAME")
+@click.option("--document-id-column", metavar="NAME")
+@click.option("--group-column", metavar="NAME")
+@click.option("--relevance-column", metavar="NAME", help="Graded judgement: above 0 relevant, 0 judged not relevant.")
+@click.option("--corpus", metavar="F", type=click.Path(path_type=Path), help="A file with more documents.")
+@click.option("--skip-unknown", is_flag=True, help="Count and skip judgements that name unknown ids.")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run; same result as without the interruption.")
+@click.option("--overwrite", is_flag=True, help="Replace a run that stands at --out.")
+@click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Keep embeddings here, to share them between runs.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch, for st encoders.")
+@click.option("--device", help="Device of st encoders.  [default: what torch finds]")
+@click.option("--json", "as_json", is_flag=True, help="Print the closing table as one JSON object on stdout.")
+def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
+    """Search, filter, sample: hard negatives for every query of SOURCE.
+
+    SOURCE is a BEIR folder; a .jsonl, .csv, .tsv or .parquet file of pairs ("-": JSON lines on stdin); a
+    saved Hugging Face dataset; a FlagEmbedding or Tevatron file; or builtin:pycode.
+
+    \b
+    Examples:
+      hardneg mine builtin:pycode --out run
+      hardneg mine pairs.jsonl --out run --encoder st:all-MiniLM-L6-v2 --filter margin:relative=0.05
+      hardneg mine beir/scifact --out run --split train --sampler simans --negatives 10
+      cat pairs.jsonl | hardneg mine - --out run --json
+    """
+    if given["resume"] and given["overwrite"]:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    from hardneg.data.formats import ReadOptions
+    from hardneg.mining.mine import MineOptions
+    from hardneg.mining.mine import mine as run_mine
+
+    read = ReadOptions(
+        format=given["format_"],
+        **{
+            name: given[name]
+            for name in (
+                "split", "query_column", "positive_column", "id_column", "document_id_column", "group_column",
+                "relevance_column", "corpus", "skip_unknown",
+            )
+        },
+    )  # fmt: skip
+    options = MineOptions(
+        read=read,
+        default_filters=not given["no_default_filters"],
+        **{
+            name: given[name]
+            for name in (
+                "encoder", "query_embeddings", "corpus_embeddings", "index", "metric", "depth", "max_depth", "negatives",
+                "filters", "sampler", "seed", "query_prompt", "document_prompt", "precision",
+            )
+        },
+    )  # fmt: skip
+    with progress_bars() as progress:
+        run = run_mine(
+            source,
+            out,
+            options,
+            progress=progress,
+            command=sys.argv[1:],
+            **{name: given[name] for name in ("resume", "overwrite", "threads", "batch_size", "device", "cache")},
+        )
+    report(run.info, out, as_json)
+
+
+def report(info: dict[str, Any], out: str, as_json: bool) -> None:
+    value = summary(info, out)
+    warn(value["warnings"])
+    if as_json:
+        print_json(value)
+    else:
+        print_summary(value)

@@ -1,0 +1,120 @@
+"""What people see: progress while work goes on, a table when it is done. The only place that knows rich."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+Advance = Callable[[int], None]
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f}/s" if task.total != 1 else "")
+
+
+@contextmanager
+def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Advance]]:
+    """A `hardneg.progress.Progress` on stderr: bars on a terminal, a line a finished stage elsewhere."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda stage, total: lambda count: None
+    elif console.is_terminal:
+        columns = TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+        with Progress(*columns, console=console) as bars:
+
+            def start(stage: str, total: int) -> Advance:
+                task = bars.add_task(stage, total=total)
+                return lambda count: bars.advance(task, count)
+
+            yield start
+    else:
+        yield _lines(console)
+
+
+def _lines(console: Console) -> Callable[[str, int], Advance]:
+    def start(stage: str, total: int) -> Advance:
+        begun = time.perf_counter()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done
+            before, done = done, done + count
+            if before < total <= done:
+                seconds = time.perf_counter() - begun
+                rate = f", {total / max(seconds, 1e-9):,.0f}/s" if total > 1 else ""
+                console.print(f"{stage}: {total:,} in {seconds:.1f} s{rate}", highlight=False)
+
+        return advance
+
+    return start
+
+
+def warn(messages: list[str]) -> None:
+    console = Console(stderr=True)
+    for message in messages:
+        console.print(f"[yellow]note:[/yellow] {message}", highlight=False)
+
+
+def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
+    """What the closing table says, as one object."""
+    counts = info["counts"]
+    asked = info["config"]["negatives"]
+    negatives = {int(k): v for k, v in counts["negatives"].items()}
+    return {
+        "run": out,
+        "queries": counts["queries"],
+        "candidates": counts["candidates"],
+        "negatives": sum(k * v for k, v in negatives.items()),
+        "negatives_asked": asked,
+        "queries_with_fewer_negatives": sum(v for k, v in negatives.items() if k < asked),
+        "queries_without_negatives": negatives.get(0, 0),
+        "queries_without_positives": counts["without_positives"],
+        "queries_searched_deeper": counts["widened"],
+        "verdicts": counts["verdicts"],
+        "scores": info["scores"],
+        "seconds": info["timings"],
+        "warnings": info["warnings"],
+    }
+
+
+def print_summary(value: dict[str, Any]) -> None:
+    console = Console()
+    counts = Table(title=f"mined {value['run']}", title_justify="left", show_header=False)
+    counts.add_column()
+    counts.add_column(justify="right")
+    for label, key in (
+        ("queries", "queries"),
+        ("candidates", "candidates"),
+        ("negatives", "negatives"),
+        (f"queries with fewer than {value['negatives_asked']} negatives", "queries_with_fewer_negatives"),
+        ("queries without negatives", "queries_without_negatives"),
+        ("queries without a positive", "queries_without_positives"),
+        ("queries searched deeper", "queries_searched_deeper"),
+    ):
+        counts.add_row(label, f"{value[key]:,}")
+    verdicts = Table(title="verdicts", title_justify="left", show_header=False)
+    verdicts.add_column()
+    verdicts.add_column(justify="right")
+    verdicts.add_column(justify="right")
+    for name, number in value["verdicts"].items():
+        verdicts.add_row(name, f"{number:,}", f"{100 * number / max(1, value['candidates']):.1f} %")
+    scores = Table(title="scores", title_justify="left")
+    scores.add_column("", no_wrap=True)
+    names = ("mean", "min", "p5", "p25", "median", "p75", "p95", "max")
+    for name in names:
+        scores.add_column(name, justify="right")
+    for label, key in (("positive", "positive"), ("negative", "negative"), ("positive - negative", "difference")):
+        row = value["scores"][key]
+        scores.add_row(label, *(["-"] * len(names) if row is None else [f"{row[n]:.3f}" for n in names]))
+    for table in (counts, verdicts, scores):
+        console.print(table)
+    console.print("seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in value["seconds"].items()), highlight=False)
+    console.print(f"next: hardneg export {value['run']} --format triplet --out triplets.jsonl", highlight=False)

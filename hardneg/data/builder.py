@@ -1,0 +1,330 @@
+"""From a stream of queries, documents and judgements to `Pairs`: one place where ids are made and checked.
+
+Texts go to disk as they come (to memory without a folder); what stays in memory is a few dozen bytes
+a row. The folder can be opened again: a run keeps its dataset, so that resuming and exporting need
+neither the source nor, for a pipe, its second reading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from hardneg.data.pairs import BATCH_ROWS, Pairs, Ragged, Texts, join_title, text_key
+from hardneg.data.store import atomic_path, read_json, write_json
+from hardneg.errors import DataError, RunError
+
+_TEXT = pa.large_string()
+
+
+class _Column:
+    """Texts of one kind (queries or documents), with their ids and keys."""
+
+    def __init__(self, kind: str, titled: bool, path: Path | None) -> None:
+        self.kind = kind
+        names = ["title", "text"] if titled else ["text"]
+        self.schema = pa.schema([(name, _TEXT) for name in names])
+        self.path = path
+        self.pending: list[tuple[str, ...]] = []
+        self.batches: list[pa.RecordBatch] = []
+        self.sink = self.writer = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.sink = pa.OSFile(str(path.with_name(f".{path.name}.tmp")), "wb")
+            self.writer = pa.ipc.new_file(self.sink, self.schema)
+        self.ids: list[str] = []
+        self.keys: list[int] = []
+        self.body_keys: list[int] = []
+        self.rows: list[int] = []
+        self.by_id: dict[str, int] = {}
+        self.by_text: dict[bytes, int] = {}
+        self.text_of: list[bytes] = []
+        self.made_ids = 0
+        self.source_rows = 0
+        self.digest = hashlib.sha256()
+
+    def add(self, id: str | None, title: str, text: str, where: str) -> tuple[int, bool]:
+        """Row of this text, and whether it is new. Without an id, equal texts are one row."""
+        row = self.source_rows
+        self.source_rows += 1
+        whole = join_title(title, text)
+        encoded = whole.encode("utf-8", "surrogatepass")
+        short = hashlib.blake2b(encoded, digest_size=16).digest()
+        if id is None:
+            known = self.by_text.get(short)
+            if known is not None:
+                return known, False
+            id = f"{self.kind[0]}{self.made_ids}"
+            while id in self.by_id:
+                self.made_ids += 1
+                id = f"{self.kind[0]}{self.made_ids}"
+            self.made_ids += 1
+        elif (known := self.by_id.get(id)) is not None:
+            if self.text_of[known] != short:
+                raise DataError(
+                    f"{where}: {self.kind} id {id!r} stands for another text before (row {self.rows[known]}). "
+                    f"Give each text an id of its own"
+                )
+            return known, False
+        number = len(self.ids)
+        self.by_id[id] = number
+        self.by_text.setdefault(short, number)
+        self.text_of.append(short)
+        self.ids.append(id)
+        key = text_key(whole)
+        self.keys.append(key)
+        self.body_keys.append(text_key(text) if title else key)
+        self.rows.append(row)
+        self.digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        self.pending.append((title, text) if len(self.schema.names) == 2 else (text,))
+        if len(self.pending) == BATCH_ROWS:
+            self._flush(where)
+        return number, True
+
+    def _flush(self, where: str = "") -> None:
+        columns = [pa.array(column, _TEXT) for column in zip(*self.pending, strict=True)]
+        self.pending = []
+        batch = pa.record_batch(columns, schema=self.schema)
+        if self.writer is not None:
+            self.writer.write_batch(batch)
+        else:
+            self.batches.append(batch)
+
+    def finish(self) -> Texts:
+        if self.pending:
+            self._flush()
+        self.by_id = {}
+        self.by_text = {}
+        if self.path is None or self.writer is None or self.sink is None:
+            return Texts(pa.Table.from_batches(self.batches, self.schema))
+        self.writer.close()
+        self.sink.close()
+        self.path.with_name(f".{self.path.name}.tmp").replace(self.path)
+        return Texts(path=self.path)
+
+
+class Builder:
+    """Collects a dataset; `finish` gives the `Pairs`.
+
+    Args:
+        folder: where texts go; None keeps them in memory.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.queries = _Column("query", False, folder / "queries.arrow" if folder else None)
+        self.documents = _Column("document", True, folder / "corpus.arrow" if folder else None)
+        self.relations: list[tuple[int, int, float]] = []
+        self.groups: dict[Hashable, int] = {}
+        self.query_groups: dict[int, int] = {}
+        self.document_groups: dict[int, int] = {}
+        self.notes: dict[str, int] = {}
+
+    def add_query(self, id: str | None, text: Any, *, group: Any = None, where: str) -> int:
+        return self._add(self.queries, self.query_groups, id, "", text, group, where)
+
+    def add_document(self, id: str | None, text: Any, *, title: Any = "", group: Any = None, where: str) -> int:
+        return self._add(self.documents, self.document_groups, id, _text(title, "title", where), text, group, where)
+
+    def _add(
+        self, column: _Column, groups: dict[int, int], id: str | None, title: str, text: Any, group: Any, where: str
+    ) -> int:
+        text = _text(text, column.kind, where)
+        row, new = column.add(id, title, text, where)
+        if new and column.keys[row] == 0:
+            self.count(f"empty_{column.kind}_texts")
+        if not new:
+            self.count(f"repeated_{column.kind}_rows")
+        if group is not None and group != "":
+            number = self.groups.setdefault(str(group), len(self.groups))
+            if groups.setdefault(row, number) != number:
+                # One text with two labels belongs to both, which one number cannot say.
+                self.count(f"{column.kind}_group_conflicts")
+        return row
+
+    def count(self, note: str, by: int = 1) -> None:
+        self.notes[note] = self.notes.get(note, 0) + by
+
+    def relate(self, query: int, document: int, score: float) -> None:
+        """A judgement: relevant when `score` > 0, else judged not relevant."""
+        self.relations.append((query, document, score))
+
+    def set_group(self, kind: str, row: int, group: Any) -> None:
+        groups = self.query_groups if kind == "query" else self.document_groups
+        groups[row] = self.groups.setdefault(str(group), len(self.groups))
+
+    def finish(self, name: str, keep_queries: np.ndarray | None = None) -> Pairs:
+        """The dataset; `keep_queries` (rows) limits it to the queries of a split.
+
+        Raises:
+            DataError: no queries or no documents.
+        """
+        if not self.documents.ids:
+            raise DataError(f"{name}: the corpus is empty: there is nothing to mine negatives from")
+        total = len(self.queries.ids)
+        kept = np.arange(total) if keep_queries is None else keep_queries
+        if len(kept) == 0:
+            raise DataError(f"{name}: there are no queries: there is nothing to mine negatives for")
+        columns = list(zip(*self.relations, strict=True)) if self.relations else [(), (), ()]
+        q, d = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
+        relevant = np.array(columns[2], np.float64) > 0
+        positives = Ragged.from_pairs(q[relevant], d[relevant], total)
+        negatives = Ragged.from_pairs(q[~relevant], d[~relevant], total)
+        negatives = _without(negatives, positives, len(self.documents.ids))
+        grouped = bool(self.groups)
+        arrays = {
+            "kept": kept,
+            "positive_offsets": positives.offsets,
+            "positive_values": positives.values,
+            "negative_offsets": negatives.offsets,
+            "negative_values": negatives.values,
+            "query_keys": np.array(self.queries.keys, np.int64),
+            "document_keys": np.array(self.documents.keys, np.int64),
+            "body_keys": np.array(self.documents.body_keys, np.int64),
+            "query_groups": _numbers(self.query_groups, total) if grouped else np.empty(0, np.int64),
+            "document_groups": _numbers(self.document_groups, len(self.documents.ids)) if grouped else np.empty(0, np.int64),
+            "query_rows": np.array(self.queries.rows, np.int64),
+            "document_rows": np.array(self.documents.rows, np.int64),
+        }
+        ids = {"query": pa.array(self.queries.ids, pa.string()), "document": pa.array(self.documents.ids, pa.string())}
+        head = {
+            "name": name,
+            "source_query_rows": self.queries.source_rows,
+            "source_document_rows": self.documents.source_rows,
+            "digests": {"queries": self.queries.digest.hexdigest(), "documents": self.documents.digest.hexdigest()},
+            "labels": labels_digest(arrays),
+            "notes": self.notes,
+        }
+        texts = self.queries.finish(), self.documents.finish()
+        if self.folder is not None:
+            _save(self.folder, head, arrays, ids)
+        return _assemble(head, arrays, ids, texts)
+
+
+def open_pairs(folder: Path) -> Pairs:
+    """The dataset that a `Builder` wrote to `folder`; RunError when it is not there or damaged."""
+    head = read_json(folder / "dataset.json")
+    try:
+        arrays = {path.stem: np.load(path, allow_pickle=False) for path in sorted((folder / "labels").glob("*.npy"))}
+        ids = {}
+        for kind in ("query", "document"):
+            with pa.OSFile(str(folder / f"{kind}_ids.arrow"), "rb") as f:
+                ids[kind] = pa.ipc.open_file(f).read_all().column("id").combine_chunks()
+        if labels_digest(arrays) != head["labels"]:
+            raise RunError(f"{folder}/labels does not fit {folder}/dataset.json: the run folder is damaged")
+        texts = Texts(path=folder / "queries.arrow"), Texts(path=folder / "corpus.arrow")
+        return _assemble(head, arrays, ids, texts)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise RunError(f"{folder} is not readable ({error}): the run folder is damaged") from error
+
+
+def save_pairs(pairs: Pairs, folder: Path) -> None:
+    """Write a dataset that is in memory, so that `open_pairs` can open it."""
+    none = np.empty(0, np.int64)
+    arrays = {
+        "kept": np.arange(len(pairs)),
+        "positive_offsets": pairs.positives.offsets,
+        "positive_values": pairs.positives.values,
+        "negative_offsets": pairs.judged_negatives.offsets,
+        "negative_values": pairs.judged_negatives.values,
+        "query_keys": pairs.query_keys,
+        "document_keys": pairs.document_keys,
+        "body_keys": pairs.body_keys,
+        "query_groups": none if pairs.query_groups is None else pairs.query_groups,
+        "document_groups": none if pairs.document_groups is None else pairs.document_groups,
+        "query_rows": pairs.query_rows,
+        "document_rows": pairs.document_rows,
+    }
+    head = {
+        "name": pairs.name,
+        "source_query_rows": pairs.source_query_rows,
+        "source_document_rows": pairs.source_document_rows,
+        "digests": {side: pairs.digests[side] for side in ("queries", "documents")},
+        "labels": labels_digest(arrays),
+        "notes": pairs.notes,
+    }
+    for texts, total, file in ((pairs.queries, len(pairs), "queries"), (pairs.documents, len(pairs.document_ids), "corpus")):
+        with atomic_path(folder / f"{file}.arrow") as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            schema = texts.columns(np.arange(1)).schema
+            with pa.ipc.new_file(sink, schema) as writer:
+                for start in range(0, total, BATCH_ROWS):
+                    rows = np.arange(start, min(start + BATCH_ROWS, total))
+                    writer.write_table(texts.columns(rows), max_chunksize=BATCH_ROWS)
+    _save(folder, head, arrays, {"query": pairs.query_ids, "document": pairs.document_ids})
+
+
+def labels_digest(arrays: dict[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(arrays):
+        digest.update(name.encode() + arrays[name].astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _save(folder: Path, head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array]) -> None:
+    for name, array in arrays.items():
+        with atomic_path(folder / "labels" / f"{name}.npy") as temporary, open(temporary, "wb") as f:
+            np.save(f, array, allow_pickle=False)
+    for kind, column in ids.items():
+        with atomic_path(folder / f"{kind}_ids.arrow") as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            table = pa.table({"id": column})
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+    write_json(folder / "dataset.json", head)
+
+
+def _assemble(
+    head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array], texts: tuple[Texts, Texts]
+) -> Pairs:
+    kept = arrays["kept"]
+    everything = len(kept) == len(arrays["query_keys"])
+    grouped = len(arrays["document_groups"]) > 0
+    positives = Ragged(arrays["positive_offsets"], arrays["positive_values"]).take(kept)
+    negatives = Ragged(arrays["negative_offsets"], arrays["negative_values"]).take(kept)
+    return Pairs(
+        query_ids=ids["query"] if everything else ids["query"].take(pa.array(kept)),
+        document_ids=ids["document"],
+        queries=texts[0] if everything else texts[0].select(kept),
+        documents=texts[1],
+        positives=positives,
+        judged_negatives=negatives,
+        query_keys=arrays["query_keys"][kept],
+        document_keys=arrays["document_keys"],
+        body_keys=arrays["body_keys"],
+        query_groups=arrays["query_groups"][kept] if grouped else None,
+        document_groups=arrays["document_groups"] if grouped else None,
+        query_rows=arrays["query_rows"][kept],
+        document_rows=arrays["document_rows"],
+        source_query_rows=head["source_query_rows"],
+        source_document_rows=head["source_document_rows"],
+        digests={**head["digests"], "labels": head["labels"]},
+        name=head["name"],
+        notes=dict(head["notes"]),
+    )
+
+
+def _text(value: Any, what: str, where: str) -> str:
+    """A text field: None is an empty one; numbers and other things are an error, not their `str`."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    raise DataError(f"{where}: the {what} is of type {type(value).__name__} ({value!r}), expected text")
+
+
+def _numbers(groups: dict[int, int], n: int) -> np.ndarray:
+    out = np.full(n, -1, np.int64)
+    if groups:
+        out[np.fromiter(groups.keys(), np.int64)] = np.fromiter(groups.values(), np.int64)
+    return out
+
+
+def _without(negatives: Ragged, positives: Ragged, width: int) -> Ragged:
+    """Judgements of one pair that disagree count as relevant: a positive is never a known negative."""
+    rows = negatives.row_numbers()
+    clash = np.isin(rows * width + negatives.values, positives.row_numbers() * width + positives.values)
+    return Ragged.from_pairs(rows[~clash], negatives.values[~clash], len(negatives))

@@ -1,0 +1,127 @@
+"""Real data made from what is on the machine: nothing to download, the same for a given Python and its packages."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import os
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from hardneg.data.builder import Builder
+from hardneg.data.pairs import fold
+from hardneg.errors import DataError, UsageError, suggestion
+
+BUILTIN = ("pycode",)
+SPLITS = ("train", "test")
+PACKAGES = ("numpy", "sklearn", "torch")
+_TEST_SHARE = 10  # one function in ten goes to the test split
+_SKIP = {"test", "tests", "testing", "idlelib", "site-packages", "lib2to3", "__pycache__", "turtledemo", "_vendor"}
+_MOST_CHARACTERS = 2000  # of one function: what follows says little about what it is for
+
+
+def read_builtin(name: str, split: str, builder: Builder) -> None:
+    """Fill `builder` with the built-in set `name`.
+
+    `pycode`: the first line of a docstring -> the source of its function, docstring removed, from the
+    standard library and the installed numpy, scikit-learn and torch. Functions with equal docstrings
+    answer each other's query: natural false negatives, and they share a group.
+
+    Raises:
+        UsageError: an unknown name or split.
+        DataError: the sources are not on this machine.
+    """
+    if name not in BUILTIN:
+        raise UsageError(f"unknown built-in dataset {name!r}.{suggestion(name, BUILTIN)}")
+    if split not in SPLITS:
+        raise UsageError(f"builtin:{name} has no split {split!r}.{suggestion(split, SPLITS)}")
+    files = list(_source_files())
+    with ProcessPoolExecutor(_workers(), mp_context=get_context("spawn")) as pool:
+        found = pool.map(_functions, files, chunksize=16)
+        rows = [row for rows in found for row in rows]
+    seen: set[bytes] = set()
+    for label, question, code in rows:
+        digest = hashlib.sha256(fold(code).encode("utf-8", "replace")).digest()
+        # The function alone decides its split, so no function is in both; copies under other names count once.
+        if digest in seen or (digest[0] % _TEST_SHARE == 0) != (split == "test"):
+            continue
+        seen.add(digest)
+        group = hashlib.sha256(fold(question).encode("utf-8", "replace")).hexdigest()[:16]
+        query = builder.add_query(f"q:{label}", question, group=group, where=label)
+        builder.relate(query, builder.add_document(label, code, group=group, where=label), 1)
+    if not seen:
+        raise DataError("builtin:pycode: no Python sources with docstrings are on this machine")
+
+
+def _workers() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _source_files() -> Iterator[tuple[str, str]]:
+    """(module-like label, path) of every source file, in a fixed order."""
+    roots = [("", Path(sysconfig.get_paths()["stdlib"]))]
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            roots.append((package + "/", Path(spec.origin).parent))
+    for prefix, root in roots:
+        for path in sorted(root.rglob("*.py")):
+            relative = path.relative_to(root)
+            if not _SKIP.intersection(part.lower() for part in relative.parts):
+                yield prefix + relative.as_posix(), str(path)
+
+
+def _functions(file: tuple[str, str]) -> list[tuple[str, str, str]]:
+    """(label, first docstring line, source without the docstring) of the functions of one file."""
+    name, path = file
+    try:
+        source = Path(path).read_text("utf-8")
+        tree = ast.parse(source)
+    except (SyntaxError, UnicodeDecodeError, OSError, RecursionError, ValueError):
+        return []  # not Python of this version: the standard library ships such files on purpose
+    lines = source.splitlines(keepends=True)
+    found = []
+    for node, scope in _walk(tree, ()):
+        question = _question(node)
+        first = node.body[0]
+        body = node.body[1:]
+        if question is None or not body or first.end_lineno is None or node.end_lineno is None:
+            continue
+        head = lines[node.lineno - 1 : first.lineno - 1]
+        rest = lines[first.end_lineno : node.end_lineno]
+        code = _dedented(head + rest)
+        if len(code) >= 60:
+            label = f"{name}:{'.'.join((*scope, node.name))}@{node.lineno}"
+            found.append((label, question, code[:_MOST_CHARACTERS]))
+    return found
+
+
+def _walk(
+    node: ast.AST, scope: tuple[str, ...]
+) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, tuple[str, ...]]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child, scope
+            yield from _walk(child, (*scope, child.name))
+        elif isinstance(child, ast.ClassDef):
+            yield from _walk(child, (*scope, child.name))
+        else:
+            yield from _walk(child, scope)
+
+
+def _question(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
+    """The docstring's first line, when it says something: three words at least."""
+    docstring = ast.get_docstring(node)
+    if not docstring:
+        return None
+    line = docstring.strip().split("\n", 1)[0].strip()
+    return line if 3 <= len(line.split()) and len(line) <= 200 else None
+
+
+def _dedented(lines: list[str]) -> str:
+    indent = len(lines[0]) - len(lines[0].lstrip()) if lines else 0
+    return "".join(line[indent:] if line[:indent].isspace() or not indent else line for line in lines).strip()

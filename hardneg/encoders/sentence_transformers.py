@@ -1,0 +1,65 @@
+"""Any sentence-transformers model as an `Encoder`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hardneg.errors import MissingDependencyError, UsageError
+
+
+class SentenceTransformersEncoder:
+    """A model by name or local path.
+
+    Args:
+        name: as `SentenceTransformer` takes it; or a loaded model.
+        device: by default what torch finds.
+        batch_size: texts a batch.
+    """
+
+    def __init__(self, name: Any, device: str | None = None, batch_size: int = 32) -> None:
+        try:
+            from sentence_transformers import SentenceTransformer
+        except ImportError:
+            raise MissingDependencyError("sentence-transformers", "st", f"the encoder st:{name}") from None
+        if isinstance(name, str):
+            try:
+                self.model = SentenceTransformer(name, device=device)
+            except (OSError, ValueError) as error:
+                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                raise UsageError(
+                    f"st:{name}: the model cannot be loaded ({first}). Give the folder of a saved model, "
+                    f"or a name that this machine can reach"
+                ) from error
+        else:
+            self.model = name
+        self.batch_size = batch_size
+        self.fitted = True
+
+    @property
+    def dimension(self) -> int:
+        return int(self.model.get_embedding_dimension())
+
+    def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
+        """float32 `[n, d]`, as the model returns them (not normalized unless the model does)."""
+        vectors = self.model.encode(
+            list(texts), prompt=prompt or None, batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
+        )
+        return np.asarray(vectors, np.float32)
+
+    def fingerprint(self) -> str:
+        """Hash of every weight and buffer, of the modules' make-up and of the length limit: not of the name."""
+        digest = hashlib.sha256(b"sentence-transformers-1")
+        modules = [(name, type(module).__name__) for name, module in self.model.named_children()]
+        digest.update(json.dumps([modules, self.model.max_seq_length], default=str).encode())
+        for name, tensor in sorted(self.model.state_dict().items()):
+            data = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
+            digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,250 @@
+"""First passes: fast approximate products of a block of queries with a tile of documents, and how wrong they can be.
+
+Each kernel multiplies in a cheap number format and says, per query, by how much its approximate score
+can differ from the true one. The bound is what makes a search built on them exact: a document whose
+approximate score is more than two bounds below the k-th best cannot belong to the top k.
+
+With q' and d' the rounded vectors, ``q.d - q'.d' = (q - q').d + q'.(d - d')``, so by Cauchy-Schwarz
+``|q.d - q'.d'| <= |q - q'| |d| + |q'| |d - d'|``; the norms on the right are measured, not assumed.
+Sums of d products in float32 add at most ``d 2^-24 |q| |d|`` (Higham, Accuracy and Stability of
+Numerical Algorithms, 2nd ed., section 3.1).
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Float = NDArray[np.float32]
+
+KERNELS = ("float32", "bfloat16", "int8")
+_UNIT_ROUNDOFF = 2.0**-24
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Documents of one tile, rounded: `values` `[T, d]`, and what the error bound needs."""
+
+    values: torch.Tensor
+    largest_norm: float  # of the unrounded vectors, centred if the kernel centres
+    largest_error: float  # norm of the rounding error
+    unit: float  # true value of 1 in `values`
+
+
+@dataclass(frozen=True)
+class QueryBlock:
+    """Queries, rounded: `values` `[n, d]`; approximate score = product * `unit` + `offset`, wrong by at most `bound`."""
+
+    values: torch.Tensor
+    norms: Float  # [n] of the unrounded vectors
+    rounded_norms: Float  # [n]
+    errors: Float  # [n] norm of the rounding error
+    unit: Float  # [n]
+    offset: Float  # [n]
+
+    def rows(self, start: int, stop: int) -> QueryBlock:
+        return QueryBlock(
+            self.values[start:stop],
+            self.norms[start:stop],
+            self.rounded_norms[start:stop],
+            self.errors[start:stop],
+            self.unit[start:stop],
+            self.offset[start:stop],
+        )
+
+
+class Kernel:
+    """Exact float32 products; the other kernels differ in how they round.
+
+    `sample` `[m, d]` (some documents) is where a kernel looks before it chooses how to round.
+    """
+
+    name = "float32"
+    dtype = torch.float32
+
+    def __init__(self, sample: Float) -> None:
+        self.dimension = sample.shape[1]
+
+    def tile(self, documents: Float) -> Tile:
+        norms = _norms(documents)
+        return Tile(torch.from_numpy(documents), float(norms.max(initial=0.0)), 0.0, 1.0)
+
+    def queries(self, queries: Float) -> QueryBlock:
+        norms = _norms(queries)
+        n = len(queries)
+        zeros = np.zeros(n, np.float32)
+        return QueryBlock(torch.from_numpy(queries), norms, norms, zeros, np.ones(n, np.float32), zeros)
+
+    def product(self, queries: QueryBlock, tile: Tile, out: torch.Tensor) -> torch.Tensor:
+        return torch.mm(queries.values, tile.values.t(), out=out)
+
+    def bound(self, queries: QueryBlock, tile: Tile) -> Float:
+        """float32 `[n]`: how far an approximate score can be from the float32 score of the re-ranking."""
+        rounding = queries.errors * tile.largest_norm + queries.rounded_norms * tile.largest_error
+        # Both the product here and the float32 re-ranking sum d terms in float32; the factor 4 covers
+        # the two of them, the rotation or centring before, and the thresholds' own arithmetic.
+        summation = 4 * (self.dimension + 8) * _UNIT_ROUNDOFF * (queries.norms * tile.largest_norm + abs(queries.offset))
+        return (rounding + summation + self.output_error(queries, tile)).astype(np.float32)
+
+    def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
+        return np.zeros(len(queries.norms), np.float32)
+
+
+class BFloat16Kernel(Kernel):
+    """bfloat16 inputs and output, float32 sums."""
+
+    name = "bfloat16"
+    dtype = torch.bfloat16
+
+    def tile(self, documents: Float) -> Tile:
+        rounded = torch.from_numpy(documents).bfloat16()
+        error = _norms(documents - rounded.float().numpy())
+        return Tile(rounded, float(_norms(documents).max(initial=0.0)), float(error.max(initial=0.0)), 1.0)
+
+    def queries(self, queries: Float) -> QueryBlock:
+        rounded = torch.from_numpy(queries).bfloat16()
+        back = rounded.float().numpy()
+        n = len(queries)
+        return QueryBlock(
+            rounded,
+            _norms(queries),
+            _norms(back),
+            _norms(queries - back),
+            np.ones(n, np.float32),
+            np.zeros(n, np.float32),
+        )
+
+    def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
+        # The result is rounded to 8 significant bits: half a unit in the last place is 2^-9 of it.
+        return (2.0**-8 * queries.rounded_norms * (tile.largest_norm + tile.largest_error)).astype(np.float32)
+
+
+class Int8Kernel(Kernel):
+    """8-bit integers, exact integer sums.
+
+    Documents share one step, so that their integer scores compare without another pass; each query has
+    its own. Two exact transformations keep the step small whatever the encoder: documents are centred
+    (q.d = q.(d - m) + q.m, and q.m is one number a query), and the space is rotated when a few
+    components dominate, as they do in many transformers.
+    """
+
+    name = "int8"
+    dtype = torch.int32
+
+    def __init__(self, sample: Float) -> None:
+        super().__init__(sample)
+        self.center = np.zeros(self.dimension, np.float32)
+        mean = sample.mean(0, dtype=np.float64).astype(np.float32)
+        if np.mean(_norms(sample - mean)) < 0.9 * np.mean(_norms(sample)):
+            self.center = mean
+        centred = sample - self.center
+        generator = np.random.default_rng(0)
+        rotation = np.linalg.qr(generator.standard_normal((self.dimension, self.dimension)))[0].astype(np.float32)
+        rotated = _multiply(centred, rotation)
+        self.rotation = rotation if np.abs(rotated).max(initial=0) < 0.8 * np.abs(centred).max(initial=0) else None
+
+    def _turn(self, vectors: Float) -> Float:
+        return vectors if self.rotation is None else _multiply(vectors, self.rotation)
+
+    def tile(self, documents: Float) -> Tile:
+        # Chunks keep the temporaries small; the step is known only after all of them were seen.
+        chunks = range(0, len(documents), 8192)
+        largest = 0.0
+        for start in chunks:
+            turned = self._turn(documents[start : start + 8192] - self.center)
+            largest = max(largest, float(turned.max(initial=0)), -float(turned.min(initial=0)))
+        step = max(largest, 1e-30) / 127
+        values = np.empty(documents.shape, np.int8)
+        norm = error = 0.0
+        for start in chunks:
+            turned = self._turn(documents[start : start + 8192] - self.center)
+            rounded = np.rint(turned / np.float32(step)).clip(-127, 127)
+            values[start : start + 8192] = rounded
+            norm = max(norm, float(_norms(turned).max()))
+            error = max(error, float(_norms(turned - rounded * np.float32(step)).max()))
+        return Tile(torch.from_numpy(values), norm, error, step)
+
+    def queries(self, queries: Float) -> QueryBlock:
+        turned = self._turn(queries)
+        steps = np.maximum(np.abs(turned).max(1), 1e-30).astype(np.float32) / 127
+        rounded = np.rint(turned / steps[:, None]).clip(-127, 127)
+        back = rounded * steps[:, None]
+        return QueryBlock(
+            torch.from_numpy(rounded.astype(np.int8)),
+            _norms(queries),
+            _norms(back),
+            _norms(turned - back),
+            steps,
+            queries @ self.center,
+        )
+
+    def product(self, queries: QueryBlock, tile: Tile, out: torch.Tensor) -> torch.Tensor:
+        return torch._int_mm(queries.values, tile.values.t(), out=out)
+
+
+_BY_NAME: dict[str, type[Kernel]] = {"float32": Kernel, "bfloat16": BFloat16Kernel, "int8": Int8Kernel}
+
+
+def make_kernel(name: str, sample: Float) -> Kernel:
+    """The kernel called `name` (one of `KERNELS`), fitted to a sample of the documents."""
+    return _BY_NAME[name](sample)
+
+
+@functools.cache
+def fastest_kernel(dimension: int) -> str:
+    """The name of the kernel that is fastest here, by a short measurement (tens of milliseconds, once).
+
+    A coarse format leaves more candidates to re-rank, so it has to win clearly. An int8 product that is
+    not exact (some processors saturate its partial sums) is not used: the bound would not hold.
+    """
+    rates = {"float32": _rate(Kernel, dimension)}
+    if dimension <= 2048 and _int8_is_exact(dimension):
+        rates["int8"] = _rate(Int8Kernel, dimension) / 1.6
+    rates["bfloat16"] = _rate(BFloat16Kernel, dimension) / 1.3
+    return max(rates, key=lambda name: rates[name])
+
+
+def _rate(kind: type[Kernel], dimension: int) -> float:
+    rows, columns = 128, 4096
+    generator = np.random.default_rng(0)
+    documents = generator.standard_normal((columns, dimension), np.float32)
+    kernel = kind(documents[:64])
+    tile, block = kernel.tile(documents), kernel.queries(documents[:rows].copy())
+    out = torch.empty(rows, columns, dtype=kernel.dtype)
+    kernel.product(block, tile, out)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        kernel.product(block, tile, out)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * rows * columns * dimension / best
+
+
+def _int8_is_exact(dimension: int) -> bool:
+    """Whether int8 products come out exact, tried on the largest values there are."""
+    try:
+        ones = torch.full((32, dimension), 127, dtype=torch.int8)
+        signs = ones.clone()
+        signs[:, 1::3] = -127
+        for left in (ones, -ones):
+            got = torch._int_mm(left, signs.t())
+            if not torch.equal(got, (left.int() @ signs.int().t())):
+                return False
+    except (AttributeError, RuntimeError):
+        return False
+    return True
+
+
+def _norms(vectors: Float) -> Float:
+    norms: Float = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return norms
+
+
+def _multiply(left: Float, right: Float) -> Float:
+    product: Float = torch.mm(torch.from_numpy(left), torch.from_numpy(right)).numpy()
+    return product

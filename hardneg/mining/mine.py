@@ -1,0 +1,444 @@
+"""The mining pass: from a dataset to a run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hardneg.data.builder import open_pairs, save_pairs
+from hardneg.data.formats import ReadOptions, read_pairs
+from hardneg.data.pairs import Pairs
+from hardneg.data.store import read_json, sha256_file, write_json
+from hardneg.encoders.base import Encoder, make_encoder
+from hardneg.encoders.precomputed import aligned, open_vectors
+from hardneg.errors import DataError, RunError, UsageError, suggestion
+from hardneg.index.base import METRICS
+from hardneg.index.exact import ExactIndex
+from hardneg.mining.embed import embed, fit
+from hardneg.mining.filters import Group
+from hardneg.mining.miner import Miner
+from hardneg.mining.run import PartWriter, Run, prepare
+from hardneg.mining.specs import parse_filters, parse_sampler
+from hardneg.progress import Progress, silent
+
+INDEXES = ("auto", "exact")
+PRECISIONS = ("float16", "float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MineOptions:
+    """What decides a mining pass.
+
+    Attributes:
+        encoder: `hashed`, `st:NAME_OR_PATH` or `module:PKG.MOD:FACTORY`; unused when embeddings are given.
+        query_embeddings, corpus_embeddings: `.npy` files of vectors in the order of the source's rows.
+        index: `auto` or `exact`.
+        metric: `cosine`, `ip` or `l2`.
+        depth: candidates a query; None: 100, or the whole corpus when it is smaller.
+        max_depth: how deep a query is searched when filters leave it fewer than `negatives`; None: 4 * depth.
+        negatives: wanted a query.
+        filters: specs in order, after `known` and the defaults.
+        default_filters: whether `empty` and `duplicate:text` are used.
+        sampler: spec.
+        seed: of everything random.
+        query_prompt, document_prompt: put before each text.
+        precision: number format of stored vectors.
+        read: how to read the source.
+    """
+
+    encoder: str = "hashed"
+    query_embeddings: str | None = None
+    corpus_embeddings: str | None = None
+    index: str = "auto"
+    metric: str = "cosine"
+    depth: int | None = None
+    max_depth: int | None = None
+    negatives: int = 7
+    filters: tuple[str, ...] = ()
+    default_filters: bool = True
+    sampler: str = "top"
+    seed: int = 0
+    query_prompt: str = ""
+    document_prompt: str = ""
+    precision: str = "float16"
+    read: ReadOptions = field(default_factory=ReadOptions)
+
+    def validate(self) -> None:
+        """UsageError for everything that can be known to be wrong before any work starts."""
+        parse_filters(self.filters, self.default_filters)
+        parse_sampler(self.sampler)
+        for name, value, known in (
+            ("index", self.index, INDEXES),
+            ("metric", self.metric, METRICS),
+            ("precision", self.precision, PRECISIONS),
+        ):
+            if value not in known:
+                raise UsageError(f"unknown {name} {value!r}.{suggestion(value, known)}")
+        if self.negatives < 1 or (self.depth is not None and self.depth < 1):
+            raise UsageError("negatives and depth must be 1 or more")
+        depth = 100 if self.depth is None else self.depth
+        if self.negatives > depth:
+            raise UsageError(
+                f"{self.negatives} negatives a query cannot come from {depth} candidates: raise --depth to {self.negatives} or more"
+            )
+        if self.max_depth is not None and self.max_depth < depth:
+            raise UsageError(f"max depth {self.max_depth} is below the depth {depth}")
+        if (self.query_embeddings is None) != (self.corpus_embeddings is None):
+            raise UsageError("give both query embeddings and corpus embeddings, or neither")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"the seed {self.seed} must be 0 to 2^63 - 1")
+
+    def to_json(self) -> dict[str, Any]:
+        value = dataclasses.asdict(self)
+        value["filters"] = list(self.filters)
+        if self.read.corpus is not None:
+            value["read"]["corpus"] = str(self.read.corpus)
+        return value
+
+
+@dataclass
+class _Inputs:
+    """What a pass works on, and what identifies it."""
+
+    pairs: Pairs
+    query_vectors: Any
+    document_vectors: Any
+    fingerprints: dict[str, Any]
+
+
+def mine(
+    source: str | Path | Pairs,
+    out: str | Path,
+    options: MineOptions | None = None,
+    *,
+    vectors: tuple[np.ndarray, np.ndarray] | None = None,
+    encoder: Encoder | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    threads: int | None = None,
+    batch_size: int = 32,
+    device: str | None = None,
+    cache: str | Path | None = None,
+    progress: Progress = silent,
+    command: list[str] | None = None,
+) -> Run:
+    """Mine hard negatives and write a run folder.
+
+    Args:
+        source: what `read_pairs` takes, or a dataset that is read already.
+        out: the run folder.
+        options: what decides the result.
+        vectors: (queries `[n, d]`, documents `[N, d]`), float16 or float32, instead of files or an encoder.
+        encoder: a loaded encoder, instead of the one that the options name.
+        resume: go on with an interrupted run; its final bytes are those of an uninterrupted one.
+        overwrite: replace a run that stands at `out`.
+        threads, batch_size, device: how fast, never what (a model may round differently by batch size).
+        cache: folder for embeddings, to share them between runs; by default inside the run.
+        progress: told of the stages.
+        command: kept in run.json.
+
+    Raises:
+        UsageError, DataError, RunError: see their messages. A run in which every candidate was
+            rejected is written whole before the DataError says so.
+    """
+    options = options or MineOptions()
+    options.validate()
+    folder = Path(out)
+    if resume and (folder / "run.json").exists():
+        run = Run(folder)
+        _same_config(run.info["config"], options.to_json(), folder)
+        return run
+    previous_threads = torch.get_num_threads()
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"threads={threads} must be 1 or more")
+        torch.set_num_threads(threads)
+    try:
+        prepare(folder, resume=resume, overwrite=overwrite)
+        _check_config(folder, options)
+        clock = _Clock()
+        inputs = _inputs(source, folder, options, vectors, encoder, batch_size, device, cache, progress, clock)
+        _check_inputs(folder, inputs)
+        embedder = guide_embedder(inputs.pairs, options, folder, cache, batch_size, device, progress)
+        return _mine(folder, inputs, options, embedder, progress, clock, command)
+    finally:
+        torch.set_num_threads(previous_threads)
+
+
+class _Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 3)
+        self._last = now
+
+
+def _mine(
+    folder: Path,
+    inputs: _Inputs,
+    options: MineOptions,
+    embedder: Callable[[str], tuple[Any, ExactIndex]],
+    progress: Progress,
+    clock: _Clock,
+    command: list[str] | None,
+) -> Run:
+    pairs = inputs.pairs
+    chain = parse_filters(options.filters, options.default_filters)
+    depth, max_depth = resolve_depth(options, len(pairs.document_ids))
+    index = ExactIndex(inputs.document_vectors, options.metric)
+    dimension = inputs.query_vectors.shape[1]
+    if dimension != index.dimension:
+        raise DataError(
+            f"query vectors have {dimension} dimensions, corpus vectors {index.dimension}: embed both with the same encoder"
+        )
+    miner = Miner(
+        pairs,
+        inputs.query_vectors,
+        index,
+        chain,
+        parse_sampler(options.sampler),
+        depth=depth,
+        max_depth=max_depth,
+        negatives=options.negatives,
+        seed=options.seed,
+        embed=embedder,
+    )
+    writer = PartWriter(folder, pairs, chain.names)
+    clock.lap("index")
+    searched = progress("search", len(pairs))
+    written = progress("write", len(pairs))
+    for part in range(writer.parts):
+        start, stop = writer.span(part)
+        if not writer.finished(part):
+            judged = miner.mine(start, stop, _queries_done(searched, len(pairs.document_ids)))
+            clock.lap("search")
+            writer.write(part, judged)
+            clock.lap("write")
+        else:
+            searched(stop - start)
+        written(stop - start)
+    head = {
+        "hardneg_version": _version("hardneg"),
+        "command": command,
+        "config": options.to_json(),
+        "resolved": {"depth": depth, "max_depth": max_depth, "index": "exact", "dimension": index.dimension},
+        "fingerprints": inputs.fingerprints,
+        "seed": options.seed,
+        "warnings": warnings(pairs, options),
+        "timings": clock.seconds,
+        "environment": _environment(index),
+        "selections": [],
+    }
+    info = writer.finish(head)
+    if not any(int(k) for k in info["counts"]["negatives"]):
+        raise DataError(_all_rejected(folder, info["counts"]["verdicts"]))
+    return Run(folder, verify=False)
+
+
+def _queries_done(advance: Callable[[int], None], documents: int) -> Callable[[int], None]:
+    """Turns (query, document) pairs done into queries done, so that the bar moves within a part."""
+    done = [0, 0]
+
+    def count(pairs: int) -> None:
+        done[0] += pairs
+        queries = done[0] // documents
+        advance(queries - done[1])
+        done[1] = queries
+
+    return count
+
+
+def _all_rejected(folder: Path, verdicts: dict[str, int]) -> str:
+    rejected = {name: n for name, n in verdicts.items() if name != "kept" and n}
+    if not rejected:
+        return f"no query has a candidate that could be a negative; the run with all candidates is in {folder}"
+    worst = max(rejected, key=lambda name: rejected[name])
+    return (
+        f"all candidates were rejected, most of them ({rejected[worst]:,} of {sum(verdicts.values()):,}) by the filter "
+        f"{worst!r}: loosen it, or raise --depth. The run with every verdict is in {folder}; "
+        f"'hardneg select' filters it again without a new search"
+    )
+
+
+def resolve_depth(options: MineOptions, documents: int) -> tuple[int, int]:
+    """(depth, max depth) for a corpus of this size."""
+    if options.depth is not None and options.depth > documents:
+        raise DataError(
+            f"depth {options.depth} is more than the {documents:,} documents of the corpus: use --depth {documents} or less"
+        )
+    depth = min(100, documents) if options.depth is None else options.depth
+    max_depth = 4 * depth if options.max_depth is None else options.max_depth
+    return depth, min(max(depth, max_depth), documents)
+
+
+def _inputs(
+    source: str | Path | Pairs,
+    folder: Path,
+    options: MineOptions,
+    vectors: tuple[np.ndarray, np.ndarray] | None,
+    encoder: Encoder | None,
+    batch_size: int,
+    device: str | None,
+    cache: str | Path | None,
+    progress: Progress,
+    clock: _Clock,
+) -> _Inputs:
+    if isinstance(source, Pairs):
+        pairs = source
+        if not (folder / "source" / "dataset.json").exists():
+            save_pairs(pairs, folder / "source")  # a run stands alone: it can be exported and selected from
+    else:
+        pairs = _read(str(source), folder, options, progress)
+    clock.lap("read")
+    prints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
+    if options.query_embeddings is not None and options.corpus_embeddings is not None:
+        names = options.query_embeddings, options.corpus_embeddings
+        vectors = open_vectors(names[0]), open_vectors(names[1])
+        prints["query_embeddings"], prints["corpus_embeddings"] = (sha256_file(Path(name)) for name in names)
+    else:
+        names = "query vectors", "corpus vectors"
+    if vectors is not None:
+        queries = aligned(vectors[0], pairs.query_rows, pairs.source_query_rows, names[0], "queries")
+        documents = aligned(vectors[1], pairs.document_rows, pairs.source_document_rows, names[1], "documents")
+        prints["encoder"] = None
+        clock.lap("embeddings")
+        return _Inputs(pairs, queries, documents, prints)
+    encoder = encoder or make_encoder(options.encoder, seed=options.seed, device=device, batch_size=batch_size)
+    fit(encoder, pairs, getattr(encoder, "sample", 8192), progress)
+    prints["encoder"] = encoder.fingerprint()
+    clock.lap("encoder")
+    queries, documents, keys = embed(
+        encoder,
+        pairs,
+        Path(cache) if cache is not None else folder / "embeddings",
+        query_prompt=options.query_prompt,
+        document_prompt=options.document_prompt,
+        precision=options.precision,
+        progress=progress,
+    )
+    prints["query_vectors"], prints["document_vectors"] = keys
+    clock.lap("encode")
+    return _Inputs(pairs, queries, documents, prints)
+
+
+def _read(source: str, folder: Path, options: MineOptions, progress: Progress) -> Pairs:
+    store = folder / "source"
+    if (store / "dataset.json").exists():
+        return open_pairs(store)
+    advance = progress("read", 1)
+    pairs = read_pairs(source, options.read, store)
+    advance(1)
+    return pairs
+
+
+def guide_embedder(
+    pairs: Pairs,
+    options: MineOptions,
+    folder: Path,
+    cache: str | Path | None,
+    batch_size: int,
+    device: str | None,
+    progress: Progress,
+) -> Callable[[str], tuple[Any, ExactIndex]]:
+    """Vectors of guide models, made at their first use and kept."""
+    made: dict[str, tuple[Any, ExactIndex]] = {}
+
+    def vectors_of(spec: str) -> tuple[Any, ExactIndex]:
+        if spec not in made:
+            guide = make_encoder(spec, seed=options.seed, device=device, batch_size=batch_size)
+            fit(guide, pairs, getattr(guide, "sample", 8192), progress)
+            place = Path(cache) if cache is not None else folder / "embeddings"
+            queries, documents, _ = embed(
+                guide, pairs, place, query_prompt="", document_prompt="", precision=options.precision,
+                progress=progress, label="guide ",
+            )  # fmt: skip
+            made[spec] = queries, ExactIndex(documents, "cosine")
+        return made[spec]
+
+    return vectors_of
+
+
+def _check_config(folder: Path, options: MineOptions) -> None:
+    path = folder / "progress" / "config.json"
+    if path.exists():
+        _same_config(read_json(path), options.to_json(), folder)
+    else:
+        write_json(path, options.to_json())
+
+
+def _same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        said = "; ".join(f"{name}: {before.get(name)!r} before, {now[name]!r} now" for name in changed)
+        raise RunError(f"{folder} was started with other options ({said}): resume with the same, or use --overwrite")
+
+
+def _check_inputs(folder: Path, inputs: _Inputs) -> None:
+    path = folder / "progress" / "inputs.json"
+    if not path.exists():
+        write_json(path, inputs.fingerprints)
+        return
+    before = read_json(path)
+    changed = [name for name in inputs.fingerprints if before.get(name) != inputs.fingerprints[name]]
+    if changed:
+        raise RunError(f"{folder} was started with other inputs ({', '.join(changed)} changed since): use --overwrite")
+
+
+def warnings(pairs: Pairs, options: MineOptions) -> list[str]:
+    """What was noticed in the dataset, in words."""
+    notes = pairs.notes
+    said = {
+        "empty_query_texts": "{} queries have an empty text: they were mined all the same",
+        "empty_document_texts": "{} documents have an empty text: the filter 'empty' keeps them from being negatives",
+        "repeated_query_rows": "{} rows repeat a query: their positives were put together",
+        "repeated_document_rows": "{} rows repeat a document: it counts once",
+        "skipped_unknown_judgements": "{} judgements name unknown ids and were skipped",
+        "query_group_conflicts": "{} queries stand under several groups: the first counts",
+        "document_group_conflicts": "{} documents stand under several groups: the first counts",
+        "group_ids_of_a_query_and_a_document": "{} ids in groups.tsv name a query and a document: the group was given to both",
+        "groups_of_unknown_ids": "{} lines of groups.tsv name unknown ids",
+    }
+    found = [text.format(f"{notes[name]:,}") for name, text in said.items() if notes.get(name)]
+    alone = int((pairs.positives.lengths == 0).sum())
+    if alone:
+        found.append(f"{alone:,} queries have no positive: margins and guides do not apply to them")
+    chain = parse_filters(options.filters, options.default_filters)
+    if pairs.document_groups is not None and not any(isinstance(f, Group) for f in chain.filters):
+        found.append("the dataset has groups that no filter uses: --filter group rejects documents of the query's group")
+    return found
+
+
+def _environment(index: ExactIndex) -> dict[str, Any]:
+    names = ("torch", "faiss-cpu", "numpy", "scikit-learn", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "cpus": os.cpu_count(),
+        "threads": index.threads,
+        "kernel": index.kernel.name,
+        "packages": {name: _version(name) for name in names},
+        "byteorder": sys.byteorder,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

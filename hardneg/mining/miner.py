@@ -1,0 +1,145 @@
+"""Search -> filter -> sample, one block of queries at a time, everything as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.data.pairs import Pairs
+from hardneg.index.exact import ExactIndex
+from hardneg.mining.candidates import Candidates, Context, Float, Mask
+from hardneg.mining.filters import Chain, lowest_scores
+from hardneg.mining.samplers import Sampler, draw, query_keys
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Candidates of a block of queries, what became of each, and the negatives among them.
+
+    Attributes:
+        candidates: n queries, up to K documents each.
+        verdicts: uint8 `[n, K]`: 0 kept, else the number of the filter that rejected it.
+        chosen: int64 `[n, negatives]`, columns of the candidates that became negatives, -1 where there is none.
+        all_positive_scores: float32 `[n, p]`, scores of all positives, -inf where there is none.
+        widened: how many of the queries were searched deeper than the others.
+    """
+
+    candidates: Candidates
+    verdicts: NDArray[np.uint8]
+    chosen: NDArray[np.int64]
+    all_positive_scores: Float
+    widened: int = 0
+
+    @property
+    def kept(self) -> Mask:
+        kept: Mask = (self.verdicts == 0) & self.candidates.real
+        return kept
+
+
+class Miner:
+    """Finds negatives for blocks of queries.
+
+    Args:
+        pairs: the dataset.
+        vectors: float `[n, d]` of its queries: an array, or what reads rows like one.
+        index: of its documents.
+        chain: filters.
+        sampler: how negatives are chosen among the kept.
+        depth: candidates a query.
+        max_depth: how deep a query is searched whose kept candidates are fewer than `negatives`.
+        negatives: wanted a query.
+        seed: of the sampler.
+        embed: gives (query vectors, index) of a guide model.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        vectors: Any,
+        index: ExactIndex,
+        chain: Chain,
+        sampler: Sampler,
+        *,
+        depth: int,
+        max_depth: int,
+        negatives: int,
+        seed: int = 0,
+        embed: Callable[[str], tuple[Any, ExactIndex]] | None = None,
+    ) -> None:
+        self.pairs, self.vectors, self.index = pairs, vectors, index
+        self.chain, self.sampler = chain, sampler
+        self.depth, self.max_depth, self.negatives, self.seed = depth, max_depth, negatives, seed
+        self.context = Context(pairs, lambda: index, pairs.known_positives(), embed)
+        self.keys = query_keys(pairs.query_ids)
+
+    def mine(self, start: int, stop: int, progress: Callable[[int], None] | None = None) -> Judged:
+        """Negatives of the queries in rows `start` to `stop`; `progress` as in `ExactIndex.search`."""
+        queries = np.arange(start, stop)
+        vectors = np.asarray(self.vectors[start:stop], np.float32)
+        all_positive = self.index.pair_scores(vectors, self.pairs.positives.take(queries).padded())
+        lowest = lowest_scores(all_positive)
+        found = self.index.search(vectors, self.depth, progress)
+        candidates = Candidates(queries, found.documents, found.scores, lowest, vectors)
+        verdicts = self.chain.verdicts(candidates, self.context)
+        candidates, verdicts, widened = self._widen(candidates, verdicts)
+        return self.sample(candidates, verdicts, all_positive, widened)
+
+    def sample(
+        self, candidates: Candidates, verdicts: NDArray[np.uint8], all_positive: Float, widened: int = 0
+    ) -> Judged:
+        kept = (verdicts == 0) & candidates.real
+        chosen = draw(self.sampler, candidates, kept, self.negatives, self.seed, self.keys[candidates.queries])
+        return Judged(candidates, verdicts, chosen, all_positive, widened)
+
+    def _widen(
+        self, candidates: Candidates, verdicts: NDArray[np.uint8]
+    ) -> tuple[Candidates, NDArray[np.uint8], int]:
+        """Search deeper, four times each round, for the queries that ran out, and for no other."""
+        widened = np.zeros(len(verdicts), bool)
+        reach = self.depth
+        while reach < self.max_depth:
+            kept = ((verdicts == 0) & candidates.real).sum(1)
+            short = np.flatnonzero((kept < self.negatives) & (widened if reach > self.depth else True))
+            if len(short):
+                part = candidates.rows(short)
+                narrow = Candidates(
+                    part.queries, part.documents[:, :reach], part.scores[:, :reach], part.positive_scores, part.vectors
+                )
+                short = short[self.chain.more_may_pass(narrow)]
+            if len(short) == 0:
+                break
+            reach = min(4 * reach, self.max_depth)
+            found = self.index.search(candidates.vectors[short], reach)
+            deeper = Candidates(
+                candidates.queries[short],
+                found.documents,
+                found.scores,
+                candidates.positive_scores[short],
+                candidates.vectors[short],
+            )
+            judged = self.chain.verdicts(deeper, self.context)
+            candidates, verdicts = _merge(candidates, verdicts, short, deeper, judged)
+            widened[:] = False
+            widened[short] = True
+        depths = candidates.real.sum(1)
+        return candidates, verdicts, int((depths > self.depth).sum())
+
+
+def _merge(
+    candidates: Candidates,
+    verdicts: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    deeper: Candidates,
+    judged: NDArray[np.uint8],
+) -> tuple[Candidates, NDArray[np.uint8]]:
+    """The deeper candidates put in the place of those rows; the others are filled up with nothing."""
+    extra = ((0, 0), (0, deeper.documents.shape[1] - candidates.documents.shape[1]))
+    documents = np.pad(candidates.documents, extra, constant_values=-1)
+    scores = np.pad(candidates.scores, extra, constant_values=-np.inf)
+    merged = np.pad(verdicts, extra)
+    documents[rows], scores[rows], merged[rows] = deeper.documents, deeper.scores, judged
+    return Candidates(candidates.queries, documents, scores, candidates.positive_scores, candidates.vectors), merged

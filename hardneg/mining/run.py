@@ -1,0 +1,318 @@
+"""The run folder: what a mining pass leaves on disk, written so that it can be interrupted at any moment.
+
+    run.json               what was done, with which inputs, and a SHA-256 of every file; written last
+    negatives.parquet      one row a query
+    candidates/part-*      one row a candidate, with its verdict
+    source/                the dataset as it was read
+    embeddings/            the vectors, unless they were given
+    progress/              only while the run is unfinished: one record a finished part
+
+A part is finished when its record is there; records are written after their files, so a killed run
+loses the part it was at and nothing else.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hardneg.data.builder import open_pairs
+from hardneg.data.pairs import Pairs
+from hardneg.data.store import atomic_path, read_json, sha256_file, write_json
+from hardneg.errors import RunError
+from hardneg.mining.miner import Judged
+
+SCHEMA_VERSION = 1
+PART_ROWS = 8192  # queries a part: fixed, so that the files do not depend on how the work was cut
+
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("document_id", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("verdict", pa.string()),
+    ]
+)
+NEGATIVE_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("positive_ids", pa.list_(pa.string())),
+        ("positive_scores", pa.list_(pa.float32())),
+        ("negative_ids", pa.list_(pa.string())),
+        ("negative_scores", pa.list_(pa.float32())),
+        ("negative_ranks", pa.list_(pa.int32())),
+        ("negative_false_probability", pa.list_(pa.float32())),
+    ]
+)
+
+
+@dataclass
+class Counts:
+    """What is counted while parts are written."""
+
+    queries: int = 0
+    candidates: int = 0
+    widened: int = 0
+    without_positives: int = 0
+    verdicts: Counter[str] = field(default_factory=Counter)
+    negatives: Counter[int] = field(default_factory=Counter)  # number of negatives -> queries with so many
+
+    def add(self, other: Counts) -> None:
+        self.queries += other.queries
+        self.candidates += other.candidates
+        self.widened += other.widened
+        self.without_positives += other.without_positives
+        self.verdicts.update(other.verdicts)  # += would drop filters that rejected nothing
+        self.negatives.update(other.negatives)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "queries": self.queries,
+            "candidates": self.candidates,
+            "widened": self.widened,
+            "without_positives": self.without_positives,
+            "verdicts": dict(self.verdicts),
+            "negatives": {str(k): v for k, v in sorted(self.negatives.items())},
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Counts:
+        return cls(
+            value["queries"],
+            value["candidates"],
+            value["widened"],
+            value["without_positives"],
+            Counter(value["verdicts"]),
+            Counter({int(k): v for k, v in value["negatives"].items()}),
+        )
+
+
+def is_run(folder: Path) -> bool:
+    return (folder / "run.json").exists() or (folder / "progress").is_dir()
+
+
+def prepare(folder: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make `folder` ready to be written to.
+
+    Raises:
+        RunError: it exists and neither `resume` nor `overwrite` says what to do with it, or it holds
+            something that is not a run.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"{folder} is a file: --out takes a folder")
+    if folder.exists() and any(folder.iterdir()):
+        if not is_run(folder):
+            raise RunError(f"{folder} exists, is not empty and is no hardneg run: choose another --out")
+        if overwrite:
+            shutil.rmtree(folder)
+        elif not resume:
+            finished = "a finished run" if (folder / "run.json").exists() else "an unfinished run"
+            raise RunError(f"{folder} holds {finished}: go on with --resume, replace it with --overwrite, or choose another --out")
+    (folder / "progress").mkdir(parents=True, exist_ok=True)
+
+
+class PartWriter:
+    """Writes parts and, at the end, the whole run.
+
+    Args:
+        folder: the run folder.
+        pairs: the dataset, for the ids.
+        verdict_names: names of the verdict codes.
+    """
+
+    def __init__(self, folder: Path, pairs: Pairs, verdict_names: list[str]) -> None:
+        self.folder, self.pairs, self.verdict_names = folder, pairs, verdict_names
+        self.parts = -(-len(pairs) // PART_ROWS)
+
+    def span(self, part: int) -> tuple[int, int]:
+        return part * PART_ROWS, min((part + 1) * PART_ROWS, len(self.pairs))
+
+    def finished(self, part: int) -> bool:
+        """Whether this part is on disk, whole."""
+        record = self.folder / "progress" / f"part-{part:05d}.json"
+        if not record.exists():
+            return False
+        files = read_json(record)["files"]
+        return all((self.folder / name).is_file() and sha256_file(self.folder / name) == sha for name, sha in files.items())
+
+    def write(self, part: int, judged: Judged) -> None:
+        start, stop = self.span(part)
+        tables = {
+            f"candidates/part-{part:05d}.parquet": candidate_table(judged, self.pairs, self.verdict_names),
+            f"progress/negatives-{part:05d}.parquet": negative_table(judged, self.pairs),
+        }
+        for name, table in tables.items():
+            write_parquet(self.folder / name, [table])
+        files = {name: sha256_file(self.folder / name) for name in tables}
+        counts = count(judged, self.verdict_names)
+        record = {"start": start, "stop": stop, "files": files, "counts": counts.to_json()}
+        write_json(self.folder / "progress" / f"part-{part:05d}.json", record)
+
+    def finish(self, head: dict[str, Any]) -> dict[str, Any]:
+        """Join the parts, write run.json, remove what was only needed on the way; returns what run.json holds."""
+        counts = Counts()
+        files: dict[str, str] = {}
+        tables = []
+        for part in range(self.parts):
+            record = read_json(self.folder / "progress" / f"part-{part:05d}.json")
+            counts.add(Counts.from_json(record["counts"]))
+            files |= {name: sha for name, sha in record["files"].items() if name.startswith("candidates/")}
+            tables.append(pq.read_table(self.folder / "progress" / f"negatives-{part:05d}.parquet"))
+        write_parquet(self.folder / "negatives.parquet", tables)
+        files["negatives.parquet"] = sha256_file(self.folder / "negatives.parquet")
+        for path in sorted(p for name in ("source", "embeddings") for p in (self.folder / name).rglob("*") if p.is_file()):
+            files[path.relative_to(self.folder).as_posix()] = sha256_file(path)
+        run = {
+            "schema_version": SCHEMA_VERSION,
+            **head,
+            "counts": counts.to_json(),
+            "scores": score_quantiles(tables),
+            "files": dict(sorted(files.items())),
+        }
+        write_json(self.folder / "run.json", run)
+        shutil.rmtree(self.folder / "progress")
+        return run
+
+
+def write_parquet(path: Path, tables: list[pa.Table]) -> None:
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, tables[0].schema, compression="zstd", store_schema=False) as writer,
+    ):
+        for table in tables:
+            writer.write_table(table, row_group_size=1 << 20)
+
+
+def candidate_table(judged: Judged, pairs: Pairs, verdict_names: list[str]) -> pa.Table:
+    candidates = judged.candidates
+    real = candidates.real
+    counts = real.sum(1)
+    flat = candidates.documents[real]
+    # Only the documents of this part go into its dictionary; marking them is cheaper than sorting them.
+    marked = np.zeros(len(pairs.document_ids), bool)
+    marked[flat] = True
+    used = np.flatnonzero(marked)
+    code = np.cumsum(marked, dtype=np.int32) - 1
+    queries = pa.DictionaryArray.from_arrays(
+        pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)), pairs.query_ids.take(pa.array(candidates.queries))
+    )
+    documents = pa.DictionaryArray.from_arrays(pa.array(code[flat]), pairs.document_ids.take(pa.array(used)))
+    verdicts = pa.DictionaryArray.from_arrays(pa.array(judged.verdicts[real].astype(np.int8)), pa.array(verdict_names))
+    ranks = np.broadcast_to(candidates.ranks, real.shape)[real]
+    columns = [queries, documents, pa.array(ranks), pa.array(candidates.scores[real]), verdicts]
+    return pa.table(columns, names=CANDIDATE_SCHEMA.names)
+
+
+def negative_table(judged: Judged, pairs: Pairs) -> pa.Table:
+    candidates = judged.candidates
+    positives = pairs.positives.take(candidates.queries)
+    here = judged.chosen >= 0
+    rows, _ = np.nonzero(here)
+    columns = judged.chosen[here]
+    counts = here.sum(1)
+    positive_scores = judged.all_positive_scores[~np.isneginf(judged.all_positive_scores)]
+    n = len(candidates.queries)
+    arrays = [
+        pairs.query_ids.take(pa.array(candidates.queries)),
+        _lists(positives.lengths, pairs.document_ids.take(pa.array(positives.values))),
+        _lists(positives.lengths, pa.array(positive_scores)),
+        _lists(counts, pairs.document_ids.take(pa.array(candidates.documents[rows, columns]))),
+        _lists(counts, pa.array(candidates.scores[rows, columns])),
+        _lists(counts, pa.array(candidates.ranks[columns])),
+        pa.nulls(n, pa.list_(pa.float32())),
+    ]
+    return pa.table(arrays, schema=NEGATIVE_SCHEMA)
+
+
+def _lists(lengths: np.ndarray, values: pa.Array) -> pa.ListArray:
+    offsets = np.zeros(len(lengths) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return pa.ListArray.from_arrays(pa.array(offsets), values)
+
+
+def count(judged: Judged, verdict_names: list[str]) -> Counts:
+    real = judged.candidates.real
+    verdicts = np.bincount(judged.verdicts[real], minlength=len(verdict_names))
+    negatives = np.bincount((judged.chosen >= 0).sum(1))
+    return Counts(
+        queries=len(judged.verdicts),
+        candidates=int(real.sum()),
+        widened=judged.widened,
+        without_positives=int(np.isnan(judged.candidates.positive_scores).sum()),
+        verdicts=Counter({name: int(v) for name, v in zip(verdict_names, verdicts, strict=True)}),
+        negatives=Counter({i: int(v) for i, v in enumerate(negatives) if v}),
+    )
+
+
+def score_quantiles(tables: list[pa.Table]) -> dict[str, dict[str, float] | None]:
+    """Quantiles of the scores of positives, of negatives, and of lowest positive minus negative."""
+    table = pa.concat_tables(tables)
+    positive, negative = _values(table, "positive_scores"), _values(table, "negative_scores")
+    lengths = [np.asarray(table[name].combine_chunks().value_lengths()) for name in ("positive_scores", "negative_scores")]
+    lowest = np.full(len(table), np.nan, np.float32)
+    has = lengths[0] > 0
+    if has.any():
+        starts = np.cumsum(lengths[0]) - lengths[0]
+        lowest[has] = np.minimum.reduceat(positive, starts[has])
+    difference = np.repeat(lowest, lengths[1]) - negative
+    difference = difference[~np.isnan(difference)]
+    return {"positive": _quantiles(positive), "negative": _quantiles(negative), "difference": _quantiles(difference)}
+
+
+def _values(table: pa.Table, name: str) -> np.ndarray:
+    return np.asarray(table[name].combine_chunks().flatten(), np.float32)
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float] | None:
+    if len(values) == 0:
+        return None
+    at = {"min": 0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
+    numbers = np.quantile(values, list(at.values()))
+    return {"mean": float(values.mean(dtype=np.float64)), **dict(zip(at, map(float, numbers), strict=True))}
+
+
+class Run:
+    """A finished run, opened for reading.
+
+    Raises:
+        RunError: there is none, it is unfinished, from another version, or a file does not fit its checksum.
+    """
+
+    def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
+        self.folder = Path(folder)
+        if not (self.folder / "run.json").exists():
+            if is_run(self.folder):
+                raise RunError(f"{folder} is an unfinished run: go on with 'hardneg mine ... --out {folder} --resume'")
+            raise RunError(f"{folder} is no run folder (no run.json)")
+        self.info = read_json(self.folder / "run.json")
+        if self.info.get("schema_version") != SCHEMA_VERSION:
+            raise RunError(
+                f"{folder}/run.json has schema version {self.info.get('schema_version')!r}, "
+                f"this version of hardneg reads {SCHEMA_VERSION}"
+            )
+        for name, sha in self.info["files"].items() if verify else ():
+            path = (self.folder / name).resolve()
+            if not path.is_relative_to(self.folder.resolve()):
+                raise RunError(f"{folder}/run.json names the file {name!r}, which is outside the run")
+            if not path.is_file():
+                raise RunError(f"{folder}/{name} is missing: the run is damaged")
+            if sha256_file(path) != sha:
+                raise RunError(f"{folder}/{name} does not fit its checksum in run.json: the run is damaged")
+
+    def pairs(self) -> Pairs:
+        """The dataset that was mined."""
+        return open_pairs(self.folder / "source")
+
+    def negatives(self) -> pa.Table:
+        return pq.read_table(self.folder / "negatives.parquet").cast(NEGATIVE_SCHEMA)
+
+    def candidate_files(self) -> list[Path]:
+        return [self.folder / name for name in sorted(self.info["files"]) if name.startswith("candidates/")]

@@ -1,0 +1,126 @@
+"""Samplers: which of the kept candidates become negatives.
+
+Each draws without replacement by the Gumbel-top-k trick (Vieira 2014; Kool et al., arXiv 1903.06059):
+adding Gumbel noise to log weights and taking the largest is sampling in proportion to the weights. The
+noise of a (query, rank) depends only on the seed, the query's id and the rank, so that a subset of the
+queries, or another order of them, gives the same negatives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from hardneg.hashing import UInt, mix
+from hardneg.mining.candidates import Candidates, Mask
+
+
+
+class Sampler(Protocol):
+    def log_weights(self, candidates: Candidates) -> NDArray[np.float64] | None:
+        """float64 `[n, K]` log weights, up to a constant per row; None: no chance, the nearest win."""
+        ...
+
+
+@dataclass(frozen=True)
+class Top:
+    """The nearest."""
+
+    def log_weights(self, candidates: Candidates) -> None:
+        return None
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Any, with equal chances."""
+
+    def log_weights(self, candidates: Candidates) -> NDArray[np.float64]:
+        return np.zeros(candidates.scores.shape)
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """In proportion to exp(score / temperature)."""
+
+    temperature: float = 0.05
+
+    def log_weights(self, candidates: Candidates) -> NDArray[np.float64]:
+        return candidates.scores / np.float64(self.temperature)
+
+
+@dataclass(frozen=True)
+class SimANS:
+    """Around the positive's score: in proportion to exp(-a (s - p - b)^2) (SimANS, arXiv 2210.11773).
+
+    Several positives: the lowest counts. Without one, all candidates have equal chances. The paper's
+    a = 1 is for inner products of several units; cosines differ by hundredths, hence the default 100.
+    """
+
+    a: float = 100.0
+    b: float = 0.0
+
+    def log_weights(self, candidates: Candidates) -> NDArray[np.float64]:
+        positive = candidates.positive_scores.astype(np.float64)[:, None]
+        weights = -self.a * (candidates.scores - positive - self.b) ** 2
+        return np.where(np.isnan(positive), 0.0, weights)
+
+
+def draw(
+    sampler: Sampler, candidates: Candidates, kept: Mask, count: int, seed: int, keys: UInt
+) -> NDArray[np.int64]:
+    """Columns of the chosen candidates.
+
+    Args:
+        kept: bool `[n, K]`, who may be chosen.
+        count: how many a query.
+        seed: of the noise.
+        keys: uint64 `[n]`, one number a query, from its id (see `query_keys`).
+
+    Returns:
+        int64 `[n, count]` columns in order of rank; -1 where a query has fewer.
+    """
+    n, width = kept.shape
+    with np.errstate(invalid="ignore"):  # scores of -inf where there is no document
+        weights = sampler.log_weights(candidates)
+    if weights is None:
+        place = np.cumsum(kept, axis=1)
+        rows, columns = np.nonzero(kept & (place <= count))
+        out = np.full((n, count), -1, np.int64)
+        out[rows, place[rows, columns] - 1] = columns
+        return out
+    values = np.where(kept, weights + gumbel(seed, keys, width), -np.inf)
+    chosen = np.argsort(-values, axis=1, kind="stable")[:, :count]
+    if chosen.shape[1] < count:
+        chosen = np.pad(chosen, ((0, 0), (0, count - chosen.shape[1])), constant_values=width)
+    real = np.take_along_axis(np.pad(kept, ((0, 0), (0, 1))), np.minimum(chosen, width), axis=1)
+    chosen = np.sort(np.where(real, chosen, width), axis=1)
+    return np.where(chosen < width, chosen, -1)
+
+
+def gumbel(seed: int, keys: UInt, width: int) -> NDArray[np.float64]:
+    """float64 `[n, width]` standard Gumbel noise, a function of (seed, key, column) alone."""
+    columns = np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    bits = mix(mix(keys ^ mix(np.array([seed], np.uint64) + np.uint64(1)))[:, None] + columns)
+    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    noise: NDArray[np.float64] = -np.log(-np.log(uniform))
+    return noise
+
+
+def query_keys(ids: pa.Array) -> UInt:
+    """uint64 `[n]`: a hash of each id (polynomial over its bytes modulo 2^64), for seeding only."""
+    ids = ids.cast(pa.large_string())
+    if len(ids) == 0:
+        return np.empty(0, np.uint64)
+    _, offsets_buffer, data_buffer = ids.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]] if data_buffer is not None else np.empty(0, np.uint8)
+    lengths = np.diff(offsets)
+    place = np.arange(len(data)) - np.repeat(offsets[:-1] - offsets[0], lengths)
+    powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, 0x100000001B3, np.uint64), dtype=np.uint64)
+    terms = np.append((data.astype(np.uint64) + np.uint64(1)) * powers[place], np.uint64(0))
+    sums = np.add.reduceat(terms, offsets[:-1] - offsets[0])
+    return mix(np.where(lengths > 0, sums, np.uint64(0)) + lengths.astype(np.uint64))
