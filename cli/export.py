@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import click
-
 from hardneg_cli.main import print_json
 
 
 @click.command()
 @click.argument("run")
-@click.option("--format", "format_", required=True, help="triplet · n-tuple · labeled-pair · labeled-list · flagembedding · tevatron · trec · beir")
-@click.option("--out", required=True, metavar="F", help="A .jsonl, .parquet, .csv or .tsv file; '-': JSON lines on stdout; a folder for beir.")
+@click.option(
+    "--format",
+    "format_",
+    required=True,
+    help="triplet · n-tuple · labeled-pair · labeled-list · flagembedding · tevatron · trec · beir",
+)
+@click.option(
+    "--out",
+    required=True,
+    metavar="F",
+    help="A .jsonl, .parquet, .csv or .tsv file; '-': JSON lines on stdout; a folder for beir.",
+)
 @click.option("--scores", is_flag=True, help="With the scores that mining gave.")
-@click.option("--short", default="null", show_default=True, help="n-tuple rows with fewer negatives than asked: null · skip")
-@click.option("--max-positives", type=click.IntRange(1), help="Of a query with more positives, use the best-scored ones.")
+@click.option(
+    "--short", default="null", show_default=True, help="n-tuple rows with fewer negatives than asked: null · skip"
+)
+@click.option(
+    "--max-positives", type=click.IntRange(1), help="Of a query with more positives, use the best-scored ones."
+)
 @click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object on stdout.")
 def export(
-    run: str, format_: str, out: str, scores: bool, short: str, max_positives: int | None, overwrite: bool, as_json: bool
+    run: str,
+    format_: str,
+    out: str,
+    scores: bool,
+    short: str,
+    max_positives: int | None,
+    overwrite: bool,
+    as_json: bool,
 ) -> None:
     """Write the negatives of RUN in the form that a trainer reads.
 

@@ -78,7 +78,9 @@ def main(args: list[str] | None = None) -> NoReturn:
         code = 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"error: {where}{error.strerror or error}. Check the path, its permissions and the free space", err=True)
+        click.echo(
+            f"error: {where}{error.strerror or error}. Check the path, its permissions and the free space", err=True
+        )
         code = 1
     except MemoryError:
         click.echo("error: out of memory", err=True)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 from hardneg_cli.main import print_json
 from hardneg_cli.show import print_summary, progress_bars, summary, warn
 
@@ -22,13 +21,26 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 @click.command()
 @click.argument("source")
 @click.option("--out", required=True, metavar="RUN", help="The run folder to write.")
-@click.option("--encoder", default="hashed", show_default=True, help="hashed · hashed:FOLDER · st:NAME_OR_PATH · module:PKG.MOD:FACTORY")
+@click.option(
+    "--encoder",
+    default="hashed",
+    show_default=True,
+    help="hashed · hashed:FOLDER · st:NAME_OR_PATH · module:PKG.MOD:FACTORY",
+)
 @click.option("--query-embeddings", metavar="F.npy", help="Vectors of the queries, in file order: skip encoding.")
 @click.option("--corpus-embeddings", metavar="F.npy", help="Vectors of the documents, in file order: skip encoding.")
 @click.option("--index", default="auto", show_default=True, help="auto · exact")
-@click.option("--metric", default="cosine", show_default=True, help="cosine · ip · l2 (score = minus the squared distance)")
-@click.option("--depth", type=click.IntRange(1), help="Candidates kept per query.  [default: 100, or all documents if fewer]")
-@click.option("--max-depth", type=click.IntRange(1), help="How deep a query is searched whose candidates ran out.  [default: 4 * depth]")
+@click.option(
+    "--metric", default="cosine", show_default=True, help="cosine · ip · l2 (score = minus the squared distance)"
+)
+@click.option(
+    "--depth", type=click.IntRange(1), help="Candidates kept per query.  [default: 100, or all documents if fewer]"
+)
+@click.option(
+    "--max-depth",
+    type=click.IntRange(1),
+    help="How deep a query is searched whose candidates ran out.  [default: 4 * depth]",
+)
 @click.option("--negatives", type=click.IntRange(1), default=7, show_default=True, help="Negatives per query.")
 @click.option("--filter", "filters", multiple=True, metavar="SPEC", help=FILTER_HELP)
 @click.option("--no-default-filters", is_flag=True, help="Only 'known' and what --filter says.")
@@ -37,8 +49,12 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 @click.option("--query-prompt", default="", help="Text put before each query.")
 @click.option("--document-prompt", default="", help="Text put before each document.")
 @click.option("--precision", default="float16", show_default=True, help="Stored vectors: float16 · float32")
-@click.option("--split", default="train", show_default=True, help="Of a BEIR folder, a saved dataset, or a built-in set.")
-@click.option("--format", "format_", default="auto", show_default=True, help="auto · beir · pairs · flagembedding · tevatron")
+@click.option(
+    "--split", default="train", show_default=True, help="Of a BEIR folder, a saved dataset, or a built-in set."
+)
+@click.option(
+    "--format", "format_", default="auto", show_default=True, help="auto · beir · pairs · flagembedding · tevatron"
+)
 @click.option("--query-column", metavar="NAME", help="Columns, when their names are not the usual ones.")
 @click.option("--positive-column", metavar="NAME")
 @click.option("--id-column", metavar="NAME")
@@ -49,9 +65,16 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 @click.option("--skip-unknown", is_flag=True, help="Count and skip judgements that name unknown ids.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; same result as without the interruption.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that stands at --out.")
-@click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Keep embeddings here, to share them between runs.")
+@click.option(
+    "--cache",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Keep embeddings here, to share them between runs.",
+)
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch, for st encoders.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch, for st encoders."
+)
 @click.option("--device", help="Device of st encoders.  [default: what torch finds]")
 @click.option("--json", "as_json", is_flag=True, help="Print the closing table as one JSON object on stdout.")
 def mine(source: str, out: str, as_json: bool, **given: Any) -> None:

@@ -6,7 +6,6 @@ import sys
 from typing import Any
 
 import click
-
 from hardneg_cli.mine import FILTER_HELP, SAMPLER_HELP, report
 from hardneg_cli.show import progress_bars
 
@@ -15,12 +14,16 @@ from hardneg_cli.show import progress_bars
 @click.argument("run")
 @click.option("--out", metavar="RUN2", help="A new run folder.  [default: in place; run.json keeps the history]")
 @click.option("--filter", "filters", multiple=True, metavar="SPEC", help=FILTER_HELP + "  [default: those of the run]")
-@click.option("--default-filters/--no-default-filters", default=None, help="Whether 'empty' and 'duplicate:text' are used.")
+@click.option(
+    "--default-filters/--no-default-filters", default=None, help="Whether 'empty' and 'duplicate:text' are used."
+)
 @click.option("--sampler", help=SAMPLER_HELP + "  [default: that of the run]")
 @click.option("--negatives", type=click.IntRange(1), help="Negatives per query.  [default: as in the run]")
 @click.option("--seed", type=click.IntRange(0), help="[default: that of the run]")
 @click.option("--overwrite", is_flag=True, help="Replace a run that stands at --out.")
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch, for guide models.")
+@click.option(
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch, for guide models."
+)
 @click.option("--device", help="Device of guide models.")
 @click.option("--json", "as_json", is_flag=True, help="Print the closing table as one JSON object on stdout.")
 def select(run: str, out: str | None, filters: tuple[str, ...], as_json: bool, **given: Any) -> None:

@@ -27,7 +27,13 @@ def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Advance]
     if quiet:
         yield lambda stage, total: lambda count: None
     elif console.is_terminal:
-        columns = TextColumn("{task.description:<18}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn()
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            _Rate(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console) as bars:
 
             def start(stage: str, total: int) -> Advance:

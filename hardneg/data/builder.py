@@ -8,6 +8,7 @@ neither the source nor, for a pipe, its second reading.
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hardneg.data.pairs import BATCH_ROWS, Pairs, Ragged, Texts, join_title, text_key
+from hardneg.data.pairs import BATCH_ROWS, Pairs, Ragged, Texts, join_title, strings, text_key
 from hardneg.data.store import atomic_path, read_json, write_json
 from hardneg.errors import DataError, RunError
 
@@ -38,12 +39,12 @@ class _Column:
             self.sink = pa.OSFile(str(path.with_name(f".{path.name}.tmp")), "wb")
             self.writer = pa.ipc.new_file(self.sink, self.schema)
         self.ids: list[str] = []
-        self.keys: list[int] = []
-        self.body_keys: list[int] = []
-        self.rows: list[int] = []
+        self.keys = array("q")
+        self.body_keys = array("q")
+        self.rows = array("q")
         self.by_id: dict[str, int] = {}
         self.by_text: dict[bytes, int] = {}
-        self.text_of: list[bytes] = []
+        self.text_of = array("q")  # 64 bits of each text's digest: another text under a known id is an error
         self.made_ids = 0
         self.source_rows = 0
         self.digest = hashlib.sha256()
@@ -53,8 +54,13 @@ class _Column:
         row = self.source_rows
         self.source_rows += 1
         whole = join_title(title, text)
-        encoded = whole.encode("utf-8", "surrogatepass")
+        try:
+            encoded = whole.encode("utf-8")
+            (id or "").encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: the {self.kind} holds a lone surrogate, half a character: {error}") from None
         short = hashlib.blake2b(encoded, digest_size=16).digest()
+        digest = int.from_bytes(short[:8], "little", signed=True)
         if id is None:
             known = self.by_text.get(short)
             if known is not None:
@@ -65,7 +71,7 @@ class _Column:
                 id = f"{self.kind[0]}{self.made_ids}"
             self.made_ids += 1
         elif (known := self.by_id.get(id)) is not None:
-            if self.text_of[known] != short:
+            if self.text_of[known] != digest:
                 raise DataError(
                     f"{where}: {self.kind} id {id!r} stands for another text before (row {self.rows[known]}). "
                     f"Give each text an id of its own"
@@ -74,7 +80,7 @@ class _Column:
         number = len(self.ids)
         self.by_id[id] = number
         self.by_text.setdefault(short, number)
-        self.text_of.append(short)
+        self.text_of.append(digest)
         self.ids.append(id)
         key = text_key(whole)
         self.keys.append(key)
@@ -87,7 +93,7 @@ class _Column:
         return number, True
 
     def _flush(self, where: str = "") -> None:
-        columns = [pa.array(column, _TEXT) for column in zip(*self.pending, strict=True)]
+        columns = [strings(column) for column in zip(*self.pending, strict=True)]
         self.pending = []
         batch = pa.record_batch(columns, schema=self.schema)
         if self.writer is not None:
@@ -100,6 +106,7 @@ class _Column:
             self._flush()
         self.by_id = {}
         self.by_text = {}
+        self.text_of = array("q")
         if self.path is None or self.writer is None or self.sink is None:
             return Texts(pa.Table.from_batches(self.batches, self.schema))
         self.writer.close()
@@ -183,15 +190,17 @@ class Builder:
             "positive_values": positives.values,
             "negative_offsets": negatives.offsets,
             "negative_values": negatives.values,
-            "query_keys": np.array(self.queries.keys, np.int64),
-            "document_keys": np.array(self.documents.keys, np.int64),
-            "body_keys": np.array(self.documents.body_keys, np.int64),
+            "query_keys": np.asarray(self.queries.keys),
+            "document_keys": np.asarray(self.documents.keys),
+            "body_keys": np.asarray(self.documents.body_keys),
             "query_groups": _numbers(self.query_groups, total) if grouped else np.empty(0, np.int64),
-            "document_groups": _numbers(self.document_groups, len(self.documents.ids)) if grouped else np.empty(0, np.int64),
-            "query_rows": np.array(self.queries.rows, np.int64),
-            "document_rows": np.array(self.documents.rows, np.int64),
+            "document_groups": _numbers(self.document_groups, len(self.documents.ids))
+            if grouped
+            else np.empty(0, np.int64),
+            "query_rows": np.asarray(self.queries.rows),
+            "document_rows": np.asarray(self.documents.rows),
         }
-        ids = {"query": pa.array(self.queries.ids, pa.string()), "document": pa.array(self.documents.ids, pa.string())}
+        ids = {"query": strings(self.queries.ids, pa.string()), "document": strings(self.documents.ids, pa.string())}
         head = {
             "name": name,
             "source_query_rows": self.queries.source_rows,
@@ -248,7 +257,10 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         "labels": labels_digest(arrays),
         "notes": pairs.notes,
     }
-    for texts, total, file in ((pairs.queries, len(pairs), "queries"), (pairs.documents, len(pairs.document_ids), "corpus")):
+    for texts, total, file in (
+        (pairs.queries, len(pairs), "queries"),
+        (pairs.documents, len(pairs.document_ids), "corpus"),
+    ):
         with atomic_path(folder / f"{file}.arrow") as temporary, pa.OSFile(str(temporary), "wb") as sink:
             schema = texts.columns(np.arange(1)).schema
             with pa.ipc.new_file(sink, schema) as writer:

@@ -119,7 +119,7 @@ def _question(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
     if not docstring:
         return None
     line = docstring.strip().split("\n", 1)[0].strip()
-    return line if 3 <= len(line.split()) and len(line) <= 200 else None
+    return line if len(line.split()) >= 3 and len(line) <= 200 else None
 
 
 def _dedented(lines: list[str]) -> str:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from hardneg.data.pairs import Pairs
+from hardneg.data.pairs import Pairs, Ragged
 from hardneg.data.store import atomic_path
 from hardneg.errors import DataError, UsageError, suggestion
 
@@ -30,7 +32,7 @@ SHORT = ("null", "skip")
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
 _BLOCK = 2048  # queries whose texts are in memory at once
 
-Row = dict[str, Any]
+Int = NDArray[np.int64]
 
 
 @dataclass
@@ -43,18 +45,56 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class _Item:
-    """One query with its documents: everything a row can be made of."""
+class _Docs:
+    """Documents of each of n queries: `places` point into the block's texts."""
 
-    query_id: str
-    query: str
-    positive_ids: list[str]
-    positives: list[str]
-    positive_scores: list[float]
-    negative_ids: list[str]
-    negatives: list[str]
-    negative_scores: list[float]
-    titles: dict[str, tuple[str, str]]  # document id -> (title, text)
+    lists: Ragged
+    scores: NDArray[np.float32]
+
+    def take(self, rows: Int) -> _Docs:
+        numbered = Ragged(self.lists.offsets, np.arange(len(self.lists.values))).take(rows)
+        return _Docs(Ragged(numbered.offsets, self.lists.values[numbered.values]), self.scores[numbered.values])
+
+    def best(self, most: int) -> _Docs:
+        """The `most` best-scored of each query, best first."""
+        rows = self.lists.row_numbers()
+        order = np.lexsort((-self.scores, rows))
+        place = np.arange(len(rows)) - self.lists.offsets[rows]
+        order = order[place < most]
+        lengths = np.minimum(self.lists.lengths, most)
+        return _Docs(Ragged(np.concatenate([[0], np.cumsum(lengths)]), self.lists.values[order]), self.scores[order])
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Some queries with all that a row can be made of.
+
+    Attributes:
+        ids, queries: Arrow strings `[n]`.
+        document_ids, titles, texts, whole: Arrow strings of the documents that the block names.
+    """
+
+    ids: pa.Array
+    queries: pa.Array
+    positives: _Docs
+    negatives: _Docs
+    document_ids: pa.Array
+    titles: pa.Array
+    texts: pa.Array
+    whole: pa.Array
+
+    def rows(self, keep: NDArray[np.bool_]) -> _Block:
+        if keep.all():
+            return self
+        rows = np.flatnonzero(keep)
+        chosen = pa.array(rows)
+        return replace(
+            self,
+            ids=self.ids.take(chosen),
+            queries=self.queries.take(chosen),
+            positives=self.positives.take(rows),
+            negatives=self.negatives.take(rows),
+        )
 
 
 def export(
@@ -91,84 +131,67 @@ def export(
         raise UsageError(f"unknown value {short!r} of short.{suggestion(short, SHORT)}")
     path = Path(out)
     if str(out) != "-" and format not in ("trec", "beir") and path.suffix not in SUFFIXES:
-        raise UsageError(f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout")
+        raise UsageError(
+            f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout"
+        )
     if str(out) != "-" and path.exists() and not overwrite:
         raise DataError(f"{out} exists: choose another --out, or replace it with --overwrite")
     pairs = run.pairs()
     asked = int(run.info["config"]["negatives"])
     report = Exported()
-    items = _items(run, pairs, max_positives, needs_texts=format != "trec")
+    blocks = _blocks(run, pairs, max_positives)
     if format == "beir":
-        _write_beir(run, pairs, items, path, report)
+        _write_beir(run, pairs, blocks, path, report)
         return report
     if format == "trec":
-        _write_text(path, _trec(items, report))
+        _write_text(path, _trec(blocks, report))
         return report
-    make = _FORMATS[format]
-    rows = _rows(items, lambda item: make(item, scores, asked, short), report, format)
-    if str(out) == "-":
-        _write_jsonl(rows, sys.stdout)
-    elif path.suffix == ".parquet":
-        _write_parquet(rows, path, _schema(format, scores, asked))
-    elif path.suffix == ".jsonl":
-        with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
-            _write_jsonl(rows, f)
+    tables = _tables(format, blocks, report, scores, asked, short)
+    if path.suffix == ".parquet":
+        _write_parquet(tables, path)
+    elif str(out) == "-" or path.suffix == ".jsonl":
+        _write_text(path, _json_lines(tables))
     else:
-        _write_csv(rows, path, _schema(format, scores, asked).names)
+        _write_csv(tables, path)
     return report
 
 
-def _items(run: Run, pairs: Pairs, max_positives: int | None, needs_texts: bool) -> Iterator[_Item]:
+def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[_Block]:
     table = run.negatives()
-    for start in range(0, len(table), _BLOCK):
-        block = table.slice(start, _BLOCK)
-        columns = {name: block[name].to_pylist() for name in block.column_names}
-        rows = np.asarray(pc.index_in(block["query_id"], value_set=pairs.query_ids), np.int64)
-        queries = pairs.queries.take(rows) if needs_texts else [""] * len(rows)
+    for start in range(0, max(1, len(table)), _BLOCK):
+        block = table.slice(start, _BLOCK).combine_chunks()
+        sides = [_docs(block, name, pairs) for name in ("positive", "negative")]
         if max_positives is not None:
-            for ids, scores in zip(columns["positive_ids"], columns["positive_scores"], strict=True):
-                best = sorted(range(len(ids)), key=lambda i: (-scores[i], i))[:max_positives]
-                ids[:], scores[:] = [ids[i] for i in best], [scores[i] for i in best]
-        texts = _texts(columns, pairs) if needs_texts else {}
-        for i, query in enumerate(queries):
-            positive, negative = columns["positive_ids"][i], columns["negative_ids"][i]
-            yield _Item(
-                columns["query_id"][i],
-                query,
-                positive,
-                [_whole(texts.get(d)) for d in positive],
-                columns["positive_scores"][i],
-                negative,
-                [_whole(texts.get(d)) for d in negative],
-                columns["negative_scores"][i],
-                texts,
-            )
+            sides[0] = sides[0].best(max_positives)
+        rows, place = np.unique(np.concatenate([side.lists.values for side in sides]), return_inverse=True)
+        cut = len(sides[0].lists.values)
+        positives, negatives = (
+            replace(side, lists=Ragged(side.lists.offsets, part))
+            for side, part in zip(sides, np.split(place.ravel().astype(np.int64), [cut]), strict=True)
+        )
+        ids = block["query_id"].combine_chunks()
+        queries = pairs.queries.columns(np.asarray(pc.index_in(ids, value_set=pairs.query_ids), np.int64))
+        documents = pairs.documents.columns(rows)
+        title, text = documents["title"].combine_chunks(), documents["text"].combine_chunks()
+        joined = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, text, pa.scalar(" ", title.type)))
+        yield _Block(
+            ids,
+            queries["text"].combine_chunks(),
+            positives,
+            negatives,
+            pairs.document_ids.take(pa.array(rows)),
+            title,
+            text,
+            pc.if_else(pc.equal(title, ""), text, joined),
+        )
 
 
-def _texts(columns: dict[str, list[Any]], pairs: Pairs) -> dict[str, tuple[str, str]]:
-    wanted = sorted({d for name in ("positive_ids", "negative_ids") for ids in columns[name] for d in ids})
-    if not wanted:
-        return {}
-    rows = np.asarray(pc.index_in(pa.array(wanted, pa.string()), value_set=pairs.document_ids), np.int64)
-    table = pairs.documents.columns(rows)
-    return dict(zip(wanted, zip(table["title"].to_pylist(), table["text"].to_pylist(), strict=True), strict=True))
-
-
-def _whole(parts: tuple[str, str] | None) -> str:
-    from hardneg.data.pairs import join_title
-
-    return "" if parts is None else join_title(*parts)
-
-
-def _rows(items: Iterator[_Item], make: Callable[[_Item], list[Row] | str], report: Exported, format: str) -> Iterator[Row]:
-    for item in items:
-        made = make(item)
-        if isinstance(made, str):
-            report.left_out[made] += 1
-            continue
-        report.queries += 1
-        report.rows += len(made)
-        yield from made
+def _docs(block: pa.Table, side: str, pairs: Pairs) -> _Docs:
+    """Corpus rows and scores of a side's documents."""
+    ids, scores = (block[f"{side}_{name}"].combine_chunks() for name in ("ids", "scores"))
+    rows = np.asarray(pc.index_in(ids.flatten(), value_set=pairs.document_ids), np.int64)
+    offsets = np.concatenate([[0], np.cumsum(np.asarray(ids.value_lengths(), np.int64))])
+    return _Docs(Ragged(offsets, rows), np.asarray(scores.flatten(), np.float32))
 
 
 _NO_POSITIVE = "without a positive"
@@ -176,79 +199,119 @@ _NO_NEGATIVE = "without a negative"
 _TOO_FEW = "with fewer negatives than asked"
 
 
-def _triplets(item: _Item, scores: bool, asked: int, short: str) -> list[Row] | str:
-    if not item.positives or not item.negatives:
-        return _NO_NEGATIVE if item.positives else _NO_POSITIVE
-    return [
-        {"query": item.query, "positive": p, "negative": n} | ({"scores": [ps, ns]} if scores else {})
-        for p, ps in zip(item.positives, item.positive_scores, strict=True)
-        for n, ns in zip(item.negatives, item.negative_scores, strict=True)
-    ]
+def _tables(
+    format: str, blocks: Iterator[_Block], report: Exported, scores: bool, asked: int, short: str
+) -> Iterator[pa.Table]:
+    """One table a block; queries that the format cannot hold are counted and left out."""
+    for block in blocks:
+        needs = {_NO_POSITIVE: block.positives.lists.lengths > 0} if format in _NEED_POSITIVE else {}
+        if format == "triplet":
+            needs[_NO_NEGATIVE] = block.negatives.lists.lengths > 0
+        if format == "n-tuple" and short == "skip":
+            needs[_TOO_FEW] = block.negatives.lists.lengths >= asked
+        keep = np.ones(len(block.ids), bool)
+        for reason, holds in needs.items():
+            if missing := int((keep & ~holds).sum()):
+                report.left_out[reason] += missing
+            keep &= holds
+        table = _FORMATS[format](block.rows(keep), scores, asked)
+        report.queries += int(keep.sum())
+        report.rows += len(table)
+        yield table
 
 
-def _tuples(item: _Item, scores: bool, asked: int, short: str) -> list[Row] | str:
-    if not item.positives:
-        return _NO_POSITIVE
-    missing = asked - len(item.negatives)
-    if missing and short == "skip":
-        return _TOO_FEW
-    negatives: list[str | None] = [*item.negatives, *[None] * missing]
-    named = {f"negative_{i}": n for i, n in enumerate(negatives, 1)}
-    return [
-        {"query": item.query, "positive": p, **named}
-        | ({"scores": [ps, *item.negative_scores, *[None] * missing]} if scores else {})
-        for p, ps in zip(item.positives, item.positive_scores, strict=True)
-    ]
+def _list(lists: Ragged, values: pa.Array) -> pa.Array:
+    return pa.LargeListArray.from_arrays(pa.array(lists.offsets), values)
 
 
-def _labeled_pairs(item: _Item, scores: bool, asked: int, short: str) -> list[Row] | str:
-    documents = [*item.positives, *item.negatives]
-    labels: list[Any] = [1] * len(item.positives) + [0] * len(item.negatives)
+def _of(block: _Block, places: Int) -> pa.Array:
+    return block.whole.take(pa.array(places))
+
+
+def _both(block: _Block) -> tuple[Ragged, NDArray[np.float32], NDArray[np.int64]]:
+    """Positives, then negatives, of each query: places, scores, labels."""
+    sides = block.positives, block.negatives
+    rows = np.concatenate([side.lists.row_numbers() for side in sides])
+    order = np.argsort(rows, kind="stable")
+    lengths = sides[0].lists.lengths + sides[1].lists.lengths
+    places = np.concatenate([side.lists.values for side in sides])[order]
+    scores = np.concatenate([side.scores for side in sides])[order]
+    labels = np.repeat([1, 0], [len(side.scores) for side in sides])[order]
+    return Ragged(np.concatenate([[0], np.cumsum(lengths)]), places), scores, labels
+
+
+def _triplets(block: _Block, scores: bool, asked: int) -> pa.Table:
+    p, n = block.positives, block.negatives
+    counts = p.lists.lengths * n.lists.lengths
+    rows = np.repeat(np.arange(len(counts)), counts)
+    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    which, other = np.divmod(place, n.lists.lengths[rows]) if len(rows) else (place, place)
+    which, other = which + p.lists.offsets[rows], other + n.lists.offsets[rows]
+    columns = {
+        "query": block.queries.take(pa.array(rows)),
+        "positive": _of(block, p.lists.values[which]),
+        "negative": _of(block, n.lists.values[other]),
+    }
     if scores:
-        labels = [*item.positive_scores, *item.negative_scores]
-    name = "score" if scores else "label"
-    return [{"query": item.query, "document": d, name: v} for d, v in zip(documents, labels, strict=True)]
+        both = np.stack([p.scores[which], n.scores[other]], axis=1)
+        columns["scores"] = _list(Ragged(2 * np.arange(len(rows) + 1), rows), pa.array(both.ravel()))
+    return pa.table(columns)
 
 
-def _labeled_lists(item: _Item, scores: bool, asked: int, short: str) -> list[Row] | str:
-    row: Row = {"query": item.query, "documents": [*item.positives, *item.negatives]}
+def _tuples(block: _Block, scores: bool, asked: int) -> pa.Table:
+    p, n = block.positives, block.negatives
+    rows = p.lists.row_numbers()
+    place = n.lists.offsets[rows][:, None] + np.arange(asked)
+    missing = np.arange(asked) >= n.lists.lengths[rows][:, None]
+    place = np.minimum(place, max(0, len(n.lists.values) - 1))
+    columns = {"query": block.queries.take(pa.array(rows)), "positive": _of(block, p.lists.values)}
+    for i in range(asked):
+        values = n.lists.values[place[:, i]] if len(n.lists.values) else place[:, i]
+        columns[f"negative_{i + 1}"] = block.whole.take(pa.array(values, mask=missing[:, i]))
     if scores:
-        row["scores"] = [*item.positive_scores, *item.negative_scores]
-    else:
-        row["labels"] = [1] * len(item.positives) + [0] * len(item.negatives)
-    return [row]
+        table = np.concatenate([p.scores[:, None], n.scores[place] if len(n.scores) else np.zeros(place.shape)], axis=1)
+        absent = np.pad(missing, ((0, 0), (1, 0)))
+        flat = pa.array(table.astype(np.float32).ravel(), mask=absent.ravel())
+        columns["scores"] = _list(Ragged((asked + 1) * np.arange(len(rows) + 1), rows), flat)
+    return pa.table(columns)
 
 
-def _flagembedding(item: _Item, scores: bool, asked: int, short: str) -> list[Row] | str:
-    if not item.positives:
-        return _NO_POSITIVE
-    row: Row = {"query": item.query, "pos": item.positives, "neg": item.negatives}
+def _labeled_pairs(block: _Block, scores: bool, asked: int) -> pa.Table:
+    lists, values, labels = _both(block)
+    columns = {"query": block.queries.take(pa.array(lists.row_numbers())), "document": _of(block, lists.values)}
+    columns |= {"score": pa.array(values)} if scores else {"label": pa.array(labels)}
+    return pa.table(columns)
+
+
+def _labeled_lists(block: _Block, scores: bool, asked: int) -> pa.Table:
+    lists, values, labels = _both(block)
+    columns = {"query": block.queries, "documents": _list(lists, _of(block, lists.values))}
+    columns |= {"scores": _list(lists, pa.array(values))} if scores else {"labels": _list(lists, pa.array(labels))}
+    return pa.table(columns)
+
+
+def _flagembedding(block: _Block, scores: bool, asked: int) -> pa.Table:
+    columns = {"query": block.queries}
+    sides = {"pos": block.positives, "neg": block.negatives}
+    columns |= {name: _list(side.lists, _of(block, side.lists.values)) for name, side in sides.items()}
     if scores:
-        row |= {"pos_scores": item.positive_scores, "neg_scores": item.negative_scores}
-    return [row]
+        columns |= {f"{name}_scores": _list(side.lists, pa.array(side.scores)) for name, side in sides.items()}
+    return pa.table(columns)
 
 
-def _tevatron(item: _Item, scores: bool, asked: int, short: str) -> list[Row] | str:
-    if not item.positives:
-        return _NO_POSITIVE
-
-    def passages(ids: list[str], values: list[float]) -> list[Row]:
-        return [
-            {"docid": d, "title": item.titles[d][0], "text": item.titles[d][1]} | ({"score": s} if scores else {})
-            for d, s in zip(ids, values, strict=True)
-        ]
-
-    return [
-        {
-            "query_id": item.query_id,
-            "query": item.query,
-            "positive_passages": passages(item.positive_ids, item.positive_scores),
-            "negative_passages": passages(item.negative_ids, item.negative_scores),
-        }
-    ]
+def _tevatron(block: _Block, scores: bool, asked: int) -> pa.Table:
+    columns = {"query_id": block.ids, "query": block.queries}
+    for name, side in (("positive_passages", block.positives), ("negative_passages", block.negatives)):
+        places = pa.array(side.lists.values)
+        parts = {"docid": block.document_ids, "title": block.titles, "text": block.texts}
+        fields = {key: column.take(places) for key, column in parts.items()}
+        if scores:
+            fields["score"] = pa.array(side.scores)
+        columns[name] = _list(side.lists, pa.StructArray.from_arrays(list(fields.values()), names=list(fields)))
+    return pa.table(columns)
 
 
-_FORMATS: dict[str, Callable[[_Item, bool, int, str], list[Row] | str]] = {
+_FORMATS: dict[str, Callable[[_Block, bool, int], pa.Table]] = {
     "triplet": _triplets,
     "n-tuple": _tuples,
     "labeled-pair": _labeled_pairs,
@@ -256,56 +319,44 @@ _FORMATS: dict[str, Callable[[_Item, bool, int, str], list[Row] | str]] = {
     "flagembedding": _flagembedding,
     "tevatron": _tevatron,
 }
+_NEED_POSITIVE = ("triplet", "n-tuple", "flagembedding", "tevatron")
 
 
-def _schema(format: str, scores: bool, asked: int) -> pa.Schema:
-    text, texts, numbers = pa.string(), pa.list_(pa.string()), pa.list_(pa.float32())
-    passage = pa.struct([("docid", text), ("title", text), ("text", text), *([("score", pa.float32())] if scores else [])])
-    fields: dict[str, list[tuple[str, pa.DataType]]] = {
-        "triplet": [("query", text), ("positive", text), ("negative", text)],
-        "n-tuple": [("query", text), ("positive", text), *((f"negative_{i}", text) for i in range(1, asked + 1))],
-        "labeled-pair": [("query", text), ("document", text), ("score", pa.float32()) if scores else ("label", pa.int64())],
-        "labeled-list": [("query", text), ("documents", texts), ("scores", numbers) if scores else ("labels", pa.list_(pa.int64()))],
-        "flagembedding": [("query", text), ("pos", texts), ("neg", texts)],
-        "tevatron": [
-            ("query_id", text),
-            ("query", text),
-            ("positive_passages", pa.list_(passage)),
-            ("negative_passages", pa.list_(passage)),
-        ],
-    }
-    chosen = fields[format]
-    if scores and format in ("triplet", "n-tuple"):
-        chosen = [*chosen, ("scores", numbers)]
-    if scores and format == "flagembedding":
-        chosen = [*chosen, ("pos_scores", numbers), ("neg_scores", numbers)]
-    return pa.schema(chosen)
+def _plain(type: pa.DataType) -> pa.DataType:
+    """The type with 32-bit offsets, which every reader knows."""
+    if pa.types.is_large_string(type):
+        return pa.string()
+    if pa.types.is_large_list(type):
+        return pa.list_(_plain(type.value_type))
+    if pa.types.is_struct(type):
+        return pa.struct([(f.name, _plain(f.type)) for f in type])
+    return type
 
 
-def _write_jsonl(rows: Iterator[Row], f: IO[str]) -> None:
-    for row in rows:
-        f.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _write_parquet(rows: Iterator[Row], path: Path, schema: pa.Schema) -> None:
+def _write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
+    first = next(tables)
+    schema = pa.schema([(f.name, _plain(f.type)) for f in first.schema])
     with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-        block: list[Row] = []
-        for row in rows:
-            block.append(row)
-            if len(block) == 16384:
-                writer.write_table(pa.Table.from_pylist(block, schema))
-                block = []
-        writer.write_table(pa.Table.from_pylist(block, schema))
+        for table in itertools.chain([first], tables):
+            writer.write_table(table.cast(schema))
 
 
-def _write_csv(rows: Iterator[Row], path: Path, names: list[str]) -> None:
+def _json_lines(tables: Iterator[pa.Table]) -> Iterator[str]:
+    for table in tables:
+        for row in table.to_pylist():
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def _write_csv(tables: Iterator[pa.Table], path: Path) -> None:
     """Lists and objects are written as JSON: a cell has no other way to hold them."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
         writer = csv.writer(f, delimiter="," if path.suffix == ".csv" else "\t", lineterminator="\n")
-        writer.writerow(names)
-        for row in rows:
-            cells = (row.get(name) for name in names)
-            writer.writerow([json.dumps(c, ensure_ascii=False) if isinstance(c, list | dict) else c for c in cells])
+        for i, table in enumerate(tables):
+            if i == 0:
+                writer.writerow(table.column_names)
+            for row in table.to_pylist():
+                cells = (json.dumps(c, ensure_ascii=False) if isinstance(c, list) else c for c in row.values())
+                writer.writerow(cells)
 
 
 def _write_text(path: Path, lines: Iterator[str]) -> None:
@@ -316,26 +367,37 @@ def _write_text(path: Path, lines: Iterator[str]) -> None:
         f.writelines(lines)
 
 
-def _trec(items: Iterator[_Item], report: Exported) -> Iterator[str]:
+def _pylists(side: _Docs, ids: list[str]) -> Iterator[tuple[list[str], list[float]]]:
+    bounds = side.lists.offsets.tolist()
+    places, scores = side.lists.values.tolist(), side.scores.tolist()
+    for start, stop in itertools.pairwise(bounds):
+        yield [ids[place] for place in places[start:stop]], scores[start:stop]
+
+
+def _trec(blocks: Iterator[_Block], report: Exported) -> Iterator[str]:
     """TREC run lines of the negatives: query, Q0, document, rank, score, tag."""
-    for item in items:
-        if not item.negative_ids:
-            report.left_out[_NO_NEGATIVE] += 1
-            continue
-        report.queries += 1
-        report.rows += len(item.negative_ids)
-        for rank, (d, s) in enumerate(zip(item.negative_ids, item.negative_scores, strict=True), 1):
-            _need_no_space(item.query_id, d)
-            yield f"{item.query_id} Q0 {d} {rank} {s:.6f} hardneg\n"
+    for block in blocks:
+        found = _pylists(block.negatives, block.document_ids.to_pylist())
+        for query, (documents, scores) in zip(block.ids.to_pylist(), found, strict=True):
+            if not documents:
+                report.left_out[_NO_NEGATIVE] += 1
+                continue
+            _need_no_space(query, *documents)
+            report.queries += 1
+            report.rows += len(documents)
+            for rank, (document, score) in enumerate(zip(documents, scores, strict=True), 1):
+                yield f"{query} Q0 {document} {rank} {score:.6f} hardneg\n"
 
 
 def _need_no_space(*ids: str) -> None:
     for id in ids:
         if not id or any(c.isspace() for c in id):
-            raise DataError(f"the id {id!r} holds white space, which the TREC format and qrels cannot: choose another format")
+            raise DataError(
+                f"the id {id!r} holds white space, which TREC files and qrels cannot: choose another format"
+            )
 
 
-def _write_beir(run: Run, pairs: Pairs, items: Iterator[_Item], path: Path, report: Exported) -> None:
+def _write_beir(run: Run, pairs: Pairs, blocks: Iterator[_Block], path: Path, report: Exported) -> None:
     """corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv: positives with score 1, negatives with score 0."""
     split = run.info["config"]["read"]["split"]
     with (
@@ -345,18 +407,23 @@ def _write_beir(run: Run, pairs: Pairs, items: Iterator[_Item], path: Path, repo
         open(other, "w", encoding="utf-8") as queries,
     ):
         qrels.write("query-id\tcorpus-id\tscore\n")
-        for item in items:
-            report.queries += 1
-            queries.write(json.dumps({"_id": item.query_id, "text": item.query}, ensure_ascii=False) + "\n")
-            for ids, score in ((item.positive_ids, 1), (item.negative_ids, 0)):
-                for d in ids:
-                    _need_no_space(item.query_id, d)
-                    report.rows += 1
-                    qrels.write(f"{item.query_id}\t{d}\t{score}\n")
-    with atomic_path(path / "corpus.jsonl") as temporary, open(temporary, "w", encoding="utf-8") as f:
-        for start in range(0, len(pairs.document_ids), _BLOCK):
-            rows = np.arange(start, min(start + _BLOCK, len(pairs.document_ids)))
-            table = pairs.documents.columns(rows)
-            ids = pairs.document_ids.slice(start, len(rows)).to_pylist()
-            for id, title, text in zip(ids, table["title"].to_pylist(), table["text"].to_pylist(), strict=True):
-                f.write(json.dumps({"_id": id, "title": title, "text": text}, ensure_ascii=False) + "\n")
+        for block in blocks:
+            ids = block.document_ids.to_pylist()
+            sides = _pylists(block.positives, ids), _pylists(block.negatives, ids)
+            for query, text, *lists in zip(block.ids.to_pylist(), block.queries.to_pylist(), *sides, strict=True):
+                report.queries += 1
+                queries.write(json.dumps({"_id": query, "text": text}, ensure_ascii=False) + "\n")
+                for (documents, _), score in zip(lists, (1, 0), strict=True):
+                    _need_no_space(query, *documents)
+                    report.rows += len(documents)
+                    qrels.writelines(f"{query}\t{document}\t{score}\n" for document in documents)
+    _write_text(path / "corpus.jsonl", _corpus_lines(pairs))
+
+
+def _corpus_lines(pairs: Pairs) -> Iterator[str]:
+    for start in range(0, len(pairs.document_ids), _BLOCK):
+        rows = np.arange(start, min(start + _BLOCK, len(pairs.document_ids)))
+        table = pairs.documents.columns(rows)
+        ids = pairs.document_ids.slice(start, len(rows)).to_pylist()
+        for id, title, text in zip(ids, table["title"].to_pylist(), table["text"].to_pylist(), strict=True):
+            yield json.dumps({"_id": id, "title": title, "text": text}, ensure_ascii=False) + "\n"

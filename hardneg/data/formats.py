@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -113,7 +113,9 @@ def located_rows(path: Path, split: str = "train") -> Located:
         return _separated(path, "," if suffix == ".csv" else "\t")
     if suffix in (".parquet", ".pq"):
         return _parquet(path)
-    raise DataError(f"{path}: cannot tell what this is from its name; expected .jsonl, .csv, .tsv, .parquet or a folder")
+    raise DataError(
+        f"{path}: cannot tell what this is from its name; expected .jsonl, .csv, .tsv, .parquet or a folder"
+    )
 
 
 def _open_json_lines(path: Path) -> Located:
@@ -129,7 +131,9 @@ def _json_lines(stream: IO[bytes], name: str) -> Located:
         try:
             value = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except UnicodeDecodeError as error:
-            raise DataError(f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8") from None
+            raise DataError(
+                f"{where}: not valid UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
+            ) from None
         except (json.JSONDecodeError, RecursionError) as error:
             detail = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
             hint = ". The file starts with '[': write one object a line" if line.lstrip()[:1] == b"[" else ""
@@ -143,7 +147,7 @@ def _separated(path: Path, delimiter: str) -> Located:
     csv.field_size_limit(1 << 27)
     with open(path, encoding="utf-8-sig", newline="") as f:
         # TSV of the retrieval world (qrels, MS MARCO) has no quoting.
-        quoting = csv.QUOTE_MINIMAL if delimiter == "," or _quoted(path) else csv.QUOTE_NONE
+        quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," or _quoted(path) else csv.QUOTE_NONE
         reader = csv.reader(f, delimiter=delimiter, quoting=quoting, strict=True)
         header: list[str] | None = None
         number = 0
@@ -157,10 +161,14 @@ def _separated(path: Path, delimiter: str) -> Located:
                     continue
                 where = f"{path}, line {number}"
                 if len(fields) != len(header):
-                    raise DataError(f"{where}: {len(fields)} fields, but the header names {len(header)}: {', '.join(header)}")
+                    raise DataError(
+                        f"{where}: {len(fields)} fields, but the header names {len(header)}: {', '.join(header)}"
+                    )
                 yield where, dict(zip(header, fields, strict=True))
         except UnicodeDecodeError as error:
-            raise DataError(f"{path}, after line {number}: not valid UTF-8 ({error.reason}); save the file as UTF-8") from None
+            raise DataError(
+                f"{path}, after line {number}: not valid UTF-8 ({error.reason}); save the file as UTF-8"
+            ) from None
         except csv.Error as error:
             raise DataError(f"{path}, line {reader.line_num}: {error}") from None
 
@@ -168,7 +176,11 @@ def _separated(path: Path, delimiter: str) -> Located:
 def _quoted(path: Path) -> bool:
     """Whether a TSV was written with quoting: its header or a field starts with a quote and ends with one."""
     with open(path, "rb") as f:
-        return any(field.startswith(b'"') and field.endswith(b'"') for field in f.read(1 << 16).replace(b"\n", b"\t").split(b"\t") if len(field) > 1)
+        return any(
+            field.startswith(b'"') and field.endswith(b'"')
+            for field in f.read(1 << 16).replace(b"\n", b"\t").split(b"\t")
+            if len(field) > 1
+        )
 
 
 def _parquet(path: Path) -> Located:
@@ -188,7 +200,9 @@ def _saved_dataset(path: Path, split: str) -> Located:
     if (path / "dataset_dict.json").exists():
         splits = sorted(p.parent.name for p in path.glob("*/state.json"))
         if split not in splits:
-            raise DataError(f"{path}: there is no split {split!r}; it has: {', '.join(splits)}. Choose one with --split")
+            raise DataError(
+                f"{path}: there is no split {split!r}; it has: {', '.join(splits)}. Choose one with --split"
+            )
         path = path / split
     state = path / "state.json"
     if not state.exists():
@@ -312,7 +326,9 @@ class _TevatronRows:
 
     def _passage(self, passage: Any, where: str) -> int:
         if not isinstance(passage, dict):
-            raise DataError(f"{where}: a passage is of type {type(passage).__name__}, expected an object with docid and text")
+            raise DataError(
+                f"{where}: a passage is of type {type(passage).__name__}, expected an object with docid and text"
+            )
         _need(passage, ("docid", "text"), where)
         title = passage.get("title") or ""
         return self.builder.add_document(_as_id(passage["docid"], where), passage["text"], title=title, where=where)
@@ -326,7 +342,9 @@ def _read_beir(path: Path, builder: Builder, options: ReadOptions) -> np.ndarray
             f"{path}/qrels: there is no split {options.split!r}; it has: {', '.join(splits) or 'none'}. Choose one with --split"
         )
     if not (path / "queries.jsonl").exists():
-        raise DataError(f"{path}/queries.jsonl does not exist: a BEIR folder has corpus.jsonl, queries.jsonl and qrels/")
+        raise DataError(
+            f"{path}/queries.jsonl does not exist: a BEIR folder has corpus.jsonl, queries.jsonl and qrels/"
+        )
     documents: dict[str, int] = {}
     queries: dict[str, int] = {}
     for where, row in _open_json_lines(path / "corpus.jsonl"):

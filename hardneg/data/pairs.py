@@ -134,6 +134,20 @@ class Texts:
         return pa.Table.from_batches(pieces, self._reader.schema).combine_chunks().take(pa.array(inverse.ravel()))
 
 
+def strings(values: Sequence[str | bytes], type: pa.DataType | None = None) -> pa.Array:
+    """An Arrow array of these strings, `large_string` unless told otherwise.
+
+    `pa.array(list)` imports pandas where it is installed, to ask whether the list is a Series: half a
+    second and 50 MB for nothing.
+    """
+    encoded = [value.encode("utf-8") if isinstance(value, str) else value for value in values]
+    offsets = np.zeros(len(encoded) + 1, np.int64)
+    np.cumsum([len(value) for value in encoded], out=offsets[1:])
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    array = pa.Array.from_buffers(pa.large_string(), len(encoded), buffers)
+    return array if type is None else array.cast(type)
+
+
 def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
     texts: list[str] = batch.column("text").to_pylist()
     if "title" not in batch.schema.names:

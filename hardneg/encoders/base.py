@@ -74,7 +74,9 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
         return encoder
     if kind in KINDS:
         raise UsageError(f"the encoder {spec!r} is incomplete: write st:NAME_OR_PATH or module:PKG.MOD:FACTORY")
-    raise UsageError(f"unknown encoder {spec!r}.{suggestion(kind, KINDS)} Forms: hashed, st:NAME_OR_PATH, module:PKG.MOD:FACTORY")
+    raise UsageError(
+        f"unknown encoder {spec!r}.{suggestion(kind, KINDS)} Forms: hashed, st:NAME_OR_PATH, module:PKG.MOD:FACTORY"
+    )
 
 
 def call_factory(spec: str) -> object:
@@ -85,7 +87,9 @@ def call_factory(spec: str) -> object:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UsageError(f"module:{spec}: cannot import {module_name!r} ({error}); is its folder on PYTHONPATH?") from error
+        raise UsageError(
+            f"module:{spec}: cannot import {module_name!r} ({error}); is its folder on PYTHONPATH?"
+        ) from error
     factory = getattr(module, name, None)
     if not callable(factory):
         functions = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]

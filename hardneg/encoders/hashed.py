@@ -66,7 +66,9 @@ class HashedEncoder(nn.Module):
             # Features that the sample never had keep random directions, as long as the others are on average.
             size = np.sqrt(np.mean(np.sum(table[seen] ** 2, axis=1)))
             rest = table[~seen]
-            table[~seen] = rest * np.float32(0.3 * size) / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
+            table[~seen] = (
+                rest * np.float32(0.3 * size) / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
+            )
         with torch.no_grad():
             self.table.weight.copy_(torch.from_numpy(table * idf[:, None]))
         self.fitted = True
@@ -98,7 +100,13 @@ class HashedEncoder(nn.Module):
         folder = Path(folder)
         with atomic_path(folder / "table.npy") as temporary, open(temporary, "wb") as f:
             np.save(f, self.table.weight.detach().cpu().numpy(), allow_pickle=False)
-        config = {"kind": "hashed", "dimension": self.dimension, "buckets": self.buckets, "sample": self.sample, "seed": self.seed}
+        config = {
+            "kind": "hashed",
+            "dimension": self.dimension,
+            "buckets": self.buckets,
+            "sample": self.sample,
+            "seed": self.seed,
+        }
         write_json(folder / "config.json", config)
 
     @classmethod
@@ -114,7 +122,9 @@ class HashedEncoder(nn.Module):
         except (KeyError, TypeError) as error:
             raise UsageError(f"hashed:{folder}: config.json is not one of a hashed encoder ({error})") from None
         if table.shape != tuple(encoder.table.weight.shape):
-            raise UsageError(f"hashed:{folder}: table.npy has shape {table.shape}, config.json says {tuple(encoder.table.weight.shape)}")
+            raise UsageError(
+                f"hashed:{folder}: table.npy has shape {table.shape}, config.json says {tuple(encoder.table.weight.shape)}"
+            )
         with torch.no_grad():
             encoder.table.weight.copy_(torch.from_numpy(table))
         encoder.fitted = True

@@ -21,7 +21,9 @@ def open_vectors(path: str | Path) -> np.ndarray:
         raise DataError(f"{path}: not a readable .npy file of numbers ({error})") from None
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
         shape = getattr(array, "shape", None)
-        raise DataError(f"{path}: expected floats of shape [rows, dimensions], got {getattr(array, 'dtype', '?')} of shape {shape}")
+        raise DataError(
+            f"{path}: expected floats of shape [rows, dimensions], got {getattr(array, 'dtype', '?')} of shape {shape}"
+        )
     return array
 
 
@@ -38,4 +40,6 @@ def aligned(array: Any, rows: np.ndarray, source_rows: int, name: str, what: str
     if len(array) == len(rows):
         return array
     distinct = f" ({len(rows):,} distinct)" if len(rows) != source_rows else ""
-    raise DataError(f"{name}: {len(array):,} vectors for {source_rows:,} {what}{distinct}: give one vector a row, in the order of the file")
+    raise DataError(
+        f"{name}: {len(array):,} vectors for {source_rows:,} {what}{distinct}: give one vector a row, in the order of the file"
+    )

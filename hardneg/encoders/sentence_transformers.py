@@ -49,7 +49,11 @@ class SentenceTransformersEncoder:
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
         """float32 `[n, d]`, as the model returns them (not normalized unless the model does)."""
         vectors = self.model.encode(
-            list(texts), prompt=prompt or None, batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
+            list(texts),
+            prompt=prompt or None,
+            batch_size=self.batch_size,
+            convert_to_numpy=True,
+            show_progress_bar=False,
         )
         return np.asarray(vectors, np.float32)
 

@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from hardneg.errors import DataError, UsageError, first_few, suggestion
 from hardneg.index.base import METRICS, Neighbours
-from hardneg.index.kernels import KERNELS, Kernel, QueryBlock, Tile, fastest_kernel, make_kernel
+from hardneg.index.kernels import BLOCK, KERNELS, Kernel, QueryBlock, Tile, fastest_kernel, make_kernel
 
 Float = NDArray[np.float32]
 Progress = Callable[[int], None]
 
 _TILE_BYTES = 96 << 20  # float32 documents of one tile
-_PRODUCT_BYTES = 16 << 20  # one block's approximate scores
+_PRODUCT_BYTES = 8 << 20  # one block's approximate scores; more is no faster
 _CACHE_BYTES = 64 << 20  # rounded documents kept for the next search
 _NOTHING = np.iinfo(np.int64).min  # sorts after every real neighbour
 
@@ -68,12 +68,14 @@ class ExactIndex:
         self._inverse_norms = checked_norms(documents, "corpus", zero_allowed=metric != "cosine")
         np.divide(1.0, self._inverse_norms, out=self._inverse_norms, where=self._inverse_norms > 0)
         stride = max(1, len(documents) // 4096)
-        sample = self._unit(np.asarray(documents[::stride], np.float32), slice(None, None, stride))
+        sample = np.array(documents[::stride], np.float32)
+        if metric == "cosine":
+            sample *= self._inverse_norms[::stride, None]
         # Squared lengths in l2 scores span too wide a range for a coarse format to be worth its re-ranking.
         name = "float32" if metric == "l2" else fastest_kernel(self.dimension) if kernel == "auto" else kernel
         self.kernel: Kernel = make_kernel(name, sample)
         rows = max(1, _TILE_BYTES // (4 * self.dimension))
-        self._tile_rows = min(65536, max(16, rows - rows % 16))
+        self._tile_rows = min(65536, max(BLOCK, rows - rows % BLOCK))
         self._cached: dict[int, Tile] = {}
 
     @property
@@ -83,6 +85,12 @@ class ExactIndex:
     @property
     def dimension(self) -> int:
         return int(self.documents.shape[1])
+
+    @property
+    def resident(self) -> bool:
+        """Whether rounded documents stay in memory between searches, so that small searches cost no more."""
+        tiles = -(-self.size // self._tile_rows)
+        return self.kernel.name == "int8" and tiles * self._tile_rows * self.dimension <= _CACHE_BYTES
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Progress | None = None) -> Neighbours:
         """The `k` nearest documents of each query.
@@ -97,12 +105,13 @@ class ExactIndex:
         """
         self._check(queries)
         if not 1 <= k <= self.size:
-            raise UsageError(f"k={k} neighbours asked of a corpus of {self.size:,} documents: k must be 1 to {self.size:,}")
+            raise UsageError(
+                f"k={k} neighbours asked of a corpus of {self.size:,} documents: k must be 1 to {self.size:,}"
+            )
         exact = self._queries(queries)
-        block = self.kernel.queries(exact)
         best = np.full((len(exact), k), _NOTHING, np.int64)
         for start in range(0, self.size, self._tile_rows):
-            self._search_tile(exact, block, start, best, progress)
+            self._search_tile(exact, start, best, progress)
         scores, documents = _unpack(best)
         return Neighbours(scores, documents)
 
@@ -146,18 +155,12 @@ class ExactIndex:
             exact /= norms[:, None]
         return exact
 
-    def _unit(self, vectors: Float, rows: slice) -> Float:
-        """float32 documents as the first pass sees them: unit length for cosine."""
-        return vectors * self._inverse_norms[rows, None] if self.metric == "cosine" else vectors
-
     def _finish(self, products: Float, documents: NDArray[np.integer]) -> Float:
         if self.metric == "cosine":
             return products * self._inverse_norms[documents]
         return -products if self.metric == "l2" else products
 
-    def _search_tile(
-        self, exact: Float, block: QueryBlock, start: int, best: NDArray[np.int64], progress: Progress | None
-    ) -> None:
+    def _search_tile(self, exact: Float, start: int, best: NDArray[np.int64], progress: Progress | None) -> None:
         stop = min(start + self._tile_rows, self.size)
         vectors = np.ascontiguousarray(self.documents[start:stop], np.float32)
         tile = self._tile(vectors, start)
@@ -171,7 +174,7 @@ class ExactIndex:
         try:
             with ThreadPoolExecutor(self.threads, initializer=_single_thread) as pool:
                 spans = [(i, min(i + rows, len(exact))) for i in range(0, len(exact), rows)]
-                done = [pool.submit(scan, exact[i:j], block.rows(i, j), best[i:j]) for i, j in spans]
+                done = [pool.submit(scan, exact[i:j], best[i:j]) for i, j in spans]
                 for (i, j), future in zip(spans, done, strict=True):
                     future.result()
                     if progress is not None:
@@ -183,9 +186,8 @@ class ExactIndex:
     def _tile(self, vectors: Float, start: int) -> Tile:
         if start in self._cached:
             return self._cached[start]
-        padding = -len(vectors) % 16
-        unit = self._unit(vectors, slice(start, start + len(vectors)))
-        tile = self.kernel.tile(np.pad(unit, ((0, padding), (0, 0))) if padding else unit)
+        scale = self._inverse_norms[start : start + len(vectors)] if self.metric == "cosine" else None
+        tile = self.kernel.tile(vectors, scale)
         if self.kernel.name == "int8" and (len(self._cached) + 1) * tile.values.numel() <= _CACHE_BYTES:
             self._cached[start] = tile
         return tile
@@ -196,12 +198,13 @@ class _TileScan:
 
     def __init__(self, index: ExactIndex, vectors: Float, tile: Tile, bias: Float | None, start: int) -> None:
         self.index, self.vectors, self.tile, self.start = index, vectors, tile, start
-        self.bias = None if bias is None else torch.from_numpy(np.pad(bias, (0, -len(bias) % 16)))
+        self.bias = None if bias is None else torch.from_numpy(np.pad(bias, (0, -len(bias) % BLOCK)))
         self.factor = 2.0 if index.metric == "l2" else 1.0
         self.local = threading.local()
 
-    def __call__(self, exact: Float, block: QueryBlock, best: NDArray[np.int64]) -> None:
+    def __call__(self, exact: Float, best: NDArray[np.int64]) -> None:
         k = best.shape[1]
+        block = self.index.kernel.queries(exact)
         products = self._products(block)
         unit = block.unit * np.float32(self.tile.unit * self.factor)
         offset = block.offset - (block.norms**2 if self.bias is not None else 0)
@@ -248,7 +251,7 @@ class _TileScan:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], Float]:
         """(row, document, product) of all documents that may belong to the top k, row by row."""
         n, width = products.shape
-        group = next((g for g in (16, 8, 4, 2) if width // g >= 4 * k), 1)
+        group = next((g for g in (BLOCK, 8, 4, 2) if width // g >= 4 * k), 1)
         blocks = width // group
         maxima = products.view(n, group, blocks).amax(1).float().numpy()
         lowest = (floor - bound - offset) / unit

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 
 Float = NDArray[np.float32]
 
+BLOCK = 16  # documents whose best score is looked at first: tiles hold a multiple of it
 KERNELS = ("float32", "bfloat16", "int8")
 _UNIT_ROUNDOFF = 2.0**-24
 
@@ -47,16 +49,6 @@ class QueryBlock:
     unit: Float  # [n]
     offset: Float  # [n]
 
-    def rows(self, start: int, stop: int) -> QueryBlock:
-        return QueryBlock(
-            self.values[start:stop],
-            self.norms[start:stop],
-            self.rounded_norms[start:stop],
-            self.errors[start:stop],
-            self.unit[start:stop],
-            self.offset[start:stop],
-        )
-
 
 class Kernel:
     """Exact float32 products; the other kernels differ in how they round.
@@ -70,9 +62,14 @@ class Kernel:
     def __init__(self, sample: Float) -> None:
         self.dimension = sample.shape[1]
 
-    def tile(self, documents: Float) -> Tile:
-        norms = _norms(documents)
-        return Tile(torch.from_numpy(documents), float(norms.max(initial=0.0)), 0.0, 1.0)
+    def tile(self, documents: Float, scale: Float | None = None) -> Tile:
+        """Round documents `[T, d]`, each multiplied by its `scale` `[T]`; rows of zeros fill up to a multiple of 16."""
+        values = np.zeros((_padded(len(documents)), self.dimension), np.float32)
+        norm = 0.0
+        for span, part in _chunks(documents, scale):
+            values[span] = part
+            norm = max(norm, float(_norms(part).max()))
+        return Tile(torch.from_numpy(values), norm, 0.0, 1.0)
 
     def queries(self, queries: Float) -> QueryBlock:
         norms = _norms(queries)
@@ -88,8 +85,11 @@ class Kernel:
         rounding = queries.errors * tile.largest_norm + queries.rounded_norms * tile.largest_error
         # Both the product here and the float32 re-ranking sum d terms in float32; the factor 4 covers
         # the two of them, the rotation or centring before, and the thresholds' own arithmetic.
-        summation = 4 * (self.dimension + 8) * _UNIT_ROUNDOFF * (queries.norms * tile.largest_norm + abs(queries.offset))
-        return (rounding + summation + self.output_error(queries, tile)).astype(np.float32)
+        summation = (
+            4 * (self.dimension + 8) * _UNIT_ROUNDOFF * (queries.norms * tile.largest_norm + abs(queries.offset))
+        )
+        total: Float = (rounding + summation + self.output_error(queries, tile)).astype(np.float32)
+        return total
 
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
         return np.zeros(len(queries.norms), np.float32)
@@ -101,10 +101,14 @@ class BFloat16Kernel(Kernel):
     name = "bfloat16"
     dtype = torch.bfloat16
 
-    def tile(self, documents: Float) -> Tile:
-        rounded = torch.from_numpy(documents).bfloat16()
-        error = _norms(documents - rounded.float().numpy())
-        return Tile(rounded, float(_norms(documents).max(initial=0.0)), float(error.max(initial=0.0)), 1.0)
+    def tile(self, documents: Float, scale: Float | None = None) -> Tile:
+        values = torch.zeros(_padded(len(documents)), self.dimension, dtype=torch.bfloat16)
+        norm = error = 0.0
+        for span, part in _chunks(documents, scale):
+            values[span] = torch.from_numpy(part).bfloat16()
+            norm = max(norm, float(_norms(part).max()))
+            error = max(error, float(_norms(part - values[span].float().numpy()).max()))
+        return Tile(values, norm, error, 1.0)
 
     def queries(self, queries: Float) -> QueryBlock:
         rounded = torch.from_numpy(queries).bfloat16()
@@ -151,20 +155,18 @@ class Int8Kernel(Kernel):
     def _turn(self, vectors: Float) -> Float:
         return vectors if self.rotation is None else _multiply(vectors, self.rotation)
 
-    def tile(self, documents: Float) -> Tile:
-        # Chunks keep the temporaries small; the step is known only after all of them were seen.
-        chunks = range(0, len(documents), 8192)
-        largest = 0.0
-        for start in chunks:
-            turned = self._turn(documents[start : start + 8192] - self.center)
-            largest = max(largest, float(turned.max(initial=0)), -float(turned.min(initial=0)))
+    def tile(self, documents: Float, scale: Float | None = None) -> Tile:
+        largest = 0.0  # the step is known only after all documents were seen: two readings
+        for _, part in _chunks(documents, scale):
+            turned = self._turn(part - self.center)
+            largest = max(largest, float(turned.max()), -float(turned.min()))
         step = max(largest, 1e-30) / 127
-        values = np.empty(documents.shape, np.int8)
+        values = np.zeros((_padded(len(documents)), self.dimension), np.int8)
         norm = error = 0.0
-        for start in chunks:
-            turned = self._turn(documents[start : start + 8192] - self.center)
+        for span, part in _chunks(documents, scale):
+            turned = self._turn(part - self.center)
             rounded = np.rint(turned / np.float32(step)).clip(-127, 127)
-            values[start : start + 8192] = rounded
+            values[span] = rounded
             norm = max(norm, float(_norms(turned).max()))
             error = max(error, float(_norms(turned - rounded * np.float32(step)).max()))
         return Tile(torch.from_numpy(values), norm, error, step)
@@ -238,6 +240,17 @@ def _int8_is_exact(dimension: int) -> bool:
     except (AttributeError, RuntimeError):
         return False
     return True
+
+
+def _padded(rows: int) -> int:
+    return rows + -rows % BLOCK
+
+
+def _chunks(documents: Float, scale: Float | None) -> Iterator[tuple[slice, Float]]:
+    """Some rows at a time, scaled: temporaries stay small."""
+    for start in range(0, len(documents), 2048):
+        span = slice(start, min(start + 2048, len(documents)))
+        yield span, documents[span] if scale is None else documents[span] * scale[span, None]
 
 
 def _norms(vectors: Float) -> Float:

@@ -62,7 +62,9 @@ def embed(
         store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, encoder.dimension, precision)
         advance = progress(f"encode {label}{side}", total)
 
-        def encode(start: int, stop: int, texts: Texts = texts, prompt: str = prompt, advance: Any = advance) -> np.ndarray:
+        def encode(
+            start: int, stop: int, texts: Texts = texts, prompt: str = prompt, advance: Any = advance
+        ) -> np.ndarray:
             out = np.empty((stop - start, encoder.dimension), np.float32)
             for at in range(start, stop, _CHUNK):
                 end = min(at + _CHUNK, stop)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Ragged
-from hardneg.errors import MissingDependencyError, UsageError, suggestion
+from hardneg.errors import MissingDependencyError, UsageError
 from hardneg.mining.candidates import Candidates, Context, Float, Mask, members
 
 KEPT = "kept"

@@ -25,6 +25,7 @@ from hardneg.encoders.precomputed import aligned, open_vectors
 from hardneg.errors import DataError, RunError, UsageError, suggestion
 from hardneg.index.base import METRICS
 from hardneg.index.exact import ExactIndex
+from hardneg.memory import release
 from hardneg.mining.embed import embed, fit
 from hardneg.mining.filters import Group
 from hardneg.mining.miner import Miner
@@ -229,6 +230,8 @@ def _mine(
             judged = miner.mine(start, stop, _queries_done(searched, len(pairs.document_ids)))
             clock.lap("search")
             writer.write(part, judged)
+            del judged
+            release()
             clock.lap("write")
         else:
             searched(stop - start)
@@ -305,6 +308,7 @@ def _inputs(
             save_pairs(pairs, folder / "source")  # a run stands alone: it can be exported and selected from
     else:
         pairs = _read(str(source), folder, options, progress)
+    release()
     clock.lap("read")
     prints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
     if options.query_embeddings is not None and options.corpus_embeddings is not None:
@@ -420,7 +424,9 @@ def warnings(pairs: Pairs, options: MineOptions) -> list[str]:
         found.append(f"{alone:,} queries have no positive: margins and guides do not apply to them")
     chain = parse_filters(options.filters, options.default_filters)
     if pairs.document_groups is not None and not any(isinstance(f, Group) for f in chain.filters):
-        found.append("the dataset has groups that no filter uses: --filter group rejects documents of the query's group")
+        found.append(
+            "the dataset has groups that no filter uses: --filter group rejects documents of the query's group"
+        )
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.index.exact import ExactIndex
-from hardneg.mining.candidates import Candidates, Context, Float, Mask
+from hardneg.memory import release
+from hardneg.mining.candidates import Candidates, Context, Float
 from hardneg.mining.filters import Chain, lowest_scores
 from hardneg.mining.samplers import Sampler, draw, query_keys
+
+_BLOCK = 4096  # queries searched and judged at once
 
 
 @dataclass(frozen=True)
@@ -34,10 +37,36 @@ class Judged:
     all_positive_scores: Float
     widened: int = 0
 
-    @property
-    def kept(self) -> Mask:
-        kept: Mask = (self.verdicts == 0) & self.candidates.real
-        return kept
+    @classmethod
+    def joined(cls, blocks: Sequence[Judged]) -> Judged:
+        """Blocks one after the other, filled up to the widest."""
+        if len(blocks) == 1:
+            return blocks[0]
+        parts = [block.candidates for block in blocks]
+        candidates = Candidates(
+            np.concatenate([part.queries for part in parts]),
+            _stacked([part.documents for part in parts], -1),
+            _stacked([part.scores for part in parts], -np.inf),
+            np.concatenate([part.positive_scores for part in parts]),
+            np.empty((sum(len(part.queries) for part in parts), 0), np.float32),  # searched: not needed any more
+        )
+        return cls(
+            candidates,
+            _stacked([block.verdicts for block in blocks], 0),
+            np.concatenate([block.chosen for block in blocks]),
+            _stacked([block.all_positive_scores for block in blocks], -np.inf),
+            sum(block.widened for block in blocks),
+        )
+
+
+def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
+    width = max(table.shape[1] for table in tables)
+    out = np.full((sum(map(len, tables)), width), fill, tables[0].dtype)
+    start = 0
+    for table in tables:
+        out[start : start + len(table), : table.shape[1]] = table
+        start += len(table)
+    return out
 
 
 class Miner:
@@ -77,12 +106,24 @@ class Miner:
         self.keys = query_keys(pairs.query_ids)
 
     def mine(self, start: int, stop: int, progress: Callable[[int], None] | None = None) -> Judged:
-        """Negatives of the queries in rows `start` to `stop`; `progress` as in `ExactIndex.search`."""
+        """Negatives of the queries in rows `start` to `stop`; `progress` as in `ExactIndex.search`.
+
+        An index that keeps its rounded documents is asked in small blocks, which need less memory.
+        """
+        step = _BLOCK if self.index.resident else stop - start
+        blocks = []
+        for at in range(start, stop, step):
+            blocks.append(self._mine(at, min(at + step, stop), progress))
+            release()
+        return Judged.joined(blocks)
+
+    def _mine(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Judged:
         queries = np.arange(start, stop)
         vectors = np.asarray(self.vectors[start:stop], np.float32)
         all_positive = self.index.pair_scores(vectors, self.pairs.positives.take(queries).padded())
         lowest = lowest_scores(all_positive)
         found = self.index.search(vectors, self.depth, progress)
+        release()
         candidates = Candidates(queries, found.documents, found.scores, lowest, vectors)
         verdicts = self.chain.verdicts(candidates, self.context)
         candidates, verdicts, widened = self._widen(candidates, verdicts)
@@ -95,9 +136,7 @@ class Miner:
         chosen = draw(self.sampler, candidates, kept, self.negatives, self.seed, self.keys[candidates.queries])
         return Judged(candidates, verdicts, chosen, all_positive, widened)
 
-    def _widen(
-        self, candidates: Candidates, verdicts: NDArray[np.uint8]
-    ) -> tuple[Candidates, NDArray[np.uint8], int]:
+    def _widen(self, candidates: Candidates, verdicts: NDArray[np.uint8]) -> tuple[Candidates, NDArray[np.uint8], int]:
         """Search deeper, four times each round, for the queries that ran out, and for no other."""
         widened = np.zeros(len(verdicts), bool)
         reach = self.depth

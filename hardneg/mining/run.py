@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hardneg.data.builder import open_pairs
-from hardneg.data.pairs import Pairs
+from hardneg.data.pairs import Pairs, strings
 from hardneg.data.store import atomic_path, read_json, sha256_file, write_json
 from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
@@ -115,7 +115,9 @@ def prepare(folder: Path, *, resume: bool, overwrite: bool) -> None:
             shutil.rmtree(folder)
         elif not resume:
             finished = "a finished run" if (folder / "run.json").exists() else "an unfinished run"
-            raise RunError(f"{folder} holds {finished}: go on with --resume, replace it with --overwrite, or choose another --out")
+            raise RunError(
+                f"{folder} holds {finished}: go on with --resume, replace it with --overwrite, or choose another --out"
+            )
     (folder / "progress").mkdir(parents=True, exist_ok=True)
 
 
@@ -141,17 +143,16 @@ class PartWriter:
         if not record.exists():
             return False
         files = read_json(record)["files"]
-        return all((self.folder / name).is_file() and sha256_file(self.folder / name) == sha for name, sha in files.items())
+        return all(
+            (self.folder / name).is_file() and sha256_file(self.folder / name) == sha for name, sha in files.items()
+        )
 
     def write(self, part: int, judged: Judged) -> None:
         start, stop = self.span(part)
-        tables = {
-            f"candidates/part-{part:05d}.parquet": candidate_table(judged, self.pairs, self.verdict_names),
-            f"progress/negatives-{part:05d}.parquet": negative_table(judged, self.pairs),
-        }
-        for name, table in tables.items():
-            write_parquet(self.folder / name, [table])
-        files = {name: sha256_file(self.folder / name) for name in tables}
+        names = f"candidates/part-{part:05d}.parquet", f"progress/negatives-{part:05d}.parquet"
+        write_parquet(self.folder / names[0], [candidate_table(judged, self.pairs, self.verdict_names)])
+        write_parquet(self.folder / names[1], [negative_table(judged, self.pairs)])
+        files = {name: sha256_file(self.folder / name) for name in names}
         counts = count(judged, self.verdict_names)
         record = {"start": start, "stop": stop, "files": files, "counts": counts.to_json()}
         write_json(self.folder / "progress" / f"part-{part:05d}.json", record)
@@ -168,7 +169,9 @@ class PartWriter:
             tables.append(pq.read_table(self.folder / "progress" / f"negatives-{part:05d}.parquet"))
         write_parquet(self.folder / "negatives.parquet", tables)
         files["negatives.parquet"] = sha256_file(self.folder / "negatives.parquet")
-        for path in sorted(p for name in ("source", "embeddings") for p in (self.folder / name).rglob("*") if p.is_file()):
+        for path in sorted(
+            p for name in ("source", "embeddings") for p in (self.folder / name).rglob("*") if p.is_file()
+        ):
             files[path.relative_to(self.folder).as_posix()] = sha256_file(path)
         run = {
             "schema_version": SCHEMA_VERSION,
@@ -183,9 +186,19 @@ class PartWriter:
 
 
 def write_parquet(path: Path, tables: list[pa.Table]) -> None:
+    names = tables[0].schema.names
+    scored = {"score": "BYTE_STREAM_SPLIT"} if "score" in names else None  # floats that never repeat
     with (
         atomic_path(path) as temporary,
-        pq.ParquetWriter(temporary, tables[0].schema, compression="zstd", store_schema=False) as writer,
+        pq.ParquetWriter(
+            temporary,
+            tables[0].schema,
+            compression="zstd",
+            store_schema=False,  # columns that are dictionaries here are plain strings for every reader
+            use_dictionary=[name for name in names if scored is None or name not in scored],
+            dictionary_pagesize_limit=1 << 26,
+            column_encoding=scored,
+        ) as writer,
     ):
         for table in tables:
             writer.write_table(table, row_group_size=1 << 20)
@@ -202,10 +215,11 @@ def candidate_table(judged: Judged, pairs: Pairs, verdict_names: list[str]) -> p
     used = np.flatnonzero(marked)
     code = np.cumsum(marked, dtype=np.int32) - 1
     queries = pa.DictionaryArray.from_arrays(
-        pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)), pairs.query_ids.take(pa.array(candidates.queries))
+        pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)),
+        pairs.query_ids.take(pa.array(candidates.queries)),
     )
     documents = pa.DictionaryArray.from_arrays(pa.array(code[flat]), pairs.document_ids.take(pa.array(used)))
-    verdicts = pa.DictionaryArray.from_arrays(pa.array(judged.verdicts[real].astype(np.int8)), pa.array(verdict_names))
+    verdicts = pa.DictionaryArray.from_arrays(pa.array(judged.verdicts[real].astype(np.int8)), strings(verdict_names))
     ranks = np.broadcast_to(candidates.ranks, real.shape)[real]
     columns = [queries, documents, pa.array(ranks), pa.array(candidates.scores[real]), verdicts]
     return pa.table(columns, names=CANDIDATE_SCHEMA.names)
@@ -256,7 +270,9 @@ def score_quantiles(tables: list[pa.Table]) -> dict[str, dict[str, float] | None
     """Quantiles of the scores of positives, of negatives, and of lowest positive minus negative."""
     table = pa.concat_tables(tables)
     positive, negative = _values(table, "positive_scores"), _values(table, "negative_scores")
-    lengths = [np.asarray(table[name].combine_chunks().value_lengths()) for name in ("positive_scores", "negative_scores")]
+    lengths = [
+        np.asarray(table[name].combine_chunks().value_lengths()) for name in ("positive_scores", "negative_scores")
+    ]
     lowest = np.full(len(table), np.nan, np.float32)
     has = lengths[0] > 0
     if has.any():

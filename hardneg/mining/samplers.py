@@ -19,7 +19,6 @@ from hardneg.hashing import UInt, mix
 from hardneg.mining.candidates import Candidates, Mask
 
 
-
 class Sampler(Protocol):
     def log_weights(self, candidates: Candidates) -> NDArray[np.float64] | None:
         """float64 `[n, K]` log weights, up to a constant per row; None: no chance, the nearest win."""
@@ -69,9 +68,7 @@ class SimANS:
         return np.where(np.isnan(positive), 0.0, weights)
 
 
-def draw(
-    sampler: Sampler, candidates: Candidates, kept: Mask, count: int, seed: int, keys: UInt
-) -> NDArray[np.int64]:
+def draw(sampler: Sampler, candidates: Candidates, kept: Mask, count: int, seed: int, keys: UInt) -> NDArray[np.int64]:
     """Columns of the chosen candidates.
 
     Args:
@@ -117,7 +114,11 @@ def query_keys(ids: pa.Array) -> UInt:
         return np.empty(0, np.uint64)
     _, offsets_buffer, data_buffer = ids.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int64)[ids.offset : ids.offset + len(ids) + 1]
-    data = np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]] if data_buffer is not None else np.empty(0, np.uint8)
+    data = (
+        np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]]
+        if data_buffer is not None
+        else np.empty(0, np.uint8)
+    )
     lengths = np.diff(offsets)
     place = np.arange(len(data)) - np.repeat(offsets[:-1] - offsets[0], lengths)
     powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, 0x100000001B3, np.uint64), dtype=np.uint64)

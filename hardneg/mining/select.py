@@ -165,7 +165,9 @@ def _index_opener(run: Run, pairs: Pairs) -> Callable[[], ExactIndex]:
         if config["corpus_embeddings"] is not None:
             path = Path(config["corpus_embeddings"])
             if not path.exists() or sha256_file(path) != run.info["fingerprints"]["corpus_embeddings"]:
-                raise RunError(f"{path} is missing or has changed since the run was made: this filter needs its vectors")
+                raise RunError(
+                    f"{path} is missing or has changed since the run was made: this filter needs its vectors"
+                )
             array: Any = aligned(
                 open_vectors(path), pairs.document_rows, pairs.source_document_rows, str(path), "documents"
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from hardneg.errors import UsageError, suggestion
 from hardneg.mining import filters as f
-from hardneg.mining.samplers import SimANS, Sampler, Softmax, Top, Uniform
+from hardneg.mining.samplers import Sampler, SimANS, Softmax, Top, Uniform
 
 Options = dict[str, str]
 
@@ -36,7 +36,9 @@ class _Values:
         self.spec, self.what, self.words, self.options = spec, what, list(words), dict(options)
         self.asked: list[str] = []
 
-    def number(self, key: str, default: float | None = None, low: float = -math.inf, high: float = math.inf) -> float | None:
+    def number(
+        self, key: str, default: float | None = None, low: float = -math.inf, high: float = math.inf
+    ) -> float | None:
         self.asked.append(key)
         if key not in self.options:
             return default
@@ -65,7 +67,9 @@ class _Values:
 
     def done(self) -> None:
         for key in self.options:
-            raise UsageError(f"{self.what} {self.spec!r}: there is no option {key!r}.{suggestion(key, self.asked) if self.asked else ''}")
+            raise UsageError(
+                f"{self.what} {self.spec!r}: there is no option {key!r}.{suggestion(key, self.asked) if self.asked else ''}"
+            )
         for word in self.words:
             raise UsageError(f"{self.what} {self.spec!r}: {word!r} is not understood; options are written key=value")
 

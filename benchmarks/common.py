@@ -1,0 +1,72 @@
+"""What every benchmark needs: a process of its own for each system, its time and its peak memory, one table."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def machine() -> str:
+    model = "unknown processor"
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+        flags = next((line for line in lines if line.startswith("flags")), "")
+        model += "".join(f" {flag}" for flag in ("avx512_vnni", "avx512_bf16", "amx_int8") if flag in flags.split())
+    return f"{os.cpu_count()} cores, {model}, Python {platform.python_version()}, {datetime.date.today()}"
+
+
+def versions(*packages: str) -> str:
+    found = []
+    for name in packages:
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            found.append(f"{name} not installed")
+    return ", ".join(found)
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def now_mb() -> float:
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def in_own_process(script: str, *args: str) -> dict[str, Any]:
+    """Run `script` with these arguments; its last line on stdout is a JSON object."""
+    done = subprocess.run([sys.executable, script, *args], stdout=subprocess.PIPE, text=True, check=True)
+    value: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return value
+
+
+def median_and_spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def jittered_vectors(folders: list[Path], count: int, noise: float, seed: int) -> np.ndarray:
+    """`count` unit vectors: the real ones of these folders, then copies of them with noise of this length added."""
+    real = np.concatenate([np.load(folder / "minilm" / "corpus.npy").astype(np.float32) for folder in folders])
+    generator = np.random.default_rng(seed)
+    copies = -(-count // len(real))
+    jitter = generator.standard_normal((copies * len(real), real.shape[1]), np.float32) * noise / np.sqrt(real.shape[1])
+    jitter[: len(real)] = 0
+    return unit(np.tile(unit(real), (copies, 1)) + jitter)[:count].astype(np.float32)
