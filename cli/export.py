@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import click
-from hardneg_cli.main import print_json
+
+from .main import print_json
 
 
 @click.command()

@@ -13,9 +13,9 @@ import click
 from hardneg.errors import HardnegError, UsageError, suggestion
 
 _COMMANDS = {
-    "mine": ("hardneg_cli.mine", "Search, filter, sample: hard negatives for every query of a dataset."),
-    "select": ("hardneg_cli.select", "Filter and sample again from the candidates of a run, without a new search."),
-    "export": ("hardneg_cli.export", "Write a run's negatives in the form that a trainer reads."),
+    "mine": (".mine", "Search, filter, sample: hard negatives for every query of a dataset."),
+    "select": (".select", "Filter and sample again from the candidates of a run, without a new search."),
+    "export": (".export", "Write a run's negatives in the form that a trainer reads."),
 }
 
 
@@ -30,7 +30,7 @@ class _Commands(click.Group):
             return None
         from importlib import import_module
 
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0]), cmd_name)
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0], __package__), cmd_name)
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

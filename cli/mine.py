@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from hardneg_cli.main import print_json
-from hardneg_cli.show import print_summary, progress_bars, summary, warn
+
+from .main import print_json
+from .show import print_summary, progress_bars, summary, warn
 
 FILTER_HELP = (
     "A filter; repeatable, applied in order after 'known', 'empty' and 'duplicate:text'. "

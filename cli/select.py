@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 import click
-from hardneg_cli.mine import FILTER_HELP, SAMPLER_HELP, report
-from hardneg_cli.show import progress_bars
+
+from .mine import FILTER_HELP, SAMPLER_HELP, report
+from .show import progress_bars
 
 
 @click.command()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -112,11 +113,11 @@ def print_summary(value: dict[str, Any]) -> None:
     verdicts.add_column(justify="right")
     for name, number in value["verdicts"].items():
         verdicts.add_row(name, f"{number:,}", f"{100 * number / max(1, value['candidates']):.1f} %")
-    scores = Table(title="scores", title_justify="left")
+    scores = Table(title="scores", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     scores.add_column("", no_wrap=True)
     names = ("mean", "min", "p5", "p25", "median", "p75", "p95", "max")
     for name in names:
-        scores.add_column(name, justify="right")
+        scores.add_column(name, justify="right", no_wrap=True)
     for label, key in (("positive", "positive"), ("negative", "negative"), ("positive - negative", "difference")):
         row = value["scores"][key]
         scores.add_row(label, *(["-"] * len(names) if row is None else [f"{row[n]:.3f}" for n in names]))

@@ -278,9 +278,9 @@ def labels_digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def _save(folder: Path, head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array]) -> None:
-    for name, array in arrays.items():
+    for name, column in arrays.items():
         with atomic_path(folder / "labels" / f"{name}.npy") as temporary, open(temporary, "wb") as f:
-            np.save(f, array, allow_pickle=False)
+            np.save(f, column, allow_pickle=False)
     for kind, column in ids.items():
         with atomic_path(folder / f"{kind}_ids.arrow") as temporary, pa.OSFile(str(temporary), "wb") as sink:
             table = pa.table({"id": column})

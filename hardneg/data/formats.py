@@ -258,13 +258,13 @@ class _PairRows:
     def __init__(self, builder: Builder, options: ReadOptions, first: tuple[str, Row]) -> None:
         self.builder = builder
         where, row = first
-        self.query = _column(row, options.query_column, QUERY_COLUMNS, where, "query")
+        self.query = _needed(row, options.query_column, QUERY_COLUMNS, where, "query")
         free = {name: value for name, value in row.items() if name != self.query}
-        self.positive = _column(free, options.positive_column, POSITIVE_COLUMNS, where, "positive")
-        self.id = _column(row, options.id_column, QUERY_ID_COLUMNS, where, None)
-        self.document_id = _column(row, options.document_id_column, DOCUMENT_ID_COLUMNS, where, None)
-        self.relevance = _column(row, options.relevance_column, RELEVANCE_COLUMNS, where, None)
-        self.group = _column(row, options.group_column, GROUP_COLUMNS, where, None)
+        self.positive = _needed(free, options.positive_column, POSITIVE_COLUMNS, where, "positive")
+        self.id = _column(row, options.id_column, QUERY_ID_COLUMNS, where)
+        self.document_id = _column(row, options.document_id_column, DOCUMENT_ID_COLUMNS, where)
+        self.relevance = _column(row, options.relevance_column, RELEVANCE_COLUMNS, where)
+        self.group = _column(row, options.group_column, GROUP_COLUMNS, where)
         if self.group == "label" and options.group_column is None and self.relevance is None and _binary(row["label"]):
             # (text, text, 0/1) is the usual labelled pair; any other label is a class.
             self.group, self.relevance = None, "label"
@@ -423,18 +423,19 @@ def _read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
         path = path / "corpus.jsonl"
     if not path.exists():
         raise DataError(f"{path} does not exist: --corpus takes a file of documents")
-    column = id_column = None
+    column: str | None = None
+    id_column: str | None = None
     for where, row in located_rows(path, options.split):
         if column is None:
-            column = _column(row, None, TEXT_COLUMNS, where, "text")
-            id_column = _column(row, None, ("_id", "id", *DOCUMENT_ID_COLUMNS), where, None)
+            column = _needed(row, None, TEXT_COLUMNS, where, "text")
+            id_column = _column(row, None, ("_id", "id", *DOCUMENT_ID_COLUMNS), where)
         if column not in row:
             raise DataError(f"{where}: there is no column {column!r}; it has: {', '.join(row)}")
         title = row.get("title") or ""
         builder.add_document(_id(row, id_column, where), row[column], title=title, where=where)
 
 
-def _column(row: Row, given: str | None, usual: tuple[str, ...], where: str, needed: str | None) -> str | None:
+def _column(row: Row, given: str | None, usual: tuple[str, ...], where: str) -> str | None:
     """The column to read: the given one, or the first usual name that the row has; names differ in case at most."""
     if given is not None:
         if given == "":
@@ -443,15 +444,18 @@ def _column(row: Row, given: str | None, usual: tuple[str, ...], where: str, nee
             raise DataError(f"{where}: there is no column {given!r}.{suggestion(given, row)}")
         return given
     lowered = {name.lower(): name for name in row}
-    for name in usual:
-        if name.lower() in lowered:
-            return lowered[name.lower()]
-    if needed is None:
-        return None
-    raise DataError(
-        f"{where}: no column looks like a {needed}; it has: {', '.join(row) or 'none'}. "
-        f"Usual names: {first_few(usual)}. Name yours with --{needed}-column"
-    )
+    return next((lowered[name.lower()] for name in usual if name.lower() in lowered), None)
+
+
+def _needed(row: Row, given: str | None, usual: tuple[str, ...], where: str, what: str) -> str:
+    """As `_column`, for a column that there has to be."""
+    found = _column(row, given, usual, where)
+    if found is None:
+        raise DataError(
+            f"{where}: no column looks like a {what}; it has: {', '.join(row) or 'none'}. "
+            f"Usual names: {first_few(usual, limit=20)}. Name yours with --{what}-column"
+        )
+    return found
 
 
 def _binary(value: Any) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hardneg.data.store import Rows, Sharded
 from hardneg.errors import DataError, UsageError, first_few, suggestion
 from hardneg.index.base import METRICS, Neighbours
 from hardneg.index.kernels import BLOCK, KERNELS, Kernel, QueryBlock, Tile, fastest_kernel, make_kernel
@@ -51,7 +52,7 @@ class ExactIndex:
 
     def __init__(
         self,
-        documents: NDArray[np.floating],
+        documents: NDArray[np.floating] | Sharded | Rows,
         metric: str = "cosine",
         kernel: str = "auto",
         threads: int | None = None,
@@ -157,8 +158,10 @@ class ExactIndex:
 
     def _finish(self, products: Float, documents: NDArray[np.integer]) -> Float:
         if self.metric == "cosine":
-            return products * self._inverse_norms[documents]
-        return -products if self.metric == "l2" else products
+            scaled: Float = products * self._inverse_norms[documents]
+            return scaled
+        signed: Float = -products if self.metric == "l2" else products
+        return signed
 
     def _search_tile(self, exact: Float, start: int, best: NDArray[np.int64], progress: Progress | None) -> None:
         stop = min(start + self._tile_rows, self.size)
@@ -336,19 +339,21 @@ def _unpack(keys: NDArray[np.int64]) -> tuple[Float, NDArray[np.int32]]:
     return np.where(missing, np.float32(-np.inf), bits.view(np.float32)), np.where(missing, -1, documents)
 
 
-def checked_norms(vectors: NDArray[np.floating], what: str, zero_allowed: bool = False) -> Float:
+def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zero_allowed: bool = False) -> Float:
     """float32 `[n]` Euclidean norms; raises DataError naming the first rows that hold NaN, Inf or only zeros."""
     norms = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), 16384):
         part = np.asarray(vectors[start : start + 16384], np.float32)
         norms[start : start + 16384] = np.sqrt(np.einsum("ij,ij->i", part, part))
-    bad = np.flatnonzero(~np.isfinite(norms))
+    # Rows as they stand in the file, where these are some of a file's rows.
+    names = vectors.rows if isinstance(vectors, Rows) else np.arange(len(vectors))
+    bad = names[~np.isfinite(norms)]
     if len(bad):
         raise DataError(
             f"{len(bad):,} of {len(vectors):,} {what} vectors hold NaN or infinite values (or overflow): "
             f"rows {first_few(bad)}. Embed those texts again or remove them"
         )
-    zero = np.flatnonzero(norms == 0)
+    zero = names[norms == 0]
     if len(zero) and not zero_allowed:
         raise DataError(
             f"{len(zero):,} of {len(vectors):,} {what} vectors are all zero, so they have no direction and no cosine: "

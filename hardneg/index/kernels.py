@@ -142,6 +142,9 @@ class Int8Kernel(Kernel):
 
     def __init__(self, sample: Float) -> None:
         super().__init__(sample)
+        self._width = (
+            self.dimension + -self.dimension % 4
+        )  # integer products take four at a time; d = 1 comes out wrong
         self.center = np.zeros(self.dimension, np.float32)
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
         if np.mean(_norms(sample - mean)) < 0.9 * np.mean(_norms(sample)):
@@ -161,12 +164,12 @@ class Int8Kernel(Kernel):
             turned = self._turn(part - self.center)
             largest = max(largest, float(turned.max()), -float(turned.min()))
         step = max(largest, 1e-30) / 127
-        values = np.zeros((_padded(len(documents)), self.dimension), np.int8)
+        values = np.zeros((_padded(len(documents)), self._width), np.int8)
         norm = error = 0.0
         for span, part in _chunks(documents, scale):
             turned = self._turn(part - self.center)
             rounded = np.rint(turned / np.float32(step)).clip(-127, 127)
-            values[span] = rounded
+            values[span, : self.dimension] = rounded
             norm = max(norm, float(_norms(turned).max()))
             error = max(error, float(_norms(turned - rounded * np.float32(step)).max()))
         return Tile(torch.from_numpy(values), norm, error, step)
@@ -176,8 +179,10 @@ class Int8Kernel(Kernel):
         steps = np.maximum(np.abs(turned).max(1), 1e-30).astype(np.float32) / 127
         rounded = np.rint(turned / steps[:, None]).clip(-127, 127)
         back = rounded * steps[:, None]
+        values = np.zeros((len(queries), self._width), np.int8)
+        values[:, : self.dimension] = rounded
         return QueryBlock(
-            torch.from_numpy(rounded.astype(np.int8)),
+            torch.from_numpy(values),
             _norms(queries),
             _norms(back),
             _norms(turned - back),

@@ -72,6 +72,11 @@ class Context:
     cache: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def titled(self) -> bool:
+        """Whether a document has a title, so that its body is another text than the whole."""
+        return not np.array_equal(self.pairs.body_keys, self.pairs.document_keys)
+
+    @cached_property
     def index(self) -> ExactIndex:
         return self.open_index()
 

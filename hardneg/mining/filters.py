@@ -129,16 +129,13 @@ class Duplicate(Filter):
         rows = known.row_numbers()
         n = len(candidates.queries)
         own = pairs.query_keys[candidates.queries]
-        # Query keys count against whole documents and against bodies: a title does not make it another text.
-        positive = Ragged.from_pairs(rows, pairs.document_keys[known.values], n)
-        itself = Ragged.from_pairs(np.flatnonzero(own), own[own != 0], n)
-        whole = pairs.document_keys[candidates.documents]
-        copies = members(whole, positive) | members(whole, itself)
-        if pairs.body_keys is not pairs.document_keys and not np.array_equal(pairs.body_keys, pairs.document_keys):
-            bodies = Ragged.from_pairs(rows, pairs.body_keys[known.values], n)
-            body = pairs.body_keys[candidates.documents]
-            copies |= members(body, bodies) | members(body, itself)
-        return ~(copies & (whole != 0))
+        rows = np.concatenate([rows, np.arange(n)])
+        copies = np.zeros(candidates.documents.shape, bool)
+        # Bodies count as well as whole documents: another title does not make it another text.
+        for keys in (pairs.document_keys, pairs.body_keys) if context.titled else (pairs.document_keys,):
+            values = np.concatenate([keys[known.values], own])
+            copies |= members(keys[candidates.documents], Ragged.from_pairs(rows[values != 0], values[values != 0], n))
+        return ~copies
 
     def _keep_near(self, candidates: Candidates, context: Context, near: float) -> Mask:
         keep: Mask = candidates.scores < near
@@ -326,7 +323,7 @@ def _load_cross_encoder(model: str) -> Callable[[list[tuple[str, str]]], Any]:
         predict = getattr(made, "predict", None)
         if not callable(predict):
             raise UsageError(f"{model}: the factory returned a {type(made).__name__} without predict(pairs)")
-        return predict
+        return lambda pairs: predict(pairs)
     try:
         from sentence_transformers import CrossEncoder as Model
     except ImportError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from hardneg.encoders.base import Encoder, make_encoder
 from hardneg.encoders.precomputed import aligned, open_vectors
 from hardneg.errors import DataError, RunError, UsageError, suggestion
 from hardneg.index.base import METRICS
-from hardneg.index.exact import ExactIndex
+from hardneg.index.exact import ExactIndex, checked_norms
 from hardneg.memory import release
 from hardneg.mining.embed import embed, fit
 from hardneg.mining.filters import Group
@@ -165,14 +166,19 @@ def mine(
         if threads < 1:
             raise UsageError(f"threads={threads} must be 1 or more")
         torch.set_num_threads(threads)
+    prepare(folder, resume=resume, overwrite=overwrite)
     try:
-        prepare(folder, resume=resume, overwrite=overwrite)
         _check_config(folder, options)
         clock = _Clock()
         inputs = _inputs(source, folder, options, vectors, encoder, batch_size, device, cache, progress, clock)
         _check_inputs(folder, inputs)
         embedder = guide_embedder(inputs.pairs, options, folder, cache, batch_size, device, progress)
         return _mine(folder, inputs, options, embedder, progress, clock, command)
+    except (DataError, UsageError):
+        # Bad input found before anything of worth was made: leave no half-made folder in the way of the next try.
+        if not resume and not any((folder / name).exists() for name in ("run.json", "embeddings", "candidates")):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
     finally:
         torch.set_num_threads(previous_threads)
 
@@ -208,6 +214,7 @@ def _mine(
         raise DataError(
             f"query vectors have {dimension} dimensions, corpus vectors {index.dimension}: embed both with the same encoder"
         )
+    checked_norms(inputs.query_vectors, "query", zero_allowed=options.metric != "cosine")
     miner = Miner(
         pairs,
         inputs.query_vectors,

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+WORDS = "red green blue round square small large old new fast slow cat dog bird fish tree stone river cloud".split()
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def hardneg(*args: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The command, in a process of its own."""
+    code = "from hardneg_cli.main import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, args)], input=stdin, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def beir(tmp_path: Path) -> Path:
+    """60 documents, 12 queries, several positives, a judged negative, unicode and integer-like ids, two splits."""
+    folder = tmp_path / "beir"
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(60)]
+    write_jsonl(folder / "corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": t} for i, t in enumerate(texts)])
+    queries = [{"_id": "größe" if i == 3 else str(i), "text": " ".join(texts[i].split()[:4])} for i in range(12)]
+    write_jsonl(folder / "queries.jsonl", queries)
+    (folder / "qrels").mkdir()
+    lines = ["query-id\tcorpus-id\tscore"]
+    lines += [f"{q['_id']}\td{i}\t1" for i, q in enumerate(queries[:10])]
+    lines += ["0\td20\t2", "1\td30\t0"]
+    (folder / "qrels" / "train.tsv").write_text("\n".join(lines) + "\n", "utf-8")
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n10\td10\t1\n", "utf-8")
+    return folder
+
+
+@pytest.fixture
+def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    return hardneg

@@ -1,0 +1,191 @@
+"""Exact search against a naive float64 reference, for every kernel and metric."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardneg.data.store import Rows, Sharded
+from hardneg.errors import DataError, UsageError
+from hardneg.index.base import METRICS, Index
+from hardneg.index.exact import ExactIndex
+from hardneg.index.kernels import KERNELS, fastest_kernel, make_kernel
+
+from .conftest import unit
+
+
+def naive_scores(queries: np.ndarray, documents: np.ndarray, metric: str) -> np.ndarray:
+    q, d = queries.astype(np.float64), documents.astype(np.float64)
+    if metric == "l2":
+        return -((q[:, None, :] - d[None, :, :]) ** 2).sum(-1)
+    if metric == "cosine":
+        q, d = q / np.linalg.norm(q, axis=1, keepdims=True), d / np.linalg.norm(d, axis=1, keepdims=True)
+    return q @ d.T
+
+
+def check(queries: np.ndarray, documents: np.ndarray, k: int, metric: str, kernel: str) -> None:
+    found = ExactIndex(documents, metric, kernel).search(queries, k)
+    truth = naive_scores(queries, documents, metric)
+    size = np.abs(truth).max() + (documents.astype(np.float64) ** 2).sum(1).max()
+    tolerance = 1e-5 * max(1.0, size)
+    assert found.scores.shape == found.documents.shape == (len(queries), k)
+    for i in range(len(queries)):
+        assert len(set(found.documents[i].tolist())) == k
+        np.testing.assert_allclose(found.scores[i], truth[i, found.documents[i]], atol=tolerance)
+        kth = np.sort(truth[i])[-k]
+        # Nothing clearly better than the k-th best is missing, nothing clearly worse is in.
+        missing = np.setdiff1d(np.flatnonzero(truth[i] > kth + tolerance), found.documents[i])
+        assert len(missing) == 0
+        assert (truth[i, found.documents[i]] >= kth - tolerance).all()
+        assert (np.diff(found.scores[i]) <= 0).all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("kernel", KERNELS)
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_equals_naive(metric: str, kernel: str, data: st.DataObject) -> None:
+    n, size, d = (data.draw(st.integers(1, high)) for high in (20, 700, 70))
+    seed = data.draw(st.integers(0, 2**31))
+    rng = np.random.default_rng(seed)
+    kind = data.draw(st.sampled_from(["gauss", "shifted", "outlier", "copies", "scaled"]))
+    queries, documents = rng.standard_normal((n, d)), rng.standard_normal((size, d))
+    if kind == "shifted":  # an anisotropic encoder: everything points one way
+        queries, documents = queries + 4, documents + 4
+    elif kind == "outlier":  # one component dominates, as in many transformers
+        documents[:, 0] *= 50
+    elif kind == "copies":  # ties
+        documents = documents[rng.integers(0, max(1, size // 5), size)]
+    elif kind == "scaled":
+        documents *= rng.uniform(0.01, 10, (size, 1))
+    queries, documents = queries.astype(np.float32), documents.astype(np.float32)
+    check(queries, documents, data.draw(st.integers(1, size)), metric, kernel)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_many_tiles(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hardneg.index.exact as exact
+
+    monkeypatch.setattr(exact, "_TILE_BYTES", 16 * 4 * 100)
+    rng = np.random.default_rng(1)
+    documents = unit(rng.standard_normal((1003, 16)))
+    queries = unit(rng.standard_normal((50, 16)))
+    check(queries, documents, 30, "cosine", kernel)
+    check(
+        queries, documents[np.argsort(documents @ queries[0])], 30, "cosine", kernel
+    )  # every tile better than the last
+
+
+def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hardneg.index.exact as exact
+
+    rng = np.random.default_rng(2)
+    documents = unit(rng.standard_normal((3000, 32)))[rng.integers(0, 2000, 3000)]
+    queries = unit(rng.standard_normal((200, 32)))
+    first = ExactIndex(documents, kernel="float32", threads=1).search(queries, 50)
+    for kernel in KERNELS:
+        for tile_bytes, threads in ((96 << 20, 1), (4 * 32 * 500, 3)):
+            monkeypatch.setattr(exact, "_TILE_BYTES", tile_bytes)
+            again = ExactIndex(documents, kernel=kernel, threads=threads).search(queries, 50)
+            assert again.scores.tobytes() == first.scores.tobytes()
+            assert again.documents.tobytes() == first.documents.tobytes()
+    part = ExactIndex(documents).search(queries[70:71], 50)
+    assert part.scores.tobytes() == first.scores[70:71].tobytes()
+
+
+def test_ties_are_ordered_by_row() -> None:
+    documents = np.tile(np.array([[1.0, 0.0]], np.float32), (500, 1))
+    found = ExactIndex(documents).search(documents[:1], 20)
+    assert found.documents[0].tolist() == list(range(20))
+
+
+def test_pair_scores_equal_search_scores() -> None:
+    rng = np.random.default_rng(3)
+    documents = rng.standard_normal((400, 24)).astype(np.float16)
+    queries = rng.standard_normal((30, 24)).astype(np.float32)
+    for metric in METRICS:
+        index = ExactIndex(documents, metric)
+        found = index.search(queries, 25)
+        again = index.pair_scores(queries, found.documents)
+        assert again.tobytes() == found.scores.tobytes()
+    holes = np.where(np.arange(25) % 2, found.documents, -1)
+    assert np.isneginf(index.pair_scores(queries, holes)[:, ::2]).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    kernel=st.sampled_from(KERNELS),
+    d=st.integers(1, 200),
+    seed=st.integers(0, 2**31),
+    shift=st.floats(0, 10),
+    scale=st.floats(1e-3, 1e3),
+)
+def test_bound_holds(kernel: str, d: int, seed: int, shift: float, scale: float) -> None:
+    """The certificate: no approximate score is further from the true one than the kernel says."""
+    rng = np.random.default_rng(seed)
+    documents = ((rng.standard_normal((64, d)) + shift) * scale).astype(np.float32)
+    queries = (rng.standard_normal((16, d)) + shift).astype(np.float32)
+    made = make_kernel(kernel, documents)
+    tile, block = made.tile(documents), made.queries(queries)
+    out = made.product(block, tile, torch.empty(16, 64, dtype=made.dtype)).double().numpy()
+    approximate = out * block.unit[:, None].astype(np.float64) * tile.unit + block.offset[:, None]
+    truth = queries.astype(np.float64) @ documents.astype(np.float64).T
+    assert (np.abs(approximate - truth) <= made.bound(block, tile)[:, None]).all()
+
+
+def test_reads_shards_and_rows() -> None:
+    rng = np.random.default_rng(4)
+    whole = rng.standard_normal((100, 8)).astype(np.float16)
+    sharded = Sharded([whole[:30], whole[30:35], whole[35:]])
+    queries = rng.standard_normal((5, 8)).astype(np.float32)
+    expected = ExactIndex(whole).search(queries, 10)
+    assert ExactIndex(sharded).search(queries, 10).documents.tobytes() == expected.documents.tobytes()
+    for span in (slice(0, 100), slice(10, 33), slice(29, 36), slice(40, 40), slice(0, 100, 7)):
+        np.testing.assert_array_equal(sharded[span], whole[span])
+    np.testing.assert_array_equal(sharded[np.array([99, 0, 34, 34])], whole[[99, 0, 34, 34]])
+    rows = np.array([5, 50, 7])
+    np.testing.assert_array_equal(Rows(whole, rows)[1:], whole[[50, 7]])
+
+
+def test_is_an_index() -> None:
+    index = ExactIndex(np.eye(3, dtype=np.float32))
+    assert isinstance(index, Index)
+    assert (index.size, index.dimension) == (3, 3)
+    assert fastest_kernel(64) in KERNELS
+
+
+def test_progress_adds_up() -> None:
+    rng = np.random.default_rng(5)
+    seen: list[int] = []
+    ExactIndex(rng.standard_normal((333, 8)).astype(np.float32)).search(np.ones((77, 8), np.float32), 5, seen.append)
+    assert sum(seen) == 333 * 77
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [(np.nan, "NaN or infinite.*rows 3, 7"), (np.inf, "NaN or infinite.*rows 3, 7"), (0.0, "all zero.*rows 3, 7")],
+)
+def test_bad_vectors_are_named(bad: float, message: str) -> None:
+    documents = np.ones((10, 4), np.float32)
+    documents[[3, 7]] = bad
+    with pytest.raises(DataError, match=message):
+        ExactIndex(documents)
+    with pytest.raises(DataError, match=message):
+        ExactIndex(np.ones((10, 4), np.float32)).search(documents, 2)
+
+
+def test_bad_arguments() -> None:
+    documents = np.ones((10, 4), np.float32)
+    with pytest.raises(UsageError, match="Did you mean 'cosine'"):
+        ExactIndex(documents, "cosin")
+    with pytest.raises(UsageError, match="Did you mean 'int8'"):
+        ExactIndex(documents, kernel="int")
+    with pytest.raises(DataError, match="no vectors"):
+        ExactIndex(np.ones((0, 4), np.float32))
+    with pytest.raises(DataError, match="4 dimensions"):
+        ExactIndex(documents).search(np.ones((1, 5), np.float32), 1)
+    with pytest.raises(UsageError, match="must be 1 to 10"):
+        ExactIndex(documents).search(documents, 11)
