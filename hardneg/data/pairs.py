@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 Int = NDArray[np.int64]
 
-BATCH_ROWS = 1024  # of texts on disk: fixed, so that row // BATCH_ROWS finds the batch
+BATCH_ROWS = 256  # of texts on disk: fixed, so that row // BATCH_ROWS finds the batch
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,7 @@ def mine(
     if resume and (folder / "run.json").exists():
         run = Run(folder)
         _same_config(run.info["config"], options.to_json(), folder)
+        shutil.rmtree(folder / "progress", ignore_errors=True)  # killed between the last write and the cleaning up
         return run
     previous_threads = torch.get_num_threads()
     if threads is not None:

@@ -65,11 +65,14 @@ class _Values:
             raise UsageError(f"{self.what} {self.spec!r}: {needed} is missing")
         return self.words.pop(0)
 
-    def done(self) -> None:
+    def no_other_options(self) -> None:
         for key in self.options:
             raise UsageError(
                 f"{self.what} {self.spec!r}: there is no option {key!r}.{suggestion(key, self.asked) if self.asked else ''}"
             )
+
+    def done(self) -> None:
+        self.no_other_options()
         for word in self.words:
             raise UsageError(f"{self.what} {self.spec!r}: {word!r} is not understood; options are written key=value")
 
@@ -91,6 +94,7 @@ def _rank(v: _Values) -> f.Filter:
 
 def _score(v: _Values) -> f.Filter:
     low, high = v.number("min"), v.number("max")
+    v.no_other_options()
     if low is None and high is None:
         raise UsageError(f"filter {v.spec!r}: give min=, max= or both")
     if low is not None and high is not None and high < low:
@@ -100,6 +104,7 @@ def _score(v: _Values) -> f.Filter:
 
 def _margin(v: _Values) -> f.Filter:
     absolute, relative = v.number("absolute", low=0), v.number("relative", low=0)
+    v.no_other_options()
     if absolute is None and relative is None:
         raise UsageError(f"filter {v.spec!r}: give absolute=, relative= or both, as in margin:relative=0.05")
     return f.Margin(absolute=absolute, relative=relative)
@@ -113,6 +118,7 @@ def _guide(v: _Values) -> f.Filter:
 
 def _cross_encoder(v: _Values) -> f.Filter:
     high, margin = v.number("max"), v.number("margin", low=0)
+    v.no_other_options()
     if high is None and margin is None:
         raise UsageError(f"filter {v.spec!r}: give max=, margin= or both")
     return f.CrossEncoder(model=v.word("the model, as in cross-encoder:NAME,max=0.3"), max=high, margin=margin)
@@ -135,6 +141,10 @@ _FILTERS: dict[str, Callable[[_Values], f.Filter]] = {
 def parse_filter(spec: str) -> f.Filter:
     """The filter that `spec` describes; UsageError names what is wrong with it and the nearest that exists."""
     name, words, options = split_spec(spec, "filter")
+    if name == "posterior":
+        raise UsageError(
+            f"filter {spec!r}: this version of hardneg cannot learn a posterior yet; known: {', '.join(_FILTERS)}"
+        )
     if name not in _FILTERS:
         raise UsageError(f"unknown filter {name!r}.{suggestion(name, _FILTERS)}")
     values = _Values(spec, "filter", words, options)

@@ -1,0 +1,253 @@
+"""Filters against naive loops, their composition, and their specs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardneg.data.pairs import Pairs, Ragged, fold
+from hardneg.errors import UsageError
+from hardneg.index.exact import ExactIndex
+from hardneg.mining import filters as f
+from hardneg.mining.candidates import Candidates, Context, members
+from hardneg.mining.filters import below_margin, lowest_scores
+from hardneg.mining.specs import parse_filter, parse_filters, parse_sampler
+
+from .conftest import unit
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_members_equals_sets(data: st.DataObject) -> None:
+    rows = data.draw(st.integers(1, 8))
+    sets = [data.draw(st.lists(st.integers(0, 30), max_size=data.draw(st.sampled_from([3, 25])))) for _ in range(rows)]
+    values = data.draw(st.lists(st.lists(st.integers(-1, 31), min_size=6, max_size=6), min_size=rows, max_size=rows))
+    numbers = [(i, v) for i, s in enumerate(sets) for v in s]
+    r, v = (np.array([pair[k] for pair in numbers], np.int64) for k in (0, 1))
+    ragged = Ragged.from_pairs(r, v, rows)
+    assert [sorted(set(s)) for s in sets] == [ragged.take(np.array([i])).values.tolist() for i in range(rows)]
+    found = members(np.array(values), ragged)
+    assert found.tolist() == [[x in s for x in row] for row, s in zip(values, sets, strict=True)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    s=st.floats(-1, 1, width=32),
+    p=st.floats(-1, 1, width=32),
+    absolute=st.none() | st.floats(0, 1, width=32),
+    relative=st.none() | st.floats(0, 1, width=32),
+)
+def test_margin(s: float, p: float, absolute: float | None, relative: float | None) -> None:
+    kept = bool(below_margin(np.array([[s]], np.float32), np.array([[p]], np.float32), absolute, relative)[0, 0])
+    limits = [np.float32(p) - np.float32(absolute)] if absolute is not None else []
+    limits += [np.float32(p) - abs(np.float32(p)) * np.float32(relative)] if relative is not None else []
+    assert kept == all(np.float32(s) <= limit for limit in limits)
+    if kept and (absolute is not None or relative is not None):
+        assert s <= p  # whatever the sign of p, nothing that scores above the positive stays
+
+
+def test_margin_without_a_positive_rejects_nothing() -> None:
+    assert below_margin(np.ones((1, 3), np.float32), np.full((1, 1), np.nan, np.float32), 0.5, 0.5).all()
+
+
+TEXTS = ["Red", " red ", "ＲＥＤ", "red\tfish", "blue", "Straße", "STRASSE", "", "green", "the red query"]
+QUERY = "the RED  query"
+
+
+@pytest.fixture
+def world() -> tuple[Candidates, Context]:
+    """One query; its positive is document 0; candidates are all documents, nearest first."""
+    rng = np.random.default_rng(0)
+    pairs = Pairs.from_columns(
+        [QUERY, "other"],
+        [TEXTS[0], TEXTS[5]],
+        corpus=TEXTS,
+        groups=["g", "h"],
+    )
+    assert pairs.documents.slice(0, 2) == ["Red", "Straße"]
+    vectors = unit(rng.standard_normal((len(pairs.document_ids), 8)))
+    index = ExactIndex(vectors)
+    queries = unit(rng.standard_normal((2, 8)))
+    found = index.search(queries, len(vectors))
+    positive = index.pair_scores(queries, pairs.positives.padded())
+    candidates = Candidates(np.arange(2), found.documents, found.scores, lowest_scores(positive), queries)
+    return candidates, Context(pairs, lambda: index, pairs.known_positives())
+
+
+def rejected(world: tuple[Candidates, Context], one: f.Filter, query: int = 0) -> set[str]:
+    candidates, context = world
+    texts = context.pairs.documents.slice(0, len(context.pairs.document_ids))
+    keep = one.keep(candidates, context, candidates.real)
+    return {texts[d] for d, k in zip(candidates.documents[query], keep[query], strict=True) if not k}
+
+
+def test_known_duplicate_empty_group(world: tuple[Candidates, Context]) -> None:
+    assert rejected(world, f.Known()) == {"Red"}
+    assert rejected(world, f.Duplicate()) == {"Red", " red ", "ＲＥＤ", "the red query"}
+    assert rejected(world, f.Duplicate(), 1) == {"Straße", "STRASSE"}
+    assert rejected(world, f.Empty()) == {""}
+    assert rejected(world, f.Group()) == {"Red"}
+
+
+def test_near_duplicates(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    vectors = np.asarray(context.index.documents)
+    near = 0.4
+    texts = context.pairs.documents.slice(0, len(vectors))
+    expected = {
+        texts[d]
+        for d in range(len(vectors))
+        if vectors[d] @ vectors[0] >= near or vectors[d] @ candidates.vectors[0] >= near
+    }
+    assert rejected(world, f.Duplicate(near=near)) == expected
+    assert "Red" in expected
+
+
+def test_distinct_keeps_the_nearest_copy(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    texts = context.pairs.documents.slice(0, len(context.pairs.document_ids))
+    seen: set[str] = set()
+    expected = []
+    for d in candidates.documents[0]:
+        folded = fold(texts[d])
+        expected.append(folded not in seen or folded == "")
+        seen.add(folded)
+    assert f.Distinct().keep(candidates, context, candidates.real)[0].tolist() == expected
+    assert not all(expected)
+
+
+def test_rank_and_score(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    keep = f.Rank(min=3, max=5).keep(candidates, context, candidates.real)
+    assert np.flatnonzero(keep[0]).tolist() == [2, 3, 4]
+    keep = f.Score(min=-0.1, max=0.3).keep(candidates, context, candidates.real)
+    assert keep.tolist() == ((candidates.scores >= np.float32(-0.1)) & (candidates.scores <= np.float32(0.3))).tolist()
+
+
+def test_chain_writes_the_first_verdict(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    chain = f.Known() & f.Duplicate() & f.Rank(max=4) & f.Rank(min=2)
+    assert chain.names == ["kept", "known", "duplicate", "rank", "rank#2"]
+    verdicts = chain.verdicts(candidates, context)
+    alive = np.ones(candidates.documents.shape, bool)
+    for code, one in enumerate(chain.filters, 1):
+        no = alive & ~one.keep(candidates, context, alive)
+        assert (verdicts[no] == code).all()
+        alive &= ~no
+    assert (verdicts[alive] == 0).all()
+
+
+def test_judged_negatives_are_exempt_from_guesses_only() -> None:
+    class RejectAll(f.Rank):
+        def keep(self, candidates: Candidates, context: Context, alive: Any) -> Any:
+            return np.zeros(candidates.documents.shape, bool)
+
+    class RejectAllSurely(RejectAll):
+        guesses = False
+
+    from hardneg.data.builder import Builder
+
+    builder = Builder(None)
+    q = builder.add_query("q", "q", where="")
+    for i in range(4):
+        d = builder.add_document(f"d{i}", f"d{i}", where="")
+        if i < 2:
+            builder.relate(q, d, 1 - i)
+    pairs = builder.finish("x")
+    candidates = Candidates(
+        np.array([0]),
+        np.arange(4, dtype=np.int32)[None],
+        np.zeros((1, 4), np.float32),
+        np.zeros(1, np.float32),
+        np.zeros((1, 2), np.float32),
+    )
+    context = Context(pairs, lambda: ExactIndex(np.eye(4, dtype=np.float32)), pairs.known_positives())
+    assert f.Chain([f.Known(), RejectAll()]).verdicts(candidates, context).tolist() == [[1, 0, 2, 2]]
+    assert f.Chain([f.Known(), RejectAllSurely()]).verdicts(candidates, context).tolist() == [[1, 2, 2, 2]]
+
+
+def test_more_may_pass(world: tuple[Candidates, Context]) -> None:
+    candidates, _ = world
+    assert not f.Rank(max=5).more_may_pass(candidates).any()
+    assert f.Rank(max=500).more_may_pass(candidates).all()
+    last = candidates.scores[:, -1]
+    assert not f.Score(min=float(last.max()) + 0.1).more_may_pass(candidates).any()
+    assert f.Score(min=-2.0).more_may_pass(candidates).all()
+    assert f.Margin(relative=0.05).more_may_pass(candidates).all()
+
+
+def test_titles_do_not_hide_duplicates() -> None:
+    from hardneg.data.builder import Builder
+
+    builder = Builder(None)
+    q = builder.add_query("q", "to be or not", where="")
+    for i, (title, text) in enumerate([("A", "body"), ("B", "body"), ("C", "to be or not"), ("D", ""), ("E", "")]):
+        builder.add_document(f"d{i}", text, title=title, where="")
+    builder.relate(q, 0, 1)
+    builder.relate(q, 3, 1)
+    pairs = builder.finish("x")
+    documents = np.arange(5, dtype=np.int32)[None]
+    candidates = Candidates(
+        np.array([0]), documents, np.zeros((1, 5), np.float32), np.zeros(1, np.float32), np.eye(1, 5)
+    )
+    context = Context(pairs, lambda: ExactIndex(np.eye(5, dtype=np.float32)), pairs.known_positives())
+    # 4 has a title and no body, like 3, and is another document all the same.
+    assert f.Duplicate().keep(candidates, context, candidates.real).tolist() == [[False, False, False, False, True]]
+
+
+def test_parse() -> None:
+    assert parse_filter("duplicate") == parse_filter("duplicate:text") == f.Duplicate()
+    assert parse_filter("duplicate:near=0.95") == f.Duplicate(near=0.95)
+    assert parse_filter("rank:min=10,max=100") == f.Rank(min=10, max=100)
+    assert parse_filter("score:min=0.2,max=0.8") == f.Score(min=0.2, max=0.8)
+    assert parse_filter("margin:relative=0.05") == f.Margin(relative=0.05)
+    assert parse_filter("guide:st:a/b,margin=0.1") == f.Guide(model="st:a/b", margin=0.1)
+    assert parse_filter("cross-encoder:x,max=.5") == f.CrossEncoder(model="x", max=0.5)
+    names = parse_filters(["known", "group", "duplicate:text"]).names
+    assert names == ["kept", "known", "empty", "duplicate", "group"]
+    assert parse_filters(["group"], defaults=False).names == ["kept", "known", "group"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("margn:relative=1", "unknown filter 'margn'. Did you mean 'margin'"),
+        ("posterior:x.json", "cannot learn a posterior yet"),
+        ("margin:relativ=0.1", "no option 'relativ'. Did you mean 'relative'"),
+        ("margin:relative=five", "relative='five' is not a number"),
+        ("margin:relative=-1", "must be 0 or more"),
+        ("margin:relative=nan", "must be 0 or more"),
+        ("margin", "give absolute=, relative= or both"),
+        ("margin:relative=1,relative=2", "given twice"),
+        ("rank:min=5,max=2", "max is below min"),
+        ("rank:min=0", "must be 1 or more"),
+        ("rank:min=1.5", "whole number"),
+        ("score", "give min=, max= or both"),
+        ("score:min=1,max=0", "max is below min"),
+        ("guide", "the guide model"),
+        ("cross-encoder:x", "give max=, margin= or both"),
+        ("group:strict", "'strict' is not understood"),
+        ("known:off=1", "no option 'off'"),
+    ],
+)
+def test_parse_errors(spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_filter(spec)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("tops", "Did you mean 'top'"),
+        ("softmax:temperature=0", "temperature=0 must be"),
+        ("softmax:t=1", "no option 't'"),
+        ("simans:a=-1", "a=-1 must be 0 or more"),
+    ],
+)
+def test_sampler_errors(spec: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        parse_sampler(spec)
