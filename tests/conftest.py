@@ -10,27 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-WORDS = [
-    "red",
-    "green",
-    "blue",
-    "round",
-    "square",
-    "small",
-    "large",
-    "old",
-    "new",
-    "fast",
-    "slow",
-    "cat",
-    "dog",
-    "bird",
-    "fish",
-    "tree",
-    "stone",
-    "river",
-    "cloud",
-]
+WORDS = ["red", "green", "blue", "round", "square", "small", "large", "old", "new", "fast", "slow"]
+WORDS += ["cat", "dog", "bird", "fish", "tree", "stone", "river", "cloud"]
 
 
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -40,9 +40,9 @@ def hashed_features(texts: Sequence[str], buckets: int, most: int = 4096) -> tup
     """
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     lengths = np.array([len(e) for e in encoded], np.int64)
-    # A separator after every text keeps words from running into the next one.
-    data = np.frombuffer(b"\0".join([*encoded, b""]), np.uint8)
-    owner = np.repeat(np.arange(len(texts)), lengths + 1)
+    # A separator after every text, and before the first, keeps them apart: features depend on no neighbour.
+    data = np.frombuffer(b"\0" + b"\0".join([*encoded, b""]), np.uint8)
+    owner = np.concatenate([[0], np.repeat(np.arange(len(texts)), lengths + 1)])
     numbers, rows = _features(data, owner)
     numbers = numbers % np.uint64(buckets)
     keys = np.unique(rows * np.int64(buckets + 1) + numbers.astype(np.int64))

@@ -1,0 +1,217 @@
+"""Every export format, in every file type, and back again through our own readers."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from hardneg import DataError, MineOptions, Pairs, Run, UsageError, export, mine, read_pairs
+from hardneg.data.builder import Builder
+
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """Three queries: two positives and 3 negatives; one positive and 2 of 3 negatives; no positive."""
+    builder = Builder(None)
+    for i, text in enumerate(["alpha, beta", 'say "gamma"\tnow', "new\nline"]):
+        builder.add_query(f"q{i}", text, where="")
+    for i in range(8):
+        builder.add_document(f"d{i}", f"text {i} ü", title=f"title {i}" if i % 2 else "", where="")
+    for query, document in ((0, 0), (0, 1), (1, 2)):
+        builder.relate(query, document, 1)
+    for i in (3, 4, 5, 6, 7):
+        builder.set_group("document", i, "g")
+    builder.set_group("query", 1, "g")
+    pairs = builder.finish("test")
+    return mine(pairs, tmp_path / "run", MineOptions(negatives=3, filters=("group",), default_filters=False))
+
+
+def truth(run: Run) -> Rows:
+    pairs = run.pairs()
+    texts = dict(zip(pairs.document_ids.to_pylist(), pairs.documents.slice(0, 8), strict=True))
+    queries = dict(zip(pairs.query_ids.to_pylist(), pairs.queries.slice(0, 3), strict=True))
+    return [
+        {
+            "id": row["query_id"],
+            "query": queries[row["query_id"]],
+            "pos": list(zip(row["positive_ids"], row["positive_scores"], strict=True)),
+            "neg": list(zip(row["negative_ids"], row["negative_scores"], strict=True)),
+            "texts": texts,
+        }
+        for row in run.negatives().to_pylist()
+    ]
+
+
+def expected(run: Run, format: str, scores: bool) -> Rows:
+    rows: Rows = []
+    for r in truth(run):
+        text, query, pos, neg = r["texts"], r["query"], r["pos"], r["neg"]
+        if format == "triplet":
+            rows += [
+                {"query": query, "positive": text[p], "negative": text[n]} | ({"scores": [ps, ns]} if scores else {})
+                for p, ps in pos
+                for n, ns in neg
+            ]
+        elif format == "n-tuple":
+            filled = [*neg, *[(None, None)] * (3 - len(neg))]
+            rows += [
+                {"query": query, "positive": text[p]}
+                | {f"negative_{i}": text.get(n) for i, (n, _) in enumerate(filled, 1)}
+                | ({"scores": [ps, *(s for _, s in filled)]} if scores else {})
+                for p, ps in pos
+            ]
+        elif format == "labeled-pair":
+            rows += [
+                {"query": query, "document": text[d]} | ({"score": s} if scores else {"label": label})
+                for label, side in ((1, pos), (0, neg))
+                for d, s in side
+            ]
+        elif format == "labeled-list":
+            both = [*pos, *neg]
+            values = {"scores": [s for _, s in both]} if scores else {"labels": [1] * len(pos) + [0] * len(neg)}
+            rows.append({"query": query, "documents": [text[d] for d, _ in both]} | values)
+        elif format == "flagembedding" and pos:
+            row = {"query": query, "pos": [text[d] for d, _ in pos], "neg": [text[d] for d, _ in neg]}
+            extra = {"pos_scores": [s for _, s in pos], "neg_scores": [s for _, s in neg]} if scores else {}
+            rows.append(row | extra)
+        elif format == "tevatron" and pos:
+            sides = {"positive_passages": pos, "negative_passages": neg}
+            rows.append(
+                {"query_id": r["id"], "query": query}
+                | {
+                    name: [
+                        {
+                            "docid": d,
+                            "title": f"title {d[1:]}" if int(d[1:]) % 2 else "",
+                            "text": f"text {d[1:]} ü",
+                        }
+                        | ({"score": s} if scores else {})
+                        for d, s in side
+                    ]
+                    for name, side in sides.items()
+                }
+            )
+    return rows
+
+
+def load(path: Path) -> Rows:
+    if path.suffix == ".parquet":
+        rows: Rows = pq.read_table(path).to_pylist()
+        return rows
+    if path.suffix == ".jsonl":
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    with open(path, encoding="utf-8", newline="") as f:
+        return list(csv.DictReader(f, delimiter="," if path.suffix == ".csv" else "\t"))
+
+
+TABLES = ("triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron")
+
+
+@pytest.mark.parametrize("scores", [False, True])
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv", ".tsv"])
+@pytest.mark.parametrize("format", TABLES)
+def test_tables(run: Run, tmp_path: Path, format: str, suffix: str, scores: bool) -> None:
+    report = export(run, format, tmp_path / f"out{suffix}", scores=scores)
+    rows = load(tmp_path / f"out{suffix}")
+    wanted = expected(run, format, scores)
+    assert len(rows) == len(wanted) == report.rows > 0
+    for row, want in zip(rows, wanted, strict=True):
+        if suffix in (".csv", ".tsv"):
+            cells = {}
+            for name, cell in want.items():
+                is_list = isinstance(cell, list)
+                cells[name] = json.loads(row[name]) if is_list else row[name]
+                want[name] = cell if is_list else "" if cell is None else str(cell)
+            row = cells
+        assert list(row) == list(want)
+        assert row == (pytest.approx(want) if "score" in want and suffix != ".csv" else want)
+
+
+def test_what_is_left_out_is_counted(run: Run, tmp_path: Path) -> None:
+    assert [len(r["neg"]) for r in truth(run)] == [3, 2, 3]
+    assert export(run, "triplet", tmp_path / "a.jsonl").left_out == Counter({"without a positive": 1})
+    report = export(run, "n-tuple", tmp_path / "b.jsonl", short="skip")
+    assert report.left_out == Counter({"without a positive": 1, "with fewer negatives than asked": 1})
+    assert (report.rows, report.queries) == (2, 1)
+    assert export(run, "labeled-list", tmp_path / "c.jsonl").left_out == Counter()
+
+
+def test_most_positives(run: Run, tmp_path: Path) -> None:
+    export(run, "triplet", tmp_path / "a.jsonl", max_positives=1)
+    first = truth(run)[0]
+    best = max(first["pos"], key=lambda pair: pair[1])[0]
+    rows = [row for row in load(tmp_path / "a.jsonl") if row["query"] == first["query"]]
+    assert {row["positive"] for row in rows} == {first["texts"][best]}
+    assert len(rows) == 3
+
+
+def test_trec(run: Run, tmp_path: Path) -> None:
+    export(run, "trec", tmp_path / "run.trec")
+    lines = [line.split() for line in (tmp_path / "run.trec").read_text().splitlines()]
+    flat = [(r["id"], d, i, s) for r in truth(run) for i, (d, s) in enumerate(r["neg"], 1)]
+    assert [(a, d, int(i), tag) for a, _, d, i, _, tag in lines] == [(a, d, i, "hardneg") for a, d, i, _ in flat]
+    assert [float(line[4]) for line in lines] == pytest.approx([s for *_, s in flat], abs=1e-6)
+
+
+def test_beir_and_back(run: Run, tmp_path: Path) -> None:
+    export(run, "beir", tmp_path / "beir")
+    again = read_pairs(str(tmp_path / "beir"))
+    pairs = run.pairs()
+    assert again.query_ids.equals(pairs.query_ids)
+    assert again.document_ids.equals(pairs.document_ids)
+    assert again.documents.slice(0, 8) == pairs.documents.slice(0, 8)
+    assert again.positives.padded().tolist() == pairs.positives.padded().tolist()
+    negatives = [sorted(d for d, _ in r["neg"]) for r in truth(run)]
+    ids = again.document_ids.to_pylist()
+    assert [[ids[d] for d in row if d >= 0] for row in again.judged_negatives.padded()] == negatives
+
+
+@pytest.mark.parametrize("format", ["flagembedding", "tevatron", "labeled-pair", "triplet"])
+def test_read_back(run: Run, tmp_path: Path, format: str) -> None:
+    export(run, format, tmp_path / "out.jsonl")
+    again = read_pairs(str(tmp_path / "out.jsonl"))
+    texts = again.documents.slice(0, len(again.document_ids))
+    found = {
+        query: {texts[d] for d in row if d >= 0}
+        for query, row in zip(again.queries.slice(0, len(again)), again.positives.padded(), strict=True)
+    }
+    wanted = {r["query"]: {r["texts"][p] for p, _ in r["pos"]} for r in truth(run)}
+    assert {q: p for q, p in found.items() if p} == {q: p for q, p in wanted.items() if p}
+
+
+def test_sentence_transformers_can_train_on_it(run: Run, tmp_path: Path) -> None:
+    from datasets import load_dataset
+
+    export(run, "triplet", tmp_path / "out.parquet")
+    dataset = load_dataset("parquet", data_files=str(tmp_path / "out.parquet"), split="train", cache_dir=str(tmp_path))
+    assert dataset.column_names == ["query", "positive", "negative"]
+    assert len(dataset) == 8
+
+
+def test_errors(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Did you mean 'triplet'"):
+        export(run, "triplets", tmp_path / "a.jsonl")
+    with pytest.raises(UsageError, match="must end in one of"):
+        export(run, "triplet", tmp_path / "a.txt")
+    with pytest.raises(UsageError, match="unknown value 'nul'"):
+        export(run, "n-tuple", tmp_path / "a.jsonl", short="nul")
+    export(run, "triplet", tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="a.jsonl exists"):
+        export(run, "triplet", tmp_path / "a.jsonl")
+    export(run, "triplet", tmp_path / "a.jsonl", overwrite=True)
+
+
+def test_ids_with_spaces_cannot_be_trec(tmp_path: Path) -> None:
+    pairs = Pairs.from_columns(["q"], ["a"], corpus=["b"], query_ids=["my query"])
+    run = mine(pairs, tmp_path / "run", MineOptions(negatives=1))
+    with pytest.raises(DataError, match="'my query' holds white space"):
+        export(run, "trec", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
