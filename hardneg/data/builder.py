@@ -32,7 +32,7 @@ class _Column:
         self.schema = pa.schema([(name, _TEXT) for name in names])
         self.path = path
         self.pending: list[tuple[str, ...]] = []
-        self.batches: list[pa.RecordBatch] = []
+        self.kept = {name: (bytearray(), array("q", [0])) for name in names}  # without a file: bytes, offsets
         self.sink = self.writer = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,13 +93,15 @@ class _Column:
         return number, True
 
     def _flush(self, where: str = "") -> None:
-        columns = [strings(column) for column in zip(*self.pending, strict=True)]
+        columns = list(zip(*self.pending, strict=True))
         self.pending = []
-        batch = pa.record_batch(columns, schema=self.schema)
         if self.writer is not None:
-            self.writer.write_batch(batch)
-        else:
-            self.batches.append(batch)
+            self.writer.write_batch(pa.record_batch([strings(column) for column in columns], schema=self.schema))
+            return
+        for (data, offsets), column in zip(self.kept.values(), columns, strict=True):
+            for text in column:
+                data += text.encode("utf-8")
+                offsets.append(len(data))
 
     def finish(self) -> Texts:
         if self.pending:
@@ -108,7 +110,11 @@ class _Column:
         self.by_text = {}
         self.text_of = array("q")
         if self.path is None or self.writer is None or self.sink is None:
-            return Texts(pa.Table.from_batches(self.batches, self.schema))
+            columns = [
+                pa.Array.from_buffers(_TEXT, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+                for data, offsets in self.kept.values()
+            ]
+            return Texts(pa.table(columns, schema=self.schema))
         self.writer.close()
         self.sink.close()
         self.path.with_name(f".{self.path.name}.tmp").replace(self.path)
