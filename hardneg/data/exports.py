@@ -7,7 +7,7 @@ import itertools
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,59 +42,6 @@ class Exported:
     rows: int = 0
     queries: int = 0
     left_out: Counter[str] = field(default_factory=Counter)  # reason -> queries
-
-
-@dataclass(frozen=True)
-class _Docs:
-    """Documents of each of n queries: `places` point into the block's texts."""
-
-    lists: Ragged
-    scores: NDArray[np.float32]
-
-    def take(self, rows: Int) -> _Docs:
-        numbered = Ragged(self.lists.offsets, np.arange(len(self.lists.values))).take(rows)
-        return _Docs(Ragged(numbered.offsets, self.lists.values[numbered.values]), self.scores[numbered.values])
-
-    def best(self, most: int) -> _Docs:
-        """The `most` best-scored of each query, best first."""
-        rows = self.lists.row_numbers()
-        order = np.lexsort((-self.scores, rows))
-        place = np.arange(len(rows)) - self.lists.offsets[rows]
-        order = order[place < most]
-        lengths = np.minimum(self.lists.lengths, most)
-        return _Docs(Ragged(np.concatenate([[0], np.cumsum(lengths)]), self.lists.values[order]), self.scores[order])
-
-
-@dataclass(frozen=True)
-class _Block:
-    """Some queries with all that a row can be made of.
-
-    Attributes:
-        ids, queries: Arrow strings `[n]`.
-        document_ids, titles, texts, whole: Arrow strings of the documents that the block names.
-    """
-
-    ids: pa.Array
-    queries: pa.Array
-    positives: _Docs
-    negatives: _Docs
-    document_ids: pa.Array
-    titles: pa.Array
-    texts: pa.Array
-    whole: pa.Array
-
-    def rows(self, keep: NDArray[np.bool_]) -> _Block:
-        if keep.all():
-            return self
-        rows = np.flatnonzero(keep)
-        chosen = pa.array(rows)
-        return replace(
-            self,
-            ids=self.ids.take(chosen),
-            queries=self.queries.take(chosen),
-            positives=self.positives.take(rows),
-            negatives=self.negatives.take(rows),
-        )
 
 
 def export(
@@ -156,7 +103,7 @@ def export(
     return report
 
 
-def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[_Block]:
+def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block]:
     table = run.negatives()
     for start in range(0, max(1, len(table)), _BLOCK):
         block = table.slice(start, _BLOCK).combine_chunks()
@@ -174,7 +121,7 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[_Bloc
         documents = pairs.documents.columns(rows)
         title, text = documents["title"].combine_chunks(), documents["text"].combine_chunks()
         joined = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, text, pa.scalar(" ", title.type)))
-        yield _Block(
+        yield Block(
             ids,
             queries["text"].combine_chunks(),
             positives,
@@ -186,12 +133,12 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[_Bloc
         )
 
 
-def _docs(block: pa.Table, side: str, pairs: Pairs) -> _Docs:
+def _docs(block: pa.Table, side: str, pairs: Pairs) -> Docs:
     """Corpus rows and scores of a side's documents."""
     ids, scores = (block[f"{side}_{name}"].combine_chunks() for name in ("ids", "scores"))
     rows = np.asarray(pc.index_in(ids.flatten(), value_set=pairs.document_ids), np.int64)
     offsets = np.concatenate([[0], np.cumsum(np.asarray(ids.value_lengths(), np.int64))])
-    return _Docs(Ragged(offsets, rows), np.asarray(scores.flatten(), np.float32))
+    return Docs(Ragged(offsets, rows), np.asarray(scores.flatten(), np.float32))
 
 
 _NO_POSITIVE = "without a positive"
@@ -200,11 +147,11 @@ _TOO_FEW = "with fewer negatives than asked"
 
 
 def _tables(
-    format: str, blocks: Iterator[_Block], report: Exported, scores: bool, asked: int, short: str
+    format: str, blocks: Iterator[Block], report: Exported, scores: bool, asked: int, short: str
 ) -> Iterator[pa.Table]:
     """One table a block; queries that the format cannot hold are counted and left out."""
     for block in blocks:
-        needs = {_NO_POSITIVE: block.positives.lists.lengths > 0} if format in _NEED_POSITIVE else {}
+        needs = {_NO_POSITIVE: block.positives.lists.lengths > 0} if format in NEED_POSITIVE else {}
         if format == "triplet":
             needs[_NO_NEGATIVE] = block.negatives.lists.lengths > 0
         if format == "n-tuple" and short == "skip":
@@ -214,112 +161,10 @@ def _tables(
             if missing := int((keep & ~holds).sum()):
                 report.left_out[reason] += missing
             keep &= holds
-        table = _FORMATS[format](block.rows(keep), scores, asked)
+        table = LAYOUTS[format](block.rows(keep), scores, asked)
         report.queries += int(keep.sum())
         report.rows += len(table)
         yield table
-
-
-def _list(lists: Ragged, values: pa.Array) -> pa.Array:
-    return pa.LargeListArray.from_arrays(pa.array(lists.offsets), values)
-
-
-def _of(block: _Block, places: Int) -> pa.Array:
-    return block.whole.take(pa.array(places))
-
-
-def _both(block: _Block) -> tuple[Ragged, NDArray[np.float32], NDArray[np.int64]]:
-    """Positives, then negatives, of each query: places, scores, labels."""
-    sides = block.positives, block.negatives
-    rows = np.concatenate([side.lists.row_numbers() for side in sides])
-    order = np.argsort(rows, kind="stable")
-    lengths = sides[0].lists.lengths + sides[1].lists.lengths
-    places = np.concatenate([side.lists.values for side in sides])[order]
-    scores = np.concatenate([side.scores for side in sides])[order]
-    labels = np.repeat([1, 0], [len(side.scores) for side in sides])[order]
-    return Ragged(np.concatenate([[0], np.cumsum(lengths)]), places), scores, labels
-
-
-def _triplets(block: _Block, scores: bool, asked: int) -> pa.Table:
-    p, n = block.positives, block.negatives
-    counts = p.lists.lengths * n.lists.lengths
-    rows = np.repeat(np.arange(len(counts)), counts)
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    which, other = np.divmod(place, n.lists.lengths[rows]) if len(rows) else (place, place)
-    which, other = which + p.lists.offsets[rows], other + n.lists.offsets[rows]
-    columns = {
-        "query": block.queries.take(pa.array(rows)),
-        "positive": _of(block, p.lists.values[which]),
-        "negative": _of(block, n.lists.values[other]),
-    }
-    if scores:
-        both = np.stack([p.scores[which], n.scores[other]], axis=1)
-        columns["scores"] = _list(Ragged(2 * np.arange(len(rows) + 1), rows), pa.array(both.ravel()))
-    return pa.table(columns)
-
-
-def _tuples(block: _Block, scores: bool, asked: int) -> pa.Table:
-    p, n = block.positives, block.negatives
-    rows = p.lists.row_numbers()
-    place = n.lists.offsets[rows][:, None] + np.arange(asked)
-    missing = np.arange(asked) >= n.lists.lengths[rows][:, None]
-    place = np.minimum(place, max(0, len(n.lists.values) - 1))
-    columns = {"query": block.queries.take(pa.array(rows)), "positive": _of(block, p.lists.values)}
-    for i in range(asked):
-        values = n.lists.values[place[:, i]] if len(n.lists.values) else place[:, i]
-        columns[f"negative_{i + 1}"] = block.whole.take(pa.array(values, mask=missing[:, i]))
-    if scores:
-        table = np.concatenate([p.scores[:, None], n.scores[place] if len(n.scores) else np.zeros(place.shape)], axis=1)
-        absent = np.pad(missing, ((0, 0), (1, 0)))
-        flat = pa.array(table.astype(np.float32).ravel(), mask=absent.ravel())
-        columns["scores"] = _list(Ragged((asked + 1) * np.arange(len(rows) + 1), rows), flat)
-    return pa.table(columns)
-
-
-def _labeled_pairs(block: _Block, scores: bool, asked: int) -> pa.Table:
-    lists, values, labels = _both(block)
-    columns = {"query": block.queries.take(pa.array(lists.row_numbers())), "document": _of(block, lists.values)}
-    columns |= {"score": pa.array(values)} if scores else {"label": pa.array(labels)}
-    return pa.table(columns)
-
-
-def _labeled_lists(block: _Block, scores: bool, asked: int) -> pa.Table:
-    lists, values, labels = _both(block)
-    columns = {"query": block.queries, "documents": _list(lists, _of(block, lists.values))}
-    columns |= {"scores": _list(lists, pa.array(values))} if scores else {"labels": _list(lists, pa.array(labels))}
-    return pa.table(columns)
-
-
-def _flagembedding(block: _Block, scores: bool, asked: int) -> pa.Table:
-    columns = {"query": block.queries}
-    sides = {"pos": block.positives, "neg": block.negatives}
-    columns |= {name: _list(side.lists, _of(block, side.lists.values)) for name, side in sides.items()}
-    if scores:
-        columns |= {f"{name}_scores": _list(side.lists, pa.array(side.scores)) for name, side in sides.items()}
-    return pa.table(columns)
-
-
-def _tevatron(block: _Block, scores: bool, asked: int) -> pa.Table:
-    columns = {"query_id": block.ids, "query": block.queries}
-    for name, side in (("positive_passages", block.positives), ("negative_passages", block.negatives)):
-        places = pa.array(side.lists.values)
-        parts = {"docid": block.document_ids, "title": block.titles, "text": block.texts}
-        fields = {key: column.take(places) for key, column in parts.items()}
-        if scores:
-            fields["score"] = pa.array(side.scores)
-        columns[name] = _list(side.lists, pa.StructArray.from_arrays(list(fields.values()), names=list(fields)))
-    return pa.table(columns)
-
-
-_FORMATS: dict[str, Callable[[_Block, bool, int], pa.Table]] = {
-    "triplet": _triplets,
-    "n-tuple": _tuples,
-    "labeled-pair": _labeled_pairs,
-    "labeled-list": _labeled_lists,
-    "flagembedding": _flagembedding,
-    "tevatron": _tevatron,
-}
-_NEED_POSITIVE = ("triplet", "n-tuple", "flagembedding", "tevatron")
 
 
 def _plain(type: pa.DataType) -> pa.DataType:
@@ -367,14 +212,14 @@ def _write_text(path: Path, lines: Iterator[str]) -> None:
         f.writelines(lines)
 
 
-def _pylists(side: _Docs, ids: list[str]) -> Iterator[tuple[list[str], list[float]]]:
+def _pylists(side: Docs, ids: list[str]) -> Iterator[tuple[list[str], list[float]]]:
     bounds = side.lists.offsets.tolist()
     places, scores = side.lists.values.tolist(), side.scores.tolist()
     for start, stop in itertools.pairwise(bounds):
         yield [ids[place] for place in places[start:stop]], scores[start:stop]
 
 
-def _trec(blocks: Iterator[_Block], report: Exported) -> Iterator[str]:
+def _trec(blocks: Iterator[Block], report: Exported) -> Iterator[str]:
     """TREC run lines of the negatives: query, Q0, document, rank, score, tag."""
     for block in blocks:
         found = _pylists(block.negatives, block.document_ids.to_pylist())
@@ -397,7 +242,7 @@ def _need_no_space(*ids: str) -> None:
             )
 
 
-def _write_beir(run: Run, pairs: Pairs, blocks: Iterator[_Block], path: Path, report: Exported) -> None:
+def _write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, report: Exported) -> None:
     """corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv: positives with score 1, negatives with score 0."""
     split = run.info["config"]["read"]["split"]
     with (

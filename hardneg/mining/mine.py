@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import platform
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ import numpy as np
 import torch
 
 from hardneg.data.builder import open_pairs, save_pairs
-from hardneg.data.formats import ReadOptions, read_pairs
+from hardneg.data.formats import read_pairs
 from hardneg.data.pairs import Pairs
 from hardneg.data.store import read_json, sha256_file, write_json
 from hardneg.encoders.base import Encoder, make_encoder
 from hardneg.encoders.precomputed import aligned, open_vectors
-from hardneg.errors import DataError, RunError, UsageError, suggestion
-from hardneg.index.base import METRICS
+from hardneg.errors import DataError, RunError, UsageError
 from hardneg.index.exact import ExactIndex, checked_norms
 from hardneg.memory import release
 from hardneg.mining.embed import embed, fit
@@ -33,80 +31,6 @@ from hardneg.mining.miner import Miner
 from hardneg.mining.run import PartWriter, Run, prepare
 from hardneg.mining.specs import parse_filters, parse_sampler
 from hardneg.progress import Progress, silent
-
-INDEXES = ("auto", "exact")
-PRECISIONS = ("float16", "float32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MineOptions:
-    """What decides a mining pass.
-
-    Attributes:
-        encoder: `hashed`, `st:NAME_OR_PATH` or `module:PKG.MOD:FACTORY`; unused when embeddings are given.
-        query_embeddings, corpus_embeddings: `.npy` files of vectors in the order of the source's rows.
-        index: `auto` or `exact`.
-        metric: `cosine`, `ip` or `l2`.
-        depth: candidates a query; None: 100, or the whole corpus when it is smaller.
-        max_depth: how deep a query is searched when filters leave it fewer than `negatives`; None: 4 * depth.
-        negatives: wanted a query.
-        filters: specs in order, after `known` and the defaults.
-        default_filters: whether `empty` and `duplicate:text` are used.
-        sampler: spec.
-        seed: of everything random.
-        query_prompt, document_prompt: put before each text.
-        precision: number format of stored vectors.
-        read: how to read the source.
-    """
-
-    encoder: str = "hashed"
-    query_embeddings: str | None = None
-    corpus_embeddings: str | None = None
-    index: str = "auto"
-    metric: str = "cosine"
-    depth: int | None = None
-    max_depth: int | None = None
-    negatives: int = 7
-    filters: tuple[str, ...] = ()
-    default_filters: bool = True
-    sampler: str = "top"
-    seed: int = 0
-    query_prompt: str = ""
-    document_prompt: str = ""
-    precision: str = "float16"
-    read: ReadOptions = field(default_factory=ReadOptions)
-
-    def validate(self) -> None:
-        """UsageError for everything that can be known to be wrong before any work starts."""
-        parse_filters(self.filters, self.default_filters)
-        parse_sampler(self.sampler)
-        for name, value, known in (
-            ("index", self.index, INDEXES),
-            ("metric", self.metric, METRICS),
-            ("precision", self.precision, PRECISIONS),
-        ):
-            if value not in known:
-                raise UsageError(f"unknown {name} {value!r}.{suggestion(value, known)}")
-        if self.negatives < 1 or (self.depth is not None and self.depth < 1):
-            raise UsageError("negatives and depth must be 1 or more")
-        depth = 100 if self.depth is None else self.depth
-        if self.negatives > depth:
-            raise UsageError(
-                f"{self.negatives} negatives a query cannot come from {depth} candidates: raise --depth to {self.negatives} or more"
-            )
-        if self.max_depth is not None and self.max_depth < depth:
-            raise UsageError(f"max depth {self.max_depth} is below the depth {depth}")
-        if (self.query_embeddings is None) != (self.corpus_embeddings is None):
-            raise UsageError("give both query embeddings and corpus embeddings, or neither")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"the seed {self.seed} must be 0 to 2^63 - 1")
-
-    def to_json(self) -> dict[str, Any]:
-        value = dataclasses.asdict(self)
-        value["filters"] = list(self.filters)
-        if self.read.corpus is not None:
-            value["read"]["corpus"] = str(self.read.corpus)
-        return value
 
 
 @dataclass
@@ -285,17 +209,6 @@ def _all_rejected(folder: Path, verdicts: dict[str, int]) -> str:
         f"{worst!r}: loosen it, or raise --depth. The run with every verdict is in {folder}; "
         f"'hardneg select' filters it again without a new search"
     )
-
-
-def resolve_depth(options: MineOptions, documents: int) -> tuple[int, int]:
-    """(depth, max depth) for a corpus of this size."""
-    if options.depth is not None and options.depth > documents:
-        raise DataError(
-            f"depth {options.depth} is more than the {documents:,} documents of the corpus: use --depth {documents} or less"
-        )
-    depth = min(100, documents) if options.depth is None else options.depth
-    max_depth = 4 * depth if options.max_depth is None else options.max_depth
-    return depth, min(max(depth, max_depth), documents)
 
 
 def _inputs(
