@@ -94,8 +94,8 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
     if given["resume"] and given["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
     from hardneg.data.formats import ReadOptions
-    from hardneg.mining.mine import MineOptions
     from hardneg.mining.mine import mine as run_mine
+    from hardneg.mining.options import MineOptions
 
     read = ReadOptions(
         format=given["format_"],

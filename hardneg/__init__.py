@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from hardneg.mining.candidates import Candidates as Candidates
     from hardneg.mining.filters import Chain as Chain
     from hardneg.mining.filters import Filter as Filter
-    from hardneg.mining.mine import MineOptions as MineOptions
     from hardneg.mining.mine import mine as mine
+    from hardneg.mining.options import MineOptions as MineOptions
     from hardneg.mining.run import Run as Run
     from hardneg.mining.select import select as select
     from hardneg.mining.specs import parse_filter as parse_filter
@@ -41,7 +41,7 @@ _HOME = {
     "HardnegError": "hardneg.errors",
     "HashedEncoder": "hardneg.encoders.hashed",
     "Index": "hardneg.index.base",
-    "MineOptions": "hardneg.mining.mine",
+    "MineOptions": "hardneg.mining.options",
     "Neighbours": "hardneg.index.base",
     "Pairs": "hardneg.data.pairs",
     "ReadOptions": "hardneg.data.formats",

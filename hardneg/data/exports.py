@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hardneg.data.layouts import LAYOUTS, NEED_POSITIVE, Block, Docs
 from hardneg.data.pairs import Pairs, Ragged
 from hardneg.data.store import atomic_path
 from hardneg.errors import DataError, UsageError, suggestion

@@ -133,7 +133,12 @@ class _PairRows:
         self.document_id = find_column(row, options.document_id_column, DOCUMENT_ID_COLUMNS, where)
         self.relevance = find_column(row, options.relevance_column, RELEVANCE_COLUMNS, where)
         self.group = find_column(row, options.group_column, GROUP_COLUMNS, where)
-        if self.group == "label" and options.group_column is None and self.relevance is None and is_binary(row["label"]):
+        if (
+            self.group == "label"
+            and options.group_column is None
+            and self.relevance is None
+            and is_binary(row["label"])
+        ):
             # (text, text, 0/1) is the usual labelled pair; any other label is a class.
             self.group, self.relevance = None, "label"
         self.negatives = [name for name in row if _NEGATIVE_COLUMN.fullmatch(name)]

@@ -7,6 +7,7 @@ block of queries. The first filter that rejects a candidate writes its verdict.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ KEPT = "kept"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Filter:
+class Filter(ABC):
     """Base of all filters.
 
     Attributes:
@@ -33,9 +34,9 @@ class Filter:
     name = "filter"
     guesses = True
 
+    @abstractmethod
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         """bool `[n, K]`, True where the candidate may stay. Where `alive` is False, the answer is not used."""
-        raise NotImplementedError
 
     def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
         """bool `[n]`: whether a document further down could pass this filter."""

@@ -28,6 +28,7 @@ from hardneg.memory import release
 from hardneg.mining.embed import embed, fit
 from hardneg.mining.filters import Group
 from hardneg.mining.miner import Miner
+from hardneg.mining.options import MineOptions, resolve_depth
 from hardneg.mining.run import PartWriter, Run, prepare
 from hardneg.mining.specs import parse_filters, parse_sampler
 from hardneg.progress import Progress, silent

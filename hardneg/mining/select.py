@@ -21,8 +21,9 @@ from hardneg.errors import RunError, UsageError
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context, Float
 from hardneg.mining.filters import lowest_scores
-from hardneg.mining.mine import MineOptions, guide_embedder
+from hardneg.mining.mine import guide_embedder
 from hardneg.mining.miner import Judged
+from hardneg.mining.options import MineOptions
 from hardneg.mining.run import PartWriter, Run, prepare
 from hardneg.mining.samplers import draw, query_keys
 from hardneg.mining.specs import parse_filters, parse_sampler
