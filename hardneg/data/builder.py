@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hardneg.data.pairs import BATCH_ROWS, Pairs, Ragged, Texts, join_title, strings, text_key
+from hardneg.data.arrow import numbers, strings
+from hardneg.data.pairs import BATCH_ROWS, Pairs, Ragged, Texts, join_title, text_key
 from hardneg.data.store import atomic_path, read_json, write_json
 from hardneg.errors import DataError, RunError
 
@@ -304,7 +305,7 @@ def _assemble(
     positives = Ragged(arrays["positive_offsets"], arrays["positive_values"]).take(kept)
     negatives = Ragged(arrays["negative_offsets"], arrays["negative_values"]).take(kept)
     return Pairs(
-        query_ids=ids["query"] if everything else ids["query"].take(pa.array(kept)),
+        query_ids=ids["query"] if everything else ids["query"].take(numbers(kept)),
         document_ids=ids["document"],
         queries=texts[0] if everything else texts[0].select(kept),
         documents=texts[1],

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hardneg.data.arrow import numbers, values_of
 from hardneg.data.layouts import LAYOUTS, NEED_POSITIVE, Block, Docs
 from hardneg.data.pairs import Pairs, Ragged
 from hardneg.data.store import atomic_path
@@ -118,7 +119,7 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block
             for side, part in zip(sides, np.split(place.ravel().astype(np.int64), [cut]), strict=True)
         )
         ids = block["query_id"].combine_chunks()
-        queries = pairs.queries.columns(np.asarray(pc.index_in(ids, value_set=pairs.query_ids), np.int64))
+        queries = pairs.queries.columns(values_of(pc.index_in(ids, value_set=pairs.query_ids)))
         documents = pairs.documents.columns(rows)
         title, text = documents["title"].combine_chunks(), documents["text"].combine_chunks()
         joined = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, text, pa.scalar(" ", title.type)))
@@ -127,7 +128,7 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block
             queries["text"].combine_chunks(),
             positives,
             negatives,
-            pairs.document_ids.take(pa.array(rows)),
+            pairs.document_ids.take(numbers(rows)),
             title,
             text,
             pc.if_else(pc.equal(title, ""), text, joined),
@@ -137,9 +138,9 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block
 def _docs(block: pa.Table, side: str, pairs: Pairs) -> Docs:
     """Corpus rows and scores of a side's documents."""
     ids, scores = (block[f"{side}_{name}"].combine_chunks() for name in ("ids", "scores"))
-    rows = np.asarray(pc.index_in(ids.flatten(), value_set=pairs.document_ids), np.int64)
-    offsets = np.concatenate([[0], np.cumsum(np.asarray(ids.value_lengths(), np.int64))])
-    return Docs(Ragged(offsets, rows), np.asarray(scores.flatten(), np.float32))
+    rows = values_of(pc.index_in(ids.flatten(), value_set=pairs.document_ids)).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(values_of(ids.value_lengths()), dtype=np.int64)])
+    return Docs(Ragged(offsets, rows), values_of(scores.flatten()))
 
 
 _NO_POSITIVE = "without a positive"

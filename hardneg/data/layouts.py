@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hardneg.data.arrow import numbers
 from hardneg.data.pairs import Ragged
 
 Int = NDArray[np.int64]
@@ -57,7 +58,7 @@ class Block:
         if keep.all():
             return self
         rows = np.flatnonzero(keep)
-        chosen = pa.array(rows)
+        chosen = numbers(rows)
         return replace(
             self,
             ids=self.ids.take(chosen),
@@ -68,11 +69,11 @@ class Block:
 
 
 def _list(lists: Ragged, values: pa.Array) -> pa.Array:
-    return pa.LargeListArray.from_arrays(pa.array(lists.offsets), values)
+    return pa.LargeListArray.from_arrays(numbers(lists.offsets), values)
 
 
 def _of(block: Block, places: Int) -> pa.Array:
-    return block.whole.take(pa.array(places))
+    return block.whole.take(numbers(places))
 
 
 def _both(block: Block) -> tuple[Ragged, NDArray[np.float32], NDArray[np.int64]]:
@@ -95,13 +96,13 @@ def _triplets(block: Block, scores: bool, asked: int) -> pa.Table:
     which, other = np.divmod(place, n.lists.lengths[rows]) if len(rows) else (place, place)
     which, other = which + p.lists.offsets[rows], other + n.lists.offsets[rows]
     columns = {
-        "query": block.queries.take(pa.array(rows)),
+        "query": block.queries.take(numbers(rows)),
         "positive": _of(block, p.lists.values[which]),
         "negative": _of(block, n.lists.values[other]),
     }
     if scores:
         both = np.stack([p.scores[which], n.scores[other]], axis=1)
-        columns["scores"] = _list(Ragged(2 * np.arange(len(rows) + 1), rows), pa.array(both.ravel()))
+        columns["scores"] = _list(Ragged(2 * np.arange(len(rows) + 1), rows), numbers(both.ravel()))
     return pa.table(columns)
 
 
@@ -111,29 +112,29 @@ def _tuples(block: Block, scores: bool, asked: int) -> pa.Table:
     place = n.lists.offsets[rows][:, None] + np.arange(asked)
     missing = np.arange(asked) >= n.lists.lengths[rows][:, None]
     place = np.minimum(place, max(0, len(n.lists.values) - 1))
-    columns = {"query": block.queries.take(pa.array(rows)), "positive": _of(block, p.lists.values)}
+    columns = {"query": block.queries.take(numbers(rows)), "positive": _of(block, p.lists.values)}
     for i in range(asked):
         values = n.lists.values[place[:, i]] if len(n.lists.values) else place[:, i]
-        columns[f"negative_{i + 1}"] = block.whole.take(pa.array(values, mask=missing[:, i]))
+        columns[f"negative_{i + 1}"] = block.whole.take(numbers(values, missing[:, i]))
     if scores:
         table = np.concatenate([p.scores[:, None], n.scores[place] if len(n.scores) else np.zeros(place.shape)], axis=1)
         absent = np.pad(missing, ((0, 0), (1, 0)))
-        flat = pa.array(table.astype(np.float32).ravel(), mask=absent.ravel())
+        flat = numbers(table.astype(np.float32).ravel(), absent.ravel())
         columns["scores"] = _list(Ragged((asked + 1) * np.arange(len(rows) + 1), rows), flat)
     return pa.table(columns)
 
 
 def _labeled_pairs(block: Block, scores: bool, asked: int) -> pa.Table:
     lists, values, labels = _both(block)
-    columns = {"query": block.queries.take(pa.array(lists.row_numbers())), "document": _of(block, lists.values)}
-    columns |= {"score": pa.array(values)} if scores else {"label": pa.array(labels)}
+    columns = {"query": block.queries.take(numbers(lists.row_numbers())), "document": _of(block, lists.values)}
+    columns |= {"score": numbers(values)} if scores else {"label": numbers(labels)}
     return pa.table(columns)
 
 
 def _labeled_lists(block: Block, scores: bool, asked: int) -> pa.Table:
     lists, values, labels = _both(block)
     columns = {"query": block.queries, "documents": _list(lists, _of(block, lists.values))}
-    columns |= {"scores": _list(lists, pa.array(values))} if scores else {"labels": _list(lists, pa.array(labels))}
+    columns |= {"scores": _list(lists, numbers(values))} if scores else {"labels": _list(lists, numbers(labels))}
     return pa.table(columns)
 
 
@@ -142,18 +143,18 @@ def _flagembedding(block: Block, scores: bool, asked: int) -> pa.Table:
     sides = {"pos": block.positives, "neg": block.negatives}
     columns |= {name: _list(side.lists, _of(block, side.lists.values)) for name, side in sides.items()}
     if scores:
-        columns |= {f"{name}_scores": _list(side.lists, pa.array(side.scores)) for name, side in sides.items()}
+        columns |= {f"{name}_scores": _list(side.lists, numbers(side.scores)) for name, side in sides.items()}
     return pa.table(columns)
 
 
 def _tevatron(block: Block, scores: bool, asked: int) -> pa.Table:
     columns = {"query_id": block.ids, "query": block.queries}
     for name, side in (("positive_passages", block.positives), ("negative_passages", block.negatives)):
-        places = pa.array(side.lists.values)
+        places = numbers(side.lists.values)
         parts = {"docid": block.document_ids, "title": block.titles, "text": block.texts}
         fields = {key: column.take(places) for key, column in parts.items()}
         if scores:
-            fields["score"] = pa.array(side.scores)
+            fields["score"] = numbers(side.scores)
         columns[name] = _list(side.lists, pa.StructArray.from_arrays(list(fields.values()), names=list(fields)))
     return pa.table(columns)
 

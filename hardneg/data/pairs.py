@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hardneg.data.arrow import numbers
+
 Int = NDArray[np.int64]
 
 BATCH_ROWS = 256  # of texts on disk: fixed, so that row // BATCH_ROWS finds the batch
@@ -124,28 +126,14 @@ class Texts:
         if self._selected is not None:
             rows = self._selected[rows]
         if self._table is not None:
-            return self._table.take(pa.array(rows))
+            return self._table.take(numbers(rows))
         wanted, inverse = np.unique(rows, return_inverse=True)
         which = wanted // BATCH_ROWS
         pieces = [
-            self._reader.get_batch(int(i)).take(pa.array(wanted[which == i] - i * BATCH_ROWS)) for i in np.unique(which)
+            self._reader.get_batch(int(i)).take(numbers(wanted[which == i] - i * BATCH_ROWS)) for i in np.unique(which)
         ]
         self._release()
-        return pa.Table.from_batches(pieces, self._reader.schema).combine_chunks().take(pa.array(inverse.ravel()))
-
-
-def strings(values: Sequence[str | bytes], type: pa.DataType | None = None) -> pa.Array:
-    """An Arrow array of these strings, `large_string` unless told otherwise.
-
-    `pa.array(list)` imports pandas where it is installed, to ask whether the list is a Series: half a
-    second and 50 MB for nothing.
-    """
-    encoded = [value.encode("utf-8") if isinstance(value, str) else value for value in values]
-    offsets = np.zeros(len(encoded) + 1, np.int64)
-    np.cumsum([len(value) for value in encoded], out=offsets[1:])
-    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
-    array = pa.Array.from_buffers(pa.large_string(), len(encoded), buffers)
-    return array if type is None else array.cast(type)
+        return pa.Table.from_batches(pieces, self._reader.schema).combine_chunks().take(numbers(inverse.ravel()))
 
 
 def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:

@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hardneg.data.arrow import numbers, strings, values_of
 from hardneg.data.builder import open_pairs
-from hardneg.data.pairs import Pairs, strings
+from hardneg.data.pairs import Pairs
 from hardneg.data.store import atomic_path, read_json, sha256_file, write_json
 from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
@@ -215,13 +216,13 @@ def candidate_table(judged: Judged, pairs: Pairs, verdict_names: list[str]) -> p
     used = np.flatnonzero(marked)
     code = np.cumsum(marked, dtype=np.int32) - 1
     queries = pa.DictionaryArray.from_arrays(
-        pa.array(np.repeat(np.arange(len(counts), dtype=np.int32), counts)),
-        pairs.query_ids.take(pa.array(candidates.queries)),
+        numbers(np.repeat(np.arange(len(counts), dtype=np.int32), counts)),
+        pairs.query_ids.take(numbers(candidates.queries)),
     )
-    documents = pa.DictionaryArray.from_arrays(pa.array(code[flat]), pairs.document_ids.take(pa.array(used)))
-    verdicts = pa.DictionaryArray.from_arrays(pa.array(judged.verdicts[real].astype(np.int8)), strings(verdict_names))
+    documents = pa.DictionaryArray.from_arrays(numbers(code[flat]), pairs.document_ids.take(numbers(used)))
+    verdicts = pa.DictionaryArray.from_arrays(numbers(judged.verdicts[real].astype(np.int8)), strings(verdict_names))
     ranks = np.broadcast_to(candidates.ranks, real.shape)[real]
-    columns = [queries, documents, pa.array(ranks), pa.array(candidates.scores[real]), verdicts]
+    columns = [queries, documents, numbers(ranks), numbers(candidates.scores[real]), verdicts]
     return pa.table(columns, names=CANDIDATE_SCHEMA.names)
 
 
@@ -235,12 +236,12 @@ def negative_table(judged: Judged, pairs: Pairs) -> pa.Table:
     positive_scores = judged.all_positive_scores[~np.isneginf(judged.all_positive_scores)]
     n = len(candidates.queries)
     arrays = [
-        pairs.query_ids.take(pa.array(candidates.queries)),
-        _lists(positives.lengths, pairs.document_ids.take(pa.array(positives.values))),
-        _lists(positives.lengths, pa.array(positive_scores)),
-        _lists(counts, pairs.document_ids.take(pa.array(candidates.documents[rows, columns]))),
-        _lists(counts, pa.array(candidates.scores[rows, columns])),
-        _lists(counts, pa.array(candidates.ranks[columns])),
+        pairs.query_ids.take(numbers(candidates.queries)),
+        _lists(positives.lengths, pairs.document_ids.take(numbers(positives.values))),
+        _lists(positives.lengths, numbers(positive_scores)),
+        _lists(counts, pairs.document_ids.take(numbers(candidates.documents[rows, columns]))),
+        _lists(counts, numbers(candidates.scores[rows, columns])),
+        _lists(counts, numbers(candidates.ranks[columns])),
         pa.nulls(n, pa.list_(pa.float32())),
     ]
     return pa.table(arrays, schema=NEGATIVE_SCHEMA)
@@ -249,7 +250,7 @@ def negative_table(judged: Judged, pairs: Pairs) -> pa.Table:
 def _lists(lengths: np.ndarray, values: pa.Array) -> pa.ListArray:
     offsets = np.zeros(len(lengths) + 1, np.int32)
     np.cumsum(lengths, out=offsets[1:])
-    return pa.ListArray.from_arrays(pa.array(offsets), values)
+    return pa.ListArray.from_arrays(numbers(offsets), values)
 
 
 def count(judged: Judged, verdict_names: list[str]) -> Counts:
@@ -271,7 +272,7 @@ def score_quantiles(tables: list[pa.Table]) -> dict[str, dict[str, float] | None
     table = pa.concat_tables(tables)
     positive, negative = _values(table, "positive_scores"), _values(table, "negative_scores")
     lengths = [
-        np.asarray(table[name].combine_chunks().value_lengths()) for name in ("positive_scores", "negative_scores")
+        values_of(table[name].combine_chunks().value_lengths()) for name in ("positive_scores", "negative_scores")
     ]
     lowest = np.full(len(table), np.nan, np.float32)
     has = lengths[0] > 0
@@ -284,15 +285,15 @@ def score_quantiles(tables: list[pa.Table]) -> dict[str, dict[str, float] | None
 
 
 def _values(table: pa.Table, name: str) -> np.ndarray:
-    return np.asarray(table[name].combine_chunks().flatten(), np.float32)
+    return values_of(table[name].combine_chunks().flatten())
 
 
 def _quantiles(values: np.ndarray) -> dict[str, float] | None:
     if len(values) == 0:
         return None
     at = {"min": 0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
-    numbers = np.quantile(values, list(at.values()))
-    return {"mean": float(values.mean(dtype=np.float64)), **dict(zip(at, map(float, numbers), strict=True))}
+    found = np.quantile(values, list(at.values()))
+    return {"mean": float(values.mean(dtype=np.float64)), **dict(zip(at, map(float, found), strict=True))}
 
 
 class Run:

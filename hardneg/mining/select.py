@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hardneg.data.arrow import values_of
 from hardneg.data.pairs import Pairs, Ragged
 from hardneg.data.store import EmbeddingStore, read_json, sha256_file
 from hardneg.encoders.precomputed import aligned, open_vectors
@@ -122,8 +123,8 @@ def select(
 
 def _positive_scores(run: Run) -> Ragged:
     column = run.negatives()["positive_scores"].combine_chunks()
-    lengths = np.asarray(column.value_lengths(), np.int64)
-    return Ragged(np.concatenate([[0], np.cumsum(lengths)]), np.asarray(column.flatten()))
+    lengths = values_of(column.value_lengths())
+    return Ragged(np.concatenate([[0], np.cumsum(lengths)]), values_of(column.flatten()))
 
 
 def _load(path: Path, pairs: Pairs, start: int, stop: int, positive_scores: Ragged) -> tuple[Candidates, Float]:
@@ -140,7 +141,7 @@ def _load(path: Path, pairs: Pairs, start: int, stop: int, positive_scores: Ragg
     found = np.full(shape, -1, np.int32)
     scores = np.full(shape, -np.inf, np.float32)
     found[rows, place] = documents
-    scores[rows, place] = np.asarray(table["score"])
+    scores[rows, place] = values_of(table["score"])
     part = positive_scores.take(np.arange(start, stop))
     width = int(part.lengths.max(initial=0))
     all_positive = np.full((stop - start, width), -np.inf, np.float32)
@@ -155,7 +156,7 @@ def _places(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> np.ndarray:
     if places.null_count:
         first = column.filter(pc.is_null(places))[0].as_py()
         raise RunError(f"{path}: the id {first!r} is not in the run's dataset: the run is damaged")
-    return np.asarray(places, np.int64)
+    return values_of(places).astype(np.int64)
 
 
 def _index_opener(run: Run, pairs: Pairs) -> Callable[[], ExactIndex]:
