@@ -1,16 +1,18 @@
 """Between numpy and Arrow, by buffer.
 
-`pa.array` and `np.asarray(arrow)` import pandas where it is installed, only to ask whether it is involved:
-half a second and 40 MB for nothing. These helpers hand buffers over instead, without a copy.
+`pa.array`, `np.asarray(arrow)` and `pq.read_table` import pandas where it is installed, only to ask whether
+it is involved: half a second and 40 MB for nothing. These helpers hand buffers over instead, without a copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 _TYPES: dict[np.dtype[Any], pa.DataType] = {
@@ -49,3 +51,9 @@ def values_of(array: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
     if len(array) == 0:
         return np.empty(0, dtype)
     return np.frombuffer(array.buffers()[1], dtype, len(array), array.offset * dtype.itemsize)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> pa.Table:
+    """A Parquet file as one table."""
+    with pq.ParquetFile(path) as file:
+        return file.read(columns, use_threads=False)  # worker threads would keep what they freed

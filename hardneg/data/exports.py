@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hardneg.data.arrow import numbers, values_of
+from hardneg.data.arrow import numbers, strings, values_of
 from hardneg.data.layouts import LAYOUTS, NEED_POSITIVE, Block, Docs
 from hardneg.data.pairs import Pairs, Ragged
 from hardneg.data.store import atomic_path
 from hardneg.errors import DataError, UsageError, suggestion
+from hardneg.memory import release
 
 if TYPE_CHECKING:
     from hardneg.mining.run import Run
@@ -107,7 +108,9 @@ def export(
 
 def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block]:
     table = run.negatives()
+    nothing, space = strings(["", " "])
     for start in range(0, max(1, len(table)), _BLOCK):
+        release()
         block = table.slice(start, _BLOCK).combine_chunks()
         sides = [_docs(block, name, pairs) for name in ("positive", "negative")]
         if max_positives is not None:
@@ -122,7 +125,7 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block
         queries = pairs.queries.columns(values_of(pc.index_in(ids, value_set=pairs.query_ids)))
         documents = pairs.documents.columns(rows)
         title, text = documents["title"].combine_chunks(), documents["text"].combine_chunks()
-        joined = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, text, pa.scalar(" ", title.type)))
+        joined = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, text, space))
         yield Block(
             ids,
             queries["text"].combine_chunks(),
@@ -131,7 +134,7 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block
             pairs.document_ids.take(numbers(rows)),
             title,
             text,
-            pc.if_else(pc.equal(title, ""), text, joined),
+            pc.if_else(pc.equal(title, nothing), text, joined),
         )
 
 

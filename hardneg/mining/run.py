@@ -13,8 +13,10 @@ loses the part it was at and nothing else.
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hardneg.data.arrow import numbers, strings, values_of
+from hardneg.data.arrow import numbers, read_parquet, strings, values_of
 from hardneg.data.builder import open_pairs
 from hardneg.data.pairs import Pairs
 from hardneg.data.store import atomic_path, read_json, sha256_file, write_json
@@ -31,7 +33,7 @@ from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
 
 SCHEMA_VERSION = 1
-PART_ROWS = 8192  # queries a part: fixed, so that the files do not depend on how the work was cut
+PART_ROWS = 4096  # queries a part: fixed, so that the files do not depend on how the work was cut
 
 CANDIDATE_SCHEMA = pa.schema(
     [
@@ -162,13 +164,13 @@ class PartWriter:
         """Join the parts, write run.json, remove what was only needed on the way; returns what run.json holds."""
         counts = Counts()
         files: dict[str, str] = {}
-        tables = []
         for part in range(self.parts):
             record = read_json(self.folder / "progress" / f"part-{part:05d}.json")
             counts.add(Counts.from_json(record["counts"]))
             files |= {name: sha for name, sha in record["files"].items() if name.startswith("candidates/")}
-            tables.append(pq.read_table(self.folder / "progress" / f"negatives-{part:05d}.parquet"))
-        write_parquet(self.folder / "negatives.parquet", tables)
+        parts = (self.folder / "progress" / f"negatives-{part:05d}.parquet" for part in range(self.parts))
+        scores = ScoreQuantiles()
+        write_parquet(self.folder / "negatives.parquet", map(scores.see, map(read_parquet, parts)))
         files["negatives.parquet"] = sha256_file(self.folder / "negatives.parquet")
         for path in sorted(
             p for name in ("source", "embeddings") for p in (self.folder / name).rglob("*") if p.is_file()
@@ -178,7 +180,7 @@ class PartWriter:
             "schema_version": SCHEMA_VERSION,
             **head,
             "counts": counts.to_json(),
-            "scores": score_quantiles(tables),
+            "scores": scores.quantiles(),
             "files": dict(sorted(files.items())),
         }
         write_json(self.folder / "run.json", run)
@@ -186,14 +188,17 @@ class PartWriter:
         return run
 
 
-def write_parquet(path: Path, tables: list[pa.Table]) -> None:
-    names = tables[0].schema.names
+def write_parquet(path: Path, tables: Iterable[pa.Table]) -> None:
+    """Write tables of one schema, one after the other."""
+    tables = iter(tables)
+    first = next(tables)
+    names = first.schema.names
     scored = {"score": "BYTE_STREAM_SPLIT"} if "score" in names else None  # floats that never repeat
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(
             temporary,
-            tables[0].schema,
+            first.schema,
             compression="zstd",
             store_schema=False,  # columns that are dictionaries here are plain strings for every reader
             use_dictionary=[name for name in names if scored is None or name not in scored],
@@ -201,7 +206,7 @@ def write_parquet(path: Path, tables: list[pa.Table]) -> None:
             column_encoding=scored,
         ) as writer,
     ):
-        for table in tables:
+        for table in itertools.chain([first], tables):
             writer.write_table(table, row_group_size=1 << 20)
 
 
@@ -267,21 +272,30 @@ def count(judged: Judged, verdict_names: list[str]) -> Counts:
     )
 
 
-def score_quantiles(tables: list[pa.Table]) -> dict[str, dict[str, float] | None]:
-    """Quantiles of the scores of positives, of negatives, and of lowest positive minus negative."""
-    table = pa.concat_tables(tables)
-    positive, negative = _values(table, "positive_scores"), _values(table, "negative_scores")
-    lengths = [
-        values_of(table[name].combine_chunks().value_lengths()) for name in ("positive_scores", "negative_scores")
-    ]
-    lowest = np.full(len(table), np.nan, np.float32)
-    has = lengths[0] > 0
-    if has.any():
-        starts = np.cumsum(lengths[0]) - lengths[0]
-        lowest[has] = np.minimum.reduceat(positive, starts[has])
-    difference = np.repeat(lowest, lengths[1]) - negative
-    difference = difference[~np.isnan(difference)]
-    return {"positive": _quantiles(positive), "negative": _quantiles(negative), "difference": _quantiles(difference)}
+class ScoreQuantiles:
+    """Quantiles of the scores of positives, of negatives, and of lowest positive minus negative, table by table."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, list[np.ndarray]] = {"positive": [], "negative": [], "difference": []}
+
+    def see(self, table: pa.Table) -> pa.Table:
+        """Take note of a table's scores; returns the table."""
+        positive, negative = _values(table, "positive_scores"), _values(table, "negative_scores")
+        lengths = [
+            values_of(table[name].combine_chunks().value_lengths()) for name in ("positive_scores", "negative_scores")
+        ]
+        lowest = np.full(len(table), np.nan, np.float32)
+        has = lengths[0] > 0
+        if has.any():
+            starts = np.cumsum(lengths[0]) - lengths[0]
+            lowest[has] = np.minimum.reduceat(positive, starts[has])
+        difference = np.repeat(lowest, lengths[1]) - negative
+        for name, values in zip(self._seen, (positive, negative, difference[~np.isnan(difference)]), strict=True):
+            self._seen[name].append(values.copy())
+        return table
+
+    def quantiles(self) -> dict[str, dict[str, float] | None]:
+        return {name: _quantiles(np.concatenate(seen)) for name, seen in self._seen.items()}
 
 
 def _values(table: pa.Table, name: str) -> np.ndarray:
@@ -329,7 +343,7 @@ class Run:
         return open_pairs(self.folder / "source")
 
     def negatives(self) -> pa.Table:
-        return pq.read_table(self.folder / "negatives.parquet").cast(NEGATIVE_SCHEMA)
+        return read_parquet(self.folder / "negatives.parquet").cast(NEGATIVE_SCHEMA)
 
     def candidate_files(self) -> list[Path]:
         return [self.folder / name for name in sorted(self.info["files"]) if name.startswith("candidates/")]

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from hardneg.data.arrow import values_of
+from hardneg.data.arrow import read_parquet, values_of
 from hardneg.data.pairs import Pairs, Ragged
 from hardneg.data.store import EmbeddingStore, read_json, sha256_file
 from hardneg.encoders.precomputed import aligned, open_vectors
@@ -129,7 +128,7 @@ def _positive_scores(run: Run) -> Ragged:
 
 def _load(path: Path, pairs: Pairs, start: int, stop: int, positive_scores: Ragged) -> tuple[Candidates, Float]:
     """The candidates of one part, as the search gave them."""
-    table = pq.read_table(path, columns=["query_id", "document_id", "score"])
+    table = read_parquet(path, ["query_id", "document_id", "score"])
     ids = pairs.query_ids.slice(start, stop - start)
     rows = _places(table["query_id"], ids, path)
     documents = _places(table["document_id"], pairs.document_ids, path)
