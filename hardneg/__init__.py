@@ -47,6 +47,7 @@ _HOME = {
     "ReadOptions": "hardneg.data.formats",
     "Run": "hardneg.mining.run",
     "RunError": "hardneg.errors",
+    "SelectOptions": "hardneg.mining.select",
     "UsageError": "hardneg.errors",
     "export": "hardneg.data.exports",
     "make_encoder": "hardneg.encoders.base",

@@ -106,7 +106,7 @@ class BFloat16Kernel(Kernel):
         values = torch.zeros(_padded(len(documents)), self.dimension, dtype=torch.bfloat16)
         norm = error = 0.0
         for span, part in _chunks(documents, scale):
-            values[span] = torch.from_numpy(part).bfloat16()
+            values[span] = torch.tensor(part).bfloat16()  # a copy: part may be a read-only map
             norm = max(norm, float(_norms(part).max()))
             error = max(error, float(_norms(part - values[span].float().numpy()).max()))
         return Tile(values, norm, error, 1.0)
