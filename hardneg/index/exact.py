@@ -1,9 +1,8 @@
 """Exact nearest neighbours: a cheap first pass over everything, float32 for the few that can matter.
 
-The corpus is read tile by tile, the queries block by block. In each tile a kernel (see `kernels`)
-gives approximate scores; the maxima of blocks of 16 documents give a k-th best that bounds from below
-what belongs to the answer; whatever the kernel's error bound cannot rule out is scored again in
-float32. Nothing that belongs to the top k can be lost: the answer equals a full float32 search, and it
+The corpus is read tile by tile, the queries block by block (see `scan`). In each tile a kernel (see
+`kernels`) gives approximate scores; whatever its error bound cannot rule out is scored again in float32.
+Nothing that belongs to the top k can be lost: the answer equals a full float32 search, and it
 does not depend on tiles, blocks, threads or the kernel.
 
 Cost: 2 n N d operations in the kernel's format, some 2 k float32 products a query in addition.
@@ -12,7 +11,6 @@ Memory beyond queries, corpus and answer: under 256 MB, whatever the corpus.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,15 +22,14 @@ from numpy.typing import NDArray
 from hardneg.data.store import Rows, Sharded
 from hardneg.errors import DataError, UsageError, first_few, suggestion
 from hardneg.index.base import METRICS, Neighbours
-from hardneg.index.kernels import BLOCK, KERNELS, Kernel, QueryBlock, Tile, fastest_kernel, make_kernel
+from hardneg.index.kernels import BLOCK, KERNELS, Kernel, Tile, fastest_kernel, make_kernel
+from hardneg.index.scan import NOTHING, TileScan, rows_at_once, unpack
 
 Float = NDArray[np.float32]
 Progress = Callable[[int], None]
 
 _TILE_BYTES = 96 << 20  # float32 documents of one tile
-_PRODUCT_BYTES = 8 << 20  # one block's approximate scores; more is no faster
 _CACHE_BYTES = 64 << 20  # rounded documents kept for the next search
-_NOTHING = np.iinfo(np.int64).min  # sorts after every real neighbour
 
 
 class ExactIndex:
@@ -110,10 +107,10 @@ class ExactIndex:
                 f"k={k} neighbours asked of a corpus of {self.size:,} documents: k must be 1 to {self.size:,}"
             )
         exact = self._queries(queries)
-        best = np.full((len(exact), k), _NOTHING, np.int64)
+        best = np.full((len(exact), k), NOTHING, np.int64)
         for start in range(0, self.size, self._tile_rows):
             self._search_tile(exact, start, best, progress)
-        scores, documents = _unpack(best)
+        scores, documents = unpack(best)
         return Neighbours(scores, documents)
 
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> Float:
@@ -168,10 +165,9 @@ class ExactIndex:
         vectors = np.ascontiguousarray(self.documents[start:stop], np.float32)
         tile = self._tile(vectors, start)
         bias = -0.5 * np.einsum("ij,ij->i", vectors, vectors) if self.metric == "l2" else None
-        width = len(tile.values)
-        rows = max(1, min(256, _PRODUCT_BYTES // (4 * width), -(-len(exact) // self.threads)))
+        rows = rows_at_once(len(exact), len(tile.values), self.threads)
         # Every worker multiplies on one thread and selects on the same one: while one selects, another multiplies.
-        scan = _TileScan(self, vectors, tile, bias, start)
+        scan = TileScan(self.kernel, tile, vectors, start, self._finish, bias)
         outer = torch.get_num_threads(), faiss.omp_get_max_threads()
         torch.set_num_threads(1)
         try:
@@ -196,147 +192,9 @@ class ExactIndex:
         return tile
 
 
-class _TileScan:
-    """One tile against one block of queries: called by the workers, writes into their rows of `best`."""
-
-    def __init__(self, index: ExactIndex, vectors: Float, tile: Tile, bias: Float | None, start: int) -> None:
-        self.index, self.vectors, self.tile, self.start = index, vectors, tile, start
-        self.bias = None if bias is None else torch.from_numpy(np.pad(bias, (0, -len(bias) % BLOCK)))
-        self.factor = 2.0 if index.metric == "l2" else 1.0
-        self.local = threading.local()
-
-    def __call__(self, exact: Float, best: NDArray[np.int64]) -> None:
-        k = best.shape[1]
-        block = self.index.kernel.queries(exact)
-        products = self._products(block)
-        unit = block.unit * np.float32(self.tile.unit * self.factor)
-        offset = block.offset - (block.norms**2 if self.bias is not None else 0)
-        bound = self._bound(block)
-        floor = _unpack(best[:, -1:])[0][:, 0]  # the k-th exact score so far: nothing below it matters
-        rows, documents, values = self._survivors(products, k, unit, offset, bound, floor)
-        rows, documents = _prune(rows, documents, values, len(exact), k, 2 * bound / unit)
-        candidates = _padded(rows, documents, len(exact))
-        if candidates.shape[1] == 0:
-            return
-        scores = self._exact(exact, candidates)
-        merged = np.concatenate([best, _pack(scores, candidates + self.start, candidates >= 0)], axis=1)
-        merged = np.partition(merged, merged.shape[1] - k, axis=1)[:, merged.shape[1] - k :]
-        merged.sort(axis=1)
-        best[:] = merged[:, ::-1]
-
-    def _products(self, block: QueryBlock) -> torch.Tensor:
-        products = self.index.kernel.product(block, self.tile, self._buffer(len(block.norms)))
-        if self.bias is not None:
-            products += self.bias
-        real = len(self.vectors)
-        if products.shape[1] > real:
-            least = torch.iinfo(products.dtype).min if products.dtype == torch.int32 else -torch.inf
-            products[:, real:] = least
-        return products
-
-    def _buffer(self, rows: int) -> torch.Tensor:
-        """Each worker's own, used again and again: fresh pages would cost as much as the product."""
-        buffer: torch.Tensor | None = getattr(self.local, "buffer", None)
-        if buffer is None or len(buffer) < rows:
-            buffer = torch.empty(rows, len(self.tile.values), dtype=self.index.kernel.dtype)
-            self.local.buffer = buffer
-        return buffer[:rows]
-
-    def _bound(self, block: QueryBlock) -> Float:
-        bound = self.index.kernel.bound(block, self.tile)
-        if self.bias is not None:  # squared lengths are summed in float32 as well
-            reach = (block.norms + self.tile.largest_norm) ** 2
-            bound = 2 * bound + 8 * (self.index.dimension + 8) * np.float32(2.0**-24) * reach
-        return bound
-
-    def _survivors(
-        self, products: torch.Tensor, k: int, unit: Float, offset: Float, bound: Float, floor: Float
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64], Float]:
-        """(row, document, product) of all documents that may belong to the top k, row by row."""
-        n, width = products.shape
-        group = next((g for g in (BLOCK, 8, 4, 2) if width // g >= 4 * k), 1)
-        blocks = width // group
-        maxima = products.view(n, group, blocks).amax(1).float().numpy()
-        lowest = (floor - bound - offset) / unit
-        if blocks >= k:
-            # k blocks reach this value, so k documents do, and their true scores are at most `bound` lower.
-            kth = np.partition(maxima, blocks - k, axis=1)[:, blocks - k]
-            lowest = np.maximum(lowest, kth - 2 * bound / unit)
-        lowest = np.nextafter(lowest, np.float32(-np.inf), dtype=np.float32)
-        lowest = np.maximum(lowest, np.float32(-1e30))  # padding is below this
-        # Flat positions throughout: numpy finds them several times faster than pairs of coordinates.
-        rows, chosen = np.divmod(np.flatnonzero(maxima >= lowest[:, None]), blocks)
-        members = np.arange(group, dtype=np.int64) * blocks
-        flat = (rows * width + chosen)[:, None] + members
-        values = torch.take(products, torch.from_numpy(flat)).float().numpy()
-        keep = np.flatnonzero(values >= lowest[rows, None])
-        rows, documents = np.divmod(flat.ravel()[keep], width)
-        values = values.ravel()[keep]
-        real = documents < len(self.vectors)
-        if not real.all():
-            return rows[real], documents[real], values[real]
-        return rows, documents, values
-
-    def _exact(self, exact: Float, candidates: NDArray[np.int64]) -> Float:
-        scores = np.empty(candidates.shape, np.float32)
-        by_index = faiss.fvec_L2sqr_by_idx if self.index.metric == "l2" else faiss.fvec_inner_products_by_idx
-        by_index(
-            faiss.swig_ptr(scores),
-            faiss.swig_ptr(np.ascontiguousarray(exact)),
-            faiss.swig_ptr(self.vectors),
-            faiss.swig_ptr(candidates),
-            self.index.dimension,
-            *candidates.shape,
-        )
-        return self.index._finish(scores, np.maximum(candidates, 0) + self.start)
-
-
 def _single_thread() -> None:
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
-
-
-def _prune(
-    rows: NDArray[np.int64], documents: NDArray[np.int64], values: Float, n: int, k: int, slack: Float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Drop what falls below the k-th approximate value of its row by more than `slack`: several in a block count now."""
-    counts = np.bincount(rows, minlength=n)
-    if len(rows) == 0 or counts.max() <= k:
-        return rows, documents
-    table = np.full((n, int(counts.max())), -np.inf, np.float32)
-    table[rows, _places(counts)] = values
-    kth = np.partition(table, table.shape[1] - k, axis=1)[:, table.shape[1] - k]
-    keep = values >= np.nextafter(kth - slack, np.float32(-np.inf), dtype=np.float32)[rows]
-    return rows[keep], documents[keep]
-
-
-def _places(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """0, 1, 2, ... within each of the runs of these lengths."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
-
-
-def _padded(rows: NDArray[np.int64], documents: NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    counts = np.bincount(rows, minlength=n)
-    table = np.full((n, int(counts.max(initial=0))), -1, np.int64)
-    table[rows, _places(counts)] = documents
-    return table
-
-
-def _pack(scores: Float, documents: NDArray[np.int64], real: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """One integer a neighbour, larger = better: the score in order-preserving bits, then the lower row first."""
-    bits = (scores + np.float32(0)).view(np.int32)  # + 0: minus zero equals zero
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (bits.astype(np.int64) << 32) | (0xFFFFFFFF - documents)
-    return np.where(real, keys, _NOTHING)
-
-
-def _unpack(keys: NDArray[np.int64]) -> tuple[Float, NDArray[np.int32]]:
-    bits = (keys >> 32).astype(np.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    documents = (0xFFFFFFFF - (keys & 0xFFFFFFFF)).astype(np.int32)
-    missing = keys == _NOTHING
-    return np.where(missing, np.float32(-np.inf), bits.view(np.float32)), np.where(missing, -1, documents)
 
 
 def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zero_allowed: bool = False) -> Float:

@@ -161,19 +161,23 @@ class Int8Kernel(Kernel):
 
     def tile(self, documents: Float, scale: Float | None = None) -> Tile:
         largest = 0.0  # the step is known only after all documents were seen: two readings
-        for _, part in _chunks(documents, scale):
-            turned = self._turn(part - self.center)
-            largest = max(largest, float(turned.max()), -float(turned.min()))
+        for _, turned in self._turned(documents, scale):
+            lowest, highest = torch.aminmax(turned)
+            largest = max(largest, float(highest), -float(lowest))
         step = max(largest, 1e-30) / 127
-        values = np.zeros((_padded(len(documents)), self._width), np.int8)
+        values = torch.zeros(_padded(len(documents)), self._width, dtype=torch.int8)
         norm = error = 0.0
-        for span, part in _chunks(documents, scale):
-            turned = self._turn(part - self.center)
-            rounded = np.rint(turned / np.float32(step)).clip(-127, 127)
+        for span, turned in self._turned(documents, scale):
+            norm = max(norm, _largest_norm(turned))
+            rounded = (turned / step).round_().clamp_(-127, 127)
             values[span, : self.dimension] = rounded
-            norm = max(norm, float(_norms(turned).max()))
-            error = max(error, float(_norms(turned - rounded * np.float32(step)).max()))
-        return Tile(torch.from_numpy(values), norm, error, step)
+            error = max(error, _largest_norm(turned.sub_(rounded, alpha=step)))
+        return Tile(values, norm, error, step)
+
+    def _turned(self, documents: Float, scale: Float | None) -> Iterator[tuple[slice, torch.Tensor]]:
+        for span, part in _chunks(documents, scale):
+            centred = torch.from_numpy(part - self.center)
+            yield span, centred if self.rotation is None else centred @ torch.from_numpy(self.rotation)
 
     def queries(self, queries: Float) -> QueryBlock:
         turned = self._turn(queries)
@@ -263,6 +267,11 @@ def _chunks(documents: Float, scale: Float | None) -> Iterator[tuple[slice, Floa
 def _norms(vectors: Float) -> Float:
     norms: Float = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
     return norms
+
+
+def _largest_norm(vectors: torch.Tensor) -> float:
+    # Computed in float32 like everything that it bounds; a hair more covers its own rounding.
+    return float(torch.linalg.vector_norm(vectors, dim=1).max()) * (1 + 1e-5)
 
 
 def _multiply(left: Float, right: Float) -> Float:
