@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -12,7 +11,7 @@ from hardneg.data.store import Rows, Sharded
 from hardneg.errors import DataError, UsageError
 from hardneg.index.base import METRICS, Index
 from hardneg.index.exact import ExactIndex
-from hardneg.index.kernels import KERNELS, fastest_kernel, make_kernel
+from hardneg.index.kernels import KERNELS, Scale, Workspace, fastest_kernel, make_kernel
 
 from .conftest import unit
 
@@ -130,10 +129,21 @@ def test_bound_holds(kernel: str, d: int, seed: int, shift: float, scale: float)
     queries = (rng.standard_normal((16, d)) + shift).astype(np.float32)
     made = make_kernel(kernel, documents)
     tile, block = made.tile(documents), made.queries(queries)
-    out = made.product(block, tile, torch.empty(16, 64, dtype=made.dtype)).double().numpy()
-    approximate = out * block.unit[:, None].astype(np.float64) * tile.unit + block.offset[:, None]
-    truth = queries.astype(np.float64) @ documents.astype(np.float64).T
-    assert (np.abs(approximate - truth) <= made.bound(block, tile)[:, None]).all()
+    approximate = made.scores(block, tile).astype(np.float64)
+    truth = documents.astype(np.float64) @ queries.astype(np.float64).T
+    bound = made.bound(block, tile)
+    assert (np.abs(approximate - truth) <= bound).all()
+    # What reaches a threshold is reported, with a level that is right but for one step.
+    lowest = np.quantile(approximate, 0.7, axis=0).astype(np.float32)
+    lowest[-1] = np.inf
+    step = (np.where(np.isinf(lowest), 0, approximate.max(0) - lowest) / 200 + 1e-3 * bound).astype(np.float32)
+    positions, levels = made.levels(block, tile, Scale(lowest, step), Workspace())
+    rows, columns = np.divmod(positions, 16)
+    assert (np.diff(positions) > 0).all()
+    assert (columns < 15).all()
+    assert (np.abs(lowest[columns] + levels * step[columns] - approximate[rows, columns]) <= 1.01 * step[columns]).all()
+    clear = approximate >= lowest + step
+    assert set(zip(*np.nonzero(clear), strict=True)) <= set(zip(rows, columns, strict=True))
 
 
 def test_reads_shards_and_rows() -> None:

@@ -12,7 +12,8 @@ Memory beyond queries, corpus and answer: under 256 MB, whatever the corpus.
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 from hardneg.data.store import Rows, Sharded
 from hardneg.errors import DataError, UsageError, first_few, suggestion
 from hardneg.index.base import METRICS, Neighbours
-from hardneg.index.kernels import BLOCK, KERNELS, Kernel, Tile, fastest_kernel, make_kernel
-from hardneg.index.scan import NOTHING, TileScan, rows_at_once, unpack
+from hardneg.index.kernels import KERNELS, Kernel, Tile, fastest_kernel, int8_is_exact, make_kernel
+from hardneg.index.scan import NOTHING, Block, TileScan, rows_at_once, unpack
 
 Float = NDArray[np.float32]
 Progress = Callable[[int], None]
@@ -70,10 +71,14 @@ class ExactIndex:
         if metric == "cosine":
             sample *= self._inverse_norms[::stride, None]
         # Squared lengths in l2 scores span too wide a range for a coarse format to be worth its re-ranking.
+        if kernel == "int8" and not int8_is_exact(self.dimension):
+            raise UsageError(
+                "kernel 'int8': this processor or this torch has no exact 8-bit product of that size; use 'auto'"
+            )
         name = "float32" if metric == "l2" else fastest_kernel(self.dimension) if kernel == "auto" else kernel
         self.kernel: Kernel = make_kernel(name, sample)
         rows = max(1, _TILE_BYTES // (4 * self.dimension))
-        self._tile_rows = min(65536, max(BLOCK, rows - rows % BLOCK))
+        self._tile_rows = min(65536, rows)
         self._cached: dict[int, Tile] = {}
 
     @property
@@ -108,9 +113,24 @@ class ExactIndex:
             )
         exact = self._queries(queries)
         best = np.full((len(exact), k), NOTHING, np.int64)
-        for start in range(0, self.size, self._tile_rows):
-            self._search_tile(exact, start, best, progress)
-        scores, documents = unpack(best)
+        outer = torch.get_num_threads(), faiss.omp_get_max_threads()
+        torch.set_num_threads(1)
+        try:
+            # Every worker multiplies on one thread and selects on the same one: while one selects, another multiplies.
+            with ThreadPoolExecutor(self.threads, initializer=_single_thread) as pool:
+                rows = rows_at_once(len(exact), self.threads)
+                spans = [slice(i, min(i + rows, len(exact))) for i in range(0, len(exact), rows)]
+                blocks = list(pool.map(lambda span: Block(self.kernel, exact[span], best[span]), spans))
+                for start in range(0, self.size, self._tile_rows):
+                    scan = self._scan(start, pool)
+                    for block, _ in zip(blocks, pool.map(scan, blocks), strict=True):
+                        if progress is not None:
+                            progress(len(block.best) * scan.size)
+        finally:
+            torch.set_num_threads(outer[0])
+            faiss.omp_set_num_threads(outer[1])
+        best.sort(axis=1)
+        scores, documents = unpack(best[:, ::-1])
         return Neighbours(scores, documents)
 
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> Float:
@@ -160,36 +180,19 @@ class ExactIndex:
         signed: Float = -products if self.metric == "l2" else products
         return signed
 
-    def _search_tile(self, exact: Float, start: int, best: NDArray[np.int64], progress: Progress | None) -> None:
+    def _scan(self, start: int, pool: Executor) -> TileScan:
         stop = min(start + self._tile_rows, self.size)
         vectors = np.ascontiguousarray(self.documents[start:stop], np.float32)
-        tile = self._tile(vectors, start)
-        bias = -0.5 * np.einsum("ij,ij->i", vectors, vectors) if self.metric == "l2" else None
-        rows = rows_at_once(len(exact), len(tile.values), self.threads)
-        # Every worker multiplies on one thread and selects on the same one: while one selects, another multiplies.
-        scan = TileScan(self.kernel, tile, vectors, start, self._finish, bias)
-        outer = torch.get_num_threads(), faiss.omp_get_max_threads()
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(self.threads, initializer=_single_thread) as pool:
-                spans = [(i, min(i + rows, len(exact))) for i in range(0, len(exact), rows)]
-                done = [pool.submit(scan, exact[i:j], best[i:j]) for i, j in spans]
-                for (i, j), future in zip(spans, done, strict=True):
-                    future.result()
-                    if progress is not None:
-                        progress((j - i) * (stop - start))
-        finally:
-            torch.set_num_threads(outer[0])
-            faiss.omp_set_num_threads(outer[1])
-
-    def _tile(self, vectors: Float, start: int) -> Tile:
-        if start in self._cached:
-            return self._cached[start]
-        scale = self._inverse_norms[start : start + len(vectors)] if self.metric == "cosine" else None
-        tile = self.kernel.tile(vectors, scale)
-        if self.kernel.name == "int8" and (len(self._cached) + 1) * tile.values.numel() <= _CACHE_BYTES:
+        if start not in self._cached:
+            scale = self._inverse_norms[start:stop] if self.metric == "cosine" else None
+            tile = self.kernel.tile(vectors, scale, pool.map)
+            if self.metric == "l2":
+                bias = -0.5 * np.einsum("ij,ij->i", vectors, vectors)
+                tile = replace(tile, bias=torch.from_numpy(bias[:, None]))
+            if self.kernel.name != "int8" or (len(self._cached) + 1) * tile.values.numel() > _CACHE_BYTES:
+                return TileScan(self.kernel, tile, vectors, start, self._finish, self.metric == "l2")
             self._cached[start] = tile
-        return tile
+        return TileScan(self.kernel, self._cached[start], vectors, start, self._finish, self.metric == "l2")
 
 
 def _single_thread() -> None:

@@ -1,38 +1,59 @@
-"""One tile of documents against one block of queries: cheap products, a threshold that rises, float32 for what is left.
+"""One tile of documents against one block of queries: cheap products, a threshold, float32 for what is left.
 
-The tile is multiplied a chunk of columns at a time, small enough that the products are still in the cache when
-they are looked at. A document survives if its product reaches the lowest value that can still belong to the
-top k, given the kernel's error bound; the maxima of blocks of documents say where to look. That threshold comes
-from what earlier tiles left, from the block maxima, and from the survivors so far, whichever is highest.
+Each query has a threshold. When earlier tiles left k neighbours, it is the k-th of them. Before that it is a
+guess, from the products with a sample of the tile, that some more than k documents will pass; what passes is
+scored in float32, and if the k-th true score then lies more than the kernel's error bound above the guess, no
+document outside can belong to the top k: the guess is certified. The few queries for which it is not are
+scanned again with a lower one. So the answer is exact whatever was guessed.
 """
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import faiss
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from hardneg.index.kernels import BLOCK, Kernel, QueryBlock, Tile
+from hardneg.index.kernels import LEVELS, Float, Int, Kernel, Scale, Tile, Workspace
 
-Float = NDArray[np.float32]
-Int = NDArray[np.int64]
-
-CHUNK = 32768  # documents multiplied at once
-PRODUCT_BYTES = 8 << 20  # one worker's products; more is no faster
 NOTHING = np.iinfo(np.int64).min  # sorts after every real neighbour
+_QUERIES = 2048  # of one block: the more, the more often a document that is in the cache is scored again
+_PRODUCT_BYTES = 2 << 20  # of one chunk of products: they are looked at while they are in the cache
+_SAMPLE = 2048  # documents that the first guess is made from
+_MOST_WAITING = 1 << 20  # passed pairs that wait to be scored
+_TABLE = 1 << 22  # cells of a table that is filled up to its longest row
 
 
-def rows_at_once(queries: int, width: int, threads: int) -> int:
-    """Queries in one block: enough for the product to be fast, few enough for its result to stay in the cache."""
-    return max(1, min(256, PRODUCT_BYTES // (4 * min(width, CHUNK)), -(-queries // threads)))
+def rows_at_once(queries: int, threads: int) -> int:
+    """Queries in one block: a multiple of 8, at most 2,048, fewer when that keeps all workers busy."""
+    share = -(-queries // threads)
+    blocks = -(-share // _QUERIES)
+    rows = -(-share // blocks)
+    return rows + -rows % 8
+
+
+class Block:
+    """Some queries, rounded once for all tiles.
+
+    Args:
+        kernel: of the first pass.
+        exact: the queries, float32 `[n, d]`.
+        best: int64 `[n, k]`, their neighbours so far, unsorted (see `pack`).
+    """
+
+    def __init__(self, kernel: Kernel, exact: Float, best: Int) -> None:
+        fill = np.zeros((-len(exact) % 8, exact.shape[1]), np.float32)  # products are looked at eight at a time
+        self.exact = np.concatenate([exact, fill]) if len(fill) else exact
+        self.best = best
+        self.rounded = kernel.queries(self.exact)
 
 
 class TileScan:
-    """Called by the workers; writes into their rows of `best`.
+    """Called by the workers; writes into the neighbours of their blocks.
 
     Args:
         kernel: of the first pass.
@@ -40,7 +61,7 @@ class TileScan:
         vectors: the documents themselves, float32 `[T, d]`.
         start: row of the corpus that the tile begins with.
         finish: turns float32 products (squared distances for l2) and corpus rows into scores.
-        bias: l2 only: minus half the squared length of each document, `[T]`.
+        squared: whether scores are minus squared distances.
     """
 
     def __init__(
@@ -50,156 +71,180 @@ class TileScan:
         vectors: Float,
         start: int,
         finish: Callable[[Float, Int], Float],
-        bias: Float | None = None,
+        squared: bool,
     ) -> None:
         self.kernel, self.tile, self.vectors, self.start, self.finish = kernel, tile, vectors, start, finish
-        self.bias = None if bias is None else torch.from_numpy(np.pad(bias, (0, -len(bias) % BLOCK)))
-        self.factor = 2.0 if bias is not None else 1.0
+        self.squared = squared
+        self.size = len(vectors)
+        # Spread over the tile: datasets come sorted, and neighbours in the file are neighbours in space.
+        chosen = np.linspace(0, self.size - 1, min(self.size, _SAMPLE)).astype(np.int64)
+        self.sample = tile if len(chosen) == self.size else tile.rows(chosen)
         self.local = threading.local()
 
-    def __call__(self, exact: Float, best: Int) -> None:
-        """Merge the tile's nearest documents of the queries `exact` `[n, d]` into `best` `[n, k]` (see `pack`)."""
-        n, k = best.shape
-        block = self.kernel.queries(exact)
-        unit = block.unit * np.float32(self.tile.unit * self.factor)
-        offset = block.offset - (block.norms**2 if self.bias is not None else 0)
-        bound = self._bound(block)
-        floor = unpack(best[:, -1:])[0][:, 0]  # the k-th exact score so far: nothing below it matters
-        threshold = _Threshold(k, (floor - bound - offset) / unit, 2 * bound / unit)
-        width = len(self.tile.values)
-        found = [self._survivors(block, slice(i, min(i + CHUNK, width)), threshold) for i in range(0, width, CHUNK)]
-        rows, documents, values = (np.concatenate(part) for part in zip(*found, strict=True))
-        keep = values >= threshold.lowest[rows]
-        rows, documents = rows[keep], documents[keep]
-        order = np.argsort(rows.astype(np.uint16), kind="stable")  # 16 bits: a radix sort
-        candidates = _padded(rows[order], documents[order], n)
-        if candidates.shape[1] == 0:
-            return
-        scores = self._exact(exact, candidates)
-        merged = np.concatenate([best, pack(scores, candidates + self.start, candidates >= 0)], axis=1)
-        merged = np.partition(merged, merged.shape[1] - k, axis=1)[:, merged.shape[1] - k :]
-        merged.sort(axis=1)
-        best[:] = merged[:, ::-1]
+    def __call__(self, block: Block) -> None:
+        """Merge the tile's nearest documents into the block's neighbours."""
+        pending = np.arange(len(block.best))
+        current, reached, generosity = block, np.full(len(pending), -np.inf, np.float32), 2.0
+        while len(pending):
+            attempt = _Attempt(self, current, reached, generosity)
+            certified = attempt.run()
+            block.best[pending[certified]] = attempt.best[certified]
+            left = np.flatnonzero(~certified)
+            pending, reached, generosity = pending[left], attempt.floor[left], 4 * generosity
+            current = Block(self.kernel, block.exact[pending], block.best[pending])
 
-    def _bound(self, block: QueryBlock) -> Float:
-        bound = self.kernel.bound(block, self.tile)
-        if self.bias is not None:  # squared lengths are summed in float32 as well
-            reach = (block.norms + self.tile.largest_norm) ** 2
-            bound = 2 * bound + 8 * (self.vectors.shape[1] + 8) * np.float32(2.0**-24) * reach
-        return bound
-
-    def _products(self, block: QueryBlock, span: slice) -> torch.Tensor:
-        part = Tile(self.tile.values[span], self.tile.largest_norm, self.tile.largest_error, self.tile.unit)
-        products = self.kernel.product(block, part, self._buffer(len(block.norms), len(part.values)))
-        if self.bias is not None:
-            products += self.bias[span]
-        real = len(self.vectors) - span.start
-        if products.shape[1] > real:
-            products[:, real:] = torch.iinfo(products.dtype).min if products.dtype == torch.int32 else -torch.inf
-        return products
-
-    def _buffer(self, rows: int, width: int) -> torch.Tensor:
-        """Each worker's own, used again and again: fresh pages would cost as much as the product."""
-        buffer: torch.Tensor | None = getattr(self.local, "buffer", None)
-        if buffer is None or buffer.numel() < rows * width:
-            buffer = torch.empty(rows * width, dtype=self.kernel.dtype)
-            self.local.buffer = buffer
-        return buffer[: rows * width].view(rows, width)
-
-    def _survivors(self, block: QueryBlock, span: slice, threshold: _Threshold) -> tuple[Int, Int, Float]:
-        """(row, document, product) of all documents of the chunk that may belong to the top k, row by row."""
-        products = self._products(block, span)
-        (n, width), k = products.shape, threshold.k
-        group = next((g for g in (BLOCK, 8, 4, 2) if width // g >= 4 * k), 1)
-        blocks = width // group
-        maxima = products.view(n, group, blocks).amax(1).float().numpy()
-        # Flat positions throughout: numpy finds them several times faster than pairs of coordinates.
-        chosen = np.flatnonzero(maxima >= threshold.lowest[:, None])
-        if len(chosen) > 2 * k * n:
-            # k blocks reach the k-th of the maxima, so k documents do.
-            threshold.at_least(np.partition(maxima, blocks - k, axis=1)[:, blocks - k])
-            chosen = np.flatnonzero(maxima >= threshold.lowest[:, None])
-        rows, place = np.divmod(chosen, blocks)
-        flat = (rows * width + place)[:, None] + np.arange(group, dtype=np.int64) * blocks
-        values = torch.take(products, torch.from_numpy(flat)).float().numpy()
-        keep = np.flatnonzero(values >= threshold.lowest[rows, None])
-        rows, documents = np.divmod(flat.ravel()[keep], width)
-        values, documents = values.ravel()[keep], documents + span.start
-        real = documents < len(self.vectors)
-        if not real.all():
-            rows, documents, values = rows[real], documents[real], values[real]
-        threshold.see(rows, values)
-        return rows, documents, values
-
-    def _exact(self, exact: Float, candidates: Int) -> Float:
-        scores = np.empty(candidates.shape, np.float32)
-        by_index = faiss.fvec_inner_products_by_idx if self.bias is None else faiss.fvec_L2sqr_by_idx
-        by_index(
-            faiss.swig_ptr(scores),
-            faiss.swig_ptr(np.ascontiguousarray(exact)),
-            faiss.swig_ptr(self.vectors),
-            faiss.swig_ptr(candidates),
-            self.vectors.shape[1],
-            *candidates.shape,
-        )
-        return self.finish(scores, np.maximum(candidates, 0) + self.start)
+    @property
+    def workspace(self) -> Workspace:
+        if not hasattr(self.local, "workspace"):
+            self.local.workspace = Workspace()
+        workspace: Workspace = self.local.workspace
+        return workspace
 
 
-class _Threshold:
-    """Per query, the lowest product that can still belong to the top k.
+class _Attempt:
+    """One scan of a tile for a block.
 
-    Two bounds below the k-th best product seen (`slack`): its true score may be one bound lower, another
-    document's one bound higher.
+    Args:
+        reached: float32 `[n]`, a score that k documents of the corpus are known to reach; -inf if there is none.
+        generosity: how many times k documents shall pass where nothing is known.
     """
 
-    def __init__(self, k: int, lowest: Float, slack: Float) -> None:
-        self.k, self.slack = k, slack
-        self.lowest = _below(lowest)
-        self.top = np.full((len(lowest), k), -np.inf, np.float32)
+    def __init__(self, scan: TileScan, block: Block, reached: Float, generosity: float) -> None:
+        self.scan, self.exact, self.generosity = scan, block.exact, generosity
+        self.best = block.best.copy()
+        self.n, self.real, self.k = len(block.exact), *block.best.shape
+        rounded, largest = block.rounded, np.float32(scan.tile.largest_norm)
+        self.bound = scan.kernel.bound(rounded, scan.tile)
+        if scan.squared:  # -|q - d|^2 = 2 (q.d - |d|^2 / 2) - |q|^2, summed in float32 as well
+            reach = (rounded.norms + largest) ** 2
+            self.bound = 2 * self.bound + 8 * (self.exact.shape[1] + 8) * np.float32(2.0**-24) * reach
+            rounded = replace(rounded, unit=2 * rounded.unit, offset=-(rounded.norms**2))
+            self.ends = -reach - self.bound, self.bound
+        else:
+            reach = rounded.norms * largest
+            self.ends = rounded.offset - reach - self.bound, rounded.offset + reach + self.bound
+        self.rounded = rounded
+        self.floor = np.full(self.n, -np.inf, np.float32)  # the k-th true score so far
+        self.floor[: self.real] = unpack(self.best.min(1))[0]
+        self.reached = self.floor.copy()
+        self.reached[: self.real] = np.maximum(self.floor[: self.real], reached)
+        self.waiting: list[tuple[NDArray[np.int32], NDArray[np.uint8]]] = []
 
-    def at_least(self, kth: Float) -> None:
-        """k documents have a product of at least `kth` `[n]`."""
-        self.lowest = np.maximum(self.lowest, _below(kth - self.slack))
+    def run(self) -> NDArray[np.bool_]:
+        """bool `[n]`: whether the query's neighbours in `best` are proven right."""
+        scan = self.scan
+        safe = np.maximum(self.reached - self.bound, self.ends[0])  # nothing below it can matter
+        blind = np.isneginf(self.reached)
+        guess = np.where(blind, np.maximum(self._guess(), safe), safe) if blind[: self.real].any() else safe
+        self._set_scale(guess)
+        chunk = max(64, _PRODUCT_BYTES // (scan.kernel.bytes_a_product * self.n))
+        for start in range(0, scan.size, chunk):
+            part = scan.tile.rows(slice(start, min(start + chunk, scan.size)))
+            positions, levels = scan.kernel.levels(self.rounded, part, self.scale, scan.workspace)
+            self.waiting.append(((positions + start * self.n).astype(np.int32), levels))
+            if sum(len(levels) for _, levels in self.waiting) > _MOST_WAITING:
+                self._settle()
+                self._set_scale(np.maximum(guess, self.floor - self.bound))
+        self._settle()
+        certified: NDArray[np.bool_] = (guess <= safe) | (self.floor - self.bound >= guess)
+        return certified[: self.real]
 
-    def see(self, rows: Int, values: Float) -> None:
-        """Take note of the products of some documents; `rows` are sorted."""
-        counts = np.bincount(rows, minlength=len(self.top))
-        most = int(counts.max(initial=0))
-        if most == 0:
+    def _guess(self) -> Float:
+        """float32 `[n]`: a threshold that somewhat more than k documents of the tile will pass."""
+        scores = self.scan.kernel.scores(self.rounded, self.scan.sample)
+        size, sampled = self.scan.size, len(scores)
+        if sampled == size:
+            # Not even a guess: k documents have true scores of at least the k-th approximate one less the bound.
+            return _kth(scores, self.k) - 2 * self.bound if self.k <= size else self.ends[0]
+        expected = self.generosity * self.k * sampled / size
+        rank = math.ceil(expected + 2.5 * math.sqrt(expected) + 1)
+        if rank >= sampled:
+            return self.ends[0]
+        # The best of groups of documents will do, and is cheaper to order.
+        group = next((g for g in (8, 4, 2) if sampled // g >= 8 * rank), 1)
+        whole = scores[: sampled - sampled % group].reshape(sampled // group, group, self.n)
+        return _kth(whole.max(1), rank)
+
+    def _set_scale(self, lowest: Float) -> None:
+        lowest = lowest.copy()
+        lowest[self.real :] = np.inf  # what only fills up the block
+        step = np.maximum((self.ends[1] - lowest) / LEVELS, np.float32(1e-30))
+        self.scale = Scale(lowest - step, step)
+
+    def _settle(self) -> None:
+        """Score what waits, best guesses first, and put it among the neighbours."""
+        positions, levels = (np.concatenate(parts) for parts in zip(*self.waiting, strict=True))
+        self.waiting = []
+        documents = positions // np.int32(self.n)
+        columns = positions - documents * np.int32(self.n)
+        counts = np.bincount(columns * np.int64(256) + levels, minlength=256 * self.n).reshape(self.n, 256)
+        reached = counts[:, :0:-1].cumsum(1)[:, ::-1]  # [n, 255]: how many have level 1, 2, ... or more
+        enough = (reached >= self.k).sum(1)  # the highest level that k documents reach, 0: none
+        first = levels >= np.minimum(enough, 255).astype(np.uint8)[columns]
+        self._score(columns[first], documents[first])
+        # The k-th true score is known now. What can still reach it, one bound and one step allowed for?
+        wanted = np.ceil((self.floor - self.bound - self.scale.lowest) / self.scale.step - 1)
+        second = ~first & (levels >= np.clip(np.nan_to_num(wanted, nan=0), 0, 255).astype(np.uint8)[columns])
+        self._score(columns[second], documents[second])
+
+    def _score(self, columns: NDArray[np.int32], documents: NDArray[np.int32]) -> None:
+        if len(columns) == 0:
             return
-        table = np.full((len(self.top), self.k + most), -np.inf, np.float32)
-        table[:, : self.k] = self.top
-        table[rows, self.k + _places(counts)] = values
-        table.partition(most, axis=1)
-        self.top = table[:, most:]
-        self.at_least(table[:, most])
+        scan = self.scan
+        scores = np.empty(len(columns), np.float32)
+        pairwise = faiss.pairwise_indexed_L2sqr if scan.squared else faiss.pairwise_indexed_inner_product
+        left, right = columns.astype(np.int64), documents.astype(np.int64)
+        pairwise(
+            self.exact.shape[1],
+            len(scores),
+            faiss.swig_ptr(self.exact),
+            faiss.swig_ptr(left),
+            faiss.swig_ptr(scan.vectors),
+            faiss.swig_ptr(right),
+            faiss.swig_ptr(scores),
+        )
+        right += scan.start
+        keys = pack(scan.finish(scores, right), right)
+        order = np.argsort(columns.astype(np.uint16), kind="stable")  # 16 bits: a radix sort
+        lengths = np.bincount(columns, minlength=self.real)
+        ends = np.cumsum(lengths)
+        keys, rows, place = keys[order], columns[order], np.arange(len(keys)) - np.repeat(ends - lengths, lengths)
+        for start, stop in _groups(lengths + self.k):
+            low, high = ends[start] - lengths[start], ends[stop - 1]
+            table = np.full((stop - start, self.k + int(lengths[start:stop].max())), NOTHING, np.int64)
+            table[:, : self.k] = self.best[start:stop]
+            table[rows[low:high] - start, self.k + place[low:high]] = keys[low:high]
+            table.partition(table.shape[1] - self.k, axis=1)
+            self.best[start:stop] = table[:, table.shape[1] - self.k :]
+        self.floor[: self.real] = unpack(self.best.min(1))[0]
 
 
-def _below(values: Float) -> Float:
-    """A step of rounding lower, and never below what padding is told from (-inf and such)."""
-    lower = np.nextafter(values.astype(np.float32), np.float32(-np.inf), dtype=np.float32)
-    return np.maximum(lower, np.float32(-1e30))
+def _kth(scores: Float, k: int) -> Float:
+    """float32 `[n]`: the k-th largest of each column of `[m, n]`."""
+    rows = np.ascontiguousarray(scores.T)
+    rows.partition(rows.shape[1] - k, axis=1)
+    kth: Float = rows[:, rows.shape[1] - k]
+    return kth
 
 
-def _places(counts: Int) -> Int:
-    """0, 1, 2, ... within each of the runs of these lengths."""
-    ends = np.cumsum(counts)
-    return np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
+def _groups(widths: Int) -> Iterator[tuple[int, int]]:
+    """Spans of rows whose table, as wide as the widest of them, stays small."""
+    spans = [(0, len(widths))]
+    while spans:
+        start, stop = spans.pop()
+        if stop - start > 1 and (stop - start) * int(widths[start:stop].max()) > _TABLE:
+            middle = (start + stop) // 2
+            spans += [(start, middle), (middle, stop)]
+        else:
+            yield start, stop
 
 
-def _padded(rows: Int, documents: Int, n: int) -> Int:
-    counts = np.bincount(rows, minlength=n)
-    table = np.full((n, int(counts.max(initial=0))), -1, np.int64)
-    table[rows, _places(counts)] = documents
-    return table
-
-
-def pack(scores: Float, documents: Int, real: NDArray[np.bool_]) -> Int:
+def pack(scores: Float, documents: Int) -> Int:
     """One integer a neighbour, larger = better: the score in order-preserving bits, then the lower row first."""
     bits = (scores + np.float32(0)).view(np.int32)  # + 0: minus zero equals zero
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys = (bits.astype(np.int64) << 32) | (0xFFFFFFFF - documents)
-    return np.where(real, keys, NOTHING)
+    keys: Int = (bits.astype(np.int64) << 32) | (0xFFFFFFFF - documents)
+    return keys
 
 
 def unpack(keys: Int) -> tuple[Float, NDArray[np.int32]]:
