@@ -109,10 +109,12 @@ def export(
 def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block]:
     table = run.negatives()
     nothing, space = strings(["", " "])
+    rows_of = values_of(pc.index_in(table["query_id"], value_set=pairs.query_ids).combine_chunks())
+    whole = [_docs(table, name, pairs) for name in ("positive", "negative")]
     for start in range(0, max(1, len(table)), _BLOCK):
         release()
-        block = table.slice(start, _BLOCK).combine_chunks()
-        sides = [_docs(block, name, pairs) for name in ("positive", "negative")]
+        block = np.arange(start, min(start + _BLOCK, len(table)))
+        sides = [side.take(block) for side in whole]
         if max_positives is not None:
             sides[0] = sides[0].best(max_positives)
         rows, place = np.unique(np.concatenate([side.lists.values for side in sides]), return_inverse=True)
@@ -121,8 +123,8 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block
             replace(side, lists=Ragged(side.lists.offsets, part))
             for side, part in zip(sides, np.split(place.ravel().astype(np.int64), [cut]), strict=True)
         )
-        ids = block["query_id"].combine_chunks()
-        queries = pairs.queries.columns(values_of(pc.index_in(ids, value_set=pairs.query_ids)))
+        ids = table["query_id"].slice(start, len(block)).combine_chunks()
+        queries = pairs.queries.columns(rows_of[block])
         documents = pairs.documents.columns(rows)
         title, text = documents["title"].combine_chunks(), documents["text"].combine_chunks()
         joined = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, text, space))
@@ -138,9 +140,9 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block
         )
 
 
-def _docs(block: pa.Table, side: str, pairs: Pairs) -> Docs:
+def _docs(table: pa.Table, side: str, pairs: Pairs) -> Docs:
     """Corpus rows and scores of a side's documents."""
-    ids, scores = (block[f"{side}_{name}"].combine_chunks() for name in ("ids", "scores"))
+    ids, scores = (table[f"{side}_{name}"].combine_chunks() for name in ("ids", "scores"))
     rows = values_of(pc.index_in(ids.flatten(), value_set=pairs.document_ids)).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(values_of(ids.value_lengths()), dtype=np.int64)])
     return Docs(Ragged(offsets, rows), values_of(scores.flatten()))
@@ -186,7 +188,10 @@ def _plain(type: pa.DataType) -> pa.DataType:
 def _write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
     first = next(tables)
     schema = pa.schema([(f.name, _plain(f.type)) for f in first.schema])
-    with atomic_path(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_statistics=False) as writer,
+    ):
         for table in itertools.chain([first], tables):
             writer.write_table(table.cast(schema))
 

@@ -24,7 +24,7 @@ from hardneg.data.store import Rows, Sharded
 from hardneg.errors import DataError, UsageError, first_few, suggestion
 from hardneg.index.base import METRICS, Neighbours
 from hardneg.index.kernels import KERNELS, Kernel, Tile, fastest_kernel, int8_is_exact, make_kernel
-from hardneg.index.scan import NOTHING, Block, TileScan, rows_at_once, unpack
+from hardneg.index.scan import NOTHING, Block, TileScan, rows_at_once
 
 Float = NDArray[np.float32]
 Progress = Callable[[int], None]
@@ -126,12 +126,11 @@ class ExactIndex:
                     for block, _ in zip(blocks, pool.map(scan, blocks), strict=True):
                         if progress is not None:
                             progress(len(block.best) * scan.size)
+                done = list(pool.map(Block.neighbours, blocks))
         finally:
             torch.set_num_threads(outer[0])
             faiss.omp_set_num_threads(outer[1])
-        best.sort(axis=1)
-        scores, documents = unpack(best[:, ::-1])
-        return Neighbours(scores, documents)
+        return Neighbours(*(np.concatenate(side) for side in zip(*done, strict=True)))
 
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> Float:
         """float32 `[n, p]` scores of `queries` `[n, d]` with `documents` `[n, p]` (-1: none, gives -inf)."""

@@ -95,11 +95,13 @@ class Kernel(ABC):
         """float32 `[T, n]`: approximate scores."""
 
     @abstractmethod
-    def levels(self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace) -> tuple[Int, NDArray[Any]]:
+    def levels(
+        self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         """Documents that reach their query's threshold.
 
         Returns:
-            (int64 positions in `[T, n]`, flattened; uint8 levels, 1 or more), in order of position. A level
+            (int32 positions in `[T, n]`, flattened; uint8 levels, 1 or more), in order of position. A level
             is the approximate score but for one step at most.
         """
 
@@ -153,11 +155,12 @@ class FloatKernel(Kernel):
         return Tile(values, max(norms), max(errors))
 
     def queries(self, queries: Float) -> QueryBlock:
-        values = torch.from_numpy(queries).to(self.dtype)
-        back = values.float().numpy()
+        exact = torch.from_numpy(queries)
+        values = exact.to(self.dtype)
+        back = values.float()
         zeros = np.zeros(len(queries), np.float32)
-        errors = zeros if self.dtype == torch.float32 else _norms(queries - back)
-        return QueryBlock(values, _norms(queries), _norms(back), errors, zeros + 1, zeros, zeros, zeros)
+        errors = zeros if self.dtype == torch.float32 else _norms(exact - back).numpy()
+        return QueryBlock(values, _norms(exact).numpy(), _norms(back).numpy(), errors, zeros + 1, zeros, zeros, zeros)
 
     def scores(self, queries: QueryBlock, tile: Tile) -> Float:
         products = self._products(queries, tile, Workspace())
@@ -172,7 +175,9 @@ class FloatKernel(Kernel):
             return torch.mm(tile.values, queries.values.t(), out=out)
         return torch.addmm(tile.bias, tile.values, queries.values.t(), out=out)
 
-    def levels(self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace) -> tuple[Int, NDArray[Any]]:
+    def levels(
+        self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         products = self._products(queries, tile, workspace)
         least = torch.from_numpy((scale.lowest - queries.offset) / queries.unit)
         if self.dtype != torch.float32:  # rounding must not lift the threshold
@@ -183,7 +188,7 @@ class FloatKernel(Kernel):
         scores = values * queries.unit[columns] + queries.offset[columns]
         levels = np.rint((scores - scale.lowest[columns]) / scale.step[columns])
         reached = levels >= 1
-        return positions[reached], np.minimum(levels[reached], 255).astype(np.uint8)
+        return positions[reached].astype(np.int32), np.minimum(levels[reached], 255).astype(np.uint8)
 
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
         if self.dtype == torch.float32:
@@ -213,7 +218,7 @@ class Int8Kernel(Kernel):
         self._width = self.dimension + -self.dimension % 4  # integer products take four at a time
         self.center = np.zeros(self.dimension, np.float32)
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
-        if np.mean(_norms(sample - mean)) < 0.9 * np.mean(_norms(sample)):
+        if np.linalg.norm(sample - mean, axis=1).mean() < 0.9 * np.linalg.norm(sample, axis=1).mean():
             self.center = mean
         # Rotating parts of the space spreads a large component as well as rotating the whole, and costs less.
         part = max(size for size in range(1, 65) if self.dimension % size == 0)
@@ -256,31 +261,31 @@ class Int8Kernel(Kernel):
         return Tile(values, max(norms), max(errors), step)
 
     def queries(self, queries: Float) -> QueryBlock:
-        turned = self._turn(torch.from_numpy(queries))
-        steps = turned.abs().amax(1, keepdim=True).clamp_(min=1e-30) / 127
-        rounded = (turned / steps).round_().clamp_(-127, 127)
-        back = rounded * steps
         values = torch.zeros(len(queries), self._width, dtype=torch.int8)
-        values[:, : self.dimension] = rounded
-        return QueryBlock(
-            torch.ops.onednn.qlinear_prepack(values, None),
-            _norms(queries),
-            _norms(back.numpy()),
-            _norms((turned - back).numpy()),
-            steps[:, 0].numpy(),
-            torch.mv(
-                torch.from_numpy(queries), torch.from_numpy(self.center)
-            ).numpy(),  # numpy's would wake BLAS threads
-            rounded.sum(1).numpy(),
-            rounded.abs().sum(1).numpy(),
-        )
+        numbers = torch.empty(7, len(queries))
+        center = torch.from_numpy(self.center)
+        for span in _spans(len(queries), 256):
+            part = torch.from_numpy(queries[span])
+            turned = self._turn(part)
+            step = turned.norm(p=torch.inf, dim=1).clamp_(min=1e-30) / 127
+            rounded = (turned / step[:, None]).round_()
+            values[span, : self.dimension] = rounded
+            numbers[0, span], numbers[1, span], numbers[2, span] = step, torch.mv(part, center), _norms(part)
+            numbers[3, span], numbers[4, span] = rounded.sum(1), rounded.norm(p=1, dim=1)
+            numbers[5, span] = _norms(rounded) * step
+            numbers[6, span] = _norms(rounded.mul_(step[:, None]).sub_(turned))
+        unit, offset, norms, sums, absolute, rounded_norms, errors = numbers.numpy()
+        packed = torch.ops.onednn.qlinear_prepack(values, None)
+        return QueryBlock(packed, norms, rounded_norms, errors, unit, offset, sums, absolute)
 
     def scores(self, queries: QueryBlock, tile: Tile) -> Float:
         factor = queries.unit * np.float32(tile.unit)
         scores: Float = _linear(queries, tile, factor, queries.offset, torch.float32).numpy()
         return scores
 
-    def levels(self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace) -> tuple[Int, NDArray[Any]]:
+    def levels(
+        self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace
+    ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         factor = queries.unit * np.float32(tile.unit) / scale.step
         offset = np.where(np.isposinf(scale.lowest), np.float32(-1e9), (queries.offset - scale.lowest) / scale.step)
         levels = _linear(queries, tile, factor, offset, torch.uint8).numpy()
@@ -289,7 +294,8 @@ class Int8Kernel(Kernel):
         found = np.flatnonzero(words != 0)
         parts = words[found].view(np.uint8)
         inside = np.flatnonzero(parts != 0)
-        return (found[inside >> 3] << 3) + (inside & 7), parts[inside]
+        first = (found << 3).astype(np.int32)
+        return first[inside >> 3] + (inside & 7).astype(np.int32), parts[inside]
 
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
         # The epilogue's float32 arithmetic on integers as large as 255 sum |q|.
@@ -394,9 +400,9 @@ def int8_is_exact(dimension: int) -> bool:
     return bool(close.all()) and bool(((levels - wanted).abs() <= 0.51).all())
 
 
-def _spans(rows: int) -> list[slice]:
+def _spans(rows: int, most: int = 512) -> list[slice]:
     """Some rows at a time: temporaries stay small."""
-    return [slice(start, min(start + 512, rows)) for start in range(0, rows, 512)]
+    return [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
 
 
 def _part(documents: Float, span: slice, scale: Float | None) -> torch.Tensor:
@@ -405,8 +411,8 @@ def _part(documents: Float, span: slice, scale: Float | None) -> torch.Tensor:
     return part if scale is None else part.mul_(torch.from_numpy(scale[span, None]))
 
 
-def _norms(vectors: Float) -> Float:
-    norms: Float = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+def _norms(vectors: torch.Tensor) -> torch.Tensor:
+    norms: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1)
     return norms
 
 

@@ -21,15 +21,16 @@ from numpy.typing import NDArray
 from hardneg.index.kernels import LEVELS, Float, Int, Kernel, Scale, Tile, Workspace
 
 NOTHING = np.iinfo(np.int64).min  # sorts after every real neighbour
-_QUERIES = 2048  # of one block: the more, the more often a document that is in the cache is scored again
+_QUERIES = 1024  # of one block: the more, the more often a document that is in the cache is scored again
 _PRODUCT_BYTES = 2 << 20  # of one chunk of products: they are looked at while they are in the cache
 _SAMPLE = 2048  # documents that the first guess is made from
+_GENEROSITY = 1.6  # how many times k documents shall pass a guess: those within the error bound, and bad luck
 _MOST_WAITING = 1 << 20  # passed pairs that wait to be scored
 _TABLE = 1 << 22  # cells of a table that is filled up to its longest row
 
 
 def rows_at_once(queries: int, threads: int) -> int:
-    """Queries in one block: a multiple of 8, at most 2,048, fewer when that keeps all workers busy."""
+    """Queries in one block: a multiple of 8, at most 1,024, fewer when that keeps all workers busy."""
     share = -(-queries // threads)
     blocks = -(-share // _QUERIES)
     rows = -(-share // blocks)
@@ -50,6 +51,11 @@ class Block:
         self.exact = np.concatenate([exact, fill]) if len(fill) else exact
         self.best = best
         self.rounded = kernel.queries(self.exact)
+
+    def neighbours(self) -> tuple[Float, NDArray[np.int32]]:
+        """(scores, documents), both `[n, k]`, nearest first."""
+        self.best.sort(axis=1)
+        return unpack(self.best[:, ::-1])
 
 
 class TileScan:
@@ -76,19 +82,22 @@ class TileScan:
         self.kernel, self.tile, self.vectors, self.start, self.finish = kernel, tile, vectors, start, finish
         self.squared = squared
         self.size = len(vectors)
-        # Spread over the tile: datasets come sorted, and neighbours in the file are neighbours in space.
+        # Spread over the tile, in any order: datasets come sorted, and neighbours in the file are neighbours in space.
         chosen = np.linspace(0, self.size - 1, min(self.size, _SAMPLE)).astype(np.int64)
+        chosen = np.random.default_rng(0).permutation(chosen)
         self.sample = tile if len(chosen) == self.size else tile.rows(chosen)
         self.local = threading.local()
 
     def __call__(self, block: Block) -> None:
         """Merge the tile's nearest documents into the block's neighbours."""
         pending = np.arange(len(block.best))
-        current, reached, generosity = block, np.full(len(pending), -np.inf, np.float32), 2.0
-        while len(pending):
+        current, reached, generosity = block, np.full(len(pending), -np.inf, np.float32), _GENEROSITY
+        while True:
             attempt = _Attempt(self, current, reached, generosity)
             certified = attempt.run()
             block.best[pending[certified]] = attempt.best[certified]
+            if certified.all():
+                return
             left = np.flatnonzero(~certified)
             pending, reached, generosity = pending[left], attempt.floor[left], 4 * generosity
             current = Block(self.kernel, block.exact[pending], block.best[pending])
@@ -141,7 +150,7 @@ class _Attempt:
         for start in range(0, scan.size, chunk):
             part = scan.tile.rows(slice(start, min(start + chunk, scan.size)))
             positions, levels = scan.kernel.levels(self.rounded, part, self.scale, scan.workspace)
-            self.waiting.append(((positions + start * self.n).astype(np.int32), levels))
+            self.waiting.append((positions + np.int32(start * self.n), levels))
             if sum(len(levels) for _, levels in self.waiting) > _MOST_WAITING:
                 self._settle()
                 self._set_scale(np.maximum(guess, self.floor - self.bound))
@@ -151,19 +160,30 @@ class _Attempt:
 
     def _guess(self) -> Float:
         """float32 `[n]`: a threshold that somewhat more than k documents of the tile will pass."""
-        scores = self.scan.kernel.scores(self.rounded, self.scan.sample)
-        size, sampled = self.scan.size, len(scores)
+        size, sampled = self.scan.size, len(self.scan.sample.values)
+        if self.k > size:
+            return self.ends[0]
         if sampled == size:
             # Not even a guess: k documents have true scores of at least the k-th approximate one less the bound.
-            return _kth(scores, self.k) - 2 * self.bound if self.k <= size else self.ends[0]
+            return self._kth_of_sample(self.k, 1) - 2 * self.bound
         expected = self.generosity * self.k * sampled / size
-        rank = math.ceil(expected + 2.5 * math.sqrt(expected) + 1)
+        rank = math.ceil(expected + 2 * math.sqrt(expected) + 1)
         if rank >= sampled:
             return self.ends[0]
         # The best of groups of documents will do, and is cheaper to order.
-        group = next((g for g in (8, 4, 2) if sampled // g >= 8 * rank), 1)
-        whole = scores[: sampled - sampled % group].reshape(sampled // group, group, self.n)
-        return _kth(whole.max(1), rank)
+        return self._kth_of_sample(rank, next((g for g in (8, 4, 2) if sampled // g >= 8 * rank), 1))
+
+    def _kth_of_sample(self, k: int, group: int) -> Float:
+        """float32 `[n]`: the k-th largest of the approximate scores with the sample, only the best of each group seen."""
+        sample, seen = self.scan.sample, []
+        for start in range(0, len(sample.values), 256):
+            scores = self.scan.kernel.scores(self.rounded, sample.rows(slice(start, start + 256)))
+            whole = len(scores) - len(scores) % group
+            seen.append(scores[:whole].reshape(-1, group, self.n).max(1))
+        rows = np.ascontiguousarray(np.concatenate(seen).T)
+        rows.partition(rows.shape[1] - k, axis=1)
+        kth: Float = rows[:, rows.shape[1] - k]
+        return kth
 
     def _set_scale(self, lowest: Float) -> None:
         lowest = lowest.copy()
@@ -172,85 +192,99 @@ class _Attempt:
         self.scale = Scale(lowest - step, step)
 
     def _settle(self) -> None:
-        """Score what waits, best guesses first, and put it among the neighbours."""
-        positions, levels = (np.concatenate(parts) for parts in zip(*self.waiting, strict=True))
-        self.waiting = []
-        documents = positions // np.int32(self.n)
-        columns = positions - documents * np.int32(self.n)
-        counts = np.bincount(columns * np.int64(256) + levels, minlength=256 * self.n).reshape(self.n, 256)
-        reached = counts[:, :0:-1].cumsum(1)[:, ::-1]  # [n, 255]: how many have level 1, 2, ... or more
-        enough = (reached >= self.k).sum(1)  # the highest level that k documents reach, 0: none
-        first = levels >= np.minimum(enough, 255).astype(np.uint8)[columns]
-        self._score(columns[first], documents[first])
-        # The k-th true score is known now. What can still reach it, one bound and one step allowed for?
-        wanted = np.ceil((self.floor - self.bound - self.scale.lowest) / self.scale.step - 1)
-        second = ~first & (levels >= np.clip(np.nan_to_num(wanted, nan=0), 0, 255).astype(np.uint8)[columns])
-        self._score(columns[second], documents[second])
-
-    def _score(self, columns: NDArray[np.int32], documents: NDArray[np.int32]) -> None:
-        if len(columns) == 0:
+        """Score what waits, as far as it can matter, and put it among the neighbours."""
+        waiting, self.waiting = self.waiting, []
+        if sum(len(levels) for _, levels in waiting) == 0:
             return
-        scan = self.scan
+        positions, levels = (np.concatenate(parts) for parts in zip(*waiting, strict=True))
+        documents = positions // np.int32(self.n)
+        columns = documents * np.int32(self.n)
+        np.subtract(positions, columns, out=columns)
+        counts = np.bincount(columns * np.int64(256) + levels, minlength=256 * self.n)
+        reached = counts.astype(np.int32).reshape(self.n, 256)[:, :0:-1].cumsum(1, dtype=np.int32)
+        enough = (reached >= self.k).sum(1).astype(np.uint8)  # the highest level that k documents reach, 0: none
+        likely = levels >= enough[columns]
+        first = np.flatnonzero(likely)
+        scores = self._scores(columns[first], documents[first])
+        # k documents have at least the lowest of these scores. What else can reach it, or the floor?
+        lowest = np.full(self.n, np.inf, np.float32)
+        np.minimum.at(lowest, columns[first], scores)
+        sure = np.maximum(self.floor, np.where(enough > 0, lowest, -np.inf))
+        wanted = np.ceil((sure - self.bound - self.scale.lowest) / self.scale.step - 1)
+        wanted = np.where(np.isfinite(wanted), wanted.clip(0, 255), 0).astype(np.uint8)
+        second = np.flatnonzero((levels >= wanted[columns]) & ~likely)
+        both = np.concatenate([first, second])
+        scores = np.concatenate([scores, self._scores(columns[second], documents[second])])
+        self._merge(columns[both], documents[both], scores)
+
+    def _scores(self, columns: NDArray[np.int32], documents: NDArray[np.int32]) -> Float:
+        """float32 `[m]` true scores of these pairs; fastest when each document's stand together."""
         scores = np.empty(len(columns), np.float32)
-        pairwise = faiss.pairwise_indexed_L2sqr if scan.squared else faiss.pairwise_indexed_inner_product
+        pairwise = faiss.pairwise_indexed_L2sqr if self.scan.squared else faiss.pairwise_indexed_inner_product
         left, right = columns.astype(np.int64), documents.astype(np.int64)
         pairwise(
             self.exact.shape[1],
             len(scores),
             faiss.swig_ptr(self.exact),
             faiss.swig_ptr(left),
-            faiss.swig_ptr(scan.vectors),
+            faiss.swig_ptr(self.scan.vectors),
             faiss.swig_ptr(right),
             faiss.swig_ptr(scores),
         )
-        right += scan.start
-        keys = pack(scan.finish(scores, right), right)
-        order = np.argsort(columns.astype(np.uint16), kind="stable")  # 16 bits: a radix sort
+        return self.scan.finish(scores, right + self.scan.start)
+
+    def _merge(self, columns: NDArray[np.int32], documents: NDArray[np.int32], scores: Float) -> None:
         lengths = np.bincount(columns, minlength=self.real)
+        # Queries by how many pairs they have, so that tables of several are full; some have many times more than most.
+        by_length = np.argsort(lengths, kind="stable")
+        lengths = lengths[by_length]
+        rank = np.empty(self.real, np.uint16)  # 16 bits: a radix sort
+        rank[by_length] = np.arange(self.real)
+        order = np.argsort(rank[columns], kind="stable")
+        keys = pack(scores, documents + np.int64(self.scan.start))[order]
         ends = np.cumsum(lengths)
-        keys, rows, place = keys[order], columns[order], np.arange(len(keys)) - np.repeat(ends - lengths, lengths)
-        for start, stop in _groups(lengths + self.k):
+        for start, stop in _groups(lengths):
             low, high = ends[start] - lengths[start], ends[stop - 1]
-            table = np.full((stop - start, self.k + int(lengths[start:stop].max())), NOTHING, np.int64)
-            table[:, : self.k] = self.best[start:stop]
-            table[rows[low:high] - start, self.k + place[low:high]] = keys[low:high]
+            here, rows = lengths[start:stop], by_length[start:stop]
+            table = np.full((stop - start, self.k + int(here[-1])), NOTHING, np.int64)
+            table[:, : self.k] = self.best[rows]
+            table[:, self.k :][np.arange(here[-1]) < here[:, None]] = keys[low:high]
             table.partition(table.shape[1] - self.k, axis=1)
-            self.best[start:stop] = table[:, table.shape[1] - self.k :]
+            self.best[rows] = table[:, table.shape[1] - self.k :]
         self.floor[: self.real] = unpack(self.best.min(1))[0]
 
 
-def _kth(scores: Float, k: int) -> Float:
-    """float32 `[n]`: the k-th largest of each column of `[m, n]`."""
-    rows = np.ascontiguousarray(scores.T)
-    rows.partition(rows.shape[1] - k, axis=1)
-    kth: Float = rows[:, rows.shape[1] - k]
-    return kth
-
-
-def _groups(widths: Int) -> Iterator[tuple[int, int]]:
-    """Spans of rows whose table, as wide as the widest of them, stays small."""
-    spans = [(0, len(widths))]
-    while spans:
-        start, stop = spans.pop()
-        if stop - start > 1 and (stop - start) * int(widths[start:stop].max()) > _TABLE:
-            middle = (start + stop) // 2
-            spans += [(start, middle), (middle, stop)]
-        else:
-            yield start, stop
+def _groups(lengths: Int) -> Iterator[tuple[int, int]]:
+    """Spans of ascending `lengths` that are alike; those without any pair are left out."""
+    start = int(np.searchsorted(lengths, 1))
+    while start < len(lengths):
+        widest = max(16, int(1.3 * lengths[start]))
+        stop = min(int(np.searchsorted(lengths, widest, "right")), start + max(1, _TABLE // widest))
+        yield start, stop
+        start = stop
 
 
 def pack(scores: Float, documents: Int) -> Int:
     """One integer a neighbour, larger = better: the score in order-preserving bits, then the lower row first."""
+    # In place as far as it goes: fresh memory costs more than the arithmetic.
     bits = (scores + np.float32(0)).view(np.int32)  # + 0: minus zero equals zero
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    keys: Int = (bits.astype(np.int64) << 32) | (0xFFFFFFFF - documents)
+    sign = bits >> 31
+    sign &= np.int32(0x7FFFFFFF)
+    bits ^= sign
+    keys = bits.astype(np.int64)
+    keys <<= 32
+    keys |= 0xFFFFFFFF - documents
     return keys
 
 
 def unpack(keys: Int) -> tuple[Float, NDArray[np.int32]]:
     """(scores, documents) of packed neighbours; -inf and -1 where there is none."""
     bits = (keys >> 32).astype(np.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    documents = (0xFFFFFFFF - (keys & 0xFFFFFFFF)).astype(np.int32)
+    sign = bits >> 31
+    sign &= np.int32(0x7FFFFFFF)
+    bits ^= sign
+    documents = ~keys.astype(np.int32)  # the lower half
+    scores = bits.view(np.float32)
     missing = keys == NOTHING
-    return np.where(missing, np.float32(-np.inf), bits.view(np.float32)), np.where(missing, -1, documents)
+    scores[missing], documents[missing] = -np.inf, -1
+    return scores, documents
