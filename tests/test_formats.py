@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from pathlib import Path
 
@@ -337,3 +338,13 @@ def test_reading_does_not_keep_the_texts(tmp_path: Path) -> None:
     )
     # A batch of 256 texts is 5 MB here, and is held a few times over on its way to disk.
     assert float(done.stdout) < 60, f"reading 80 MB of text took {done.stdout.strip()} MB"
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
+def test_digests_cover_every_text(count: int) -> None:
+    """They are what keeps vectors of other texts from being reused: the definition, computed anew."""
+    texts = [f"text {i} é" for i in range(count)]
+    pairs = Pairs.from_columns(["a query"] * count, texts)
+    whole = b"".join(len(e).to_bytes(8, "little") + e for e in (text.encode() for text in texts))
+    assert pairs.digests["documents"] == hashlib.sha256(whole).hexdigest()
+    assert pairs.digests["queries"] == hashlib.sha256((7).to_bytes(8, "little") + b"a query").hexdigest()

@@ -33,6 +33,7 @@ class _Column:
         self.schema = pa.schema([(name, _TEXT) for name in names])
         self.path = path
         self.pending: list[tuple[str, ...]] = []
+        self.unhashed: list[bytes] = []  # lengths and texts that `digest` has not seen yet
         self.kept = {name: (bytearray(), array("q", [0])) for name in names}  # without a file: bytes, offsets
         self.sink = self.writer = None
         if path is not None:
@@ -87,7 +88,7 @@ class _Column:
         self.keys.append(key)
         self.body_keys.append(text_key(text) if title else key)
         self.rows.append(row)
-        self.digest.update(len(encoded).to_bytes(8, "little") + encoded)
+        self.unhashed += (len(encoded).to_bytes(8, "little"), encoded)
         self.pending.append((title, text) if len(self.schema.names) == 2 else (text,))
         if len(self.pending) == BATCH_ROWS:
             self._flush(where)
@@ -96,6 +97,7 @@ class _Column:
     def _flush(self, where: str = "") -> None:
         columns = list(zip(*self.pending, strict=True))
         self.pending = []
+        self.sha256()
         if self.writer is not None:
             self.writer.write_batch(pa.record_batch([strings(column) for column in columns], schema=self.schema))
             return
@@ -103,6 +105,12 @@ class _Column:
             for text in column:
                 data += text.encode("utf-8")
                 offsets.append(len(data))
+
+    def sha256(self) -> str:
+        """Of all texts so far, each with its length before it."""
+        self.digest.update(b"".join(self.unhashed))
+        self.unhashed = []
+        return self.digest.hexdigest()
 
     def finish(self) -> Texts:
         if self.pending:
@@ -212,7 +220,7 @@ class Builder:
             "name": name,
             "source_query_rows": self.queries.source_rows,
             "source_document_rows": self.documents.source_rows,
-            "digests": {"queries": self.queries.digest.hexdigest(), "documents": self.documents.digest.hexdigest()},
+            "digests": {"queries": self.queries.sha256(), "documents": self.documents.sha256()},
             "labels": labels_digest(arrays),
             "notes": self.notes,
         }

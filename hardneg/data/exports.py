@@ -8,6 +8,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -192,8 +193,17 @@ def _write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", write_statistics=False) as writer,
     ):
-        for table in itertools.chain([first], tables):
+        for table in itertools.chain([first], ahead(tables)):
             writer.write_table(table.cast(schema))
+
+
+def ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables, each made while the one before is in use."""
+    with ThreadPoolExecutor(1) as background:
+        coming = background.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = background.submit(next, tables, None)
+            yield table
 
 
 def _json_lines(tables: Iterator[pa.Table]) -> Iterator[str]:

@@ -267,11 +267,11 @@ class Int8Kernel(Kernel):
         for span in _spans(len(queries), 256):
             part = torch.from_numpy(queries[span])
             turned = self._turn(part)
-            step = turned.norm(p=torch.inf, dim=1).clamp_(min=1e-30) / 127
+            step = turned.abs().amax(1).clamp_(min=1e-30) / 127
             rounded = (turned / step[:, None]).round_()
             values[span, : self.dimension] = rounded
             numbers[0, span], numbers[1, span], numbers[2, span] = step, torch.mv(part, center), _norms(part)
-            numbers[3, span], numbers[4, span] = rounded.sum(1), rounded.norm(p=1, dim=1)
+            numbers[3, span], numbers[4, span] = rounded.sum(1), rounded.abs().sum(1)
             numbers[5, span] = _norms(rounded) * step
             numbers[6, span] = _norms(rounded.mul_(step[:, None]).sub_(turned))
         unit, offset, norms, sums, absolute, rounded_norms, errors = numbers.numpy()

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +28,7 @@ from hardneg.index.exact import ExactIndex, checked_norms
 from hardneg.memory import release
 from hardneg.mining.embed import embed, fit
 from hardneg.mining.filters import Group
-from hardneg.mining.miner import Miner
+from hardneg.mining.miner import Judged, Miner
 from hardneg.mining.options import MineOptions, resolve_depth
 from hardneg.mining.run import PartWriter, Run, prepare
 from hardneg.mining.specs import parse_filters, parse_sampler
@@ -157,18 +158,24 @@ def _mine(
     clock.lap("index")
     searched = progress("search", len(pairs))
     written = progress("write", len(pairs))
-    for part in range(writer.parts):
-        start, stop = writer.span(part)
-        if not writer.finished(part):
+    # One part is written while the next is searched: a search leaves a worker idle at its end, writing needs one.
+    with ThreadPoolExecutor(1) as background:
+        writing: Future[None] | None = None
+        for part in range(writer.parts):
+            start, stop = writer.span(part)
+            if writer.finished(part):
+                searched(stop - start)
+                written(stop - start)
+                continue
             judged = miner.mine(start, stop, _queries_done(searched, len(pairs.document_ids)))
-            clock.lap("search")
-            writer.write(part, judged)
+            if writing is not None:
+                writing.result()
+            writing = background.submit(_write, writer, part, judged, written)
             del judged
-            release()
-            clock.lap("write")
-        else:
-            searched(stop - start)
-        written(stop - start)
+        clock.lap("search")
+        if writing is not None:
+            writing.result()
+        clock.lap("write")
     head = {
         "hardneg_version": _version("hardneg"),
         "command": command,
@@ -185,6 +192,12 @@ def _mine(
     if not any(int(k) for k in info["counts"]["negatives"]):
         raise DataError(_all_rejected(folder, info["counts"]["verdicts"]))
     return Run(folder, verify=False)
+
+
+def _write(writer: PartWriter, part: int, judged: Judged, advance: Callable[[int], None]) -> None:
+    writer.write(part, judged)
+    release()
+    advance(len(judged.verdicts))
 
 
 def _queries_done(advance: Callable[[int], None], documents: int) -> Callable[[int], None]:

@@ -40,15 +40,15 @@ class Judged:
     @classmethod
     def joined(cls, blocks: Sequence[Judged]) -> Judged:
         """Blocks one after the other, filled up to the widest."""
-        if len(blocks) == 1:
-            return blocks[0]
         parts = [block.candidates for block in blocks]
         candidates = Candidates(
             np.concatenate([part.queries for part in parts]),
             _stacked([part.documents for part in parts], -1),
             _stacked([part.scores for part in parts], -np.inf),
             np.concatenate([part.positive_scores for part in parts]),
-            np.empty((sum(len(part.queries) for part in parts), 0), np.float32),  # searched: not needed any more
+            np.empty(
+                (sum(len(part.queries) for part in parts), 0), np.float32
+            ),  # searched: vectors are not needed any more
         )
         return cls(
             candidates,
@@ -60,6 +60,8 @@ class Judged:
 
 
 def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
+    if len(tables) == 1:
+        return tables[0]
     width = max(table.shape[1] for table in tables)
     out = np.full((sum(map(len, tables)), width), fill, tables[0].dtype)
     start = 0
