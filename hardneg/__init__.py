@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hardneg.mining.mine import mine as mine
     from hardneg.mining.options import MineOptions as MineOptions
     from hardneg.mining.run import Run as Run
+    from hardneg.mining.select import SelectOptions as SelectOptions
     from hardneg.mining.select import select as select
     from hardneg.mining.specs import parse_filter as parse_filter
     from hardneg.mining.specs import parse_filters as parse_filters

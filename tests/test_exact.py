@@ -11,9 +11,15 @@ from hardneg.data.store import Rows, Sharded
 from hardneg.errors import DataError, UsageError
 from hardneg.index.base import METRICS, Index
 from hardneg.index.exact import ExactIndex
-from hardneg.index.kernels import KERNELS, Scale, Workspace, fastest_kernel, make_kernel
+from hardneg.index.kernels import KERNELS, Scale, Workspace, fastest_kernel, int8_is_exact, make_kernel
 
 from .conftest import unit
+
+HERE = [name for name in KERNELS if name != "int8" or int8_is_exact(64)]
+EVERY = [
+    pytest.param(name, marks=() if name in HERE else pytest.mark.skip(reason="no exact int8 product on this processor"))
+    for name in KERNELS
+]
 
 
 def naive_scores(queries: np.ndarray, documents: np.ndarray, metric: str) -> np.ndarray:
@@ -43,7 +49,7 @@ def check(queries: np.ndarray, documents: np.ndarray, k: int, metric: str, kerne
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EVERY)
 @settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_equals_naive(metric: str, kernel: str, data: st.DataObject) -> None:
@@ -64,7 +70,7 @@ def test_equals_naive(metric: str, kernel: str, data: st.DataObject) -> None:
     check(queries, documents, data.draw(st.integers(1, size)), metric, kernel)
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("kernel", EVERY)
 def test_many_tiles(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import hardneg.index.exact as exact
 
@@ -85,7 +91,7 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
     documents = unit(rng.standard_normal((3000, 32)))[rng.integers(0, 2000, 3000)]
     queries = unit(rng.standard_normal((200, 32)))
     first = ExactIndex(documents, kernel="float32", threads=1).search(queries, 50)
-    for kernel in KERNELS:
+    for kernel in HERE:
         for tile_bytes, threads in ((96 << 20, 1), (4 * 32 * 500, 3)):
             monkeypatch.setattr(exact, "_TILE_BYTES", tile_bytes)
             again = ExactIndex(documents, kernel=kernel, threads=threads).search(queries, 50)
@@ -93,6 +99,62 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
             assert again.documents.tobytes() == first.documents.tobytes()
     part = ExactIndex(documents).search(queries[70:71], 50)
     assert part.scores.tobytes() == first.scores[70:71].tobytes()
+
+
+@pytest.mark.parametrize("kernel", EVERY)
+@pytest.mark.parametrize("kind", ["gauss", "sorted", "copies", "one place"])
+def test_whatever_was_guessed_the_answer_is_exact(kernel: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thresholds guessed from a sample that misleads, pairs settled many times within a tile, tables cut small."""
+    import hardneg.index.scan as scan
+
+    rng = np.random.default_rng(7)
+    documents = unit(rng.standard_normal((4000, 24)))
+    queries = unit(rng.standard_normal((90, 24)))
+    if kind == "sorted":
+        documents = documents[np.argsort(documents @ queries[0])]
+    elif kind == "copies":
+        documents = documents[rng.integers(0, 300, 4000)]
+    elif kind == "one place":  # the sample sees the neighbours and little else
+        near = np.linspace(0, 3999, 64).astype(np.int64)[:30]
+        queries = unit(queries[:1] + 0.1 * rng.standard_normal((90, 24)))
+        documents[near] = unit(queries[:30] + 0.1 * rng.standard_normal((30, 24)))
+    truth = ExactIndex(documents, kernel="float32", threads=1).search(queries, 40)
+    check(queries, documents, 40, "cosine", "float32")
+    attempts = []
+    run = scan._Attempt.run
+    monkeypatch.setattr(scan._Attempt, "run", lambda self: attempts.append(self.real) or run(self))
+    for name, value in (
+        ("_SAMPLE", 64),
+        ("_GENEROSITY", 0.3),
+        ("_QUERIES", 32),
+        ("_MOST_WAITING", 500),
+        ("_TABLE", 300),
+    ):
+        monkeypatch.setattr(scan, name, value)
+    monkeypatch.setattr(scan, "_PRODUCT_BYTES", 4096)
+    found = ExactIndex(documents, kernel=kernel, threads=2).search(queries, 40)
+    assert found.scores.tobytes() == truth.scores.tobytes()
+    assert found.documents.tobytes() == truth.documents.tobytes()
+    assert len(attempts) > 4  # four blocks of queries: some were scanned again
+    assert attempts.count(24) + attempts.count(32) < len(attempts)
+
+
+def test_without_int8_another_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import hardneg.index.exact as exact
+    import hardneg.index.kernels as kernels
+
+    for module in (exact, kernels):
+        monkeypatch.setattr(module, "int8_is_exact", lambda dimension: False)
+    documents = np.eye(37, dtype=np.float32)  # a dimension that nothing was measured for yet
+    assert ExactIndex(documents).search(documents, 1).documents[:, 0].tolist() == list(range(37))
+    assert fastest_kernel(37) in ("float32", "bfloat16")
+    with pytest.raises(UsageError, match="no exact 8-bit product.*'auto'"):
+        ExactIndex(documents, kernel="int8")
+    fastest_kernel.cache_clear()
+
+
+def test_int8_refuses_what_it_cannot_sum() -> None:
+    assert not int8_is_exact(1 << 16)
 
 
 def test_ties_are_ordered_by_row() -> None:
@@ -116,7 +178,7 @@ def test_pair_scores_equal_search_scores() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    kernel=st.sampled_from(KERNELS),
+    kernel=st.sampled_from(HERE),
     d=st.integers(1, 200),
     seed=st.integers(0, 2**31),
     shift=st.floats(0, 10),

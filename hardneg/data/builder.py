@@ -28,7 +28,7 @@ class _Column:
     """Texts of one kind (queries or documents), with their ids and keys."""
 
     def __init__(self, kind: str, titled: bool, path: Path | None) -> None:
-        self.kind = kind
+        self.kind, self.titled = kind, titled
         names = ["title", "text"] if titled else ["text"]
         self.schema = pa.schema([(name, _TEXT) for name in names])
         self.path = path
@@ -58,7 +58,8 @@ class _Column:
         whole = join_title(title, text)
         try:
             encoded = whole.encode("utf-8")
-            (id or "").encode("utf-8")
+            if id is not None:
+                id.encode("utf-8")
         except UnicodeEncodeError as error:
             raise DataError(f"{where}: the {self.kind} holds a lone surrogate, half a character: {error}") from None
         short = hashlib.blake2b(encoded, digest_size=16).digest()
@@ -89,7 +90,7 @@ class _Column:
         self.body_keys.append(text_key(text) if title else key)
         self.rows.append(row)
         self.unhashed += (len(encoded).to_bytes(8, "little"), encoded)
-        self.pending.append((title, text) if len(self.schema.names) == 2 else (text,))
+        self.pending.append((title, text) if self.titled else (text,))
         if len(self.pending) == BATCH_ROWS:
             self._flush(where)
         return number, True

@@ -119,7 +119,7 @@ class ExactIndex:
             # Every worker multiplies on one thread and selects on the same one: while one selects, another multiplies.
             with ThreadPoolExecutor(self.threads, initializer=_single_thread) as pool:
                 rows = rows_at_once(len(exact), self.threads)
-                spans = [slice(i, min(i + rows, len(exact))) for i in range(0, len(exact), rows)]
+                spans = [slice(i, min(i + rows, len(exact))) for i in range(0, max(1, len(exact)), rows)]
                 blocks = list(pool.map(lambda span: Block(self.kernel, exact[span], best[span]), spans))
                 for start in range(0, self.size, self._tile_rows):
                     scan = self._scan(start, pool)

@@ -125,7 +125,6 @@ class Miner:
         all_positive = self.index.pair_scores(vectors, self.pairs.positives.take(queries).padded())
         lowest = lowest_scores(all_positive)
         found = self.index.search(vectors, self.depth, progress)
-        release()
         candidates = Candidates(queries, found.documents, found.scores, lowest, vectors)
         verdicts = self.chain.verdicts(candidates, self.context)
         candidates, verdicts, widened = self._widen(candidates, verdicts)
