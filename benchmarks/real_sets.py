@@ -4,7 +4,7 @@
 
 Banking77 has one known positive a query and the truth in groups.tsv: a negative of the query's own intent is
 false. hardneg runs as a command in a process of its own, so its seconds hold the start of Python; the peer's
-begin when it is called.
+begin when it is called. Counted are queries with a positive, the only ones that the peer knows.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def run_hardneg(data: Path, filters: list[str], out: Path) -> dict[str, object]:
         command += ["--filter", spec]
     start = time.perf_counter()
     code = "import sys; from hardneg_cli.main import main; main(sys.argv[1:])"
-    done = subprocess.run(
+    subprocess.run(
         [sys.executable, "-c", code, *command[1:]],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -65,14 +65,14 @@ def run_hardneg(data: Path, filters: list[str], out: Path) -> dict[str, object]:
         check=True,
     )
     seconds = time.perf_counter() - start
-    summary = json.loads(done.stdout)
-    negatives = pq.read_table(out / "negatives.parquet").to_pylist()
+    # The peer knows no queries without a positive.
+    negatives = [row for row in pq.read_table(out / "negatives.parquet").to_pylist() if row["positive_ids"]]
     pairs = [(row["query_id"], id) for row in negatives for id in row["negative_ids"]]
     scores = [score for row in negatives for score in row["negative_scores"]]
     return {
         "seconds": seconds,
-        "queries": summary["queries"],
-        "short": summary["queries_with_fewer_negatives"],
+        "queries": len(negatives),
+        "short": sum(len(row["negative_ids"]) < 7 for row in negatives),
         **figures(data, pairs, scores),
     }
 
@@ -139,22 +139,16 @@ def run_peer(data: Path, margin: float | None) -> dict[str, object]:
     query_of = {text: id for id, text in queries.items()}
     document_of = {text: id for id, text in corpus.items()}
     positives = {(r["query-id"], r["corpus-id"]) for r in judged}
-    pairs, scores, counted = [], [], set()
+    pairs, scores, counts = [], [], dict.fromkeys((r["query-id"] for r in judged), 0)
     for row in mined.to_list():
         query = query_of[row["query"]]
-        documents = row.get("documents") or row["passage"]
-        values = row.get("scores") or row["label"]
-        for text, score in zip(documents, values, strict=True):
+        for text, score in zip(row["positive"], row["scores"], strict=True):
             if (query, document_of[text]) not in positives:
                 pairs.append((query, document_of[text]))
                 scores.append(score)
-        counted.add(query)
-    return {
-        "seconds": seconds,
-        "queries": len({r["query-id"] for r in judged}),
-        "short": -1,
-        **figures(data, pairs, scores),
-    }
+                counts[query] += 1
+    short = sum(count < 7 for count in counts.values())
+    return {"seconds": seconds, "queries": len(counts), "short": short, **figures(data, pairs, scores)}
 
 
 def main() -> None:
@@ -186,12 +180,11 @@ def main() -> None:
                     found.append(in_own_process(__file__, "--data", str(args.data), "--one", f"{name}|{kind}"))
             last = found[-1]
             seconds = median_and_spread([float(r["seconds"]) for r in found])
-            short = "-" if last["short"] == -1 else f"{last['short']:,}"
             each = last["negatives"] / last["queries"]
             false = "-" if np.isnan(last["false"]) else f"{last['false']:.3f}"
             print(
                 f"{name:<10} {system:<10} {label:<22} {seconds:<24} {last['queries']:>8,} "
-                f"{each:>16.2f} {short:>6} {last['score']:>11.3f} {false:>7}",
+                f"{each:>16.2f} {last['short']:>6,} {last['score']:>11.3f} {false:>7}",
                 flush=True,
             )
 

@@ -22,7 +22,7 @@ from hardneg.index.kernels import LEVELS, Float, Int, Kernel, Scale, Tile, Works
 
 NOTHING = np.iinfo(np.int64).min  # sorts after every real neighbour
 _QUERIES = 1024  # of one block: the more, the more often a document that is in the cache is scored again
-_PRODUCT_BYTES = 1 << 20  # of one chunk of products: they are looked at while they are in the cache
+_PRODUCT_BYTES = 3 << 19  # of one chunk of products: they are looked at while they are in the cache
 _SAMPLE = 2048  # documents that the first guess is made from
 _GENEROSITY = 1.6  # how many times k documents shall pass a guess: those within the error bound, and bad luck
 _MOST_WAITING = 1 << 20  # passed pairs that wait to be scored

@@ -90,7 +90,11 @@ def members(values: NDArray[np.integer], sets: Ragged) -> Mask:
     lengths = sets.lengths
     for j in range(min(8, int(lengths.max(initial=0)))):
         rows = np.flatnonzero(lengths > j)
-        found[rows] |= values[rows] == sets.values[sets.offsets[rows] + j][:, None]
+        member = sets.values[sets.offsets[rows] + j][:, None]
+        if len(rows) == len(values):  # the usual case, without copies
+            found |= values == member
+        else:
+            found[rows] |= values[rows] == member
     many = np.flatnonzero(lengths > 8)
     if len(many):
         # One sorted array of (row, value) keys serves all long rows at once.
