@@ -136,7 +136,7 @@ def run_peer(data: Path, margin: float | None) -> dict[str, object]:
         relative_margin=margin, use_faiss=True, output_format="labeled-list", output_scores=True, verbose=False,
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    query_of = {text: id for id, text in queries.items()}
+    query_of = {queries[r["query-id"]]: r["query-id"] for r in judged}
     document_of = {text: id for id, text in corpus.items()}
     positives = {(r["query-id"], r["corpus-id"]) for r in judged}
     pairs, scores, counts = [], [], dict.fromkeys((r["query-id"] for r in judged), 0)
