@@ -67,6 +67,31 @@ def median_and_spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
+class PeerModel:
+    """What sentence-transformers' `mine_hard_negatives` asks of a model besides the vectors of texts."""
+
+    dimension: int
+
+    @property
+    def device(self) -> Any:
+        import torch
+
+        return torch.device("cpu")
+
+    def get_embedding_dimension(self) -> int:
+        return self.dimension
+
+    def similarity(self, a: object, b: object) -> object:
+        from sentence_transformers.util import dot_score
+
+        return dot_score(a, b)
+
+    def similarity_pairwise(self, a: object, b: object) -> object:
+        from sentence_transformers.util import pairwise_dot_score
+
+        return pairwise_dot_score(a, b)
+
+
 def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

@@ -20,7 +20,17 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import in_own_process, jittered_vectors, machine, median_and_spread, now_mb, peak_mb, unit, versions
+from common import (
+    PeerModel,
+    in_own_process,
+    jittered_vectors,
+    machine,
+    median_and_spread,
+    now_mb,
+    peak_mb,
+    unit,
+    versions,
+)
 
 RANGE = 100
 MARGIN = 0.05
@@ -62,14 +72,12 @@ def run_hardneg(folder: Path, args: argparse.Namespace) -> dict[str, object]:
     return {"seconds": seconds, "mined": mined, "before": before, "peak": peak_mb(), "timings": run.info["timings"]}
 
 
-class GivenVectors:
+class GivenVectors(PeerModel):
     """What `mine_hard_negatives` asks of a model, answered from the given vectors."""
 
     def __init__(self, query_vectors: np.ndarray, document_vectors: np.ndarray) -> None:
-        import torch
-
-        self.device = torch.device("cpu")
         self.query_vectors, self.document_vectors = query_vectors, document_vectors
+        self.dimension = document_vectors.shape[1]
 
     def encode_query(self, texts: list[str], **_: object) -> np.ndarray:
         assert len(texts) == len(self.query_vectors)
@@ -78,19 +86,6 @@ class GivenVectors:
     def encode_document(self, texts: list[str], **_: object) -> np.ndarray:
         assert len(texts) == len(self.document_vectors)
         return self.document_vectors
-
-    def get_embedding_dimension(self) -> int:
-        return int(self.document_vectors.shape[1])
-
-    def similarity(self, a: object, b: object) -> object:
-        from sentence_transformers.util import dot_score
-
-        return dot_score(a, b)
-
-    def similarity_pairwise(self, a: object, b: object) -> object:
-        from sentence_transformers.util import pairwise_dot_score
-
-        return pairwise_dot_score(a, b)
 
 
 def run_peer(folder: Path, args: argparse.Namespace, use_faiss: bool) -> dict[str, object]:

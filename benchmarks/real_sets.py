@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
-from common import in_own_process, machine, median_and_spread, versions
+from common import PeerModel, in_own_process, machine, median_and_spread, versions
 
 DEPTH = 300
 FILTERS: dict[str, list[str]] = {
@@ -87,31 +87,16 @@ def figures(data: Path, pairs: list[tuple[str, str]], scores: list[float]) -> di
     }
 
 
-class GivenVectors:
+class GivenVectors(PeerModel):
     """What `mine_hard_negatives` asks of a model, answered from the given vectors by text."""
 
     def __init__(self, vectors: dict[str, np.ndarray]) -> None:
-        import torch
-
-        self.device, self.vectors = torch.device("cpu"), vectors
+        self.vectors, self.dimension = vectors, len(next(iter(vectors.values())))
 
     def _encode(self, texts: list[str], **_: object) -> np.ndarray:
         return np.stack([self.vectors[text] for text in texts])
 
     encode_query = encode_document = _encode
-
-    def get_embedding_dimension(self) -> int:
-        return len(next(iter(self.vectors.values())))
-
-    def similarity(self, a: object, b: object) -> object:
-        from sentence_transformers.util import dot_score
-
-        return dot_score(a, b)
-
-    def similarity_pairwise(self, a: object, b: object) -> object:
-        from sentence_transformers.util import pairwise_dot_score
-
-        return pairwise_dot_score(a, b)
 
 
 def run_peer(data: Path, margin: float | None) -> dict[str, object]:

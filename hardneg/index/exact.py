@@ -24,7 +24,7 @@ from hardneg.data.store import Rows, Sharded
 from hardneg.errors import DataError, UsageError, first_few, suggestion
 from hardneg.index.base import METRICS, Neighbours
 from hardneg.index.kernels import KERNELS, Kernel, Tile, fastest_kernel, int8_is_exact, make_kernel
-from hardneg.index.scan import NOTHING, Block, TileScan, rows_at_once
+from hardneg.index.scan import NOTHING, Block, TileScan, pair_products, rows_at_once
 
 Float = NDArray[np.float32]
 Progress = Callable[[int], None]
@@ -70,11 +70,11 @@ class ExactIndex:
         sample = np.array(documents[::stride], np.float32)
         if metric == "cosine":
             sample *= self._inverse_norms[::stride, None]
-        # Squared lengths in l2 scores span too wide a range for a coarse format to be worth its re-ranking.
         if kernel == "int8" and not int8_is_exact(self.dimension):
             raise UsageError(
                 "kernel 'int8': this processor or this torch has no exact 8-bit product of that size; use 'auto'"
             )
+        # Squared lengths in l2 scores span too wide a range for a coarse format to be worth its re-ranking.
         name = "float32" if metric == "l2" else fastest_kernel(self.dimension) if kernel == "auto" else kernel
         self.kernel: Kernel = make_kernel(name, sample)
         rows = max(1, _TILE_BYTES // (4 * self.dimension))
@@ -143,18 +143,7 @@ class ExactIndex:
             r, c = rows[start : start + chunk], columns[start : start + chunk]
             wanted, place = np.unique(documents[r, c], return_inverse=True)
             vectors = np.ascontiguousarray(self.documents[wanted], np.float32)
-            pair = faiss.pairwise_indexed_L2sqr if self.metric == "l2" else faiss.pairwise_indexed_inner_product
-            scores = np.empty(len(r), np.float32)
-            left, right = r.astype(np.int64), place.astype(np.int64)
-            pair(
-                self.dimension,
-                len(r),
-                faiss.swig_ptr(exact),
-                faiss.swig_ptr(left),
-                faiss.swig_ptr(vectors),
-                faiss.swig_ptr(right),
-                faiss.swig_ptr(scores),
-            )
+            scores = pair_products(exact, r, vectors, place, self.metric == "l2")
             out[r, c] = self._finish(scores, wanted[place])
         return out
 

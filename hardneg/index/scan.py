@@ -219,19 +219,8 @@ class _Attempt:
 
     def _scores(self, columns: NDArray[np.int32], documents: NDArray[np.int32]) -> Float:
         """float32 `[m]` true scores of these pairs; fastest when each document's stand together."""
-        scores = np.empty(len(columns), np.float32)
-        pairwise = faiss.pairwise_indexed_L2sqr if self.scan.squared else faiss.pairwise_indexed_inner_product
-        left, right = columns.astype(np.int64), documents.astype(np.int64)
-        pairwise(
-            self.exact.shape[1],
-            len(scores),
-            faiss.swig_ptr(self.exact),
-            faiss.swig_ptr(left),
-            faiss.swig_ptr(self.scan.vectors),
-            faiss.swig_ptr(right),
-            faiss.swig_ptr(scores),
-        )
-        return self.scan.finish(scores, right + self.scan.start)
+        scan, rows = self.scan, documents.astype(np.int64)
+        return scan.finish(pair_products(self.exact, columns, scan.vectors, rows, scan.squared), rows + scan.start)
 
     def _merge(self, columns: NDArray[np.int32], documents: NDArray[np.int32], scores: Float) -> None:
         lengths = np.bincount(columns, minlength=self.real)
@@ -262,6 +251,28 @@ def _groups(lengths: Int) -> Iterator[tuple[int, int]]:
         stop = min(int(np.searchsorted(lengths, widest, "right")), start + max(1, _TABLE // widest))
         yield start, stop
         start = stop
+
+
+def pair_products(
+    queries: Float, left: NDArray[np.integer], documents: Float, right: NDArray[np.integer], squared: bool
+) -> Float:
+    """float32 `[m]`: inner products (squared distances) of rows `left` of `queries` with rows `right` of `documents`.
+
+    One function for whole searches and single pairs: their scores are the same, bit for bit.
+    """
+    products = np.empty(len(left), np.float32)
+    pairwise = faiss.pairwise_indexed_L2sqr if squared else faiss.pairwise_indexed_inner_product
+    left, right = (np.ascontiguousarray(rows, np.int64) for rows in (left, right))
+    pairwise(
+        queries.shape[1],
+        len(products),
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(left),
+        faiss.swig_ptr(documents),
+        faiss.swig_ptr(right),
+        faiss.swig_ptr(products),
+    )
+    return products
 
 
 def pack(scores: Float, documents: Int) -> Int:

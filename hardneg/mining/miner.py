@@ -46,9 +46,8 @@ class Judged:
             _stacked([part.documents for part in parts], -1),
             _stacked([part.scores for part in parts], -np.inf),
             np.concatenate([part.positive_scores for part in parts]),
-            np.empty(
-                (sum(len(part.queries) for part in parts), 0), np.float32
-            ),  # searched: vectors are not needed any more
+            # Searched: their vectors are not needed any more.
+            np.empty((sum(len(part.queries) for part in parts), 0), np.float32),
         )
         return cls(
             candidates,
