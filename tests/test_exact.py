@@ -72,9 +72,7 @@ def test_equals_naive(metric: str, kernel: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kernel", EVERY)
 def test_many_tiles(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hardneg.index.exact as exact
-
-    monkeypatch.setattr(exact, "_TILE_BYTES", 16 * 4 * 100)
+    monkeypatch.setattr("hardneg.index.corpus.TILE_BYTES", 16 * 4 * 100)
     rng = np.random.default_rng(1)
     documents = unit(rng.standard_normal((1003, 16)))
     queries = unit(rng.standard_normal((50, 16)))
@@ -85,15 +83,13 @@ def test_many_tiles(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hardneg.index.exact as exact
-
     rng = np.random.default_rng(2)
     documents = unit(rng.standard_normal((3000, 32)))[rng.integers(0, 2000, 3000)]
     queries = unit(rng.standard_normal((200, 32)))
     first = ExactIndex(documents, kernel="float32", threads=1).search(queries, 50)
     for kernel in HERE:
         for tile_bytes, threads in ((96 << 20, 1), (4 * 32 * 500, 3)):
-            monkeypatch.setattr(exact, "_TILE_BYTES", tile_bytes)
+            monkeypatch.setattr("hardneg.index.corpus.TILE_BYTES", tile_bytes)
             again = ExactIndex(documents, kernel=kernel, threads=threads).search(queries, 50)
             assert again.scores.tobytes() == first.scores.tobytes()
             assert again.documents.tobytes() == first.documents.tobytes()
@@ -122,15 +118,15 @@ def test_whatever_was_guessed_the_answer_is_exact(kernel: str, kind: str, monkey
     check(queries, documents, 40, "cosine", "float32")
     attempts = []
     run = scan._Attempt.run
-    monkeypatch.setattr(scan._Attempt, "run", lambda self: attempts.append(self.real) or run(self))
+    monkeypatch.setattr(scan._Attempt, "run", lambda self: attempts.append(self.standing.real) or run(self))
     for name, value in (
         ("_SAMPLE", 64),
         ("_GENEROSITY", 0.3),
         ("_QUERIES", 32),
         ("_MOST_WAITING", 500),
-        ("_TABLE", 300),
     ):
         monkeypatch.setattr(scan, name, value)
+    monkeypatch.setattr("hardneg.index.standing._TABLE", 300)
     monkeypatch.setattr(scan, "_PRODUCT_BYTES", 4096)
     found = ExactIndex(documents, kernel=kernel, threads=2).search(queries, 40)
     assert found.scores.tobytes() == truth.scores.tobytes()
@@ -140,10 +136,10 @@ def test_whatever_was_guessed_the_answer_is_exact(kernel: str, kind: str, monkey
 
 
 def test_without_int8_another_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hardneg.index.exact as exact
+    import hardneg.index.corpus as corpus
     import hardneg.index.kernels as kernels
 
-    for module in (exact, kernels):
+    for module in (corpus, kernels):
         monkeypatch.setattr(module, "int8_is_exact", lambda dimension: False)
     documents = np.eye(37, dtype=np.float32)  # a dimension that nothing was measured for yet
     assert ExactIndex(documents).search(documents, 1).documents[:, 0].tolist() == list(range(37))
@@ -190,7 +186,7 @@ def test_bound_holds(kernel: str, d: int, seed: int, shift: float, scale: float)
     documents = ((rng.standard_normal((64, d)) + shift) * scale).astype(np.float32)
     queries = (rng.standard_normal((16, d)) + shift).astype(np.float32)
     made = make_kernel(kernel, documents)
-    tile, block = made.tile(documents), made.queries(queries)
+    tile, block = made.tile(documents), made.packed(made.rounded(queries))
     approximate = made.scores(block, tile).astype(np.float64)
     truth = documents.astype(np.float64) @ queries.astype(np.float64).T
     bound = made.bound(block, tile)

@@ -108,7 +108,7 @@ def test_same_bytes_whatever_the_work_was_cut_into(
     mine(pairs, tmp_path / "a", options, vectors=(queries, documents), threads=1)
     monkeypatch.setattr(miner_module, "_BLOCK", 7)
     mine(pairs, tmp_path / "b", options, vectors=(queries, documents), threads=3)
-    monkeypatch.setattr("hardneg.index.exact._TILE_BYTES", 4 * 16 * 64)
+    monkeypatch.setattr("hardneg.index.corpus.TILE_BYTES", 4 * 16 * 64)
     mine(pairs, tmp_path / "c", options, vectors=(queries, documents))
     assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
 

@@ -17,7 +17,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,12 +62,20 @@ class QueryBlock:
     sums: Float  # [n] of the components of `values`, and of their absolute values
     absolute_sums: Float
 
+    def rows(self, rows: Int) -> QueryBlock:
+        """Some of the queries, as long as they are not packed."""
+        values = self.values[torch.from_numpy(rows)]
+        return QueryBlock(values, *(getattr(self, f.name)[rows] for f in fields(self)[1:]))
+
 
 class Scale(NamedTuple):
     """Scores as levels: level i of query q is the score `lowest[q] + i * step[q]`; level 0 is anything below."""
 
     lowest: Float  # [n]; +inf: nothing is wanted
     step: Float  # [n]
+
+    def rows(self, rows: Int) -> Scale:
+        return Scale(self.lowest[rows], self.step[rows])
 
 
 class Kernel(ABC):
@@ -87,8 +95,12 @@ class Kernel(ABC):
         """Round documents `[T, d]`, each multiplied by its `scale` `[T]`; `spread` as `map`, perhaps by many workers."""
 
     @abstractmethod
-    def queries(self, queries: Float) -> QueryBlock:
+    def rounded(self, queries: Float) -> QueryBlock:
         """Round queries `[n, d]`."""
+
+    def packed(self, queries: QueryBlock) -> QueryBlock:
+        """Rounded queries in the order in which the product reads them; what the other methods take."""
+        return queries
 
     @abstractmethod
     def scores(self, queries: QueryBlock, tile: Tile) -> Float:
@@ -154,7 +166,7 @@ class FloatKernel(Kernel):
         norms, errors = zip(*spread(round_part, _spans(len(documents))), strict=True)
         return Tile(values, max(norms), max(errors))
 
-    def queries(self, queries: Float) -> QueryBlock:
+    def rounded(self, queries: Float) -> QueryBlock:
         exact = torch.from_numpy(queries)
         values = exact.to(self.dtype)
         back = values.float()
@@ -260,7 +272,7 @@ class Int8Kernel(Kernel):
         norms, errors = zip(*spread(round_part, spans), strict=True)
         return Tile(values, max(norms), max(errors), step)
 
-    def queries(self, queries: Float) -> QueryBlock:
+    def rounded(self, queries: Float) -> QueryBlock:
         values = torch.zeros(len(queries), self._width, dtype=torch.int8)
         numbers = torch.empty(7, len(queries))
         center = torch.from_numpy(self.center)
@@ -275,8 +287,10 @@ class Int8Kernel(Kernel):
             numbers[5, span] = _norms(rounded) * step
             numbers[6, span] = _norms(rounded.mul_(step[:, None]).sub_(turned))
         unit, offset, norms, sums, absolute, rounded_norms, errors = numbers.numpy()
-        packed = torch.ops.onednn.qlinear_prepack(values, None)
-        return QueryBlock(packed, norms, rounded_norms, errors, unit, offset, sums, absolute)
+        return QueryBlock(values, norms, rounded_norms, errors, unit, offset, sums, absolute)
+
+    def packed(self, queries: QueryBlock) -> QueryBlock:
+        return replace(queries, values=torch.ops.onednn.qlinear_prepack(queries.values, None))
 
     def scores(self, queries: QueryBlock, tile: Tile) -> Float:
         factor = queries.unit * np.float32(tile.unit)
@@ -366,7 +380,7 @@ def _product(name: str, dimension: int) -> Callable[[], object]:
     documents = generator.standard_normal((1024, dimension), np.float32)
     queries = generator.standard_normal((512, dimension), np.float32)
     kernel = make_kernel(name, documents[:64])
-    tile, block, workspace = kernel.tile(documents), kernel.queries(queries), Workspace()
+    tile, block, workspace = kernel.tile(documents), kernel.packed(kernel.rounded(queries)), Workspace()
     scale = Scale(4 * block.norms, block.norms)  # four standard deviations: few reach it
     kernel.levels(block, tile, scale, workspace)
     return lambda: kernel.levels(block, tile, scale, workspace)

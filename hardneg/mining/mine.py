@@ -24,7 +24,8 @@ from hardneg.data.store import read_json, sha256_file, write_json
 from hardneg.encoders.base import Encoder, make_encoder
 from hardneg.encoders.precomputed import aligned, open_vectors
 from hardneg.errors import DataError, RunError, UsageError
-from hardneg.index.exact import ExactIndex, checked_norms
+from hardneg.index.corpus import checked_norms
+from hardneg.index.exact import ExactIndex
 from hardneg.memory import release
 from hardneg.mining.embed import embed, fit
 from hardneg.mining.filters import Group
