@@ -30,7 +30,14 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 )
 @click.option("--query-embeddings", metavar="F.npy", help="Vectors of the queries, in file order: skip encoding.")
 @click.option("--corpus-embeddings", metavar="F.npy", help="Vectors of the documents, in file order: skip encoding.")
-@click.option("--index", default="auto", show_default=True, help="auto · exact")
+@click.option("--index", default="auto", show_default=True, help="auto (by the sizes) · exact · ivf · hnsw")
+@click.option(
+    "--recall",
+    type=float,
+    default=0.95,
+    show_default=True,
+    help="Share of the nearest documents that ivf and hnsw shall find; what they find is measured. 1: exact.",
+)
 @click.option(
     "--metric", default="cosine", show_default=True, help="cosine · ip · l2 (score = minus the squared distance)"
 )
@@ -113,7 +120,7 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
         **{
             name: given[name]
             for name in (
-                "encoder", "query_embeddings", "corpus_embeddings", "index", "metric", "depth", "max_depth", "negatives",
+                "encoder", "query_embeddings", "corpus_embeddings", "index", "recall", "metric", "depth", "max_depth", "negatives",
                 "filters", "sampler", "seed", "query_prompt", "document_prompt", "precision",
             )
         },

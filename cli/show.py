@@ -85,11 +85,18 @@ def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
         "queries_without_negatives": negatives.get(0, 0),
         "queries_without_positives": counts["without_positives"],
         "queries_searched_deeper": counts["widened"],
+        "index": info["resolved"]["index"],
+        "recall": info["resolved"]["recall"],
         "verdicts": counts["verdicts"],
         "scores": info["scores"],
         "seconds": info["timings"],
         "warnings": info["warnings"],
     }
+
+
+def index_text(name: str, recall: dict[str, Any]) -> str:
+    """``ivf, recall@100 0.957``"""
+    return f"{name}, recall@{recall['k']} {recall['measured']:.3f}" if recall["queries"] else name
 
 
 def print_summary(value: dict[str, Any]) -> None:
@@ -107,6 +114,7 @@ def print_summary(value: dict[str, Any]) -> None:
         ("queries searched deeper", "queries_searched_deeper"),
     ):
         counts.add_row(label, f"{value[key]:,}")
+    counts.add_row("index", index_text(value["index"], value["recall"]))
     verdicts = Table(title="verdicts", title_justify="left", show_header=False)
     verdicts.add_column()
     verdicts.add_column(justify="right")

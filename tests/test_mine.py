@@ -113,6 +113,47 @@ def test_same_bytes_whatever_the_work_was_cut_into(
     assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
 
 
+@pytest.mark.parametrize("index", ["ivf", "hnsw"])
+def test_approximate_indexes_mine_the_same_every_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: str
+) -> None:
+    pairs, queries, documents = dataset()
+    options = MineOptions(index=index, recall=0.9, depth=20, filters=("margin:relative=0.3",))
+    run = mine(pairs, tmp_path / "a", options, vectors=(queries, documents), threads=1)
+    monkeypatch.setattr(miner_module, "_BLOCK", 7)
+    monkeypatch.setattr(miner_module, "_AHEAD", 50)
+    monkeypatch.setattr(run_module, "PART_ROWS", 40)
+    other = mine(pairs, tmp_path / "b", options, vectors=(queries, documents), threads=3)
+    assert run.negatives().equals(other.negatives())
+    resolved = run.info["resolved"]
+    assert resolved["index"] == index
+    assert resolved["recall"]["target"] == 0.9
+    assert 0.85 < resolved["recall"]["measured"] <= 1
+    assert not [w for w in run.info["warnings"] if "index finds" in w]
+    # What is found is scored as an exact search scores it.
+    exact = mine(pairs, tmp_path / "c", MineOptions(depth=20, index="exact"), vectors=(queries, documents))
+    both = [
+        {
+            (r["query_id"], r["document_id"]): r["score"]
+            for f in a.candidate_files()
+            for r in pq.read_table(f).to_pylist()
+        }
+        for a in (run, exact)
+    ]
+    common = both[0].keys() & both[1].keys()
+    assert len(common) > 0.85 * len(both[1])
+    assert all(both[0][pair] == both[1][pair] for pair in common)
+
+
+def test_a_missed_recall_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs, queries, documents = dataset()
+    monkeypatch.setattr("hardneg.index.ivf.IVFIndex.tune", lambda self, q, truth, recall: setattr(self, "gap", 0.0))
+    run = mine(pairs, tmp_path / "a", MineOptions(index="ivf", recall=0.99, depth=20), vectors=(queries, documents))
+    assert any("less than the 0.99 asked for: use --index exact" in w for w in run.info["warnings"])
+    with pytest.raises(UsageError, match="recall 0 must be above 0"):
+        mine(pairs, tmp_path / "b", MineOptions(recall=0), vectors=(queries, documents))
+
+
 def test_seeds_and_subsets(tmp_path: Path) -> None:
     pairs, queries, documents = dataset(100)
     options = MineOptions(depth=30, sampler="uniform", seed=1)

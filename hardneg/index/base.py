@@ -47,3 +47,11 @@ class Index(Protocol):
         Returns float32 `[n, p]`, -inf where there is none, bit for bit the scores that `search` gives.
         """
         ...
+
+
+def shares_found(found: NDArray[np.integer], truth: NDArray[np.integer]) -> NDArray[np.float64]:
+    """float64 `[n]`: recall, the share of the true neighbours `truth` `[n, k]` among those `found` `[n, j]`."""
+    size = int(max(truth.max(initial=0), found.max(initial=0))) + 2
+    rows = np.arange(len(truth))[:, None] * np.int64(size)
+    shares: NDArray[np.float64] = np.isin(truth + rows, found + rows).mean(1)
+    return shares

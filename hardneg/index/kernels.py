@@ -62,7 +62,7 @@ class QueryBlock:
     sums: Float  # [n] of the components of `values`, and of their absolute values
     absolute_sums: Float
 
-    def rows(self, rows: Int) -> QueryBlock:
+    def rows(self, rows: NDArray[np.integer]) -> QueryBlock:
         """Some of the queries, as long as they are not packed."""
         values = self.values[torch.from_numpy(rows)]
         return QueryBlock(values, *(getattr(self, f.name)[rows] for f in fields(self)[1:]))
@@ -74,7 +74,7 @@ class Scale(NamedTuple):
     lowest: Float  # [n]; +inf: nothing is wanted
     step: Float  # [n]
 
-    def rows(self, rows: Int) -> Scale:
+    def rows(self, rows: NDArray[np.integer]) -> Scale:
         return Scale(self.lowest[rows], self.step[rows])
 
 
@@ -241,6 +241,8 @@ class Int8Kernel(Kernel):
         centred = torch.from_numpy(sample - self.center)
         if self._turn(centred).abs().max() > 0.8 * centred.abs().max():
             self.rotation = None
+        # Of all documents the largest component is somewhat larger than of the sample.
+        self._step = 1.1 * max(float(self._turn(centred).abs().max()), 1e-30) / 127
 
     def _turn(self, vectors: torch.Tensor) -> torch.Tensor:
         if self.rotation is None:
@@ -250,27 +252,27 @@ class Int8Kernel(Kernel):
     def tile(self, documents: Float, scale: Float | None = None, spread: Spread = map) -> Tile:
         center = torch.from_numpy(self.center)
 
-        def turned(span: slice) -> torch.Tensor:
-            return self._turn(_part(documents, span, scale).sub_(center))
-
-        def largest(span: slice) -> float:
-            lowest, highest = torch.aminmax(turned(span))
-            return max(float(highest), -float(lowest))
-
-        spans = _spans(len(documents))
-        step = max(max(spread(largest, spans)), 1e-30) / 127
         values = torch.full((len(documents), self._width), _ZERO, dtype=torch.uint8)
 
-        def round_part(span: slice) -> tuple[float, float]:
-            part = turned(span)
-            norm = _largest_norm(part)
-            rounded = (part / step).round_().clamp_(-127, 127)
-            error = _largest_norm(part.sub_(rounded, alpha=step))
-            values[span, : self.dimension] = rounded.add_(_ZERO)
-            return norm, error
+        def round_all(step: float) -> list[tuple[float, float, float]]:
+            def round_part(span: slice) -> tuple[float, float, float]:
+                part = self._turn(_part(documents, span, scale).sub_(center))
+                norm, ends = _largest_norm(part), torch.aminmax(part)
+                rounded = (part / step).round_().clamp_(-127, 127)
+                error = _largest_norm(part.sub_(rounded, alpha=step))
+                values[span, : self.dimension] = rounded.add_(_ZERO)
+                return norm, error, max(float(ends.max), -float(ends.min))
 
-        norms, errors = zip(*spread(round_part, spans), strict=True)
-        return Tile(values, max(norms), max(errors), step)
+            return list(spread(round_part, _spans(len(documents))))
+
+        # The sample's step fits nearly always: one pass. Its error, clipping included, is measured like any other.
+        step = self._step
+        numbers = np.array(round_all(step))
+        largest = max(float(numbers[:, 2].max()), 1e-30)
+        if not 0.7 < largest / (127 * step) < 1.02:
+            step = largest / 127
+            numbers = np.array(round_all(step))
+        return Tile(values, float(numbers[:, 0].max()), float(numbers[:, 1].max()), step)
 
     def rounded(self, queries: Float) -> QueryBlock:
         values = torch.zeros(len(queries), self._width, dtype=torch.int8)

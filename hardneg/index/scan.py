@@ -26,6 +26,7 @@ _PRODUCT_BYTES = 3 << 19  # of one chunk of products: they are looked at while t
 _SAMPLE = 2048  # documents that the first guess is made from
 _GENEROSITY = 1.6  # how many times k documents shall pass a guess: those within the error bound, and bad luck
 _MOST_WAITING = 1 << 20  # passed pairs that wait to be scored
+_WORTH_COUNTING = 0.5  # of k pairs a query: below that, hardly any query has enough of them to leave some out
 
 
 def rows_at_once(queries: int, threads: int, most: int = 0) -> int:
@@ -38,7 +39,7 @@ def rows_at_once(queries: int, threads: int, most: int = 0) -> int:
 
 def documents_at_once(kernel: Kernel, queries: int) -> int:
     """Documents whose products with so many queries are looked at together."""
-    return max(64, _PRODUCT_BYTES // (kernel.bytes_a_product * queries))
+    return max(64, _PRODUCT_BYTES // (kernel.bytes_a_product * max(1, queries)))
 
 
 def padded(queries: Float, fill: int) -> Float:
@@ -160,9 +161,11 @@ class Sieve:
         documents = positions // np.int32(self.n)
         columns = documents * np.int32(self.n)
         np.subtract(positions, columns, out=columns)
-        counts = np.bincount(columns * np.int64(256) + levels, minlength=256 * self.n)
-        reached = counts.astype(np.int32).reshape(self.n, 256)[:, :0:-1].cumsum(1, dtype=np.int32)
-        enough = (reached >= standing.k).sum(1).astype(np.uint8)  # the highest level that k documents reach, 0: none
+        enough = np.zeros(self.n, np.uint8)  # the highest level that k documents reach, 0: none
+        if count >= _WORTH_COUNTING * self.n * standing.k:
+            counts = np.bincount(columns * np.int64(256) + levels, minlength=256 * self.n)
+            reached = counts.astype(np.int32).reshape(self.n, 256)[:, :0:-1].cumsum(1, dtype=np.int32)
+            enough = (reached >= standing.k).sum(1).astype(np.uint8)
         likely = levels >= enough[columns]
         first = np.flatnonzero(likely)
         scores = self._scores(columns[first], documents[first])

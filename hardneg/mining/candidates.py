@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Int, Pairs, Ragged
-from hardneg.index.exact import ExactIndex
+from hardneg.index.corpus import Corpus
 
 Float = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -66,9 +66,9 @@ class Context:
     """
 
     pairs: Pairs
-    open_index: Callable[[], ExactIndex]
+    open_index: Callable[[], Corpus]
     known: Ragged
-    embed: Callable[[str], tuple[Any, ExactIndex]] | None = None
+    embed: Callable[[str], tuple[Any, Corpus]] | None = None
     cache: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -77,7 +77,7 @@ class Context:
         return not np.array_equal(self.pairs.body_keys, self.pairs.document_keys)
 
     @cached_property
-    def index(self) -> ExactIndex:
+    def index(self) -> Corpus:
         return self.open_index()
 
 

@@ -24,8 +24,9 @@ from hardneg.data.store import read_json, sha256_file, write_json
 from hardneg.encoders.base import Encoder, make_encoder
 from hardneg.encoders.precomputed import aligned, open_vectors
 from hardneg.errors import DataError, RunError, UsageError
-from hardneg.index.corpus import checked_norms
-from hardneg.index.exact import ExactIndex
+from hardneg.index.choose import AnyIndex, Recall, make_index
+from hardneg.index.corpus import Corpus, checked_norms
+from hardneg.index.hnsw import HNSWIndex
 from hardneg.memory import release
 from hardneg.mining.embed import embed, fit
 from hardneg.mining.filters import Group
@@ -128,7 +129,7 @@ def _mine(
     folder: Path,
     inputs: _Inputs,
     options: MineOptions,
-    embedder: Callable[[str], tuple[Any, ExactIndex]],
+    embedder: Callable[[str], tuple[Any, Corpus]],
     progress: Progress,
     clock: _Clock,
     command: list[str] | None,
@@ -136,13 +137,7 @@ def _mine(
     pairs = inputs.pairs
     chain = parse_filters(options.filters, options.default_filters)
     depth, max_depth = resolve_depth(options, len(pairs.document_ids))
-    index = ExactIndex(inputs.document_vectors, options.metric)
-    dimension = inputs.query_vectors.shape[1]
-    if dimension != index.dimension:
-        raise DataError(
-            f"query vectors have {dimension} dimensions, corpus vectors {index.dimension}: embed both with the same encoder"
-        )
-    checked_norms(inputs.query_vectors, "query", zero_allowed=options.metric != "cosine")
+    index, recall = _index(inputs, options, depth)
     miner = Miner(
         pairs,
         inputs.query_vectors,
@@ -181,10 +176,16 @@ def _mine(
         "hardneg_version": _version("hardneg"),
         "command": command,
         "config": options.to_json(),
-        "resolved": {"depth": depth, "max_depth": max_depth, "index": "exact", "dimension": index.dimension},
+        "resolved": {
+            "depth": depth,
+            "max_depth": max_depth,
+            "index": index.name,
+            "recall": recall.to_json(),
+            "dimension": index.dimension,
+        },
         "fingerprints": inputs.fingerprints,
         "seed": options.seed,
-        "warnings": warnings(pairs, options),
+        "warnings": [*warnings(pairs, options), *_missed(recall)],
         "timings": clock.seconds,
         "environment": _environment(index),
         "selections": [],
@@ -193,6 +194,28 @@ def _mine(
     if not any(int(k) for k in info["counts"]["negatives"]):
         raise DataError(_all_rejected(folder, info["counts"]["verdicts"]))
     return Run(folder, verify=False)
+
+
+def _index(inputs: _Inputs, options: MineOptions, depth: int) -> tuple[AnyIndex, Recall]:
+    queries, documents = inputs.query_vectors, inputs.document_vectors
+    if queries.shape[1] != documents.shape[1]:
+        raise DataError(
+            f"query vectors have {queries.shape[1]} dimensions, corpus vectors {documents.shape[1]}: "
+            f"embed both with the same encoder"
+        )
+    checked_norms(queries, "query", zero_allowed=options.metric != "cosine")
+    return make_index(
+        options.index, documents, options.metric, queries=queries, k=depth, recall=options.recall, seed=options.seed
+    )
+
+
+def _missed(recall: Recall) -> list[str]:
+    if recall.reached:
+        return []
+    return [
+        f"the index finds {recall.measured:.3f} (standard error {recall.error:.3f}) of the {recall.k} nearest documents, "
+        f"less than the {recall.target} asked for: use --index exact"
+    ]
 
 
 def _write(writer: PartWriter, part: int, judged: Judged, advance: Callable[[int], None]) -> None:
@@ -295,11 +318,11 @@ def guide_embedder(
     batch_size: int,
     device: str | None,
     progress: Progress,
-) -> Callable[[str], tuple[Any, ExactIndex]]:
+) -> Callable[[str], tuple[Any, Corpus]]:
     """Vectors of guide models, made at their first use and kept."""
-    made: dict[str, tuple[Any, ExactIndex]] = {}
+    made: dict[str, tuple[Any, Corpus]] = {}
 
-    def vectors_of(spec: str) -> tuple[Any, ExactIndex]:
+    def vectors_of(spec: str) -> tuple[Any, Corpus]:
         if spec not in made:
             guide = make_encoder(spec, seed=options.seed, device=device, batch_size=batch_size)
             fit(guide, pairs, getattr(guide, "sample", 8192), progress)
@@ -308,7 +331,7 @@ def guide_embedder(
                 guide, pairs, place, query_prompt="", document_prompt="", precision=options.precision,
                 progress=progress, label="guide ",
             )  # fmt: skip
-            made[spec] = queries, ExactIndex(documents, "cosine")
+            made[spec] = queries, Corpus(documents, "cosine")
         return made[spec]
 
     return vectors_of
@@ -366,14 +389,14 @@ def warnings(pairs: Pairs, options: MineOptions) -> list[str]:
     return found
 
 
-def _environment(index: ExactIndex) -> dict[str, Any]:
+def _environment(index: AnyIndex) -> dict[str, Any]:
     names = ("torch", "faiss-cpu", "numpy", "scikit-learn", "pyarrow")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "cpus": os.cpu_count(),
         "threads": index.threads,
-        "kernel": index.kernel.name,
+        "kernel": "float32" if isinstance(index, HNSWIndex) else index.kernel.name,
         "packages": {name: _version(name) for name in names},
         "byteorder": sys.byteorder,
     }

@@ -10,13 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.index.exact import ExactIndex
+from hardneg.index.base import Neighbours
+from hardneg.index.choose import AnyIndex
+from hardneg.index.corpus import Corpus
 from hardneg.memory import release
 from hardneg.mining.candidates import Candidates, Context, Float
 from hardneg.mining.filters import Chain, lowest_scores
 from hardneg.mining.samplers import Sampler, draw, query_keys
 
-_BLOCK = 4096  # queries searched and judged at once
+_BLOCK = 4096  # queries judged at once
+_AHEAD = 1 << 16  # queries searched at once, by an index to which a few cost nearly as much
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ class Miner:
         self,
         pairs: Pairs,
         vectors: Any,
-        index: ExactIndex,
+        index: AnyIndex,
         chain: Chain,
         sampler: Sampler,
         *,
@@ -98,32 +101,42 @@ class Miner:
         max_depth: int,
         negatives: int,
         seed: int = 0,
-        embed: Callable[[str], tuple[Any, ExactIndex]] | None = None,
+        embed: Callable[[str], tuple[Any, Corpus]] | None = None,
     ) -> None:
         self.pairs, self.vectors, self.index = pairs, vectors, index
         self.chain, self.sampler = chain, sampler
         self.depth, self.max_depth, self.negatives, self.seed = depth, max_depth, negatives, seed
         self.context = Context(pairs, lambda: index, pairs.known_positives(), embed)
         self.keys = query_keys(pairs.query_ids)
+        self._ahead = Neighbours(np.empty((0, depth), np.float32), np.empty((0, depth), np.int32))
+        self._ahead_start = 0
 
     def mine(self, start: int, stop: int, progress: Callable[[int], None] | None = None) -> Judged:
-        """Negatives of the queries in rows `start` to `stop`; `progress` as in `ExactIndex.search`.
-
-        An index that keeps its rounded documents is asked in small blocks, which need less memory.
-        """
-        step = _BLOCK if self.index.resident else stop - start
+        """Negatives of the queries in rows `start` to `stop`; `progress` as in `ExactIndex.search`."""
         blocks = []
-        for at in range(start, stop, step):
-            blocks.append(self._mine(at, min(at + step, stop), progress))
+        for at in range(start, stop, _BLOCK):
+            blocks.append(self._mine(at, min(at + _BLOCK, stop), progress))
             release()
         return Judged.joined(blocks)
+
+    def _search(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Neighbours:
+        """Neighbours of these queries; an index that reads all documents for any number of them is asked for many ahead."""
+        if self.index.resident:
+            return self.index.search(np.asarray(self.vectors[start:stop], np.float32), self.depth, progress)
+        at = start - self._ahead_start
+        if not 0 <= at <= at + stop - start <= len(self._ahead.scores):
+            many = self.vectors[start : max(stop, start + _AHEAD)]
+            self._ahead = self.index.search(np.asarray(many, np.float32), self.depth, progress)
+            at, self._ahead_start = 0, start
+        rows = slice(at, at + stop - start)
+        return Neighbours(self._ahead.scores[rows], self._ahead.documents[rows])
 
     def _mine(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Judged:
         queries = np.arange(start, stop)
         vectors = np.asarray(self.vectors[start:stop], np.float32)
         all_positive = self.index.pair_scores(vectors, self.pairs.positives.take(queries).padded())
         lowest = lowest_scores(all_positive)
-        found = self.index.search(vectors, self.depth, progress)
+        found = self._search(start, stop, progress)
         candidates = Candidates(queries, found.documents, found.scores, lowest, vectors)
         verdicts = self.chain.verdicts(candidates, self.context)
         candidates, verdicts, widened = self._widen(candidates, verdicts)

@@ -9,9 +9,9 @@ from typing import Any
 from hardneg.data.formats import ReadOptions
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.index.base import METRICS
+from hardneg.index.choose import INDEXES
 from hardneg.mining.specs import parse_filters, parse_sampler
 
-INDEXES = ("auto", "exact")
 PRECISIONS = ("float16", "float32")
 
 
@@ -22,7 +22,8 @@ class MineOptions:
     Attributes:
         encoder: `hashed`, `st:NAME_OR_PATH` or `module:PKG.MOD:FACTORY`; unused when embeddings are given.
         query_embeddings, corpus_embeddings: `.npy` files of vectors in the order of the source's rows.
-        index: `auto` or `exact`.
+        index: `auto` (by the sizes), `exact`, `ivf` or `hnsw`.
+        recall: share of the nearest documents that an approximate index shall find; what it finds is measured.
         metric: `cosine`, `ip` or `l2`.
         depth: candidates a query; None: 100, or the whole corpus when it is smaller.
         max_depth: how deep a query is searched when filters leave it fewer than `negatives`; None: 4 * depth.
@@ -40,6 +41,7 @@ class MineOptions:
     query_embeddings: str | None = None
     corpus_embeddings: str | None = None
     index: str = "auto"
+    recall: float = 0.95
     metric: str = "cosine"
     depth: int | None = None
     max_depth: int | None = None
@@ -64,6 +66,8 @@ class MineOptions:
         ):
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r}.{suggestion(value, known)}")
+        if not 0 < self.recall <= 1:
+            raise UsageError(f"recall {self.recall} must be above 0 and at most 1")
         if self.negatives < 1 or (self.depth is not None and self.depth < 1):
             raise UsageError("negatives and depth must be 1 or more")
         depth = 100 if self.depth is None else self.depth

@@ -18,7 +18,7 @@ from hardneg.data.pairs import Pairs, Ragged
 from hardneg.data.store import EmbeddingStore, read_json, sha256_file
 from hardneg.encoders.precomputed import aligned, open_vectors
 from hardneg.errors import RunError, UsageError
-from hardneg.index.exact import ExactIndex
+from hardneg.index.corpus import Corpus
 from hardneg.mining.candidates import Candidates, Context, Float
 from hardneg.mining.filters import lowest_scores
 from hardneg.mining.mine import guide_embedder
@@ -158,10 +158,10 @@ def _places(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> np.ndarray:
     return values_of(places).astype(np.int64)
 
 
-def _index_opener(run: Run, pairs: Pairs) -> Callable[[], ExactIndex]:
+def _index_opener(run: Run, pairs: Pairs) -> Callable[[], Corpus]:
     """Opens the document vectors only if a filter asks for them."""
 
-    def open_index() -> ExactIndex:
+    def open_index() -> Corpus:
         config = run.info["config"]
         if config["corpus_embeddings"] is not None:
             path = Path(config["corpus_embeddings"])
@@ -172,12 +172,12 @@ def _index_opener(run: Run, pairs: Pairs) -> Callable[[], ExactIndex]:
             array: Any = aligned(
                 open_vectors(path), pairs.document_rows, pairs.source_document_rows, str(path), "documents"
             )
-            return ExactIndex(array, config["metric"])
+            return Corpus(array, config["metric"])
         for manifest in sorted((run.folder / "embeddings").glob("documents-*/manifest.json")):
             head = read_json(manifest)
             store = EmbeddingStore(manifest.parent, head["key"], head["rows"], head["dimension"], head["dtype"])
             if head["key"] == run.info["fingerprints"].get("document_vectors") and store.complete:
-                return ExactIndex(store.open(), config["metric"])
+                return Corpus(store.open(), config["metric"])
         raise RunError(f"{run.folder} keeps no document vectors: this filter needs them; mine again without --cache")
 
     return open_index

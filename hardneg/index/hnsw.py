@@ -1,0 +1,102 @@
+"""Approximate neighbours through a graph: faiss's HNSW (Malkov and Yashunin 2018), scored like every other index here.
+
+Building it costs more than a whole search with the other indexes; it is for corpora that are asked again and again
+by few queries at a time.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.index.base import Neighbours, shares_found
+from hardneg.index.corpus import Corpus, Documents, Progress
+
+_CHUNK = 65536  # documents added at once
+_QUERIES = 4096  # searched at once
+_WIDEST = 4096
+
+
+class HNSWIndex(Corpus):
+    """A navigable graph over the documents.
+
+    Args:
+        documents, metric, threads: see `Corpus`. The graph keeps a float32 copy of the documents.
+        links: of each document (M).
+        construction: candidates looked at for each document that is added (efConstruction).
+        reach: candidates that a search keeps (efSearch); never fewer than k. See `tune`.
+        graph: a graph that was built over the same documents.
+
+    Documents are added on one thread: with several, the graph would differ from run to run.
+    """
+
+    name = "hnsw"
+    resident = True
+
+    def __init__(
+        self,
+        documents: Documents,
+        metric: str = "cosine",
+        *,
+        links: int = 32,
+        construction: int = 80,
+        reach: int = 128,
+        threads: int | None = None,
+        graph: faiss.IndexHNSWFlat | None = None,
+    ) -> None:
+        super().__init__(documents, metric, threads)
+        self.reach = reach
+        if graph is None:
+            measure = faiss.METRIC_L2 if self.squared else faiss.METRIC_INNER_PRODUCT
+            graph = faiss.IndexHNSWFlat(self.dimension, links, measure)
+            graph.hnsw.efConstruction = construction
+            outer = faiss.omp_get_max_threads()
+            faiss.omp_set_num_threads(1)
+            try:
+                for start in range(0, self.size, _CHUNK):
+                    graph.add(self.scaled(slice(start, min(start + _CHUNK, self.size))))
+            finally:
+                faiss.omp_set_num_threads(outer)
+        self.graph = graph
+
+    def search(self, queries: NDArray[np.floating], k: int, progress: Progress | None = None) -> Neighbours:
+        """The `k` nearest documents that the graph leads to; -1 and -inf where it led to fewer."""
+        exact = self.prepared(queries, k)
+        found = np.empty((len(exact), k), np.int32)
+        scores = np.empty((len(exact), k), np.float32)
+        parameters = faiss.SearchParametersHNSW()
+        parameters.efSearch = max(k, self.reach)
+        outer = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(self.threads)
+        try:
+            for start in range(0, len(exact), _QUERIES):
+                rows = slice(start, min(start + _QUERIES, len(exact)))
+                _, near = self.graph.search(exact[rows], k, params=parameters)
+                scores[rows], found[rows] = self._ordered(queries[rows], near)
+                if progress is not None:
+                    progress((rows.stop - rows.start) * self.size)
+        finally:
+            faiss.omp_set_num_threads(outer)
+        return Neighbours(scores, found)
+
+    def _ordered(
+        self, queries: NDArray[np.floating], near: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Scored as `pair_scores` does, best first, equal scores by row."""
+        scores = self.pair_scores(queries, near)
+        order = np.lexsort((near, -scores), axis=1)
+        return np.take_along_axis(scores, order, 1), np.take_along_axis(near, order, 1).astype(np.int32)
+
+    def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
+        """Double the reach until `recall` of the true neighbours `truth` `[n, k]` are found, or it is 4,096."""
+        k = truth.shape[1]
+        self.reach = max(k, 32)
+        while self.reach < min(_WIDEST, self.size):
+            if self.recalls(queries, truth).mean() >= recall:
+                return
+            self.reach *= 2
+
+    def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
+        """float64 `[n]`: the share of the true neighbours `truth` `[n, k]` that each query finds."""
+        return shares_found(self.search(queries, truth.shape[1]).documents, truth)

@@ -1,0 +1,285 @@
+"""Approximate neighbours when all queries are known: every list of documents is read once, for all who look there.
+
+An inverted file (Sivic and Zisserman 2003): documents lie in the list of their nearest centroid, a query looks into
+the few lists whose centroids are most promising. Libraries built for one query at a time walk lists of documents
+for each; here queries are grouped by list, and each list is one matrix product with all the queries that look
+into it. Within the lists that a query looks into the answer is exact, by the same bounds as a full search.
+
+Cost: L d operations a document and sample point for the map, the documents read twice, 2 d operations for each
+(query, document) that share a list; memory beyond queries, corpus and answer some 8 bytes a document and 200 MB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.errors import UsageError
+from hardneg.index.base import Neighbours
+from hardneg.index.clusters import Clusters, by_list
+from hardneg.index.corpus import Corpus, Documents, Progress, workers
+from hardneg.index.kernels import Float, Int, make_kernel
+from hardneg.index.scan import Sieve, TileDocuments, documents_at_once, kth_largest, padded, rows_at_once, score_range
+from hardneg.index.standing import NOTHING, Standing
+
+MOST_LISTS = 1 << 15
+_QUERIES = 1 << 16  # of one block: the more, the more of them share a list
+_PART = 1024  # queries multiplied with a list at once
+_COLUMNS, _ROWS = 32, 128  # their number, and that of the documents, is rounded up to these
+_READ = 2048  # documents gathered at once
+_MOST_FOUND = 1 << 21  # scored pairs that wait to be merged
+
+
+def default_lists(size: int) -> int:
+    """Lists for a corpus of this size: the square root, which keeps their number as large as they are."""
+    return int(min(MOST_LISTS, max(1, round(size**0.5))))
+
+
+class IVFIndex(Corpus):
+    """Documents in lists around centroids; only the most promising lists of each query are searched.
+
+    Args:
+        documents, metric, threads: see `Corpus`.
+        lists: how many; by default the square root of N.
+        gap: a query looks into the lists whose centroids score at most so much worse than its best one, and into
+            further ones while they hold fewer than k documents; see `tune`.
+        kernel: format of the products, see `ExactIndex`.
+        seed: of the sample that the centroids are made from.
+        clusters: centroids to use again, for example those of the last generation.
+
+    Attributes:
+        order: int32 `[N]`, rows of the corpus, list by list.
+        offsets: int64 `[L + 1]`, where lists begin in `order`.
+    """
+
+    name = "ivf"
+    resident = False
+
+    def __init__(
+        self,
+        documents: Documents,
+        metric: str = "cosine",
+        *,
+        lists: int | None = None,
+        gap: float = 0.1,
+        kernel: str = "auto",
+        threads: int | None = None,
+        seed: int = 0,
+        clusters: Clusters | None = None,
+    ) -> None:
+        super().__init__(documents, metric, threads)
+        lists = len(clusters) if clusters is not None else default_lists(self.size) if lists is None else lists
+        if not 1 <= lists <= min(MOST_LISTS, self.size):
+            raise UsageError(
+                f"{lists:,} lists of {self.size:,} documents: between 1 and {min(MOST_LISTS, self.size):,} are possible"
+            )
+        self.kernel = self.make_kernel(kernel)
+        with workers(self.threads) as pool:
+            self.clusters = clusters or Clusters.train(self, lists, seed, pool)
+            nearest = self.clusters.assign(self.scaled, self.size, pool.map)
+        order, self.offsets = by_list(nearest, lists)
+        self.order = order.astype(np.int32)
+        self.gap = gap
+
+    @property
+    def lists(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def sizes(self) -> Int:
+        """int64 `[L]`: documents of each list."""
+        return np.diff(self.offsets)
+
+    def search(self, queries: NDArray[np.floating], k: int, progress: Progress | None = None) -> Neighbours:
+        """The `k` nearest documents of each query among those in the lists that it looks into; arguments as in `ExactIndex.search`."""
+        exact = self.prepared(queries, k)
+        best = np.full((len(exact), k), NOTHING, np.int64)
+        with workers(self.threads) as pool:
+            asked = self._asked(exact, k, pool)
+            reached = self._reached(exact, asked.first, k, pool)
+            rows = rows_at_once(len(exact), self.threads, _QUERIES)
+            spans = [slice(i, min(i + rows, len(exact))) for i in range(0, max(1, len(exact)), rows)]
+            blocks = list(
+                pool.map(lambda span: _Block(self, exact[span], best[span], reached[span], asked, span), spans)
+            )
+            done, total = 0, len(exact) * self.size
+            for tile in self._tiles(
+                asked, min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))
+            ):  # pairs have 31-bit numbers
+                list(pool.map(self._scan(tile, pool), blocks))
+                if progress is not None:
+                    now = len(exact) * tile.stop
+                    progress(now - done)
+                    done = now
+            if progress is not None:
+                progress(total - done)
+            found = list(pool.map(lambda block: block.standing.neighbours(), blocks))
+        return Neighbours(*(np.concatenate(side) for side in zip(*found, strict=True)))
+
+    def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
+        """Choose the gap with which `recall` of the true neighbours `truth` `[n, k]` of `queries` `[n, d]` are found."""
+        self.gap = float(np.quantile(self._gaps(queries, truth), recall, method="higher"))
+
+    def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
+        """float64 `[n]`: the share of the true neighbours `truth` `[n, k]` in the lists that each query looks into."""
+        shares: NDArray[np.float64] = (self._gaps(queries, truth) <= np.float32(self.gap)).mean(1)
+        return shares
+
+    def _gaps(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> Float:
+        with workers(self.threads) as pool:
+            return self.clusters.gaps(self.prepared(queries), self.list_of[documents], pool.map)
+
+    @property
+    def list_of(self) -> NDArray[np.int32]:
+        """int32 `[N]`: the list of each document."""
+        lists = np.empty(self.size, np.int32)
+        lists[self.order] = np.repeat(np.arange(self.lists, dtype=np.int32), self.sizes)
+        return lists
+
+    def _asked(self, exact: Float, k: int, pool: Executor) -> _Asked:
+        """Who looks where: the promising lists, and for some queries further ones until they hold k documents."""
+        gaps = np.full(len(exact), self.gap, np.float32)
+        queries, lists, first = self.clusters.within(exact, gaps, pool.map)
+        short = self._short(np.arange(len(exact)), queries, lists, k)
+        widened = len(short) > 0
+        while len(short):
+            gaps[short] = np.maximum(2 * gaps[short], np.float32(2.0**-10))
+            mine, further, _ = self.clusters.within(exact[short], gaps[short], pool.map)
+            short = self._short(short, mine, further, k)
+        if widened:
+            queries, lists, first = self.clusters.within(exact, gaps, pool.map)
+        return _Asked(queries, lists, first)
+
+    def _short(self, rows: Int, queries: Int, lists: NDArray[np.int32], k: int) -> Int:
+        """Those `rows` whose lists hold fewer than k documents together."""
+        held = np.bincount(queries, weights=self.sizes[lists], minlength=len(rows))
+        return rows[held < k]
+
+    def _reached(self, exact: Float, first: NDArray[np.int32], k: int, pool: Executor) -> Float:
+        """float32 `[n]`: a score that k documents of each query's `first` list reach; -inf if it has fewer."""
+        reached = np.full(len(exact), -np.inf, np.float32)
+        queries, offsets = by_list(first, self.lists)
+        kernel = make_kernel("float32", exact[:1])
+
+        def look(number: int) -> None:
+            rows = self.order[self.offsets[number] : self.offsets[number + 1]]
+            here = queries[offsets[number] : offsets[number + 1]]
+            if len(here) == 0 or len(rows) < k:
+                return
+            tile = self.tile(kernel, self.vectors(rows), rows)
+            for at in range(0, len(here), _PART):
+                some = here[at : at + _PART]
+                rounded, bound, _, _ = score_range(kernel, kernel.rounded(exact[some]), tile, self.squared)
+                reached[some] = kth_largest(kernel.scores(rounded, tile), k) - bound
+
+        list(pool.map(look, range(self.lists)))
+        return reached
+
+    def _tiles(self, asked: _Asked, most: int) -> Iterator[_Tile]:
+        """Stretches of `order`, at most `most` documents; lists that nobody looks into are not read."""
+        tile: _Tile | None = None
+        for number in np.unique(asked.lists).tolist():
+            start, stop = self.offsets[number : number + 2].tolist()
+            while start < stop:
+                if tile is not None and (start != tile.stop or tile.stop - tile.start >= most):
+                    yield tile
+                    tile = None
+                tile = tile or _Tile(start, start, [])
+                end = min(stop, tile.start + most)
+                tile.lists.append((number, slice(start - tile.start, end - tile.start)))
+                tile.stop = start = end
+        if tile is not None:
+            yield tile
+
+    def _scan(self, stretch: _Tile, pool: Executor) -> _ListScan:
+        rows = self.order[stretch.start : stretch.stop]
+        vectors = np.empty((len(rows), self.dimension), np.float32)
+
+        def read(start: int) -> None:
+            vectors[start : start + _READ] = self.documents[rows[start : start + _READ]]
+
+        list(pool.map(read, range(0, len(rows), _READ)))
+        tile = self.tile(self.kernel, vectors, rows, pool.map)
+        scan = _ListScan(self.kernel, tile, vectors, rows.astype(np.int64), self.finish, self.squared)
+        scan.lists = stretch.lists
+        return scan
+
+
+@dataclass
+class _Tile:
+    """Documents order[start:stop]; `lists`: (list, its documents in the tile)."""
+
+    start: int
+    stop: int
+    lists: list[tuple[int, slice]]
+
+
+class _Asked(NamedTuple):
+    """(query, list) pairs `[p]`, queries ascending; `first`: the nearest list of each query `[n]`."""
+
+    queries: Int
+    lists: NDArray[np.int32]
+    first: NDArray[np.int32]
+
+
+class _Block:
+    """Some queries, and which of them look into each list."""
+
+    def __init__(self, index: IVFIndex, exact: Float, best: Int, reached: Float, asked: _Asked, span: slice) -> None:
+        fill = 8 - len(exact) % 8  # at least one that asks for nothing
+        exact = padded(exact, fill)
+        self.standing = Standing(exact, best, np.concatenate([reached, np.full(fill, -np.inf, np.float32)]))
+        self.rounded = index.kernel.rounded(exact)
+        mine = slice(*np.searchsorted(asked.queries, [span.start, span.stop]))
+        order, self.offsets = by_list(asked.lists[mine], index.lists)
+        self.columns = (asked.queries[mine] - span.start)[order].astype(np.int32)
+
+    def asking(self, number: int) -> NDArray[np.int32]:
+        """Queries of the block that look into a list."""
+        mine: NDArray[np.int32] = self.columns[self.offsets[number] : self.offsets[number + 1]]
+        return mine
+
+
+class _ListScan(TileDocuments):
+    """Some lists of documents, each for the queries that look into it. Called by the workers."""
+
+    lists: list[tuple[int, slice]]
+
+    def __call__(self, block: _Block) -> None:
+        standing = block.standing
+        sieve = Sieve(self, standing, block.rounded)
+        sieve.set_scale(sieve.safe)
+        for number, documents in self.lists:
+            columns = block.asking(number)
+            for at in range(0, len(columns), _PART):
+                if self._multiply(sieve, columns[at : at + _PART], documents):
+                    sieve.settle()
+                    standing.merge()
+                    sieve.set_scale(sieve.safe)
+        sieve.settle()
+        if standing.waiting > _MOST_FOUND:
+            standing.merge()
+
+    def _multiply(self, sieve: Sieve, columns: NDArray[np.int32], documents: slice) -> bool:
+        """Whether so many pairs wait that they shall be settled."""
+        # Few shapes: the library that multiplies prepares anew for each that it has not seen.
+        fill = np.full(-len(columns) % _COLUMNS, sieve.n - 1, np.int32)
+        columns = np.concatenate([columns, fill]) if len(fill) else columns
+        queries, scale = self.kernel.packed(sieve.rounded.rows(columns)), sieve.scale.rows(columns)
+        width, chunk = np.int32(len(columns)), documents_at_once(self.kernel, len(columns))
+        chunk, full = max(_ROWS, chunk - chunk % _ROWS), False
+        for start in range(documents.start, documents.stop, chunk):
+            stop = min(start + chunk, documents.stop)
+            # The rows that fill up a shape are those of the next list: what they give is cut off.
+            part = self.tile.rows(slice(start, stop + -(stop - start) % _ROWS))
+            positions, levels = self.kernel.levels(queries, part, scale, self.workspace)
+            count = np.searchsorted(positions, (stop - start) * width)
+            positions, levels = positions[:count], levels[:count]
+            rows = positions // width
+            full |= sieve.add((rows + np.int32(start)) * np.int32(sieve.n) + columns[positions - rows * width], levels)
+        return full
