@@ -51,6 +51,7 @@ class IVFIndex(Corpus):
         kernel: format of the products, see `ExactIndex`.
         seed: of the sample that the centroids are made from.
         clusters: centroids to use again, for example those of the last generation.
+        order: the lists themselves, (`order`, `offsets`), when they are known.
 
     Attributes:
         order: int32 `[N]`, rows of the corpus, list by list.
@@ -71,6 +72,7 @@ class IVFIndex(Corpus):
         threads: int | None = None,
         seed: int = 0,
         clusters: Clusters | None = None,
+        order: tuple[NDArray[np.int32], Int] | None = None,
     ) -> None:
         super().__init__(documents, metric, threads)
         lists = len(clusters) if clusters is not None else default_lists(self.size) if lists is None else lists
@@ -79,12 +81,13 @@ class IVFIndex(Corpus):
                 f"{lists:,} lists of {self.size:,} documents: between 1 and {min(MOST_LISTS, self.size):,} are possible"
             )
         self.kernel = self.make_kernel(kernel)
+        self.gap = gap
         with workers(self.threads) as pool:
             self.clusters = clusters or Clusters.train(self, lists, seed, pool)
-            nearest = self.clusters.assign(self.scaled, self.size, pool.map)
-        order, self.offsets = by_list(nearest, lists)
-        self.order = order.astype(np.int32)
-        self.gap = gap
+            if order is None:
+                rows, offsets = by_list(self.clusters.assign(self.scaled, self.size, pool.map), lists)
+                order = rows.astype(np.int32), offsets
+        self.order, self.offsets = order
 
     @property
     def lists(self) -> int:

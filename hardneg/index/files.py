@@ -1,0 +1,174 @@
+"""Indexes on disk: `index.json` with what it is and a SHA-256 of every file beside it.
+
+Nothing is read before its checksum is right, and nothing is used before it fits the documents: numbers are checked
+for range, and the graph reaches faiss only after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.data.store import atomic_path, read_json, sha256_file, write_json
+from hardneg.errors import RunError
+from hardneg.index.choose import AnyIndex
+from hardneg.index.clusters import Clusters
+from hardneg.index.corpus import Documents
+from hardneg.index.exact import ExactIndex
+from hardneg.index.hnsw import HNSWIndex
+from hardneg.index.ivf import IVFIndex
+
+SCHEMA = "hardneg-index-1"
+_SAMPLE = 1024  # documents that a checksum of the vectors looks at
+
+
+def vectors_checksum(documents: Documents) -> str:
+    """SHA-256 of the shape and of an even sample of rows: tells another corpus or another encoder, not one changed row."""
+    rows = np.unique(np.linspace(0, len(documents) - 1, min(len(documents), _SAMPLE)).astype(np.int64))
+    digest = hashlib.sha256(str(tuple(documents.shape)).encode())
+    digest.update(np.ascontiguousarray(documents[rows], np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def save_index(index: AnyIndex, folder: str | Path) -> None:
+    """Write an index, without its documents."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    names: list[str] = []
+    settings: dict[str, Any] = {}
+    if isinstance(index, IVFIndex):
+        arrays: dict[str, NDArray[Any]] = {
+            "centroids": index.clusters.centroids,
+            "order": index.order,
+            "offsets": index.offsets,
+        }
+        for name, array in arrays.items():
+            names.append(f"{name}.npy")
+            with atomic_path(folder / names[-1]) as temporary, open(temporary, "wb") as f:
+                np.save(f, array, allow_pickle=False)
+        settings = {"gap": index.gap}
+    elif isinstance(index, HNSWIndex):
+        names.append("graph.faiss")
+        with atomic_path(folder / names[-1]) as temporary:
+            faiss.write_index(index.graph, str(temporary))
+        settings = {"reach": index.reach}
+    head = {"schema": SCHEMA, "index": index.name, "metric": index.metric, "settings": settings}
+    head["vectors"] = vectors_checksum(index.documents)
+    write_json(folder / "index.json", {**head, "files": {name: sha256_file(folder / name) for name in names}})
+
+
+def load_index(folder: str | Path, documents: Documents, *, threads: int | None = None) -> AnyIndex:
+    """The index that was saved in `folder`, over the same documents.
+
+    Raises:
+        RunError: the folder holds no index, is damaged, or belongs to other documents; the message says which.
+    """
+    folder = Path(folder)
+    head = read_json(folder / "index.json")
+    if head.get("schema") != SCHEMA:
+        raise RunError(
+            f"{folder / 'index.json'}: schema {head.get('schema')!r}, expected {SCHEMA!r}: build the index again"
+        )
+    wanted: dict[str, set[str]] = {
+        "exact": set(),
+        "ivf": {"centroids.npy", "order.npy", "offsets.npy"},
+        "hnsw": {"graph.faiss"},
+    }
+    name, files, settings = head.get("index"), head.get("files"), head.get("settings")
+    if (
+        name not in wanted
+        or not isinstance(files, dict)
+        or set(files) != wanted[name]
+        or not isinstance(settings, dict)
+    ):
+        raise RunError(f"{folder / 'index.json'} does not describe an index: build it again")
+    for file, digest in files.items():
+        path = folder / file
+        if not path.is_file() or sha256_file(path) != digest:
+            raise RunError(
+                f"{path} is missing or damaged (its checksum is not the one in index.json): build the index again"
+            )
+    if head.get("vectors") != vectors_checksum(documents):
+        raise RunError(f"{folder} holds an index of other documents than these: build it again")
+    metric = str(head.get("metric"))
+    if name == "exact":
+        return ExactIndex(documents, metric, threads=threads)
+    if name == "ivf":
+        return _ivf(folder, documents, metric, settings, threads)
+    return _hnsw(folder, documents, metric, settings, threads)
+
+
+def _ivf(folder: Path, documents: Documents, metric: str, settings: dict[str, Any], threads: int | None) -> IVFIndex:
+    centroids, order, offsets = (_array(folder / f"{name}.npy") for name in ("centroids", "order", "offsets"))
+    size, dimension = documents.shape
+    fits = (
+        centroids.ndim == 2
+        and centroids.dtype == np.float32
+        and centroids.shape[1] == dimension
+        and bool(np.isfinite(centroids).all())
+        and order.dtype == np.int32
+        and offsets.dtype == np.int64
+        and offsets.shape == (len(centroids) + 1,)
+        and np.array_equal(np.sort(order, axis=None), np.arange(size))
+        and offsets[0] == 0
+        and offsets[-1] == size
+        and bool((np.diff(offsets) >= 0).all())
+    )
+    if not fits:
+        raise RunError(
+            f"{folder}: the lists do not fit {size:,} documents of {dimension} dimensions: build the index again"
+        )
+    return IVFIndex(
+        documents,
+        metric,
+        clusters=Clusters(centroids, metric),
+        order=(order, offsets),
+        gap=float(settings.get("gap", 0.0)),
+        threads=threads,
+    )
+
+
+def _array(path: Path) -> NDArray[Any]:
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise RunError(f"{path} is no array ({error}): build the index again") from None
+    return array
+
+
+def _hnsw(folder: Path, documents: Documents, metric: str, settings: dict[str, Any], threads: int | None) -> HNSWIndex:
+    path = folder / "graph.faiss"
+    try:
+        graph = faiss.read_index(str(path))
+    except RuntimeError as error:
+        raise RunError(f"{path} is no graph that faiss can read ({error}): build the index again") from None
+    if (
+        not isinstance(graph, faiss.IndexHNSWFlat)
+        or (graph.ntotal, graph.d) != documents.shape
+        or not _links_stay_inside(graph)
+    ):
+        raise RunError(
+            f"{path} is no graph of {len(documents):,} documents of {documents.shape[1]} dimensions: build it again"
+        )
+    return HNSWIndex(documents, metric, graph=graph, reach=int(settings.get("reach", 128)), threads=threads)
+
+
+def _links_stay_inside(graph: faiss.IndexHNSWFlat) -> bool:
+    """Whether a walk through the graph meets only documents that there are."""
+    links, offsets, levels = (
+        faiss.vector_to_array(vector) for vector in (graph.hnsw.neighbors, graph.hnsw.offsets, graph.hnsw.levels)
+    )
+    return bool(
+        len(levels) == graph.ntotal
+        and len(offsets) == graph.ntotal + 1
+        and offsets[0] == 0
+        and offsets[-1] == len(links)
+        and (np.diff(offsets.astype(np.int64)) >= 0).all()
+        and ((links >= -1) & (links < graph.ntotal)).all()
+        and 0 <= graph.hnsw.entry_point < graph.ntotal
+    )
