@@ -43,7 +43,7 @@ def test_damage_is_seen_before_anything_is_read(
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(RunError, match=f"{file} is missing or damaged.*build the index again"):
+    with pytest.raises(RunError, match=f"{file} is missing or damaged.*made again"):
         load_index(tmp_path, documents)
     path.unlink()
     with pytest.raises(RunError, match="missing or damaged"):

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from hardneg.data.arrow import numbers, strings
 from hardneg.data.pairs import BATCH_ROWS, Pairs, Ragged, Texts, join_title, text_key
-from hardneg.data.store import atomic_path, read_json, write_json
+from hardneg.data.store import atomic_path, read_json, write_array, write_json
 from hardneg.errors import DataError, RunError
 
 _TEXT = pa.large_string()
@@ -295,8 +295,7 @@ def labels_digest(arrays: dict[str, np.ndarray]) -> str:
 
 def _save(folder: Path, head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array]) -> None:
     for name, column in arrays.items():
-        with atomic_path(folder / "labels" / f"{name}.npy") as temporary, open(temporary, "wb") as f:
-            np.save(f, column, allow_pickle=False)
+        write_array(folder / "labels" / f"{name}.npy", column)
     for kind, column in ids.items():
         with atomic_path(folder / f"{kind}_ids.arrow") as temporary, pa.OSFile(str(temporary), "wb") as sink:
             table = pa.table({"id": column})

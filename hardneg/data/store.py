@@ -60,6 +60,29 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def write_array(path: Path, array: NDArray[Any]) -> str:
+    """Write `path` (.npy) whole or not at all; returns its SHA-256."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as f:
+        np.save(f, array, allow_pickle=False)
+    return sha256_file(path)
+
+
+def read_array(path: Path, sha256: str) -> NDArray[Any]:
+    """The array in `path`, read after its checksum was found right; RunError otherwise."""
+    check_file(path, sha256)
+    try:
+        array: NDArray[Any] = np.load(path, allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise RunError(f"{path} is no array ({error}): it has to be made again") from None
+    return array
+
+
+def check_file(path: Path, sha256: str) -> None:
+    """RunError unless the file is there and has that checksum."""
+    if not path.is_file() or sha256_file(path) != sha256:
+        raise RunError(f"{path} is missing or damaged (its checksum is not the recorded one): it has to be made again")
+
+
 def fingerprint(value: Any) -> str:
     """SHA-256 of a JSON-able value, written in one canonical way."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
@@ -172,9 +195,7 @@ class EmbeddingStore:
                     f"the encoder returned such values, or they need --precision float32"
                 )
             path = self.folder / f"part-{i:05d}.npy"
-            with atomic_path(path) as temporary, open(temporary, "wb") as f:
-                np.save(f, cast, allow_pickle=False)
-            self.parts.append({"file": path.name, "start": start, "rows": count, "sha256": sha256_file(path)})
+            self.parts.append({"file": path.name, "start": start, "rows": count, "sha256": write_array(path, cast)})
             write_json(self.folder / "manifest.json", {**self.head, "parts": self.parts})
 
     @property

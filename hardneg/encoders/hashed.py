@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hardneg.data.store import atomic_path, read_json, write_json
+from hardneg.data.store import read_json, write_array, write_json
 from hardneg.encoders.features import hashed_features
 from hardneg.errors import UsageError
 
@@ -98,8 +98,7 @@ class HashedEncoder(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write `config.json` and `table.npy` to `folder`."""
         folder = Path(folder)
-        with atomic_path(folder / "table.npy") as temporary, open(temporary, "wb") as f:
-            np.save(f, self.table.weight.detach().cpu().numpy(), allow_pickle=False)
+        write_array(folder / "table.npy", self.table.weight.detach().cpu().numpy())
         config = {
             "kind": "hashed",
             "dimension": self.dimension,

@@ -12,9 +12,8 @@ from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
-from hardneg.data.store import atomic_path, read_json, sha256_file, write_json
+from hardneg.data.store import atomic_path, check_file, read_array, read_json, sha256_file, write_array, write_json
 from hardneg.errors import RunError
 from hardneg.index.choose import AnyIndex
 from hardneg.index.clusters import Clusters
@@ -39,27 +38,24 @@ def save_index(index: AnyIndex, folder: str | Path) -> None:
     """Write an index, without its documents."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    names: list[str] = []
+    files: dict[str, str] = {}
     settings: dict[str, Any] = {}
     if isinstance(index, IVFIndex):
-        arrays: dict[str, NDArray[Any]] = {
-            "centroids": index.clusters.centroids,
-            "order": index.order,
-            "offsets": index.offsets,
-        }
-        for name, array in arrays.items():
-            names.append(f"{name}.npy")
-            with atomic_path(folder / names[-1]) as temporary, open(temporary, "wb") as f:
-                np.save(f, array, allow_pickle=False)
+        for name, array in (
+            ("centroids", index.clusters.centroids),
+            ("order", index.order),
+            ("offsets", index.offsets),
+        ):
+            files[f"{name}.npy"] = write_array(folder / f"{name}.npy", array)
         settings = {"gap": index.gap}
     elif isinstance(index, HNSWIndex):
-        names.append("graph.faiss")
-        with atomic_path(folder / names[-1]) as temporary:
+        path = folder / "graph.faiss"
+        with atomic_path(path) as temporary:
             faiss.write_index(index.graph, str(temporary))
+        files[path.name] = sha256_file(path)
         settings = {"reach": index.reach}
     head = {"schema": SCHEMA, "index": index.name, "metric": index.metric, "settings": settings}
-    head["vectors"] = vectors_checksum(index.documents)
-    write_json(folder / "index.json", {**head, "files": {name: sha256_file(folder / name) for name in names}})
+    write_json(folder / "index.json", {**head, "vectors": vectors_checksum(index.documents), "files": files})
 
 
 def load_index(folder: str | Path, documents: Documents, *, threads: int | None = None) -> AnyIndex:
@@ -88,23 +84,28 @@ def load_index(folder: str | Path, documents: Documents, *, threads: int | None 
     ):
         raise RunError(f"{folder / 'index.json'} does not describe an index: build it again")
     for file, digest in files.items():
-        path = folder / file
-        if not path.is_file() or sha256_file(path) != digest:
-            raise RunError(
-                f"{path} is missing or damaged (its checksum is not the one in index.json): build the index again"
-            )
+        check_file(folder / file, digest)
     if head.get("vectors") != vectors_checksum(documents):
         raise RunError(f"{folder} holds an index of other documents than these: build it again")
     metric = str(head.get("metric"))
     if name == "exact":
         return ExactIndex(documents, metric, threads=threads)
     if name == "ivf":
-        return _ivf(folder, documents, metric, settings, threads)
+        return _ivf(folder, files, documents, metric, settings, threads)
     return _hnsw(folder, documents, metric, settings, threads)
 
 
-def _ivf(folder: Path, documents: Documents, metric: str, settings: dict[str, Any], threads: int | None) -> IVFIndex:
-    centroids, order, offsets = (_array(folder / f"{name}.npy") for name in ("centroids", "order", "offsets"))
+def _ivf(
+    folder: Path,
+    files: dict[str, str],
+    documents: Documents,
+    metric: str,
+    settings: dict[str, Any],
+    threads: int | None,
+) -> IVFIndex:
+    centroids, order, offsets = (
+        read_array(folder / f"{name}.npy", files[f"{name}.npy"]) for name in ("centroids", "order", "offsets")
+    )
     size, dimension = documents.shape
     fits = (
         centroids.ndim == 2
@@ -131,14 +132,6 @@ def _ivf(folder: Path, documents: Documents, metric: str, settings: dict[str, An
         gap=float(settings.get("gap", 0.0)),
         threads=threads,
     )
-
-
-def _array(path: Path) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise RunError(f"{path} is no array ({error}): build the index again") from None
-    return array
 
 
 def _hnsw(folder: Path, documents: Documents, metric: str, settings: dict[str, Any], threads: int | None) -> HNSWIndex:

@@ -1,0 +1,425 @@
+"""An index that is rebuilt while training goes on.
+
+Training reads generation g. When the next one is due, the encoder's weights are copied, and a background thread
+encodes, builds and mines with the copy; the finished generation takes g's place between two steps. Asynchronous
+refresh for negatives is due to ANCE (Xiong et al. 2021, arXiv 2007.00808).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hardneg.data.store import read_json, write_json
+from hardneg.errors import HardnegError, RunError, UsageError
+from hardneg.index.base import Neighbours
+from hardneg.index.generation import (
+    Encode,
+    Generation,
+    Items,
+    Order,
+    Recipe,
+    Stopped,
+    build,
+    encode_rows,
+    load_generation,
+    save_generation,
+)
+from hardneg.index.kernels import Int
+from hardneg.index.staleness import SAMPLE, Schedule, Staleness, measure
+
+SCHEMA = "hardneg-refreshed-1"
+
+
+class RefreshError(HardnegError):
+    """Refreshing failed: the last good generation is still in place."""
+
+
+class RefreshWarning(UserWarning):
+    """A refresh failed, and training goes on with the last good generation."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A generation that could not be built: at which step it was started, and why."""
+
+    step: int
+    error: Exception
+
+
+class RefreshedIndex:
+    """Generations of an index over what a changing encoder makes of a corpus.
+
+    Args:
+        documents: anything with `take(rows)`; `ids` numbers them.
+        snapshot: copies the encoder's weights and returns `encode(items, side)`, to be called in another thread; see
+            `hardneg.encoders.snapshot.ModuleSnapshots`.
+        ids: int64 `[N]`, distinct numbers that stay with the documents when the corpus changes (see
+            `set_documents`); or N itself, for 0 to N - 1.
+        queries: (items, how many): their neighbours are mined as a part of every generation.
+        schedule: when the next generation is due, a `Schedule` or what `Schedule.parse` takes.
+        recipe: how generations are made.
+        lag: steps between starting a generation and using it. None: as soon as it is ready. A number makes training
+            repeatable: `step()` waits if it is not ready by then.
+        niceness: of the background thread, 0 to 19 (Linux): how much it yields to training.
+        patience: failures in a row after which `step()` raises.
+        resume: a folder that `save` wrote; by default the first generation is built here and now.
+        step: of the encoder.
+
+    Use it as a context manager, or call `close()`: it stops a build that is under way and waits for the thread.
+    """
+
+    def __init__(
+        self,
+        documents: Items,
+        snapshot: Callable[[], Encode],
+        *,
+        ids: NDArray[np.integer] | int,
+        queries: tuple[Items, int] | None = None,
+        schedule: Schedule | str = "epoch",
+        recipe: Recipe | None = None,
+        lag: int | None = None,
+        niceness: int = 0,
+        patience: int = 3,
+        resume: str | Path | None = None,
+        step: int = 0,
+    ) -> None:
+        if lag is not None and lag < 0:
+            raise UsageError(f"lag={lag} must be 0 or more, or None")
+        self.schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
+        self.recipe = recipe or Recipe()
+        self.lag, self.niceness, self.patience = lag, niceness, patience
+        self.snapshot, self.queries = snapshot, queries
+        self.set_documents(documents, ids)
+        self.failures: list[Failure] = []
+        self.history: list[dict[str, Any]] = []  # one entry a generation that came into use after the first
+        self.now = step  # the encoder's step
+        self._failed_in_a_row = 0
+        self._staleness: Staleness | None = None
+        self._job: _Job | None = None
+        self._waiting: tuple[Generation, int, Staleness] | None = None  # built, to be used from that step on
+        self._owed = False  # an epoch ended while a build was under way
+        self._started = self._checked = step
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        self._closed = False
+        if resume is not None:
+            self._generation = self._load(Path(resume))
+        else:
+            self._generation = build(self.recipe, self._order(0, None), snapshot(), lambda: False)
+
+    # What training reads.
+
+    @property
+    def generation(self) -> Generation:
+        """The generation in use. Keep it in a variable for whatever has to fit together."""
+        return self._generation
+
+    def search(self, queries: NDArray[np.floating], k: int) -> Neighbours:
+        """The `k` nearest documents of `queries` `[n, d]` in the generation in use: rows of its `ids`."""
+        return self._generation.search(queries, k)
+
+    @property
+    def age(self) -> int:
+        """Steps that the encoder has made since the generation in use was encoded."""
+        return self.now - self._generation.step
+
+    @property
+    def staleness(self) -> Staleness:
+        """The last measurement against the generation in use; none yet: that of its own encoder, no drift at all."""
+        return self._staleness or Staleness(0.0, 1.0, self._generation.step, 0)
+
+    @property
+    def refreshing(self) -> bool:
+        """Whether a generation is being built, or is built and waits for its step."""
+        return (self._job is not None and self._job.order is not None) or self._waiting is not None
+
+    # What training tells.
+
+    def set_documents(self, documents: Items, ids: NDArray[np.integer] | int) -> None:
+        """The corpus from the next generation on: documents with new ids are added, those whose ids are missing removed."""
+        numbers = np.arange(ids) if isinstance(ids, int) else np.asarray(ids, np.int64)
+        if numbers.ndim != 1 or len(numbers) == 0:
+            raise UsageError(
+                f"ids have shape {list(numbers.shape)}, expected one number for each of at least one document"
+            )
+        if len(np.unique(numbers)) != len(numbers):
+            raise UsageError("ids repeat: every document needs a number of its own")
+        self.documents, self.ids = documents, numbers
+
+    def step(self) -> bool:
+        """Tell that the encoder has made a step. True if a new generation has come into use.
+
+        Never waits for the background, unless `lag` says that a generation is to be used now.
+        """
+        self._open()
+        self.now += 1
+        swapped = self._collect(wait=self._overdue())
+        steps = self.schedule.steps
+        if self._owed or (steps is not None and self.now - self._started >= steps):
+            self._start()
+        elif self.schedule.measures and self.now - self._checked >= self.schedule.check:
+            self._start(measure_first=True)
+        if self.lag == 0:
+            swapped |= self._collect(wait=True)
+        return swapped
+
+    def end_epoch(self) -> bool:
+        """Tell that an epoch is over; as `step`, which it does not replace."""
+        self._open()
+        swapped = self._collect(wait=False)
+        if self.schedule.epoch:
+            self._start()
+            if self.lag == 0:
+                swapped |= self._collect(wait=True)
+        return swapped
+
+    def refresh(self) -> Generation:
+        """Build a generation from the present weights, wait for it, and use it; raises what went wrong."""
+        self._open()
+        self._collect(wait=True)
+        self._waiting = None
+        self._start()
+        self._collect(wait=True, now=True)
+        if self._failed_in_a_row:
+            raise RefreshError(f"the index could not be refreshed at step {self.now}") from self.failures[-1].error
+        return self._generation
+
+    def measure(self) -> Staleness:
+        """Measure the staleness now, in this thread."""
+        self._open()
+        self._collect(wait=True)
+        found = _staleness(
+            self._generation, self.documents, self.ids, self.snapshot(), self.recipe, self.now, lambda: False
+        )
+        self._staleness = found
+        return found
+
+    def close(self) -> None:
+        """Stop what is under way and wait until the thread has ended. Reading goes on to work."""
+        self._closed = True
+        if self._job is not None:
+            self._job.cancel()
+            self._settle_job(closing=True)
+
+    def __enter__(self) -> RefreshedIndex:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Checkpoints.
+
+    def save(self, folder: str | Path) -> None:
+        """Write the generation in use and, after waiting for it, the one that is being built."""
+        folder = Path(folder)
+        if self._job is not None:
+            self._job.wait()
+            self._settle_job()
+        save_generation(self._generation, folder / "generation")
+        if self._waiting is not None:
+            save_generation(self._waiting[0], folder / "next")
+        write_json(
+            folder / "refreshed.json",
+            {
+                "schema": SCHEMA,
+                "generation": self._generation.number,
+                "checksum": self._generation.checksum,
+                "next": None if self._waiting is None else self._waiting[1],
+                "step": self.now,
+                "started": self._started,
+                "checked": self._checked,
+                "staleness": None if self._staleness is None else self._staleness.to_json(),
+                "recipe": asdict(self.recipe),
+            },
+        )
+
+    def _load(self, folder: Path) -> Generation:
+        head = read_json(folder / "refreshed.json")
+        if head.get("schema") != SCHEMA:
+            raise RunError(f"{folder / 'refreshed.json'}: schema {head.get('schema')!r}, expected {SCHEMA!r}")
+        changed = [n for n, v in asdict(self.recipe).items() if n != "threads" and head["recipe"].get(n) != v]
+        if changed:
+            raise RunError(
+                f"{folder} was saved with another recipe ({changed[0]}: {head['recipe'].get(changed[0])!r} then, "
+                f"{getattr(self.recipe, changed[0])!r} now): use the same, or start anew"
+            )
+        generation = load_generation(folder / "generation", self.recipe.threads)
+        if generation.checksum != head["checksum"] or generation.number != head["generation"]:
+            raise RunError(f"{folder}: refreshed.json speaks of another generation than the one beside it: start anew")
+        self.now, self._started, self._checked = (int(head[name]) for name in ("step", "started", "checked"))
+        if head["staleness"] is not None:
+            self._staleness = Staleness(**head["staleness"])
+        if head["next"] is not None:
+            following = load_generation(folder / "next", self.recipe.threads)
+            self._waiting = following, int(head["next"]), _moved(generation, following, self.recipe.seed)
+        return generation
+
+    # The background.
+
+    def _open(self) -> None:
+        if self._closed:
+            raise UsageError("this RefreshedIndex is closed: it can be read, not refreshed")
+
+    def _order(self, number: int, before: Generation | None) -> Order:
+        return Order(self.documents, self.ids, self.queries, number, self.now, before)
+
+    def _start(self, measure_first: bool = False) -> None:
+        """Start a build (or a measurement that may become one), unless one is under way."""
+        if self._job is not None or self._waiting is not None:
+            self._owed |= not measure_first
+            return
+        self._owed = False
+        self._checked = self.now
+        if not measure_first:
+            self._started = self.now
+        order = self._order(self._generation.number + 1, self._generation)
+        due = self.now if self.lag is None else self.now + self.lag
+        self._job = _Job(
+            self.recipe, order, self.snapshot(), self.schedule if measure_first else None, self.niceness, due
+        )
+        self._finalizer = weakref.finalize(self, _Job.cancel, self._job)
+        self._job.thread.start()
+
+    def _overdue(self) -> bool:
+        return self.lag is not None and self._job is not None and self.now >= self._job.due
+
+    def _settle_job(self, closing: bool = False) -> None:
+        """Take over what the finished background job has made."""
+        job, self._job = self._job, None
+        if job is None:
+            return
+        job.thread.join()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if job.staleness is not None:
+            self._staleness = job.staleness
+        if job.error is not None:
+            self._failed(Failure(job.order.step, job.error), closing)
+        elif job.generation is not None:
+            self._failed_in_a_row = 0
+            self._started = job.order.step
+            self._waiting = job.generation, job.due, job.moved or self.staleness
+
+    def _collect(self, wait: bool, now: bool = False) -> bool:
+        """Use a generation that is ready and due; whether there was one."""
+        if self._job is not None and (wait or self._job.done.is_set()):
+            self._job.wait()
+            self._settle_job()
+        if self._waiting is None or not (now or self.lag is None or self.now >= self._waiting[1]):
+            return False
+        generation, _, moved = self._waiting
+        self.history.append(
+            {
+                "generation": generation.number,
+                "step": generation.step,
+                "in_use_from": self.now,
+                "drift": moved.drift,
+                "overlap": moved.overlap,
+                "recall": generation.recall.measured,
+                "carry_error": generation.carry_error,
+                "seconds": generation.seconds,
+            }
+        )
+        self._generation, self._waiting, self._staleness = generation, None, None
+        return True
+
+    def _failed(self, failure: Failure, closing: bool) -> None:
+        self.failures.append(failure)
+        self._failed_in_a_row += 1
+        message = f"the refresh started at step {failure.step} failed: {failure.error}"
+        if self._failed_in_a_row >= self.patience and not closing:
+            raise RefreshError(f"{message} ({self._failed_in_a_row} failures in a row)") from failure.error
+        warnings.warn(RefreshWarning(f"{message}. Generation {self._generation.number} stays in use"), stacklevel=4)
+
+
+class _Job:
+    """A build in a thread of its own, perhaps after a measurement that says whether it is needed."""
+
+    def __init__(
+        self, recipe: Recipe, order: Order, encode: Encode, if_stale: Schedule | None, niceness: int, due: int
+    ) -> None:
+        self.recipe, self.order, self.encode, self.if_stale, self.niceness = recipe, order, encode, if_stale, niceness
+        self.due = due
+        self.generation: Generation | None = None
+        self.staleness: Staleness | None = None
+        self.moved: Staleness | None = None
+        self.error: Exception | None = None
+        self.done, self._stop = threading.Event(), threading.Event()
+        # A daemon: an interpreter that ends does not wait for it; `cancel` is called at exit and stops it cleanly.
+        self.thread = threading.Thread(target=self._run, name=f"hardneg-generation-{order.number}", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            torch.set_num_threads(self.recipe.threads)
+            faiss.omp_set_num_threads(self.recipe.threads)
+            if self.niceness and hasattr(os, "setpriority"):
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.niceness)
+            order, before = self.order, self.order.before
+            if self.if_stale is not None and before is not None:
+                stop = self._stop.is_set
+                self.staleness = _staleness(
+                    before, order.documents, order.ids, self.encode, self.recipe, order.step, stop
+                )
+                if not self.if_stale.stale(self.staleness):
+                    return
+            self.generation = build(self.recipe, order, self.encode, self._stop.is_set)
+            if before is not None:
+                self.moved = _moved(before, self.generation, self.recipe.seed)
+        except Stopped:
+            pass
+        except Exception as error:  # whatever the encoder raises: it is reported by the training thread
+            self.error = error
+        finally:
+            self.done.set()
+
+    def wait(self) -> None:
+        self.done.wait()
+
+    def cancel(self) -> None:
+        self._stop.set()
+        if self.thread.is_alive():
+            self.thread.join()
+
+
+def _staleness(
+    generation: Generation,
+    documents: Items,
+    ids: Int,
+    encode: Encode,
+    recipe: Recipe,
+    step: int,
+    stop: Callable[[], bool],
+) -> Staleness:
+    """Of a fixed random sample of the documents that are in the generation and in the corpus."""
+    rows = generation.rows_of(ids)
+    chosen = _sample(np.flatnonzero(rows >= 0), recipe.seed)
+    if len(chosen) == 0:
+        return Staleness(1.0, 0.0, step, 0)
+    fresh = encode_rows(encode, documents, chosen, ids, "document", recipe.precision, stop)
+    return measure(np.asarray(generation.vectors[rows[chosen]]), fresh, step)
+
+
+def _moved(before: Generation, after: Generation, seed: int) -> Staleness:
+    """What the staleness of one generation was when the next was encoded."""
+    rows = before.rows_of(after.ids)
+    chosen = _sample(np.flatnonzero((rows >= 0) & (after.encoded_at == after.step)), seed)
+    return measure(np.asarray(before.vectors[rows[chosen]]), np.asarray(after.vectors[chosen]), after.step)
+
+
+def _sample(rows: Int, seed: int) -> Int:
+    """The same ones every time, as long as the corpus stays the same."""
+    return np.sort(np.random.default_rng(seed).choice(rows, min(SAMPLE, len(rows)), replace=False))
