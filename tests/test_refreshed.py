@@ -628,6 +628,8 @@ def test_schedules_that_cannot_be(spec: str, message: str) -> None:
 def test_bad_arguments(documents: np.ndarray) -> None:
     with pytest.raises(UsageError, match="lag=-1"):
         RefreshedIndex(Rows(documents), lambda: encode, ids=400, lag=-1)
+    with pytest.raises(UsageError, match="niceness=20"):
+        RefreshedIndex(Rows(documents), lambda: encode, ids=400, niceness=20)
     for bad, message in (({"precision": "int3"}, "float16"), ({"share": 0}, "above 0"), ({"depth": 0}, "1 or more")):
         with pytest.raises(UsageError, match=message):
             Recipe(**bad)

@@ -130,7 +130,10 @@ class IVFIndex(Corpus):
 
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
         """float64 `[n]`: the share of the true neighbours `truth` `[n, k]` in the lists that each query looks into."""
-        shares: NDArray[np.float64] = (self._gaps(queries, truth) <= np.float32(self.gap)).mean(1)
+        exact = self.prepared(queries)
+        with workers(self.threads) as pool:
+            reach = self._gaps_to_hold(exact, truth.shape[1], pool)
+        shares: NDArray[np.float64] = (self._gaps(queries, truth) <= reach[:, None]).mean(1)
         return shares
 
     def _gaps(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> Float:
@@ -146,22 +149,18 @@ class IVFIndex(Corpus):
 
     def _asked(self, exact: Float, k: int, pool: Executor) -> _Asked:
         """Who looks where: the promising lists, and for some queries further ones until they hold k documents."""
-        gaps = np.full(len(exact), self.gap, np.float32)
-        queries, lists, first = self.clusters.within(exact, gaps, pool.map)
-        short = self._short(np.arange(len(exact)), queries, lists, k)
-        widened = len(short) > 0
-        while len(short):
-            gaps[short] = np.maximum(2 * gaps[short], np.float32(2.0**-10))
-            mine, further, _ = self.clusters.within(exact[short], gaps[short], pool.map)
-            short = self._short(short, mine, further, k)
-        if widened:
-            queries, lists, first = self.clusters.within(exact, gaps, pool.map)
-        return _Asked(queries, lists, first)
+        return _Asked(*self.clusters.within(exact, self._gaps_to_hold(exact, k, pool), pool.map))
 
-    def _short(self, rows: Int, queries: Int, lists: NDArray[np.int32], k: int) -> Int:
-        """Those `rows` whose lists hold fewer than k documents together."""
-        held = np.bincount(queries, weights=self.sizes[lists], minlength=len(rows))
-        return rows[held < k]
+    def _gaps_to_hold(self, exact: Float, k: int, pool: Executor) -> Float:
+        """float32 `[n]`: the gap, doubled for those queries whose lists would hold fewer than k documents."""
+        gaps = np.full(len(exact), self.gap, np.float32)
+        short = np.arange(len(exact))
+        while len(short):
+            mine, lists, _ = self.clusters.within(exact[short], gaps[short], pool.map)
+            held = np.bincount(mine, weights=self.sizes[lists], minlength=len(short))
+            short = short[held < k]
+            gaps[short] = np.maximum(2 * gaps[short], np.float32(2.0**-10))
+        return gaps
 
     def _reached(self, exact: Float, first: NDArray[np.int32], k: int, pool: Executor) -> Float:
         """float32 `[n]`: a score that k documents of each query's `first` list reach; -inf if it has fewer."""

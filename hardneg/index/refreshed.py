@@ -73,7 +73,7 @@ class RefreshedIndex:
         recipe: how generations are made.
         lag: steps between starting a generation and using it. None: as soon as it is ready. A number makes training
             repeatable: `step()` waits if it is not ready by then.
-        niceness: of the background thread, 0 to 19 (Linux): how much it yields to training.
+        niceness: of the background thread, 0 to 19 (Linux): how much it yields to training where cores are short.
         patience: failures in a row after which `step()` raises.
         resume: a folder that `save` wrote; by default the first generation is built here and now.
         step: of the encoder.
@@ -91,11 +91,13 @@ class RefreshedIndex:
         schedule: Schedule | str = "epoch",
         recipe: Recipe | None = None,
         lag: int | None = None,
-        niceness: int = 0,
+        niceness: int = 10,
         patience: int = 3,
         resume: str | Path | None = None,
         step: int = 0,
     ) -> None:
+        if not 0 <= niceness <= 19:
+            raise UsageError(f"niceness={niceness} must be 0 to 19")
         if lag is not None and lag < 0:
             raise UsageError(f"lag={lag} must be 0 or more, or None")
         self.schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
@@ -167,6 +169,8 @@ class RefreshedIndex:
         self.now += 1
         swapped = self._collect(wait=self._overdue())
         steps = self.schedule.steps
+        if swapped and self.lag is None:
+            return True  # the copy of the weights can wait for the next step: two short pauses instead of a longer one
         if self._owed or (steps is not None and self.now - self._started >= steps):
             self._start()
         elif self.schedule.measures and self.now - self._checked >= self.schedule.check:
