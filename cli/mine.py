@@ -38,6 +38,7 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
     show_default=True,
     help="Share of the nearest documents that ivf and hnsw shall find; what they find is measured. 1: exact.",
 )
+@click.option("--index-device", default="cpu", show_default=True, help="Where an exact index searches: cpu · cuda")
 @click.option(
     "--metric", default="cosine", show_default=True, help="cosine · ip · l2 (score = minus the squared distance)"
 )
@@ -120,7 +121,8 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
         **{
             name: given[name]
             for name in (
-                "encoder", "query_embeddings", "corpus_embeddings", "index", "recall", "metric", "depth", "max_depth", "negatives",
+                "encoder", "query_embeddings", "corpus_embeddings", "index", "recall", "index_device", "metric", "depth", "max_depth",
+                "negatives",
                 "filters", "sampler", "seed", "query_prompt", "document_prompt", "precision",
             )
         },

@@ -13,13 +13,27 @@ if TYPE_CHECKING:
     from hardneg.encoders.base import Encoder as Encoder
     from hardneg.encoders.base import make_encoder as make_encoder
     from hardneg.encoders.hashed import HashedEncoder as HashedEncoder
+    from hardneg.encoders.snapshot import ModuleSnapshots as ModuleSnapshots
     from hardneg.errors import DataError as DataError
     from hardneg.errors import HardnegError as HardnegError
     from hardneg.errors import RunError as RunError
     from hardneg.errors import UsageError as UsageError
     from hardneg.index.base import Index as Index
     from hardneg.index.base import Neighbours as Neighbours
+    from hardneg.index.choose import Recall as Recall
+    from hardneg.index.choose import make_index as make_index
+    from hardneg.index.device import DeviceIndex as DeviceIndex
     from hardneg.index.exact import ExactIndex as ExactIndex
+    from hardneg.index.files import load_index as load_index
+    from hardneg.index.files import save_index as save_index
+    from hardneg.index.generation import Generation as Generation
+    from hardneg.index.generation import Recipe as Recipe
+    from hardneg.index.hnsw import HNSWIndex as HNSWIndex
+    from hardneg.index.ivf import IVFIndex as IVFIndex
+    from hardneg.index.refreshed import RefreshedIndex as RefreshedIndex
+    from hardneg.index.refreshed import RefreshError as RefreshError
+    from hardneg.index.staleness import Schedule as Schedule
+    from hardneg.index.staleness import Staleness as Staleness
     from hardneg.mining.candidates import Candidates as Candidates
     from hardneg.mining.filters import Chain as Chain
     from hardneg.mining.filters import Filter as Filter
@@ -36,27 +50,41 @@ _HOME = {
     "Candidates": "hardneg.mining.candidates",
     "Chain": "hardneg.mining.filters",
     "DataError": "hardneg.errors",
+    "DeviceIndex": "hardneg.index.device",
     "Encoder": "hardneg.encoders.base",
     "ExactIndex": "hardneg.index.exact",
     "Filter": "hardneg.mining.filters",
+    "Generation": "hardneg.index.generation",
+    "HNSWIndex": "hardneg.index.hnsw",
     "HardnegError": "hardneg.errors",
     "HashedEncoder": "hardneg.encoders.hashed",
+    "IVFIndex": "hardneg.index.ivf",
     "Index": "hardneg.index.base",
     "MineOptions": "hardneg.mining.options",
+    "ModuleSnapshots": "hardneg.encoders.snapshot",
     "Neighbours": "hardneg.index.base",
     "Pairs": "hardneg.data.pairs",
     "ReadOptions": "hardneg.data.formats",
+    "Recall": "hardneg.index.choose",
+    "Recipe": "hardneg.index.generation",
+    "RefreshError": "hardneg.index.refreshed",
+    "RefreshedIndex": "hardneg.index.refreshed",
     "Run": "hardneg.mining.run",
     "RunError": "hardneg.errors",
+    "Schedule": "hardneg.index.staleness",
     "SelectOptions": "hardneg.mining.select",
+    "Staleness": "hardneg.index.staleness",
     "UsageError": "hardneg.errors",
     "export": "hardneg.data.exports",
+    "load_index": "hardneg.index.files",
     "make_encoder": "hardneg.encoders.base",
+    "make_index": "hardneg.index.choose",
     "mine": "hardneg.mining.mine",
     "parse_filter": "hardneg.mining.specs",
     "parse_filters": "hardneg.mining.specs",
     "parse_sampler": "hardneg.mining.specs",
     "read_pairs": "hardneg.data.formats",
+    "save_index": "hardneg.index.files",
     "select": "hardneg.mining.select",
 }
 

@@ -9,12 +9,13 @@ import numpy as np
 
 from hardneg.errors import UsageError, suggestion
 from hardneg.index.corpus import Documents
+from hardneg.index.device import DeviceIndex
 from hardneg.index.exact import ExactIndex
 from hardneg.index.hnsw import HNSWIndex
 from hardneg.index.ivf import IVFIndex
 
 INDEXES = ("auto", "exact", "ivf", "hnsw")
-AnyIndex = ExactIndex | IVFIndex | HNSWIndex
+AnyIndex = ExactIndex | IVFIndex | HNSWIndex | DeviceIndex
 
 _SAMPLE = 1024  # queries that are searched exactly: half to tune, half to measure
 
@@ -65,6 +66,7 @@ def make_index(
     recall: float = 0.95,
     seed: int = 0,
     threads: int | None = None,
+    device: str = "cpu",
     **settings: Any,
 ) -> tuple[AnyIndex, Recall]:
     """An index, tuned to a recall that is measured against exact search.
@@ -77,6 +79,7 @@ def make_index(
         k: neighbours that will be asked for; the recall is measured at k.
         recall: target, above 0 and at most 1.
         seed: of the sample and of the map.
+        device: of an exact index, `cuda` for example; scores on another device differ by rounding.
         settings: of the index, see its class.
 
     Raises:
@@ -86,6 +89,10 @@ def make_index(
         raise UsageError(f"unknown index {name!r}.{suggestion(name, INDEXES)}")
     if not 0 < recall <= 1:
         raise UsageError(f"recall={recall} must be above 0 and at most 1")
+    if device != "cpu":
+        if name not in ("auto", "exact"):
+            raise UsageError(f"the index {name!r} runs on the processor: use the index 'exact' on {device!r}")
+        return DeviceIndex(documents, metric, device=device), Recall(1.0, 0.0, recall, k, 0)
     queries = documents if queries is None else queries
     if name == "auto":
         name = fastest_index(len(documents), len(queries))

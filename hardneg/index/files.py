@@ -15,10 +15,9 @@ import numpy as np
 
 from hardneg.data.store import atomic_path, check_file, read_array, read_json, sha256_file, write_array, write_json
 from hardneg.errors import RunError
-from hardneg.index.choose import AnyIndex
+from hardneg.index.choose import AnyIndex, make_index
 from hardneg.index.clusters import Clusters
 from hardneg.index.corpus import Documents
-from hardneg.index.exact import ExactIndex
 from hardneg.index.hnsw import HNSWIndex
 from hardneg.index.ivf import IVFIndex
 
@@ -58,8 +57,10 @@ def save_index(index: AnyIndex, folder: str | Path) -> None:
     write_json(folder / "index.json", {**head, "vectors": vectors_checksum(index.documents), "files": files})
 
 
-def load_index(folder: str | Path, documents: Documents, *, threads: int | None = None) -> AnyIndex:
-    """The index that was saved in `folder`, over the same documents.
+def load_index(
+    folder: str | Path, documents: Documents, *, threads: int | None = None, device: str = "cpu"
+) -> AnyIndex:
+    """The index that was saved in `folder`, over the same documents; an exact one may come back on another device.
 
     Raises:
         RunError: the folder holds no index, is damaged, or belongs to other documents; the message says which.
@@ -89,7 +90,7 @@ def load_index(folder: str | Path, documents: Documents, *, threads: int | None 
         raise RunError(f"{folder} holds an index of other documents than these: build it again")
     metric = str(head.get("metric"))
     if name == "exact":
-        return ExactIndex(documents, metric, threads=threads)
+        return make_index("exact", documents, metric, threads=threads, device=device)[0]
     if name == "ivf":
         return _ivf(folder, files, documents, metric, settings, threads)
     return _hnsw(folder, documents, metric, settings, threads)

@@ -44,7 +44,7 @@ class Recipe:
     """How generations are made.
 
     Attributes:
-        index, metric, recall, threads, seed: see `make_index`.
+        index, metric, recall, threads, seed, device: see `make_index`.
         depth: neighbours mined for every query, and k of the recall.
         precision: of the stored vectors, `float16` or `float32`.
         share: of the documents that a refresh encodes anew, 1: all. The others' vectors are carried over, moved as
@@ -59,6 +59,7 @@ class Recipe:
     share: float = 1.0
     seed: int = 0
     threads: int = 1
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -192,7 +193,7 @@ def build(recipe: Recipe, order: Order, encode: Encode, stop: Callable[[], bool]
     depth = min(recipe.depth, len(order.ids))
     index, recall = make_index(
         recipe.index, vectors, recipe.metric, queries=asked, k=depth, recall=recipe.recall, seed=recipe.seed,
-        threads=recipe.threads,
+        threads=recipe.threads, device=recipe.device,
     )  # fmt: skip
     lap("build")
     neighbours = None if asked is None else index.search(asked, depth)
@@ -245,7 +246,7 @@ def save_generation(generation: Generation, folder: Path) -> None:
     )
 
 
-def load_generation(folder: Path, threads: int | None = None) -> Generation:
+def load_generation(folder: Path, threads: int | None = None, device: str = "cpu") -> Generation:
     """A generation that `save_generation` wrote; RunError when it is missing, damaged or foreign."""
     head = read_json(folder / "generation.json")
     files = head.get("files")
@@ -270,7 +271,7 @@ def load_generation(folder: Path, threads: int | None = None) -> Generation:
         if near.shape != arrays["scores"].shape or near.size == 0 or near.min() < -1 or near.max() >= len(ids):
             raise RunError(f"{folder}: the neighbours name documents that there are not: refresh the index anew")
         neighbours = Neighbours(arrays["scores"], near)
-    index = load_index(folder / "index", vectors, threads=threads)
+    index = load_index(folder / "index", vectors, threads=threads, device=device)
     try:
         recall = Recall(**head["recall"])
         number, step = int(head["number"]), int(head["step"])

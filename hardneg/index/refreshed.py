@@ -261,14 +261,14 @@ class RefreshedIndex:
                 f"{folder} was saved with another recipe ({changed[0]}: {head['recipe'].get(changed[0])!r} then, "
                 f"{getattr(self.recipe, changed[0])!r} now): use the same, or start anew"
             )
-        generation = load_generation(folder / "generation", self.recipe.threads)
+        generation = load_generation(folder / "generation", self.recipe.threads, self.recipe.device)
         if generation.checksum != head["checksum"] or generation.number != head["generation"]:
             raise RunError(f"{folder}: refreshed.json speaks of another generation than the one beside it: start anew")
         self.now, self._started, self._checked = (int(head[name]) for name in ("step", "started", "checked"))
         if head["staleness"] is not None:
             self._staleness = Staleness(**head["staleness"])
         if head["next"] is not None:
-            following = load_generation(folder / "next", self.recipe.threads)
+            following = load_generation(folder / "next", self.recipe.threads, self.recipe.device)
             self._waiting = following, int(head["next"]), _moved(generation, following, self.recipe.seed)
         return generation
 

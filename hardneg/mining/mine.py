@@ -26,7 +26,9 @@ from hardneg.encoders.precomputed import aligned, open_vectors
 from hardneg.errors import DataError, RunError, UsageError
 from hardneg.index.choose import AnyIndex, Recall, make_index
 from hardneg.index.corpus import Corpus, checked_norms
-from hardneg.index.hnsw import HNSWIndex
+from hardneg.index.device import DeviceIndex
+from hardneg.index.exact import ExactIndex
+from hardneg.index.ivf import IVFIndex
 from hardneg.memory import release
 from hardneg.mining.embed import embed, fit
 from hardneg.mining.filters import Group
@@ -205,8 +207,9 @@ def _index(inputs: _Inputs, options: MineOptions, depth: int) -> tuple[AnyIndex,
         )
     checked_norms(queries, "query", zero_allowed=options.metric != "cosine")
     return make_index(
-        options.index, documents, options.metric, queries=queries, k=depth, recall=options.recall, seed=options.seed
-    )
+        options.index, documents, options.metric, queries=queries, k=depth, recall=options.recall, seed=options.seed,
+        device=options.index_device,
+    )  # fmt: skip
 
 
 def _missed(recall: Recall) -> list[str]:
@@ -396,7 +399,8 @@ def _environment(index: AnyIndex) -> dict[str, Any]:
         "platform": platform.platform(terse=True),
         "cpus": os.cpu_count(),
         "threads": index.threads,
-        "kernel": "float32" if isinstance(index, HNSWIndex) else index.kernel.name,
+        "kernel": index.kernel.name if isinstance(index, ExactIndex | IVFIndex) else None,
+        "index_device": str(index.device) if isinstance(index, DeviceIndex) else "cpu",
         "packages": {name: _version(name) for name in names},
         "byteorder": sys.byteorder,
     }

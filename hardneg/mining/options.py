@@ -24,6 +24,7 @@ class MineOptions:
         query_embeddings, corpus_embeddings: `.npy` files of vectors in the order of the source's rows.
         index: `auto` (by the sizes), `exact`, `ivf` or `hnsw`.
         recall: share of the nearest documents that an approximate index shall find; what it finds is measured.
+        index_device: where an exact index searches: `cpu`, or `cuda`, whose scores differ by rounding.
         metric: `cosine`, `ip` or `l2`.
         depth: candidates a query; None: 100, or the whole corpus when it is smaller.
         max_depth: how deep a query is searched when filters leave it fewer than `negatives`; None: 4 * depth.
@@ -42,6 +43,7 @@ class MineOptions:
     corpus_embeddings: str | None = None
     index: str = "auto"
     recall: float = 0.95
+    index_device: str = "cpu"
     metric: str = "cosine"
     depth: int | None = None
     max_depth: int | None = None

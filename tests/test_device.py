@@ -1,0 +1,126 @@
+"""The search that is made for GPUs, on the processor everywhere and on CUDA where there is one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import hardneg.index.device as device_module
+from hardneg.errors import UsageError
+from hardneg.index.base import METRICS, Index
+from hardneg.index.choose import make_index
+from hardneg.index.device import DeviceIndex
+from hardneg.index.exact import ExactIndex
+
+from .test_approximate import clustered
+from .test_exact import naive_scores
+
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+    ),
+]
+
+
+def check(index: DeviceIndex, queries: np.ndarray, k: int) -> None:
+    found = index.search(queries, k)
+    documents = np.asarray(index.documents)
+    true = naive_scores(queries, documents, index.metric)
+    tolerance = 1e-5 * max(1e-12, np.abs(true).max() + (documents.astype(np.float64) ** 2).sum(1).max())
+    for i in range(len(queries)):
+        assert len(set(found.documents[i].tolist())) == k
+        np.testing.assert_allclose(found.scores[i], true[i, found.documents[i]], atol=tolerance)
+        assert (found.scores[i] >= np.sort(true[i])[-k] - tolerance).all()
+        assert (np.diff(found.scores[i]) <= 0).all()
+    assert index.pair_scores(queries, found.documents).tobytes() == found.scores.tobytes()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("metric", METRICS)
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_equals_naive(device: str, metric: str, data: st.DataObject) -> None:
+    n, size, d = (data.draw(st.integers(1, high)) for high in (20, 700, 50))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    kind = data.draw(st.sampled_from(["gauss", "shifted", "outlier", "copies", "scaled", "tiny", "large", "far"]))
+    queries, documents = rng.standard_normal((n, d)), rng.standard_normal((size, d))
+    if kind == "shifted":
+        queries, documents = queries + 4, documents + 4
+    elif kind == "outlier":
+        documents[:, 0] *= 50
+    elif kind == "copies":
+        documents = documents[rng.integers(0, max(1, size // 5), size)]
+    elif kind == "scaled":
+        documents *= rng.uniform(0.01, 10, (size, 1))
+    elif kind == "tiny":
+        documents, queries = documents * 1e-4, queries * 1e-4
+    elif kind == "large":  # half precision alone would overflow
+        documents, queries = documents * 3e3, queries * 3e3
+    elif kind == "far":
+        queries *= 200
+    queries, documents = queries.astype(np.float32), documents.astype(np.float32)
+    check(DeviceIndex(documents, metric, device=device), queries, data.draw(st.integers(1, size)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("metric", METRICS)
+def test_many_tiles_and_blocks(device: str, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents, queries = clustered(2000).astype(np.float16), clustered(90, seed=1)
+    whole = DeviceIndex(documents, metric, device=device).search(queries, 40)
+    for rows, block, pairs in ((300, 32, 1 << 21), (64, 90, 100)):
+        monkeypatch.setattr(device_module, "_TILE_ROWS", rows)
+        monkeypatch.setattr(device_module, "_QUERIES", block)
+        monkeypatch.setattr(device_module, "_PAIRS", pairs)
+        for budget in (0, 1 << 30):
+            seen: list[int] = []
+            index = DeviceIndex(documents, metric, device=device, resident_bytes=budget)
+            for _ in range(2):
+                found = index.search(queries, 40, seen.append)
+                assert found.documents.tobytes() == whole.documents.tobytes()
+                assert found.scores.tobytes() == whole.scores.tobytes()
+            assert sum(seen) == 2 * 90 * 2000
+            assert bool(index._kept) == (budget > 0)
+
+
+def test_agrees_with_the_search_of_the_processor() -> None:
+    documents, queries = clustered(3000), clustered(100, seed=1)
+    ours, theirs = DeviceIndex(documents, device="cpu").search(queries, 30), ExactIndex(documents).search(queries, 30)
+    np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-6)
+    assert (ours.documents == theirs.documents).mean() > 0.999
+
+
+def test_few_pairs_are_scored_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The point of it all: of 60,000 documents a query hardly more than k are looked at in float32."""
+    documents, queries = clustered(60_000, 64), clustered(64, 64, seed=1)
+    index = DeviceIndex(documents, device="cpu")
+    counted = []
+    scores = index._scores
+    monkeypatch.setattr(index, "_scores", lambda *args: counted.append(len(args[1])) or scores(*args))
+    index.search(queries, 50)
+    assert sum(counted) < 64 * 50 * 3
+
+
+def test_is_an_index_and_says_what_is_missing() -> None:
+    documents = clustered(50)
+    assert isinstance(DeviceIndex(documents, device="cpu"), Index)
+    assert DeviceIndex(documents, device="cpu").search(documents[:0], 3).scores.shape == (0, 3)
+    for device in ("cuda:77", "warp"):
+        with pytest.raises(UsageError, match=f"'{device}' cannot be used: "):
+            DeviceIndex(documents, device=device)
+
+
+def test_make_index_takes_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = clustered(200)
+    assert isinstance(make_index("auto", documents, device="cpu")[0], ExactIndex)
+    made, recall = make_index("auto", documents, device="meta", recall=0.9)
+    assert isinstance(made, DeviceIndex)
+    assert recall.measured == 1
+    with pytest.raises(UsageError, match="index 'ivf' runs on the processor"):
+        make_index("ivf", documents, device="meta")
+    if not torch.cuda.is_available():
+        with pytest.raises(UsageError, match="'cuda' cannot be used"):
+            make_index("exact", documents, device="cuda")
