@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -442,29 +443,75 @@ def test_damaged_and_foreign_checkpoints(documents: np.ndarray, tmp_path: Path) 
     make(
         Recipe(depth=5, precision="float32", threads=2), resume=tmp_path
     ).close()  # not a matter of what, only of how fast
-    path = tmp_path / "generation" / "vectors.npy"
+    place = next(tmp_path.glob("generation-0-*"))
+    path = place / "vectors.npy"
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     with pytest.raises(RunError, match=r"vectors\.npy is missing or damaged"):
         make(resume=tmp_path)
     path.write_bytes(good)
-    head = tmp_path / "generation" / "generation.json"
+    head = place / "generation.json"
     value = json.loads(head.read_text())
     for change in ({"schema": "x"}, {"recall": {}}, {"number": "many"}, {"files": {}}):
         head.write_text(json.dumps({**value, **change}))
         with pytest.raises(RunError, match="does not describe a generation"):
-            load_generation(tmp_path / "generation")
+            load_generation(place)
     head.write_text(json.dumps({**value, "checksum": "0"}))
     with pytest.raises(RunError, match="do not belong together"):
-        load_generation(tmp_path / "generation")
+        load_generation(place)
     head.write_text(json.dumps(value))
     state = json.loads((tmp_path / "refreshed.json").read_text())
-    (tmp_path / "refreshed.json").write_text(json.dumps({**state, "checksum": "0"}))
-    with pytest.raises(RunError, match="another generation"):
+    for change, message in (
+        ({"schema": "0"}, "schema '0'"),
+        ({"generation": "../elsewhere"}, "no name of a generation"),
+        ({"generation": "generation-1-000000000000"}, "does not exist"),
+        ({"step": "many"}, "does not describe a refreshed index"),
+        ({"staleness": {"drift": 1}}, "does not describe a refreshed index"),
+    ):
+        (tmp_path / "refreshed.json").write_text(json.dumps({**state, **change}))
+        with pytest.raises(RunError, match=message):
+            make(resume=tmp_path)
+    (tmp_path / "refreshed.json").write_text(json.dumps({**state, "generation": "generation-7-000000000000"}))
+    place.rename(tmp_path / "generation-7-000000000000")
+    with pytest.raises(RunError, match="another generation than its name says"):
         make(resume=tmp_path)
-    (tmp_path / "refreshed.json").write_text(json.dumps({**state, "schema": "0"}))
-    with pytest.raises(RunError, match="schema '0'"):
-        make(resume=tmp_path)
+
+
+def test_a_checkpoint_is_whole_or_the_one_before(
+    documents: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any of its writes, a checkpoint folder still holds what it held; what is superseded is removed."""
+    model = Linear()
+    with RefreshedIndex(
+        Rows(documents), ModuleSnapshots(model, encode), ids=400, schedule="never", recipe=EXACT
+    ) as index:
+        index.save(tmp_path)
+        for kill_at in range(1, 7):
+            turn(model, kill_at)
+            index.step()
+            index.refresh()
+            before = json.loads((tmp_path / "refreshed.json").read_text())["generation"]
+            left = [kill_at]
+            replace = os.replace
+
+            def dying(*paths: Path, left: list[int] = left, replace: Callable[..., None] = replace) -> None:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+                replace(*paths)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "replace", dying)
+                try:
+                    index.save(tmp_path)
+                except KeyboardInterrupt:
+                    again = RefreshedIndex(
+                        Rows(documents), ModuleSnapshots(model, encode), ids=400, recipe=EXACT, resume=tmp_path
+                    )
+                    assert json.loads((tmp_path / "refreshed.json").read_text())["generation"] == before
+                    assert again.generation.number == int(before.split("-")[1])
+            index.save(tmp_path)
+            assert len(list(tmp_path.glob("generation-*"))) == 1
 
 
 def test_a_share_is_encoded_and_the_rest_moved() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -244,6 +245,24 @@ def save_generation(generation: Generation, folder: Path) -> None:
     write_json(
         folder / "generation.json", {"schema": SCHEMA, **head, "recall": asdict(generation.recall), "files": files}
     )
+
+
+def save_once(generation: Generation, folder: Path) -> str:
+    """Write a generation into a folder of its own in `folder`, unless it is there already; returns its name."""
+    name = f"generation-{generation.number}-{generation.checksum[:12]}"
+    if not (folder / name / "generation.json").exists():  # written last
+        save_generation(generation, folder / name)
+    return name
+
+
+def load_saved(folder: Path, name: Any, recipe: Recipe) -> Generation:
+    """A generation that `save_once` wrote; RunError when it is missing, damaged or another than its name says."""
+    if not re.fullmatch(r"generation-\d+-[0-9a-f]{12}", str(name)):
+        raise RunError(f"{folder}: {name!r} is no name of a generation: start anew")
+    generation = load_generation(folder / name, recipe.threads, recipe.device)
+    if name != f"generation-{generation.number}-{generation.checksum[:12]}":
+        raise RunError(f"{folder / name} holds another generation than its name says: start anew")
+    return generation
 
 
 def load_generation(folder: Path, threads: int | None = None, device: str = "cpu") -> Generation:

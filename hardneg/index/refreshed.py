@@ -8,11 +8,13 @@ refresh for negatives is due to ANCE (Xiong et al. 2021, arXiv 2007.00808).
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -34,8 +36,8 @@ from hardneg.index.generation import (
     Stopped,
     build,
     encode_rows,
-    load_generation,
-    save_generation,
+    load_saved,
+    save_once,
 )
 from hardneg.index.kernels import Int
 from hardneg.index.staleness import SAMPLE, Schedule, Staleness, measure
@@ -119,7 +121,8 @@ class RefreshedIndex:
         if resume is not None:
             self._generation = self._load(Path(resume))
         else:
-            self._generation = build(self.recipe, self._order(0, None), snapshot(), lambda: False)
+            alone = replace(self.recipe, threads=torch.get_num_threads())  # nothing trains yet
+            self._generation = build(alone, self._order(0, None), snapshot(), lambda: False)
 
     # What training reads.
 
@@ -228,49 +231,60 @@ class RefreshedIndex:
     # Checkpoints.
 
     def save(self, folder: str | Path) -> None:
-        """Write the generation in use and, after waiting for it, the one that is being built."""
+        """Write the generation in use and, after waiting for it, the one that is being built.
+
+        Generations are written once: saving again is cheap until the next one comes into use. Killed in between, the
+        folder still holds what it held before.
+        """
         folder = Path(folder)
         if self._job is not None:
             self._job.wait()
             self._settle_job()
-        save_generation(self._generation, folder / "generation")
+        following = None
         if self._waiting is not None:
-            save_generation(self._waiting[0], folder / "next")
-        write_json(
-            folder / "refreshed.json",
-            {
-                "schema": SCHEMA,
-                "generation": self._generation.number,
-                "checksum": self._generation.checksum,
-                "next": None if self._waiting is None else self._waiting[1],
-                "step": self.now,
-                "started": self._started,
-                "checked": self._checked,
-                "staleness": None if self._staleness is None else self._staleness.to_json(),
-                "recipe": asdict(self.recipe),
-            },
-        )
+            following = {"generation": save_once(self._waiting[0], folder), "due": self._waiting[1]}
+        state = {
+            "schema": SCHEMA,
+            "generation": save_once(self._generation, folder),
+            "next": following,
+            "step": self.now,
+            "started": self._started,
+            "checked": self._checked,
+            "owed": self._owed,
+            "staleness": None if self._staleness is None else self._staleness.to_json(),
+            "history": self.history,
+            "recipe": asdict(self.recipe),
+        }
+        write_json(folder / "refreshed.json", state)
+        named = {state["generation"], following["generation"] if following else None}
+        for old in folder.glob("generation-*"):
+            if old.name not in named:
+                shutil.rmtree(old)
 
     def _load(self, folder: Path) -> Generation:
-        head = read_json(folder / "refreshed.json")
+        path = folder / "refreshed.json"
+        head = read_json(path)
         if head.get("schema") != SCHEMA:
-            raise RunError(f"{folder / 'refreshed.json'}: schema {head.get('schema')!r}, expected {SCHEMA!r}")
-        changed = [n for n, v in asdict(self.recipe).items() if n != "threads" and head["recipe"].get(n) != v]
+            raise RunError(f"{path}: schema {head.get('schema')!r}, expected {SCHEMA!r}: start anew")
+        try:
+            recipe, following = dict(head["recipe"]), head["next"]
+            names = [head["generation"], *([following["generation"]] if following else [])]
+            due = int(following["due"]) if following else 0
+            self.now, self._started, self._checked = (int(head[name]) for name in ("step", "started", "checked"))
+            self._owed, self.history = bool(head["owed"]), list(head["history"])
+            self._staleness = None if head["staleness"] is None else Staleness(**head["staleness"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path} does not describe a refreshed index ({error!r}): start anew") from None
+        changed = [n for n, v in asdict(self.recipe).items() if n != "threads" and recipe.get(n) != v]
         if changed:
             raise RunError(
-                f"{folder} was saved with another recipe ({changed[0]}: {head['recipe'].get(changed[0])!r} then, "
+                f"{folder} was saved with another recipe ({changed[0]}: {recipe.get(changed[0])!r} then, "
                 f"{getattr(self.recipe, changed[0])!r} now): use the same, or start anew"
             )
-        generation = load_generation(folder / "generation", self.recipe.threads, self.recipe.device)
-        if generation.checksum != head["checksum"] or generation.number != head["generation"]:
-            raise RunError(f"{folder}: refreshed.json speaks of another generation than the one beside it: start anew")
-        self.now, self._started, self._checked = (int(head[name]) for name in ("step", "started", "checked"))
-        if head["staleness"] is not None:
-            self._staleness = Staleness(**head["staleness"])
-        if head["next"] is not None:
-            following = load_generation(folder / "next", self.recipe.threads, self.recipe.device)
-            self._waiting = following, int(head["next"]), _moved(generation, following, self.recipe.seed)
-        return generation
+        loaded = [load_saved(folder, name, self.recipe) for name in names]
+        if following:
+            self._waiting = loaded[1], due, _moved(loaded[0], loaded[1], self.recipe.seed)
+        return loaded[0]
 
     # The background.
 
@@ -372,23 +386,24 @@ class _Job:
             faiss.omp_set_num_threads(self.recipe.threads)
             if self.niceness and hasattr(os, "setpriority"):
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.niceness)
-            order, before = self.order, self.order.before
-            if self.if_stale is not None and before is not None:
-                stop = self._stop.is_set
-                self.staleness = _staleness(
-                    before, order.documents, order.ids, self.encode, self.recipe, order.step, stop
-                )
-                if not self.if_stale.stale(self.staleness):
-                    return
-            self.generation = build(self.recipe, order, self.encode, self._stop.is_set)
-            if before is not None:
-                self.moved = _moved(before, self.generation, self.recipe.seed)
+            with _own_stream(self.recipe.device):
+                self._work()
         except Stopped:
             pass
         except Exception as error:  # whatever the encoder raises: it is reported by the training thread
             self.error = error
         finally:
             self.done.set()
+
+    def _work(self) -> None:
+        order, before, stop = self.order, self.order.before, self._stop.is_set
+        if self.if_stale is not None and before is not None:
+            self.staleness = _staleness(before, order.documents, order.ids, self.encode, self.recipe, order.step, stop)
+            if not self.if_stale.stale(self.staleness):
+                return
+        self.generation = build(self.recipe, order, self.encode, stop)
+        if before is not None:
+            self.moved = _moved(before, self.generation, self.recipe.seed)
 
     def wait(self) -> None:
         self.done.wait()
@@ -397,6 +412,13 @@ class _Job:
         self._stop.set()
         if self.thread.is_alive():
             self.thread.join()
+
+
+def _own_stream(device: str) -> AbstractContextManager[Any]:
+    """On CUDA, work that does not wait for that of training, nor holds it up."""
+    if not device.startswith("cuda"):
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
 
 def _staleness(
