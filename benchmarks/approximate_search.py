@@ -2,7 +2,7 @@
 
 Seconds hold everything from the vectors to the answer, for hardneg its tuning and measuring of the recall, too. faiss
 is given for nothing the smallest nprobe or efSearch that reaches the recall on a sample. Every system runs in its own
-process, in turns. Two kinds of vectors: `real` (384-d MiniLM vectors and jittered copies of them) and `mixture` (128-d,
+process, in turns; hardneg aims at a recall a hundredth higher than the target, as its sample is another. Two kinds of vectors: `real` (384-d MiniLM vectors and jittered copies of them) and `mixture` (128-d,
 4,000 Gaussian clusters whose sizes follow a power law).
 
     python benchmarks/approximate_search.py --data ../shared/data --kind mixture --documents 1000000
@@ -68,9 +68,10 @@ def run(system: str, folder: Path, k: int, target: float) -> dict[str, object]:
     if system.startswith("hardneg"):
         from hardneg.index.choose import make_index
 
+        aimed = min(1.0, target + 0.01)  # it tunes on other queries than those that are checked here
         make_index("exact", documents[:64], "ip")[0].search(queries[:8], 8)
         start = time.perf_counter()
-        index, measured = make_index(system.partition("-")[2], documents, "ip", queries=queries, k=k, recall=target)
+        index, measured = make_index(system.partition("-")[2], documents, "ip", queries=queries, k=k, recall=aimed)
         built = time.perf_counter() - start
         found = index.search(queries, k).documents
         seconds = time.perf_counter() - start

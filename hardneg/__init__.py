@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hardneg.encoders.base import make_encoder as make_encoder
     from hardneg.encoders.hashed import HashedEncoder as HashedEncoder
     from hardneg.encoders.snapshot import ModuleSnapshots as ModuleSnapshots
+    from hardneg.encoders.snapshot import ProcessSnapshots as ProcessSnapshots
     from hardneg.errors import DataError as DataError
     from hardneg.errors import HardnegError as HardnegError
     from hardneg.errors import RunError as RunError
@@ -65,6 +66,7 @@ _HOME = {
     "Neighbours": "hardneg.index.base",
     "Pairs": "hardneg.data.pairs",
     "ReadOptions": "hardneg.data.formats",
+    "ProcessSnapshots": "hardneg.encoders.snapshot",
     "Recall": "hardneg.index.choose",
     "Recipe": "hardneg.index.generation",
     "RefreshError": "hardneg.index.refreshed",

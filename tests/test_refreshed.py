@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hardneg.encoders.hashed import HashedEncoder
-from hardneg.encoders.snapshot import ModuleSnapshots
+from hardneg.encoders.snapshot import ModuleSnapshots, ProcessSnapshots
 from hardneg.errors import DataError, RunError, UsageError
 from hardneg.index.carry import carried, to_encode
 from hardneg.index.exact import ExactIndex
@@ -603,6 +604,36 @@ def test_shadow_follows_the_model() -> None:
     model.append(nn.Linear(8, 4))
     with pytest.raises(UsageError, match=r"changed its make-up.*3\.bias"):
         snapshots()
+
+
+def encode_or_die(model: Linear, items: np.ndarray, side: str) -> torch.Tensor:
+    if bool((model.weight > 100).any()):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return model(items)
+
+
+def test_a_process_encodes_and_may_die(documents: np.ndarray) -> None:
+    model = Linear()
+    snapshots = ProcessSnapshots(model, encode_or_die)
+    with RefreshedIndex(Rows(documents), snapshots, ids=400, schedule="never", recipe=EXACT) as index:
+        for seed in range(2):
+            turn(model, seed)
+            made = index.refresh()
+            np.testing.assert_allclose(made.vectors, vectors(model, documents), atol=1e-6)
+        with torch.no_grad():
+            model.weight += 1000
+        with pytest.warns(RefreshWarning, match="process that encodes has died"), pytest.raises(RefreshError):
+            index.refresh()
+        assert index.generation is made
+        with torch.no_grad():
+            model.weight -= 1000
+        again = index.refresh()
+        np.testing.assert_allclose(again.vectors, vectors(model, documents), atol=1e-6)
+    snapshots.close()
+    run = snapshots()
+    snapshots.close()
+    with pytest.raises(UsageError, match="closed"):
+        run(documents[:1], "query")
 
 
 def test_wrapped_models_are_unwrapped() -> None:

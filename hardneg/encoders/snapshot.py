@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
+import torch.multiprocessing
 from numpy.typing import NDArray
 from torch import nn
 
-from hardneg.errors import UsageError
+from hardneg.errors import HardnegError, UsageError
+
+# encode(module, items, side) gives float [n, d], a tensor or an array; side is "document" or "query".
+EncodeWith = Callable[[Any, Sequence[Any], str], "torch.Tensor | NDArray[Any]"]
 
 
 class ModuleSnapshots:
@@ -20,7 +27,7 @@ class ModuleSnapshots:
 
     Args:
         module: the model that is trained; wrapped by DistributedDataParallel or torch.compile is fine.
-        encode: `encode(module, items, side)` -> float `[n, d]`, a tensor or an array; it runs without gradients and
+        encode: `encode(module, items, side)` gives float `[n, d]`, a tensor or an array; it runs without gradients and
             in evaluation mode. `side` is "document" or "query".
         device: where the shadow lives; by default beside the module. On CUDA it works on a stream of its own.
 
@@ -30,11 +37,10 @@ class ModuleSnapshots:
     def __init__(
         self,
         module: nn.Module,
-        encode: Callable[[Any, Sequence[Any], str], torch.Tensor | NDArray[Any]],
+        encode: EncodeWith,
         device: str | torch.device | None = None,
     ) -> None:
-        inner = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
-        self._module: nn.Module = getattr(inner, "_orig_mod", inner)
+        self._module = _unwrapped(module)
         self._encode = encode
         self._device = torch.device(device) if device is not None else None
         self._shadow: nn.Module | None = None
@@ -47,30 +53,98 @@ class ModuleSnapshots:
             if device.type == "cuda":
                 self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         else:
-            self._copy(self._shadow)
+            _copy_weights(self._module, self._shadow)
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
         return self._run
 
-    @torch.no_grad()
-    def _copy(self, shadow: nn.Module) -> None:
-        now = self._module.state_dict()
-        then = shadow.state_dict()
-        changed = [
-            n for n in then.keys() | now.keys() if n not in then or n not in now or then[n].shape != now[n].shape
-        ]
-        if changed:
-            raise UsageError(
-                f"the model has changed its make-up since the first snapshot ({sorted(changed)[0]}): "
-                f"make a new ModuleSnapshots for it"
-            )
-        for name, tensor in then.items():
-            tensor.copy_(now[name], non_blocking=True)
-
     def _run(self, items: Sequence[Any], side: str) -> NDArray[np.float32]:
         where: AbstractContextManager[Any] = nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
-        with torch.inference_mode(), where:
-            made = self._encode(self._shadow, items, side)
-            if isinstance(made, torch.Tensor):
-                made = made.float().cpu().numpy()
-        return np.asarray(made, np.float32)
+        with where:
+            return _encoded(self._encode, self._shadow, items, side)
+
+
+class ProcessSnapshots:
+    """As `ModuleSnapshots`, but the shadow encodes in a process of its own: training keeps its interpreter to itself.
+
+    Args:
+        module: the model that is trained.
+        encode: as for `ModuleSnapshots`; a function at the top of a module, as the process has to import it.
+        threads: of the process.
+        niceness: of the process, 0 to 19.
+
+    The weights are in shared memory: a snapshot copies them, and nothing else is sent but items and vectors. A process
+    that dies fails the refresh it was working for, and the next snapshot starts another. Call `close()` at the end.
+    """
+
+    def __init__(self, module: nn.Module, encode: EncodeWith, threads: int = 1, niceness: int = 10) -> None:
+        self._module = _unwrapped(module)
+        self._encode, self._threads, self._niceness = encode, threads, niceness
+        self._shadow = copy.deepcopy(self._module).cpu().eval().requires_grad_(False).share_memory()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __call__(self) -> Callable[[Sequence[Any], str], NDArray[np.float32]]:
+        _copy_weights(self._module, self._shadow)
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(
+                1,
+                mp_context=torch.multiprocessing.get_context("spawn"),
+                initializer=_begin,
+                initargs=(self._shadow, self._encode, self._threads, self._niceness),
+            )
+        return self._run
+
+    def _run(self, items: Sequence[Any], side: str) -> NDArray[np.float32]:
+        if self._pool is None:
+            raise UsageError("these snapshots are closed")
+        try:
+            return self._pool.submit(_encode_there, items, side).result()
+        except BrokenProcessPool as error:
+            self._pool = None
+            raise HardnegError(f"the process that encodes has died ({error}): out of memory?") from error
+
+    def close(self) -> None:
+        """End the process."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+_there: dict[str, Any] = {}  # in the process that encodes: what it was begun with
+
+
+def _begin(shadow: nn.Module, encode: EncodeWith, threads: int, niceness: int) -> None:
+    torch.set_num_threads(threads)
+    if hasattr(os, "nice"):
+        os.nice(niceness)
+    _there.update(shadow=shadow, encode=encode)
+
+
+def _encode_there(items: Sequence[Any], side: str) -> NDArray[np.float32]:
+    return _encoded(_there["encode"], _there["shadow"], items, side)
+
+
+def _encoded(encode: EncodeWith, shadow: nn.Module | None, items: Sequence[Any], side: str) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        made = encode(shadow, items, side)
+        if isinstance(made, torch.Tensor):
+            made = made.float().cpu().numpy()
+    return np.asarray(made, np.float32)
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    inner = module.module if isinstance(module, nn.parallel.DistributedDataParallel) else module
+    unwrapped: nn.Module = getattr(inner, "_orig_mod", inner)
+    return unwrapped
+
+
+@torch.no_grad()
+def _copy_weights(module: nn.Module, shadow: nn.Module) -> None:
+    now, then = module.state_dict(), shadow.state_dict()
+    changed = [n for n in then.keys() | now.keys() if n not in then or n not in now or then[n].shape != now[n].shape]
+    if changed:
+        raise UsageError(
+            f"the model has changed its make-up since the first snapshot ({sorted(changed)[0]}): make new snapshots for it"
+        )
+    for name, tensor in then.items():
+        tensor.copy_(now[name], non_blocking=True)

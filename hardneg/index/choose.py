@@ -17,7 +17,7 @@ from hardneg.index.ivf import IVFIndex
 INDEXES = ("auto", "exact", "ivf", "hnsw")
 AnyIndex = ExactIndex | IVFIndex | HNSWIndex | DeviceIndex
 
-_SAMPLE = 1024  # queries that are searched exactly: half to tune, half to measure
+_SAMPLE = 2048  # queries that are searched exactly: half to tune, half to measure
 
 
 @dataclass(frozen=True)

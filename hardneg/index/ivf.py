@@ -132,7 +132,8 @@ class IVFIndex(Corpus):
         """float64 `[n]`: the share of the true neighbours `truth` `[n, k]` in the lists that each query looks into."""
         exact = self.prepared(queries)
         with workers(self.threads) as pool:
-            reach = self._gaps_to_hold(exact, truth.shape[1], pool)
+            asked = _Asked(*self.clusters.within(exact, self.gap, pool.map))
+            reach = self._gaps_to_hold(exact, truth.shape[1], asked, pool)
         shares: NDArray[np.float64] = (self._gaps(queries, truth) <= reach[:, None]).mean(1)
         return shares
 
@@ -149,17 +150,21 @@ class IVFIndex(Corpus):
 
     def _asked(self, exact: Float, k: int, pool: Executor) -> _Asked:
         """Who looks where: the promising lists, and for some queries further ones until they hold k documents."""
-        return _Asked(*self.clusters.within(exact, self._gaps_to_hold(exact, k, pool), pool.map))
+        asked = _Asked(*self.clusters.within(exact, self.gap, pool.map))
+        gaps = self._gaps_to_hold(exact, k, asked, pool)
+        if (gaps > np.float32(self.gap)).any():
+            return _Asked(*self.clusters.within(exact, gaps, pool.map))
+        return asked
 
-    def _gaps_to_hold(self, exact: Float, k: int, pool: Executor) -> Float:
+    def _gaps_to_hold(self, exact: Float, k: int, asked: _Asked, pool: Executor) -> Float:
         """float32 `[n]`: the gap, doubled for those queries whose lists would hold fewer than k documents."""
         gaps = np.full(len(exact), self.gap, np.float32)
-        short = np.arange(len(exact))
+        short, mine, lists = np.arange(len(exact)), asked.queries, asked.lists
         while len(short):
-            mine, lists, _ = self.clusters.within(exact[short], gaps[short], pool.map)
             held = np.bincount(mine, weights=self.sizes[lists], minlength=len(short))
             short = short[held < k]
             gaps[short] = np.maximum(2 * gaps[short], np.float32(2.0**-10))
+            mine, lists, _ = self.clusters.within(exact[short], gaps[short], pool.map)
         return gaps
 
     def _reached(self, exact: Float, first: NDArray[np.int32], k: int, pool: Executor) -> Float:
