@@ -1,9 +1,10 @@
 """All queries at once: build an index and find the top 100 of every query, against faiss IVF and HNSW.
 
 Seconds hold everything from the vectors to the answer, for hardneg its tuning and measuring of the recall, too. faiss
-is given for nothing the smallest nprobe or efSearch that reaches the recall on a sample. Every system runs in its own
-process, in turns; hardneg aims at a recall a hundredth higher than the target, as its sample is another. Two kinds of vectors: `real` (384-d MiniLM vectors and jittered copies of them) and `mixture` (128-d,
-4,000 Gaussian clusters whose sizes follow a power law).
+is given for nothing the smallest nprobe or efSearch that reaches the recall on the queries that are checked; hardneg
+aims at a recall a hundredth higher, as it tunes on others. Every system runs in its own process, in turns. Two kinds
+of vectors: `real` (384-d MiniLM vectors and jittered copies of them) and `mixture` (128-d, 4,000 Gaussian clusters
+whose sizes follow a power law).
 
     python benchmarks/approximate_search.py --data ../shared/data --kind mixture --documents 1000000
     python benchmarks/approximate_search.py --data ../shared/data --kind real --documents 50000 200000 1000000
