@@ -332,6 +332,49 @@ def test_a_lag_makes_training_repeatable(documents: np.ndarray) -> None:
         assert swaps == [(8, 5), (13, 10), (18, 15), (23, 20)]
 
 
+def test_with_a_lag_nothing_depends_on_the_speed(documents: np.ndarray, tmp_path: Path) -> None:
+    """Measurements that find nothing stale, steps that are due meanwhile, checkpoints in between: the same steps."""
+    runs = []
+    for delay, cut in ((0.0, 0), (0.02, 0), (0.0, 9), (0.02, 10)):
+        model, swaps = Linear(), []
+
+        def slow(model: Linear, items: np.ndarray, side: str, delay: float = delay) -> torch.Tensor:
+            time.sleep(delay)
+            return model(items)
+
+        def make(model: Linear = model, slow: Callable[..., object] = slow, **more: object) -> RefreshedIndex:
+            schedule = Schedule(steps=10, drift=0.9, check=4)
+            return RefreshedIndex(
+                Rows(documents), ModuleSnapshots(model, slow), ids=400, schedule=schedule, recipe=EXACT, lag=3, **more
+            )
+
+        index = make()
+        for step in range(1, 50):
+            turn(model, step, 0.05)
+            if index.step():
+                swaps.append((step, index.generation.step, index.generation.checksum))
+            if step == cut:
+                index.save(tmp_path / f"{delay}")
+                index.close()
+                index = make(resume=tmp_path / f"{delay}")
+        index.close()
+        runs.append(swaps)
+    assert runs[0] == runs[1] == runs[2] == runs[3]
+    assert len(runs[0]) == 4
+
+
+def test_a_snapshot_that_fails_is_a_failed_refresh(documents: np.ndarray) -> None:
+    model = Linear()
+    with RefreshedIndex(
+        Rows(documents), ModuleSnapshots(model, encode), ids=400, schedule="steps:1", recipe=EXACT, lag=0
+    ) as index:
+        model.extra = nn.Parameter(torch.zeros(1))
+        with pytest.warns(RefreshWarning, match=r"changed its make-up.*Generation 0 stays"):
+            assert not index.step()
+        del model.extra
+        assert index.step()
+
+
 def test_epochs(documents: np.ndarray) -> None:
     gate = Gate()
     with RefreshedIndex(

@@ -114,7 +114,8 @@ class RefreshedIndex:
         self._staleness: Staleness | None = None
         self._job: _Job | None = None
         self._waiting: tuple[Generation, int, Staleness] | None = None  # built, to be used from that step on
-        self._owed = False  # an epoch ended while a build was under way
+        self._owed = False  # a generation was due while a build was under way
+        self._due = step  # with a lag: the step until which the last job counts as under way, finished or not
         self._started = self._checked = step
         self._finalizer: weakref.finalize[..., Any] | None = None
         self._closed = False
@@ -147,8 +148,8 @@ class RefreshedIndex:
 
     @property
     def refreshing(self) -> bool:
-        """Whether a generation is being built, or is built and waits for its step."""
-        return (self._job is not None and self._job.order is not None) or self._waiting is not None
+        """Whether the background is at work, or a generation is built and waits for its step."""
+        return self._job is not None or self._waiting is not None
 
     # What training tells.
 
@@ -170,7 +171,7 @@ class RefreshedIndex:
         """
         self._open()
         self.now += 1
-        swapped = self._collect(wait=self._overdue())
+        swapped = self._collect(wait=self.lag is not None and self.now >= self._due)
         steps = self.schedule.steps
         if swapped and self.lag is None:
             return True  # the copy of the weights can wait for the next step: two short pauses instead of a longer one
@@ -196,7 +197,7 @@ class RefreshedIndex:
         """Build a generation from the present weights, wait for it, and use it; raises what went wrong."""
         self._open()
         self._collect(wait=True)
-        self._waiting = None
+        self._waiting, self._due = None, self.now
         self._start()
         self._collect(wait=True, now=True)
         if self._failed_in_a_row:
@@ -251,6 +252,7 @@ class RefreshedIndex:
             "started": self._started,
             "checked": self._checked,
             "owed": self._owed,
+            "due": self._due,
             "staleness": None if self._staleness is None else self._staleness.to_json(),
             "history": self.history,
             "recipe": asdict(self.recipe),
@@ -270,7 +272,9 @@ class RefreshedIndex:
             recipe, following = dict(head["recipe"]), head["next"]
             names = [head["generation"], *([following["generation"]] if following else [])]
             due = int(following["due"]) if following else 0
-            self.now, self._started, self._checked = (int(head[name]) for name in ("step", "started", "checked"))
+            self.now, self._started, self._checked, self._due = (
+                int(head[name]) for name in ("step", "started", "checked", "due")
+            )
             self._owed, self.history = bool(head["owed"]), list(head["history"])
             self._staleness = None if head["staleness"] is None else Staleness(**head["staleness"])
         except (KeyError, TypeError, ValueError) as error:
@@ -297,23 +301,23 @@ class RefreshedIndex:
 
     def _start(self, measure_first: bool = False) -> None:
         """Start a build (or a measurement that may become one), unless one is under way."""
-        if self._job is not None or self._waiting is not None:
+        if self._job is not None or self._waiting is not None or self.now < self._due:
             self._owed |= not measure_first
             return
         self._owed = False
         self._checked = self.now
         if not measure_first:
             self._started = self.now
+        try:
+            encode = self.snapshot()
+        except Exception as error:  # whatever the caller's function raises is a failed refresh like any other
+            self._failed(Failure(self.now, error), closing=False)
+            return
         order = self._order(self._generation.number + 1, self._generation)
-        due = self.now if self.lag is None else self.now + self.lag
-        self._job = _Job(
-            self.recipe, order, self.snapshot(), self.schedule if measure_first else None, self.niceness, due
-        )
+        self._due = self.now + (self.lag or 0)
+        self._job = _Job(self.recipe, order, encode, self.schedule if measure_first else None, self.niceness, self._due)
         self._finalizer = weakref.finalize(self, _Job.cancel, self._job)
         self._job.thread.start()
-
-    def _overdue(self) -> bool:
-        return self.lag is not None and self._job is not None and self.now >= self._job.due
 
     def _settle_job(self, closing: bool = False) -> None:
         """Take over what the finished background job has made."""
@@ -334,7 +338,8 @@ class RefreshedIndex:
 
     def _collect(self, wait: bool, now: bool = False) -> bool:
         """Use a generation that is ready and due; whether there was one."""
-        if self._job is not None and (wait or self._job.done.is_set()):
+        # With a lag a job that is done early waits for its step: nothing depends on how fast it was.
+        if self._job is not None and (wait or (self.lag is None and self._job.done.is_set())):
             self._job.wait()
             self._settle_job()
         if self._waiting is None or not (now or self.lag is None or self.now >= self._waiting[1]):
