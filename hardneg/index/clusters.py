@@ -53,18 +53,19 @@ class Clusters:
 
     @classmethod
     def train(cls, corpus: Corpus, count: int, seed: int, pool: Executor) -> Clusters:
-        """`count` centroids from a sample of the corpus; unit vectors for cosine."""
+        """`count` centroids from a sample of the corpus: directions, where all documents are of one length."""
+        metric = "cosine" if corpus.one_length else corpus.metric
         generator = np.random.default_rng(seed)
         chosen = generator.choice(corpus.size, min(corpus.size, _POINTS * count), replace=False)
         sample = corpus.scaled(np.sort(chosen))
         centroids = sample[np.sort(generator.choice(len(sample), count, replace=False))]
         for _ in range(_ITERATIONS):
-            nearest = cls(centroids, corpus.metric).assign(lambda rows: sample[rows], len(sample), pool.map)
+            nearest = cls(centroids, metric).assign(lambda rows: sample[rows], len(sample), pool.map)
             centroids = _means(sample, nearest, centroids, generator)
-            if corpus.metric == "cosine":
+            if metric == "cosine":
                 norms = np.sqrt(np.einsum("ij,ij->i", centroids, centroids))
                 centroids /= np.maximum(norms, np.float32(1e-12))[:, None]
-        return cls(centroids, corpus.metric)
+        return cls(centroids, metric)
 
     def __len__(self) -> int:
         return len(self.centroids)
@@ -122,6 +123,9 @@ class Clusters:
 
     def _behind(self, queries: Float) -> Float:
         """float32 `[n, L]`: by how much each centroid compares worse than the query's best."""
+        if self.metric != "l2":  # so that one gap suits queries of any length
+            lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries))
+            queries = queries / np.maximum(lengths, np.float32(1e-30))[:, None]
         values = self._compare(queries, inner=self.metric == "ip").float().numpy()
         behind: Float = values.max(1, keepdims=True) - values
         return behind

@@ -61,6 +61,12 @@ class Corpus:
         """Whether scores are minus squared distances."""
         return self.metric == "l2"
 
+    @property
+    def one_length(self) -> bool:
+        """Whether all documents count as equally long, so that every metric orders them as cosine does."""
+        shortest = float(self._inverse_norms.max())
+        return self.metric == "cosine" or 0 < shortest <= 1.002 * float(self._inverse_norms.min())
+
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> Float:
         """float32 `[n, p]` scores of `queries` `[n, d]` with `documents` `[n, p]` (-1: none, gives -inf)."""
         exact = self.prepared(queries)

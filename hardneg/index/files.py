@@ -46,7 +46,7 @@ def save_index(index: AnyIndex, folder: str | Path) -> None:
             ("offsets", index.offsets),
         ):
             files[f"{name}.npy"] = write_array(folder / f"{name}.npy", array)
-        settings = {"gap": index.gap}
+        settings = {"gap": index.gap, "map": index.clusters.metric}
     elif isinstance(index, HNSWIndex):
         path = folder / "graph.faiss"
         with atomic_path(path) as temporary:
@@ -120,6 +120,7 @@ def _ivf(
         and offsets[0] == 0
         and offsets[-1] == size
         and bool((np.diff(offsets) >= 0).all())
+        and settings.get("map") in METRICS
     )
     if not fits:
         raise RunError(
@@ -128,7 +129,7 @@ def _ivf(
     return IVFIndex(
         documents,
         metric,
-        clusters=Clusters(centroids, metric),
+        clusters=Clusters(centroids, str(settings["map"])),
         order=(order, offsets),
         gap=float(settings.get("gap", 0.0)),
         threads=threads,
