@@ -85,6 +85,13 @@ def test_lists_that_point_nowhere(tmp_path: Path) -> None:
         sign(tmp_path)
         with pytest.raises(RunError, match="do not fit 300 documents of 24 dimensions"):
             load_index(tmp_path, documents)
+    head = json.loads((tmp_path / "index.json").read_text())
+    for name, value in good.items():
+        np.save(tmp_path / name, value)
+    (tmp_path / "index.json").write_text(json.dumps({**head, "settings": {"gap": 0.1, "map": "taxi"}}))
+    sign(tmp_path)
+    with pytest.raises(RunError, match="do not fit"):
+        load_index(tmp_path, documents)
     (tmp_path / "order.npy").write_bytes(b"no array")
     sign(tmp_path)
     with pytest.raises(RunError, match=r"order\.npy is no array"):

@@ -15,6 +15,7 @@ import numpy as np
 
 from hardneg.data.store import atomic_path, check_file, read_array, read_json, sha256_file, write_array, write_json
 from hardneg.errors import RunError
+from hardneg.index.base import METRICS
 from hardneg.index.choose import AnyIndex, make_index
 from hardneg.index.clusters import Clusters
 from hardneg.index.corpus import Documents
