@@ -14,7 +14,7 @@ from .show import print_summary, progress_bars, summary, warn
 FILTER_HELP = (
     "A filter; repeatable, applied in order after 'known', 'empty' and 'duplicate:text'. "
     "duplicate:near=0.95 · distinct · group · rank:min=10,max=100 · score:min=0.2,max=0.8 · margin:absolute=0.05 · "
-    "margin:relative=0.05 · guide:st:NAME,margin=0 · cross-encoder:NAME,max=0.3"
+    "margin:relative=0.05 · neighbours:max=0.2 · guide:st:NAME,margin=0 · cross-encoder:NAME,max=0.3"
 )
 SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 

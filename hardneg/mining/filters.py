@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from hardneg.data.pairs import Ragged
 from hardneg.errors import MissingDependencyError, UsageError
 from hardneg.mining.candidates import Candidates, Context, Float, Mask, members
+from hardneg.mining.graph import neighbour_graph, shared_neighbours
 
 KEPT = "kept"
 
@@ -248,6 +249,40 @@ class Margin(Filter):
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         return below_margin(candidates.scores, candidates.positive_scores[:, None], self.absolute, self.relative)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedNeighbours(Filter):
+    """Keeps what has few neighbours in common with the query and its positive.
+
+    The share of the candidate's `k` nearest documents that are also among the query's k nearest, and among a
+    positive's (several positives: the highest), averaged. Queries without a positive: the first alone.
+    """
+
+    name = "neighbours"
+    max: float
+    k: int = 50
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        return self.shares(candidates, context, alive) <= np.float32(self.max)
+
+    def shares(self, candidates: Candidates, context: Context, alive: Mask) -> Float:
+        """float32 `[n, K]`: what `max` is compared with."""
+        name = f"neighbours:{self.k}"
+        if name not in context.cache:
+            context.cache[name] = neighbour_graph(context.index, self.k)
+        graph = context.cache[name]
+        documents = np.where(alive, candidates.documents, -1)
+        shares = shared_neighbours(candidates.documents[:, : self.k], documents, graph)
+        positives = context.pairs.positives.take(candidates.queries).padded()
+        with_positive = np.zeros_like(shares)
+        for j in range(positives.shape[1]):
+            rows = np.flatnonzero(positives[:, j] >= 0)
+            here = shared_neighbours(graph[positives[rows, j]], documents[rows], graph)
+            with_positive[rows] = np.maximum(with_positive[rows], here)
+        has = (positives >= 0).any(1)
+        shares[has] = (shares[has] + with_positive[has]) / 2
+        return shares
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -139,7 +139,9 @@ def _mine(
     pairs = inputs.pairs
     chain = parse_filters(options.filters, options.default_filters)
     depth, max_depth = resolve_depth(options, len(pairs.document_ids))
+    built = progress("index", 1)
     index, recall = _index(inputs, options, depth)
+    built(1)
     miner = Miner(
         pairs,
         inputs.query_vectors,

@@ -110,6 +110,15 @@ def _margin(v: _Values) -> f.Filter:
     return f.Margin(absolute=absolute, relative=relative)
 
 
+def _neighbours(v: _Values) -> f.Filter:
+    high, k = v.number("max", low=0, high=1), v.integer("k", 50, 1)
+    v.no_other_options()
+    if high is None:
+        raise UsageError(f"filter {v.spec!r}: give max=, as in neighbours:max=0.2")
+    assert k is not None
+    return f.SharedNeighbours(max=high, k=k)
+
+
 def _guide(v: _Values) -> f.Filter:
     margin = v.number("margin", 0.0)
     assert margin is not None
@@ -133,6 +142,7 @@ _FILTERS: dict[str, Callable[[_Values], f.Filter]] = {
     "rank": _rank,
     "score": _score,
     "margin": _margin,
+    "neighbours": _neighbours,
     "guide": _guide,
     "cross-encoder": _cross_encoder,
 }
