@@ -67,6 +67,6 @@ def test_nothing_unsafe_is_called() -> None:
     for folder in ("hardneg", "cli"):
         for path in (ROOT / folder).rglob("*.py"):
             text = path.read_text()
-            assert not re.search(r"import pickle|torch\.load\(|allow_pickle=True|\beval\(|\bexec\(", text), path
+            assert not re.search(r"import pickle|torch\.load\(|allow_pickle=True|(?<![.\w])eval\(|\bexec\(", text), path
             for call in re.findall(r"np\.(?:load|save)\(.*\)", text):
                 assert "allow_pickle=False" in call, (path, call)
