@@ -210,6 +210,8 @@ def test_bad_arguments() -> None:
         make_index("hnws", documents)
     with pytest.raises(UsageError, match="above 0 and at most 1"):
         make_index("ivf", documents, recall=1.5)
+    with pytest.raises(UsageError, match="'lists' belongs to the index 'ivf' or 'hnsw', not to 'auto'"):
+        make_index("auto", documents, lists=3)
     with pytest.raises(UsageError, match="between 1 and 50"):
         IVFIndex(documents, lists=51)
     for index in (IVFIndex(documents), HNSWIndex(documents)):

@@ -89,6 +89,8 @@ def make_index(
         raise UsageError(f"unknown index {name!r}.{suggestion(name, INDEXES)}")
     if not 0 < recall <= 1:
         raise UsageError(f"recall={recall} must be above 0 and at most 1")
+    if settings and name not in ("ivf", "hnsw"):
+        raise UsageError(f"the setting {next(iter(settings))!r} belongs to the index 'ivf' or 'hnsw', not to {name!r}")
     if device != "cpu":
         if name not in ("auto", "exact"):
             raise UsageError(f"the index {name!r} runs on the processor: use the index 'exact' on {device!r}")

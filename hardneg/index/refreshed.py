@@ -7,25 +7,22 @@ refresh for negatives is due to ANCE (Xiong et al. 2021, arXiv 2007.00808).
 
 from __future__ import annotations
 
-import os
 import shutil
-import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import faiss
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from hardneg.data.store import read_json, write_json
 from hardneg.errors import HardnegError, RunError, UsageError
+from hardneg.index.background import Job, moved, staleness_of
 from hardneg.index.base import Neighbours
 from hardneg.index.generation import (
     Encode,
@@ -33,14 +30,11 @@ from hardneg.index.generation import (
     Items,
     Order,
     Recipe,
-    Stopped,
     build,
-    encode_rows,
     load_saved,
     save_once,
 )
-from hardneg.index.kernels import Int
-from hardneg.index.staleness import SAMPLE, Schedule, Staleness, measure
+from hardneg.index.staleness import Schedule, Staleness
 
 SCHEMA = "hardneg-refreshed-1"
 
@@ -112,7 +106,7 @@ class RefreshedIndex:
         self.now = step  # the encoder's step
         self._failed_in_a_row = 0
         self._staleness: Staleness | None = None
-        self._job: _Job | None = None
+        self._job: Job | None = None
         self._waiting: tuple[Generation, int, Staleness] | None = None  # built, to be used from that step on
         self._owed = False  # a generation was due while a build was under way
         self._due = step  # with a lag: the step until which the last job counts as under way, finished or not
@@ -208,7 +202,7 @@ class RefreshedIndex:
         """Measure the staleness now, in this thread."""
         self._open()
         self._collect(wait=True)
-        found = _staleness(
+        found = staleness_of(
             self._generation, self.documents, self.ids, self.snapshot(), self.recipe, self.now, lambda: False
         )
         self._staleness = found
@@ -287,7 +281,7 @@ class RefreshedIndex:
             )
         loaded = [load_saved(folder, name, self.recipe) for name in names]
         if following:
-            self._waiting = loaded[1], due, _moved(loaded[0], loaded[1], self.recipe.seed)
+            self._waiting = loaded[1], due, moved(loaded[0], loaded[1], self.recipe.seed)
         return loaded[0]
 
     # The background.
@@ -315,8 +309,8 @@ class RefreshedIndex:
             return
         order = self._order(self._generation.number + 1, self._generation)
         self._due = self.now + (self.lag or 0)
-        self._job = _Job(self.recipe, order, encode, self.schedule if measure_first else None, self.niceness, self._due)
-        self._finalizer = weakref.finalize(self, _Job.cancel, self._job)
+        self._job = Job(self.recipe, order, encode, self.schedule if measure_first else None, self.niceness, self._due)
+        self._finalizer = weakref.finalize(self, Job.cancel, self._job)
         self._job.thread.start()
 
     def _settle_job(self, closing: bool = False) -> None:
@@ -367,90 +361,3 @@ class RefreshedIndex:
         if self._failed_in_a_row >= self.patience and not closing:
             raise RefreshError(f"{message} ({self._failed_in_a_row} failures in a row)") from failure.error
         warnings.warn(RefreshWarning(f"{message}. Generation {self._generation.number} stays in use"), stacklevel=4)
-
-
-class _Job:
-    """A build in a thread of its own, perhaps after a measurement that says whether it is needed."""
-
-    def __init__(
-        self, recipe: Recipe, order: Order, encode: Encode, if_stale: Schedule | None, niceness: int, due: int
-    ) -> None:
-        self.recipe, self.order, self.encode, self.if_stale, self.niceness = recipe, order, encode, if_stale, niceness
-        self.due = due
-        self.generation: Generation | None = None
-        self.staleness: Staleness | None = None
-        self.moved: Staleness | None = None
-        self.error: Exception | None = None
-        self.done, self._stop = threading.Event(), threading.Event()
-        # A daemon: an interpreter that ends does not wait for it; `cancel` is called at exit and stops it cleanly.
-        self.thread = threading.Thread(target=self._run, name=f"hardneg-generation-{order.number}", daemon=True)
-
-    def _run(self) -> None:
-        try:
-            torch.set_num_threads(self.recipe.threads)
-            faiss.omp_set_num_threads(self.recipe.threads)
-            if self.niceness and hasattr(os, "setpriority"):
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.niceness)
-            with _own_stream(self.recipe.device):
-                self._work()
-        except Stopped:
-            pass
-        except Exception as error:  # whatever the encoder raises: it is reported by the training thread
-            self.error = error
-        finally:
-            self.done.set()
-
-    def _work(self) -> None:
-        order, before, stop = self.order, self.order.before, self._stop.is_set
-        if self.if_stale is not None and before is not None:
-            self.staleness = _staleness(before, order.documents, order.ids, self.encode, self.recipe, order.step, stop)
-            if not self.if_stale.stale(self.staleness):
-                return
-        self.generation = build(self.recipe, order, self.encode, stop)
-        if before is not None:
-            self.moved = _moved(before, self.generation, self.recipe.seed)
-
-    def wait(self) -> None:
-        self.done.wait()
-
-    def cancel(self) -> None:
-        self._stop.set()
-        if self.thread.is_alive():
-            self.thread.join()
-
-
-def _own_stream(device: str) -> AbstractContextManager[Any]:
-    """On CUDA, work that does not wait for that of training, nor holds it up."""
-    if not device.startswith("cuda"):
-        return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
-
-
-def _staleness(
-    generation: Generation,
-    documents: Items,
-    ids: Int,
-    encode: Encode,
-    recipe: Recipe,
-    step: int,
-    stop: Callable[[], bool],
-) -> Staleness:
-    """Of a fixed random sample of the documents that are in the generation and in the corpus."""
-    rows = generation.rows_of(ids)
-    chosen = _sample(np.flatnonzero(rows >= 0), recipe.seed)
-    if len(chosen) == 0:
-        return Staleness(1.0, 0.0, step, 0)
-    fresh = encode_rows(encode, documents, chosen, ids, "document", recipe.precision, stop)
-    return measure(np.asarray(generation.vectors[rows[chosen]]), fresh, step)
-
-
-def _moved(before: Generation, after: Generation, seed: int) -> Staleness:
-    """What the staleness of one generation was when the next was encoded."""
-    rows = before.rows_of(after.ids)
-    chosen = _sample(np.flatnonzero((rows >= 0) & (after.encoded_at == after.step)), seed)
-    return measure(np.asarray(before.vectors[rows[chosen]]), np.asarray(after.vectors[chosen]), after.step)
-
-
-def _sample(rows: Int, seed: int) -> Int:
-    """The same ones every time, as long as the corpus stays the same."""
-    return np.sort(np.random.default_rng(seed).choice(rows, min(SAMPLE, len(rows)), replace=False))
