@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -37,7 +38,7 @@ class Job:
         try:
             torch.set_num_threads(self.recipe.threads)
             faiss.omp_set_num_threads(self.recipe.threads)
-            if self.niceness and hasattr(os, "setpriority"):
+            if self.niceness and sys.platform.startswith("linux"):  # elsewhere priorities are a process's
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.niceness)
             with _own_stream(self.recipe.device):
                 self._work()
