@@ -16,7 +16,7 @@ from hardneg.index.device import DeviceIndex
 from hardneg.index.exact import ExactIndex
 
 from .test_approximate import clustered
-from .test_exact import naive_scores
+from .test_exact import KINDS, awkward, naive_scores
 
 DEVICES = [
     "cpu",
@@ -45,24 +45,8 @@ def check(index: DeviceIndex, queries: np.ndarray, k: int) -> None:
 @given(data=st.data())
 def test_equals_naive(device: str, metric: str, data: st.DataObject) -> None:
     n, size, d = (data.draw(st.integers(1, high)) for high in (20, 700, 50))
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
-    kind = data.draw(st.sampled_from(["gauss", "shifted", "outlier", "copies", "scaled", "tiny", "large", "far"]))
-    queries, documents = rng.standard_normal((n, d)), rng.standard_normal((size, d))
-    if kind == "shifted":
-        queries, documents = queries + 4, documents + 4
-    elif kind == "outlier":
-        documents[:, 0] *= 50
-    elif kind == "copies":
-        documents = documents[rng.integers(0, max(1, size // 5), size)]
-    elif kind == "scaled":
-        documents *= rng.uniform(0.01, 10, (size, 1))
-    elif kind == "tiny":
-        documents, queries = documents * 1e-4, queries * 1e-4
-    elif kind == "large":  # half precision alone would overflow
-        documents, queries = documents * 3e3, queries * 3e3
-    elif kind == "far":
-        queries *= 200
-    queries, documents = queries.astype(np.float32), documents.astype(np.float32)
+    seed = data.draw(st.integers(0, 2**31))
+    queries, documents = awkward(data.draw(st.sampled_from(KINDS)), n, size, d, seed)
     check(DeviceIndex(documents, metric, device=device), queries, data.draw(st.integers(1, size)))
 
 

@@ -31,6 +31,30 @@ def naive_scores(queries: np.ndarray, documents: np.ndarray, metric: str) -> np.
     return q @ d.T
 
 
+KINDS = ["gauss", "shifted", "outlier", "copies", "scaled", "tiny", "large", "far"]
+
+
+def awkward(kind: str, n: int, size: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """float32 queries `[n, d]` and documents `[size, d]` of a kind that number formats have trouble with."""
+    rng = np.random.default_rng(seed)
+    queries, documents = rng.standard_normal((n, d)), rng.standard_normal((size, d))
+    if kind == "shifted":  # an anisotropic encoder: everything points one way
+        queries, documents = queries + 4, documents + 4
+    elif kind == "outlier":  # one component dominates, as in many transformers
+        documents[:, 0] *= 50
+    elif kind == "copies":  # ties
+        documents = documents[rng.integers(0, max(1, size // 5), size)]
+    elif kind == "scaled":
+        documents *= rng.uniform(0.01, 10, (size, 1))
+    elif kind == "tiny":
+        documents, queries = documents * 1e-4, queries * 1e-4
+    elif kind == "large":  # half precision alone would overflow
+        documents, queries = documents * 3e3, queries * 3e3
+    elif kind == "far":
+        queries *= 200
+    return queries.astype(np.float32), documents.astype(np.float32)
+
+
 def check(queries: np.ndarray, documents: np.ndarray, k: int, metric: str, kernel: str) -> None:
     found = ExactIndex(documents, metric, kernel).search(queries, k)
     truth = naive_scores(queries, documents, metric)
@@ -55,18 +79,8 @@ def check(queries: np.ndarray, documents: np.ndarray, k: int, metric: str, kerne
 def test_equals_naive(metric: str, kernel: str, data: st.DataObject) -> None:
     n, size, d = (data.draw(st.integers(1, high)) for high in (20, 700, 70))
     seed = data.draw(st.integers(0, 2**31))
-    rng = np.random.default_rng(seed)
-    kind = data.draw(st.sampled_from(["gauss", "shifted", "outlier", "copies", "scaled"]))
-    queries, documents = rng.standard_normal((n, d)), rng.standard_normal((size, d))
-    if kind == "shifted":  # an anisotropic encoder: everything points one way
-        queries, documents = queries + 4, documents + 4
-    elif kind == "outlier":  # one component dominates, as in many transformers
-        documents[:, 0] *= 50
-    elif kind == "copies":  # ties
-        documents = documents[rng.integers(0, max(1, size // 5), size)]
-    elif kind == "scaled":
-        documents *= rng.uniform(0.01, 10, (size, 1))
-    queries, documents = queries.astype(np.float32), documents.astype(np.float32)
+    kind = data.draw(st.sampled_from(KINDS))
+    queries, documents = awkward(kind, n, size, d, seed)
     check(queries, documents, data.draw(st.integers(1, size)), metric, kernel)
 
 
