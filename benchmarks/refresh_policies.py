@@ -17,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, versions
+from common import machine, unit, versions
 
 import hardneg
 from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
 from hardneg.index.base import Neighbours, shares_found
+from hardneg.index.carry import _linear_map
 from hardneg.index.choose import make_index
 from hardneg.index.corpus import Corpus
 from hardneg.index.generation import Generation, Order, Recipe, build
@@ -41,7 +42,7 @@ def train(encoder: SentenceTransformersEncoder, pairs: hardneg.Pairs, steps: int
         sides = [pairs.queries.take(rows), pairs.documents.take(first[rows])]
         vectors = []
         for texts in sides:
-            features = model.tokenize(texts)
+            features = model.preprocess(texts)
             features = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
             vectors.append(torch.nn.functional.normalize(model(features)["sentence_embedding"], dim=1))
         loss = torch.nn.functional.cross_entropy(vectors[0] @ vectors[1].t() / 0.05, torch.arange(batch))
@@ -49,13 +50,6 @@ def train(encoder: SentenceTransformersEncoder, pairs: hardneg.Pairs, steps: int
         loss.backward()
         optimizer.step()
     model.eval()
-
-
-def ridge(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """The linear map that takes old vectors to new ones, drawn towards none: argmin |before W - after|^2 + r |W - 1|^2."""
-    identity = np.eye(before.shape[1])
-    strength = 0.01 * len(before) / before.shape[1]
-    return np.linalg.solve(before.T @ before + strength * identity, before.T @ after + strength * identity)
 
 
 def main() -> None:
@@ -120,7 +114,9 @@ def encode_policies(
             mixed[chosen] = after[chosen]
             report(f"{share:.0%} {label}, the rest old", mixed, share, 0.0)
             start = time.perf_counter()
-            moved = (before @ ridge(before[chosen].astype(np.float64), after[chosen])).astype(np.float32)
+            moved = (before @ _linear_map(before[chosen].astype(np.float64), after[chosen].astype(np.float64))).astype(
+                np.float32
+            )
             extra = time.perf_counter() - start
             moved = unit(moved)
             moved[chosen] = after[chosen]
@@ -197,10 +193,6 @@ def index_policies(
         seconds = time.perf_counter() - start
         recall = shares_found(np.concatenate(found), truth).mean()
         report(f"{width} old neighbours of the {K} old neighbours, re-scored (+ {kept:.1f} s once)", recall, seconds)
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
 if __name__ == "__main__":

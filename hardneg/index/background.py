@@ -21,11 +21,8 @@ from hardneg.index.staleness import SAMPLE, Schedule, Staleness, measure
 class Job:
     """A build in a thread of its own, perhaps after a measurement that says whether it is needed."""
 
-    def __init__(
-        self, recipe: Recipe, order: Order, encode: Encode, if_stale: Schedule | None, niceness: int, due: int
-    ) -> None:
+    def __init__(self, recipe: Recipe, order: Order, encode: Encode, if_stale: Schedule | None, niceness: int) -> None:
         self.recipe, self.order, self.encode, self.if_stale, self.niceness = recipe, order, encode, if_stale, niceness
-        self.due = due
         self.generation: Generation | None = None
         self.staleness: Staleness | None = None
         self.moved: Staleness | None = None
@@ -59,7 +56,7 @@ class Job:
                 return
         self.generation = build(self.recipe, order, self.encode, stop)
         if before is not None:
-            self.moved = moved(before, self.generation, self.recipe.seed)
+            self.moved = movement(before, self.generation, self.recipe.seed)
 
     def wait(self) -> None:
         self.done.wait()
@@ -95,7 +92,7 @@ def staleness_of(
     return measure(np.asarray(generation.vectors[rows[chosen]]), fresh, step)
 
 
-def moved(before: Generation, after: Generation, seed: int) -> Staleness:
+def movement(before: Generation, after: Generation, seed: int) -> Staleness:
     """What the staleness of one generation was when the next was encoded."""
     rows = before.rows_of(after.ids)
     chosen = _sample(np.flatnonzero((rows >= 0) & (after.encoded_at == after.step)), seed)

@@ -55,3 +55,14 @@ def shares_found(found: NDArray[np.integer], truth: NDArray[np.integer]) -> NDAr
     rows = np.arange(len(truth))[:, None] * np.int64(size)
     shares: NDArray[np.float64] = np.isin(truth + rows, found + rows).mean(1)
     return shares
+
+
+def others(found: NDArray[np.int32], rows: NDArray[np.integer]) -> NDArray[np.int32]:
+    """`[n, k - 1]`: what was found `[n, k]` for documents, without the documents themselves, which stand in these rows.
+
+    Where copies came before the document itself, the last is left out instead.
+    """
+    own = found == rows[:, None]
+    own[~own.any(1), -1] = True
+    rest: NDArray[np.int32] = found[~own].reshape(len(found), -1)
+    return rest

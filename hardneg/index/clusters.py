@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from hardneg.index.corpus import Corpus
-from hardneg.index.kernels import Float, Int
+from hardneg.index.kernels import Float, Int, spans
 
 _ROWS = 1024  # vectors compared at once
 _ITERATIONS = 8
@@ -86,7 +86,7 @@ class Clusters:
         def some(rows: slice) -> None:
             out[rows] = _order_bits(self._compare(read(rows), inner=False)).argmax(1)
 
-        list(spread(some, _spans(size)))
+        list(spread(some, spans(size, _ROWS)))
         return out
 
     def within(
@@ -109,7 +109,7 @@ class Clusters:
             mine, lists = np.nonzero(behind <= gap[rows, None])
             return mine + rows.start, lists.astype(np.int32)
 
-        found = list(spread(some, _spans(len(queries))))
+        found = list(spread(some, spans(len(queries), _ROWS)))
         if not found:
             return np.empty(0, np.int64), np.empty(0, np.int32), best
         return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found]), best
@@ -117,7 +117,7 @@ class Clusters:
     def gaps(self, queries: Float, lists: NDArray[np.integer], spread: Callable[..., Iterable[Any]] = map) -> Float:
         """float32 `[n, k]`: the least gap with which each query looks into those lists `[n, k]`."""
         parts = spread(
-            lambda rows: np.take_along_axis(self._behind(queries[rows]), lists[rows], 1), _spans(len(queries))
+            lambda rows: np.take_along_axis(self._behind(queries[rows]), lists[rows], 1), spans(len(queries), _ROWS)
         )
         return np.concatenate([np.empty((0, lists.shape[1]), np.float32), *parts])
 
@@ -150,10 +150,6 @@ def _order_bits(values: torch.Tensor) -> NDArray[Any]:
     sign &= bits.dtype.type(info.max)
     bits ^= sign
     return bits
-
-
-def _spans(size: int) -> list[slice]:
-    return [slice(start, min(start + _ROWS, size)) for start in range(0, size, _ROWS)]
 
 
 def by_list(lists: NDArray[np.integer], count: int) -> tuple[Int, Int]:

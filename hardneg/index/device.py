@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ class DeviceIndex(Corpus):
         """As `ExactIndex.search`."""
         exact = torch.from_numpy(self.prepared(queries, k)).to(self.device)
         best = torch.full((len(exact), k), _NOTHING, dtype=torch.int64, device=self.device)
-        with torch.inference_mode(), _full_precision(self.device):
+        with torch.inference_mode(), _full_precision():
             rounded = self._rounded_queries(exact)
             for tile in self._tiles():
                 for start in range(0, len(exact), _QUERIES):
@@ -146,7 +147,7 @@ class DeviceIndex(Corpus):
             with torch.cuda.stream(stream), torch.inference_mode():
                 tile = self._rounded(start, host.pin_memory().to(self.device, non_blocking=True), scale.to(self.device))
                 event = stream.record_event()
-            tile = _Tile(tile.start, tile.vectors, tile.values, tile.scale, tile.error, tile.half_lengths, event)
+            tile = replace(tile, copied=event)
         else:
             with torch.inference_mode():
                 tile = self._rounded(start, host, scale)
@@ -246,20 +247,16 @@ class _Tile:
                 tensor.record_stream(stream)
 
 
-class _full_precision:
+@contextmanager
+def _full_precision() -> Iterator[None]:
     """Products in float32 shall be in float32, and sums of half precision products as well."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-
-    def __enter__(self) -> None:
-        matmul = torch.backends.cuda.matmul
-        self.before = matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction
-        matmul.allow_tf32 = matmul.allow_fp16_reduced_precision_reduction = False
-
-    def __exit__(self, *_: object) -> None:
-        matmul = torch.backends.cuda.matmul
-        matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction = self.before
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction
+    matmul.allow_tf32 = matmul.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction = before
 
 
 def _pack(scores: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hardneg.index.base import Neighbours
 from hardneg.index.corpus import Corpus, Documents, Progress, workers
-from hardneg.index.kernels import Tile
+from hardneg.index.kernels import Tile, spans
 from hardneg.index.scan import Block, TileScan, rows_at_once
 from hardneg.index.standing import NOTHING
 
@@ -72,8 +72,8 @@ class ExactIndex(Corpus):
         best = np.full((len(exact), k), NOTHING, np.int64)
         with workers(self.threads) as pool:
             rows = rows_at_once(len(exact), self.threads)
-            spans = [slice(i, min(i + rows, len(exact))) for i in range(0, max(1, len(exact)), rows)]
-            blocks = list(pool.map(lambda span: Block(self.kernel, exact[span], best[span]), spans))
+            cut = spans(max(1, len(exact)), rows)
+            blocks = list(pool.map(lambda span: Block(self.kernel, exact[span], best[span]), cut))
             for start in range(0, self.size, self.tile_rows):
                 scan = self._scan(start, pool)
                 for block, _ in zip(blocks, pool.map(scan, blocks), strict=True):

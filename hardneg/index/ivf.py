@@ -23,7 +23,7 @@ from hardneg.errors import UsageError
 from hardneg.index.base import Neighbours
 from hardneg.index.clusters import Clusters, by_list
 from hardneg.index.corpus import Corpus, Documents, Progress, workers
-from hardneg.index.kernels import Float, Int, make_kernel
+from hardneg.index.kernels import Float, Int, make_kernel, spans
 from hardneg.index.scan import Sieve, TileDocuments, documents_at_once, kth_largest, padded, rows_at_once, score_range
 from hardneg.index.standing import NOTHING, Standing
 
@@ -106,14 +106,11 @@ class IVFIndex(Corpus):
             asked = self._asked(exact, k, pool)
             reached = self._reached(exact, asked.first, k, pool)
             rows = rows_at_once(len(exact), self.threads, _QUERIES)
-            spans = [slice(i, min(i + rows, len(exact))) for i in range(0, max(1, len(exact)), rows)]
-            blocks = list(
-                pool.map(lambda span: _Block(self, exact[span], best[span], reached[span], asked, span), spans)
-            )
+            cut = spans(max(1, len(exact)), rows)
+            blocks = list(pool.map(lambda span: _Block(self, exact[span], best[span], reached[span], asked, span), cut))
+            most = min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))  # pairs have 31-bit numbers
             done, total = 0, len(exact) * self.size
-            for tile in self._tiles(
-                asked, min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))
-            ):  # pairs have 31-bit numbers
+            for tile in self._tiles(asked, most):
                 list(pool.map(self._scan(tile, pool), blocks))
                 if progress is not None:
                     now = len(exact) * tile.stop
@@ -126,7 +123,7 @@ class IVFIndex(Corpus):
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
         """Choose the gap with which `recall` of the true neighbours `truth` `[n, k]` of `queries` `[n, d]` are found."""
-        self.gap = float(np.quantile(self._gaps(queries, truth), recall, method="higher"))
+        self.gap = float(np.quantile(self._gaps(self.prepared(queries), truth), recall, method="higher"))
 
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
         """float64 `[n]`: the share of the true neighbours `truth` `[n, k]` in the lists that each query looks into."""
@@ -134,12 +131,12 @@ class IVFIndex(Corpus):
         with workers(self.threads) as pool:
             asked = _Asked(*self.clusters.within(exact, self.gap, pool.map))
             reach = self._gaps_to_hold(exact, truth.shape[1], asked, pool)
-        shares: NDArray[np.float64] = (self._gaps(queries, truth) <= reach[:, None]).mean(1)
+        shares: NDArray[np.float64] = (self._gaps(exact, truth) <= reach[:, None]).mean(1)
         return shares
 
-    def _gaps(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> Float:
+    def _gaps(self, exact: Float, documents: NDArray[np.integer]) -> Float:
         with workers(self.threads) as pool:
-            return self.clusters.gaps(self.prepared(queries), self.list_of[documents], pool.map)
+            return self.clusters.gaps(exact, self.list_of[documents], pool.map)
 
     @property
     def list_of(self) -> NDArray[np.int32]:

@@ -163,7 +163,7 @@ class FloatKernel(Kernel):
             norm = _largest_norm(part)
             return norm, 0.0 if self.dtype == torch.float32 else _largest_norm(part.sub_(values[span].float()))
 
-        norms, errors = zip(*spread(round_part, _spans(len(documents))), strict=True)
+        norms, errors = zip(*spread(round_part, spans(len(documents))), strict=True)
         return Tile(values, max(norms), max(errors))
 
     def rounded(self, queries: Float) -> QueryBlock:
@@ -263,7 +263,7 @@ class Int8Kernel(Kernel):
                 values[span, : self.dimension] = rounded.add_(_ZERO)
                 return norm, error, max(float(ends.max), -float(ends.min))
 
-            return list(spread(round_part, _spans(len(documents))))
+            return list(spread(round_part, spans(len(documents))))
 
         # The sample's step fits nearly always: one pass. Its error, clipping included, is measured like any other.
         step = self._step
@@ -278,7 +278,7 @@ class Int8Kernel(Kernel):
         values = torch.zeros(len(queries), self._width, dtype=torch.int8)
         numbers = torch.empty(7, len(queries))
         center = torch.from_numpy(self.center)
-        for span in _spans(len(queries), 256):
+        for span in spans(len(queries), 256):
             part = torch.from_numpy(queries[span])
             turned = self._turn(part)
             step = turned.abs().amax(1).clamp_(min=1e-30) / 127
@@ -416,7 +416,7 @@ def int8_is_exact(dimension: int) -> bool:
     return bool(close.all()) and bool(((levels - wanted).abs() <= 0.51).all())
 
 
-def _spans(rows: int, most: int = 512) -> list[slice]:
+def spans(rows: int, most: int = 512) -> list[slice]:
     """Some rows at a time: temporaries stay small."""
     return [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
 

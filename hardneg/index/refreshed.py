@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from hardneg.data.store import read_json, write_json
 from hardneg.errors import HardnegError, RunError, UsageError
-from hardneg.index.background import Job, moved, staleness_of
+from hardneg.index.background import Job, movement, staleness_of
 from hardneg.index.base import Neighbours
 from hardneg.index.generation import (
     Encode,
@@ -107,9 +107,11 @@ class RefreshedIndex:
         self._failed_in_a_row = 0
         self._staleness: Staleness | None = None
         self._job: Job | None = None
-        self._waiting: tuple[Generation, int, Staleness] | None = None  # built, to be used from that step on
+        self._waiting: tuple[Generation, Staleness] | None = None  # built, to be used from `_due` on
         self._owed = False  # a generation was due while a build was under way
-        self._due = step  # with a lag: the step until which the last job counts as under way, finished or not
+        self._due = (
+            step  # when the last job's generation is to be used; until then it counts as under way, finished or not
+        )
         self._started = self._checked = step
         self._finalizer: weakref.finalize[..., Any] | None = None
         self._closed = False
@@ -193,7 +195,8 @@ class RefreshedIndex:
         self._collect(wait=True)
         self._waiting, self._due = None, self.now
         self._start()
-        self._collect(wait=True, now=True)
+        self._due = self.now
+        self._collect(wait=True)
         if self._failed_in_a_row:
             raise RefreshError(f"the index could not be refreshed at step {self.now}") from self.failures[-1].error
         return self._generation
@@ -235,9 +238,7 @@ class RefreshedIndex:
         if self._job is not None:
             self._job.wait()
             self._settle_job()
-        following = None
-        if self._waiting is not None:
-            following = {"generation": save_once(self._waiting[0], folder), "due": self._waiting[1]}
+        following = None if self._waiting is None else save_once(self._waiting[0], folder)
         state = {
             "schema": SCHEMA,
             "generation": save_once(self._generation, folder),
@@ -252,9 +253,8 @@ class RefreshedIndex:
             "recipe": asdict(self.recipe),
         }
         write_json(folder / "refreshed.json", state)
-        named = {state["generation"], following["generation"] if following else None}
         for old in folder.glob("generation-*"):
-            if old.name not in named:
+            if old.name not in (state["generation"], following):
                 shutil.rmtree(old)
 
     def _load(self, folder: Path) -> Generation:
@@ -263,9 +263,8 @@ class RefreshedIndex:
         if head.get("schema") != SCHEMA:
             raise RunError(f"{path}: schema {head.get('schema')!r}, expected {SCHEMA!r}: start anew")
         try:
-            recipe, following = dict(head["recipe"]), head["next"]
-            names = [head["generation"], *([following["generation"]] if following else [])]
-            due = int(following["due"]) if following else 0
+            recipe, names = dict(head["recipe"]), [head["generation"]]
+            names += [] if head["next"] is None else [head["next"]]
             self.now, self._started, self._checked, self._due = (
                 int(head[name]) for name in ("step", "started", "checked", "due")
             )
@@ -280,8 +279,8 @@ class RefreshedIndex:
                 f"{getattr(self.recipe, changed[0])!r} now): use the same, or start anew"
             )
         loaded = [load_saved(folder, name, self.recipe) for name in names]
-        if following:
-            self._waiting = loaded[1], due, moved(loaded[0], loaded[1], self.recipe.seed)
+        if len(loaded) == 2:
+            self._waiting = loaded[1], movement(loaded[0], loaded[1], self.recipe.seed)
         return loaded[0]
 
     # The background.
@@ -309,7 +308,7 @@ class RefreshedIndex:
             return
         order = self._order(self._generation.number + 1, self._generation)
         self._due = self.now + (self.lag or 0)
-        self._job = Job(self.recipe, order, encode, self.schedule if measure_first else None, self.niceness, self._due)
+        self._job = Job(self.recipe, order, encode, self.schedule if measure_first else None, self.niceness)
         self._finalizer = weakref.finalize(self, Job.cancel, self._job)
         self._job.thread.start()
 
@@ -328,17 +327,17 @@ class RefreshedIndex:
         elif job.generation is not None:
             self._failed_in_a_row = 0
             self._started = job.order.step
-            self._waiting = job.generation, job.due, job.moved or self.staleness
+            self._waiting = job.generation, job.moved or self.staleness
 
-    def _collect(self, wait: bool, now: bool = False) -> bool:
+    def _collect(self, wait: bool) -> bool:
         """Use a generation that is ready and due; whether there was one."""
         # With a lag a job that is done early waits for its step: nothing depends on how fast it was.
         if self._job is not None and (wait or (self.lag is None and self._job.done.is_set())):
             self._job.wait()
             self._settle_job()
-        if self._waiting is None or not (now or self.lag is None or self.now >= self._waiting[1]):
+        if self._waiting is None or self.now < self._due:
             return False
-        generation, _, moved = self._waiting
+        generation, moved = self._waiting
         self.history.append(
             {
                 "generation": generation.number,

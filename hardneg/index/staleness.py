@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.errors import UsageError, suggestion
-from hardneg.index.base import shares_found
+from hardneg.index.base import others, shares_found
 from hardneg.index.exact import ExactIndex
 
 SAMPLE = 512  # documents that are encoded anew to see how far the encoder has moved
@@ -45,17 +45,10 @@ def measure(before: NDArray[np.floating], after: NDArray[np.floating], step: int
     norms = np.linalg.norm(old, axis=1) * np.linalg.norm(new, axis=1)
     cosines = (old * new).sum(1) / np.maximum(norms, 1e-30)
     k = min(NEIGHBOURS + 1, len(before))
-    near = [_others(ExactIndex(vectors, threads=1).search(vectors, k).documents) for vectors in (before, after)]
+    rows = np.arange(len(before))
+    near = [others(ExactIndex(vectors, threads=1).search(vectors, k).documents, rows) for vectors in (before, after)]
     overlap = float(shares_found(near[0], near[1]).mean()) if k > 1 else 1.0
     return Staleness(float(1 - cosines.mean()), overlap, step, len(before))
-
-
-def _others(near: NDArray[np.int32]) -> NDArray[np.int32]:
-    """`[m, k - 1]`: the neighbours without the document itself (or without the last, where copies came before it)."""
-    own = near == np.arange(len(near), dtype=np.int32)[:, None]
-    own[~own.any(1), -1] = True
-    rest: NDArray[np.int32] = near[~own].reshape(len(near), -1)
-    return rest
 
 
 @dataclass(frozen=True)

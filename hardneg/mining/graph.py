@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.index.base import others
 from hardneg.index.choose import make_index
 from hardneg.index.corpus import Corpus
 from hardneg.index.kernels import Float
@@ -25,10 +26,8 @@ def neighbour_graph(corpus: Corpus, k: int) -> NDArray[np.int32]:
     for start in range(0, corpus.size, _BLOCK):
         rows = np.arange(start, min(start + _BLOCK, corpus.size), dtype=np.int32)
         found = index.search(np.asarray(corpus.documents[rows], np.float32), min(k + 1, corpus.size)).documents
-        own = found == rows[:, None]
-        own[~own.any(1), -1] = True  # copies came before the document itself: leave out the last instead
-        others = found[~own].reshape(len(rows), -1)
-        graph[rows, : others.shape[1]] = others
+        near = others(found, rows)
+        graph[rows, : near.shape[1]] = near
     return graph
 
 
