@@ -15,6 +15,8 @@ from hardneg.errors import HardnegError, UsageError, suggestion
 _COMMANDS = {
     "mine": (".mine", "Search, filter, sample: hard negatives for every query of a dataset."),
     "select": (".select", "Filter and sample again from the candidates of a run, without a new search."),
+    "judge": (".judge", "Draw candidates of a run that shall be judged."),
+    "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
     "export": (".export", "Write a run's negatives in the form that a trainer reads."),
 }
 

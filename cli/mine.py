@@ -14,7 +14,8 @@ from .show import print_summary, progress_bars, summary, warn
 FILTER_HELP = (
     "A filter; repeatable, applied in order after 'known', 'empty' and 'duplicate:text'. "
     "duplicate:near=0.95 · distinct · group · rank:min=10,max=100 · score:min=0.2,max=0.8 · margin:absolute=0.05 · "
-    "margin:relative=0.05 · neighbours:max=0.2 · guide:st:NAME,margin=0 · cross-encoder:NAME,max=0.3"
+    "margin:relative=0.05 · crowd:max=0.25 · guide:st:NAME,margin=0 · cross-encoder:NAME,max=0.3 · "
+    "posterior:FILE,threshold=0.1"
 )
 SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 
@@ -74,6 +75,7 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 @click.option("--skip-unknown", is_flag=True, help="Count and skip judgements that name unknown ids.")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run; same result as without the interruption.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that stands at --out.")
+@click.option("--force", is_flag=True, help="Use a posterior that was learned with another encoder.")
 @click.option(
     "--cache",
     metavar="FOLDER",
@@ -134,7 +136,10 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
             options,
             progress=progress,
             command=sys.argv[1:],
-            **{name: given[name] for name in ("resume", "overwrite", "threads", "batch_size", "device", "cache")},
+            **{
+                name: given[name]
+                for name in ("resume", "overwrite", "force", "threads", "batch_size", "device", "cache")
+            },
         )
     report(run.info, out, as_json)
 

@@ -22,6 +22,7 @@ from .show import progress_bars
 @click.option("--negatives", type=click.IntRange(1), help="Negatives per query.  [default: as in the run]")
 @click.option("--seed", type=click.IntRange(0), help="[default: that of the run]")
 @click.option("--overwrite", is_flag=True, help="Replace a run that stands at --out.")
+@click.option("--force", is_flag=True, help="Use a posterior that was learned with another encoder.")
 @click.option(
     "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch, for guide models."
 )
@@ -44,6 +45,6 @@ def select(run: str, out: str | None, filters: tuple[str, ...], as_json: bool, *
     with progress_bars() as progress:
         selected = run_select(
             run, options, out, progress=progress, command=sys.argv[1:],
-            **{name: given[name] for name in ("overwrite", "batch_size", "device")},
+            **{name: given[name] for name in ("overwrite", "force", "batch_size", "device")},
         )  # fmt: skip
     report(selected.info, out or run, as_json)

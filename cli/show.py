@@ -133,3 +133,43 @@ def print_summary(value: dict[str, Any]) -> None:
         console.print(table)
     console.print("seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in value["seconds"].items()), highlight=False)
     console.print(f"next: hardneg export {value['run']} --format triplet --out triplets.jsonl", highlight=False)
+
+
+def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
+    console = Console()
+    report, guarantee = value["report"], value["guarantee"]
+    table = Table(title=f"posterior {path}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_row("learned from", value["source"])
+    for label, key, form in (
+        ("known positives among the candidates", "known_positives", "{:,}"),
+        ("judged pairs", "judged", "{:,}"),
+        ("of them relevant", "relevant", "{:,}"),
+        ("relevant among the candidates, estimated", "relevant_share", "{:.1%}"),
+        ("expected calibration error", "ece", "{:.3f}"),
+    ):
+        if key in report:
+            table.add_row(label, form.format(report[key]))
+    if "relevant_share_range" in report:
+        low, high = report["relevant_share_range"]
+        table.add_row("  and how sure", f"{low:.1%} to {high:.1%}")
+    for name, weight in value["features"].items():
+        table.add_row(f"weight of {name}", f"{weight:.3f}")
+    table.add_row("threshold", f"{value['threshold']:.4g}")
+    if guarantee is None:
+        table.add_row("guarantee", "none")
+    else:
+        said = f"at most {guarantee['alpha']:.1%} false, confidence {guarantee['confidence']:.0%}"
+        table.add_row("guarantee", said)
+        table.add_row("  found", f"{guarantee['false']} false of {guarantee['judged']} judged negatives")
+    console.print(table)
+    if guarantee is None and "expected_alpha" in report:
+        console.print(
+            f"The threshold is where the model expects {report['expected_alpha']:.1%} false negatives: an estimate, no "
+            f"guarantee. For one: hardneg judge {run} --out F.csv",
+            highlight=False,
+        )
+    if "assumption" in report:
+        console.print(f"Assumed: {report['assumption']}.", highlight=False)
+    console.print(f"next: hardneg select {run} --filter posterior:{path}", highlight=False)

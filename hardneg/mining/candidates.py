@@ -62,12 +62,16 @@ class Context:
         pairs: the dataset.
         open_index: gives the index that was searched, for scores of further pairs.
         known: the positives of each query, and of those with the same text.
+        find_nearest: gives int32 `[n, m]`, the first few documents found for every query of the dataset, -1 where
+            there are fewer.
         embed: gives (query vectors, index of the documents) of another encoder, for guide filters.
+        cache: what filters keep between blocks.
     """
 
     pairs: Pairs
     open_index: Callable[[], Corpus]
     known: Ragged
+    find_nearest: Callable[[], NDArray[np.int32]]
     embed: Callable[[str], tuple[Any, Corpus]] | None = None
     cache: dict[str, Any] = field(default_factory=dict)
 
@@ -75,6 +79,10 @@ class Context:
     def titled(self) -> bool:
         """Whether a document has a title, so that its body is another text than the whole."""
         return not np.array_equal(self.pairs.body_keys, self.pairs.document_keys)
+
+    @cached_property
+    def nearest(self) -> NDArray[np.int32]:
+        return self.find_nearest()
 
     @cached_property
     def index(self) -> Corpus:

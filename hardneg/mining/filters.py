@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Ragged
-from hardneg.errors import MissingDependencyError, UsageError
+from hardneg.data.store import sha256_file
+from hardneg.errors import UsageError
 from hardneg.mining.candidates import Candidates, Context, Float, Mask, members
-from hardneg.mining.graph import neighbour_graph, shared_neighbours
+from hardneg.mining.cross_encoder import cross_encoder_scores
+from hardneg.mining.features import CROWDS, PairFeatures
+from hardneg.mining.posterior import Posterior, check_identity
 
 KEPT = "kept"
 
@@ -79,6 +83,30 @@ class Chain:
             verdicts[rejected] = code
             alive &= ~rejected
         return verdicts
+
+    def check(self, fingerprints: Mapping[str, Any], force: bool = False) -> dict[str, str]:
+        """RunError if a posterior was learned with another encoder than that of these fingerprints, unless `force`.
+
+        Returns:
+            A SHA-256 of each posterior's file.
+        """
+        found = [f for f in self.filters if isinstance(f, FalseNegative)]
+        for f in found:
+            check_identity(f.posterior, fingerprints, f.file, force)
+        return {f"posterior:{f.file}": sha256_file(Path(f.file)) for f in found}
+
+    def notes(self, selection: Mapping[str, Any]) -> list[str]:
+        """What is to be said of guarantees that do not hold for this selection (sampler, negatives, seed)."""
+        return [note for f in self.filters if isinstance(f, FalseNegative) for note in f.notes(selection)]
+
+    @property
+    def posterior(self) -> FalseNegative | None:
+        """The last posterior among the filters."""
+        return next((f for f in reversed(self.filters) if isinstance(f, FalseNegative)), None)
+
+    def false_probability(self, candidates: Candidates, context: Context, columns: NDArray[np.integer]) -> Float | None:
+        """float32 `[n, c]`: how likely the candidates in these columns are relevant; None without a posterior."""
+        return None if self.posterior is None else self.posterior.probability(candidates, context, columns)
 
     def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
         """bool `[n]`: whether searching deeper could find documents that pass every filter."""
@@ -252,37 +280,60 @@ class Margin(Filter):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedNeighbours(Filter):
-    """Keeps what has few neighbours in common with the query and its positive.
+class SameCrowd(Filter):
+    """Keeps what stands in another crowd (see `crowds`) than the query, its positive, and those of queries like it.
 
-    The share of the candidate's `k` nearest documents that are also among the query's k nearest, and among a
-    positive's (several positives: the highest), averaged. Queries without a positive: the first alone.
+    `max` is compared with the mean of three cosines, 0 to 1.
     """
 
-    name = "neighbours"
+    name = "crowd"
     max: float
-    k: int = 50
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
-        return self.shares(candidates, context, alive) <= np.float32(self.max)
+        found = PairFeatures.shared(context).of(CROWDS, candidates)
+        mean = (found["crowd_query"] + found["crowd_positive"] + found["crowd_votes"]) / np.float32(3)
+        keep: Mask = mean <= np.float32(self.max)
+        return keep
 
-    def shares(self, candidates: Candidates, context: Context, alive: Mask) -> Float:
-        """float32 `[n, K]`: what `max` is compared with."""
-        name = f"neighbours:{self.k}"
-        if name not in context.cache:
-            context.cache[name] = neighbour_graph(context.index, self.k)
-        graph = context.cache[name]
-        documents = np.where(alive, candidates.documents, -1)
-        shares = shared_neighbours(candidates.documents[:, : self.k], documents, graph)
-        positives = context.pairs.positives.take(candidates.queries).padded()
-        with_positive = np.zeros_like(shares)
-        for j in range(positives.shape[1]):
-            rows = np.flatnonzero(positives[:, j] >= 0)
-            here = shared_neighbours(graph[positives[rows, j]], documents[rows], graph)
-            with_positive[rows] = np.maximum(with_positive[rows], here)
-        has = (positives >= 0).any(1)
-        shares[has] = (shares[has] + with_positive[has]) / 2
-        return shares
+
+@dataclass(frozen=True, kw_only=True)
+class FalseNegative(Filter):
+    """Keeps what is likely enough to be a true negative, by a learned posterior (`hardneg calibrate`).
+
+    `threshold`: the highest probability of relevance that may stay; None: the posterior's own.
+    """
+
+    name = "posterior"
+    posterior: Posterior
+    file: str
+    threshold: float | None = None
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        limit = self.posterior.threshold if self.threshold is None else self.threshold
+        keep: Mask = self.probability(candidates, context) <= np.float32(limit)
+        return keep
+
+    def probability(
+        self, candidates: Candidates, context: Context, columns: NDArray[np.integer] | None = None
+    ) -> Float:
+        """float32 `[n, K]`, or `[n, c]` of these columns: P(relevant)."""
+        values = PairFeatures.shared(context).of(self.posterior.features, candidates, columns)
+        return self.posterior.probability(values)
+
+    def notes(self, selection: Mapping[str, Any]) -> list[str]:
+        """What is to be said of the guarantee if it does not hold for this selection."""
+        guarantee = self.posterior.guarantee
+        if guarantee is None:
+            return []
+        if self.threshold is not None and self.threshold > guarantee["threshold"]:
+            return [f"the guarantee of {self.file} does not hold for threshold {self.threshold:g}: it has its own"]
+        changed = [name for name, value in guarantee["selection"].items() if selection.get(name) != value]
+        if not changed:
+            return []
+        said = ", ".join(
+            f"{name} {guarantee['selection'][name]!r} then, {selection.get(name)!r} now" for name in changed
+        )
+        return [f"the guarantee of {self.file} was given for another selection ({said})"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,8 +359,7 @@ class CrossEncoder(Filter):
     """Keeps what a cross-encoder finds not relevant (denoising of RocketQA, arXiv 2010.08191).
 
     `max`: the highest score that may stay. `margin`: how far below the lowest positive's score it has
-    to be. `model`: a sentence-transformers cross-encoder, or `module:PKG.MOD:FACTORY` of an object
-    with `predict(pairs) -> scores`.
+    to be. `model`: see `cross_encoder_scores`.
     """
 
     name = "cross-encoder"
@@ -318,57 +368,15 @@ class CrossEncoder(Filter):
     margin: float | None = None
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
-        predict = self._model(context)
-        pairs = context.pairs
-        rows, columns = np.nonzero(alive)
-        documents = candidates.documents[rows, columns].astype(np.int64)
-        known = pairs.positives.take(candidates.queries) if self.margin is not None else None
-        if known is not None:
-            rows = np.concatenate([rows, known.row_numbers()])
-            documents = np.concatenate([documents, known.values])
-        wanted, place = np.unique(documents, return_inverse=True)
-        queries, texts = pairs.queries.take(candidates.queries), pairs.documents.take(wanted)
-        asked = [(queries[i], texts[j]) for i, j in zip(rows.tolist(), place.ravel().tolist(), strict=True)]
-        answer = np.asarray(predict(asked), np.float32).reshape(len(asked)) if asked else np.empty(0, np.float32)
-        if not np.isfinite(answer).all():
-            bad = int(np.flatnonzero(~np.isfinite(answer))[0])
-            raise UsageError(f"the cross-encoder {self.model} scores the pair {asked[bad]!r} with {answer[bad]}")
-        scores = np.full(alive.shape, -np.inf, np.float32)
-        scores[rows[: len(columns)], columns] = answer[: len(columns)]
-        keep = scores <= (np.inf if self.max is None else np.float32(self.max))
-        if known is not None:
-            lowest = np.full(len(known), np.inf, np.float32)
-            np.minimum.at(lowest, rows[len(columns) :], answer[len(columns) :])
-            positive = np.where(np.isinf(lowest), np.float32(np.nan), lowest)
+        scores = cross_encoder_scores(
+            context, self.model, candidates.queries, np.where(alive, candidates.documents, -1)
+        )
+        keep: Mask = scores <= (np.inf if self.max is None else np.float32(self.max))
+        if self.margin is not None:
+            known = context.pairs.positives.take(candidates.queries).padded()
+            positive = lowest_scores(cross_encoder_scores(context, self.model, candidates.queries, known))
             keep &= below_margin(scores, positive[:, None], self.margin, None)
         return keep
-
-    def _model(self, context: Context) -> Callable[[list[tuple[str, str]]], Any]:
-        name = f"cross-encoder:{self.model}"
-        if name not in context.cache:
-            context.cache[name] = _load_cross_encoder(self.model)
-        loaded: Callable[[list[tuple[str, str]]], Any] = context.cache[name]
-        return loaded
-
-
-def _load_cross_encoder(model: str) -> Callable[[list[tuple[str, str]]], Any]:
-    if model.startswith("module:"):
-        from hardneg.encoders.base import call_factory
-
-        made = call_factory(model.removeprefix("module:"))
-        predict = getattr(made, "predict", None)
-        if not callable(predict):
-            raise UsageError(f"{model}: the factory returned a {type(made).__name__} without predict(pairs)")
-        return lambda pairs: predict(pairs)
-    try:
-        from sentence_transformers import CrossEncoder as Model
-    except ImportError:
-        raise MissingDependencyError("sentence-transformers", "st", "the filter 'cross-encoder'") from None
-    try:
-        loaded = Model(model)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cross-encoder:{model}: the model cannot be loaded ({str(error).splitlines()[0]})") from error
-    return lambda pairs: loaded.predict(pairs, show_progress_bar=False, convert_to_numpy=True)
 
 
 def lowest_scores(scores: Float) -> Float:

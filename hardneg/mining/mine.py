@@ -58,6 +58,7 @@ def mine(
     encoder: Encoder | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    force: bool = False,
     threads: int | None = None,
     batch_size: int = 32,
     device: str | None = None,
@@ -75,6 +76,7 @@ def mine(
         encoder: a loaded encoder, instead of the one that the options name.
         resume: go on with an interrupted run; its final bytes are those of an uninterrupted one.
         overwrite: replace a run that stands at `out`.
+        force: use a posterior that was learned with another encoder.
         threads, batch_size, device: how fast, never what (a model may round differently by batch size).
         cache: folder for embeddings, to share them between runs; by default inside the run.
         progress: told of the stages.
@@ -102,6 +104,8 @@ def mine(
         _check_config(folder, options)
         clock = _Clock()
         inputs = _inputs(source, folder, options, vectors, encoder, batch_size, device, cache, progress, clock)
+        chain = parse_filters(options.filters, options.default_filters)
+        inputs.fingerprints |= chain.check(inputs.fingerprints, force)
         _check_inputs(folder, inputs)
         embedder = guide_embedder(inputs.pairs, options, folder, cache, batch_size, device, progress)
         return _mine(folder, inputs, options, embedder, progress, clock, command)
@@ -382,11 +386,12 @@ def warnings(pairs: Pairs, options: MineOptions) -> list[str]:
         "group_ids_of_a_query_and_a_document": "{} ids in groups.tsv name a query and a document: the group was given to both",
         "groups_of_unknown_ids": "{} lines of groups.tsv name unknown ids",
     }
-    found = [text.format(f"{notes[name]:,}") for name, text in said.items() if notes.get(name)]
+    chain = parse_filters(options.filters, options.default_filters)
+    found = chain.notes(options.to_json())
+    found += [text.format(f"{notes[name]:,}") for name, text in said.items() if notes.get(name)]
     alone = int((pairs.positives.lengths == 0).sum())
     if alone:
         found.append(f"{alone:,} queries have no positive: margins and guides do not apply to them")
-    chain = parse_filters(options.filters, options.default_filters)
     if pairs.document_groups is not None and not any(isinstance(f, Group) for f in chain.filters):
         found.append(
             "the dataset has groups that no filter uses: --filter group rejects documents of the query's group"

@@ -15,6 +15,7 @@ from hardneg.index.choose import AnyIndex
 from hardneg.index.corpus import Corpus
 from hardneg.memory import release
 from hardneg.mining.candidates import Candidates, Context, Float
+from hardneg.mining.crowds import SPREAD
 from hardneg.mining.filters import Chain, lowest_scores
 from hardneg.mining.samplers import Sampler, draw, query_keys
 
@@ -32,6 +33,7 @@ class Judged:
         chosen: int64 `[n, negatives]`, columns of the candidates that became negatives, -1 where there is none.
         all_positive_scores: float32 `[n, p]`, scores of all positives, -inf where there is none.
         widened: how many of the queries were searched deeper than the others.
+        false_probability: float32 `[n, negatives]`, how likely the chosen are relevant; None without a posterior.
     """
 
     candidates: Candidates
@@ -39,11 +41,13 @@ class Judged:
     chosen: NDArray[np.int64]
     all_positive_scores: Float
     widened: int = 0
+    false_probability: Float | None = None
 
     @classmethod
     def joined(cls, blocks: Sequence[Judged]) -> Judged:
         """Blocks one after the other, filled up to the widest."""
         parts = [block.candidates for block in blocks]
+        known = [block.false_probability for block in blocks if block.false_probability is not None]
         candidates = Candidates(
             np.concatenate([part.queries for part in parts]),
             _stacked([part.documents for part in parts], -1),
@@ -58,6 +62,7 @@ class Judged:
             np.concatenate([block.chosen for block in blocks]),
             _stacked([block.all_positive_scores for block in blocks], -np.inf),
             sum(block.widened for block in blocks),
+            None if not known else np.concatenate(known),
         )
 
 
@@ -106,7 +111,7 @@ class Miner:
         self.pairs, self.vectors, self.index = pairs, vectors, index
         self.chain, self.sampler = chain, sampler
         self.depth, self.max_depth, self.negatives, self.seed = depth, max_depth, negatives, seed
-        self.context = Context(pairs, lambda: index, pairs.known_positives(), embed)
+        self.context = Context(pairs, lambda: index, pairs.known_positives(), self._nearest, embed)
         self.keys = query_keys(pairs.query_ids)
         self._ahead = Neighbours(np.empty((0, depth), np.float32), np.empty((0, depth), np.int32))
         self._ahead_start = 0
@@ -118,6 +123,13 @@ class Miner:
             blocks.append(self._mine(at, min(at + _BLOCK, stop), progress))
             release()
         return Judged.joined(blocks)
+
+    def _nearest(self) -> NDArray[np.int32]:
+        """The first few documents of every query: a search of its own, for filters that look across queries."""
+        few = min(SPREAD, self.index.size)
+        blocks = range(0, len(self.pairs), _AHEAD)
+        found = [self.index.search(np.asarray(self.vectors[at : at + _AHEAD], np.float32), few) for at in blocks]
+        return np.concatenate([each.documents for each in found])
 
     def _search(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Neighbours:
         """Neighbours of these queries; an index that reads all documents for any number of them is asked for many ahead."""
@@ -147,7 +159,8 @@ class Miner:
     ) -> Judged:
         kept = (verdicts == 0) & candidates.real
         chosen = draw(self.sampler, candidates, kept, self.negatives, self.seed, self.keys[candidates.queries])
-        return Judged(candidates, verdicts, chosen, all_positive, widened)
+        probability = self.chain.false_probability(candidates, self.context, chosen)
+        return Judged(candidates, verdicts, chosen, all_positive, widened, probability)
 
     def _widen(self, candidates: Candidates, verdicts: NDArray[np.uint8]) -> tuple[Candidates, NDArray[np.uint8], int]:
         """Search deeper, four times each round, for the queries that ran out, and for no other."""

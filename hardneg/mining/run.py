@@ -248,7 +248,9 @@ def negative_table(judged: Judged, pairs: Pairs) -> pa.Table:
         _lists(counts, pairs.document_ids.take(numbers(candidates.documents[rows, columns]))),
         _lists(counts, numbers(candidates.scores[rows, columns])),
         _lists(counts, numbers(candidates.ranks[columns])),
-        pa.nulls(n, pa.list_(pa.float32())),
+        pa.nulls(n, pa.list_(pa.float32()))
+        if judged.false_probability is None
+        else _lists(counts, numbers(judged.false_probability[here])),
     ]
     return pa.table(arrays, schema=NEGATIVE_SCHEMA)
 

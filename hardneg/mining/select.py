@@ -4,26 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from hardneg.data.arrow import read_parquet, values_of
-from hardneg.data.pairs import Pairs, Ragged
-from hardneg.data.store import EmbeddingStore, read_json, sha256_file
-from hardneg.encoders.precomputed import aligned, open_vectors
-from hardneg.errors import RunError, UsageError
-from hardneg.index.corpus import Corpus
-from hardneg.mining.candidates import Candidates, Context, Float
-from hardneg.mining.filters import lowest_scores
-from hardneg.mining.mine import guide_embedder
+from hardneg.errors import UsageError
 from hardneg.mining.miner import Judged
-from hardneg.mining.options import MineOptions
+from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import PartWriter, Run, prepare
 from hardneg.mining.samplers import draw, query_keys
 from hardneg.mining.specs import parse_filters, parse_sampler
@@ -47,6 +34,7 @@ def select(
     out: str | Path | None = None,
     *,
     overwrite: bool = False,
+    force: bool = False,
     batch_size: int = 32,
     device: str | None = None,
     progress: Progress = silent,
@@ -59,6 +47,7 @@ def select(
         options: what to change.
         out: a new run folder; None replaces `run` (its run.json keeps the history).
         overwrite: replace a run that stands at `out`.
+        force: use a posterior that was learned with another encoder.
 
     Returns:
         The new run. Queries keep the candidates they have: none is searched deeper.
@@ -67,43 +56,42 @@ def select(
     config = {**run.info["config"], **{k: v for k, v in vars(options).items() if v is not None}}
     config["filters"] = list(config["filters"])
     chain = parse_filters(config["filters"], config["default_filters"])
+    used = chain.check(run.info["fingerprints"], force)
     sampler = parse_sampler(config["sampler"])
     if config["negatives"] < 1:
         raise UsageError("negatives must be 1 or more")
-    pairs = run.pairs()
     folder = Path(out) if out is not None else run.folder.with_name(f".{run.folder.name}.select")
     if out is None:
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.resolve() == run.folder.resolve():
         raise UsageError(f"--out {out} is the run itself: leave --out away to replace it")
     prepare(folder, resume=False, overwrite=overwrite)
+    reopened = Reopened(run, folder, batch_size=batch_size, device=device, progress=progress)
+    pairs = reopened.pairs
     for name in ("source", "embeddings"):
         _link_tree(run.folder / name, folder / name)
+    if (run.folder / "posterior.json").exists():
+        shutil.copy2(run.folder / "posterior.json", folder / "posterior.json")
     keys = query_keys(pairs.query_ids)
-    guide_options = MineOptions(seed=config["seed"], precision=config["precision"])
-    context = Context(
-        pairs,
-        _index_opener(run, pairs),
-        pairs.known_positives(),
-        guide_embedder(pairs, guide_options, folder, None, batch_size, device, progress),
-    )
     writer = PartWriter(folder, pairs, chain.names)
     advance = progress("select", len(pairs))
-    positive_scores = _positive_scores(run)
-    for part, path in enumerate(run.candidate_files()):
-        start, stop = writer.span(part)
-        candidates, all_positive = _load(path, pairs, start, stop, positive_scores)
-        verdicts = chain.verdicts(candidates, context)
+    for part in reopened:
+        candidates = part.candidates
+        start, stop = writer.span(part.number)
+        verdicts = chain.verdicts(candidates, reopened.context)
         kept = (verdicts == 0) & candidates.real
         chosen = draw(sampler, candidates, kept, config["negatives"], config["seed"], keys[start:stop])
         deep = int((candidates.real.sum(1) > run.info["resolved"]["depth"]).sum())
-        writer.write(part, Judged(candidates, verdicts, chosen, all_positive, deep))
+        probability = chain.false_probability(candidates, reopened.context, chosen)
+        writer.write(part.number, Judged(candidates, verdicts, chosen, part.all_positive_scores, deep, probability))
         advance(stop - start)
-    kept_keys = ("hardneg_version", "resolved", "fingerprints", "warnings", "timings", "environment")
+    kept_keys = ("hardneg_version", "resolved", "timings", "environment")
     before = {"config": run.info["config"], "command": run.info["command"], "counts": run.info["counts"]}
     writer.finish(
         {
             **{key: run.info[key] for key in kept_keys},
+            "fingerprints": {**_without_posteriors(run.info["fingerprints"]), **used},
+            "warnings": [*run.info["warnings"], *chain.notes(config)],
             "command": command,
             "config": config,
             "seed": config["seed"],
@@ -120,67 +108,8 @@ def select(
     return Run(run.folder, verify=False)
 
 
-def _positive_scores(run: Run) -> Ragged:
-    column = run.negatives()["positive_scores"].combine_chunks()
-    lengths = values_of(column.value_lengths())
-    return Ragged(np.concatenate([[0], np.cumsum(lengths)]), values_of(column.flatten()))
-
-
-def _load(path: Path, pairs: Pairs, start: int, stop: int, positive_scores: Ragged) -> tuple[Candidates, Float]:
-    """The candidates of one part, as the search gave them."""
-    table = read_parquet(path, ["query_id", "document_id", "score"])
-    ids = pairs.query_ids.slice(start, stop - start)
-    rows = _places(table["query_id"], ids, path)
-    documents = _places(table["document_id"], pairs.document_ids, path)
-    counts = np.bincount(rows, minlength=stop - start)
-    if len(rows) and (np.diff(rows) < 0).any():
-        raise RunError(f"{path}: the queries are not in the order of the dataset: the run is damaged")
-    place = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    shape = (stop - start, int(counts.max(initial=0)))
-    found = np.full(shape, -1, np.int32)
-    scores = np.full(shape, -np.inf, np.float32)
-    found[rows, place] = documents
-    scores[rows, place] = values_of(table["score"])
-    part = positive_scores.take(np.arange(start, stop))
-    width = int(part.lengths.max(initial=0))
-    all_positive = np.full((stop - start, width), -np.inf, np.float32)
-    all_positive[np.arange(width) < part.lengths[:, None]] = part.values
-    lowest = lowest_scores(all_positive)
-    empty = np.empty((stop - start, 0), np.float32)
-    return Candidates(np.arange(start, stop), found, scores, lowest, empty), all_positive
-
-
-def _places(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> np.ndarray:
-    places = pc.index_in(column, value_set=ids)
-    if places.null_count:
-        first = column.filter(pc.is_null(places))[0].as_py()
-        raise RunError(f"{path}: the id {first!r} is not in the run's dataset: the run is damaged")
-    return values_of(places).astype(np.int64)
-
-
-def _index_opener(run: Run, pairs: Pairs) -> Callable[[], Corpus]:
-    """Opens the document vectors only if a filter asks for them."""
-
-    def open_index() -> Corpus:
-        config = run.info["config"]
-        if config["corpus_embeddings"] is not None:
-            path = Path(config["corpus_embeddings"])
-            if not path.exists() or sha256_file(path) != run.info["fingerprints"]["corpus_embeddings"]:
-                raise RunError(
-                    f"{path} is missing or has changed since the run was made: this filter needs its vectors"
-                )
-            array: Any = aligned(
-                open_vectors(path), pairs.document_rows, pairs.source_document_rows, str(path), "documents"
-            )
-            return Corpus(array, config["metric"])
-        for manifest in sorted((run.folder / "embeddings").glob("documents-*/manifest.json")):
-            head = read_json(manifest)
-            store = EmbeddingStore(manifest.parent, head["key"], head["rows"], head["dimension"], head["dtype"])
-            if head["key"] == run.info["fingerprints"].get("document_vectors") and store.complete:
-                return Corpus(store.open(), config["metric"])
-        raise RunError(f"{run.folder} keeps no document vectors: this filter needs them; mine again without --cache")
-
-    return open_index
+def _without_posteriors(fingerprints: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fingerprints.items() if not name.startswith("posterior:")}
 
 
 def _link_tree(source: Path, target: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from hardneg.errors import UsageError, suggestion
 from hardneg.mining import filters as f
+from hardneg.mining.posterior import Posterior
 from hardneg.mining.samplers import Sampler, SimANS, Softmax, Top, Uniform
 
 Options = dict[str, str]
@@ -110,13 +111,19 @@ def _margin(v: _Values) -> f.Filter:
     return f.Margin(absolute=absolute, relative=relative)
 
 
-def _neighbours(v: _Values) -> f.Filter:
-    high, k = v.number("max", low=0, high=1), v.integer("k", 50, 1)
+def _crowd(v: _Values) -> f.Filter:
+    high = v.number("max", low=0, high=1)
     v.no_other_options()
     if high is None:
-        raise UsageError(f"filter {v.spec!r}: give max=, as in neighbours:max=0.2")
-    assert k is not None
-    return f.SharedNeighbours(max=high, k=k)
+        raise UsageError(f"filter {v.spec!r}: give max=, as in crowd:max=0.25")
+    return f.SameCrowd(max=high)
+
+
+def _posterior(v: _Values) -> f.Filter:
+    threshold = v.number("threshold", low=0, high=1)
+    file = v.word("the file, as in posterior:run/posterior.json")
+    v.done()
+    return f.FalseNegative(posterior=Posterior.load(file), file=file, threshold=threshold)
 
 
 def _guide(v: _Values) -> f.Filter:
@@ -142,19 +149,16 @@ _FILTERS: dict[str, Callable[[_Values], f.Filter]] = {
     "rank": _rank,
     "score": _score,
     "margin": _margin,
-    "neighbours": _neighbours,
+    "crowd": _crowd,
     "guide": _guide,
     "cross-encoder": _cross_encoder,
+    "posterior": _posterior,
 }
 
 
 def parse_filter(spec: str) -> f.Filter:
     """The filter that `spec` describes; UsageError names what is wrong with it and the nearest that exists."""
     name, words, options = split_spec(spec, "filter")
-    if name == "posterior":
-        raise UsageError(
-            f"filter {spec!r}: this version of hardneg cannot learn a posterior yet; known: {', '.join(_FILTERS)}"
-        )
     if name not in _FILTERS:
         raise UsageError(f"unknown filter {name!r}.{suggestion(name, _FILTERS)}")
     values = _Values(spec, "filter", words, options)

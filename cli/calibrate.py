@@ -1,0 +1,69 @@
+"""hardneg calibrate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .main import print_json
+from .show import print_posterior, progress_bars
+
+
+@click.command()
+@click.argument("run")
+@click.argument("judgements", required=False, metavar="[F.csv]")
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of false negatives that is allowed.")
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the guarantee.")
+@click.option(
+    "--learn",
+    default="auto",
+    show_default=True,
+    help="auto · known (positives alone) · hidden (one of several positives is looked for) · groups (they are the truth) · "
+    "judged (from all judgements, without a guarantee)",
+)
+@click.option("--feature", "features", multiple=True, metavar="NAME", help="For judged and groups; repeatable.")
+@click.option("--posterior", metavar="FILE", help="Certify this one's threshold, with pairs that judge drew for it.")
+@click.option("--uncertified", is_flag=True, help="Write a posterior even where nothing can be certified.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="[default: RUN/posterior.json]")
+@click.option("--json", "as_json", is_flag=True, help="Print the posterior as JSON on stdout.")
+def calibrate(
+    run: str,
+    judgements: str | None,
+    features: tuple[str, ...],
+    posterior: str | None,
+    out: Path | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Learn how likely each candidate of RUN is a false negative, and from where on to reject.
+
+    Without judgements it learns from the known positives alone, and the threshold is where it expects ALPHA false
+    negatives. With a file of judgements (see 'hardneg judge') that threshold is certified, or refused.
+
+    \b
+    Examples:
+      hardneg calibrate run
+      hardneg calibrate run f.csv --alpha 0.05 --confidence 0.95
+      hardneg select run --filter posterior:run/posterior.json --out run2
+    """
+    from hardneg.calibration.calibrate import calibrate as run_calibrate
+    from hardneg.mining.posterior import Posterior
+
+    with progress_bars() as progress:
+        made = run_calibrate(
+            run,
+            judgements,
+            features=features or None,
+            posterior=None if posterior is None else Posterior.load(posterior),
+            progress=progress,
+            **given,
+        )
+    path = Path(run) / "posterior.json" if out is None else out
+    made.save(path)
+    if as_json:
+        print_json(made.to_json())
+    else:
+        print_posterior(made.to_json(), run, str(path))

@@ -1,0 +1,59 @@
+"""hardneg judge"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .main import print_json
+from .show import progress_bars
+
+
+@click.command()
+@click.argument("run")
+@click.option("--out", required=True, metavar="F.csv", type=click.Path(path_type=Path), help="The file to write.")
+@click.option("--sample", type=click.IntRange(1), default=300, show_default=True, help="How many pairs.")
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of false negatives to be promised.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--posterior", metavar="FILE", help="Whose threshold shall be certified.  [default: one learned here]")
+@click.option("--judged", metavar="F.csv", help="A smaller sample judged before: its judgements are taken over.")
+@click.option("--cross-encoder", metavar="NAME_OR_PATH", help="Judges in your place; or module:PKG.MOD:FACTORY.")
+@click.option(
+    "--cut", type=float, default=0.5, show_default=True, help="Above this score the cross-encoder says: relevant."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the file.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was drawn as one JSON object on stdout.")
+def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
+    """Draw candidates of RUN that shall be judged, as a CSV file with an empty column 'relevant'.
+
+    Fill it with 1 (relevant: a false negative) or 0, and give the file to 'hardneg calibrate'. Three quarters of the
+    pairs (part 'hold-out') serve the guarantee, the others to learn from. A larger --sample with the same options
+    contains the smaller one.
+
+    \b
+    Examples:
+      hardneg judge run --sample 300 --out f.csv
+      hardneg judge run --sample 600 --judged f.csv --out f2.csv
+      hardneg judge run --sample 5000 --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2 --out f.csv
+    """
+    from hardneg.calibration.calibrate import judge as run_judge
+    from hardneg.errors import DataError, UsageError
+    from hardneg.mining.posterior import Posterior
+
+    if given["judged"] and given["cross_encoder"]:
+        raise UsageError("--judged and --cross-encoder exclude each other")
+    if out.exists() and not overwrite:
+        raise DataError(f"{out} exists: it may hold judgements. Choose another --out, or replace it with --overwrite")
+    with progress_bars() as progress:
+        drawn = run_judge(
+            run, out, posterior=None if posterior is None else Posterior.load(posterior), progress=progress, **given
+        )
+    value = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
+    if as_json:
+        print_json(value)
+        return
+    click.echo(f"{value['pairs']:,} pairs in {out}, {value['held_out']:,} of them held out for the guarantee")
+    done = "judged by the cross-encoder" if given["cross_encoder"] else "write 1 (relevant) or 0 into 'relevant'"
+    click.echo(f"next: {done}, then: hardneg calibrate {run} {out} --alpha {given['alpha']:g}")

@@ -1,0 +1,166 @@
+"""The candidates of a finished run as arrays again, part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from hardneg.data.arrow import read_parquet, values_of
+from hardneg.data.pairs import Pairs, Ragged
+from hardneg.data.store import EmbeddingStore, read_json, sha256_file
+from hardneg.encoders.precomputed import aligned, open_vectors
+from hardneg.errors import RunError
+from hardneg.index.corpus import Corpus
+from hardneg.mining.candidates import Candidates, Context, Float, Mask
+from hardneg.mining.crowds import SPREAD
+from hardneg.mining.filters import KEPT, lowest_scores
+from hardneg.mining.mine import guide_embedder
+from hardneg.mining.options import MineOptions
+from hardneg.mining.run import PART_ROWS, Run
+from hardneg.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a run.
+
+    Attributes:
+        number: of the part.
+        candidates: as the search gave them, without the queries' vectors.
+        all_positive_scores: float32 `[n, p]`, scores of all positives, -inf where there is none.
+        kept: bool `[n, K]`: what no filter rejected.
+        rejected_by_posterior: bool `[n, K]`: what only a posterior rejected, as far as is known.
+    """
+
+    number: int
+    candidates: Candidates
+    all_positive_scores: Float
+    kept: Mask
+    rejected_by_posterior: Mask
+
+
+class Reopened:
+    """A run whose candidates are looked at again.
+
+    Args:
+        run: a finished run.
+        embeddings: folder where vectors of guides are kept.
+        batch_size, device: of guides.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        embeddings: Path | None = None,
+        *,
+        batch_size: int = 32,
+        device: str | None = None,
+        progress: Progress = silent,
+    ) -> None:
+        self.run = run
+        self.pairs: Pairs = run.pairs()
+        config = run.info["config"]
+        options = MineOptions(seed=config["seed"], precision=config["precision"])
+        self.context = Context(
+            self.pairs,
+            _index_opener(run, self.pairs),
+            self.pairs.known_positives(),
+            self._nearest,
+            guide_embedder(self.pairs, options, embeddings or run.folder, None, batch_size, device, progress),
+        )
+
+    @property
+    def parts(self) -> int:
+        return len(self.run.candidate_files())
+
+    def __iter__(self) -> Iterator[Part]:
+        return map(self.part, range(self.parts))
+
+    def part(self, number: int) -> Part:
+        path = self.run.candidate_files()[number]
+        start, stop = number * PART_ROWS, min((number + 1) * PART_ROWS, len(self.pairs))
+        rows, place, table = _table(path, self.pairs, start, stop, ["document_id", "score", "verdict"])
+        shape = (stop - start, int(place.max(initial=-1)) + 1)
+        found = np.full(shape, -1, np.int32)
+        scores = np.full(shape, -np.inf, np.float32)
+        kept, rejected = np.zeros(shape, bool), np.zeros(shape, bool)
+        found[rows, place] = _places(table["document_id"], self.pairs.document_ids, path)
+        scores[rows, place] = values_of(table["score"])
+        kept[rows, place] = pc.equal(table["verdict"], KEPT).to_numpy()
+        rejected[rows, place] = pc.starts_with(table["verdict"], "posterior").to_numpy()
+        part = self._positive_scores.take(np.arange(start, stop))
+        width = int(part.lengths.max(initial=0))
+        all_positive = np.full((stop - start, width), -np.inf, np.float32)
+        all_positive[np.arange(width) < part.lengths[:, None]] = part.values
+        empty = np.empty((stop - start, 0), np.float32)
+        candidates = Candidates(np.arange(start, stop), found, scores, lowest_scores(all_positive), empty)
+        return Part(number, candidates, all_positive, kept, rejected)
+
+    @cached_property
+    def _positive_scores(self) -> Ragged:
+        column = self.run.negatives()["positive_scores"].combine_chunks()
+        lengths = values_of(column.value_lengths())
+        return Ragged(np.concatenate([[0], np.cumsum(lengths)]), values_of(column.flatten()))
+
+    def _nearest(self) -> NDArray[np.int32]:
+        nearest = np.full((len(self.pairs), SPREAD), -1, np.int32)
+        for number, path in enumerate(self.run.candidate_files()):
+            start, stop = number * PART_ROWS, min((number + 1) * PART_ROWS, len(self.pairs))
+            rows, place, table = _table(path, self.pairs, start, stop, ["document_id"])
+            few = place < SPREAD
+            documents = table["document_id"].filter(pa.array(few))
+            nearest[start + rows[few], place[few]] = _places(documents, self.pairs.document_ids, path)
+        return nearest
+
+
+def _table(
+    path: Path, pairs: Pairs, start: int, stop: int, columns: list[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.Table]:
+    """(query of each row, counted from `start`; place of each among the query's; the columns) of one part."""
+    table = read_parquet(path, ["query_id", *columns])
+    rows = _places(table["query_id"], pairs.query_ids.slice(start, stop - start), path)
+    if len(rows) and (np.diff(rows) < 0).any():
+        raise RunError(f"{path}: the queries are not in the order of the dataset: the run is damaged")
+    counts = np.bincount(rows, minlength=stop - start)
+    return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts), table
+
+
+def _places(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> NDArray[np.int64]:
+    places = pc.index_in(column, value_set=ids)
+    if places.null_count:
+        first = column.filter(pc.is_null(places))[0].as_py()
+        raise RunError(f"{path}: the id {first!r} is not in the run's dataset: the run is damaged")
+    return values_of(places).astype(np.int64)
+
+
+def _index_opener(run: Run, pairs: Pairs) -> Callable[[], Corpus]:
+    """Opens the document vectors only if a filter asks for them."""
+
+    def open_index() -> Corpus:
+        config = run.info["config"]
+        if config["corpus_embeddings"] is not None:
+            path = Path(config["corpus_embeddings"])
+            if not path.exists() or sha256_file(path) != run.info["fingerprints"]["corpus_embeddings"]:
+                raise RunError(
+                    f"{path} is missing or has changed since the run was made: this filter needs its vectors"
+                )
+            array: Any = aligned(
+                open_vectors(path), pairs.document_rows, pairs.source_document_rows, str(path), "documents"
+            )
+            return Corpus(array, config["metric"])
+        for manifest in sorted((run.folder / "embeddings").glob("documents-*/manifest.json")):
+            head = read_json(manifest)
+            store = EmbeddingStore(manifest.parent, head["key"], head["rows"], head["dimension"], head["dtype"])
+            if head["key"] == run.info["fingerprints"].get("document_vectors") and store.complete:
+                return Corpus(store.open(), config["metric"])
+        raise RunError(f"{run.folder} keeps no document vectors: this filter needs them; mine again without --cache")
+
+    return open_index
