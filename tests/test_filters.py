@@ -11,12 +11,11 @@ from hypothesis import strategies as st
 
 from hardneg.data.pairs import Pairs, Ragged, fold
 from hardneg.errors import UsageError
-from hardneg.index.corpus import Corpus
 from hardneg.index.exact import ExactIndex
 from hardneg.mining import filters as f
 from hardneg.mining.candidates import Candidates, Context, members
+from hardneg.mining.features import CROWDS, PairFeatures
 from hardneg.mining.filters import below_margin, lowest_scores
-from hardneg.mining.graph import neighbour_graph, shared_neighbours
 from hardneg.mining.specs import parse_filter, parse_filters, parse_sampler
 
 from .conftest import unit
@@ -130,57 +129,13 @@ def test_rank_and_score(world: tuple[Candidates, Context]) -> None:
     assert keep.tolist() == ((candidates.scores >= np.float32(-0.1)) & (candidates.scores <= np.float32(0.3))).tolist()
 
 
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_shared_neighbours_equal_sets(data: st.DataObject) -> None:
-    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
-    n, size, width, k = (data.draw(st.integers(low, high)) for low, high in ((1, 9), (1, 40), (1, 12), (1, 10)))
-    graph = rng.integers(-1, size, (size, k)).astype(np.int32)
-    near, documents = rng.integers(-1, size, (n, k)), rng.integers(-1, size, (n, width))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hardneg.mining.graph._TABLE", data.draw(st.sampled_from([1, 100, 10**6])))
-        found = shared_neighbours(near, documents, graph)
-    for i in range(n):
-        own = set(near[i].tolist()) - {-1}
-        for j, d in enumerate(documents[i].tolist()):
-            expected = 0.0 if d < 0 else sum(x in own for x in graph[d].tolist()) / k
-            assert found[i, j] == np.float32(expected)
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**31), size=st.integers(1, 60), copies=st.booleans(), k=st.integers(1, 12))
-def test_neighbour_graph_equals_sorting(seed: int, size: int, copies: bool, k: int) -> None:
-    rng = np.random.default_rng(seed)
-    vectors = unit(rng.standard_normal((size, 8)))
-    if copies:
-        vectors = vectors[rng.integers(0, max(1, size // 3), size)]
-    graph = neighbour_graph(Corpus(vectors), k)
-    scores = vectors.astype(np.float64) @ vectors.astype(np.float64).T
-    np.fill_diagonal(scores, -9)
-    for i, row in enumerate(graph):
-        real = row[row >= 0]
-        assert len(real) == min(k, size - 1) == len(set(real.tolist()))
-        assert i not in real or copies
-        best = np.sort(scores[i])[::-1][: len(real)]
-        np.testing.assert_allclose(np.sort(scores[i][real[real != i]])[::-1][:1], best[:1], atol=1e-6)
-
-
-def test_neighbours_in_common_with_query_and_positive(world: tuple[Candidates, Context]) -> None:
-    """By sets: the share of a candidate's neighbours that are the query's, averaged with the highest with a positive."""
+def test_crowd_compares_the_mean_of_three_cosines(world: tuple[Candidates, Context]) -> None:
     candidates, context = world
-    one = f.SharedNeighbours(max=0.5, k=3)
-    shares = one.shares(candidates, context, candidates.real)
-    vectors = np.asarray(context.index.documents, np.float64)
-    scores = vectors @ vectors.T
-    np.fill_diagonal(scores, -9)
-    near = [set(np.argsort(-row)[:3].tolist()) for row in scores]
-    for i in range(2):
-        query = set(candidates.documents[i, :3].tolist())
-        positives = context.pairs.positives.take(np.array([i])).values.tolist()
-        for j, d in enumerate(candidates.documents[i].tolist()):
-            highest = max(len(near[d] & near[p]) / 3 for p in positives)
-            assert shares[i, j] == pytest.approx((len(near[d] & query) / 3 + highest) / 2, abs=1e-6)
-    assert (one.keep(candidates, context, candidates.real) == (shares <= 0.5)).all()
+    context.find_nearest = lambda: candidates.documents
+    found = PairFeatures(context).of(CROWDS, candidates)
+    mean = sum(found.values()) / np.float32(3)
+    one = f.SameCrowd(max=float(np.median(mean)))
+    assert (one.keep(candidates, context, candidates.real) == (mean <= np.float32(one.max))).all()
 
 
 def test_chain_writes_the_first_verdict(world: tuple[Candidates, Context]) -> None:
@@ -271,7 +226,9 @@ def test_parse() -> None:
     ("spec", "message"),
     [
         ("margn:relative=1", "unknown filter 'margn'. Did you mean 'margin'"),
-        ("posterior:x.json", "cannot learn a posterior yet"),
+        ("posterior", "the file, as in posterior:run/posterior.json"),
+        ("posterior:x.json,threshold=2", "threshold=2 must be 0 to 1"),
+        ("crowd", "give max="),
         ("margin:relativ=0.1", "no option 'relativ'. Did you mean 'relative'"),
         ("margin:relative=five", "relative='five' is not a number"),
         ("margin:relative=-1", "must be 0 or more"),

@@ -87,6 +87,7 @@ def judgements_needed(tests: Sequence[Test], alpha: float, confidence: float, no
         return None
     covered = strictest.judged / max(now, 1)
     for seen in np.unique(np.geomspace(10, 1e6, 400).astype(int)):
-        if poisson.cdf(math.floor(rate * seen), alpha * seen) <= 1 - confidence and rate * seen <= alpha * seen - 1:
+        likely = poisson.ppf(0.5, rate * seen)
+        if likely <= alpha * seen - 1 and poisson.cdf(likely, alpha * seen) <= 1 - confidence:
             return max(now + 1, math.ceil(float(seen) / covered))
     return None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit, logit
+from scipy.special import expit
 from scipy.stats import beta
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.isotonic import IsotonicRegression
@@ -189,49 +189,41 @@ def fit_known(values: Values, known: Mask, *, hidden: bool = False) -> tuple[Log
     there (best bin estimation, Garg et al. 2021, arXiv 2111.00980): if they are not, the posterior is too high, and
     too much is rejected rather than too little.
 
-    What compares a candidate with the positive says nothing of the positive itself. So there are two views: the
-    query's, calibrated as above; and the positive's, to which the query's own calibration is applied, as a positive
-    is to its like what a query is. The model is the logistic one whose mean agrees with either view at any value of
-    either (generalised expectation criteria, Mann and McCallum 2010).
+    That calibrates what the query says, `crowd_query`. What compares a candidate with the positive says nothing of the
+    positive itself, so it cannot be calibrated alone. But the crowds are measured alike, and so they count alike: the
+    model is a logistic one of their sum, whose level and slope are such that its mean agrees with the calibrated view at
+    any value of it (generalised expectation criteria, Mann and McCallum 2010).
 
     Args:
         values: `CROWDS` of m candidates, by name.
         known: bool `[m]`, which of them are known positives.
-        hidden: whether those were hidden when the features were computed: then one view has it all.
+        hidden: whether those were hidden when the features were computed: then the sum is calibrated itself.
 
     Raises:
-        DataError: fewer than `_FEWEST` known positives are among the candidates.
+        DataError: fewer than 20 known positives are among the candidates.
     """
     if known.sum() < _FEWEST:
         raise DataError(
             f"only {int(known.sum())} known positives are among the candidates, too few to learn from: "
             f"raise --depth, or judge candidates (hardneg judge)"
         )
-    view = _Scaled(values, CROWDS if hidden else ("crowd_query", "crowd_votes"))
-    telling = LogisticRegression(max_iter=1000).fit(view.table, known)
-    seen = np.asarray(telling.decision_function(view.table), np.float64)
+    total = np.sum([values[name].astype(np.float64) for name in CROWDS], axis=0)
+    seen = total if hidden else values["crowd_query"].astype(np.float64)
     rate, bounds = _labelled_rate(seen, known)
-    open_ = ~known
-    first = _unlabelled(seen, known, rate)
-    targets = [_view(seen[open_], first(seen[open_]))]
-    prior = float(targets[0].target @ targets[0].count / targets[0].count.sum())
-    if not hidden:
-        query = values["crowd_query"].astype(np.float64)
-        second = _unlabelled(query, known, _labelled_rate(query, known)[0])
-        positive = values["crowd_positive"].astype(np.float64)[open_]
-        targets.append(_view(positive, _with_mean(second(positive), prior)))
-    model = _agreeing({name: values[name][open_] for name in CROWDS}, targets)
-    found = int(known.sum())
+    unknown = ~known
+    view = _view(seen[unknown], _unlabelled(seen, known, rate)(seen[unknown]))
+    slope, level = _agreeing(total[unknown], view)
+    found, rest = int(known.sum()), int(unknown.sum())
     report = {
         "known_positives": found,
-        "candidates": int(open_.sum()),
+        "candidates": rest,
+        "relevant_share": float(view.target @ view.count / view.count.sum()),
         # Known and unknown ones together, less the known.
-        "relevant_share": prior,
-        "relevant_share_range": [max(0.0, (found / bound - found) / int(open_.sum())) for bound in bounds],
-        "assumption": "known positives are a random sample of the relevant; somewhere nearly all candidates are relevant. "
-        "If not, the posterior is too high and too much is rejected",
+        "relevant_share_range": [max(0.0, (found / bound - found) / rest) for bound in bounds],
+        "assumption": "known positives are a random sample of the relevant, and somewhere nearly all candidates are "
+        "relevant; if not, the posterior is too high and too much is rejected",
     }
-    return model, report
+    return Logistic(CROWDS, (slope,) * len(CROWDS), level), report
 
 
 def _labelled_rate(seen: Double, known: Mask) -> tuple[float, tuple[float, float]]:
@@ -248,7 +240,7 @@ def _labelled_rate(seen: Double, known: Mask) -> tuple[float, tuple[float, float
     return float(low.max()), (high, float(low.max()))
 
 
-def _unlabelled(seen: Double, known: Mask, rate: float) -> Any:
+def _unlabelled(seen: Double, known: Mask, rate: float) -> Callable[[Double], Double]:
     """P(relevant | not known, what is seen), as a function: isotonic in what is seen."""
     share = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(seen, known.astype(np.float64))
 
@@ -257,16 +249,6 @@ def _unlabelled(seen: Double, known: Mask, rate: float) -> Any:
         return np.asarray((labelled / rate * (1 - rate) / (1 - labelled)).clip(_LEAST, 1 - _LEAST))
 
     return probability
-
-
-def _with_mean(probability: Double, mean: float) -> Double:
-    """The same on the scale of log odds, moved so that the mean is this."""
-    odds = logit(probability)
-    low, high = -20.0, 20.0
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if expit(odds + middle).mean() < mean else (low, middle)
-    return np.asarray(expit(odds + low), np.float64)
 
 
 @dataclass(frozen=True)
@@ -286,26 +268,17 @@ def _view(seen: Double, expected: Double) -> _View:
     return _View(place, count, target.clip(_LEAST, 1 - _LEAST))
 
 
-def _agreeing(values: Values, views: Sequence[_View]) -> Logistic:
-    """The logistic model with rising features whose means agree with the views: least cross-entropy, bin by bin."""
-    scaled = _Scaled(values, CROWDS)
-    table, m = scaled.table, len(scaled.table)
+def _agreeing(total: Double, view: _View) -> tuple[float, float]:
+    """(slope, level) of the logistic model of `total` whose mean agrees with the view: least cross-entropy, bin by bin."""
+    m = len(total)
 
     def loss(x: Double) -> tuple[float, Double]:
-        p = expit(table @ x[1:] + x[0])
-        value, slope = 0.0, np.zeros(m)
-        for view in views:
-            mean = (np.bincount(view.bin, p, minlength=len(view.count)) / np.maximum(view.count, 1)).clip(
-                1e-9, 1 - 1e-9
-            )
-            value -= view.count @ (view.target * np.log(mean) + (1 - view.target) * np.log(1 - mean)) / m
-            slope -= ((view.target / mean - (1 - view.target) / (1 - mean)) / m)[view.bin]
-        pull = slope * p * (1 - p)
-        # A little pull to small weights: where classes come apart whole, weights would grow for ever.
-        value += 1e-3 * float(x[1:] @ x[1:])
-        return float(value), np.concatenate([[pull.sum()], table.T @ pull + 2e-3 * x[1:]])
+        p = expit(x[0] * total + x[1])
+        mean = (np.bincount(view.bin, p, minlength=len(view.count)) / np.maximum(view.count, 1)).clip(1e-9, 1 - 1e-9)
+        value = -view.count @ (view.target * np.log(mean) + (1 - view.target) * np.log(1 - mean)) / m
+        gap = ((1 - view.target) / (1 - mean) - view.target / mean) / m
+        pull = gap[view.bin] * p * (1 - p)
+        return float(value), np.array([total @ pull, pull.sum()])
 
-    start = np.concatenate([[-2.0], np.ones(len(CROWDS))])
-    bounds = [(None, None)] + [(0.0, None)] * len(CROWDS)
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x
-    return scaled.logistic(found[1:], float(found[0]))
+    found = minimize(loss, np.array([3.0, -4.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, 50.0), (-30.0, 30.0)]).x
+    return float(found[0]), float(found[1])

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Int, Pairs, Ragged
+from hardneg.errors import UsageError
 from hardneg.index.corpus import Corpus
 
 Float = NDArray[np.float32]
@@ -62,17 +63,17 @@ class Context:
         pairs: the dataset.
         open_index: gives the index that was searched, for scores of further pairs.
         known: the positives of each query, and of those with the same text.
-        find_nearest: gives int32 `[n, m]`, the first few documents found for every query of the dataset, -1 where
-            there are fewer.
         embed: gives (query vectors, index of the documents) of another encoder, for guide filters.
+        find_nearest: gives int32 `[n, m]`, the first few documents found for every query of the dataset, -1 where
+            there are fewer: for what looks across queries.
         cache: what filters keep between blocks.
     """
 
     pairs: Pairs
     open_index: Callable[[], Corpus]
     known: Ragged
-    find_nearest: Callable[[], NDArray[np.int32]]
     embed: Callable[[str], tuple[Any, Corpus]] | None = None
+    find_nearest: Callable[[], NDArray[np.int32]] | None = None
     cache: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
@@ -82,6 +83,10 @@ class Context:
 
     @cached_property
     def nearest(self) -> NDArray[np.int32]:
+        if self.find_nearest is None:
+            raise UsageError(
+                "what other queries' positives say needs Context(find_nearest=...): the documents nearest to each"
+            )
         return self.find_nearest()
 
     @cached_property

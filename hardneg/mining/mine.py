@@ -109,7 +109,7 @@ def mine(
         _check_inputs(folder, inputs)
         embedder = guide_embedder(inputs.pairs, options, folder, cache, batch_size, device, progress)
         return _mine(folder, inputs, options, embedder, progress, clock, command)
-    except (DataError, UsageError):
+    except (DataError, UsageError, RunError):
         # Bad input found before anything of worth was made: leave no half-made folder in the way of the next try.
         if not resume and not any((folder / name).exists() for name in ("run.json", "embeddings", "candidates")):
             shutil.rmtree(folder, ignore_errors=True)

@@ -111,7 +111,7 @@ class Miner:
         self.pairs, self.vectors, self.index = pairs, vectors, index
         self.chain, self.sampler = chain, sampler
         self.depth, self.max_depth, self.negatives, self.seed = depth, max_depth, negatives, seed
-        self.context = Context(pairs, lambda: index, pairs.known_positives(), self._nearest, embed)
+        self.context = Context(pairs, lambda: index, pairs.known_positives(), embed, self._nearest)
         self.keys = query_keys(pairs.query_ids)
         self._ahead = Neighbours(np.empty((0, depth), np.float32), np.empty((0, depth), np.int32))
         self._ahead_start = 0

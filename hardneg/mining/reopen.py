@@ -73,8 +73,8 @@ class Reopened:
             self.pairs,
             _index_opener(run, self.pairs),
             self.pairs.known_positives(),
-            self._nearest,
             guide_embedder(self.pairs, options, embeddings or run.folder, None, batch_size, device, progress),
+            self._nearest,
         )
 
     @property

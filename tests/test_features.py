@@ -1,0 +1,247 @@
+"""Features against loops over pairs; the posterior as JSON, as numpy, as torch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hardneg.data.pairs import Pairs
+from hardneg.errors import RunError, UsageError
+from hardneg.index.exact import ExactIndex
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.features import CROWDS, FEATURES, PairFeatures, check_features, rises
+from hardneg.mining.filters import lowest_scores
+from hardneg.mining.lexical import Lexical
+from hardneg.mining.posterior import Posterior, check_identity, identity
+
+from .conftest import WORDS, unit
+
+QUERIES, DOCUMENTS = 12, 80
+
+
+@pytest.fixture(scope="module")
+def world() -> tuple[Candidates, Context]:
+    """Queries with no, one and several positives."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(DOCUMENTS)]
+    pairs = Pairs.from_columns(
+        [f"{' '.join(rng.choice(WORDS, 3))} {i}" for i in range(QUERIES)],
+        [[texts[5 * i + j] for j in range(i % 4)] for i in range(QUERIES)],
+        corpus=texts,
+    )
+    total = len(pairs.document_ids)
+    vectors, queries = unit(rng.standard_normal((total, 8))), unit(rng.standard_normal((QUERIES, 8)))
+    index = ExactIndex(vectors)
+    found = index.search(queries, 30)
+    positives = index.pair_scores(queries, pairs.positives.padded())
+    documents = found.documents.copy()
+    scores = found.scores.copy()
+    documents[3, 25:], scores[3, 25:] = -1, -np.inf
+    candidates = Candidates(np.arange(QUERIES), documents, scores, lowest_scores(positives), queries)
+    context = Context(pairs, lambda: index, pairs.known_positives(), None, lambda: found.documents)
+    return candidates, context
+
+
+SIMPLE = [name for name in FEATURES if not name.endswith(":")]
+
+
+def test_simple_features_equal_loops(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    features = PairFeatures(context)
+    found = features.of(SIMPLE, candidates)
+    vectors = np.asarray(context.index.documents, np.float64)
+    reach = features.crowds.reach
+    lexical = naive_tfidf(context.pairs)
+    for i in range(QUERIES):
+        positives = context.pairs.positives.take(np.array([i])).values
+        for j, d in enumerate(candidates.documents[i].tolist()):
+            if d < 0:
+                assert all(found[name][i, j] == 0 for name in SIMPLE)
+                continue
+            score = float(candidates.vectors[i].astype(np.float64) @ vectors[d])
+            positive = max((float(vectors[p] @ vectors[d]) for p in positives), default=score)
+            known = [float(candidates.vectors[i].astype(np.float64) @ vectors[p]) for p in positives]
+            words = lexical(("q", i), d)
+            expected = {
+                "score": score,
+                "positive_score": positive,
+                "margin": min(known, default=float(candidates.scores[i, 0])) - score,
+                "reach_query": score - reach[d],
+                "reach_positive": positive - reach[d],
+                "log_rank": math.log(j + 1),
+                "lexical_query": words,
+                "lexical_positive": max((lexical(("d", p), d) for p in positives.tolist()), default=words),
+            }
+            for name, value in expected.items():
+                assert found[name][i, j] == pytest.approx(value, abs=2e-5), name
+
+
+def naive_tfidf(pairs: Pairs) -> Any:
+    def words(text: str) -> Counter[str]:
+        return Counter(word for word in text.lower().split() if len(word) > 1)
+
+    documents = [words(text) for text in pairs.documents.slice(0, len(pairs.document_ids))]
+    queries = [words(text) for text in pairs.queries.slice(0, len(pairs))]
+    frequency = Counter(word for text in documents for word in text)
+
+    def vector(text: Counter[str]) -> dict[str, float]:
+        weights = {
+            w: (1 + math.log(n)) * (math.log((1 + len(documents)) / (1 + frequency[w])) + 1) for w, n in text.items()
+        }
+        length = math.sqrt(sum(v * v for v in weights.values()))
+        return {w: v / length for w, v in weights.items()}
+
+    def compare(anchor: tuple[str, int], document: int) -> float:
+        a = vector((queries if anchor[0] == "q" else documents)[anchor[1]])
+        b = vector(documents[document])
+        return sum(v * b.get(w, 0.0) for w, v in a.items())
+
+    return compare
+
+
+def test_crowd_features_take_the_best_positive_and_fall_back(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    features = PairFeatures(context)
+    found = features.of(CROWDS, candidates)
+    crowds = features.crowds
+    (query,) = crowds.similarities([crowds.around(candidates.documents)], candidates.documents)
+    assert np.array_equal(found["crowd_query"], query)
+    for i in range(QUERIES):
+        positives = context.pairs.positives.take(np.array([i])).values
+        row = candidates.documents[i : i + 1]
+        each = [crowds.similarities([crowds.crowd.take(np.array([p]))], row)[0][0] for p in positives]
+        expected = np.max(each, axis=0) if each else query[i]
+        assert np.array_equal(found["crowd_positive"][i], expected)
+    votes = features.votes.of(np.arange(QUERIES))
+    (voted,) = crowds.similarities([votes], candidates.documents)
+    silent = votes.counts.max(1) == 0
+    assert np.array_equal(found["crowd_votes"], np.where(silent[:, None], query, voted))
+
+
+def test_some_columns_are_some_of_all(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    features = PairFeatures(context)
+    columns = np.random.default_rng(0).integers(-1, 30, (QUERIES, 4))
+    whole, some = features.of(SIMPLE, candidates), features.of(SIMPLE, candidates, columns)
+    for name in SIMPLE:
+        expected = np.where(columns >= 0, np.take_along_axis(whole[name], np.maximum(columns, 0), 1), 0)
+        np.testing.assert_array_equal(some[name], expected, err_msg=name)
+
+
+def test_features_of_a_block_do_not_depend_on_the_block(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    features = PairFeatures(context)
+    whole = features.of(SIMPLE, candidates)
+    for rows in (np.array([0]), np.array([7, 3]), np.arange(QUERIES)[::-1]):
+        part = features.of(SIMPLE, candidates.rows(rows))
+        for name in SIMPLE:
+            assert part[name].tobytes() == whole[name][rows].tobytes(), name
+
+
+def test_guide_features(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    rng = np.random.default_rng(1)
+    queries, documents = unit(rng.standard_normal((QUERIES, 5))), unit(rng.standard_normal((DOCUMENTS, 5)))
+    guided = Context(context.pairs, context.open_index, context.known, lambda model: (queries, ExactIndex(documents)))
+    found = PairFeatures(guided).of(["guide:st:x"], candidates)["guide:st:x"]
+    for i in (0, 3, 11):
+        real = candidates.documents[i] >= 0
+        np.testing.assert_allclose(found[i][real], documents[candidates.documents[i][real]] @ queries[i], atol=1e-6)
+    with pytest.raises(UsageError, match="needs the texts"):
+        PairFeatures(context).of(["guide:st:x"], candidates)
+
+
+def test_votes_need_all_queries(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    alone = Context(context.pairs, context.open_index, context.known)
+    with pytest.raises(UsageError, match="find_nearest"):
+        PairFeatures(alone).of(CROWDS, candidates)
+
+
+def test_lexical_of_empty_texts() -> None:
+    pairs = Pairs.from_columns(["red fish", "..."], ["a fish", "..."], corpus=["red fish", "tree"])
+    found = Lexical(pairs).with_queries(np.arange(2), np.array([[1, 2, 3], [0, 1, -1]]))
+    assert np.isfinite(found).all()
+    assert found[1].tolist() == [0, 0, 0]
+
+
+def test_names() -> None:
+    check_features(["score", "guide:st:x", "cross-encoder:y"])
+    for wrong in ("scores", "guide:", "guide", "guided:x"):
+        with pytest.raises(UsageError, match="unknown feature"):
+            check_features([wrong])
+    assert rises("crowd_query")
+    assert rises("guide:st:x")
+    assert not rises("margin")
+
+
+POSTERIOR = Posterior(CROWDS, (1.0, 2.0, 3.0), -3.0, 0.25, "known positives", {"encoder": "ab" * 32}, {"n": 1}, None)
+
+
+def test_posterior_survives_json(tmp_path: Path) -> None:
+    POSTERIOR.save(tmp_path / "p.json")
+    assert Posterior.load(tmp_path / "p.json") == POSTERIOR
+    values = {name: np.linspace(-9, 9, 5, dtype=np.float32) for name in CROWDS}
+    expected = 1 / (1 + np.exp(3 - 6 * np.linspace(-9, 9, 5)))
+    np.testing.assert_allclose(POSTERIOR.probability(values), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "x"}, "is no posterior"),
+        ({"schema_version": 2}, "schema version 2"),
+        ({"features": {"crowd_query": "x"}}, "damaged"),
+        ({"features": {"nonsense": 1.0}}, "damaged"),
+        ({"features": {}}, "damaged"),
+        ({"intercept": None}, "damaged"),
+        ({"threshold": 1.5}, "damaged"),
+        ({"intercept": 1e999}, "damaged"),
+        ({"source": "a guess"}, "damaged"),
+        ({"fingerprints": 3}, "damaged"),
+    ],
+)
+def test_bad_posterior_files(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({**POSTERIOR.to_json(), **change}))
+    with pytest.raises(RunError, match=message) as error:
+        Posterior.load(path)
+    assert str(path) in str(error.value)
+    with pytest.raises(RunError, match="does not exist"):
+        Posterior.load(tmp_path / "none.json")
+
+
+def test_a_posterior_belongs_to_its_encoder() -> None:
+    check_identity(POSTERIOR, {"encoder": "ab" * 32, "source": "x"}, "p.json")
+    with pytest.raises(RunError, match="learned with another encoder .*abababababab then, cdcdcdcdcdcd now.*--force"):
+        check_identity(POSTERIOR, {"encoder": "cd" * 32}, "p.json")
+    check_identity(POSTERIOR, {"encoder": "cd" * 32}, "p.json", force=True)
+    given = {"encoder": None, "query_embeddings": "1", "corpus_embeddings": "2"}
+    assert identity(given) == {"query_embeddings": "1", "corpus_embeddings": "2"}
+
+
+def test_probabilities_as_soft_weights_in_a_loss() -> None:
+    """The same posterior on torch tensors, with gradients: each negative weighs 1 - p."""
+    values = {name: torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_() for name in CROWDS}
+    probability = torch.sigmoid(POSTERIOR.logit(values))
+    plain = {name: value.detach().numpy().astype(np.float32) for name, value in values.items()}
+    np.testing.assert_allclose(probability.detach().numpy(), POSTERIOR.probability(plain), atol=1e-6)
+    positive, negative = (
+        torch.tensor([0.9, 0.8]) / 0.05,
+        torch.rand(2, 3, generator=torch.Generator().manual_seed(0)) / 0.05,
+    )
+    weighted = torch.logsumexp(torch.cat([positive[:, None], negative + torch.log1p(-probability)], 1), 1) - positive
+    naive = [
+        math.log1p(sum((1 - p) * math.exp(n - s) for p, n in zip(ps, ns, strict=True)))
+        for ps, ns, s in zip(probability.tolist(), negative.tolist(), positive.tolist(), strict=True)
+    ]
+    np.testing.assert_allclose(weighted.detach().numpy(), naive, rtol=1e-6)
+    weighted.sum().backward()
+    assert torch.isfinite(values["crowd_query"].grad).all()

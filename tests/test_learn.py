@@ -1,0 +1,177 @@
+"""Posteriors learned from data whose truth is known; the guarantee against simulation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+from scipy.stats import hypergeom
+
+from hardneg.calibration.guarantee import certify, judgements_needed, p_value
+from hardneg.calibration.learn import LADDER, Logistic, calibration, fit_judged, fit_known
+from hardneg.errors import DataError
+from hardneg.mining.features import CROWDS
+
+NAMES = (*CROWDS, "margin", "reach_query", "reach_positive")
+
+
+def pairs(
+    seed: int, m: int, weights: dict[str, float], level: float = -3.0
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    values = {name: rng.random(m).astype(np.float32) for name in NAMES}
+    odds = level + sum(weight * values[name] for name, weight in weights.items())
+    return values, rng.random(m) < expit(odds)
+
+
+def test_judged_pairs_give_back_the_model_that_made_them() -> None:
+    truth = {"crowd_query": 3.0, "crowd_positive": 2.0, "crowd_votes": 1.0}
+    values, relevant = pairs(0, 40_000, truth)
+    model, report = fit_judged(values, relevant, np.ones(40_000), np.arange(40_000) % 900, CROWDS)
+    assert dict(zip(model.features, model.weights, strict=True)) == pytest.approx(truth, abs=0.2)
+    assert model.intercept == pytest.approx(-3, abs=0.15)
+    assert report["ece"] < 0.02
+    assert report["judged"] == 40_000
+    assert report["relevant"] == relevant.sum()
+    assert sum(row[2] for row in report["reliability"]) == 40_000
+
+
+def test_weights_undo_a_biased_sample() -> None:
+    """Relevant pairs drawn ten times as often; their weights say so."""
+    values, relevant = pairs(1, 60_000, {"crowd_query": 3.0})
+    rng = np.random.default_rng(0)
+    chance = np.where(relevant, 1.0, 0.1)
+    taken = rng.random(60_000) < chance
+    some = {name: value[taken] for name, value in values.items()}
+    model, _ = fit_judged(some, relevant[taken], 1 / chance[taken], np.arange(taken.sum()) % 800, CROWDS)
+    assert model.intercept == pytest.approx(-3, abs=0.2)
+    unweighted, _ = fit_judged(some, relevant[taken], np.ones(taken.sum()), np.arange(taken.sum()) % 800, CROWDS)
+    assert unweighted.intercept > -1.5
+
+
+def test_longer_models_have_to_earn_it() -> None:
+    values, relevant = pairs(2, 20_000, {"crowd_query": 3.0})
+    model, _ = fit_judged(values, relevant, np.ones(20_000), np.arange(20_000) % 700)
+    assert model.features == LADDER[0]
+    values, relevant = pairs(3, 20_000, {"crowd_query": 1.0, "margin": -6.0})
+    model, _ = fit_judged(values, relevant, np.ones(20_000), np.arange(20_000) % 700)
+    assert "margin" in model.features
+
+
+def test_what_must_rise_does_not_fall() -> None:
+    values, relevant = pairs(4, 5_000, {"crowd_query": -3.0, "crowd_positive": 5.0})
+    model, _ = fit_judged(values, relevant, np.ones(5_000), np.arange(5_000) % 100, CROWDS)
+    weights = dict(zip(model.features, model.weights, strict=True))
+    assert weights["crowd_query"] == 0
+    assert weights["crowd_positive"] > 3
+    values, relevant = pairs(5, 5_000, {"crowd_query": -3.0}, level=1.0)
+    model, _ = fit_judged(values, relevant, np.ones(5_000), np.arange(5_000) % 100, ("crowd_query",))
+    assert model.weights == (0.0,)
+
+
+@pytest.mark.parametrize("relevant", [np.zeros(50, bool), np.ones(50, bool), np.zeros(0, bool)])
+def test_one_class_teaches_nothing(relevant: np.ndarray) -> None:
+    values, _ = pairs(0, len(relevant), {})
+    with pytest.raises(DataError, match="from one class"):
+        fit_judged(values, relevant, np.ones(len(relevant)), np.arange(len(relevant)))
+
+
+def test_one_query_is_not_enough() -> None:
+    values, relevant = pairs(0, 50, {"crowd_query": 6.0})
+    with pytest.raises(DataError, match="all of one query"):
+        fit_judged(values, relevant, np.ones(50), np.zeros(50, int))
+
+
+def test_calibration_error_of_known_probabilities() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(100_000)
+    y = rng.random(100_000) < p
+    assert calibration(p, y, np.ones(100_000))["ece"] < 0.01
+    assert calibration(p**2, y, np.ones(100_000))["ece"] == pytest.approx(np.mean(p - p**2), abs=0.01)
+
+
+def unlabelled_world(seed: int, rate: float, queries: int = 3000, depth: int = 40) -> tuple[dict[str, np.ndarray], ...]:
+    """Relevant and other candidates whose crowds differ; each relevant one is known with chance `rate`."""
+    rng = np.random.default_rng(seed)
+    m = queries * depth
+    relevant = rng.random(m) < 0.25
+    base = np.where(relevant, 0.75, 0.2)
+    values = {name: np.clip(base + rng.normal(0, 0.12, m), 0, 1).astype(np.float32) for name in CROWDS}
+    return values, relevant, relevant & (rng.random(m) < rate)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.2, 0.6])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_known_positives_alone_find_the_share_of_relevant(rate: float, hidden: bool) -> None:
+    values, relevant, known = unlabelled_world(0, rate)
+    # The positive itself stands in the very middle of its own crowd: it must not be learned from.
+    if not hidden:
+        values["crowd_positive"] = np.where(known, np.float32(1), values["crowd_positive"])
+    model, report = fit_known(values, known, hidden=hidden)
+    unknown = ~known
+    truth = relevant[unknown].mean()
+    assert report["relevant_share"] == pytest.approx(truth, rel=0.2)
+    low, high = report["relevant_share_range"]
+    assert low - 0.02 <= truth <= high + 0.02
+    p = model.probability({name: value[unknown] for name, value in values.items()})
+    assert p.mean() == pytest.approx(truth, rel=0.25)
+    assert p[relevant[unknown]].mean() > 0.85
+    assert p[~relevant[unknown]].mean() < 0.1
+    assert min(model.weights) > 0
+
+
+def test_too_few_known_positives() -> None:
+    values, _, known = unlabelled_world(0, 0.02, queries=20)
+    with pytest.raises(DataError, match="too few to learn from"):
+        fit_known(values, known & (np.cumsum(known) <= 19))
+
+
+def test_logistic_is_a_logistic_function() -> None:
+    model = Logistic(("score", "margin"), (2.0, -1.0), 0.5)
+    values = {"score": np.array([0.3], np.float32), "margin": np.array([0.1], np.float32)}
+    assert model.probability(values)[0] == pytest.approx(1 / (1 + np.exp(-(0.5 + 0.6 - 0.1))), abs=1e-6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    negatives=st.integers(50, 5000),
+    share=st.floats(0.005, 0.9),
+    alpha=st.sampled_from([0.01, 0.05, 0.2]),
+    level=st.sampled_from([0.05, 0.1]),
+)
+def test_the_test_errs_as_seldom_as_it_says(negatives: int, share: float, alpha: float, level: float) -> None:
+    """Exactly: over all samples of that size, a share just above alpha passes with at most that probability."""
+    drawn = max(1, round(share * negatives))
+    false = int(np.floor(alpha * negatives)) + 1
+    counts = np.arange(0, drawn + 1)
+    passes = np.array([p_value(int(n), drawn / negatives, negatives, alpha) <= level for n in counts])
+    assert hypergeom(negatives, false, drawn).pmf(counts)[passes].sum() <= level + 1e-12
+
+
+def test_p_values_rise_with_what_was_found() -> None:
+    values = [p_value(n, 0.1, 2000, 0.05) for n in range(12)]
+    assert values == sorted(values)
+    assert values[0] < 1e-4
+    assert p_value(9, 1.0, 200, 0.05) == 0.0
+    assert p_value(11, 1.0, 200, 0.05) == 1.0
+
+
+def test_thresholds_pass_until_one_fails() -> None:
+    tests = certify([0.1, 0.2, 0.3], [2000] * 3, [200] * 3, [1, 9, 2], 0.1, 0.05, 0.95)
+    assert [test.passed for test in tests] == [True, False, False]
+    assert tests[2].p < 0.05  # it would have passed alone
+
+
+def test_how_many_more_judgements() -> None:
+    tests = certify([0.1], [2000], [40], [0], 0.02, 0.05, 0.95)
+    assert not tests[0].passed
+    needed = judgements_needed(tests, 0.05, 0.95, 100)
+    assert needed is not None
+    seen = needed * 40 // 100
+    assert p_value(1, seen / 2000, 2000, 0.05) <= 0.06  # one more than now is likely to be found
+    assert 100 < needed < 400
+    hopeless = certify([0.1], [2000], [40], [8], 0.02, 0.05, 0.95)
+    assert judgements_needed(hopeless, 0.05, 0.95, 100) is None
+    assert judgements_needed(certify([0.1], [0], [0], [0], 0.02, 0.05, 0.95), 0.05, 0.95, 100) is None
