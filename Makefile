@@ -17,7 +17,9 @@ $(VENV)/dev: $(VENV)/core
 	touch $@
 
 demo: $(VENV)/core
-	$(BIN)/hardneg mine builtin:pycode --out demo-run --filter margin:relative=0.05 --overwrite
+	$(BIN)/hardneg mine builtin:pycode --out demo-run --overwrite
+	$(BIN)/hardneg calibrate demo-run
+	$(BIN)/hardneg select demo-run --filter posterior:demo-run/posterior.json
 	$(BIN)/hardneg export demo-run --format triplet --out demo-run/triplets.jsonl --overwrite
 	@echo
 	@echo "The run lies in demo-run: negatives.parquet (one row a query), candidates/ (a verdict for each), run.json."

@@ -38,23 +38,23 @@ def versions(*packages: str) -> str:
     return ", ".join(found)
 
 
-def _status_mb(name: str) -> float:
+def status_mb(name: str) -> float:
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name)) / 1024
 
 
 def peak_mb() -> float:
     # Not getrusage: its maximum starts at what the parent process held when it started this one.
-    return _status_mb("VmHWM")
+    return status_mb("VmHWM")
 
 
 def now_mb() -> float:
-    return _status_mb("VmRSS")
+    return status_mb("VmRSS")
 
 
 def mapped_mb() -> float:
     """Pages of mapped files, which the system may drop when it needs the memory."""
-    return _status_mb("RssFile")
+    return status_mb("RssFile")
 
 
 def in_own_process(script: str, *args: str) -> dict[str, Any]:

@@ -164,9 +164,13 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
         table.add_row("guarantee", said)
         table.add_row("  found", f"{guarantee['false']} false of {guarantee['judged']} judged negatives")
     console.print(table)
-    if guarantee is None and "expected_alpha" in report:
+    if guarantee is None and "expected" in report:
+        more = (
+            "" if report["expected"] <= report["alpha"] * 1.001 else f", more than {report['alpha']:.1%}: no stricter"
+        )
+        more += " threshold would leave enough negatives" if more else ""
         console.print(
-            f"The threshold is where the model expects {report['expected_alpha']:.1%} false negatives: an estimate, no "
+            f"With this threshold the model expects {report['expected']:.1%} false negatives{more}. That is an estimate, no "
             f"guarantee. For one: hardneg judge {run} --out F.csv",
             highlight=False,
         )

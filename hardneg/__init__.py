@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hardneg.calibration.calibrate import NotCertified as NotCertified
+    from hardneg.calibration.calibrate import calibrate as calibrate
+    from hardneg.calibration.calibrate import judge as judge
     from hardneg.data.exports import export as export
     from hardneg.data.formats import ReadOptions as ReadOptions
     from hardneg.data.formats import read_pairs as read_pairs
@@ -40,9 +43,13 @@ if TYPE_CHECKING:
     from hardneg.mining.filters import Filter as Filter
     from hardneg.mining.mine import mine as mine
     from hardneg.mining.options import MineOptions as MineOptions
+    from hardneg.mining.posterior import Posterior as Posterior
+    from hardneg.mining.reopen import Reopened as Reopened
     from hardneg.mining.run import Run as Run
     from hardneg.mining.select import SelectOptions as SelectOptions
     from hardneg.mining.select import select as select
+    from hardneg.mining.sketch import Sketch as Sketch
+    from hardneg.mining.sketch import make_sketch as make_sketch
     from hardneg.mining.specs import parse_filter as parse_filter
     from hardneg.mining.specs import parse_filters as parse_filters
     from hardneg.mining.specs import parse_sampler as parse_sampler
@@ -64,23 +71,30 @@ _HOME = {
     "MineOptions": "hardneg.mining.options",
     "ModuleSnapshots": "hardneg.encoders.snapshot",
     "Neighbours": "hardneg.index.base",
+    "NotCertified": "hardneg.calibration.calibrate",
     "Pairs": "hardneg.data.pairs",
+    "Posterior": "hardneg.mining.posterior",
     "ReadOptions": "hardneg.data.formats",
     "ProcessSnapshots": "hardneg.encoders.snapshot",
     "Recall": "hardneg.index.choose",
     "Recipe": "hardneg.index.generation",
     "RefreshError": "hardneg.index.refreshed",
     "RefreshedIndex": "hardneg.index.refreshed",
+    "Reopened": "hardneg.mining.reopen",
     "Run": "hardneg.mining.run",
     "RunError": "hardneg.errors",
     "Schedule": "hardneg.index.staleness",
     "SelectOptions": "hardneg.mining.select",
+    "Sketch": "hardneg.mining.sketch",
     "Staleness": "hardneg.index.staleness",
     "UsageError": "hardneg.errors",
+    "calibrate": "hardneg.calibration.calibrate",
     "export": "hardneg.data.exports",
+    "judge": "hardneg.calibration.calibrate",
     "load_index": "hardneg.index.files",
     "make_encoder": "hardneg.encoders.base",
     "make_index": "hardneg.index.choose",
+    "make_sketch": "hardneg.mining.sketch",
     "mine": "hardneg.mining.mine",
     "parse_filter": "hardneg.mining.specs",
     "parse_filters": "hardneg.mining.specs",

@@ -259,6 +259,15 @@ def test_expected_threshold_is_the_highest_that_keeps_the_expectation(mined: Pat
     assert len(every) == sum(int(mask.sum()) for mask in kept)
 
 
+def test_a_threshold_never_leaves_nothing(mined: Path) -> None:
+    """A model that finds everything likely keeps nearly all the negatives that there are, and says what it expects."""
+    reopened = Reopened(Run(mined))
+    population = Population(reopened, PairFeatures.shared(reopened.context), Logistic(CROWDS, (3.0, 3.0, 3.0), 1.0))
+    threshold = expected_threshold(population, 0.05)
+    assert population.expected(threshold) > 0.5
+    assert population.negatives(threshold).sum() >= 0.95 * 7 * QUERIES
+
+
 def test_hiding_takes_one_of_several() -> None:
     positives = Ragged.from_pairs(np.array([0, 1, 1, 3, 3, 3]), np.array([5, 6, 7, 1, 2, 3]), 4)
     hidden, rest = hide(positives, 0)
@@ -395,7 +404,7 @@ def test_refuses_what_cannot_be_certified(mined: Path, tmp_path: Path) -> None:
         calibrate(mined, tmp_path / "filled.csv")
     loose = calibrate(mined, tmp_path / "filled.csv", uncertified=True)
     assert loose.guarantee is None
-    assert loose.report["expected_alpha"] == 0.05
+    assert loose.report["alpha"] == 0.05
     fill(tmp_path / "f.csv", tmp_path / "bad.csv", lambda q, d: int(hash_of(q, d) % 2))
     refused = hardneg("calibrate", mined, tmp_path / "bad.csv")
     assert refused.returncode == 1

@@ -20,6 +20,7 @@ from hardneg.mining.features import CROWDS, FEATURES, PairFeatures, check_featur
 from hardneg.mining.filters import lowest_scores
 from hardneg.mining.lexical import Lexical
 from hardneg.mining.posterior import Posterior, check_identity, identity
+from hardneg.mining.sketch import make_sketch
 
 from .conftest import WORDS, unit
 
@@ -245,3 +246,44 @@ def test_probabilities_as_soft_weights_in_a_loss() -> None:
     np.testing.assert_allclose(weighted.detach().numpy(), naive, rtol=1e-6)
     weighted.sum().backward()
     assert torch.isfinite(values["crowd_query"].grad).all()
+
+
+def test_sketches_approach_the_posterior(world: tuple[Candidates, Context]) -> None:
+    candidates, context = world
+    exact = POSTERIOR.probability(PairFeatures(context).of(CROWDS, candidates))
+    one = np.flatnonzero(context.pairs.positives.lengths <= 1)  # of several positives a sketch knows the mean only
+    errors = []
+    for components in (64, 4096):
+        sketch = make_sketch(POSTERIOR, context, components)
+        rows, documents = torch.arange(QUERIES), torch.from_numpy(np.maximum(candidates.documents, 0).astype(np.int64))
+        found = sketch.probability(rows, documents)
+        every = sketch.probability(rows, torch.arange(DOCUMENTS))
+        np.testing.assert_allclose(found, torch.gather(every, 1, documents), atol=1e-6)
+        gap = np.abs(found.numpy() - exact)[one][candidates.documents[one] >= 0]
+        errors.append(float(gap.mean()))
+    assert errors[1] < 0.02
+    assert errors[1] < errors[0] / 3
+    assert torch.equal(make_sketch(POSTERIOR, context, 4096).queries, sketch.queries)
+    half = sketch.to("cpu", torch.float16)
+    np.testing.assert_allclose(half.probability(rows, documents), found, atol=0.01)
+
+
+def test_a_sketch_of_several_positives_lies_between_them(world: tuple[Candidates, Context]) -> None:
+    _, context = world
+    only = Posterior(("crowd_positive",), (1.0,), 0.0, 0.5, "groups")
+    features = PairFeatures(context)
+    sketch = make_sketch(only, context, 4096)
+    for i in np.flatnonzero(context.pairs.positives.lengths > 1):
+        positives = context.pairs.positives.take(np.array([i])).values
+        row = np.arange(DOCUMENTS)[None]
+        each = [features.crowds.similarities([features.crowds.crowd.take(np.array([p]))], row)[0][0] for p in positives]
+        found = sketch.logit(torch.tensor([i]), torch.arange(DOCUMENTS))[0].numpy()
+        assert (found > np.min(each, axis=0) - 0.05).all()
+
+
+def test_what_cannot_be_sketched(world: tuple[Candidates, Context]) -> None:
+    _, context = world
+    with pytest.raises(UsageError, match="margin is no inner product"):
+        make_sketch(Posterior(("crowd_query", "margin"), (1.0, 1.0), 0.0, 0.5, "groups"), context)
+    with pytest.raises(UsageError, match="components=0"):
+        make_sketch(POSTERIOR, context, 0)

@@ -99,6 +99,7 @@ def unlabelled_world(seed: int, rate: float, queries: int = 3000, depth: int = 4
     relevant = rng.random(m) < 0.25
     base = np.where(relevant, 0.75, 0.2)
     values = {name: np.clip(base + rng.normal(0, 0.12, m), 0, 1).astype(np.float32) for name in CROWDS}
+    values |= {name: rng.random(m).astype(np.float32) for name in ("score", "log_rank", "reach_query")}
     return values, relevant, relevant & (rng.random(m) < rate)
 
 
@@ -120,6 +121,19 @@ def test_known_positives_alone_find_the_share_of_relevant(rate: float, hidden: b
     assert p[relevant[unknown]].mean() > 0.85
     assert p[~relevant[unknown]].mean() < 0.1
     assert min(model.weights) > 0
+
+
+def test_one_right_answer_is_not_taken_for_many() -> None:
+    """Where nearly every relevant document is known, and only the rank tells it from others of its crowd."""
+    values, relevant, _ = unlabelled_world(1, 0.0)
+    rng = np.random.default_rng(0)
+    one = relevant & (rng.random(len(relevant)) < 0.05)  # of a crowd of ten, one is right
+    values["log_rank"] = np.where(one, rng.normal(0.3, 0.3, len(one)), rng.normal(3, 0.5, len(one))).astype(np.float32)
+    known = one & (rng.random(len(one)) < 0.9)
+    _, report = fit_known(values, known)
+    truth = (one & ~known).sum() / (~known).sum()
+    assert report["relevant_share"] < 0.01
+    assert report["relevant_share_range"][0] <= truth
 
 
 def test_too_few_known_positives() -> None:

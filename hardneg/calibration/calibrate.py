@@ -21,7 +21,7 @@ from hardneg.calibration.judgements import (
     read_judgements,
     write_judgements,
 )
-from hardneg.calibration.learn import Logistic, check_classes, fit_judged, fit_known
+from hardneg.calibration.learn import TELLING, Logistic, check_classes, fit_judged, fit_known
 from hardneg.calibration.population import (
     Learnable,
     Population,
@@ -160,7 +160,7 @@ def calibrate(
             else _learn(reopened, pair_features, learn, features, seed, progress)
         )
         population = Population(reopened, pair_features, learned.model, progress)
-        return _finished(learned, expected_threshold(population, alpha), reopened, None, {"expected_alpha": alpha})
+        return _expected(learned, population, alpha)
     family = _family(reopened, pair_features, posterior, seed, progress, learn)
     population = Population(reopened, pair_features, family.model, progress)
     place = _places(judged, population)
@@ -185,7 +185,7 @@ def calibrate(
         if not uncertified:
             raise NotCertified(_not_certified(tests, alpha, confidence, int(held.sum()), len(judged.relevant)))
         leveled = Population(reopened, pair_features, final, progress)
-        return _finished(learned, expected_threshold(leveled, alpha), reopened, None, {"expected_alpha": alpha})
+        return _expected(learned, leveled, alpha)
     # The same order of candidates, on the scale of the final model.
     threshold = float(_moved(np.array([passed[-1].threshold]), level)[0])
     guarantee = {
@@ -199,7 +199,7 @@ def calibrate(
         "selection": selection,
         "method": "fixed-sequence test of the Poisson bound (Learn then Test, arXiv 2110.01052)",
     }
-    return _finished(learned, threshold, reopened, guarantee, {})
+    return _finished(learned, threshold, reopened, guarantee)
 
 
 def _open(run: str | Path | Run, progress: Progress) -> tuple[Reopened, PairFeatures]:
@@ -213,7 +213,7 @@ def _check_rates(alpha: float, confidence: float) -> None:
 
 
 def _finished(
-    learned: _Learned, threshold: float, run: Reopened, guarantee: dict[str, Any] | None, more: dict[str, Any]
+    learned: _Learned, threshold: float, run: Reopened, guarantee: dict[str, Any] | None, **more: float
 ) -> Posterior:
     return Posterior(
         learned.model.features,
@@ -225,6 +225,13 @@ def _finished(
         {**learned.report, **more},
         guarantee,
     )
+
+
+def _expected(learned: _Learned, population: Population, alpha: float) -> Posterior:
+    """With the threshold at which the model expects alpha false negatives, or as near as it comes."""
+    threshold = expected_threshold(population, alpha)
+    found = population.expected(threshold)
+    return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found)
 
 
 def _family(
@@ -262,10 +269,10 @@ def _learn(
         raise DataError("no query has several positives: nothing can be hidden, use learn='known'")
     if learn == "hidden" or (learn == "auto" and several >= _HIDEABLE):
         hidden, rest = hide(positives, seed)
-        data = learnable(run, PairFeatures(run.context, rest), CROWDS, hidden, seed, progress)
+        data = learnable(run, PairFeatures(run.context, rest), (*CROWDS, *TELLING[1:]), hidden, seed, progress)
         model, report = fit_known(data.values, data.known, hidden=True)
         return _Learned(model, "hidden positives", report)
-    data = learnable(run, features, CROWDS, positives, seed, progress)
+    data = learnable(run, features, (*CROWDS, *TELLING[1:]), positives, seed, progress)
     model, report = fit_known(data.values, data.known)
     return _Learned(model, "known positives", report)
 

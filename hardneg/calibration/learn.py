@@ -30,8 +30,12 @@ LADDER: tuple[tuple[str, ...], ...] = (
     (*CROWDS, "margin"),
     (*CROWDS, "margin", "reach_query", "reach_positive"),
 )
+# What the query alone says of a candidate: known positives can be told by it without looking at the positive itself.
+TELLING = ("crowd_query", "score", "log_rank", "reach_query")
 _BINS = 40  # of a view, each with the same number of candidates
 _FEWEST = 20  # known positives above a cut from which the share of known ones is read
+_UNSURE = 0.005  # chance that a bound of that share is wrong; small, as the best of many bounds is taken
+_GENTLE = 2e-4
 _LEAST = 1e-4  # probability: below, nothing can be said
 
 
@@ -187,7 +191,8 @@ def fit_known(values: Values, known: Mask, *, hidden: bool = False) -> tuple[Log
     Noto 2008), so the share of known ones among candidates, at any value of a feature, is the share of relevant ones
     there, times a constant. The constant is read where the share of known ones is highest, as if all were relevant
     there (best bin estimation, Garg et al. 2021, arXiv 2111.00980): if they are not, the posterior is too high, and
-    too much is rejected rather than too little.
+    too much is rejected rather than too little. That place is looked for with all that the query says of a candidate
+    (`TELLING`): the purer it is, the less is the posterior too high.
 
     That calibrates what the query says, `crowd_query`. What compares a candidate with the positive says nothing of the
     positive itself, so it cannot be calibrated alone. But the crowds are measured alike, and so they count alike: the
@@ -195,7 +200,7 @@ def fit_known(values: Values, known: Mask, *, hidden: bool = False) -> tuple[Log
     any value of it (generalised expectation criteria, Mann and McCallum 2010).
 
     Args:
-        values: `CROWDS` of m candidates, by name.
+        values: `CROWDS` and `TELLING` of m candidates, by name.
         known: bool `[m]`, which of them are known positives.
         hidden: whether those were hidden when the features were computed: then the sum is calibrated itself.
 
@@ -209,7 +214,9 @@ def fit_known(values: Values, known: Mask, *, hidden: bool = False) -> tuple[Log
         )
     total = np.sum([values[name].astype(np.float64) for name in CROWDS], axis=0)
     seen = total if hidden else values["crowd_query"].astype(np.float64)
-    rate, bounds = _labelled_rate(seen, known)
+    telling = _Scaled(values, TELLING)
+    found_by = LogisticRegression(max_iter=1000).fit(telling.table, known)
+    rate, bounds = _labelled_rate(np.asarray(found_by.decision_function(telling.table), np.float64), known)
     unknown = ~known
     view = _view(seen[unknown], _unlabelled(seen, known, rate)(seen[unknown]))
     slope, level = _agreeing(total[unknown], view)
@@ -227,16 +234,16 @@ def fit_known(values: Values, known: Mask, *, hidden: bool = False) -> tuple[Log
 
 
 def _labelled_rate(seen: Double, known: Mask) -> tuple[float, tuple[float, float]]:
-    """The share of known positives among the relevant: the highest lower bound (Clopper-Pearson, 95 %) of their share
-    among candidates that look at least so relevant; and that share's own two bounds, the larger first."""
+    """The share of known positives among the relevant: the highest lower bound (Clopper-Pearson) of their share among
+    candidates that look at least so relevant; and that share's own two bounds, the larger first."""
     order = np.argsort(-seen, kind="stable")
     hits = np.cumsum(known[order])
     total = np.arange(1, len(hits) + 1)
     cuts = np.flatnonzero(hits >= _FEWEST)
     cuts = np.unique(cuts[np.geomspace(1, len(cuts), min(len(cuts), 200)).astype(int) - 1])
-    low = beta.ppf(0.05, hits[cuts], total[cuts] - hits[cuts] + 1)
+    low = beta.ppf(_UNSURE, hits[cuts], total[cuts] - hits[cuts] + 1)
     best = cuts[int(np.argmax(low))]
-    high = float(beta.ppf(0.95, hits[best] + 1, max(total[best] - hits[best], 1)))
+    high = float(beta.ppf(1 - _UNSURE, hits[best] + 1, max(total[best] - hits[best], 1)))
     return float(low.max()), (high, float(low.max()))
 
 
@@ -278,7 +285,8 @@ def _agreeing(total: Double, view: _View) -> tuple[float, float]:
         value = -view.count @ (view.target * np.log(mean) + (1 - view.target) * np.log(1 - mean)) / m
         gap = ((1 - view.target) / (1 - mean) - view.target / mean) / m
         pull = gap[view.bin] * p * (1 - p)
-        return float(value), np.array([total @ pull, pull.sum()])
+        # A little pull to gentle slopes: where classes come apart whole, the slope would grow for ever.
+        return float(value) + _GENTLE * x[0] ** 2, np.array([total @ pull + 2 * _GENTLE * x[0], pull.sum()])
 
-    found = minimize(loss, np.array([3.0, -4.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, 50.0), (-30.0, 30.0)]).x
+    found = minimize(loss, np.array([3.0, -4.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)]).x
     return float(found[0]), float(found[1])

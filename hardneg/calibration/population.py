@@ -193,27 +193,41 @@ def ladder(population: Population, alpha: float) -> Ladder:
 
     They depend on the candidates and the model alone, never on judgements.
     """
-    probability = population.probabilities
-    steps = np.unique(np.quantile(probability, np.linspace(0, 1, 201), method="higher")).astype(np.float64)
-    every = int(population.negatives(1.0).sum())
-    low = _first(steps, lambda t: int(population.negatives(t).sum()) >= _FILLED * every)
-    high = _first(steps, lambda t: population.expected(t) > alpha)
-    # Between two probabilities that occur, so that rounding moves no candidate across.
-    above = probability[probability > np.float32(low)]
-    low = (low + float(above.min())) / 2 if len(above) else 1.0
+    low = strictest(population)
+    high = _first(_steps(population), lambda t: population.expected(t) > alpha)
     high = min(max(high, 1.5 * low), 1.0)
     thresholds = [float(np.float32(t)) for t in np.geomspace(low, max(high, low), _RUNGS)]
     chosen = tuple(population.negatives(t) for t in thresholds)
     return Ladder(tuple(thresholds), chosen)
 
 
+def strictest(population: Population) -> float:
+    """The lowest threshold that leaves nearly all the negatives there are without one."""
+    every = int(population.negatives(1.0).sum())
+    low = _first(_steps(population), lambda t: int(population.negatives(t).sum()) >= _FILLED * every)
+    # Between two probabilities that occur, so that rounding moves no candidate across.
+    above = population.probabilities[population.probabilities > np.float32(low)]
+    return (low + float(above.min())) / 2 if len(above) else 1.0
+
+
 def expected_threshold(population: Population, alpha: float) -> float:
-    """The highest threshold with which alpha of the negatives are expected to be false, if the model is right."""
-    low, high = 0.0, 1.0
-    for _ in range(30):
+    """The highest threshold with which alpha of the negatives are expected to be false, if the model is right.
+
+    Never below `strictest`: a model that expects more everywhere must not leave nothing.
+    """
+    low, high = strictest(population), 1.0
+    if population.expected(low) > alpha:
+        return low
+    for _ in range(25):
         middle = (low + high) / 2
         low, high = (middle, high) if population.expected(middle) <= alpha else (low, middle)
     return low
+
+
+def _steps(population: Population) -> NDArray[np.float64]:
+    """Probabilities that occur, from the lowest to the highest."""
+    wanted = np.linspace(0, 1, 201)
+    return np.unique(np.quantile(population.probabilities, wanted, method="higher")).astype(np.float64)
 
 
 def _first(steps: NDArray[np.float64], holds: Callable[[float], bool]) -> float:

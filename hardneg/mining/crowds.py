@@ -111,11 +111,17 @@ class Crowds:
         """
         step = max(1, _GATHERED // max(1, documents.shape[1] * self.crowd.members.shape[1]))
         products = np.empty(documents.shape, np.uint64)
+        # Every thread has one share of the rows, and one set of tables that it uses again and again.
+        shares = min(self.threads, -(-len(documents) // step)) or 1
+        bounds = np.linspace(0, len(documents), shares + 1).astype(int)
 
-        def count(rows: slice) -> None:
-            products[rows] = self._products([crowd.take(rows) for crowd in around], documents[rows])
+        def count(share: slice) -> None:
+            table = _Table(self, step, documents.shape[1])
+            for i in range(bounds[share.start], bounds[share.stop], step):
+                rows = slice(i, min(i + step, bounds[share.stop]))
+                table.products([crowd.take(rows) for crowd in around], documents[rows], products[rows])
 
-        _spread(count, len(documents), step, self.threads)
+        _spread(count, shares, 1, self.threads)
         lengths = self.crowd.lengths[documents]
         cosines = []
         for i, crowd in enumerate(around):
@@ -124,19 +130,39 @@ class Crowds:
             cosines[-1][documents < 0] = 0
         return cosines
 
-    def _products(self, around: list[Crowd], documents: NDArray[np.integer]) -> NDArray[np.uint64]:
-        """uint64 `[n, K]`: products of all the crowds with the documents' in one number: one look-up serves them all."""
-        width = self.size + 1
-        table = np.zeros((len(documents), width), np.uint64)
-        line = np.arange(len(documents))[:, None]
+
+class _Table:
+    """Crowds of a few queries spread out over all documents, to be looked up in.
+
+    Args:
+        crowds: of the documents.
+        rows: queries at once.
+        width: documents a query.
+    """
+
+    def __init__(self, crowds: Crowds, rows: int, width: int) -> None:
+        self.crowds, members = crowds, crowds.crowd.members.shape[1]
+        self.table = np.zeros((rows, crowds.size + 1), np.uint64)
+        self.line = np.arange(rows)[:, None]
+        self.members = np.empty((rows, width, members), np.int32)
+        self.counts = np.empty((rows, width, members), np.uint8)
+        self.places = np.empty((rows, width, members), np.int64)
+        self.found = np.empty((rows, width, members), np.uint64)
+
+    def products(self, around: list[Crowd], documents: NDArray[np.integer], out: NDArray[np.uint64]) -> None:
+        """Products of all the crowds with those of the documents, in one number: one look-up serves them all."""
+        n, line = len(documents), self.line[: len(documents)]
         for i, crowd in enumerate(around):
-            table[line, crowd.members] += crowd.counts.astype(np.uint64) << np.uint64(i * _BITS)
-        places = self.crowd.members[documents].astype(np.int64)
-        places += width * line[:, :, None]
-        found = table.ravel().take(places)
-        found *= self.crowd.counts[documents]
-        products: NDArray[np.uint64] = found.sum(2, dtype=np.uint64)
-        return products
+            self.table[line, crowd.members] += crowd.counts.astype(np.uint64) << np.uint64(i * _BITS)
+        rows = np.where(documents < 0, 0, documents)
+        crowd = self.crowds.crowd
+        members = np.take(crowd.members, rows, axis=0, out=self.members[:n], mode="clip")
+        places = np.add(members, line[:, :, None] * (self.crowds.size + 1), out=self.places[:n])
+        found = np.take(self.table.ravel(), places, out=self.found[:n], mode="clip")
+        counts = np.take(crowd.counts, rows, axis=0, out=self.counts[:n], mode="clip")
+        np.einsum("ijk,ijk->ij", found, counts, out=out)
+        for crowd in around:
+            self.table[line, crowd.members] = 0
 
 
 class Votes:
@@ -169,7 +195,7 @@ class Votes:
         found = self.nearest[queries]
         # Evenly spread ones of a long list.
         lengths = np.minimum(self.finders.lengths, _LISTED)[found] * (found >= 0)
-        place = np.arange(_LISTED)
+        place = np.arange(min(_LISTED, int(lengths.max(initial=1))))
         stride = np.maximum(self.finders.lengths[found], _LISTED)[:, :, None] * place // _LISTED
         stride = np.where(self.finders.lengths[found][:, :, None] <= _LISTED, place, stride)
         inside = place < lengths[:, :, None]
@@ -241,21 +267,25 @@ def most_counted(
     Returns:
         int64 `[n, width]` ids, largest weight first, equal ones by id, `size` where there are fewer; their weights.
     """
-    order = np.argsort(ids, axis=1, kind="stable")
-    ids = np.take_along_axis(ids, order, axis=1)
-    last = np.ones(ids.shape, bool)
-    last[:, :-1] = ids[:, 1:] != ids[:, :-1]
-    sums = np.cumsum(np.take_along_axis(weights, order, axis=1), axis=1)
-    # Sums up to the last of each id, less those up to the last of the id before.
-    before = np.where(last, sums, 0)
-    before = np.maximum.accumulate(before, axis=1)
-    before = np.concatenate([np.zeros((len(ids), 1), np.int64), before[:, :-1]], axis=1)
-    totals = np.where(last & (ids < size), sums - before, 0)
+    # An id and its weight in one number: sorting numbers is several times as fast as sorting places.
+    bits = np.uint64(int(weights.max(initial=0)).bit_length())
+    packed = np.sort((ids.astype(np.uint64) << bits) | weights.astype(np.uint64), axis=1).ravel()
+    ids = (packed >> bits).astype(np.int64)
+    first = np.ones(len(ids), bool)
+    first[1:] = ids[1:] != ids[:-1]
+    first[:: weights.shape[1] or 1] = True
+    starts = np.flatnonzero(first)
+    mask = np.uint64((1 << int(bits)) - 1)
+    totals = np.add.reduceat((packed & mask).astype(np.int64), starts) if len(starts) else np.empty(0, np.int64)
+    ids = ids[starts]
+    totals[ids >= size] = 0
     most = np.int64(totals.max(initial=0))
-    key = np.sort((most - totals) * (size + 1) + np.where(totals > 0, ids, size), axis=1)[:, :width]
-    if key.shape[1] < width:
-        key = np.pad(key, ((0, 0), (0, width - key.shape[1])), constant_values=most * (size + 1) + size)
-    return key % (size + 1), most - key // (size + 1)
+    key = np.full(weights.size, most * (size + 1) + size)
+    key[starts] = np.where(totals > 0, (most - totals) * (size + 1) + ids, key[starts])
+    table: NDArray[np.int64] = np.sort(key.reshape(weights.shape), axis=1)[:, :width]
+    if table.shape[1] < width:
+        table = np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=most * (size + 1) + size)
+    return table % (size + 1), most - table // (size + 1)
 
 
 def _spread(work: Callable[[slice], T], rows: int, step: int, threads: int) -> list[T]:

@@ -1,0 +1,462 @@
+"""False negatives among mined negatives, under the field's filters and under hardneg's posterior; its guarantee; its cost.
+
+    HF_HUB_OFFLINE=1 python benchmarks/false_negatives.py --data ../shared/data          # tables
+    python benchmarks/false_negatives.py --cost 100000 --data ../shared/data              # time and memory of the features
+
+Banking77 has one known positive a query and the truth in groups.tsv. Cranfield has several judged positives a query: one
+is kept as known, the others are the false negatives that can be counted. Beside them two sets that nothing was tuned to:
+Banking77 under another encoder (hashed words, no neural network), and scikit-learn's handwritten digits, whose classes
+are the truth.
+
+A filter's threshold decides how hard its negatives are, so filters are compared at one hardness, that of the 95 % margin
+(keep what scores below 95 % of the positive, NV-Retriever): each filter's threshold is moved until the mean score of its
+7 negatives is the same. Judged pairs are drawn at random from the candidates with seeds 0 to 19.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+from common import in_own_process, jittered_vectors, machine, median_and_spread, now_mb, peak_mb, versions
+
+import hardneg
+from hardneg.calibration.guarantee import certify
+from hardneg.calibration.learn import LADDER, TELLING, Logistic, fit_judged, fit_known
+from hardneg.calibration.population import Population, ladder
+from hardneg.data.pairs import Pairs, Ragged
+from hardneg.index.exact import ExactIndex
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.features import CROWDS, PairFeatures
+from hardneg.mining.filters import lowest_scores
+
+SEEDS = range(20)
+NEGATIVES = 7
+EVERY = ("score", "positive_score", "margin", "reach_query", "reach_positive", "log_rank")
+LEXICAL = ("lexical_query", "lexical_positive")
+
+
+@dataclass
+class World:
+    """Candidates of queries with one known positive, and the truth about them."""
+
+    name: str
+    pairs: Pairs
+    candidates: Candidates
+    context: Context
+    positives: Ragged
+    truth: np.ndarray  # bool [n, K]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def open(self) -> np.ndarray:
+        """What the default filters and the known positive leave."""
+        chain = hardneg.parse_filters([])
+        known = self.candidates.documents == self.positives.padded()[self.candidates.queries, :1]
+        return (chain.verdicts(self.candidates, self.context) == 0) & ~known & self.candidates.real
+
+    @cached_property
+    def known(self) -> np.ndarray:
+        return (
+            self.candidates.documents == self.positives.padded()[self.candidates.queries, :1]
+        ) & self.candidates.real
+
+    @cached_property
+    def features(self) -> dict[str, np.ndarray]:
+        names = [*CROWDS, *EVERY, *LEXICAL]
+        return PairFeatures(self.context, self.positives).of(names, self.candidates)
+
+    def at(self, risk: np.ndarray, threshold: float) -> tuple[float, float, float]:
+        """(share of false ones, mean score, negatives a query) of the first 7 with at most this risk."""
+        kept = self.open & (risk <= threshold)
+        chosen = kept & (np.cumsum(kept, 1) <= NEGATIVES)
+        if not chosen.any():
+            return float("nan"), float("nan"), 0.0
+        return (
+            float(self.truth[chosen].mean()),
+            float(self.candidates.scores[chosen].mean(dtype=np.float64)),
+            float(chosen.sum() / len(chosen)),
+        )
+
+    def at_hardness(self, risk: np.ndarray, hardness: float) -> tuple[float, float, float]:
+        """The same with the lowest threshold that leaves negatives this hard."""
+        steps = np.unique(np.quantile(risk[self.open], np.linspace(0, 1, 4001)))
+        low, high = 0, len(steps) - 1
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self.at(risk, steps[middle])[1] >= hardness else (middle + 1, high)
+        return self.at(risk, steps[low])
+
+    @cached_property
+    def margin(self) -> tuple[float, float, float]:
+        """The field's best-known filter: below 95 % of the positive's score."""
+        p = self.candidates.positive_scores[:, None]
+        return self.at(np.where(self.candidates.scores <= p - 0.05 * np.abs(p), 0.0, 1.0), 0.5)
+
+
+def make_world(
+    name: str, pairs: Pairs, rows: np.ndarray, queries: np.ndarray, documents: np.ndarray, positives: Ragged,
+    truth: Callable[[np.ndarray], np.ndarray], depth: int,
+) -> World:  # fmt: skip
+    index = ExactIndex(np.asarray(documents, np.float32))
+    found = index.search(np.asarray(queries[rows], np.float32), min(depth, index.size))
+    scores = index.pair_scores(np.asarray(queries[rows], np.float32), positives.take(rows).padded())
+    candidates = Candidates(rows, found.documents, found.scores, lowest_scores(scores), np.asarray(queries[rows]))
+    nearest = np.full((len(pairs), 10), -1, np.int32)
+    nearest[rows] = found.documents[:, :10]
+    context = Context(pairs, lambda: index, positives, None, lambda: nearest)
+    return World(name, pairs, candidates, context, positives, truth(found.documents))
+
+
+def banking(data: Path, encoder: str = "minilm") -> World:
+    pairs = hardneg.read_pairs(str(data / "banking77"), hardneg.ReadOptions(split="train"))
+    if encoder == "minilm":
+        folder = data / "banking77" / "minilm"
+        queries = np.load(folder / "queries.npy")[pairs.query_rows]
+        documents = np.load(folder / "corpus.npy")[pairs.document_rows]
+    else:
+        made = hardneg.HashedEncoder(dimension=256)
+        texts = pairs.documents.slice(0, len(pairs.document_ids))
+        made.fit(texts)
+        documents, queries = np.asarray(made.encode(texts)), np.asarray(made.encode(pairs.queries.slice(0, len(pairs))))
+    rows = np.flatnonzero(pairs.positives.lengths > 0)
+    own, groups = pairs.query_groups, pairs.document_groups
+    return make_world(
+        f"banking77, {encoder}", pairs, rows, queries, documents, pairs.positives,
+        lambda found: groups[found] == own[rows][:, None], 300,
+    )  # fmt: skip
+
+
+def digits(seed: int = 0) -> World:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(images))
+    images, labels = images[order], labels[order]
+    n = 600
+    positives = [int(rng.choice(np.flatnonzero(labels[n:] == label))) for label in labels[:n]]
+    pairs = Pairs.from_columns(
+        [f"query {i}" for i in range(n)], [f"image {p}" for p in positives],
+        corpus=[f"image {i}" for i in range(len(images) - n)], query_ids=[str(i) for i in range(n)],
+    )  # fmt: skip
+    # Documents stand where they were first named: as a positive, or in the corpus.
+    numbers = np.array([int(text.split()[1]) for text in pairs.documents.slice(0, len(pairs.document_ids))])
+    truth = labels[n:][numbers]
+    return make_world(
+        "digits, pixels", pairs, np.arange(n), images[:n], images[n:][numbers], pairs.positives,
+        lambda found: truth[found] == labels[:n, None], 300,
+    )  # fmt: skip
+
+
+def cranfield(data: Path, seed: int) -> World:
+    pairs = hardneg.read_pairs(str(data / "cranfield"), hardneg.ReadOptions(split="train"))
+    folder = data / "cranfield" / "minilm"
+    queries = np.load(folder / "queries.npy")[pairs.query_rows]
+    documents = np.load(folder / "corpus.npy")[pairs.document_rows]
+    rng = np.random.default_rng(seed)
+    rows = np.flatnonzero(pairs.positives.lengths > 1)
+    kept = np.array([rng.choice(pairs.positives.take(rows[i : i + 1]).values) for i in range(len(rows))])
+    known = Ragged.from_pairs(rows, kept, len(pairs))
+    table = np.zeros((len(pairs), len(pairs.document_ids)), bool)
+    table[pairs.positives.row_numbers(), pairs.positives.values] = True
+    return make_world(
+        "cranfield, minilm", pairs, rows, queries, documents, known,
+        lambda found: np.take_along_axis(table[rows], found.astype(np.int64), 1), 100,
+    )  # fmt: skip
+
+
+def learned(world: World) -> np.ndarray:
+    """P(relevant) of all candidates, learned from the known positives alone."""
+    used = world.open | world.known
+    model, world.report = fit_known({n: world.features[n][used] for n in (*CROWDS, *TELLING[1:])}, world.known[used])
+    return whole(world, model)
+
+
+def whole(world: World, model: Logistic) -> np.ndarray:
+    flat = {name: world.features[name].ravel() for name in model.features}
+    return model.probability(flat).reshape(world.open.shape)
+
+
+def judged(world: World, count: int, seed: int, names: tuple[str, ...] | None) -> tuple[np.ndarray, dict]:
+    rows, columns = np.nonzero(world.open)
+    pick = np.random.default_rng(seed).choice(len(rows), count, replace=False)
+    rows, columns = rows[pick], columns[pick]
+    values = {name: value[rows, columns] for name, value in world.features.items()}
+    model, report = fit_judged(values, world.truth[rows, columns], np.ones(count), rows, names, seed)
+    return whole(world, model), report
+
+
+def guide_risk(world: World) -> np.ndarray:
+    """GISTEmbed's guide: how far the candidate's guide score is above the positive's; the hashed encoder guides."""
+    made = hardneg.HashedEncoder(dimension=256)
+    texts = world.pairs.documents.slice(0, len(world.pairs.document_ids))
+    made.fit(texts)
+    index = ExactIndex(np.asarray(made.encode(texts), np.float32))
+    queries = np.asarray(made.encode(world.pairs.queries.take(world.candidates.queries)), np.float32)
+    scores = index.pair_scores(queries, world.candidates.documents)
+    positives = lowest_scores(index.pair_scores(queries, world.positives.take(world.candidates.queries).padded()))
+    return scores - positives[:, None]
+
+
+def row(name: str, results: list[tuple[float, float, float]], note: str = "") -> None:
+    false, score, count = (np.array(column) for column in zip(*results, strict=True))
+    spread = f" ± {false.std():.4f}" if len(false) > 1 else ""
+    print(f"| {name} | {false.mean():.4f}{spread} | {score.mean():.3f} | {count.mean():.2f} | {note} |", flush=True)
+
+
+def compare(world: World) -> None:
+    n, k = world.open.shape
+    hardness = world.margin[1]
+    print(
+        f"\n### {world.name}: {n:,} queries, depth {k}, {world.truth[world.open].mean():.3f} of the candidates relevant\n"
+    )
+    print("| filter | false among the kept | mean score | negatives a query | |\n| --- | --- | --- | --- | --- |")
+    row("none", [world.at(np.zeros(world.open.shape), 1)])
+    row("rank > 50", [world.at(np.where(world.candidates.ranks > 50, 0.0, 1.0) * np.ones(world.open.shape), 0.5)])
+    row("score <= 0.6", [world.at(world.candidates.scores, 0.6)])
+    row("margin 95 %", [world.margin])
+    margin = world.candidates.scores - world.candidates.positive_scores[:, None]
+    row("absolute margin 0.05", [world.at(margin, -0.05)])
+    print("| *at the hardness of the 95 % margin:* | | | | |")
+    row("score", [world.at_hardness(world.candidates.scores, hardness)])
+    row("rank", [world.at_hardness(-world.candidates.ranks * np.ones(world.open.shape), hardness)])
+    row("margin (any threshold)", [world.at_hardness(margin, hardness)])
+    if "minilm" in world.name:  # digits have no texts, and the hashed encoder cannot guide itself
+        row("guide (hashed encoder)", [world.at_hardness(guide_risk(world), hardness)])
+    row("near-duplicate of the positive (embedding)", [world.at_hardness(world.features["positive_score"], hardness)])
+    row("common neighbours: crowd_query alone", [world.at_hardness(world.features["crowd_query"], hardness)])
+    p = learned(world)
+    row("**posterior, no judgement**", [world.at_hardness(p, hardness)], "known positives alone")
+    results = [judged(world, 300, seed, CROWDS) for seed in SEEDS]
+    row("**posterior, 300 judged**", [world.at_hardness(r, hardness) for r, _ in results], "crowds; seeds 0-19")
+    results = [judged(world, 300, seed, None) for seed in SEEDS]
+    row("posterior, 300 judged", [world.at_hardness(r, hardness) for r, _ in results], "features by cross-validation")
+    oracle = [world.at_hardness(world.truth + 1e-3 * world.candidates.scores, hardness)]
+    row("oracle", oracle)
+    print("| *at its own threshold, no judgement:* | | | | |")
+    for threshold in (0.05, 0.1, 0.2):
+        row(f"posterior <= {threshold}", [world.at(p, threshold)], f"expected {expected(world, p, threshold):.4f}")
+    row("oracle", [world.at(world.truth.astype(float), 0.5)])
+    share = world.report["relevant_share"]
+    print(
+        f"\nrelevant among the open candidates: estimated {share:.3f}, true {world.truth[world.open].mean():.3f}; reliability:"
+    )
+    edges = [0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.01]
+    cells = []
+    for low, high in itertools.pairwise(edges):
+        here = world.open & (p >= low) & (p < high)
+        if here.sum() >= 50:
+            cells.append(f"{p[here].mean():.3f} said, {world.truth[here].mean():.3f} true")
+    print("; ".join(cells) + ".")
+
+
+def expected(world: World, p: np.ndarray, threshold: float) -> float:
+    kept = world.open & (p <= threshold)
+    chosen = kept & (np.cumsum(kept, 1) <= NEGATIVES)
+    return float(p[chosen].mean()) if chosen.any() else 0.0
+
+
+def ablation(worlds: list[World]) -> None:
+    print("\n### What each feature is worth\n")
+    print(
+        "False among the kept at the 95 % margin's hardness; logistic model of 300 (20 seeds) and of 10,000 judged pairs (3).\n"
+    )
+    print("| features | " + " | ".join(f"{w.name}: 300 | 10,000" for w in worlds) + " |")
+    print("| --- |" + " --- | --- |" * len(worlds))
+    sets: dict[str, tuple[str, ...]] = {
+        "crowd_query": ("crowd_query",),
+        "crowd_positive": ("crowd_positive",),
+        "crowd_votes": ("crowd_votes",),
+        "crowd_query, crowd_positive": CROWDS[:2],
+        "the three crowds": CROWDS,
+        "+ score, positive_score": (*CROWDS, "score", "positive_score"),
+        "+ margin": (*CROWDS, "margin"),
+        "+ reach_query, reach_positive": (*CROWDS, "reach_query", "reach_positive"),
+        "+ margin, reach_*": LADDER[-1],
+        "+ log_rank": (*CROWDS, "log_rank"),
+        "+ lexical_*": (*CROWDS, *LEXICAL),
+        "all": (*CROWDS, *EVERY, *LEXICAL),
+        "all but the crowds": (*EVERY, *LEXICAL),
+    }
+    for label, names in sets.items():
+        cells = []
+        for world in worlds:
+            for count, seeds in ((300, SEEDS), (10_000, range(3))):
+                count = min(count, int(world.open.sum()) // 2)
+                found = [world.at_hardness(judged(world, count, s, names)[0], world.margin[1])[0] for s in seeds]
+                cells.append(f"{np.mean(found):.4f} ± {np.std(found):.4f}" if count == 300 else f"{np.mean(found):.4f}")
+        print(f"| {label} | " + " | ".join(cells) + " |", flush=True)
+
+
+class Counted(Population):
+    """A population whose candidates are given as arrays."""
+
+    def __init__(self, world: World, p: np.ndarray) -> None:
+        from hardneg.mining.samplers import Top, query_keys
+
+        self.sampler, self.wanted, self.seed = Top(), NEGATIVES, 0
+        self.keys = query_keys(world.pairs.query_ids)
+        self.parts = [(world.candidates, world.open, p.astype(np.float32))]
+
+
+def guarantee(world: World, alpha: float = 0.05, confidence: float = 0.95, times: int = 200) -> None:
+    """Judgements drawn anew 200 times: how often the promise is broken, and what it costs in hardness."""
+    population = Counted(world, learned(world))
+    rungs = ladder(population, alpha)
+    scores, truth = world.candidates.scores[world.open], world.truth[world.open]
+    rates = [float(truth[c].mean()) for c in rungs.chosen]
+    hardness = [float(scores[c].mean()) for c in rungs.chosen]
+    able = np.flatnonzero(np.logical_or.reduce(rungs.chosen))
+    # The hardest threshold of all that keeps alpha, as one who knows the truth would choose it.
+    steps = np.unique(np.quantile(population.probabilities, np.linspace(0, 1, 400)))
+    knowing = [world.at(population.parts[0][2], float(t)) for t in steps]
+    best = max((h for false, h, _ in knowing if false <= alpha), default=float("nan"))
+    oracle = world.at(world.truth.astype(float), 0.5)[1]
+    for sample in (300, 600, 1200):
+        held = min(round(0.75 * sample), len(able))
+        got, broken = [], 0
+        for seed in range(times):
+            drawn = np.random.default_rng(seed).choice(able, held, replace=False)
+            seen = [c[drawn] for c in rungs.chosen]
+            tests = certify(
+                rungs.thresholds, [int(c.sum()) for c in rungs.chosen], [int(s.sum()) for s in seen],
+                [int((s & truth[drawn]).sum()) for s in seen], held / len(able), alpha, confidence,
+            )  # fmt: skip
+            passed = sum(test.passed for test in tests)
+            if passed:
+                got.append(hardness[passed - 1])
+                broken += rates[passed - 1] > alpha
+        kept = f"{np.mean(got):.3f}" if got else "-"
+        lost = f"{best - np.mean(got):.3f}" if got else "-"
+        shares = f"{len(got) / times:.1%} | {broken / times:.1%}"
+        print(f"| {world.name} | {sample} | {shares} | {kept} | {lost} | {best:.3f} | {oracle:.3f} |", flush=True)
+
+
+def by_rank(data: Path) -> None:
+    print("\n### Cranfield: false negatives by rank, one of the judged positives kept as known (seeds 0-19)\n")
+    print("| filter | " + " | ".join(f"{a}-{b}" for a, b in BANDS) + " | first 7: false | mean score | negatives |")
+    print("| --- |" + " --- |" * (len(BANDS) + 3))
+    rows: dict[str, list[list[float]]] = {}
+    for seed in SEEDS:
+        world = cranfield(data, seed)
+        p = learned(world)
+        names = {
+            "none": (np.zeros(p.shape), 1.0),
+            "margin 95 %": (np.where(margin_ok(world), 0.0, 1.0), 0.5),
+            "posterior <= 0.1, no judgement": (p, 0.1),
+            "posterior at the margin's hardness": (p, threshold_at(world, p)),
+        }
+        for name, (risk, threshold) in names.items():
+            kept = world.open & (risk <= threshold)
+            shares = []
+            for low, high in BANDS:
+                band = kept[:, low - 1 : high]
+                shares.append(float(world.truth[:, low - 1 : high][band].mean()) if band.any() else float("nan"))
+            rows.setdefault(name, []).append([*shares, *world.at(risk, threshold)])
+    for name, found in rows.items():
+        table = np.array(found)
+        cells = [f"{m:.3f} ± {s:.3f}" for m, s in zip(np.nanmean(table, 0), np.nanstd(table, 0), strict=True)]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+BANDS = ((1, 5), (6, 10), (11, 20), (21, 50), (51, 100))
+
+
+def margin_ok(world: World) -> np.ndarray:
+    p = world.candidates.positive_scores[:, None]
+    return world.candidates.scores <= p - 0.05 * np.abs(p)
+
+
+def threshold_at(world: World, p: np.ndarray) -> float:
+    steps = np.unique(np.quantile(p[world.open], np.linspace(0, 1, 2001)))
+    return float(next((t for t in steps if world.at(p, t)[1] >= world.margin[1]), 1.0))
+
+
+def cost(data: Path, count: int, what: str) -> dict[str, float]:
+    """Seconds and memory of the search and of the features, one after the other, in a process of its own."""
+    folders = [data / name for name in ("banking77", "cranfield")]
+    vectors = jittered_vectors(folders, 2 * count, 0.35, 0)
+    queries, documents = vectors[:count], vectors[count:]
+    pairs = Pairs.from_columns([f"q{i}" for i in range(count)], [f"d{i}" for i in range(count)])
+    before = peak_from_now()
+    index = ExactIndex(documents)
+    started = time.perf_counter()
+    found = [index.search(queries[i : i + 4096], 100) for i in range(0, count, 4096)]
+    search = time.perf_counter() - started
+    after_search = peak_mb()
+    if what == "search":
+        return {"search": search, "peak": after_search, "base": before}
+    nearest = np.concatenate([each.documents[:, :10] for each in found])
+    context = Context(pairs, lambda: index, pairs.known_positives(), None, lambda: nearest)
+    features = PairFeatures(context)
+    started = time.perf_counter()
+    assert features.crowds.size == count
+    crowds = time.perf_counter() - started
+    started = time.perf_counter()
+    for i, each in enumerate(found):
+        rows = np.arange(i * 4096, i * 4096 + len(each.documents))
+        block = Candidates(rows, each.documents, each.scores, each.scores[:, 0], queries[rows])
+        features.of(CROWDS, block)
+    pairwise = time.perf_counter() - started
+    peak = peak_mb()
+    return {"search": search, "crowds": crowds, "features": pairwise, "peak": peak, "base": before}
+
+
+def peak_from_now() -> float:
+    """Forget the peak so far; returns what is held now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return now_mb()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cost", type=int, metavar="N", help="only time and memory, at N queries and documents")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        import json
+
+        print(json.dumps(cost(args.data, args.cost, args.one)))
+        return
+    print(machine())
+    print(versions("hardneg", "scikit-learn", "faiss-cpu", "torch"))
+    if args.cost:
+        common = ("--data", str(args.data), "--cost", str(args.cost), "--one", "all")
+        found = [in_own_process(__file__, *common) for _ in range(args.repeat)]
+        alone = [in_own_process(__file__, *common[:-1], "search") for _ in range(args.repeat)]
+        for name in ("search", "crowds", "features"):
+            print(f"{name}: {median_and_spread([each[name] for each in found])} s")
+        ratios = [(each["crowds"] + each["features"]) / each["search"] for each in found]
+        print(f"crowds and features, of the search: {median_and_spread(ratios)}")
+        for name, runs in (("search alone", alone), ("search and features", found)):
+            print(f"memory above the vectors, {name}: {median_and_spread([r['peak'] - r['base'] for r in runs])} MB")
+        return
+    worlds = [banking(args.data), banking(args.data, "hashed"), digits()]
+    for world in [*worlds, cranfield(args.data, 0)]:
+        compare(world)
+    by_rank(args.data)
+    print("\n### The guarantee: alpha 0.05, confidence 0.95, judgements drawn anew 200 times\n")
+    print(
+        "| set | judged | certified | promise broken | mean score | below the best threshold by | best threshold | oracle |"
+    )
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    for world in [*worlds, cranfield(args.data, 0)]:
+        guarantee(world)
+    ablation([worlds[0], worlds[1], cranfield(args.data, 0)])
+
+
+if __name__ == "__main__":
+    main()
