@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from hardneg.calibration import judgements as j
-from hardneg.calibration.calibrate import NotCertified, calibrate, hide, judge
+from hardneg.calibration.calibrate import NotCertified, calibrate, judge
 from hardneg.calibration.learn import Logistic
 from hardneg.calibration.population import Population, expected_threshold, ladder
+from hardneg.calibration.sources import hide
 from hardneg.data.pairs import Ragged
 from hardneg.errors import DataError, RunError, UsageError
 from hardneg.mining.features import CROWDS, PairFeatures
@@ -107,7 +108,8 @@ def test_from_a_run_to_a_certified_threshold(mined: Path, tmp_path: Path) -> Non
     assert (tmp_path / "p.json").read_bytes() == (run / "posterior.json").read_bytes()
     value = json.loads(again.stdout)
     assert value["guarantee"]["alpha"] == 0.1
-    assert value["guarantee"]["selection"] == {"sampler": "top", "negatives": 7, "seed": 0}
+    expected = {"sampler": "top", "negatives": 7, "seed": 0, "default_filters": True, "filters": []}
+    assert value["guarantee"]["selection"] == expected
     selected = hardneg(
         "select", run, "--filter", f"posterior:{run}/posterior.json", "--out", tmp_path / "new", "--json"
     )
@@ -427,6 +429,10 @@ def test_usage(mined: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UsageError, match=message):
             calibrate(mined, **wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="give no judgements with"):
+        calibrate(mined, "x.csv", learn="groups")
+    with pytest.raises(UsageError, match="a given posterior is only certified"):
+        calibrate(mined, posterior=calibrate(mined))
     with pytest.raises(DataError, match="has no groups"):
         calibrate(mined, learn="groups")
     with pytest.raises(UsageError, match="1 pair or more"):
@@ -454,17 +460,20 @@ def test_another_encoder_is_refused_unless_forced(data: Path, mined: Path, tmp_p
 
 def test_a_guarantee_for_another_selection_is_said(mined: Path, tmp_path: Path) -> None:
     made = calibrate(mined)
-    promise = {"alpha": 0.05, "threshold": 0.5, "selection": {"sampler": "top", "negatives": 7, "seed": 0}}
+    selection = {"sampler": "top", "negatives": 7, "seed": 0, "default_filters": True, "filters": []}
+    promise = {"alpha": 0.05, "threshold": 0.5, "selection": selection}
     Posterior(
         made.features, made.weights, made.intercept, made.threshold, made.source, made.fingerprints, {}, promise
     ).save(tmp_path / "p.json")
     for more, said in (
         ({}, None),
         ({"negatives": 3}, "given for another selection (negatives 7 then, 3 now)"),
+        ({"more": "rank:min=2"}, "filters [] then, ['rank:min=2'] now"),
         ({"threshold": 0.6}, "does not hold for threshold 0.6"),
     ):
         threshold = more.pop("threshold", None)
         spec = f"posterior:{tmp_path}/p.json" + ("" if threshold is None else f",threshold={threshold}")
-        done = select(mined, SelectOptions(filters=(spec,), **more), tmp_path / "new", overwrite=True)  # type: ignore[arg-type]
+        filters = (spec, more.pop("more")) if "more" in more else (spec,)
+        done = select(mined, SelectOptions(filters=filters, **more), tmp_path / "new", overwrite=True)  # type: ignore[arg-type]
         notes = [note for note in done.info["warnings"] if "guarantee" in note]
         assert (notes == []) if said is None else (said in notes[0])

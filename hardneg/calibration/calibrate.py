@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +12,33 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from hardneg.calibration.guarantee import certify, judgements_needed
+from hardneg.calibration.guarantee import Test, certify, judgements_needed
 from hardneg.calibration.judgements import (
     Drawn,
     Judgements,
     draw_pairs,
     judge_with,
+    no_strangers,
     read_judgements,
     write_judgements,
 )
-from hardneg.calibration.learn import TELLING, Logistic, check_classes, fit_judged, fit_known
-from hardneg.calibration.population import (
-    Learnable,
-    Population,
-    expected_threshold,
-    ladder,
-    learnable,
-)
-from hardneg.data.pairs import Pairs, Ragged
+from hardneg.calibration.learn import Logistic, check_classes
+from hardneg.calibration.population import Population, expected_threshold, ladder
+from hardneg.calibration.sources import Learned, family, from_judged, learn_from
 from hardneg.errors import DataError, UsageError
-from hardneg.mining.candidates import Float, Mask
+from hardneg.mining.candidates import Mask
 from hardneg.mining.cross_encoder import load_cross_encoder
-from hardneg.mining.features import CROWDS, PairFeatures, check_features
-from hardneg.mining.posterior import Posterior, check_identity, identity
+from hardneg.mining.features import PairFeatures, check_features
+from hardneg.mining.posterior import Posterior, identity, selection_of
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
 
 LEARN = ("auto", "known", "hidden", "groups", "judged")
-_HIDEABLE = 200  # queries with several positives, from which on hiding one of them is worth it
-_JUDGED_GROUPS = 200_000  # pairs that are learned from where groups tell the truth
 
 
 class NotCertified(DataError):
     """The judgements do not show that any threshold keeps the promise (CLI exit code 1)."""
-
-
-@dataclass(frozen=True)
-class _Learned:
-    model: Logistic
-    source: str
-    report: dict[str, Any]
 
 
 def judge(
@@ -88,7 +74,7 @@ def judge(
     if sample < 1:
         raise UsageError("the sample must be 1 pair or more")
     reopened, features = _open(run, progress)
-    model = _family(reopened, features, posterior, seed, progress).model
+    model = family(reopened, features, posterior, "auto", seed, progress).model
     population = Population(reopened, features, model, progress)
     if not len(population.probabilities):
         raise DataError(
@@ -139,32 +125,36 @@ def calibrate(
         DataError, UsageError: see their messages.
     """
     _check_rates(alpha, confidence)
-    if learn not in LEARN:
-        raise UsageError(f"learn must be one of {', '.join(LEARN)}, not {learn!r}")
-    if learn == "judged" and judgements is None:
-        raise UsageError("to learn from judgements, give a file of them: hardneg judge RUN --out F.csv draws the pairs")
-    if features is not None:
-        check_features(features)
-        if learn not in ("judged", "groups"):
-            raise UsageError("features can be chosen with learn='judged' or 'groups' only")
+    _check_choices(learn, features, posterior, judgements is not None)
     reopened, pair_features = _open(run, progress)
-    config = reopened.run.info["config"]
-    selection = {name: config[name] for name in ("sampler", "negatives", "seed")}
     judged = None if judgements is None else read_judgements(Path(judgements), reopened.pairs)
     if judged is not None:
         check_classes(judged.relevant)
-    if judged is None or learn in ("judged", "groups"):
-        learned = (
-            _from_judged(reopened, pair_features, judged, features, seed)
-            if learn == "judged" and judged is not None
-            else _learn(reopened, pair_features, learn, features, seed, progress)
-        )
-        population = Population(reopened, pair_features, learned.model, progress)
-        return _expected(learned, population, alpha)
-    family = _family(reopened, pair_features, posterior, seed, progress, learn)
-    population = Population(reopened, pair_features, family.model, progress)
+    if judged is not None and learn != "judged":
+        start = family(reopened, pair_features, posterior, learn, seed, progress)
+        return _certified(reopened, pair_features, judged, start, alpha, confidence, uncertified, progress)
+    learned = (
+        learn_from(reopened, pair_features, learn, features, seed, progress)
+        if judged is None
+        else from_judged(reopened, pair_features, judged, features, seed)
+    )
+    return _expected(learned, Population(reopened, pair_features, learned.model, progress), alpha)
+
+
+def _certified(
+    run: Reopened,
+    features: PairFeatures,
+    judged: Judgements,
+    start: Learned,
+    alpha: float,
+    confidence: float,
+    uncertified: bool,
+    progress: Progress,
+) -> Posterior:
+    """`start` with its level set by some judgements, and the highest threshold that the held-out ones certify."""
+    population = Population(run, features, start.model, progress)
     place = _places(judged, population)
-    final, level = _level(family.model, population, judged, place)
+    final, level = _level(start.model, population, judged, place)
     rungs = ladder(population, alpha)
     held = judged.held_out
     share = _share(judged, place[held], np.logical_or.reduce(rungs.chosen))
@@ -179,27 +169,23 @@ def calibrate(
         confidence,
     )
     passed = [test for test in tests if test.passed]
-    report = {**family.report, "level": level, "tests": [asdict(test) for test in tests]}
-    learned = _Learned(final, family.source, report)
+    report = {**start.report, "level": level, "tests": [asdict(test) for test in tests]}
+    learned = Learned(final, start.source, report)
     if not passed:
         if not uncertified:
             raise NotCertified(_not_certified(tests, alpha, confidence, int(held.sum()), len(judged.relevant)))
-        leveled = Population(reopened, pair_features, final, progress)
-        return _expected(learned, leveled, alpha)
+        return _expected(learned, Population(run, features, final, progress), alpha)
     # The same order of candidates, on the scale of the final model.
     threshold = float(_moved(np.array([passed[-1].threshold]), level)[0])
     guarantee = {
+        **asdict(passed[-1]),
         "alpha": alpha,
         "confidence": confidence,
         "threshold": threshold,
-        "negatives": passed[-1].negatives,
-        "judged": passed[-1].judged,
-        "false": passed[-1].false,
-        "p": passed[-1].p,
-        "selection": selection,
+        "selection": selection_of(run.run.info["config"]),
         "method": "fixed-sequence test of the Poisson bound (Learn then Test, arXiv 2110.01052)",
     }
-    return _finished(learned, threshold, reopened, guarantee)
+    return _finished(learned, threshold, run, guarantee)
 
 
 def _open(run: str | Path | Run, progress: Progress) -> tuple[Reopened, PairFeatures]:
@@ -212,8 +198,24 @@ def _check_rates(alpha: float, confidence: float) -> None:
         raise UsageError(f"alpha {alpha} must be between 0 and 1, the confidence {confidence} at least 0.5 and below 1")
 
 
+def _check_choices(learn: str, features: Sequence[str] | None, posterior: Posterior | None, judged: bool) -> None:
+    """UsageError for choices that do not go together."""
+    if learn not in LEARN:
+        raise UsageError(f"learn must be one of {', '.join(LEARN)}, not {learn!r}")
+    if learn == "judged" and not judged:
+        raise UsageError("to learn from judgements, give a file of them: hardneg judge RUN --out F.csv draws the pairs")
+    if learn == "groups" and judged:
+        raise UsageError("groups tell the truth of every pair: give no judgements with learn='groups'")
+    if posterior is not None and (learn != "auto" or not judged):
+        raise UsageError("a given posterior is only certified: give judgements drawn for it, and no way to learn")
+    if features is not None:
+        check_features(features)
+        if learn not in ("judged", "groups"):
+            raise UsageError("features can be chosen with learn='judged' or 'groups' only")
+
+
 def _finished(
-    learned: _Learned, threshold: float, run: Reopened, guarantee: dict[str, Any] | None, **more: float
+    learned: Learned, threshold: float, run: Reopened, guarantee: dict[str, Any] | None, **more: float
 ) -> Posterior:
     return Posterior(
         learned.model.features,
@@ -227,125 +229,11 @@ def _finished(
     )
 
 
-def _expected(learned: _Learned, population: Population, alpha: float) -> Posterior:
+def _expected(learned: Learned, population: Population, alpha: float) -> Posterior:
     """With the threshold at which the model expects alpha false negatives, or as near as it comes."""
     threshold = expected_threshold(population, alpha)
     found = population.expected(threshold)
     return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found)
-
-
-def _family(
-    run: Reopened,
-    features: PairFeatures,
-    posterior: Posterior | None,
-    seed: int,
-    progress: Progress,
-    learn: str = "auto",
-) -> _Learned:
-    """The posterior whose thresholds are certified: the given one, or what can be learned without judgements."""
-    if posterior is not None:
-        check_identity(posterior, run.run.info["fingerprints"], "the posterior")
-        return _Learned(
-            Logistic(posterior.features, posterior.weights, posterior.intercept),
-            posterior.source,
-            dict(posterior.report),
-        )
-    try:
-        return _learn(run, features, learn, None, seed, progress)
-    except DataError as error:
-        # Without known positives there is still the crowd: as a ladder of thresholds it will do, its level is judged.
-        model = Logistic(CROWDS, (4.0, 4.0, 4.0), -4.0)
-        return _Learned(model, "judgements", {"learned": f"equal weights of the crowds ({error})"})
-
-
-def _learn(
-    run: Reopened, features: PairFeatures, learn: str, names: Sequence[str] | None, seed: int, progress: Progress
-) -> _Learned:
-    positives = run.pairs.positives
-    if learn == "groups":
-        return _from_groups(run, features, names, seed, progress)
-    several = int((positives.lengths > 1).sum())
-    if learn == "hidden" and several == 0:
-        raise DataError("no query has several positives: nothing can be hidden, use learn='known'")
-    if learn == "hidden" or (learn == "auto" and several >= _HIDEABLE):
-        hidden, rest = hide(positives, seed)
-        data = learnable(run, PairFeatures(run.context, rest), (*CROWDS, *TELLING[1:]), hidden, seed, progress)
-        model, report = fit_known(data.values, data.known, hidden=True)
-        return _Learned(model, "hidden positives", report)
-    data = learnable(run, features, (*CROWDS, *TELLING[1:]), positives, seed, progress)
-    model, report = fit_known(data.values, data.known)
-    return _Learned(model, "known positives", report)
-
-
-def hide(positives: Ragged, seed: int) -> tuple[Ragged, Ragged]:
-    """(one random positive of every query that has several, all others)."""
-    rng = np.random.default_rng(seed)
-    several = np.flatnonzero(positives.lengths > 1)
-    places = positives.offsets[several] + rng.integers(positives.lengths[several])
-    rows, rest = positives.row_numbers(), np.ones(len(positives.values), bool)
-    rest[places] = False
-    n = len(positives)
-    return (
-        Ragged.from_pairs(rows[places], positives.values[places], n),
-        Ragged.from_pairs(rows[rest], positives.values[rest], n),
-    )
-
-
-def _from_groups(
-    run: Reopened, features: PairFeatures, names: Sequence[str] | None, seed: int, progress: Progress
-) -> _Learned:
-    pairs = run.pairs
-    if pairs.document_groups is None or pairs.query_groups is None:
-        raise DataError("the dataset has no groups: a column 'group' or 'label' (--group-column), or groups.tsv")
-    wanted = (*CROWDS, "margin", "reach_query", "reach_positive") if names is None else tuple(names)
-    data = learnable(run, features, wanted, pairs.positives, seed, progress)
-    groups = pairs.query_groups[data.query], pairs.document_groups[data.document]
-    usable = np.flatnonzero((groups[0] >= 0) & (groups[1] >= 0) & ~data.known)
-    usable = np.sort(np.random.default_rng(seed).permutation(usable)[:_JUDGED_GROUPS])
-    model, report = fit_judged(
-        {name: value[usable] for name, value in data.values.items()},
-        (groups[0] == groups[1])[usable],
-        np.ones(len(usable)),
-        data.query[usable],
-        names,
-        seed,
-    )
-    return _Learned(model, "groups", report)
-
-
-def _from_judged(
-    run: Reopened, features: PairFeatures, judged: Judgements, names: Sequence[str] | None, seed: int
-) -> _Learned:
-    wanted = (*CROWDS, "margin", "reach_query", "reach_positive") if names is None else tuple(names)
-    values = _values_of(run, features, judged, wanted)
-    weights = np.where(np.isnan(judged.inclusion), 1.0, 1 / judged.inclusion)
-    model, report = fit_judged(values, judged.relevant, weights, judged.query, names, seed)
-    return _Learned(model, "judgements", report)
-
-
-def _values_of(run: Reopened, features: PairFeatures, judged: Judgements, names: Sequence[str]) -> dict[str, Float]:
-    """Features of the judged pairs, `[m]` by name."""
-    values = {name: np.full(len(judged.query), np.nan, np.float32) for name in names}
-    for part in run:
-        here = np.flatnonzero(np.isin(judged.query, part.candidates.queries))
-        if len(here) == 0:
-            continue
-        rows, line = np.unique(judged.query[here] - part.candidates.queries[0], return_inverse=True)
-        block = part.candidates.rows(rows)
-        match = block.documents[line] == judged.document[here][:, None]
-        there = match.any(1)
-        columns = np.full((len(rows), int(np.bincount(line).max())), -1)
-        slot = np.zeros(len(here), np.int64)
-        taken = np.zeros(len(rows), np.int64)
-        for i, row in enumerate(line):
-            slot[i] = taken[row]
-            taken[row] += 1
-        columns[line[there], slot[there]] = match.argmax(1)[there]
-        found = features.of(names, block, columns)
-        for name in names:
-            values[name][here[there]] = found[name][line[there], slot[there]]
-    _no_strangers(np.isnan(values[names[0]]), judged, run.pairs)
-    return values
 
 
 def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
@@ -355,21 +243,8 @@ def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
     wanted = judged.query * np.int64(len(population.run.pairs.document_ids)) + judged.document
     order = np.argsort(keys)
     place = order[np.searchsorted(keys, wanted, sorter=order).clip(max=max(0, len(keys) - 1))]
-    _no_strangers(keys[place] != wanted, judged, population.run.pairs)
+    no_strangers(keys[place] != wanted, judged, population.run.pairs)
     return np.asarray(place, np.int64)
-
-
-def _no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
-    if strange.any():
-        first = int(np.flatnonzero(strange)[0])
-        pair = (
-            pairs.query_ids[int(judged.query[first])].as_py(),
-            pairs.document_ids[int(judged.document[first])].as_py(),
-        )
-        raise DataError(
-            f"{int(strange.sum()):,} judged pairs are no candidates of this run that a posterior could judge, the first: "
-            f"query {pair[0]!r}, document {pair[1]!r}. Was the file drawn for another run, or with other filters?"
-        )
 
 
 def _level(
@@ -423,7 +298,7 @@ def _share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> float:
     return share
 
 
-def _not_certified(tests: list[Any], alpha: float, confidence: float, held: int, judged: int) -> str:
+def _not_certified(tests: list[Test], alpha: float, confidence: float, held: int, judged: int) -> str:
     strictest = tests[0]
     needed = judgements_needed(tests, alpha, confidence, held)
     found = (
@@ -445,6 +320,3 @@ def _taken_over(judged: Judgements, population: Population, drawn: Drawn) -> lis
     asked = population.pairs.take(drawn.place)
     known = {(int(q), int(d)): int(r) for q, d, r in zip(judged.query, judged.document, judged.relevant, strict=True)}
     return [known.get((int(q), int(d))) for q, d in zip(asked.query, asked.document, strict=True)]
-
-
-__all__ = ["Learnable", "NotCertified", "calibrate", "hide", "judge"]

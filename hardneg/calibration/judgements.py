@@ -188,6 +188,20 @@ def read_judgements(path: Path, pairs: Pairs) -> Judgements:
     )
 
 
+def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
+    """DataError if some of the judged pairs, the strange ones, are not among the candidates."""
+    if strange.any():
+        first = int(np.flatnonzero(strange)[0])
+        pair = (
+            pairs.query_ids[int(judged.query[first])].as_py(),
+            pairs.document_ids[int(judged.document[first])].as_py(),
+        )
+        raise DataError(
+            f"{int(strange.sum()):,} judged pairs are no candidates of this run that a posterior could judge, the first: "
+            f"query {pair[0]!r}, document {pair[1]!r}. Was the file drawn for another run, or with other filters?"
+        )
+
+
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """(line, row) of a CSV file."""
     try:

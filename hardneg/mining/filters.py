@@ -22,7 +22,7 @@ from hardneg.errors import UsageError
 from hardneg.mining.candidates import Candidates, Context, Float, Mask, members
 from hardneg.mining.cross_encoder import cross_encoder_scores
 from hardneg.mining.features import CROWDS, PairFeatures
-from hardneg.mining.posterior import Posterior, check_identity
+from hardneg.mining.posterior import Posterior, check_identity, selection_of
 
 KEPT = "kept"
 
@@ -95,9 +95,9 @@ class Chain:
             check_identity(f.posterior, fingerprints, f.file, force)
         return {f"posterior:{f.file}": sha256_file(Path(f.file)) for f in found}
 
-    def notes(self, selection: Mapping[str, Any]) -> list[str]:
-        """What is to be said of guarantees that do not hold for this selection (sampler, negatives, seed)."""
-        return [note for f in self.filters if isinstance(f, FalseNegative) for note in f.notes(selection)]
+    def notes(self, config: Mapping[str, Any]) -> list[str]:
+        """What is to be said of guarantees that do not hold for a selection so configured."""
+        return [note for f in self.filters if isinstance(f, FalseNegative) for note in f.notes(config)]
 
     @property
     def posterior(self) -> FalseNegative | None:
@@ -320,19 +320,18 @@ class FalseNegative(Filter):
         values = PairFeatures.shared(context).of(self.posterior.features, candidates, columns)
         return self.posterior.probability(values)
 
-    def notes(self, selection: Mapping[str, Any]) -> list[str]:
-        """What is to be said of the guarantee if it does not hold for this selection."""
+    def notes(self, config: Mapping[str, Any]) -> list[str]:
+        """What is to be said of the guarantee if it does not hold for a selection so configured."""
         guarantee = self.posterior.guarantee
         if guarantee is None:
             return []
         if self.threshold is not None and self.threshold > guarantee["threshold"]:
             return [f"the guarantee of {self.file} does not hold for threshold {self.threshold:g}: it has its own"]
-        changed = [name for name, value in guarantee["selection"].items() if selection.get(name) != value]
+        now = selection_of(config)
+        changed = [name for name, value in guarantee["selection"].items() if now.get(name) != value]
         if not changed:
             return []
-        said = ", ".join(
-            f"{name} {guarantee['selection'][name]!r} then, {selection.get(name)!r} now" for name in changed
-        )
+        said = ", ".join(f"{name} {guarantee['selection'][name]!r} then, {now.get(name)!r} now" for name in changed)
         return [f"the guarantee of {self.file} was given for another selection ({said})"]
 
 

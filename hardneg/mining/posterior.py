@@ -126,6 +126,12 @@ def identity(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
     return {name: fingerprints.get(name) for name in ("query_embeddings", "corpus_embeddings")}
 
 
+def selection_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's configuration decides which of the candidates that a posterior keeps become negatives."""
+    chosen = {name: config[name] for name in ("sampler", "negatives", "seed", "default_filters")}
+    return {**chosen, "filters": [spec for spec in config["filters"] if not spec.startswith("posterior:")]}
+
+
 def check_identity(posterior: Posterior, fingerprints: Mapping[str, Any], where: str, force: bool = False) -> None:
     """RunError if `posterior` was learned with another encoder than the one of these fingerprints, unless `force`."""
     now = identity(fingerprints)

@@ -1,0 +1,142 @@
+"""Where a posterior is learned from: known positives, hidden ones, groups, judgements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hardneg.calibration.judgements import Judgements, no_strangers
+from hardneg.calibration.learn import LADDER, TELLING, Logistic, fit_judged, fit_known
+from hardneg.calibration.population import learnable
+from hardneg.data.pairs import Ragged
+from hardneg.errors import DataError
+from hardneg.mining.candidates import Float
+from hardneg.mining.features import CROWDS, PairFeatures
+from hardneg.mining.posterior import Posterior, check_identity
+from hardneg.mining.reopen import Reopened
+from hardneg.progress import Progress
+
+_HIDEABLE = 200  # queries with several positives, from which on hiding one of them is worth it
+_GROUPED = 200_000  # pairs that are learned from where groups tell the truth
+_LONGEST = LADDER[-1]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A model, what it was learned from, and a report on it."""
+
+    model: Logistic
+    source: str
+    report: dict[str, Any]
+
+
+def family(
+    run: Reopened, features: PairFeatures, posterior: Posterior | None, learn: str, seed: int, progress: Progress
+) -> Learned:
+    """The posterior whose thresholds are certified: the given one, or what can be learned without judgements."""
+    if posterior is not None:
+        check_identity(posterior, run.run.info["fingerprints"], "the posterior")
+        return Learned(
+            Logistic(posterior.features, posterior.weights, posterior.intercept),
+            posterior.source,
+            dict(posterior.report),
+        )
+    try:
+        return learn_from(run, features, learn, None, seed, progress)
+    except DataError as error:
+        # Without known positives there is still the crowd: as a ladder of thresholds it will do, its level is judged.
+        model = Logistic(CROWDS, (4.0, 4.0, 4.0), -4.0)
+        return Learned(model, "judgements", {"learned": f"equal weights of the crowds ({error})"})
+
+
+def learn_from(
+    run: Reopened, features: PairFeatures, learn: str, names: Sequence[str] | None, seed: int, progress: Progress
+) -> Learned:
+    positives = run.pairs.positives
+    if learn == "groups":
+        return from_groups(run, features, names, seed, progress)
+    several = int((positives.lengths > 1).sum())
+    if learn == "hidden" and several == 0:
+        raise DataError("no query has several positives: nothing can be hidden, use learn='known'")
+    if learn == "hidden" or (learn == "auto" and several >= _HIDEABLE):
+        hidden, rest = hide(positives, seed)
+        data = learnable(run, PairFeatures(run.context, rest), (*CROWDS, *TELLING[1:]), hidden, seed, progress)
+        model, report = fit_known(data.values, data.known, hidden=True)
+        return Learned(model, "hidden positives", report)
+    data = learnable(run, features, (*CROWDS, *TELLING[1:]), positives, seed, progress)
+    model, report = fit_known(data.values, data.known)
+    return Learned(model, "known positives", report)
+
+
+def hide(positives: Ragged, seed: int) -> tuple[Ragged, Ragged]:
+    """(one random positive of every query that has several, all others)."""
+    rng = np.random.default_rng(seed)
+    several = np.flatnonzero(positives.lengths > 1)
+    places = positives.offsets[several] + rng.integers(positives.lengths[several])
+    rows, rest = positives.row_numbers(), np.ones(len(positives.values), bool)
+    rest[places] = False
+    n = len(positives)
+    return (
+        Ragged.from_pairs(rows[places], positives.values[places], n),
+        Ragged.from_pairs(rows[rest], positives.values[rest], n),
+    )
+
+
+def from_groups(
+    run: Reopened, features: PairFeatures, names: Sequence[str] | None, seed: int, progress: Progress
+) -> Learned:
+    pairs = run.pairs
+    if pairs.document_groups is None or pairs.query_groups is None:
+        raise DataError("the dataset has no groups: a column 'group' or 'label' (--group-column), or groups.tsv")
+    wanted = _LONGEST if names is None else tuple(names)
+    data = learnable(run, features, wanted, pairs.positives, seed, progress)
+    groups = pairs.query_groups[data.query], pairs.document_groups[data.document]
+    usable = np.flatnonzero((groups[0] >= 0) & (groups[1] >= 0) & ~data.known)
+    usable = np.sort(np.random.default_rng(seed).permutation(usable)[:_GROUPED])
+    model, report = fit_judged(
+        {name: value[usable] for name, value in data.values.items()},
+        (groups[0] == groups[1])[usable],
+        np.ones(len(usable)),
+        data.query[usable],
+        names,
+        seed,
+    )
+    return Learned(model, "groups", report)
+
+
+def from_judged(
+    run: Reopened, features: PairFeatures, judged: Judgements, names: Sequence[str] | None, seed: int
+) -> Learned:
+    wanted = _LONGEST if names is None else tuple(names)
+    values = _values_of(run, features, judged, wanted)
+    weights = np.where(np.isnan(judged.inclusion), 1.0, 1 / judged.inclusion)
+    model, report = fit_judged(values, judged.relevant, weights, judged.query, names, seed)
+    return Learned(model, "judgements", report)
+
+
+def _values_of(run: Reopened, features: PairFeatures, judged: Judgements, names: Sequence[str]) -> dict[str, Float]:
+    """Features of the judged pairs, `[m]` by name."""
+    values = {name: np.full(len(judged.query), np.nan, np.float32) for name in names}
+    for part in run:
+        here = np.flatnonzero(np.isin(judged.query, part.candidates.queries))
+        if len(here) == 0:
+            continue
+        rows, line = np.unique(judged.query[here] - part.candidates.queries[0], return_inverse=True)
+        block = part.candidates.rows(rows)
+        match = block.documents[line] == judged.document[here][:, None]
+        there = match.any(1)
+        columns = np.full((len(rows), int(np.bincount(line).max())), -1)
+        slot = np.zeros(len(here), np.int64)
+        taken = np.zeros(len(rows), np.int64)
+        for i, row in enumerate(line):
+            slot[i] = taken[row]
+            taken[row] += 1
+        columns[line[there], slot[there]] = match.argmax(1)[there]
+        found = features.of(names, block, columns)
+        for name in names:
+            values[name][here[there]] = found[name][line[there], slot[there]]
+    no_strangers(np.isnan(values[names[0]]), judged, run.pairs)
+    return values
