@@ -71,3 +71,11 @@ def test_nothing_unsafe_is_called() -> None:
             assert not re.search(r"import pickle|torch\.load\(|allow_pickle=True|(?<![.\w])eval\(|\bexec\(", text), path
             for call in re.findall(r"np\.(?:load|save)\(.*\)", text):
                 assert "allow_pickle=False" in call, (path, call)
+
+
+def test_mining_loads_only_what_it_needs() -> None:
+    """Each of these costs every process that mines 100 MB or a second."""
+    code = "import sys, hardneg.mining.mine; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "torch" in loaded
+    assert not {"sklearn", "scipy", "pandas", "transformers", "sentence_transformers", "datasets"} & set(loaded)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,9 @@ from hardneg.errors import UsageError, suggestion
 from hardneg.mining.candidates import Candidates, Context, Float
 from hardneg.mining.cross_encoder import cross_encoder_scores
 from hardneg.mining.crowds import Crowd, Crowds, Votes
-from hardneg.mining.lexical import Lexical
+
+if TYPE_CHECKING:
+    from hardneg.mining.lexical import Lexical
 
 FEATURES = {
     "crowd_query": "how much the candidate's crowd is the query's",
@@ -84,6 +87,8 @@ class PairFeatures:
 
     @cached_property
     def lexical(self) -> Lexical:
+        from hardneg.mining.lexical import Lexical  # loads scikit-learn, which mining alone does not need
+
         return Lexical(self.context.pairs)
 
     def of(
