@@ -38,6 +38,11 @@ if TYPE_CHECKING:
     from hardneg.index.refreshed import RefreshError as RefreshError
     from hardneg.index.staleness import Schedule as Schedule
     from hardneg.index.staleness import Staleness as Staleness
+    from hardneg.losses.caching import cached_backward as cached_backward
+    from hardneg.losses.infonce import InfoNCE as InfoNCE
+    from hardneg.losses.infonce import Sides as Sides
+    from hardneg.losses.infonce import Variants as Variants
+    from hardneg.losses.tiles import Tiles as Tiles
     from hardneg.mining.candidates import Candidates as Candidates
     from hardneg.mining.filters import Chain as Chain
     from hardneg.mining.filters import Filter as Filter
@@ -68,6 +73,7 @@ _HOME = {
     "HashedEncoder": "hardneg.encoders.hashed",
     "IVFIndex": "hardneg.index.ivf",
     "Index": "hardneg.index.base",
+    "InfoNCE": "hardneg.losses.infonce",
     "MineOptions": "hardneg.mining.options",
     "ModuleSnapshots": "hardneg.encoders.snapshot",
     "Neighbours": "hardneg.index.base",
@@ -85,9 +91,13 @@ _HOME = {
     "RunError": "hardneg.errors",
     "Schedule": "hardneg.index.staleness",
     "SelectOptions": "hardneg.mining.select",
+    "Sides": "hardneg.losses.infonce",
     "Sketch": "hardneg.mining.sketch",
     "Staleness": "hardneg.index.staleness",
+    "Tiles": "hardneg.losses.tiles",
     "UsageError": "hardneg.errors",
+    "Variants": "hardneg.losses.infonce",
+    "cached_backward": "hardneg.losses.caching",
     "calibrate": "hardneg.calibration.calibrate",
     "export": "hardneg.data.exports",
     "judge": "hardneg.calibration.calibrate",

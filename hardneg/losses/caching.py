@@ -1,0 +1,83 @@
+"""Batches larger than memory: vectors first, without a graph; then the loss; then each chunk again, with its gradient.
+
+Gradient caching (Gao et al. 2021, arXiv 2101.06983). Activations of one chunk are held at a time, whatever the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hardneg.errors import UsageError
+
+
+@dataclass(frozen=True)
+class _Random:
+    """The random numbers that a chunk will draw (dropout), to be drawn again."""
+
+    cpu: Tensor
+    cuda: list[Tensor]
+
+    @classmethod
+    def now(cls) -> _Random:
+        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+
+    def restore(self) -> None:
+        torch.set_rng_state(self.cpu)
+        if self.cuda:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
+def cached_backward(
+    encode: Callable[[Any], Tensor],
+    sides: Sequence[Sequence[Any]],
+    loss: Callable[..., Tensor],
+    *,
+    no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Add the gradients of `loss` to the parameters, as one backward pass over the whole batch would.
+
+    Args:
+        encode: the vectors `[c, ...]` of one chunk of inputs.
+        sides: for each argument of the loss (queries, positives, hard negatives ...) its chunks, in order.
+        loss: of the vectors of all sides; its own parameters (a temperature) get their gradients, too.
+        no_sync: of a DistributedDataParallel model: gradients are exchanged with the last chunk only.
+
+    Returns:
+        The loss, `[]`, detached.
+    """
+    if not sides or any(not chunks for chunks in sides):
+        raise UsageError("every side needs one chunk or more")
+    leaves = []
+    passes: list[list[tuple[Any, _Random, int]]] = []  # per side: its chunks, what they draw, their rows
+    with torch.no_grad():
+        for chunks in sides:
+            parts, done = [], []
+            for chunk in chunks:
+                state = _Random.now()
+                parts.append(encode(chunk))
+                done.append((chunk, state, len(parts[-1])))
+            leaves.append(torch.cat(parts).requires_grad_())
+            passes.append(done)
+    with no_sync():
+        value = loss(*leaves)
+        torch.autograd.backward(value)
+    after = _Random.now()
+    # A side that the loss does not look at has no gradient, and is not encoded again.
+    again = [
+        (chunk, state, gradient)
+        for done, leaf in zip(passes, leaves, strict=True)
+        if leaf.grad is not None
+        for (chunk, state, _), gradient in zip(done, torch.split(leaf.grad, [rows for _, _, rows in done]), strict=True)
+    ]
+    for i, (chunk, state, gradient) in enumerate(again):
+        state.restore()
+        with nullcontext() if i + 1 == len(again) else no_sync():
+            torch.autograd.backward(encode(chunk), gradient)
+    after.restore()
+    return value.detach()
