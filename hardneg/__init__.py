@@ -6,6 +6,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from hardneg.bank.memory_bank import MemoryBank as MemoryBank
+    from hardneg.bank.memory_bank import MomentumEncoder as MomentumEncoder
     from hardneg.calibration.calibrate import NotCertified as NotCertified
     from hardneg.calibration.calibrate import calibrate as calibrate
     from hardneg.calibration.calibrate import judge as judge
@@ -74,8 +76,10 @@ _HOME = {
     "IVFIndex": "hardneg.index.ivf",
     "Index": "hardneg.index.base",
     "InfoNCE": "hardneg.losses.infonce",
+    "MemoryBank": "hardneg.bank.memory_bank",
     "MineOptions": "hardneg.mining.options",
     "ModuleSnapshots": "hardneg.encoders.snapshot",
+    "MomentumEncoder": "hardneg.bank.memory_bank",
     "Neighbours": "hardneg.index.base",
     "NotCertified": "hardneg.calibration.calibrate",
     "Pairs": "hardneg.data.pairs",

@@ -1,0 +1,236 @@
+"""A memory bank: vectors of documents of past batches, kept as further negatives (XBM, Wang et al. 2020, arXiv 1912.06798).
+
+The vectors are as old as their batch, so every row knows when it was written. What is too old is not shown, what has
+drifted can be moved or made anew, and a momentum encoder (MoCo, He et al. 2020, arXiv 1911.05722) drifts less.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hardneg.errors import DataError, UsageError
+from hardneg.index.carry import carried
+from hardneg.losses.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class BankView:
+    """What a training step sees of a bank: the rows that count, in the order of their places.
+
+    Attributes:
+        vectors: `[S, d]`, without gradient.
+        ids: int64 `[S]`, -1: unknown.
+        groups: int64 `[S]`, -1: none.
+        ages: int64 `[S]`, steps since each was written.
+        places: int64 `[S]`, where each stands in the bank.
+    """
+
+    vectors: Tensor
+    ids: Tensor
+    groups: Tensor
+    ages: Tensor
+    places: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+class MemoryBank(nn.Module):
+    """A ring of the last `size` vectors, on the device of its buffers.
+
+    In a training loop: `view()` before the loss, `push(...)` after the optimizer's step, so that a batch never meets
+    itself; `push` also counts the step. With torch.distributed every rank pushes the rows of all: the banks stay equal.
+    All of it is buffers, and stands in `state_dict`.
+
+    Args:
+        size: S, rows at most.
+        dimension: d.
+        max_age: steps after which a row is not shown any more; None: never.
+        dtype: of the vectors.
+    """
+
+    vectors: Tensor
+    ids: Tensor
+    groups: Tensor
+    written: Tensor
+    cursor: Tensor
+    step: Tensor
+
+    def __init__(
+        self, size: int, dimension: int, *, max_age: int | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        if size < 1 or dimension < 1:
+            raise UsageError(f"a bank of {size} rows and {dimension} components: both must be 1 or more")
+        if max_age is not None and max_age < 1:
+            raise UsageError(f"max_age={max_age} must be 1 or more: a row is one step old when it is first seen")
+        self.max_age = max_age
+        self.register_buffer("vectors", torch.zeros(size, dimension, dtype=dtype))
+        self.register_buffer("ids", torch.full((size,), -1))
+        self.register_buffer("groups", torch.full((size,), -1))
+        self.register_buffer("written", torch.full((size,), -1))  # the step; -1: never
+        self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("step", torch.zeros((), dtype=torch.int64))
+
+    @property
+    def size(self) -> int:
+        return len(self.vectors)
+
+    @property
+    def dimension(self) -> int:
+        return self.vectors.shape[1]
+
+    def __len__(self) -> int:
+        """Rows that were written, whatever their age."""
+        return int((self.written >= 0).sum())
+
+    @torch.no_grad()
+    def push(self, vectors: Tensor, ids: Tensor | None = None, groups: Tensor | None = None) -> None:
+        """Write the rows of a finished step over the oldest ones, and count the step.
+
+        Args:
+            vectors: `[n, d]`; of more than `size` rows the last are kept.
+            ids, groups: int64 `[n]`; None: unknown.
+
+        Raises:
+            UsageError: shapes that do not fit. DataError: vectors that hold NaN or infinity: they would stay for long.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
+            raise UsageError(f"the bank keeps rows of {self.dimension} components, not {list(vectors.shape)}")
+        ranks = Ranks.here(len(vectors), vectors.device)
+        columns = []
+        for name, given in (("ids", ids), ("groups", groups)):
+            if given is not None and given.shape != (len(vectors),):
+                raise UsageError(f"{len(vectors)} vectors with {list(given.shape)} {name}: there must be one each")
+            known = torch.full((len(vectors),), -1, device=vectors.device) if given is None else given
+            columns.append(ranks.gathered(known))
+        rows = ranks.gathered(vectors.detach())[-self.size :]
+        if not bool(torch.isfinite(rows).all()):
+            raise DataError(
+                f"step {int(self.step)}: vectors for the bank hold NaN or infinity, it stays as it is. Has the training diverged?"
+            )
+        places = (self.cursor + torch.arange(len(rows), device=self.vectors.device)) % self.size
+        self.vectors[places] = rows.to(self.vectors)
+        self.ids[places], self.groups[places] = (each[-self.size :].to(self.ids) for each in columns)
+        self.written[places] = self.step
+        self.cursor.copy_((self.cursor + len(rows)) % self.size)
+        self.step += 1
+
+    def view(self) -> BankView:
+        """The rows that were written and are not too old."""
+        ages = self.step - self.written
+        shown = self.written >= 0
+        if self.max_age is not None:
+            shown &= ages <= self.max_age
+        places = torch.nonzero(shown).squeeze(1)
+        return BankView(self.vectors[places], self.ids[places], self.groups[places], ages[places], places)
+
+    def statistics(self) -> dict[str, float]:
+        """`rows` shown, `too_old` rows, `mean_age` and `max_age` of the shown ones in steps (0 without any)."""
+        seen = self.view()
+        ages = seen.ages.double()
+        some = len(seen) > 0
+        return {
+            "rows": float(len(seen)),
+            "too_old": float(len(self) - len(seen)),
+            "mean_age": float(ages.mean()) if some else 0.0,
+            "max_age": float(ages.max()) if some else 0.0,
+        }
+
+    @torch.no_grad()
+    def encode_again(self, encode: Callable[[Tensor], Tensor], share: float = 1.0, seed: int = 0) -> float:
+        """Bring the vectors to where the encoder now is.
+
+        Args:
+            encode: vectors `[m, d]` of documents with these ids, int64 `[m]`, on the processor.
+            share: of the rows that is encoded anew, drawn at random; the others are moved by the linear map learned from
+                these (as `Recipe(share=...)` does with an index). 1: all of them.
+            seed: of the draw.
+
+        Returns:
+            1 - mean cosine of moved and fresh vectors, on a fifth of the encoded that the map was not learned from; 0 if
+            nothing was moved.
+
+        Raises:
+            UsageError: rows without ids, or a share out of range.
+        """
+        if not 0 < share <= 1:
+            raise UsageError(f"share={share} must be above 0 and at most 1")
+        places = self.view().places
+        if bool((self.ids[places] < 0).any()):
+            raise UsageError("rows without ids cannot be encoded again: push(vectors, ids)")
+        if len(places) == 0:
+            return 0.0
+        rng = np.random.default_rng(seed)
+        rows = places.cpu().numpy()
+        chosen = np.sort(rng.choice(rows, max(1, round(share * len(rows))), replace=False))
+        fresh = encode(self.ids[chosen].cpu())
+        if fresh.shape != (len(chosen), self.dimension) or not bool(torch.isfinite(fresh).all()):
+            raise DataError(f"encoding {len(chosen):,} rows of the bank gave {list(fresh.shape)}, or NaN or infinity")
+        rest = np.setdiff1d(rows, chosen)
+        error = 0.0
+        if len(rest):
+            old = self.vectors.float().cpu().numpy()
+            trial = rng.choice(len(chosen), max(1, len(chosen) // 5), replace=False)
+            moved, error = carried(old, chosen, fresh.float().cpu().numpy(), trial, rest)
+            self.vectors[torch.from_numpy(rest).to(self.vectors.device)] = torch.from_numpy(moved).to(self.vectors)
+        self.vectors[torch.from_numpy(chosen).to(self.vectors.device)] = fresh.to(self.vectors)
+        now = torch.from_numpy(chosen).to(self.written.device)
+        self.written[now] = self.step - 1  # as old as what was pushed last
+        return error
+
+    @torch.no_grad()
+    def resize(self, size: int) -> None:
+        """Keep the newest `size` rows, or make room for more."""
+        if size < 1:
+            raise UsageError(f"size={size} must be 1 or more")
+        # From the oldest to the newest: from the cursor once around.
+        order = (self.cursor + torch.arange(self.size, device=self.written.device)) % self.size
+        order = order[self.written[order] >= 0][-size:]
+        for name, fill in (("vectors", 0), ("ids", -1), ("groups", -1), ("written", -1)):
+            old: Tensor = getattr(self, name)
+            new = old.new_full((size, *old.shape[1:]), fill)
+            new[: len(order)] = old[order]
+            setattr(self, name, new)
+        self.cursor.fill_(len(order) % size)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "vectors")
+        if saved is not None and saved.shape[1:] == self.vectors.shape[1:] and len(saved) != self.size:
+            self.resize(len(saved))  # a bank of another size takes the saved one's; resize it afterwards
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class MomentumEncoder(nn.Module):
+    """A copy of an encoder that follows it slowly, to fill a bank with vectors that drift less (MoCo).
+
+    Args:
+        model: that is trained; the copy's parameters have no gradients.
+        momentum: share of itself that the copy keeps at each `update`.
+    """
+
+    def __init__(self, model: nn.Module, momentum: float = 0.999) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise UsageError(f"momentum={momentum} must be 0 or more and below 1")
+        self.momentum = momentum
+        self.model = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards `model`; buffers (running means) are taken over as they are. Once after each optimizer step."""
+        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs.detach().to(mine), 1 - self.momentum)
+        for kept, now in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(now)
+
+    @torch.no_grad()
+    def forward(self, *inputs: object, **named: object) -> object:
+        return self.model(*inputs, **named)
