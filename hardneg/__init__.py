@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hardneg.bank.memory_bank import MemoryBank as MemoryBank
     from hardneg.bank.memory_bank import MomentumEncoder as MomentumEncoder
+    from hardneg.bank.mined import Mined as Mined
+    from hardneg.bank.sampler import Curriculum as Curriculum
+    from hardneg.bank.sampler import Examples as Examples
+    from hardneg.bank.sampler import MemoryBankSampler as MemoryBankSampler
     from hardneg.calibration.calibrate import NotCertified as NotCertified
     from hardneg.calibration.calibrate import calibrate as calibrate
     from hardneg.calibration.calibrate import judge as judge
@@ -64,10 +68,12 @@ if TYPE_CHECKING:
 _HOME = {
     "Candidates": "hardneg.mining.candidates",
     "Chain": "hardneg.mining.filters",
+    "Curriculum": "hardneg.bank.sampler",
     "DataError": "hardneg.errors",
     "DeviceIndex": "hardneg.index.device",
     "Encoder": "hardneg.encoders.base",
     "ExactIndex": "hardneg.index.exact",
+    "Examples": "hardneg.bank.sampler",
     "Filter": "hardneg.mining.filters",
     "Generation": "hardneg.index.generation",
     "HNSWIndex": "hardneg.index.hnsw",
@@ -77,7 +83,9 @@ _HOME = {
     "Index": "hardneg.index.base",
     "InfoNCE": "hardneg.losses.infonce",
     "MemoryBank": "hardneg.bank.memory_bank",
+    "MemoryBankSampler": "hardneg.bank.sampler",
     "MineOptions": "hardneg.mining.options",
+    "Mined": "hardneg.bank.mined",
     "ModuleSnapshots": "hardneg.encoders.snapshot",
     "MomentumEncoder": "hardneg.bank.memory_bank",
     "Neighbours": "hardneg.index.base",

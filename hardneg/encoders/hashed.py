@@ -78,16 +78,20 @@ class HashedEncoder(nn.Module):
         out: torch.Tensor = nn.functional.normalize(self.table(features, offsets), dim=1)
         return out
 
+    def vectors(self, texts: Sequence[str]) -> torch.Tensor:
+        """float32 `[n, d]` of unit length, on the device of the weights, with gradients."""
+        features, offsets = hashed_features(texts, self.buckets)
+        device = self.table.weight.device
+        out: torch.Tensor = self(torch.from_numpy(features).to(device), torch.from_numpy(offsets[:-1]).to(device))
+        return out
+
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
         """float32 `[n, d]`, unit length. An empty text has a vector of its own, never zeros."""
         out = np.empty((len(texts), self.dimension), np.float32)
-        device = self.table.weight.device
         for start in range(0, len(texts), 1024):
             part = [prompt + text for text in texts[start : start + 1024]]
-            features, offsets = hashed_features(part, self.buckets)
-            vectors = self(torch.from_numpy(features).to(device), torch.from_numpy(offsets[:-1]).to(device))
-            out[start : start + len(part)] = vectors.cpu().numpy()
+            out[start : start + len(part)] = self.vectors(part).cpu().numpy()
         return out
 
     def fingerprint(self) -> str:

@@ -1,0 +1,91 @@
+"""Mined candidates in memory, ready to be drawn from: of a run, or of a generation that is built while training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.data.pairs import Pairs
+from hardneg.errors import UsageError
+from hardneg.index.base import Neighbours
+from hardneg.mining.candidates import Candidates, Context, Float, Mask, members
+from hardneg.mining.filters import Chain
+from hardneg.mining.reopen import Reopened
+from hardneg.mining.run import Run
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Candidates of every query of a dataset, and which of them may be negatives.
+
+    Attributes:
+        documents: int32 `[n, K]`, rows of the corpus, nearest first; -1 where there are fewer.
+        scores: float32 `[n, K]`; -inf where there is none.
+        positive_scores: float32 `[n]`, the lowest positive's; NaN without one.
+        kept: bool `[n, K]`.
+    """
+
+    documents: NDArray[np.int32]
+    scores: Float
+    positive_scores: Float
+    kept: Mask
+
+    @classmethod
+    def of_run(cls, run: Run) -> Mined:
+        """What a run kept: more than its negatives, so that every epoch can draw others."""
+        parts = list(Reopened(run))
+        width = max((part.kept.shape[1] for part in parts), default=0)
+
+        def wide(table: NDArray[np.generic], fill: float) -> NDArray[np.generic]:
+            return np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=fill)
+
+        return cls(
+            np.concatenate([wide(part.candidates.documents, -1) for part in parts]).astype(np.int32),
+            np.concatenate([wide(part.candidates.scores, -np.inf) for part in parts]).astype(np.float32),
+            np.concatenate([part.candidates.positive_scores for part in parts]),
+            np.concatenate([wide(part.kept, False) for part in parts]).astype(bool),
+        )
+
+    @classmethod
+    def of_neighbours(
+        cls, neighbours: Neighbours, ids: NDArray[np.int64], pairs: Pairs, context: Context | None = None,
+        chain: Chain | None = None,
+    ) -> Mined:  # fmt: skip
+        """What a generation found for the queries of `pairs` (`generation.neighbours`, `generation.ids`).
+
+        Args:
+            neighbours: of every query.
+            ids: int64, the document (row of the corpus) that each row of the generation is.
+            pairs: the dataset: known positives are never kept.
+            context, chain: filters, and what they look at; None: only what is known.
+        """
+        if len(neighbours.documents) != len(pairs):
+            raise UsageError(f"neighbours of {len(neighbours.documents):,} queries for a dataset of {len(pairs):,}")
+        found = neighbours.documents
+        documents = np.where(found >= 0, ids[found], -1).astype(np.int32)
+        real = documents >= 0
+        positives = pairs.positives.padded()
+        lowest = np.full(len(pairs), np.nan, np.float32)
+        # A positive that was found has its score here; of one that was not, it is below the last.
+        for j in range(positives.shape[1]):
+            match = (documents == positives[:, j, None]) & (positives[:, j, None] >= 0)
+            score = np.where(match.any(1), np.take_along_axis(neighbours.scores, match.argmax(1)[:, None], 1)[:, 0],
+                             neighbours.scores[:, -1])  # fmt: skip
+            lowest = np.where(positives[:, j] >= 0, np.fmin(lowest, score), lowest)
+        queries = np.arange(len(pairs))
+        kept = real & ~members(documents, pairs.known_positives())
+        if chain is not None:
+            if context is None:
+                raise UsageError("filters need a context to look at")
+            empty = np.empty((len(pairs), 0), np.float32)
+            candidates = Candidates(queries, documents, neighbours.scores, lowest, empty)
+            kept &= chain.verdicts(candidates, context) == 0
+        return cls(documents, neighbours.scores, lowest, kept)
+
+    def candidates(self, rows: NDArray[np.integer]) -> Candidates:
+        """Of these queries."""
+        queries = rows.astype(np.int64)
+        empty = np.empty((len(rows), 0), np.float32)
+        return Candidates(queries, self.documents[rows], self.scores[rows], self.positive_scores[rows], empty)
