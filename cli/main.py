@@ -17,6 +17,7 @@ _COMMANDS = {
     "select": (".select", "Filter and sample again from the candidates of a run, without a new search."),
     "judge": (".judge", "Draw candidates of a run that shall be judged."),
     "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
+    "evaluate": (".evaluate", "How well an encoder retrieves: nDCG, MRR, recall."),
     "export": (".export", "Write a run's negatives in the form that a trainer reads."),
 }
 

@@ -177,3 +177,17 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
     if "assumption" in report:
         console.print(f"Assumed: {report['assumption']}.", highlight=False)
     console.print(f"next: hardneg select {run} --filter posterior:{path}", highlight=False)
+
+
+def print_evaluation(value: dict[str, Any], source: str) -> None:
+    console = Console()
+    table = Table(title=f"evaluated {source}", title_justify="left")
+    table.add_column("measure")
+    table.add_column("mean", justify="right")
+    table.add_column("standard error", justify="right")
+    for name, mean in value["means"].items():
+        table.add_row(name, f"{mean:.4f}", f"{value['standard_errors'][name]:.4f}")
+    console.print(table)
+    left = value["queries_without_positives"]
+    more = f"; {left:,} more have no positive in this split" if left else ""
+    console.print(f"{value['queries']:,} queries, {value['documents']:,} documents{more}", highlight=False)

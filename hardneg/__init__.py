@@ -64,6 +64,9 @@ if TYPE_CHECKING:
     from hardneg.mining.specs import parse_filter as parse_filter
     from hardneg.mining.specs import parse_filters as parse_filters
     from hardneg.mining.specs import parse_sampler as parse_sampler
+    from hardneg.training.evaluate import Evaluation as Evaluation
+    from hardneg.training.evaluate import evaluate as evaluate
+    from hardneg.training.evaluate import evaluate_vectors as evaluate_vectors
 
 _HOME = {
     "Candidates": "hardneg.mining.candidates",
@@ -72,6 +75,7 @@ _HOME = {
     "DataError": "hardneg.errors",
     "DeviceIndex": "hardneg.index.device",
     "Encoder": "hardneg.encoders.base",
+    "Evaluation": "hardneg.training.evaluate",
     "ExactIndex": "hardneg.index.exact",
     "Examples": "hardneg.bank.sampler",
     "Filter": "hardneg.mining.filters",
@@ -111,6 +115,8 @@ _HOME = {
     "Variants": "hardneg.losses.infonce",
     "cached_backward": "hardneg.losses.caching",
     "calibrate": "hardneg.calibration.calibrate",
+    "evaluate": "hardneg.training.evaluate",
+    "evaluate_vectors": "hardneg.training.evaluate",
     "export": "hardneg.data.exports",
     "judge": "hardneg.calibration.calibrate",
     "load_index": "hardneg.index.files",

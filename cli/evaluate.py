@@ -1,0 +1,80 @@
+"""hardneg evaluate"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .main import print_json
+from .show import print_evaluation, progress_bars
+
+
+@click.command()
+@click.argument("source")
+@click.option(
+    "--encoder",
+    default="hashed",
+    show_default=True,
+    help="hashed · hashed:FOLDER · st:NAME_OR_PATH · module:PKG.MOD:FACTORY",
+)
+@click.option("--query-embeddings", metavar="F.npy", help="Vectors of the queries, in file order: skip encoding.")
+@click.option("--corpus-embeddings", metavar="F.npy", help="Vectors of the documents, in file order: skip encoding.")
+@click.option(
+    "--split", default="test", show_default=True, help="Of a BEIR folder, a saved dataset, or a built-in set."
+)
+@click.option(
+    "--measure", "measures", multiple=True, metavar="NAME@K",
+    help="ndcg@K · mrr@K · recall@K; repeatable.  [default: ndcg@10 mrr@10 recall@10 recall@100]",
+)  # fmt: skip
+@click.option("--metric", default="cosine", show_default=True, help="cosine · ip · l2, of given embeddings.")
+@click.option("--query-prompt", default="", help="Text put before each query.")
+@click.option("--document-prompt", default="", help="Text put before each document.")
+@click.option("--skip-unknown", is_flag=True, help="Count and skip judgements that name unknown ids.")
+@click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Keep embeddings here.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch.")
+@click.option("--device", help="Device of st encoders.  [default: what torch finds]")
+@click.option("--json", "as_json", is_flag=True, help="Print the measures as one JSON object on stdout.")
+def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any) -> None:
+    """How well an encoder retrieves the positives of SOURCE from its whole corpus.
+
+    \b
+    Examples:
+      hardneg evaluate beir/scifact --encoder st:all-MiniLM-L6-v2
+      hardneg evaluate builtin:pycode --split train --measure mrr@10
+    """
+    from hardneg.data.formats import ReadOptions, read_pairs
+    from hardneg.encoders.base import make_encoder
+    from hardneg.encoders.precomputed import aligned, open_vectors
+    from hardneg.errors import UsageError
+    from hardneg.training.evaluate import DEFAULT, evaluate_vectors
+    from hardneg.training.evaluate import evaluate as run_evaluate
+    from hardneg.training.metrics import parse_measures
+
+    names = measures or DEFAULT
+    parse_measures(names)
+    files = given["query_embeddings"], given["corpus_embeddings"]
+    if (files[0] is None) != (files[1] is None):
+        raise UsageError("give both --query-embeddings and --corpus-embeddings, or neither")
+    with progress_bars() as progress:
+        pairs = read_pairs(source, ReadOptions(split=given["split"], skip_unknown=given["skip_unknown"]))
+        if files[0] is not None:
+            queries = aligned(open_vectors(files[0]), pairs.query_rows, pairs.source_query_rows, files[0], "queries")
+            documents = aligned(
+                open_vectors(files[1]), pairs.document_rows, pairs.source_document_rows, files[1], "documents"
+            )
+            found = evaluate_vectors(pairs, queries, documents, names, given["metric"])
+        else:
+            encoder = make_encoder(
+                given["encoder"], seed=given["seed"], device=given["device"], batch_size=given["batch_size"]
+            )
+            found = run_evaluate(
+                pairs, encoder, names, progress=progress,
+                **{name: given[name] for name in ("query_prompt", "document_prompt", "cache")},
+            )  # fmt: skip
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_evaluation(found.to_json(), source)

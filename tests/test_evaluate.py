@@ -1,0 +1,96 @@
+"""Measures against ir-measures (trec_eval), and the command on a BEIR folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hardneg.data.builder import Builder
+from hardneg.data.pairs import Pairs, Ragged
+from hardneg.encoders.hashed import HashedEncoder
+from hardneg.errors import DataError, UsageError
+from hardneg.training.evaluate import evaluate, evaluate_vectors
+from hardneg.training.metrics import measure
+
+from .conftest import hardneg
+
+NAMES = ("ndcg@1", "ndcg@10", "mrr@10", "mrr@3", "recall@5", "recall@20")
+THEIRS = {"ndcg": "nDCG", "mrr": "RR", "recall": "R"}
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_measures_equal_trec_eval(data: st.DataObject) -> None:
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
+    n, size = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 40))
+    found = np.stack([rng.permutation(size)[:20] for _ in range(n)])
+    lengths = rng.integers(1, min(size, 15) + 1, n)
+    relevant = Ragged.from_pairs(
+        np.repeat(np.arange(n), lengths), np.concatenate([rng.permutation(size)[:m] for m in lengths]), n
+    )
+    qrels = [ir_measures.Qrel(str(i), str(d), 1) for i in range(n) for d in relevant.take(np.array([i])).values]
+    run = [ir_measures.ScoredDoc(str(i), str(d), -float(r)) for i in range(n) for r, d in enumerate(found[i])]
+    asked = {name: ir_measures.parse_measure(f"{THEIRS[name.split('@')[0]]}@{name.split('@')[1]}") for name in NAMES}
+    theirs = ir_measures.calc_aggregate(list(asked.values()), qrels, run)
+    ours = measure(found, relevant, NAMES)
+    for name in NAMES:
+        assert ours[name].mean() == pytest.approx(theirs[asked[name]], abs=1e-9), name
+
+
+@pytest.mark.parametrize(("id", "first"), [("x", 1.0), ("another", 0.5)])
+def test_the_querys_own_document_is_left_out(id: str, first: float) -> None:
+    """The query lies on the first document; its positive comes next. With the query's id, the first does not count."""
+    builder = Builder(None)
+    query = builder.add_query("x", "a question", where="")
+    for i, name in enumerate((id, "y", "z")):
+        builder.add_document(name, f"text {i}", where="")
+    builder.relate(query, 1, 1)
+    vectors = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    found = evaluate_vectors(builder.finish("own"), vectors[:1], vectors, ("mrr@2", "recall@2"))
+    assert found.means == {"mrr@2": first, "recall@2": 1.0}
+
+
+def test_evaluating_an_encoder_is_evaluating_its_vectors(tmp_path: Path) -> None:
+    texts = [f"{word} {other}" for word in ("red", "green", "blue") for other in ("cat", "dog", "bird", "fish")]
+    pairs = Pairs.from_columns([f"the {text}" for text in texts], texts, corpus=["stone", "river"])
+    encoder = HashedEncoder(dimension=32)
+    found = evaluate(pairs, encoder, cache=tmp_path)
+    documents = encoder.encode(pairs.documents.slice(0, 14))
+    queries = encoder.encode(pairs.queries.slice(0, 12))
+    assert found == evaluate_vectors(pairs, queries, documents)
+    assert found.means["recall@10"] > 0.9
+    assert found.queries == 12
+    assert found.documents == 14
+    scores = queries @ documents.T
+    ranks = [int((scores[i] > scores[i, p]).sum()) + 1 for i, p in enumerate(pairs.positives.values)]
+    assert found.means["mrr@10"] == pytest.approx(np.mean([1 / r if r <= 10 else 0 for r in ranks]), abs=1e-6)
+
+
+def test_the_command(beir: Path) -> None:
+    done = hardneg("evaluate", beir, "--split", "train", "--measure", "recall@60", "--measure", "mrr@10", "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["means"]["recall@60"] == 1.0
+    assert (value["queries"], value["queries_without_positives"]) == (10, 1)
+    shown = hardneg("evaluate", beir, "--split", "test")
+    assert shown.returncode == 0, shown.stderr
+    assert "ndcg@10" in shown.stdout
+    wrong = hardneg("evaluate", beir, "--measure", "precision@10")
+    assert wrong.returncode == 2
+    assert "unknown measure 'precision@10'" in wrong.stderr
+    half = hardneg("evaluate", beir, "--query-embeddings", "x.npy")
+    assert half.returncode == 2
+
+
+def test_nothing_to_find() -> None:
+    pairs = Pairs.from_columns(["a"], [[]], corpus=["b"])
+    with pytest.raises(DataError, match="no query of this split has a positive"):
+        evaluate_vectors(pairs, np.ones((1, 2)), np.ones((1, 2)))
+    with pytest.raises(UsageError, match="unknown measure"):
+        evaluate_vectors(pairs, np.ones((1, 2)), np.ones((1, 2)), ("ndcg",))
