@@ -8,19 +8,13 @@ from typing import Any
 import click
 
 from .main import print_json
+from .options import encoding
 from .show import print_evaluation, progress_bars
 
 
 @click.command()
 @click.argument("source")
-@click.option(
-    "--encoder",
-    default="hashed",
-    show_default=True,
-    help="hashed · hashed:FOLDER · st:NAME_OR_PATH · module:PKG.MOD:FACTORY",
-)
-@click.option("--query-embeddings", metavar="F.npy", help="Vectors of the queries, in file order: skip encoding.")
-@click.option("--corpus-embeddings", metavar="F.npy", help="Vectors of the documents, in file order: skip encoding.")
+@encoding
 @click.option(
     "--split", default="test", show_default=True, help="Of a BEIR folder, a saved dataset, or a built-in set."
 )
@@ -29,13 +23,9 @@ from .show import print_evaluation, progress_bars
     help="ndcg@K · mrr@K · recall@K; repeatable.  [default: ndcg@10 mrr@10 recall@10 recall@100]",
 )  # fmt: skip
 @click.option("--metric", default="cosine", show_default=True, help="cosine · ip · l2, of given embeddings.")
-@click.option("--query-prompt", default="", help="Text put before each query.")
-@click.option("--document-prompt", default="", help="Text put before each document.")
 @click.option("--skip-unknown", is_flag=True, help="Count and skip judgements that name unknown ids.")
 @click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Keep embeddings here.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch.")
-@click.option("--device", help="Device of st encoders.  [default: what torch finds]")
 @click.option("--json", "as_json", is_flag=True, help="Print the measures as one JSON object on stdout.")
 def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """How well an encoder retrieves the positives of SOURCE from its whole corpus.

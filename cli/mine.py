@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .main import print_json
+from .options import encoding
 from .show import print_summary, progress_bars, summary, warn
 
 FILTER_HELP = (
@@ -23,14 +24,7 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 @click.command()
 @click.argument("source")
 @click.option("--out", required=True, metavar="RUN", help="The run folder to write.")
-@click.option(
-    "--encoder",
-    default="hashed",
-    show_default=True,
-    help="hashed · hashed:FOLDER · st:NAME_OR_PATH · module:PKG.MOD:FACTORY",
-)
-@click.option("--query-embeddings", metavar="F.npy", help="Vectors of the queries, in file order: skip encoding.")
-@click.option("--corpus-embeddings", metavar="F.npy", help="Vectors of the documents, in file order: skip encoding.")
+@encoding
 @click.option("--index", default="auto", show_default=True, help="auto (by the sizes) · exact · ivf · hnsw")
 @click.option(
     "--recall",
@@ -56,8 +50,6 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 @click.option("--no-default-filters", is_flag=True, help="Only 'known' and what --filter says.")
 @click.option("--sampler", default="top", show_default=True, help=SAMPLER_HELP)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--query-prompt", default="", help="Text put before each query.")
-@click.option("--document-prompt", default="", help="Text put before each document.")
 @click.option("--precision", default="float16", show_default=True, help="Stored vectors: float16 · float32")
 @click.option(
     "--split", default="train", show_default=True, help="Of a BEIR folder, a saved dataset, or a built-in set."
@@ -83,10 +75,6 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
     help="Keep embeddings here, to share them between runs.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
-@click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch, for st encoders."
-)
-@click.option("--device", help="Device of st encoders.  [default: what torch finds]")
 @click.option("--json", "as_json", is_flag=True, help="Print the closing table as one JSON object on stdout.")
 def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
     """Search, filter, sample: hard negatives for every query of SOURCE.

@@ -32,6 +32,17 @@ def hardneg(*args: str | Path, stdin: str | None = None) -> subprocess.Completed
     )
 
 
+def in_two_ranks(script: str, folder: Path) -> str:
+    """What a script that starts two gloo processes prints; it is given `folder` for what they exchange."""
+    path = folder / "ranks.py"
+    path.write_text(script)
+    done = subprocess.run(
+        [sys.executable, str(path), str(folder)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
 @pytest.fixture
 def beir(tmp_path: Path) -> Path:
     """60 documents, 12 queries, several positives, a judged negative, unicode and integer-like ids, two splits."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections import deque
 from pathlib import Path
 
@@ -15,6 +13,8 @@ from hypothesis import strategies as st
 from hardneg.bank.memory_bank import MemoryBank, MomentumEncoder
 from hardneg.errors import DataError, UsageError
 from hardneg.losses.infonce import InfoNCE, Sides
+
+from .conftest import in_two_ranks
 
 D = 4
 
@@ -190,10 +190,6 @@ if __name__ == "__main__":
 
 
 def test_ranks_keep_equal_banks(tmp_path: Path) -> None:
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS.format(root=str(Path(__file__).parent.parent)))
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
-    )
+    said = in_two_ranks(RANKS.format(root=str(Path(__file__).parent.parent)), tmp_path)
     # Five a step; the last seven: all of the last step, and two of the one before.
-    assert done.stdout.strip() == "[20, 21, 111, 112, 120, 121, 122]", done.stderr[-2000:]
+    assert said == "[20, 21, 111, 112, 120, 121, 122]"

@@ -18,6 +18,8 @@ from hardneg.losses.caching import cached_backward
 from hardneg.losses.infonce import InfoNCE, Sides, Variants
 from hardneg.losses.tiles import Tiles, row_logsumexp
 
+from .conftest import in_two_ranks
+
 B, P, K, M, S, D = 7, 2, 3, 5, 6, 8
 SMALL = Tiles(3, 4)
 
@@ -459,12 +461,7 @@ if __name__ == "__main__":
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     """Different numbers of queries and of negatives on each; every gradient as on the whole batch."""
-    script = tmp_path / "ranks.py"
-    script.write_text(RANKS.format(root=str(Path(__file__).parent.parent)))
-    done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, check=False, timeout=120
-    )
-    assert done.stdout.strip() == "equal", done.stderr[-3000:]
+    assert in_two_ranks(RANKS.format(root=str(Path(__file__).parent.parent)), tmp_path) == "equal"
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])
