@@ -124,19 +124,11 @@ def _values_of(run: Reopened, features: PairFeatures, judged: Judgements, names:
         here = np.flatnonzero(np.isin(judged.query, part.candidates.queries))
         if len(here) == 0:
             continue
-        rows, line = np.unique(judged.query[here] - part.candidates.queries[0], return_inverse=True)
-        block = part.candidates.rows(rows)
-        match = block.documents[line] == judged.document[here][:, None]
+        block = part.candidates.rows(judged.query[here] - part.candidates.queries[0])
+        match = block.documents == judged.document[here][:, None]
         there = match.any(1)
-        columns = np.full((len(rows), int(np.bincount(line).max())), -1)
-        slot = np.zeros(len(here), np.int64)
-        taken = np.zeros(len(rows), np.int64)
-        for i, row in enumerate(line):
-            slot[i] = taken[row]
-            taken[row] += 1
-        columns[line[there], slot[there]] = match.argmax(1)[there]
-        found = features.of(names, block, columns)
+        found = features.of(names, block, np.where(there, match.argmax(1), -1)[:, None])
         for name in names:
-            values[name][here[there]] = found[name][line[there], slot[there]]
+            values[name][here[there]] = found[name][there, 0]
     no_strangers(np.isnan(values[names[0]]), judged, run.pairs)
     return values
