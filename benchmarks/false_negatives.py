@@ -389,7 +389,7 @@ def redrawn(data: Path) -> None:
         context = Context(
             replace(pairs, positives=known), world.context.open_index, known, None, world.context.find_nearest
         )
-        context.cache["crowds"] = PairFeatures.shared(world.context).crowds
+        context.cache["crowds"] = PairFeatures(world.context).crowds
         other = World(world.name, context.pairs, candidates, context, known, world.truth)
         margins.append(other.margin)
         posteriors.append(other.at_hardness(learned(other), other.margin[1]))

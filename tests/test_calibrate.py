@@ -224,7 +224,7 @@ def test_a_larger_sample_contains_the_smaller(mined: Path, tmp_path: Path) -> No
 def test_chances_are_what_they_are_said_to_be(mined: Path) -> None:
     """Over many seeds, pairs are drawn as often as their inclusion probability says."""
     reopened = Reopened(Run(mined))
-    features = PairFeatures.shared(reopened.context)
+    features = PairFeatures(reopened.context)
     population = Population(reopened, features, Logistic(CROWDS, (3.0, 3.0, 3.0), -4.0))
     rungs = ladder(population, 0.05)
     able = np.logical_or.reduce(rungs.chosen)
@@ -251,7 +251,7 @@ def test_chances_are_what_they_are_said_to_be(mined: Path) -> None:
 
 def test_expected_threshold_is_the_highest_that_keeps_the_expectation(mined: Path) -> None:
     reopened = Reopened(Run(mined))
-    population = Population(reopened, PairFeatures.shared(reopened.context), Logistic(CROWDS, (3.0, 3.0, 3.0), -4.0))
+    population = Population(reopened, PairFeatures(reopened.context), Logistic(CROWDS, (3.0, 3.0, 3.0), -4.0))
     threshold = expected_threshold(population, 0.08)
     assert population.expected(threshold) <= 0.08
     assert population.expected(threshold + 0.02) > 0.08
@@ -264,7 +264,7 @@ def test_expected_threshold_is_the_highest_that_keeps_the_expectation(mined: Pat
 def test_a_threshold_never_leaves_nothing(mined: Path) -> None:
     """A model that finds everything likely keeps nearly all the negatives that there are, and says what it expects."""
     reopened = Reopened(Run(mined))
-    population = Population(reopened, PairFeatures.shared(reopened.context), Logistic(CROWDS, (3.0, 3.0, 3.0), 1.0))
+    population = Population(reopened, PairFeatures(reopened.context), Logistic(CROWDS, (3.0, 3.0, 3.0), 1.0))
     threshold = expected_threshold(population, 0.05)
     assert population.expected(threshold) > 0.5
     assert population.negatives(threshold).sum() >= 0.95 * 7 * QUERIES
@@ -477,3 +477,29 @@ def test_a_guarantee_for_another_selection_is_said(mined: Path, tmp_path: Path) 
         done = select(mined, SelectOptions(filters=filters, **more), tmp_path / "new", overwrite=True)  # type: ignore[arg-type]
         notes = [note for note in done.info["warnings"] if "guarantee" in note]
         assert (notes == []) if said is None else (said in notes[0])
+
+
+def test_a_miner_dies_with_its_last_reference(data: Path) -> None:
+    """Its index is the largest thing there is: it must not wait for the garbage collector."""
+    import gc
+    import weakref
+
+    from hardneg.data.formats import read_pairs
+    from hardneg.index.exact import ExactIndex
+    from hardneg.mining.miner import Miner
+    from hardneg.mining.samplers import Top
+    from hardneg.mining.specs import parse_filters
+
+    queries, documents = (np.load(data / f"{name}.npy") for name in ("q", "d"))
+    miner = Miner(
+        read_pairs(str(data)), queries, ExactIndex(documents), parse_filters(["crowd:max=0.9"]), Top(),
+        depth=10, max_depth=10, negatives=2,
+    )  # fmt: skip
+    miner.mine(0, 20)
+    alive = weakref.ref(miner.index)
+    gc.disable()
+    try:
+        del miner
+        assert alive() is None
+    finally:
+        gc.enable()

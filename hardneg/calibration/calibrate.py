@@ -190,7 +190,7 @@ def _certified(
 
 def _open(run: str | Path | Run, progress: Progress) -> tuple[Reopened, PairFeatures]:
     reopened = Reopened(run if isinstance(run, Run) else Run(run), progress=progress)
-    return reopened, PairFeatures.shared(reopened.context)
+    return reopened, PairFeatures(reopened.context)
 
 
 def _check_rates(alpha: float, confidence: float) -> None:

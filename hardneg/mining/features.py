@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,14 +65,8 @@ class PairFeatures:
     def __init__(self, context: Context, positives: Ragged | None = None) -> None:
         self.context = context
         self.positives = context.pairs.positives if positives is None else positives
-
-    @classmethod
-    def shared(cls, context: Context) -> PairFeatures:
-        """The features that all filters of a pass share."""
-        if "features" not in context.cache:
-            context.cache["features"] = cls(context)
-        made: PairFeatures = context.cache["features"]
-        return made
+        # What is made stands with the context, not here: all blocks share it, and it dies with the pass.
+        self.cache: dict[str, Any] = context.cache if positives is None else {}
 
     @property
     def crowds(self) -> Crowds:
@@ -81,15 +75,21 @@ class PairFeatures:
         made: Crowds = self.context.cache["crowds"]
         return made
 
-    @cached_property
+    @property
     def votes(self) -> Votes:
-        return Votes(self.crowds, self.context.nearest, self.positives)
+        if "votes" not in self.cache:
+            self.cache["votes"] = Votes(self.crowds, self.context.nearest, self.positives)
+        made: Votes = self.cache["votes"]
+        return made
 
-    @cached_property
+    @property
     def lexical(self) -> Lexical:
         from hardneg.mining.lexical import Lexical  # loads scikit-learn, which mining alone does not need
 
-        return Lexical(self.context.pairs)
+        if "lexical" not in self.context.cache:
+            self.context.cache["lexical"] = Lexical(self.context.pairs)
+        made: Lexical = self.context.cache["lexical"]
+        return made
 
     def of(
         self, names: Sequence[str], candidates: Candidates, columns: NDArray[np.integer] | None = None

@@ -290,7 +290,7 @@ class SameCrowd(Filter):
     max: float
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
-        found = PairFeatures.shared(context).of(CROWDS, candidates)
+        found = PairFeatures(context).of(CROWDS, candidates)
         mean = (found["crowd_query"] + found["crowd_positive"] + found["crowd_votes"]) / np.float32(3)
         keep: Mask = mean <= np.float32(self.max)
         return keep
@@ -317,7 +317,7 @@ class FalseNegative(Filter):
         self, candidates: Candidates, context: Context, columns: NDArray[np.integer] | None = None
     ) -> Float:
         """float32 `[n, K]`, or `[n, c]` of these columns: P(relevant)."""
-        values = PairFeatures.shared(context).of(self.posterior.features, candidates, columns)
+        values = PairFeatures(context).of(self.posterior.features, candidates, columns)
         return self.posterior.probability(values)
 
     def notes(self, config: Mapping[str, Any]) -> list[str]:

@@ -78,6 +78,17 @@ def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
     return out
 
 
+def _nearest(index: AnyIndex, vectors: Any) -> NDArray[np.int32]:
+    """The first few documents of every query: a search of its own, for filters that look across queries.
+
+    No method of the miner: its context would hold the miner, and the index would outlive the pass.
+    """
+    few = min(SPREAD, index.size)
+    blocks = range(0, len(vectors), _AHEAD)
+    found = [index.search(np.asarray(vectors[at : at + _AHEAD], np.float32), few) for at in blocks]
+    return np.concatenate([each.documents for each in found])
+
+
 class Miner:
     """Finds negatives for blocks of queries.
 
@@ -111,7 +122,7 @@ class Miner:
         self.pairs, self.vectors, self.index = pairs, vectors, index
         self.chain, self.sampler = chain, sampler
         self.depth, self.max_depth, self.negatives, self.seed = depth, max_depth, negatives, seed
-        self.context = Context(pairs, lambda: index, pairs.known_positives(), embed, self._nearest)
+        self.context = Context(pairs, lambda: index, pairs.known_positives(), embed, lambda: _nearest(index, vectors))
         self.keys = query_keys(pairs.query_ids)
         self._ahead = Neighbours(np.empty((0, depth), np.float32), np.empty((0, depth), np.int32))
         self._ahead_start = 0
@@ -123,13 +134,6 @@ class Miner:
             blocks.append(self._mine(at, min(at + _BLOCK, stop), progress))
             release()
         return Judged.joined(blocks)
-
-    def _nearest(self) -> NDArray[np.int32]:
-        """The first few documents of every query: a search of its own, for filters that look across queries."""
-        few = min(SPREAD, self.index.size)
-        blocks = range(0, len(self.pairs), _AHEAD)
-        found = [self.index.search(np.asarray(self.vectors[at : at + _AHEAD], np.float32), few) for at in blocks]
-        return np.concatenate([each.documents for each in found])
 
     def _search(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Neighbours:
         """Neighbours of these queries; an index that reads all documents for any number of them is asked for many ahead."""

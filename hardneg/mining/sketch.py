@@ -81,7 +81,7 @@ def make_sketch(posterior: Posterior, context: Context, components: int = 512, s
     if components < 1:
         raise UsageError(f"components={components} must be 1 or more")
     weights = dict(zip(posterior.features, posterior.weights, strict=True))
-    features = PairFeatures.shared(context)
+    features = PairFeatures(context)
     size, total = features.crowds.size, len(context.pairs)
     places, signs = _hash(size, components, seed)
     documents = np.empty((size, components), np.float32)
