@@ -24,10 +24,6 @@ _ROWS = 512  # queries whose features are computed at once
 _MOST = 2_000_000  # candidates that a posterior is learned from
 
 
-def candidate_rows(candidates: Candidates, rows: slice) -> Candidates:
-    return candidates.rows(np.arange(rows.start, rows.stop))
-
-
 def open_to_judgement(part: Part) -> Mask:
     """bool `[n, K]`: what all filters but a posterior let pass."""
     return part.kept | part.rejected_by_posterior
@@ -117,7 +113,7 @@ class Population:
 
     def __init__(self, run: Reopened, features: PairFeatures, model: Logistic, progress: Progress = silent) -> None:
         config = run.run.info["config"]
-        self.run, self.model = run, model
+        self.run = run
         self.sampler, self.wanted, self.seed = parse_sampler(config["sampler"]), config["negatives"], config["seed"]
         self.keys = query_keys(run.pairs.query_ids)
         advance = progress("probabilities", len(run.pairs))
@@ -126,8 +122,8 @@ class Population:
         for part in run:
             probability = np.zeros(part.candidates.documents.shape, np.float32)
             for start in range(0, len(probability), _ROWS):
-                rows = slice(start, min(start + _ROWS, len(probability)))
-                block = candidate_rows(part.candidates, rows)
+                rows = np.arange(start, min(start + _ROWS, len(probability)))
+                block = part.candidates.rows(rows)
                 values = features.of(model.features, block)
                 flat = {name: value.ravel() for name, value in values.items()}
                 probability[rows] = model.probability(flat).reshape(block.documents.shape)

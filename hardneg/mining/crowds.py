@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
@@ -53,7 +54,7 @@ class Crowd:
     def take(self, rows: NDArray[np.integer] | slice) -> Crowd:
         return Crowd(self.members[rows], self.counts[rows])
 
-    @property
+    @cached_property
     def lengths(self) -> Float:
         """float32 `[n]`: Euclidean norms of the counts."""
         squares = np.einsum("ij,ij->i", self.counts, self.counts, dtype=np.int64)
