@@ -13,6 +13,7 @@ from hardneg.bank.mined import Mined
 from hardneg.data.pairs import Int, Pairs
 from hardneg.errors import RunError, UsageError
 from hardneg.hashing import mix
+from hardneg.index.generation import Items
 from hardneg.mining.samplers import draw, query_keys
 from hardneg.mining.specs import parse_sampler
 
@@ -28,11 +29,11 @@ class Example(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """The texts of an example, and their rows."""
+    """The texts (or what stands for them) of an example, and their rows."""
 
-    query: str
-    positive: str
-    negatives: list[str]
+    query: Any
+    positive: Any
+    negatives: list[Any]
     rows: Example
 
 
@@ -127,6 +128,10 @@ class MemoryBankSampler(Sampler[list[Example]]):
         if first < self._drawn:
             raise UsageError(f"batch {first} was given out already ({self._drawn} were): name a later one")
         self._mined = [(start, each) for start, each in self._mined if start < first] + [(first, mined)]
+
+    def rewind(self) -> None:
+        """Take back what was given out and not trained on: the next `iter` begins after the last `advance`."""
+        self._drawn = self.total
 
     def __len__(self) -> int:
         """Batches of an epoch, about: what is put off may make one more."""
@@ -263,12 +268,17 @@ class MemoryBankSampler(Sampler[list[Example]]):
 
 
 class Examples(Dataset[Texts]):
-    """Texts of what a sampler gives out: `DataLoader(Examples(pairs), batch_sampler=sampler, collate_fn=list)`."""
+    """Texts of what a sampler gives out: `DataLoader(Examples(pairs), batch_sampler=sampler, collate_fn=list)`.
 
-    def __init__(self, pairs: Pairs) -> None:
-        self.pairs = pairs
+    Args:
+        pairs: the dataset.
+        queries, documents: what stands for its texts (images, say): anything with `take(rows)`; None: the texts.
+    """
+
+    def __init__(self, pairs: Pairs, queries: Items | None = None, documents: Items | None = None) -> None:
+        self.queries, self.documents = queries or pairs.queries, documents or pairs.documents
 
     def __getitem__(self, example: Example) -> Texts:
-        documents = self.pairs.documents.take(np.array([example.positive, *example.negatives]))
-        query = self.pairs.queries.take(np.array([example.query]))[0]
+        documents = list(self.documents.take(np.array([example.positive, *example.negatives])))
+        query = self.queries.take(np.array([example.query]))[0]
         return Texts(query, documents[0], documents[1:], example)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.errors import UsageError, suggestion
+
+if TYPE_CHECKING:
+    import torch
 
 
 @runtime_checkable
@@ -38,6 +42,19 @@ class Fittable(Protocol):
 
     @property
     def fitted(self) -> bool: ...
+
+
+@runtime_checkable
+class Trainable(Encoder, Protocol):
+    """An encoder that can be trained: a `torch.nn.Module`, too."""
+
+    def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
+        """float `[n, d]`, with gradients, on the device of the weights."""
+        ...
+
+    def save(self, folder: str | Path) -> None:
+        """Write it to where a spec (`hashed:FOLDER`, `st:FOLDER`) can load it from."""
+        ...
 
 
 KINDS = ("hashed", "st", "module")

@@ -29,11 +29,18 @@ class HashedEncoder(nn.Module):
         buckets: rows of the table; features that hash alike share one.
         sample: texts that `fit` looks at, at most.
         seed: of the initialisation.
+        dropout: share of a text's features that is left out at random in training mode, each time anew: another view of
+            the text, which is what self-supervised training needs (SimCSE, arXiv 2104.08821, on the inputs).
     """
 
-    def __init__(self, dimension: int = 256, buckets: int = 1 << 15, sample: int = 8192, seed: int = 0) -> None:
+    def __init__(
+        self, dimension: int = 256, buckets: int = 1 << 15, sample: int = 8192, seed: int = 0, dropout: float = 0.0
+    ) -> None:
         super().__init__()
+        if not 0 <= dropout < 1:
+            raise UsageError(f"dropout={dropout} must be 0 or more and below 1")
         self.dimension, self.buckets, self.sample, self.seed = dimension, buckets, sample, seed
+        self.dropout = dropout
         self.table = nn.EmbeddingBag(buckets + 1, dimension, mode="mean")
         generator = np.random.default_rng(seed)
         start = generator.standard_normal((buckets + 1, dimension), np.float32) / np.sqrt(np.float32(dimension))
@@ -75,11 +82,24 @@ class HashedEncoder(nn.Module):
 
     def forward(self, features: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
         """float `[n, d]` of unit length, from int64 features `[m]` and the starts `[n]` of each text's."""
+        if self.training and self.dropout:
+            features, offsets = self._thinned(features, offsets)
         out: torch.Tensor = nn.functional.normalize(self.table(features, offsets), dim=1)
         return out
 
-    def vectors(self, texts: Sequence[str]) -> torch.Tensor:
+    def _thinned(self, features: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Without some of the features; the first of a text that would lose all stays."""
+        kept = torch.rand(len(features), device=features.device) >= self.dropout
+        ends = torch.cat([offsets[1:], offsets.new_tensor([len(features)])])
+        before = torch.cat([offsets.new_zeros(1), kept.cumsum(0)])
+        kept[offsets[before[ends] == before[offsets]]] = True
+        starts = torch.cat([offsets.new_zeros(1), kept.cumsum(0)])[offsets]
+        return features[kept], starts
+
+    def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
         """float32 `[n, d]` of unit length, on the device of the weights, with gradients."""
+        if prompt:
+            texts = [prompt + text for text in texts]
         features, offsets = hashed_features(texts, self.buckets)
         device = self.table.weight.device
         out: torch.Tensor = self(torch.from_numpy(features).to(device), torch.from_numpy(offsets[:-1]).to(device))
@@ -87,11 +107,14 @@ class HashedEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
-        """float32 `[n, d]`, unit length. An empty text has a vector of its own, never zeros."""
+        """float32 `[n, d]`, unit length. An empty text has a vector of its own, never zeros. Without dropout."""
+        training = self.training
+        self.eval()
         out = np.empty((len(texts), self.dimension), np.float32)
         for start in range(0, len(texts), 1024):
-            part = [prompt + text for text in texts[start : start + 1024]]
-            out[start : start + len(part)] = self.vectors(part).cpu().numpy()
+            part = texts[start : start + 1024]
+            out[start : start + len(part)] = self.vectors(part, prompt=prompt).cpu().numpy()
+        self.train(training)
         return out
 
     def fingerprint(self) -> str:
@@ -109,6 +132,7 @@ class HashedEncoder(nn.Module):
             "buckets": self.buckets,
             "sample": self.sample,
             "seed": self.seed,
+            "dropout": self.dropout,
         }
         write_json(folder / "config.json", config)
 
@@ -121,7 +145,9 @@ class HashedEncoder(nn.Module):
         config = read_json(folder / "config.json")
         table = np.load(folder / "table.npy", allow_pickle=False)
         try:
-            encoder = cls(config["dimension"], config["buckets"], config["sample"], config["seed"])
+            encoder = cls(
+                config["dimension"], config["buckets"], config["sample"], config["seed"], config.get("dropout", 0.0)
+            )
         except (KeyError, TypeError) as error:
             raise UsageError(f"hashed:{folder}: config.json is not one of a hashed encoder ({error})") from None
         if table.shape != tuple(encoder.table.weight.shape):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from hardneg.errors import MissingDependencyError, UsageError
 
 
-class SentenceTransformersEncoder:
-    """A model by name or local path.
+class SentenceTransformersEncoder(nn.Module):
+    """A model by name or local path; it can be trained.
 
     Args:
         name: as `SentenceTransformer` takes it; or a loaded model.
@@ -24,6 +26,7 @@ class SentenceTransformersEncoder:
     """
 
     def __init__(self, name: Any, device: str | None = None, batch_size: int = 32) -> None:
+        super().__init__()
         try:
             from sentence_transformers import SentenceTransformer
         except ImportError:
@@ -46,6 +49,14 @@ class SentenceTransformersEncoder:
     def dimension(self) -> int:
         return int(self.model.get_embedding_dimension())
 
+    def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
+        """`[n, d]` as the model returns them, on its device, with gradients."""
+        device = next(self.model.parameters()).device
+        features = self.model.preprocess(list(texts), prompt=prompt or None)
+        here = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
+        out: torch.Tensor = self.model(here)["sentence_embedding"]
+        return out
+
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
         """float32 `[n, d]`, as the model returns them (not normalized unless the model does)."""
         vectors = self.model.encode(
@@ -67,3 +78,7 @@ class SentenceTransformersEncoder:
             digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
             digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model as sentence-transformers does: `st:FOLDER` loads it."""
+        self.model.save_pretrained(str(folder))

@@ -1,0 +1,103 @@
+"""Several processes, one a device, started by torchrun; or this one alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+from torch import nn
+
+from hardneg.errors import UsageError
+
+
+@dataclass(frozen=True)
+class World:
+    """Who takes part.
+
+    Attributes:
+        rank: this process; 0 writes files and talks to people.
+        size: how many there are.
+        device: where this one computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """The model, its gradients averaged over the ranks if there are several."""
+        if self.size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
+            return model
+        ids = [self.device.index or 0] if self.device.type == "cuda" else None
+        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+
+    def average_gradients(self, module: nn.Module) -> None:
+        """Of a small module that is not wrapped: the temperature of a loss."""
+        if self.size == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.size
+
+    def wait(self) -> None:
+        """Until all ranks are here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def told(self, value: int) -> int:
+        """What rank 0 says."""
+        if self.size == 1:
+            return value
+        word = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.broadcast(word, 0)
+        return int(word)
+
+    def shown(self, array: NDArray[np.generic] | None, dtype: type) -> NDArray[np.generic]:
+        """The array `[n, k]` that rank 0 has; the others give None."""
+        shape = [self.told(0 if array is None else array.shape[axis]) for axis in (0, 1)]
+        here: NDArray[np.generic] = np.zeros(shape, dtype) if array is None else np.ascontiguousarray(array, dtype)
+        copy = torch.from_numpy(here.copy()).to(self.device)
+        dist.broadcast(copy, 0)
+        return copy.cpu().numpy()
+
+
+@contextmanager
+def world(device: str | None = None) -> Iterator[World]:
+    """The ranks that torchrun has started (by its environment variables), or this process alone.
+
+    Args:
+        device: `cpu`, `cuda`, `cuda:1`; None: a GPU if there is one.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(kind)
+    except RuntimeError as error:
+        raise UsageError(f"device {kind!r}: {str(error).splitlines()[0]}") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(f"device {kind!r}: torch sees no CUDA device here. Use --device cpu")
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    mine = not dist.is_initialized()
+    if mine:
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, chosen)
+    finally:
+        if mine:
+            dist.destroy_process_group()

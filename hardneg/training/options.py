@@ -1,0 +1,146 @@
+"""Everything that a training can be told, checked before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from hardneg.bank.sampler import Curriculum
+from hardneg.errors import RunError, UsageError, suggestion
+from hardneg.index.staleness import Schedule
+from hardneg.losses.infonce import Variants
+from hardneg.mining.specs import parse_filters, parse_sampler
+from hardneg.training.metrics import parse_measures
+
+RATES = ("constant", "linear", "cosine")
+AMP = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How to train.
+
+    Attributes:
+        epochs: over the pairs; `steps`, if given, counts instead: updates of the weights.
+        batch_size: pairs a batch, of each rank.
+        accumulate: batches an update. Their negatives are their own; for more negatives take a larger batch with `chunk`.
+        chunk: texts encoded at once, with gradient caching (arXiv 2101.06983): the batch may be larger than memory.
+        negatives: mined ones a query; 0: in-batch negatives only.
+        policy: how they are drawn among the kept, a sampler spec.
+        curriculum: from random to mined ones.
+        filters, default_filters: which of the mined may be negatives; those that can, work in the loss, too.
+        refresh: when they are mined anew: `never` (once, at the start), `epoch`, `steps:N`, `staleness:...`.
+        share: of the documents that a refresh encodes, the rest is moved by a linear map.
+        depth: candidates kept per query.
+        index: see `make_index`.
+        lag: steps until a refresh is used: repeatable whatever the machine, as a step waits for it if need be. None:
+            half of what lies between two refreshes. `wait=False`: as soon as it is ready.
+        bank: rows of the memory bank, 0: none; `bank_age`: batches until a row is not used any more; `bank_start`: batches
+            until it is used at all; `momentum`: of the encoder that fills it, None: the trained one itself.
+        temperature, learn_temperature, variants, dimensions: see `InfoNCE`.
+        learning_rate, weight_decay, warmup (share of the steps), rate (`constant`, `linear` or `cosine` after the
+            warm-up), clip (norm of the gradient, None: not at all).
+        amp: `no`, `bf16` or `fp16`.
+        evaluate_every: updates between evaluations, None: after every epoch; `measures`: the first decides which is best.
+        save_every: updates between checkpoints, None: after every epoch.
+        log_every: updates between two entries of the log.
+        query_prompt, document_prompt: texts before each.
+        workers: processes that prepare batches.
+        seed: of everything that is random.
+    """
+
+    epochs: float = 3.0
+    steps: int | None = None
+    batch_size: int = 64
+    accumulate: int = 1
+    chunk: int | None = None
+    negatives: int = 4
+    policy: str = "uniform"
+    curriculum: Curriculum = field(default_factory=Curriculum)
+    filters: tuple[str, ...] = ()
+    default_filters: bool = True
+    refresh: str = "epoch"
+    share: float = 1.0
+    depth: int = 50
+    index: str = "auto"
+    lag: int | None = None
+    wait: bool = True
+    bank: int = 0
+    bank_age: int | None = None
+    bank_start: int = 0
+    momentum: float | None = None
+    temperature: float = 0.05
+    learn_temperature: bool = False
+    variants: Variants = field(default_factory=Variants)
+    dimensions: tuple[int, ...] | None = None
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: float = 0.1
+    rate: str = "linear"
+    clip: float | None = 1.0
+    amp: str = "no"
+    evaluate_every: int | None = None
+    measures: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@100")
+    save_every: int | None = None
+    log_every: int = 10
+    query_prompt: str = ""
+    document_prompt: str = ""
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "log_every", "depth"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("steps", "chunk", "evaluate_every", "save_every", "bank_age"):
+            if getattr(self, name) is not None:
+                _at_least(name, getattr(self, name), 1)
+        for name in ("negatives", "bank", "bank_start", "workers", "seed", "weight_decay"):
+            _at_least(name, getattr(self, name), 0)
+        for name in ("epochs", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name}={getattr(self, name)} must be above 0")
+        if self.clip is not None and not self.clip > 0:
+            raise UsageError(f"clip={self.clip} must be above 0, or None")
+        if not 0 <= self.warmup <= 1:
+            raise UsageError(f"warmup={self.warmup} is a share of the steps: 0 to 1")
+        if self.momentum is not None and not self.bank:
+            raise UsageError("momentum is of the encoder that fills the bank: give bank, too")
+        if self.variants.hard_weight != 1:
+            raise UsageError(
+                "the trainer's mined negatives are negatives of the whole batch: hard_weight has no meaning"
+            )
+        for name, known in (("rate", RATES), ("amp", AMP)):
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name}={getattr(self, name)!r}.{suggestion(str(getattr(self, name)), known)}")
+        Schedule.parse(self.refresh)
+        parse_sampler(self.policy)
+        parse_filters(self.filters, self.default_filters)
+        parse_measures(self.measures)
+        if not self.measures:
+            raise UsageError("measures must name one or more: the first decides which checkpoint is best")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> TrainOptions:
+        """RunError if it is not what `to_json` gives."""
+        try:
+            given: dict[str, Any] = {
+                name: tuple(each) if isinstance(each, list) else each for name, each in value.items()
+            }
+            given |= {"curriculum": Curriculum(**given["curriculum"]), "variants": Variants(**given["variants"])}
+            return cls(**given)
+        except (KeyError, TypeError) as error:
+            raise RunError(f"these are no options of a training ({error!r})") from None
+
+    def changed(self, others: TrainOptions) -> list[str]:
+        """What differs from the options of an interrupted training, of all that has to be the same to go on with it."""
+        free = {"log_every", "save_every", "workers"}
+        return [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != getattr(others, f.name)]
+
+
+def _at_least(name: str, value: float, low: int) -> None:
+    if value < low:
+        raise UsageError(f"{name}={value} must be {low} or more")

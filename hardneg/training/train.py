@@ -1,0 +1,231 @@
+"""From a dataset and an encoder to a trained encoder in a folder.
+
+DIR/train.json       options, data, evaluations, generations; `finished` at the end
+DIR/best/            the encoder with the best evaluation; DIR/last/: that of the last step
+DIR/log.jsonl        numbers of every few steps; DIR/tensorboard/: the same, if asked for
+DIR/checkpoints/     the last one: interrupted, the training goes on from it
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hardneg.data.pairs import Pairs
+from hardneg.data.store import read_json, write_json
+from hardneg.errors import DataError, RunError
+from hardneg.index.generation import Items
+from hardneg.mining.embed import fit
+from hardneg.mining.mine import guide_embedder
+from hardneg.mining.options import MineOptions
+from hardneg.mining.run import Run
+from hardneg.progress import Progress, silent
+from hardneg.training import checkpoint
+from hardneg.training.distributed import World, world
+from hardneg.training.evaluate import evaluate_vectors
+from hardneg.training.monitor import Callback, LogFile, TensorBoard
+from hardneg.training.options import TrainOptions
+from hardneg.training.supply import Supply
+from hardneg.training.towers import Towers
+from hardneg.training.trainer import Trainer
+
+SCHEMA = "hardneg-train-1"
+_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Held:
+    """What is evaluated on.
+
+    Attributes:
+        pairs: a dataset that is not trained on.
+        queries, documents: what stands for its texts, see `Examples`.
+    """
+
+    pairs: Pairs
+    queries: Items | None = None
+    documents: Items | None = None
+
+    def measure(self, towers: Towers, names: Sequence[str]) -> dict[str, float]:
+        queries = _encoded(towers, self.queries or self.pairs.queries, len(self.pairs), "query")
+        documents = _encoded(towers, self.documents or self.pairs.documents, len(self.pairs.document_ids), "document")
+        return evaluate_vectors(self.pairs, queries, documents, names).means
+
+
+def train(
+    pairs: Pairs,
+    model: Any,
+    out: str | Path,
+    options: TrainOptions | None = None,
+    *,
+    evaluation: Pairs | Held | None = None,
+    run: Run | None = None,
+    queries: Items | None = None,
+    documents: Items | None = None,
+    device: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    tensorboard: bool = False,
+    warn: Callable[[str], None] = print,
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """Train an encoder, or two, with mined negatives that are refreshed beside the training.
+
+    Args:
+        pairs: what to train on.
+        model: `Towers`, or one encoder for both sides (see `Trainable`); it is trained in place.
+        out: the folder to write.
+        options: how.
+        evaluation: what is evaluated on; None: nothing, and the last encoder is the result.
+        run: candidates of a mining pass over `pairs`, used all the time instead of mining here.
+        queries, documents: what stands for the texts of `pairs` (images, say), see `Examples`.
+        device: see `world`; several are used if torchrun has started several processes.
+        resume: go on with an interrupted training: on the CPU the numbers are those of an uninterrupted one. (With
+            `wait=False`, they depend on how fast generations are built.)
+        overwrite: replace what stands in `out`.
+        callbacks: told the numbers.
+        tensorboard: write for TensorBoard, too.
+        warn: told what people should know; by default printed.
+
+    Returns:
+        What stands in `train.json`.
+
+    Raises:
+        RunError: there is something in `out`, or the training to be resumed had other options or other data.
+        DataError: the loss is no number.
+    """
+    options, out = options or TrainOptions(), Path(out)
+    start = time.perf_counter()
+    with world(device) as here:
+        torch.manual_seed(options.seed + here.rank)
+        prepared = _prepare(out, pairs, options, here, resume, overwrite)
+        found = checkpoint.latest(out / "checkpoints") if resume else None
+        towers = model if isinstance(model, Towers) else Towers(
+            model, query_prompt=options.query_prompt, document_prompt=options.document_prompt
+        )  # fmt: skip
+        towers.to(here.device)
+        if found is None:
+            for side in ("query", "document"):
+                fit(towers.tower(side), pairs, getattr(towers.tower(side), "sample", 8192), progress)
+        state = None if found is None else checkpoint.read(found, here)
+        if state is not None:
+            towers.load_state_dict(state["towers"])
+        embed = guide_embedder(pairs, MineOptions(seed=options.seed), out, None, 32, str(here.device), progress)
+        advance = progress("first generation", 1)
+        supply = Supply(
+            pairs, towers, options, here, run=run, queries=queries, documents=documents, embed=embed,
+            resume=None if found is None else found / "generations",
+            step=0 if state is None else int(state["progress"]["step"]),
+        )  # fmt: skip
+        advance(1)
+        for name in supply.filters.mined_only:
+            warn(f"the filter {name!r} works on mined candidates only, not on batch and bank")
+        held = Held(evaluation) if isinstance(evaluation, Pairs) else evaluation
+        told = list(callbacks) if here.leads else []
+        if here.leads:
+            step = 0 if state is None else int(state["progress"]["step"])
+            told.append(LogFile(out / "log.jsonl", step))
+            told += [TensorBoard(out / "tensorboard", step)] if tensorboard else []
+        trainer = Trainer(
+            towers, supply, options, here, folder=out / "checkpoints", callbacks=told, warn=warn,
+            measure=None if held is None else lambda towers: held.measure(towers, options.measures),
+            on_best=lambda: save_encoder(towers, out / "best"),
+        )  # fmt: skip
+        try:
+            if state is not None:
+                trainer.load(state)
+            done = trainer.fit(progress)
+            result = {
+                **prepared,
+                "finished": True,
+                "steps": done.step,
+                "evaluations": done.evaluations,
+                "best": done.best,
+                "warnings": done.warnings,
+                "generations": [] if supply.index is None else supply.index.history,
+                "temperature": trainer.criterion.temperature,
+                "seconds": round(time.perf_counter() - start, 2),
+            }
+            if here.leads:
+                save_encoder(towers, out / "last")
+                write_json(out / "train.json", result)
+            return result
+        finally:
+            supply.close()
+            for callback in told:
+                callback.close()
+
+
+def _prepare(
+    out: Path, pairs: Pairs, options: TrainOptions, here: World, resume: bool, overwrite: bool
+) -> dict[str, Any]:
+    """The head of `train.json`, written; RunError if the folder is not as it should be."""
+    head: dict[str, Any] = {
+        "schema": SCHEMA,
+        "finished": False,
+        "options": options.to_json(),
+        "data": {"name": pairs.name, "queries": len(pairs), "documents": len(pairs.document_ids), **pairs.digests},
+        "ranks": here.size,
+    }
+    path = out / "train.json"
+    if resume:
+        before = read_json(path)
+        if before.get("schema") != SCHEMA:
+            raise RunError(f"{path}: schema {before.get('schema')!r}, expected {SCHEMA!r}: train anew with --overwrite")
+        if before.get("finished"):
+            raise RunError(f"{out}: this training is finished. Train anew with --overwrite, or elsewhere")
+        changed = options.changed(TrainOptions.from_json(before["options"]))
+        changed += [name for name in ("ranks",) if before[name] != head[name]]
+        changed += [
+            f"data ({name})"
+            for name in head["data"]
+            if name != "name" and before["data"].get(name) != head["data"][name]
+        ]
+        if changed:
+            raise RunError(
+                f"{out}: the training to be resumed had other {', '.join(changed)}: use the same, or --overwrite"
+            )
+        if checkpoint.latest(out / "checkpoints") is None and here.leads:
+            (out / "log.jsonl").unlink(missing_ok=True)
+        here.wait()
+        return head
+    if here.leads:
+        if out.exists() and any(out.iterdir()):
+            if not path.exists():
+                raise RunError(f"{out} holds something that is no training: choose another folder")
+            if not overwrite:
+                raise RunError(f"{out} holds a training already: --resume goes on with it, --overwrite replaces it")
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, head)
+    here.wait()
+    return head
+
+
+def save_encoder(towers: Towers, folder: Path) -> None:
+    """Write the encoder in place of the one that is there."""
+    temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    for path in (temporary, old):
+        shutil.rmtree(path, ignore_errors=True)
+    towers.save(temporary)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(temporary, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _encoded(towers: Towers, items: Items, count: int, side: str) -> NDArray[np.float32]:
+    if count == 0:
+        raise DataError(f"there is no {side} to evaluate")
+    parts = [towers.encode(items.take(np.arange(i, min(i + _CHUNK, count))), side) for i in range(0, count, _CHUNK)]
+    return np.concatenate(parts)
