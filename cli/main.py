@@ -17,6 +17,7 @@ _COMMANDS = {
     "select": (".select", "Filter and sample again from the candidates of a run, without a new search."),
     "judge": (".judge", "Draw candidates of a run that shall be judged."),
     "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
+    "train": (".train", "Train an encoder: negatives mined and refreshed beside it, a bank, filters in the loss."),
     "evaluate": (".evaluate", "How well an encoder retrieves: nDCG, MRR, recall."),
     "export": (".export", "Write a run's negatives in the form that a trainer reads."),
 }
@@ -70,7 +71,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; a run goes on where it stopped with --resume", err=True)
+        click.echo("interrupted; it goes on where it stopped with --resume", err=True)
         code = 130
     except HardnegError as error:
         click.echo(f"error: {error}", err=True)

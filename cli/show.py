@@ -191,3 +191,54 @@ def print_evaluation(value: dict[str, Any], source: str) -> None:
     left = value["queries_without_positives"]
     more = f"; {left:,} more have no positive in this split" if left else ""
     console.print(f"{value['queries']:,} queries, {value['documents']:,} documents{more}", highlight=False)
+
+
+class LiveNumbers:
+    """A line of a training's numbers every few seconds, on stderr, above the bars."""
+
+    def __init__(self, seconds: float = 10.0) -> None:
+        self.console, self.seconds, self.last = Console(stderr=True), seconds, time.perf_counter()
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        found = {name.partition("/")[2]: value for name, value in values.items() if name.startswith("evaluation/")}
+        if found:
+            found.pop("seconds", None)
+            said = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
+            self.console.print(f"[bold]step {step:,}: {said}[/bold]", highlight=False)
+            return
+        now = time.perf_counter()
+        if now - self.last < self.seconds and "swap_seconds" not in values:
+            return
+        self.last = now
+        shown = [f"loss {values['loss']:.4f}", f"temperature {values['temperature']:.3f}"]
+        shown += [f"masked {values['masked']:.1%}", f"positive {values['positive']:.3f}"]
+        for name, form in (
+            ("negative", "{:.3f}"), ("margin", "{:+.3f}"), ("effective_rank", "{:.0f}"), ("bank_rows", "{:,.0f}"),
+            ("bank_age", "{:.1f}"), ("generation", "{:.0f}"), ("age", "{:.0f}"), ("drift", "{:.3f}"),
+        ):  # fmt: skip
+            if name in values:
+                shown.append(f"{name.replace('_', ' ')} " + form.format(values[name]))
+        self.console.print(f"step {step:,}: " + ", ".join(shown), highlight=False)
+
+    def close(self) -> None:
+        pass
+
+
+def print_training(value: dict[str, Any], out: str, source: str, kind: str | None) -> None:
+    console = Console()
+    if value["evaluations"]:
+        table = Table(title=f"trained {out}", title_justify="left")
+        names = [name for name in value["evaluations"][0] if name != "step"]
+        for name in ("step", *names):
+            table.add_column(name, justify="right")
+        for row in value["evaluations"]:
+            mark = "bold" if row == value["best"] else None
+            table.add_row(f"{int(row['step']):,}", *(f"{row[name]:.4f}" for name in names), style=mark)
+        console.print(table)
+    generations = len(value["generations"])
+    again = f", negatives mined anew {generations} times" if generations else ""
+    console.print(f"{value['steps']:,} steps in {value['seconds']:.1f} s{again}", highlight=False)
+    which = "best" if value["best"] is not None else "last"
+    console.print(f"the encoder lies in {out}/{which}, numbers in {out}/log.jsonl", highlight=False)
+    if kind is not None:
+        console.print(f"next: hardneg mine {source} --encoder {kind}:{out}/{which} --out run", highlight=False)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hardneg.data.formats import read_pairs as read_pairs
     from hardneg.data.pairs import Pairs as Pairs
     from hardneg.encoders.base import Encoder as Encoder
+    from hardneg.encoders.base import Trainable as Trainable
     from hardneg.encoders.base import make_encoder as make_encoder
     from hardneg.encoders.hashed import HashedEncoder as HashedEncoder
     from hardneg.encoders.snapshot import ModuleSnapshots as ModuleSnapshots
@@ -67,6 +68,10 @@ if TYPE_CHECKING:
     from hardneg.training.evaluate import Evaluation as Evaluation
     from hardneg.training.evaluate import evaluate as evaluate
     from hardneg.training.evaluate import evaluate_vectors as evaluate_vectors
+    from hardneg.training.options import TrainOptions as TrainOptions
+    from hardneg.training.towers import Towers as Towers
+    from hardneg.training.train import Held as Held
+    from hardneg.training.train import train as train
 
 _HOME = {
     "Candidates": "hardneg.mining.candidates",
@@ -82,6 +87,7 @@ _HOME = {
     "Generation": "hardneg.index.generation",
     "HNSWIndex": "hardneg.index.hnsw",
     "HardnegError": "hardneg.errors",
+    "Held": "hardneg.training.train",
     "HashedEncoder": "hardneg.encoders.hashed",
     "IVFIndex": "hardneg.index.ivf",
     "Index": "hardneg.index.base",
@@ -111,6 +117,9 @@ _HOME = {
     "Sketch": "hardneg.mining.sketch",
     "Staleness": "hardneg.index.staleness",
     "Tiles": "hardneg.losses.tiles",
+    "Towers": "hardneg.training.towers",
+    "TrainOptions": "hardneg.training.options",
+    "Trainable": "hardneg.encoders.base",
     "UsageError": "hardneg.errors",
     "Variants": "hardneg.losses.infonce",
     "cached_backward": "hardneg.losses.caching",
@@ -130,6 +139,7 @@ _HOME = {
     "read_pairs": "hardneg.data.formats",
     "save_index": "hardneg.index.files",
     "select": "hardneg.mining.select",
+    "train": "hardneg.training.train",
 }
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]

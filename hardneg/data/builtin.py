@@ -13,10 +13,11 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from hardneg.data.builder import Builder
+from hardneg.data.glyphs import read_glyphs
 from hardneg.data.pairs import fold
 from hardneg.errors import DataError, UsageError, suggestion
 
-BUILTIN = ("pycode",)
+BUILTIN = ("pycode", "glyphs")
 SPLITS = ("train", "test")
 PACKAGES = ("numpy", "sklearn", "torch")
 _TEST_SHARE = 10  # one function in ten goes to the test split
@@ -30,6 +31,7 @@ def read_builtin(name: str, split: str, builder: Builder) -> None:
     `pycode`: the first line of a docstring -> the source of its function, docstring removed, from the
     standard library and the installed numpy, scikit-learn and torch. Functions with equal docstrings
     answer each other's query: natural false negatives, and they share a group.
+    `glyphs`: see `hardneg.data.glyphs`.
 
     Raises:
         UsageError: an unknown name or split.
@@ -39,6 +41,9 @@ def read_builtin(name: str, split: str, builder: Builder) -> None:
         raise UsageError(f"unknown built-in dataset {name!r}.{suggestion(name, BUILTIN)}")
     if split not in SPLITS:
         raise UsageError(f"builtin:{name} has no split {split!r}.{suggestion(split, SPLITS)}")
+    if name == "glyphs":
+        read_glyphs(split, builder)
+        return
     files = list(_source_files())
     with ProcessPoolExecutor(_workers(), mp_context=get_context("spawn")) as pool:
         found = pool.map(_functions, files, chunksize=16)

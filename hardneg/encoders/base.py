@@ -57,15 +57,15 @@ class Trainable(Encoder, Protocol):
         ...
 
 
-KINDS = ("hashed", "st", "module")
+KINDS = ("hashed", "st", "glyphs", "module")
 
 
 def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_size: int = 32) -> Encoder:
     """The encoder that `spec` names.
 
     Args:
-        spec: `hashed`, `hashed:FOLDER` (saved weights), `st:NAME_OR_PATH` or `module:PKG.MOD:FACTORY`.
-        seed: of the initialisation of `hashed`.
+        spec: `hashed`, `hashed:FOLDER` (saved weights), `st:NAME_OR_PATH`, `glyphs`, `glyphs:FOLDER` or `module:PKG.MOD:FACTORY`.
+        seed: of the initialisation of `hashed` and `glyphs`.
         device: for `st`; by default what torch finds.
         batch_size: texts a batch, for `st`.
 
@@ -81,6 +81,10 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
         from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
 
         return SentenceTransformersEncoder(rest, device=device, batch_size=batch_size)
+    if kind == "glyphs":
+        from hardneg.encoders.glyphs import GlyphEncoder
+
+        return GlyphEncoder.load(rest) if rest else GlyphEncoder(seed=seed)
     if kind == "module" and rest:
         encoder = call_factory(rest)
         if not isinstance(encoder, Encoder):
@@ -92,7 +96,7 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
     if kind in KINDS:
         raise UsageError(f"the encoder {spec!r} is incomplete: write st:NAME_OR_PATH or module:PKG.MOD:FACTORY")
     raise UsageError(
-        f"unknown encoder {spec!r}.{suggestion(kind, KINDS)} Forms: hashed, st:NAME_OR_PATH, module:PKG.MOD:FACTORY"
+        f"unknown encoder {spec!r}.{suggestion(kind, KINDS)} Forms: hashed, st:NAME_OR_PATH, glyphs, module:PKG.MOD:FACTORY"
     )
 
 

@@ -31,7 +31,7 @@ from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
 from hardneg.training import checkpoint
 from hardneg.training.distributed import World, world
-from hardneg.training.evaluate import evaluate_vectors
+from hardneg.training.evaluate import evaluate_vectors, zero_shot
 from hardneg.training.monitor import Callback, LogFile, TensorBoard
 from hardneg.training.options import TrainOptions
 from hardneg.training.supply import Supply
@@ -49,16 +49,21 @@ class Held:
     Attributes:
         pairs: a dataset that is not trained on.
         queries, documents: what stands for its texts, see `Examples`.
+        zero_shot: measure `zero-shot@1`, too: the share of documents whose nearest query is one that they are relevant to
+            (queries are the names of classes that nobody trained on); with groups also `zero-shot-group@1`: or one of the
+            same group.
     """
 
     pairs: Pairs
     queries: Items | None = None
     documents: Items | None = None
+    zero_shot: bool = False
 
     def measure(self, towers: Towers, names: Sequence[str]) -> dict[str, float]:
         queries = _encoded(towers, self.queries or self.pairs.queries, len(self.pairs), "query")
         documents = _encoded(towers, self.documents or self.pairs.documents, len(self.pairs.document_ids), "document")
-        return evaluate_vectors(self.pairs, queries, documents, names).means
+        means = evaluate_vectors(self.pairs, queries, documents, names).means
+        return means | zero_shot(self.pairs, queries, documents) if self.zero_shot else means
 
 
 def train(

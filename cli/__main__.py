@@ -1,0 +1,5 @@
+"""`python -m hardneg_cli`, and `torchrun -m hardneg_cli`."""
+
+from .main import main
+
+main()

@@ -1,0 +1,163 @@
+"""hardneg train"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .main import print_json
+from .mine import FILTER_HELP, SAMPLER_HELP
+from .options import Command
+from .show import LiveNumbers, print_training, progress_bars, warn
+
+
+def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
+    """An option with a whole number or, if `low` is written with a point, any."""
+    return click.option(name, type=click.IntRange(low) if isinstance(low, int) else click.FloatRange(low), help=text)
+
+
+@click.command()
+@click.argument("source")
+@click.option("--out", required=True, metavar="DIR", help="The folder to write.")
+@click.option(
+    "--encoder", default="hashed", show_default=True,
+    help="Where to start: hashed · hashed:FOLDER · st:NAME_OR_PATH · glyphs · module:PKG.MOD:FACTORY",
+)  # fmt: skip
+@click.option("--split", default="train", show_default=True, help="Of SOURCE, to train on.")
+@click.option("--eval-source", metavar="SOURCE", help="What to evaluate on.  [default: SOURCE]")
+@click.option("--eval-split", default="test", show_default=True, help="Of it; 'none': no evaluation.")
+@click.option("--run", metavar="RUN", type=click.Path(path_type=Path), help="Negatives of a mining run, all the time.")
+@click.option(
+    "--views", is_flag=True, help="Self-supervised: two views of each document; needs an encoder with dropout."
+)
+@_number("--dropout", 0.0, "Share of features that the encoder 'hashed' leaves out.  [default: 0, with --views 0.3]")
+@_number("--epochs", 0.0, "Over the pairs.  [default: 3]")
+@_number("--steps", 1, "Updates of the weights, instead of --epochs.")
+@_number("--batch-size", 1, "Pairs a batch.  [default: 64]")
+@_number("--accumulate", 1, "Batches an update.  [default: 1]")
+@_number("--chunk", 1, "Texts encoded at once (gradient caching): batches larger than memory.")
+@_number("--negatives", 0, "Mined negatives a query; 0: in-batch only.  [default: 4]")
+@click.option("--policy", help=f"How they are drawn: {SAMPLER_HELP}  [default: uniform]")
+@click.option("--filter", "filters", multiple=True, metavar="SPEC", help=FILTER_HELP)
+@click.option("--no-default-filters", is_flag=True, help="Only 'known' and what --filter says.")
+@click.option(
+    "--refresh", metavar="WHEN", help="never · epoch · steps:N · staleness:drift=0.05,check=100  [default: epoch]"
+)
+@_number("--share", 0.0, "Of the documents that a refresh encodes, the rest is moved along.  [default: 1]")
+@_number("--depth", 1, "Candidates kept per query.  [default: 50]")
+@_number("--lag", 0, "Steps until a refresh is used.  [default: half of what lies between two]")
+@click.option("--no-wait", is_flag=True, help="Use a refresh as soon as it is ready: never waits, not repeatable.")
+@_number("--bank", 0, "Rows of the memory bank.  [default: 0]")
+@_number("--bank-age", 1, "Batches until a row of it is not used any more.")
+@_number("--bank-start", 0, "Batches until it is used.  [default: 0]")
+@_number("--momentum", 0.0, "Of the encoder that fills the bank (MoCo).")
+@_number("--temperature", 0.0, "Of the loss.  [default: 0.05]")
+@click.option("--learn-temperature", is_flag=True, help="Train it, too.")
+@click.option("--symmetric", is_flag=True, help="Documents look for their queries, too (CLIP).")
+@_number("--learning-rate", 0.0, "The highest.  [default: 0.001; st: 0.00002]")
+@_number("--weight-decay", 0.0, "[default: 0]")
+@_number("--warmup", 0.0, "Share of the steps.  [default: 0.1]")
+@click.option(
+    "--rate", type=click.Choice(["constant", "linear", "cosine"]), help="After the warm-up.  [default: linear]"
+)
+@_number("--clip", 0.0, "Norm of the gradient; 0: not at all.  [default: 1]")
+@click.option(
+    "--amp", type=click.Choice(["no", "bf16", "fp16"]), help="Number format of the model's products.  [default: no]"
+)
+@_number("--evaluate-every", 1, "Updates.  [default: an epoch]")
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    metavar="NAME@K",
+    help="The first decides which is best.  [default: ndcg@10 mrr@10 recall@100]",
+)
+@click.option("--zero-shot", is_flag=True, help="Evaluate the other way, too: documents classified by the queries.")
+@_number("--save-every", 1, "Updates between checkpoints.  [default: an epoch]")
+@_number("--log-every", 1, "Updates between entries of the log.  [default: 10]")
+@click.option("--query-prompt", help="Text put before each query.")
+@click.option("--document-prompt", help="Text put before each document.")
+@_number("--workers", 0, "Processes that prepare batches.  [default: 0]")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--device", help="cpu · cuda.  [default: a GPU if there is one]")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
+@click.option("--tensorboard", is_flag=True, help="Write for TensorBoard, too (DIR/tensorboard).")
+@click.option(
+    "--resume", is_flag=True, help="Go on with an interrupted training; same result as without the interruption."
+)
+@click.option("--overwrite", is_flag=True, help="Replace a training that stands at --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was reached as one JSON object on stdout.")
+def train(source: str, out: str, as_json: bool, **given: Any) -> None:
+    """Train an encoder on the pairs of SOURCE with mined negatives.
+
+    The best encoder (by --measure, on --eval-split) lies in DIR/best, the last in DIR/last. Several GPUs:
+    torchrun --nproc-per-node 8 -m hardneg_cli train SOURCE --out DIR
+
+    \b
+    Examples:
+      hardneg train builtin:pycode --out trained --refresh steps:200 --bank 4096
+      hardneg train beir/scifact --out trained --encoder st:all-MiniLM-L6-v2 --batch-size 128 --chunk 32
+      hardneg train pairs.jsonl --out trained --run run --eval-split none
+      hardneg train builtin:glyphs --out trained --encoder glyphs --symmetric --zero-shot
+    """
+    if given["resume"] and given["overwrite"]:
+        raise click.UsageError("--resume and --overwrite exclude each other")
+    from hardneg.data.formats import ReadOptions, read_pairs
+    from hardneg.encoders.base import make_encoder
+    from hardneg.errors import UsageError
+    from hardneg.losses.infonce import Variants
+    from hardneg.mining.run import Run
+    from hardneg.training.options import TrainOptions
+    from hardneg.training.train import Held
+    from hardneg.training.train import train as run_train
+    from hardneg.training.views import two_views
+
+    known = {field.name for field in fields(TrainOptions)}
+    chosen = {n: v for n, v in given.items() if n in known and v is not None and v != ()}
+    if given["encoder"].startswith("st:"):
+        chosen.setdefault("learning_rate", 2e-5)
+    if chosen.get("clip") == 0:
+        chosen["clip"] = None
+    options = TrainOptions(
+        **chosen,
+        default_filters=not given["no_default_filters"],
+        wait=not given["no_wait"],
+        variants=Variants(symmetric=given["symmetric"]),
+    )
+    if given["threads"] is not None:
+        import torch
+
+        torch.set_num_threads(given["threads"])
+    model = make_encoder(given["encoder"], seed=given["seed"], device=given["device"])
+    dropout = given["dropout"] if given["dropout"] is not None else 0.3 if given["views"] else 0.0
+    if dropout:
+        if not hasattr(model, "dropout"):
+            if given["dropout"] is not None or not given["encoder"].startswith("st:"):
+                raise UsageError(
+                    f"--dropout is for the encoder 'hashed': {given['encoder']} has dropout of its own or none"
+                )
+        else:
+            model.dropout = dropout
+    with progress_bars() as progress:
+        pairs = read_pairs(source, ReadOptions(split=given["split"]))
+        if given["views"]:
+            pairs = two_views(pairs)
+        evaluation = None
+        if given["eval_split"] != "none":
+            where = given["eval_source"] or source
+            evaluation = Held(read_pairs(where, ReadOptions(split=given["eval_split"])), zero_shot=given["zero_shot"])
+        run = None if given["run"] is None else Run(given["run"])
+        result = run_train(
+            pairs, model, out, options, evaluation=evaluation, run=run, callbacks=[LiveNumbers()],
+            warn=lambda message: warn([message]), progress=progress,
+            **{name: given[name] for name in ("device", "resume", "overwrite", "tensorboard")},
+        )  # fmt: skip
+    if as_json:
+        print_json(result)
+    else:
+        kind = given["encoder"].partition(":")[0]
+        print_training(result, out, source, kind if kind in ("hashed", "st", "glyphs") else None)
