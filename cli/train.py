@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -142,7 +143,8 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
                 )
         else:
             model.dropout = dropout
-    with progress_bars() as progress:
+    leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
+    with progress_bars(quiet=not leads) as progress:
         pairs = read_pairs(source, ReadOptions(split=given["split"]))
         if given["views"]:
             pairs = two_views(pairs)
@@ -153,9 +155,11 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         run = None if given["run"] is None else Run(given["run"])
         result = run_train(
             pairs, model, out, options, evaluation=evaluation, run=run, callbacks=[LiveNumbers()],
-            warn=lambda message: warn([message]), progress=progress,
+            warn=lambda message: warn([message] if leads else []), progress=progress,
             **{name: given[name] for name in ("device", "resume", "overwrite", "tensorboard")},
         )  # fmt: skip
+    if not leads:
+        return
     if as_json:
         print_json(result)
     else:

@@ -47,22 +47,24 @@ def hardness(queries: Tensor, documents: Tensor, mined: Tensor) -> dict[str, flo
 
     Args:
         queries: `[B, d]`, documents: `[B + M, d]`: the positives first.
-        mined: int64 `[B, K]`, rows of `documents`.
+        mined: int64 `[B, K]`, rows of `documents`, -1: none.
 
     Returns:
         `negative`: their mean cosine; `margin`: mean cosine of the positive less that of the hardest; `violations`: share of
         queries whose hardest is nearer than the positive.
     """
-    if mined.numel() == 0:
+    real = mined >= 0
+    some = real.any(1) if mined.numel() else real.new_zeros(len(queries))
+    if not bool(some.any()):
         return {}
     q, d = (torch.nn.functional.normalize(x.float(), dim=1) for x in (queries, documents))
     positive = (q * d[: len(q)]).sum(1)
-    negative = torch.einsum("bd,bkd->bk", q, d[mined])
-    hardest = negative.amax(1)
+    negative = torch.einsum("bd,bkd->bk", q, d[mined.clamp(min=0)])
+    hardest = negative.masked_fill(~real, -torch.inf).amax(1)[some]
     return {
-        "negative": float(negative.mean()),
-        "margin": float((positive - hardest).mean()),
-        "violations": float((hardest > positive).float().mean()),
+        "negative": float(negative[real].mean()),
+        "margin": float((positive[some] - hardest).mean()),
+        "violations": float((hardest > positive[some]).float().mean()),
     }
 
 

@@ -24,6 +24,7 @@ from hardneg.errors import UsageError
 from hardneg.index.generation import Generation, Items, Recipe
 from hardneg.index.refreshed import RefreshedIndex
 from hardneg.index.staleness import Schedule
+from hardneg.losses.ranks import Ranks
 from hardneg.mining.candidates import Context
 from hardneg.mining.crowds import SPREAD
 from hardneg.mining.reopen import Reopened
@@ -43,7 +44,7 @@ class Batch:
         queries: B items.
         documents: P + M items: the positives, one a query, then the mined negatives.
         query_rows: int64 `[B]`, document_rows: int64 `[B + M]`: rows of the dataset.
-        mined: int64 `[B, K]`: where each query's mined negatives stand among the documents.
+        mined: int64 `[B, K]`: where each query's mined negatives stand among the documents; -1: on another rank.
     """
 
     queries: list[Any]
@@ -69,6 +70,19 @@ class Batch:
             torch.tensor(list(place)),
             torch.tensor([[place[row] for row in e.rows.negatives] for e in examples], dtype=torch.int64),
         )
+
+    def without_others(self, world: World) -> Batch:
+        """Without mined negatives that another rank encodes: the loss gathers the vectors of all."""
+        size = len(self.queries)
+        rows = self.document_rows.to(world.device)
+        ranks = Ranks.here(size, world.device)
+        positives, mined = ranks.gathered(rows[:size]), ranks.gathered(rows[size:])
+        owner = ranks.gathered(torch.full_like(rows[size:], world.rank))
+        kept = ~torch.isin(rows[size:], torch.cat([positives, mined[owner < world.rank]])).cpu()
+        kept = torch.cat([torch.ones(size, dtype=torch.bool), kept])
+        places = torch.where(kept, kept.cumsum(0) - 1, -1)
+        documents = [item for item, stays in zip(self.documents, kept.tolist(), strict=True) if stays]
+        return Batch(self.queries, documents, self.query_rows, self.document_rows[kept], places[self.mined])
 
 
 class Supply:
@@ -111,6 +125,7 @@ class Supply:
         self.loader: DataLoader[Any] = DataLoader(
             Examples(pairs, queries, documents), batch_sampler=self.sampler, collate_fn=Batch.of,
             num_workers=options.workers, persistent_workers=options.workers > 0,
+            generator=torch.Generator().manual_seed(options.seed),  # its own: beginning anew must not move the model's numbers
         )  # fmt: skip
         self.bank = self.momentum = None
         if options.bank:
@@ -148,7 +163,7 @@ class Supply:
         found = False
         for batch in self.loader:
             found = True
-            yield batch
+            yield batch if self.world.size == 1 else batch.without_others(self.world)
         if not found and self.sampler.done == 0:
             raise UsageError(
                 f"not one batch of {self.options.batch_size * self.world.size} pairs without a repeated query or positive can "

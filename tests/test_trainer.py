@@ -1,0 +1,708 @@
+"""The trainer: against a naive loop, killed and resumed, on two ranks, with every part that it can be given."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import hardneg
+from hardneg.errors import DataError, RunError, UsageError
+from hardneg.losses.infonce import Variants
+from hardneg.mining.specs import parse_filters
+from hardneg.training import checkpoint
+from hardneg.training.distributed import World
+from hardneg.training.monitor import Collapse, effective_rank, hardness
+from hardneg.training.options import TrainOptions
+from hardneg.training.supply import Supply
+from hardneg.training.towers import Towers
+from hardneg.training.trainer import rate_at
+from hardneg.training.views import two_views
+from tests.conftest import WORDS, in_two_ranks
+from tests.test_encoders import minilm
+
+HERE = World(0, 1, torch.device("cpu"))
+
+
+def made_pairs(count: int = 96, seed: int = 0, groups: bool = False) -> hardneg.Pairs:
+    rng = np.random.default_rng(seed)
+    texts = [f"{' '.join(rng.choice(WORDS, 5))} number{i}" for i in range(count)]
+    asked = [f"{' '.join(text.split()[:3])} number{i}" for i, text in enumerate(texts)]
+    labels = [i % 7 for i in range(count)] if groups else None
+    return hardneg.Pairs.from_columns(
+        asked, texts, corpus=[f"{' '.join(rng.choice(WORDS, 4))}" for _ in range(20)], groups=labels
+    )
+
+
+def encoder(seed: int = 0, dropout: float = 0.0) -> hardneg.HashedEncoder:
+    return hardneg.HashedEncoder(dimension=16, buckets=512, seed=seed, dropout=dropout)
+
+
+def quiet(message: str) -> None:
+    pass
+
+
+class Rows:
+    """Numbers that a training tells, without those that depend on the clock."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.rows.append({"step": step, **{n: v for n, v in values.items() if "seconds" not in n}})
+
+    def close(self) -> None:
+        pass
+
+
+def weights(folder: Path) -> np.ndarray:
+    return hardneg.HashedEncoder.load(folder).table.weight.detach().numpy()
+
+
+def test_a_naive_loop_gives_the_same_weights(tmp_path: Path) -> None:
+    """In-batch negatives, warm-up, clipping: against plain torch with the whole matrix."""
+    pairs = made_pairs()
+    options = TrainOptions(steps=12, batch_size=16, negatives=0, learning_rate=0.01, clip=0.5, temperature=0.1)
+    hardneg.train(pairs, encoder(), tmp_path / "out", options, device="cpu")
+    model = encoder()
+    model.fit(pairs.queries.slice(0, len(pairs)) + pairs.documents.slice(0, len(pairs.document_ids)))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0)
+    sampler = hardneg.MemoryBankSampler(pairs, batch_size=16, negatives=0, drop_last=True)
+    step = 0
+    while step < 12:
+        for batch in sampler:
+            if step == 12:
+                break
+            rate = 0.01 * ((step + 1) / 1 if step < 1 else (12 - step) / 11)
+            optimizer.param_groups[0]["lr"] = rate
+            queries = model.vectors(pairs.queries.take(np.array([e.query for e in batch])))
+            documents = model.vectors(pairs.documents.take(np.array([e.positive for e in batch])))
+            loss = nn.functional.cross_entropy(queries @ documents.T / 0.1, torch.arange(len(batch)))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            optimizer.step()
+            step += 1
+        sampler.end_epoch()
+    torch.testing.assert_close(
+        torch.from_numpy(weights(tmp_path / "out" / "last")), model.table.weight.detach(), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"chunk": 5},
+        {"chunk": 5, "bank": 64, "learn_temperature": True},
+    ],
+)
+def test_chunks_change_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
+    shared = {
+        "steps": 8,
+        "batch_size": 16,
+        "negatives": 3,
+        "learning_rate": 0.01,
+        **{n: v for n, v in more.items() if n != "chunk"},
+    }
+    for name, extra in (("whole", {}), ("chunks", {"chunk": more["chunk"]})):
+        hardneg.train(made_pairs(), encoder(), tmp_path / name, TrainOptions(**shared, **extra), device="cpu")
+    torch.testing.assert_close(
+        *(torch.from_numpy(weights(tmp_path / name / "last")) for name in ("whole", "chunks")), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_accumulated_batches_are_one_update(tmp_path: Path) -> None:
+    """Two batches an update: the mean of their losses."""
+    told = Rows()
+    options = TrainOptions(
+        steps=3, batch_size=16, accumulate=2, negatives=0, rate="constant", warmup=0, clip=None, log_every=1
+    )
+    hardneg.train(made_pairs(), encoder(), tmp_path / "out", options, device="cpu", callbacks=[told])
+    assert [row["step"] for row in told.rows] == [1, 2, 3]
+    pairs, model = made_pairs(), encoder()
+    model.fit(pairs.queries.slice(0, len(pairs)) + pairs.documents.slice(0, len(pairs.document_ids)))
+    batches = list(hardneg.MemoryBankSampler(pairs, batch_size=16, negatives=0, drop_last=True))[:2]
+    losses = []
+    for batch in batches:
+        queries = model.vectors(pairs.queries.take(np.array([e.query for e in batch])))
+        documents = model.vectors(pairs.documents.take(np.array([e.positive for e in batch])))
+        losses.append(nn.functional.cross_entropy(queries @ documents.T / 0.05, torch.arange(16)))
+    assert told.rows[0]["loss"] == pytest.approx(float(sum(loss.detach() for loss in losses)) / 2, rel=1e-4)
+
+
+EVERYTHING = {
+    "steps": 30, "batch_size": 16, "negatives": 3, "refresh": "steps:7", "lag": 4, "share": 0.5, "bank": 100, "bank_age": 6,
+    "momentum": 0.9, "learn_temperature": True, "save_every": 5, "log_every": 1, "evaluate_every": 6, "depth": 12,
+    "filters": ("group", "margin:relative=0.01", "crowd:max=0.6"), "learning_rate": 0.01, "policy": "softmax", "seed": 3,
+}  # fmt: skip
+
+SCRIPT = """
+import sys, time, hardneg
+from tests.test_trainer import EVERYTHING, encoder, made_pairs
+class Slow:
+    def log(self, step, values):
+        print(step, flush=True)
+        time.sleep(float(sys.argv[3]))
+    def close(self): pass
+pairs = made_pairs(groups=True)
+options = hardneg.TrainOptions(**EVERYTHING, workers=int(sys.argv[4]))
+hardneg.train(pairs, encoder(dropout=0.2), sys.argv[1], options, evaluation=pairs, device="cpu", callbacks=[Slow()],
+              resume=sys.argv[2] == "resume", warn=lambda message: None)
+"""
+
+
+def _run(out: Path, how: str, pause: float = 0.0, workers: int = 0) -> subprocess.Popen[str]:
+    args = [sys.executable, "-c", SCRIPT, str(out), how, str(pause), str(workers)]
+    return subprocess.Popen(
+        args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent
+    )
+
+
+def _log(out: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{n: v for n, v in row.items() if "seconds" not in n} for row in rows]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path, workers: int) -> None:
+    """Killed three times with everything switched on, dropout, momentum and a partial refresh among it."""
+    whole = _run(tmp_path / "whole", "new", workers=workers)
+    _, error = whole.communicate(timeout=120)
+    assert whole.returncode == 0, error[-3000:]
+    how = "new"
+    for last in (4, 13, 22):  # before the first checkpoint, then in between
+        process = _run(tmp_path / "killed", how, 0.02, workers)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= last:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        how = "resume"
+    done = _run(tmp_path / "killed", "resume", workers=workers)
+    _, error = done.communicate(timeout=120)
+    assert done.returncode == 0, error[-3000:]
+    assert _log(tmp_path / "killed") == _log(tmp_path / "whole")
+    for name in ("best", "last"):
+        assert (weights(tmp_path / "killed" / name) == weights(tmp_path / "whole" / name)).all()
+    results = [json.loads((tmp_path / name / "train.json").read_text()) for name in ("whole", "killed")]
+    for result in results:
+        result.pop("seconds")
+        for entry in result["generations"]:
+            entry.pop("seconds")
+    assert results[0] == results[1]
+    assert len(results[0]["generations"]) >= 3
+
+
+def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
+    pairs, out = made_pairs(), tmp_path / "out"
+    options = TrainOptions(steps=4, batch_size=16, negatives=0)
+    with pytest.raises(RunError, match=r"train\.json does not exist"):
+        hardneg.train(pairs, encoder(), out, options, resume=True, device="cpu")
+    hardneg.train(pairs, encoder(), out, options, device="cpu")
+    with pytest.raises(RunError, match="is finished"):
+        hardneg.train(pairs, encoder(), out, options, resume=True, device="cpu")
+    with pytest.raises(RunError, match="--resume goes on with it"):
+        hardneg.train(pairs, encoder(), out, options, device="cpu")
+    head = json.loads((out / "train.json").read_text())
+    (out / "train.json").write_text(json.dumps({**head, "finished": False}))
+    with pytest.raises(RunError, match="other batch_size"):
+        hardneg.train(
+            pairs, encoder(), out, TrainOptions(steps=4, batch_size=8, negatives=0), resume=True, device="cpu"
+        )
+    with pytest.raises(RunError, match=r"other data \(queries\)"):
+        hardneg.train(made_pairs(seed=1), encoder(), out, options, resume=True, device="cpu")
+    tensors = next((out / "checkpoints").glob("*/state.safetensors"))
+    tensors.write_bytes(tensors.read_bytes()[:-4])
+    with pytest.raises(RunError, match=r"state\.safetensors is missing or damaged"):
+        hardneg.train(pairs, encoder(), out, options, resume=True, device="cpu")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="no training"):
+        hardneg.train(pairs, encoder(), other, options, overwrite=True, device="cpu")
+    assert (other / "thesis.tex").exists()
+
+
+TREES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**40) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5)
+    | st.integers(0, 4).map(lambda n: torch.arange(n, dtype=torch.float64)),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4) | st.integers(0, 9), inner, max_size=3),
+    max_leaves=12,
+)  # fmt: skip
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(_same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return isinstance(b, list) and len(a) == len(b) and all(map(_same, a, b))
+    return type(a) is type(b) and a == b
+
+
+@given(TREES)
+@settings(max_examples=200, deadline=None)
+def test_pack_and_unpack(tree: Any) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    packed = json.loads(json.dumps(checkpoint.pack(tree, tensors)))
+    assert _same(tree, checkpoint.unpack(packed, tensors))
+
+
+def test_random_numbers_go_on() -> None:
+    import random
+
+    state = checkpoint.random_state(torch.device("cpu"))
+    tensors: dict[str, torch.Tensor] = {}
+    packed = json.loads(json.dumps(checkpoint.pack(state, tensors)))
+    expected = torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+    checkpoint.restore_random(checkpoint.unpack(packed, tensors), torch.device("cpu"))
+    again = torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
+    assert torch.equal(expected[0], again[0])
+    assert (expected[1] == again[1]).all()
+    assert expected[2] == again[2]
+
+
+def test_a_document_is_encoded_once_a_batch() -> None:
+    pairs = made_pairs()
+    supply = Supply(pairs, Towers(encoder()), TrainOptions(batch_size=16, negatives=6, depth=10), HERE)
+    try:
+        batch = next(iter(supply.batches()))
+    finally:
+        supply.close()
+    rows = batch.document_rows.tolist()
+    assert len(set(rows)) == len(rows) == len(batch.documents)
+    assert len(rows) < 16 * 7  # some are negatives of several
+    assert batch.documents == pairs.documents.take(np.array(rows))
+    assert batch.queries == pairs.queries.take(batch.query_rows.numpy())
+    known = pairs.known_positives()
+    for i, query in enumerate(batch.query_rows.tolist()):
+        mine = set(known.take(np.array([query])).values.tolist())
+        assert rows[i] in mine
+        assert not mine & {rows[j] for j in batch.mined[i].tolist()}
+
+
+@pytest.mark.parametrize(
+    ("specs", "off"),
+    [
+        (("group",), 0.0),
+        (("margin:relative=0.3",), 0.0),
+        (("margin:absolute=0.2", "group"), 0.0),
+        (("crowd:max=0.8",), 0.05),
+    ],
+)
+def test_filters_in_the_loss_are_those_of_the_candidates(specs: tuple[str, ...], off: float) -> None:
+    """The share that is masked in a batch, against the offline verdicts on the same pairs; `off`: noise of a sketch."""
+    from hardneg.losses.infonce import InfoNCE
+    from hardneg.mining.candidates import Candidates
+
+    pairs = made_pairs(groups=True)
+    options = TrainOptions(batch_size=12, negatives=4, depth=20, filters=specs)
+    towers = Towers(encoder())
+    supply = Supply(pairs, towers, options, HERE)
+    batch = next(iter(supply.batches()))
+    assert supply.index is not None
+    context = supply._context(supply.index.generation)
+    q = torch.from_numpy(towers.encode(batch.queries, "query"))
+    d = torch.from_numpy(towers.encode(batch.documents, "document"))
+    scores = (q @ d.T).numpy()
+    rows = batch.document_rows.numpy().astype(np.int32)
+    candidates = Candidates(
+        batch.query_rows.numpy(), np.tile(rows, (12, 1)), scores, np.diag(scores), np.empty((12, 0), np.float32)
+    )
+    bounds = []
+    for limit in (0.9, 0.8, 0.7):
+        chain = parse_filters([spec.replace("max=0.8", f"max={limit}") for spec in specs])
+        kept = chain.verdicts(candidates, context) == 0
+        kept[np.arange(12), np.arange(12)] = False
+        bounds.append(1 - kept.mean())
+    loss = InfoNCE(0.1, variants=supply.filters.variants(Variants()))
+    loss(q, d[:12], shared=d[12:], **supply.masks(batch, None))
+    masked = float(loss.statistics["masked"])
+    supply.close()
+    assert 1 / len(rows) + 0.05 < bounds[1] < 0.95  # they do reject, and not all
+    assert bounds[0] - 1e-6 <= masked <= bounds[2] + 1e-6
+
+
+def test_guide_and_posterior_work_in_the_loss(tmp_path: Path) -> None:
+    pairs = made_pairs()
+    guide = encoder(5)
+    guide.fit(pairs.documents.slice(0, 50))
+    guide.save(tmp_path / "model")
+    run = hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(depth=40))
+    hardneg.calibrate(run).save(tmp_path / "posterior.json")
+    specs = (f"guide:hashed:{tmp_path / 'model'},margin=0.05", f"posterior:{tmp_path / 'posterior.json'},threshold=0.5")
+    told: dict[str, list[float]] = {}
+    for name, filters in (("none", ()), ("guide", specs[:1]), ("posterior", specs[1:])):
+        rows = Rows()
+        options = TrainOptions(steps=4, batch_size=16, negatives=2, filters=filters, bank=64, log_every=1)
+        hardneg.train(pairs, encoder(), tmp_path / name, options, device="cpu", callbacks=[rows], warn=quiet)
+        told[name] = [row["masked"] for row in rows.rows]
+    assert np.mean(told["guide"]) > np.mean(told["none"])
+    assert np.mean(told["posterior"]) >= np.mean(told["none"])
+
+
+def test_filters_that_see_candidates_only_are_named(tmp_path: Path) -> None:
+    said: list[str] = []
+    options = TrainOptions(steps=2, batch_size=16, filters=("rank:min=2", "margin:absolute=0.1"))
+    hardneg.train(made_pairs(), encoder(), tmp_path / "out", options, device="cpu", warn=said.append)
+    assert said == ["the filter 'rank' works on mined candidates only, not on batch and bank"]
+
+
+def test_negatives_of_a_run(tmp_path: Path) -> None:
+    pairs = made_pairs()
+    run = hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(depth=20))
+    result = hardneg.train(
+        pairs, encoder(), tmp_path / "out", TrainOptions(steps=5, batch_size=16), run=run, device="cpu"
+    )
+    assert result["generations"] == []
+    with pytest.raises(UsageError, match="another dataset"):
+        hardneg.train(
+            made_pairs(seed=1), encoder(), tmp_path / "b", TrainOptions(steps=5, batch_size=16), run=run, device="cpu"
+        )
+
+
+class Pictures(nn.Module):
+    """An encoder of rows of numbers: another modality than texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.layer = nn.Linear(8, 16)
+        self.dimension = 16
+
+    def vectors(self, items: list[np.ndarray], *, prompt: str = "") -> torch.Tensor:
+        return self.layer(torch.from_numpy(np.stack(items)))
+
+    @torch.no_grad()
+    def encode(self, items: list[np.ndarray], *, prompt: str = "") -> np.ndarray:
+        return self.vectors(items).numpy()
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "layer.npy", self.layer.weight.detach().numpy(), allow_pickle=False)
+
+
+def test_two_towers_of_two_modalities(tmp_path: Path) -> None:
+    """Queries are texts, documents rows of numbers that depend on them: the towers learn to meet."""
+    pairs = made_pairs(64)
+    words = {word: i for i, word in enumerate(sorted({w for t in pairs.documents.slice(0, 84) for w in t.split()}))}
+    rng = np.random.default_rng(0)
+    directions = rng.standard_normal((len(words), 8)).astype(np.float32)
+
+    class Items:
+        def take(self, rows: np.ndarray) -> list[np.ndarray]:
+            return [sum(directions[words[w]] for w in text.split()) for text in pairs.documents.take(rows)]  # type: ignore[misc]
+
+    towers = Towers(encoder(), Pictures())
+    assert not towers.shared
+    held = hardneg.Held(pairs, documents=Items())
+    before = held.measure(towers, ["mrr@10"])
+    options = TrainOptions(
+        epochs=30, batch_size=16, negatives=2, learning_rate=0.02, measures=("mrr@10",), evaluate_every=120
+    )
+    result = hardneg.train(pairs, towers, tmp_path / "out", options, evaluation=held, documents=Items(), device="cpu")
+    assert result["best"]["mrr@10"] > before["mrr@10"] + 0.3
+    assert (tmp_path / "out" / "best" / "document" / "layer.npy").exists()
+    hardneg.HashedEncoder.load(tmp_path / "out" / "best" / "query")
+
+
+def test_towers_refuse_what_cannot_be_trained() -> None:
+    with pytest.raises(UsageError, match="lacks dimension, vectors, encode, save"):
+        Towers(nn.Linear(2, 2))
+    with pytest.raises(UsageError, match="16 and 8 components"):
+        Towers(encoder(), hardneg.HashedEncoder(dimension=8, buckets=64))
+
+
+RANKS = """
+import sys, torch, torch.multiprocessing as mp, os, json
+from pathlib import Path
+def work(rank, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", LOCAL_RANK=str(rank))
+    import torch.distributed as dist
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    import hardneg
+    sys.path.insert(0, ROOT)
+    from tests.test_trainer import DISTRIBUTED, encoder, made_pairs
+    options = hardneg.TrainOptions(**{**DISTRIBUTED, "batch_size": 8})
+    pairs = made_pairs(groups=True)
+    hardneg.train(pairs, encoder(), folder + "/two", options, evaluation=pairs, device="cpu", warn=lambda m: None)
+    dist.destroy_process_group()
+if __name__ == "__main__":
+    mp.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method="spawn")
+"""
+
+DISTRIBUTED = {
+    "steps": 20, "negatives": 3, "refresh": "steps:7", "lag": 3, "bank": 4000, "bank_age": 4, "learn_temperature": True, "depth": 12,
+    "filters": ("group", "crowd:max=0.6"), "learning_rate": 0.01, "save_every": 5, "evaluate_every": 10,
+}  # fmt: skip
+
+
+def test_two_ranks_train_as_one(tmp_path: Path) -> None:
+    """Batches of 8 on two ranks are batches of 16 on one: negatives, bank and masks are those of both."""
+    root = str(Path(__file__).parent.parent)
+    in_two_ranks(RANKS.replace("ROOT", repr(root)), tmp_path)
+    pairs = made_pairs(groups=True)
+    options = TrainOptions(**{**DISTRIBUTED, "batch_size": 16})  # type: ignore[arg-type]
+    result = hardneg.train(pairs, encoder(), tmp_path / "one", options, evaluation=pairs, device="cpu", warn=quiet)
+    two = json.loads((tmp_path / "two" / "train.json").read_text())
+    assert two["ranks"] == 2
+    assert two["temperature"] == pytest.approx(result["temperature"], rel=1e-3)
+    assert two["best"]["ndcg@10"] == pytest.approx(result["best"]["ndcg@10"], abs=0.02)
+    # A candidate whose score is a tie may be drawn on one side only, so a few rows differ a little.
+    difference = np.abs(weights(tmp_path / "two" / "last") - weights(tmp_path / "one" / "last"))
+    assert np.median(difference) < 1e-3
+    found = checkpoint.latest(tmp_path / "two" / "checkpoints")
+    assert found is not None
+    assert (found / "rank-1.safetensors").exists()
+
+
+def test_bfloat16_and_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    pairs = made_pairs()
+    options = TrainOptions(steps=6, batch_size=16, amp="bf16", log_every=2)
+    hardneg.train(pairs, encoder(), tmp_path / "out", options, evaluation=pairs, device="cpu", tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
+    events.Reload()
+    scalars = events.Tags()["scalars"]
+    assert {
+        "train/loss",
+        "train/temperature",
+        "train/masked",
+        "train/negative",
+        "train/drift",
+        "evaluation/ndcg@10",
+    } <= set(scalars)
+    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
+
+
+def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
+    class Broken(hardneg.HashedEncoder):
+        def vectors(self, texts: Any, *, prompt: str = "") -> torch.Tensor:
+            return super().vectors(texts, prompt=prompt) * (float("nan") if self.training else 1.0)
+
+    with pytest.raises(DataError, match=r"step 1: the loss is nan\. Lower the learning rate"):
+        hardneg.train(
+            made_pairs(), Broken(dimension=16, buckets=512), tmp_path / "out",
+            TrainOptions(steps=3, batch_size=16, negatives=0, log_every=1), device="cpu",
+        )  # fmt: skip
+
+
+def test_a_batch_that_cannot_be_filled_is_said(tmp_path: Path) -> None:
+    pairs = hardneg.Pairs.from_columns([f"question {i}" for i in range(40)], [f"answer {i % 3}" for i in range(40)])
+    with pytest.raises(UsageError, match="take a smaller batch_size"):
+        hardneg.train(
+            pairs, encoder(), tmp_path / "out", TrainOptions(steps=3, batch_size=16, negatives=0), device="cpu"
+        )
+
+
+@given(st.integers(2, 30), st.integers(2, 12), st.integers(0, 1000))
+@settings(max_examples=40, deadline=None)
+def test_effective_rank_and_hardness(n: int, d: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    vectors = rng.standard_normal((n, d))
+    values = np.linalg.svd(vectors, compute_uv=False)
+    shares = values / values.sum()
+    expected = np.exp(-(shares * np.log(np.maximum(shares, 1e-300))).sum())
+    assert effective_rank(torch.from_numpy(vectors)) == pytest.approx(expected, rel=1e-3)
+    assert effective_rank(torch.ones(n, d)) == pytest.approx(1, abs=1e-2)
+    queries, mined = rng.standard_normal((n, d)), rng.integers(0, n, (n, 3))
+    found = hardness(torch.from_numpy(queries), torch.from_numpy(vectors), torch.from_numpy(mined))
+    cosine = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (
+        vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    ).T
+    near = np.take_along_axis(cosine, mined, 1)
+    assert found["negative"] == pytest.approx(near.mean(), abs=1e-5)
+    assert found["margin"] == pytest.approx((np.diag(cosine) - near.max(1)).mean(), abs=1e-5)
+
+
+def test_collapse_is_said_once() -> None:
+    look = Collapse()
+    assert look.look(100.0) is None
+    assert look.look(30.0) is None
+    said = look.look(20.0)
+    assert said is not None
+    assert "from 100.0 to 20.0" in said
+    assert look.look(10.0) is None
+
+
+@pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])
+def test_learning_rates(kind: str) -> None:
+    rates = [rate_at(step, 100, 0.1, kind) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == 1
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[55] == pytest.approx({"constant": 1, "linear": 0.5, "cosine": 0.5}[kind])
+    assert rates[99] <= (1 if kind == "constant" else 0.02)
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
+        ({"epochs": 0.0}, "epochs=0.0 must be above 0"),
+        ({"clip": -1.0}, "clip=-1.0"),
+        ({"warmup": 2.0}, "warmup=2.0 is a share"),
+        ({"momentum": 0.9}, "momentum is of the encoder that fills the bank"),
+        ({"amp": "fp8"}, "amp='fp8'"),
+        ({"rate": "cosin"}, "Did you mean 'cosine'"),
+        ({"refresh": "hourly"}, "unknown schedule"),
+        ({"filters": ("margni",)}, "Did you mean 'margin'"),
+        ({"measures": ("map@10",)}, "unknown measure"),
+        ({"variants": Variants(hard_weight=2.0)}, "hard_weight has no meaning"),
+    ],
+)
+def test_options_are_checked(given_: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        TrainOptions(**given_)
+
+
+def test_options_survive_json() -> None:
+    options = TrainOptions(filters=("group",), variants=Variants(symmetric=True), dimensions=(8, 16))
+    assert TrainOptions.from_json(json.loads(json.dumps(options.to_json()))) == options
+    assert options.changed(TrainOptions(log_every=3)) == ["filters", "variants", "dimensions"]
+
+
+def test_two_views_learn_without_labels(tmp_path: Path) -> None:
+    """Every document its own query: views of one come nearer to each other than to others."""
+    pairs = two_views(made_pairs())
+    assert len(pairs) == len(pairs.document_ids)
+    assert pairs.queries.slice(0, 5) == pairs.documents.slice(0, 5)
+    model = encoder(dropout=0.7)
+    model.fitted = True  # it starts at random
+    told = Rows()
+    options = TrainOptions(steps=60, batch_size=16, negatives=2, learning_rate=0.05, log_every=1)
+    hardneg.train(pairs, model, tmp_path / "out", options, device="cpu", callbacks=[told])
+    losses = [row["loss"] for row in told.rows]
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:10])
+    assert hardneg.HashedEncoder.load(tmp_path / "out" / "last").dropout == 0.7
+
+
+def test_dropout_leaves_out_features_and_never_all() -> None:
+    model = encoder(dropout=0.5)
+    texts = ["red green blue cat dog", "x", ""]
+    assert (model.encode(texts) == model.encode(texts)).all()
+    assert model.training
+    torch.manual_seed(0)
+    views = [model.vectors(texts).detach() for _ in range(3)]
+    assert not torch.equal(views[0][0], views[1][0])
+    for view in views:
+        torch.testing.assert_close(view.norm(dim=1), torch.ones(3))
+    model.eval()
+    assert torch.equal(model.vectors(texts), model.vectors(texts))
+
+
+def test_sentence_transformers_are_trained(tmp_path: Path) -> None:
+    """A real MiniLM, fine-tuned for a few steps: the loss falls, and sentence-transformers loads what was saved."""
+    pairs = made_pairs(48)
+    model = hardneg.make_encoder(f"st:{minilm()}", device="cpu")
+    told = Rows()
+    options = TrainOptions(
+        steps=12, batch_size=8, negatives=1, learning_rate=1e-4, rate="constant", log_every=1, chunk=8, depth=5, clip=1.0,
+        query_prompt="find: ",
+    )  # fmt: skip
+    hardneg.train(pairs, model, tmp_path / "out", options, device="cpu", callbacks=[told], evaluation=pairs)
+    losses = [row["loss"] for row in told.rows if "loss" in row]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    loaded = hardneg.make_encoder(f"st:{tmp_path / 'out' / 'last'}", device="cpu")
+    texts = ["red cat", "blue dog"]
+    np.testing.assert_allclose(loaded.encode(texts), model.encode(texts), atol=1e-5)
+
+
+def test_command_line(tmp_path: Path, beir: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    out = tmp_path / "out"
+    args = [
+        "train",
+        beir,
+        "--out",
+        out,
+        "--steps",
+        "6",
+        "--batch-size",
+        "4",
+        "--depth",
+        "8",
+        "--negatives",
+        "2",
+        "--device",
+        "cpu",
+    ]
+    done = run_cli(*args, "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["steps"] == 6
+    assert value["finished"]
+    assert value["best"]["ndcg@10"] > 0
+    assert "next: hardneg mine" not in done.stdout
+    again = run_cli(*args)
+    assert again.returncode == 1
+    assert "--resume goes on with it" in again.stderr
+    table = run_cli(*args, "--overwrite")
+    assert table.returncode == 0, table.stderr
+    assert f"--encoder hashed:{out}/best" in table.stdout.replace("\n", "")
+    mined = run_cli("mine", beir, "--out", tmp_path / "run", "--encoder", f"hashed:{out}/best")
+    assert mined.returncode == 0, mined.stderr
+    views = run_cli(
+        "train", beir, "--out", tmp_path / "views", "--views", "--steps", "3", "--batch-size", "4", "--device", "cpu"
+    )
+    assert views.returncode == 0, views.stderr
+    wrong = run_cli("train", beir, "--out", tmp_path / "w", "--device", "cuda:0")
+    if not torch.cuda.is_available():
+        assert wrong.returncode == 2
+        assert "Use --device cpu" in wrong.stderr
+    assert run_cli("train", beir, "--out", out, "--resume", "--overwrite").returncode == 2
+
+
+def test_interrupted_from_the_command_line(tmp_path: Path, beir: Path) -> None:
+    code = "from hardneg_cli.main import main; main()"
+    args = [
+        "train",
+        str(beir),
+        "--out",
+        str(tmp_path / "out"),
+        "--steps",
+        "100000",
+        "--batch-size",
+        "4",
+        "--save-every",
+        "5",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *args, "--device", "cpu"], stderr=subprocess.PIPE, text=True
+    )
+    until = time.monotonic() + 60
+    while checkpoint.latest(tmp_path / "out" / "checkpoints") is None and time.monotonic() < until:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGTERM)
+    _, error = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "--resume" in error
+
+
+def test_torchrun(tmp_path: Path, beir: Path) -> None:
+    """Two processes, as people start them."""
+    args = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hardneg_cli", "train",
+        str(beir), "--out", str(tmp_path / "out"), "--steps", "4", "--batch-size", "2", "--depth", "8", "--device", "cpu", "--json",
+    ]  # fmt: skip
+    done = subprocess.run(args, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "out" / "train.json").read_text())["ranks"] == 2
+    assert done.stdout.count('"finished": true') == 1
