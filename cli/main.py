@@ -19,6 +19,7 @@ _COMMANDS = {
     "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
     "train": (".train", "Train an encoder: negatives mined and refreshed beside it, a bank, filters in the loss."),
     "evaluate": (".evaluate", "How well an encoder retrieves: nDCG, MRR, recall."),
+    "demo": (".demo", "The whole shape in a few minutes, on real data: mine, train, evaluate."),
     "export": (".export", "Write a run's negatives in the form that a trainer reads."),
 }
 
@@ -54,6 +55,7 @@ def cli() -> None:
 
     \b
     Try:
+      hardneg demo
       hardneg mine builtin:pycode --out run
       hardneg export run --format triplet --out triplets.jsonl
     """

@@ -70,6 +70,10 @@ def warn(messages: list[str]) -> None:
         console.print(f"[yellow]note:[/yellow] {message}", highlight=False)
 
 
+def say(message: str) -> None:
+    Console(stderr=True).print(f"[bold]{message}[/bold]", highlight=False, soft_wrap=True)
+
+
 def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
     """What the closing table says, as one object."""
     counts = info["counts"]
@@ -204,7 +208,7 @@ class LiveNumbers:
         if found:
             found.pop("seconds", None)
             said = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-            self.console.print(f"[bold]step {step:,}: {said}[/bold]", highlight=False)
+            self.console.print(f"[bold]step {step:,}: {said}[/bold]", highlight=False, soft_wrap=True)
             return
         now = time.perf_counter()
         if now - self.last < self.seconds and "swap_seconds" not in values:
@@ -218,7 +222,7 @@ class LiveNumbers:
         ):  # fmt: skip
             if name in values:
                 shown.append(f"{name.replace('_', ' ')} " + form.format(values[name]))
-        self.console.print(f"step {step:,}: " + ", ".join(shown), highlight=False)
+        self.console.print(f"step {step:,}: " + ", ".join(shown), highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         pass
@@ -237,8 +241,10 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
         console.print(table)
     generations = len(value["generations"])
     again = f", negatives mined anew {generations} times" if generations else ""
-    console.print(f"{value['steps']:,} steps in {value['seconds']:.1f} s{again}", highlight=False)
+    console.print(f"{value['steps']:,} steps in {value['seconds']:.1f} s{again}", highlight=False, soft_wrap=True)
     which = "best" if value["best"] is not None else "last"
-    console.print(f"the encoder lies in {out}/{which}, numbers in {out}/log.jsonl", highlight=False)
+    console.print(f"the encoder lies in {out}/{which}, numbers in {out}/log.jsonl", highlight=False, soft_wrap=True)
     if kind is not None:
-        console.print(f"next: hardneg mine {source} --encoder {kind}:{out}/{which} --out run", highlight=False)
+        console.print(
+            f"next: hardneg mine {source} --encoder {kind}:{out}/{which} --out run", highlight=False, soft_wrap=True
+        )

@@ -107,7 +107,7 @@ def test_a_naive_loop_gives_the_same_weights(tmp_path: Path) -> None:
     "more",
     [
         {"chunk": 5},
-        {"chunk": 5, "bank": 64, "learn_temperature": True},
+        {"chunk": 5, "bank": 64, "bank_start": 2, "bank_fresh": 0.3, "learn_temperature": True},
     ],
 )
 def test_chunks_change_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
@@ -146,6 +146,7 @@ def test_accumulated_batches_are_one_update(tmp_path: Path) -> None:
 
 EVERYTHING = {
     "steps": 30, "batch_size": 16, "negatives": 3, "refresh": "steps:7", "lag": 4, "share": 0.5, "bank": 100, "bank_age": 6,
+    "bank_start": 2,
     "momentum": 0.9, "learn_temperature": True, "save_every": 5, "log_every": 1, "evaluate_every": 6, "depth": 12,
     "filters": ("group", "margin:relative=0.01", "crowd:max=0.6"), "learning_rate": 0.01, "policy": "softmax", "seed": 3,
 }  # fmt: skip
@@ -350,11 +351,25 @@ def test_guide_and_posterior_work_in_the_loss(tmp_path: Path) -> None:
     told: dict[str, list[float]] = {}
     for name, filters in (("none", ()), ("guide", specs[:1]), ("posterior", specs[1:])):
         rows = Rows()
-        options = TrainOptions(steps=4, batch_size=16, negatives=2, filters=filters, bank=64, log_every=1)
+        options = TrainOptions(steps=4, batch_size=16, negatives=2, filters=filters, bank=64, bank_start=1, log_every=1)
         hardneg.train(pairs, encoder(), tmp_path / name, options, device="cpu", callbacks=[rows], warn=quiet)
         told[name] = [row["masked"] for row in rows.rows]
     assert np.mean(told["guide"]) > np.mean(told["none"])
     assert np.mean(told["posterior"]) >= np.mean(told["none"])
+
+
+def test_a_fresh_bank_is_what_the_encoder_gives_now() -> None:
+    pairs, towers = made_pairs(), Towers(encoder())
+    options = TrainOptions(batch_size=16, negatives=0, bank=64, bank_start=1, bank_fresh=1.0)
+    supply = Supply(pairs, towers, options, HERE)
+    batches = iter(supply.batches())
+    assert supply.seen() is None
+    supply.used(next(batches), torch.randn(16, 16))  # vectors of another encoder
+    seen = supply.seen()
+    assert seen is not None
+    expected = towers.encode(pairs.documents.take(seen.ids.numpy()), "document")
+    torch.testing.assert_close(seen.vectors, torch.from_numpy(expected))
+    supply.close()
 
 
 def test_filters_that_see_candidates_only_are_named(tmp_path: Path) -> None:
@@ -449,7 +464,8 @@ if __name__ == "__main__":
 """
 
 DISTRIBUTED = {
-    "steps": 20, "negatives": 3, "refresh": "steps:7", "lag": 3, "bank": 4000, "bank_age": 4, "learn_temperature": True, "depth": 12,
+    "steps": 20, "negatives": 3, "refresh": "steps:7", "lag": 3, "bank": 4000, "bank_age": 4, "bank_start": 1,
+    "learn_temperature": True, "depth": 12,
     "filters": ("group", "crowd:max=0.6"), "learning_rate": 0.01, "save_every": 5, "evaluate_every": 10,
 }  # fmt: skip
 
@@ -560,7 +576,8 @@ def test_learning_rates(kind: str) -> None:
         ({"epochs": 0.0}, "epochs=0.0 must be above 0"),
         ({"clip": -1.0}, "clip=-1.0"),
         ({"warmup": 2.0}, "warmup=2.0 is a share"),
-        ({"momentum": 0.9}, "momentum is of the encoder that fills the bank"),
+        ({"momentum": 0.9}, "momentum is of the bank"),
+        ({"bank": 9, "momentum": 0.9, "bank_fresh": 0.1}, "bank_fresh=0.1 must be"),
         ({"amp": "fp8"}, "amp='fp8'"),
         ({"rate": "cosin"}, "Did you mean 'cosine'"),
         ({"refresh": "hourly"}, "unknown schedule"),

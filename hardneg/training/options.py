@@ -37,7 +37,9 @@ class TrainOptions:
         lag: steps until a refresh is used: repeatable whatever the machine, as a step waits for it if need be. None:
             half of what lies between two refreshes. `wait=False`: as soon as it is ready.
         bank: rows of the memory bank, 0: none; `bank_age`: batches until a row is not used any more; `bank_start`: batches
-            until it is used at all; `momentum`: of the encoder that fills it, None: the trained one itself.
+            until it is used at all, None: an epoch (while the encoder moves fast, old vectors teach it to tell old from
+            new); `bank_fresh`: share of its rows that is encoded anew before each batch, the others are moved along;
+            `momentum`: of the encoder that fills it, None: the trained one itself.
         temperature, learn_temperature, variants, dimensions: see `InfoNCE`.
         learning_rate, weight_decay, warmup (share of the steps), rate (`constant`, `linear` or `cosine` after the
             warm-up), clip (norm of the gradient, None: not at all).
@@ -68,7 +70,8 @@ class TrainOptions:
     wait: bool = True
     bank: int = 0
     bank_age: int | None = None
-    bank_start: int = 0
+    bank_start: int | None = None
+    bank_fresh: float = 0.0
     momentum: float | None = None
     temperature: float = 0.05
     learn_temperature: bool = False
@@ -92,10 +95,10 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "depth"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("steps", "chunk", "evaluate_every", "save_every", "bank_age"):
+        for name in ("steps", "chunk", "evaluate_every", "save_every", "bank_age", "bank_start"):
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 1)
-        for name in ("negatives", "bank", "bank_start", "workers", "seed", "weight_decay"):
+                _at_least(name, getattr(self, name), 0 if name == "bank_start" else 1)
+        for name in ("negatives", "bank", "workers", "seed", "weight_decay"):
             _at_least(name, getattr(self, name), 0)
         for name in ("epochs", "learning_rate"):
             if not getattr(self, name) > 0:
@@ -104,8 +107,13 @@ class TrainOptions:
             raise UsageError(f"clip={self.clip} must be above 0, or None")
         if not 0 <= self.warmup <= 1:
             raise UsageError(f"warmup={self.warmup} is a share of the steps: 0 to 1")
-        if self.momentum is not None and not self.bank:
-            raise UsageError("momentum is of the encoder that fills the bank: give bank, too")
+        for name in ("momentum", "bank_age", "bank_fresh", "bank_start"):
+            if getattr(self, name) and not self.bank:
+                raise UsageError(f"{name} is of the bank: give bank, too")
+        if not 0 <= self.bank_fresh <= 1 or (self.momentum is not None and self.bank_fresh):
+            raise UsageError(
+                f"bank_fresh={self.bank_fresh} must be 0 to 1, and 0 where a momentum encoder fills the bank"
+            )
         if self.variants.hard_weight != 1:
             raise UsageError(
                 "the trainer's mined negatives are negatives of the whole batch: hard_weight has no meaning"

@@ -109,6 +109,7 @@ class Supply:
     ) -> None:  # fmt: skip
         self.pairs, self.options, self.world, self.run = pairs, options, world, run
         self.known, self.embed = pairs.known_positives(), embed
+        self.documents = documents or pairs.documents
         self.chain = parse_filters(options.filters, options.default_filters)
         self.filters = OnlineFilters(self.chain, pairs, self._context(None), world.device)
         trainable = int((pairs.positives.lengths > 0).sum())
@@ -128,6 +129,7 @@ class Supply:
             generator=torch.Generator().manual_seed(options.seed),  # its own: beginning anew must not move the model's numbers
         )  # fmt: skip
         self.bank = self.momentum = None
+        self.bank_start = len(self.sampler) if options.bank_start is None else options.bank_start
         if options.bank:
             self.bank = MemoryBank(options.bank, towers.dimension, max_age=options.bank_age).to(world.device)
             if options.momentum is not None:
@@ -171,10 +173,16 @@ class Supply:
             )
 
     def seen(self) -> BankView | None:
-        """The bank's rows for this batch."""
-        if self.bank is None or self.sampler.total < self.options.bank_start:
+        """The bank's rows for this batch, some encoded anew and the others moved along if the options say so."""
+        if self.bank is None or self.sampler.total < self.bank_start:
             return None
+        if self.options.bank_fresh and len(self.bank):
+            self.bank.encode_again(self._encode_rows, self.options.bank_fresh, seed=self.sampler.total)
         return self.bank.view()
+
+    def _encode_rows(self, rows: Tensor) -> Tensor:
+        vectors = self.towers.encode(self.documents.take(rows.numpy()), "document")
+        return torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
 
     def masks(self, batch: Batch, bank: BankView | None) -> dict[str, Any]:
         """What the filters say of everything in this step, as arguments of `InfoNCE`."""

@@ -1,0 +1,68 @@
+"""hardneg demo"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .main import print_json
+from .show import LiveNumbers, print_summary, print_training, progress_bars, say, summary, warn
+
+
+@click.command()
+@click.option("--out", default="hardneg-demo", show_default=True, metavar="DIR", help="The folder to write.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print what was reached as one JSON object on stdout.")
+def demo(out: str, seed: int, overwrite: bool, as_json: bool) -> None:
+    """The whole shape in a few minutes, on real data: mine, train with refresh, evaluate.
+
+    The data are the functions of the Python installation and their docstrings (builtin:pycode).
+
+    \b
+    Example:
+      hardneg demo --out hardneg-demo
+    """
+    from hardneg.data.formats import ReadOptions, read_pairs
+    from hardneg.encoders.hashed import HashedEncoder
+    from hardneg.errors import RunError
+    from hardneg.mining.mine import mine
+    from hardneg.mining.options import MineOptions
+    from hardneg.training.evaluate import evaluate
+    from hardneg.training.options import TrainOptions
+    from hardneg.training.train import train
+
+    folder = Path(out)
+    for name, mark in (("run", "run.json"), ("trained", "train.json")):
+        if (folder / name / mark).exists() and not overwrite:
+            raise RunError(f"{folder / name} is there already: --overwrite replaces it")
+    with progress_bars() as progress:
+        say("1. Mine hard negatives: hardneg mine builtin:pycode --out run")
+        run = mine("builtin:pycode", folder / "run", MineOptions(seed=seed), overwrite=overwrite, progress=progress)
+        say("2. How well the encoder retrieves that was mined with: hardneg evaluate builtin:pycode")
+        test = read_pairs("builtin:pycode", ReadOptions(split="test"))
+        model, names = HashedEncoder(seed=seed), ("ndcg@10", "mrr@10", "recall@100")
+        before = evaluate(test, model, names, progress=progress)
+        say("3. Train it, with negatives that are mined anew as it learns: hardneg train builtin:pycode --out trained")
+        options = TrainOptions(
+            epochs=2, batch_size=128, learning_rate=0.01, bank=2048, bank_age=20, measures=names, seed=seed
+        )
+        trained = train(
+            run.pairs(), HashedEncoder(seed=seed), folder / "trained", options, evaluation=test, overwrite=overwrite,
+            callbacks=[LiveNumbers()], warn=lambda message: warn([message]), progress=progress,
+        )  # fmt: skip
+    best = trained["best"]
+    reached: dict[str, Any] = {name: {"before": before.means[name], "after": best[name]} for name in names}
+    if as_json:
+        print_json(
+            {"mined": summary(run.info, str(folder / "run")), "measures": reached, "trained": str(folder / "trained")}
+        )
+        return
+    print_summary(summary(run.info, str(folder / "run")))
+    print_training(trained, str(folder / "trained"), "builtin:pycode", "hashed")
+    say(
+        "On functions that it never saw: "
+        + ", ".join(f"{n} {v['before']:.3f} -> {v['after']:.3f}" for n, v in reached.items())
+    )
