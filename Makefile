@@ -17,13 +17,11 @@ $(VENV)/dev: $(VENV)/core
 	touch $@
 
 demo: $(VENV)/core
-	$(BIN)/hardneg mine builtin:pycode --out demo-run --overwrite
-	$(BIN)/hardneg calibrate demo-run
-	$(BIN)/hardneg select demo-run --filter posterior:demo-run/posterior.json
-	$(BIN)/hardneg export demo-run --format triplet --out demo-run/triplets.jsonl --overwrite
+	$(BIN)/hardneg demo --out demo-run --overwrite
+	$(BIN)/hardneg export demo-run/run --format triplet --out demo-run/triplets.jsonl --overwrite
 	@echo
-	@echo "The run lies in demo-run: negatives.parquet (one row a query), candidates/ (a verdict for each), run.json."
-	@echo "Triplets for training lie in demo-run/triplets.jsonl."
+	@echo "demo-run/run: negatives.parquet (one row a query), candidates/ (a verdict for each), run.json."
+	@echo "demo-run/trained/best: the trained encoder. demo-run/triplets.jsonl: triplets for another trainer."
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .

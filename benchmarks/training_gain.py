@@ -107,7 +107,8 @@ def peer(args: argparse.Namespace, way: str, train: hardneg.Pairs, folder: Path,
     if way != "peer in-batch":
         dataset = mine_hard_negatives(
             dataset, model, corpus=documents, range_max=args.depth, num_negatives=args.negatives, batch_size=512,
-            relative_margin=args.peer_margin if way == "peer, margin" else None, output_format="n-tuple", sampling_strategy="random", verbose=False,
+            relative_margin=args.peer_margin if way == "peer, margin" else None, output_format="n-tuple",
+            sampling_strategy="random", verbose=False,
         )  # fmt: skip
     mined = time.perf_counter() - start
     asked = SentenceTransformerTrainingArguments(

@@ -19,6 +19,7 @@ _COMMANDS = {
     "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
     "train": (".train", "Train an encoder: negatives mined and refreshed beside it, a bank, filters in the loss."),
     "evaluate": (".evaluate", "How well an encoder retrieves: nDCG, MRR, recall."),
+    "diagnose": (".diagnose", "Whether the negatives of a run are any good, and what to do about it."),
     "demo": (".demo", "The whole shape in a few minutes, on real data: mine, train, evaluate."),
     "export": (".export", "Write a run's negatives in the form that a trainer reads."),
 }
@@ -62,7 +63,7 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command; exit code 0 done, 1 bad data or run, 2 wrong usage, 130 interrupted."""
+    """Run the command; exit code 0 done, 1 bad data or run, 2 wrong usage, 3 --fail-on tripped, 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         cli.main(args=args, prog_name="hardneg", standalone_mode=False)

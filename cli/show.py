@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
@@ -248,3 +249,62 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
         console.print(
             f"next: hardneg mine {source} --encoder {kind}:{out}/{which} --out run", highlight=False, soft_wrap=True
         )
+
+
+_NUMBERS = (
+    ("hardness (0 random, 1 as near as positives)", "relative", "{:.2f}"),
+    ("mean margin of the positive", "margin", "{:.3f}"),
+    ("negatives above the positive", "above_positive", "{:.1%}"),
+    ("false negatives, estimated", "false_share", "{:.1%}"),
+    ("effective negatives at the temperature", "effective_negatives", "{:.2f}"),
+    ("weight of the positive in the softmax", "positive_weight", "{:.2f}"),
+    ("distinct documents among the negatives", "distinct", "{:.1%}"),
+    ("documents that are a negative", "coverage", "{:.1%}"),
+    ("negatives that repeat another one", "near_duplicates", "{:.1%}"),
+    ("documents with a near copy", "corpus_near_duplicates", "{:.1%}"),
+    ("queries that the worst hub is a negative of", "hub_share", "{:.1%}"),
+    ("told apart by looks (AUC, 0.5: not at all)", "surface_auc", "{:.2f}"),
+    ("length, negatives over positives", "length_ratio", "{:.2f}"),
+    ("alignment (0: query = positive)", "alignment", "{:.3f}"),
+    ("uniformity (lower: more spread)", "uniformity", "{:.2f}"),
+    ("effective rank", "effective_rank", "{:.0f}"),
+    ("recall of the index", "recall", "{:.3f}"),
+    ("drift of the encoder since", "drift", "{:.3f}"),
+    ("queries with fewer negatives than asked", "few", "{:.1%}"),
+)
+_COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
+
+
+def print_diagnosis(value: dict[str, Any]) -> None:
+    console = Console()
+    numbers = value["numbers"]
+    table = Table(title=f"diagnosed {value['run']}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    for label, name, form in _NUMBERS:
+        number = numbers.get(name)
+        if number is None:
+            continue
+        if isinstance(number, dict):
+            if number["value"] is None:
+                continue
+            interval = f"{form.format(number['low'])} to {form.format(number['high'])}"
+            table.add_row(label, form.format(number["value"]), interval)
+        else:
+            table.add_row(label, form.format(number), "")
+    if numbers.get("temperature_low") is not None:
+        span = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
+        table.add_row("temperatures that use the negatives", span, f"now {numbers['temperature']:.3g}")
+    console.print(table)
+    if not value["findings"]:
+        console.print("[green]nothing is wrong[/green]")
+    for finding in value["findings"]:
+        colour = _COLOURS[finding["severity"]]
+        console.print(
+            f"[{colour}]{finding['severity']}[/{colour}] {escape(finding['text'])}", highlight=False, soft_wrap=True
+        )
+        if finding["ids"]:
+            console.print(f"    look at: {escape(', '.join(finding['ids'][:5]))}", highlight=False, soft_wrap=True)
+        if finding["fix"]:
+            console.print(f"    fix: {escape(finding['fix'])}", highlight=False, soft_wrap=True)

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from hardneg.data.formats import ReadOptions as ReadOptions
     from hardneg.data.formats import read_pairs as read_pairs
     from hardneg.data.pairs import Pairs as Pairs
+    from hardneg.diagnostics.diagnose import Diagnosis as Diagnosis
+    from hardneg.diagnostics.diagnose import diagnose as diagnose
+    from hardneg.diagnostics.findings import Finding as Finding
+    from hardneg.diagnostics.findings import Thresholds as Thresholds
     from hardneg.encoders.base import Encoder as Encoder
     from hardneg.encoders.base import Trainable as Trainable
     from hardneg.encoders.base import make_encoder as make_encoder
@@ -79,11 +83,13 @@ _HOME = {
     "Curriculum": "hardneg.bank.sampler",
     "DataError": "hardneg.errors",
     "DeviceIndex": "hardneg.index.device",
+    "Diagnosis": "hardneg.diagnostics.diagnose",
     "Encoder": "hardneg.encoders.base",
     "Evaluation": "hardneg.training.evaluate",
     "ExactIndex": "hardneg.index.exact",
     "Examples": "hardneg.bank.sampler",
     "Filter": "hardneg.mining.filters",
+    "Finding": "hardneg.diagnostics.findings",
     "Generation": "hardneg.index.generation",
     "HNSWIndex": "hardneg.index.hnsw",
     "HardnegError": "hardneg.errors",
@@ -116,6 +122,7 @@ _HOME = {
     "Sides": "hardneg.losses.infonce",
     "Sketch": "hardneg.mining.sketch",
     "Staleness": "hardneg.index.staleness",
+    "Thresholds": "hardneg.diagnostics.findings",
     "Tiles": "hardneg.losses.tiles",
     "Towers": "hardneg.training.towers",
     "TrainOptions": "hardneg.training.options",
@@ -124,6 +131,7 @@ _HOME = {
     "Variants": "hardneg.losses.infonce",
     "cached_backward": "hardneg.losses.caching",
     "calibrate": "hardneg.calibration.calibrate",
+    "diagnose": "hardneg.diagnostics.diagnose",
     "evaluate": "hardneg.training.evaluate",
     "evaluate_vectors": "hardneg.training.evaluate",
     "export": "hardneg.data.exports",

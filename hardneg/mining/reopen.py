@@ -141,26 +141,45 @@ def _places(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> NDArray[np.in
     return values_of(places).astype(np.int64)
 
 
+def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
+    """The vectors `[n, d]` that a run was mined with, memory-mapped; None where it keeps none (it was mined with --cache).
+
+    Args:
+        side: `queries` or `documents`.
+
+    Raises:
+        RunError: a file of vectors that the run was given is missing or has changed.
+    """
+    config, fingerprints = run.info["config"], run.info["fingerprints"]
+    option = "query_embeddings" if side == "queries" else "corpus_embeddings"
+    if config[option] is not None:
+        path = Path(config[option])
+        if not path.exists() or sha256_file(path) != fingerprints[option]:
+            raise RunError(f"{path} is missing or has changed since the run was made: its vectors are needed")
+        rows = (
+            (pairs.query_rows, pairs.source_query_rows)
+            if side == "queries"
+            else (pairs.document_rows, pairs.source_document_rows)
+        )
+        return aligned(open_vectors(path), *rows, str(path), side)
+    wanted = fingerprints.get("query_vectors" if side == "queries" else "document_vectors")
+    for manifest in sorted((run.folder / "embeddings").glob(f"{side}-*/manifest.json")):
+        head = read_json(manifest)
+        store = EmbeddingStore(manifest.parent, head["key"], head["rows"], head["dimension"], head["dtype"])
+        if head["key"] == wanted and store.complete:
+            return store.open()
+    return None
+
+
 def _index_opener(run: Run, pairs: Pairs) -> Callable[[], Corpus]:
     """Opens the document vectors only if a filter asks for them."""
 
     def open_index() -> Corpus:
-        config = run.info["config"]
-        if config["corpus_embeddings"] is not None:
-            path = Path(config["corpus_embeddings"])
-            if not path.exists() or sha256_file(path) != run.info["fingerprints"]["corpus_embeddings"]:
-                raise RunError(
-                    f"{path} is missing or has changed since the run was made: this filter needs its vectors"
-                )
-            array: Any = aligned(
-                open_vectors(path), pairs.document_rows, pairs.source_document_rows, str(path), "documents"
+        vectors = open_run_vectors(run, pairs, "documents")
+        if vectors is None:
+            raise RunError(
+                f"{run.folder} keeps no document vectors: this filter needs them; mine again without --cache"
             )
-            return Corpus(array, config["metric"])
-        for manifest in sorted((run.folder / "embeddings").glob("documents-*/manifest.json")):
-            head = read_json(manifest)
-            store = EmbeddingStore(manifest.parent, head["key"], head["rows"], head["dimension"], head["dtype"])
-            if head["key"] == run.info["fingerprints"].get("document_vectors") and store.complete:
-                return Corpus(store.open(), config["metric"])
-        raise RunError(f"{run.folder} keeps no document vectors: this filter needs them; mine again without --cache")
+        return Corpus(vectors, run.info["config"]["metric"])
 
     return open_index

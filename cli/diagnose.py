@@ -1,0 +1,59 @@
+"""hardneg diagnose"""
+
+from __future__ import annotations
+
+import click
+
+from .main import print_json
+from .show import print_diagnosis, progress_bars
+
+
+@click.command()
+@click.argument("run")
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="Of the loss that they are for.",
+)
+@click.option("--encoder", metavar="SPEC", help="The encoder as it is now: measures how stale the run is.")
+@click.option("--thresholds", metavar="F.json", help="From where on a number is a finding: a JSON object.")
+@click.option(
+    "--fail-on",
+    type=click.Choice(["info", "warning", "error"]),
+    help="Exit with 3 if there is a finding of this severity or a higher one.",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object on stdout.")
+def diagnose(
+    run: str,
+    temperature: float,
+    encoder: str | None,
+    thresholds: str | None,
+    fail_on: str | None,
+    seed: int,
+    as_json: bool,
+) -> None:
+    """Whether the negatives of a run are any good, and what to do about it.
+
+    \b
+    Examples:
+      hardneg diagnose run
+      hardneg diagnose run --encoder hashed:trained/best
+      hardneg diagnose run --fail-on error --json > diagnosis.json
+    """
+    from hardneg.diagnostics.diagnose import diagnose as run_diagnose
+    from hardneg.diagnostics.findings import Thresholds
+    from hardneg.encoders.base import make_encoder
+
+    limits = None if thresholds is None else Thresholds.load(thresholds)
+    with progress_bars() as progress:
+        now = None if encoder is None else make_encoder(encoder)
+        found = run_diagnose(run, temperature=temperature, encoder=now, thresholds=limits, seed=seed, progress=progress)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print_diagnosis(found.to_json())
+    if fail_on is not None and found.fails(fail_on):
+        raise click.exceptions.Exit(3)
