@@ -66,8 +66,9 @@ def main(args: list[str] | None = None) -> NoReturn:
     """Run the command; exit code 0 done, 1 bad data or run, 2 wrong usage, 3 --fail-on tripped, 130 interrupted."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        cli.main(args=args, prog_name="hardneg", standalone_mode=False)
-        code = 0
+        # The code of a command that exits on purpose (`--fail-on`) is what click returns here.
+        result = cli.main(args=args, prog_name="hardneg", standalone_mode=False)
+        code = result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:

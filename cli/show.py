@@ -252,25 +252,25 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
 
 
 _NUMBERS = (
-    ("hardness (0 random, 1 as near as positives)", "relative", "{:.2f}"),
+    ("hardness (0 random, 1 as positives)", "relative", "{:.2f}"),
     ("mean margin of the positive", "margin", "{:.3f}"),
     ("negatives above the positive", "above_positive", "{:.1%}"),
     ("false negatives, estimated", "false_share", "{:.1%}"),
-    ("effective negatives at the temperature", "effective_negatives", "{:.2f}"),
-    ("weight of the positive in the softmax", "positive_weight", "{:.2f}"),
-    ("distinct documents among the negatives", "distinct", "{:.1%}"),
+    ("negatives that count, of the softmax", "effective_negatives", "{:.2f}"),
+    ("weight of the positive in it", "positive_weight", "{:.2f}"),
+    ("distinct documents of the negatives", "distinct", "{:.1%}"),
     ("documents that are a negative", "coverage", "{:.1%}"),
     ("negatives that repeat another one", "near_duplicates", "{:.1%}"),
     ("documents with a near copy", "corpus_near_duplicates", "{:.1%}"),
-    ("queries that the worst hub is a negative of", "hub_share", "{:.1%}"),
-    ("told apart by looks (AUC, 0.5: not at all)", "surface_auc", "{:.2f}"),
+    ("queries that the worst hub is for", "hub_share", "{:.1%}"),
+    ("told apart by looks (AUC)", "surface_auc", "{:.2f}"),
     ("length, negatives over positives", "length_ratio", "{:.2f}"),
     ("alignment (0: query = positive)", "alignment", "{:.3f}"),
     ("uniformity (lower: more spread)", "uniformity", "{:.2f}"),
     ("effective rank", "effective_rank", "{:.0f}"),
     ("recall of the index", "recall", "{:.3f}"),
     ("drift of the encoder since", "drift", "{:.3f}"),
-    ("queries with fewer negatives than asked", "few", "{:.1%}"),
+    ("queries with too few negatives", "few", "{:.1%}"),
 )
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
@@ -278,10 +278,12 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 def print_diagnosis(value: dict[str, Any]) -> None:
     console = Console()
     numbers = value["numbers"]
-    table = Table(title=f"diagnosed {value['run']}", title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column()
+    table = Table(
+        title=f"diagnosed {value['run']}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
+    )
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True, style="dim")
     for label, name, form in _NUMBERS:
         number = numbers.get(name)
         if number is None:
@@ -290,12 +292,13 @@ def print_diagnosis(value: dict[str, Any]) -> None:
             if number["value"] is None:
                 continue
             interval = f"{form.format(number['low'])} to {form.format(number['high'])}"
-            table.add_row(label, form.format(number["value"]), interval)
+            source = f", by {numbers['false_source']}" if name == "false_share" else ""
+            table.add_row(label, form.format(number["value"]), interval + source)
         else:
             table.add_row(label, form.format(number), "")
     if numbers.get("temperature_low") is not None:
         span = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
-        table.add_row("temperatures that use the negatives", span, f"now {numbers['temperature']:.3g}")
+        table.add_row("temperatures that use them", span, f"now {numbers['temperature']:.3g}")
     console.print(table)
     if not value["findings"]:
         console.print("[green]nothing is wrong[/green]")

@@ -73,12 +73,24 @@ def diagnose(
         thresholds: from where on a number is a finding.
         seed: of the samples.
     """
-    if not temperature > 0:
-        raise UsageError(f"temperature={temperature} must be above 0")
     run = Run(run) if isinstance(run, str) else run
     advance = progress("read run", 1)
     subject = Subject.of_run(run)
     advance(1)
+    return examine(subject, temperature, encoder, thresholds, seed, progress)
+
+
+def examine(
+    subject: Subject,
+    temperature: float = 0.05,
+    encoder: Encoder | None = None,
+    thresholds: Thresholds | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Diagnose negatives that are in memory; arguments as for `diagnose`."""
+    if not temperature > 0:
+        raise UsageError(f"temperature={temperature} must be above 0")
     rng = np.random.default_rng(seed)
     measured = Measured()
     steps: tuple[Callable[[], Measured], ...] = (

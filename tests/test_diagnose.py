@@ -1,0 +1,325 @@
+"""Faults planted in real data (functions and their docstrings) are found and named; metrics against naive loops."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+import hardneg
+from hardneg.diagnostics import metrics
+from hardneg.diagnostics.diagnose import Diagnosis, diagnose, examine
+from hardneg.diagnostics.findings import Thresholds
+from hardneg.diagnostics.metrics import Estimate
+from hardneg.diagnostics.subject import Subject
+from hardneg.diagnostics.surface import looks
+from hardneg.errors import RunError, UsageError
+
+
+@pytest.fixture(scope="module")
+def code() -> hardneg.Pairs:
+    return hardneg.read_pairs("builtin:pycode", hardneg.ReadOptions(split="test"))
+
+
+@pytest.fixture(scope="module")
+def vectors(code: hardneg.Pairs) -> tuple[np.ndarray, np.ndarray]:
+    encoder = hardneg.HashedEncoder()
+    encoder.fit(code.documents.slice(0, len(code.document_ids)) + code.queries.slice(0, len(code)))
+    return encoder.encode(code.queries.slice(0, len(code))), encoder.encode(
+        code.documents.slice(0, len(code.document_ids))
+    )
+
+
+@pytest.fixture(scope="module")
+def clean(code: hardneg.Pairs, tmp_path_factory: pytest.TempPathFactory) -> hardneg.Run:
+    return hardneg.mine(code, tmp_path_factory.mktemp("runs") / "clean")
+
+
+def mined_with(pairs: hardneg.Pairs, q: np.ndarray, d: np.ndarray, folder: Path, **options: Any) -> Diagnosis:
+    for name, array in (("q", q), ("d", d)):
+        np.save(folder / f"{name}.npy", array.astype(np.float32), allow_pickle=False)
+    given = hardneg.MineOptions(
+        query_embeddings=str(folder / "q.npy"), corpus_embeddings=str(folder / "d.npy"), **options
+    )
+    return diagnose(hardneg.mine(pairs, folder / "run", given))
+
+
+def codes(found: Diagnosis, severity: str | None = None) -> set[str]:
+    return {f.code for f in found.findings if severity in (None, f.severity)}
+
+
+def rebuilt(code: hardneg.Pairs, change: Callable[[str], str], more: tuple[str, ...] = ()) -> hardneg.Pairs:
+    texts = [change(text) for text in code.documents.slice(0, len(code.document_ids))]
+    first = code.positives.values[code.positives.offsets[:-1]]
+    return hardneg.Pairs.from_columns(code.queries.slice(0, len(code)), [texts[i] for i in first], corpus=more)
+
+
+def test_a_clean_run_has_no_error(clean: hardneg.Run) -> None:
+    found = diagnose(clean)
+    assert not codes(found, "error")
+    assert found.worst in (None, "info", "warning")
+    assert {"duplicates", "hub", "collapse", "temperature-low", "stale", "easy", "few-negatives", "recall"}.isdisjoint(
+        codes(found)
+    )
+    assert not found.fails("error")
+
+
+def test_false_negatives(clean: hardneg.Run) -> None:
+    """A tenth of the negatives are given their query's label."""
+    subject = Subject.of_run(clean)
+    rng = np.random.default_rng(0)
+    groups = np.arange(len(subject.pairs.document_ids)) + 10**6
+    assert subject.pairs.query_groups is not None
+    mine = subject.pairs.query_groups.copy()
+    planted = replace(subject, pairs=replace(subject.pairs, query_groups=mine, document_groups=groups))
+    assert "false-negatives" not in codes(examine(planted))
+    documents = subject.documents.copy()
+    chosen = rng.random(documents.shape) < 0.1
+    # Each chosen place gets a document of its own that carries the query's group.
+    count = int(chosen.sum())
+    extra = rng.choice(len(groups), count)
+    groups[extra] = np.broadcast_to(mine[:, None], documents.shape)[chosen]
+    documents[chosen] = extra
+    found = examine(replace(planted, documents=documents))
+    finding = next(f for f in found.findings if f.code == "false-negatives")
+    assert finding.severity in ("warning", "error")
+    assert 0.04 < finding.value < 0.15
+    assert finding.ids
+    assert "hardneg calibrate" in finding.fix
+
+
+def test_the_posterior_speaks_of_false_negatives(clean: hardneg.Run) -> None:
+    subject = Subject.of_run(clean)
+    probability = np.where(subject.real, np.float32(0.3), np.float32(np.nan))
+    found = examine(replace(subject, probability=probability))
+    finding = next(f for f in found.findings if f.code == "false-negatives")
+    assert finding.severity == "error"
+    assert finding.value == pytest.approx(0.3)
+    assert found.measured.numbers["false_source"] == "posterior"
+
+
+def test_unknown_false_negatives_are_a_range(clean: hardneg.Run) -> None:
+    subject = Subject.of_run(clean)
+    found = examine(replace(subject, pairs=replace(subject.pairs, query_groups=None, document_groups=None)))
+    assert "false-negatives-unknown" in codes(found, "info")
+    assert found.measured.numbers["false_high"] > 0
+
+
+def test_a_corpus_of_near_duplicates(code: hardneg.Pairs, tmp_path: Path) -> None:
+    texts = code.documents.slice(0, len(code.document_ids))
+    pairs = rebuilt(code, lambda text: text, tuple(f"{text}\n# v{k}" for text in texts for k in range(2)))
+    found = diagnose(hardneg.mine(pairs, tmp_path / "run"))
+    assert {"duplicates", "duplicate-corpus"} <= codes(found)
+
+
+def test_a_hub(code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    q, d = vectors[0], vectors[1].copy()
+    d[17] = q.mean(0) / np.linalg.norm(q.mean(0))
+    q = q + 0.8 * d[17]
+    found = mined_with(code, q, d, tmp_path)
+    finding = next(f for f in found.findings if f.code == "hub")
+    assert finding.ids[0] == code.document_ids[17].as_py()
+    assert finding.severity == "error"
+
+
+def test_collapsed_embeddings(code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
+    """All vectors lean to one side; and: all lie in a few directions."""
+    leaning = [x + 6 * np.eye(1, x.shape[1], 3) for x in vectors]
+    (tmp_path / "a").mkdir()
+    assert "collapse" in codes(mined_with(code, *leaning, tmp_path / "a"), "error")
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((256, 5)))[0]
+    flat = [x @ basis @ basis.T for x in vectors]
+    (tmp_path / "b").mkdir()
+    assert "collapse" in codes(mined_with(code, *flat, tmp_path / "b"), "error")
+
+
+def test_a_stale_run(clean: hardneg.Run, code: hardneg.Pairs) -> None:
+    now = hardneg.HashedEncoder()
+    now.fit(code.documents.slice(0, 400))
+    found = diagnose(clean, encoder=now)
+    assert "stale" in codes(found)
+    same = hardneg.HashedEncoder()  # fitted to the run's dataset, as mining did: it has not moved
+    assert diagnose(clean, encoder=same).measured.numbers["drift"] < 1e-3
+    with pytest.raises(UsageError, match="it is another model"):
+        diagnose(clean, encoder=hardneg.HashedEncoder(dimension=32))
+
+
+def test_scores_of_other_vectors(clean: hardneg.Run) -> None:
+    subject = Subject.of_run(clean)
+    assert subject.vectors is not None
+    shuffled = np.asarray(subject.vectors[1])[np.random.default_rng(0).permutation(len(subject.vectors[1]))]
+    assert "stale-scores" in codes(examine(replace(subject, vectors=(subject.vectors[0], shuffled))), "error")
+
+
+def test_truncated_texts(code: hardneg.Pairs, tmp_path: Path) -> None:
+    found = diagnose(hardneg.mine(rebuilt(code, lambda text: text[:150]), tmp_path / "cut"))
+    finding = next(f for f in found.findings if f.code == "truncated")
+    assert finding.value > 0.5
+    whole = diagnose(hardneg.mine(rebuilt(code, lambda text: text[: 60 + hash_of(text)]), tmp_path / "whole"))
+    assert "truncated" not in codes(whole)
+
+
+def hash_of(text: str) -> int:
+    return sum(text.encode()) % 1500
+
+
+def test_easy_negatives(code: hardneg.Pairs, tmp_path: Path) -> None:
+    random = hardneg.MineOptions(depth=len(code.document_ids), sampler="uniform")
+    found = diagnose(hardneg.mine(code, tmp_path / "run", random))
+    assert "easy" in codes(found)
+    assert found.measured.numbers["relative"] < 0.3
+
+
+def test_a_temperature_that_is_too_low(clean: hardneg.Run) -> None:
+    found = diagnose(clean, temperature=0.002)
+    finding = next(f for f in found.findings if f.code == "temperature-low")
+    low, high = (found.measured.numbers[name] for name in ("temperature_low", "temperature_high"))
+    assert 0.002 < low < high
+    assert f"{low:.3g}" in finding.fix
+    assert "temperature-low" not in codes(diagnose(clean, temperature=(low * high) ** 0.5))
+
+
+def test_too_few_negatives(code: hardneg.Pairs, tmp_path: Path) -> None:
+    found = diagnose(
+        hardneg.mine(code, tmp_path / "run", hardneg.MineOptions(depth=20, max_depth=20, filters=("score:max=0.2",)))
+    )
+    finding = next(f for f in found.findings if f.code == "few-negatives")
+    assert finding.ids
+
+
+def test_looks_give_negatives_away(clean: hardneg.Run, code: hardneg.Pairs) -> None:
+    subject = Subject.of_run(clean)
+    texts = [len(text) for text in code.documents.slice(0, len(code.document_ids))]
+    positives = set(code.positives.values.tolist())
+    assert len(positives) == len(texts)  # every function is somebody's answer
+    longest = np.argsort(texts)[-60:].astype(np.int32)
+    documents = longest[np.random.default_rng(0).integers(0, 60, subject.documents.shape)]
+    found = examine(replace(subject, documents=documents))
+    assert "looks" in codes(found)
+    assert found.measured.numbers["length_ratio"] > 1.5
+
+
+def test_numbers_against_loops(clean: hardneg.Run) -> None:
+    subject = Subject.of_run(clean)
+    table = clean.negatives().to_pylist()
+    rng = np.random.default_rng(0)
+    hard = metrics.hardness(subject, rng).numbers
+    gaps = [
+        min(r["positive_scores"]) - np.mean(r["negative_scores"])
+        for r in table
+        if r["negative_scores"] and r["positive_scores"]
+    ]
+    assert hard["margin"].value == pytest.approx(np.mean(gaps), abs=1e-5)
+    above = [
+        np.mean([s > min(r["positive_scores"]) for s in r["negative_scores"]]) for r in table if r["negative_scores"]
+    ]
+    assert hard["above_positive"].value == pytest.approx(np.mean(above), abs=1e-6)
+    positive = [min(r["positive_scores"]) for r in table]
+    negative = [s for r in table for s in r["negative_scores"]]
+    auc = roc_auc_score([0] * len(positive) + [1] * len(negative), positive + negative)
+    assert hard["overlap"] == pytest.approx(auc, abs=0.01)
+    assert hard["score_by_place"][0] == pytest.approx(np.mean([r["negative_scores"][0] for r in table]), abs=1e-5)
+
+    t = 0.05
+    numbers = metrics.gradient(subject, t).numbers
+    effective, weights = [], []
+    for r in table:
+        e = np.exp(np.array(r["negative_scores"]) / t)
+        p = np.exp(min(r["positive_scores"]) / t)
+        w = e / e.sum()
+        effective.append(np.exp(-(w * np.log(w)).sum()))
+        weights.append(p / (p + e.sum()))
+    assert numbers["effective_negatives"].value == pytest.approx(np.mean(effective), rel=1e-4)
+    assert numbers["positive_weight"] == pytest.approx(np.mean(weights), rel=1e-4)
+
+    ids = [name for r in table for name in r["negative_ids"]]
+    spread = metrics.diversity(subject, rng).numbers
+    assert spread["distinct"] == pytest.approx(len(set(ids)) / len(ids))
+    assert spread["coverage"] == pytest.approx(len(set(ids)) / len(subject.pairs.document_ids))
+    times = np.array(
+        [ids.count(name) for name in set(ids)] + [0] * (len(subject.pairs.document_ids) - len(set(ids))), float
+    )
+    hubs = metrics.hubness(subject)
+    assert hubs.numbers["hub_skew"] == pytest.approx((((times - times.mean()) / times.std()) ** 3).mean(), rel=1e-6)
+    assert hubs.numbers["hub_share"] == pytest.approx(times.max() / len(table))
+    assert ids.count(hubs.ids["hubs"][0]) == times.max()
+    assert metrics.completeness(subject).numbers["few"] == 0
+
+    space = metrics.geometry(subject, rng).numbers
+    assert subject.vectors is not None
+    d = metrics.unit(subject.vectors[1], np.arange(len(subject.pairs.document_ids))).astype(np.float64)
+    square = ((d[:300, None] - d[None, :300]) ** 2).sum(2)[np.triu_indices(300, 1)]
+    assert space["uniformity"] == pytest.approx(np.log(np.exp(-2 * square).mean()), abs=0.1)
+    first = subject.pairs.positives.values[subject.pairs.positives.offsets[:-1]]
+    q = metrics.unit(subject.vectors[0], np.arange(len(subject.pairs)))
+    assert space["alignment"].value == pytest.approx(((q - d[first]) ** 2).sum(1).mean(), abs=1e-3)
+
+
+def test_intervals_hold_what_they_promise() -> None:
+    rng = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        found = Estimate.mean_of((rng.random(200) < 0.3).astype(float))
+        inside += found.low <= 0.3 <= found.high
+    assert 0.91 <= inside / 400 <= 0.98
+
+
+def test_looks_of_texts() -> None:
+    found = looks(["", "Ab1,", "größe x", "日本"])
+    assert found[0].tolist() == [0] * 7
+    assert found[1].tolist() == pytest.approx([np.log1p(4), np.log1p(1), 4, 0.25, 0.25, 0.25, 0])
+    assert found[2, 6] == pytest.approx(2 / 7)
+    assert found[3, 6] == 1
+
+
+def test_command_line(
+    clean: hardneg.Run, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    done = run_cli("diagnose", clean.folder, "--json", "--fail-on", "error")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["numbers"]["queries"] == len(clean.pairs())
+    assert value["numbers"]["margin"]["low"] < value["numbers"]["margin"]["value"] < value["numbers"]["margin"]["high"]
+    table = run_cli("diagnose", clean.folder)
+    assert table.returncode == 0
+    assert "effective rank" in table.stdout
+    strict = tmp_path / "strict.json"
+    strict.write_text('{"hub": 0.00001, "hub_error": 0.00002, "effective": 0.99}')
+    failed = run_cli("diagnose", clean.folder, "--thresholds", strict, "--fail-on", "warning")
+    assert failed.returncode == 3
+    assert "one or two negatives" in failed.stdout
+    strict.write_text('{"hubs": 1}')
+    wrong = run_cli("diagnose", clean.folder, "--thresholds", strict)
+    assert wrong.returncode == 2
+    assert "Did you mean 'hub'" in wrong.stderr
+    assert run_cli("diagnose", tmp_path / "nowhere").returncode == 1
+
+
+def test_damaged_runs_are_said(clean: hardneg.Run) -> None:
+    with pytest.raises(UsageError, match="temperature=0"):
+        examine(Subject.of_run(clean), temperature=0)
+    with pytest.raises(RunError, match="is no run folder"):
+        diagnose("nowhere")
+    with pytest.raises(UsageError, match="unknown severity"):
+        diagnose(clean).fails("fatal")
+
+
+def test_thresholds_are_checked(tmp_path: Path) -> None:
+    path = tmp_path / "t.json"
+    for text, message in (
+        ('{"hub": "x"}', "expected a number"),
+        ("[1]", "must hold a JSON object"),
+        ("{", "not readable as JSON"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UsageError, match=message):
+            Thresholds.load(path)
+    path.write_text('{"hub": 0.5}')
+    assert Thresholds.load(path).hub == 0.5
