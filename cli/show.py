@@ -275,30 +275,33 @@ _NUMBERS = (
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
+def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(label, value, what else is to be said) of a diagnosis's numbers."""
+    rows = []
+    for label, name, form in _NUMBERS:
+        number = numbers.get(name)
+        if isinstance(number, dict) and number["value"] is not None:
+            source = f", by {numbers['false_source']}" if name == "false_share" else ""
+            interval = f"{form.format(number['low'])} to {form.format(number['high'])}"
+            rows.append((label, form.format(number["value"]), interval + source))
+        elif number is not None and not isinstance(number, dict):
+            rows.append((label, form.format(number), ""))
+    if numbers.get("temperature_low") is not None:
+        span = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
+        rows.append(("temperatures that use them", span, f"now {numbers['temperature']:.3g}"))
+    return rows
+
+
 def print_diagnosis(value: dict[str, Any]) -> None:
     console = Console()
-    numbers = value["numbers"]
     table = Table(
         title=f"diagnosed {value['run']}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
     )
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True, style="dim")
-    for label, name, form in _NUMBERS:
-        number = numbers.get(name)
-        if number is None:
-            continue
-        if isinstance(number, dict):
-            if number["value"] is None:
-                continue
-            interval = f"{form.format(number['low'])} to {form.format(number['high'])}"
-            source = f", by {numbers['false_source']}" if name == "false_share" else ""
-            table.add_row(label, form.format(number["value"]), interval + source)
-        else:
-            table.add_row(label, form.format(number), "")
-    if numbers.get("temperature_low") is not None:
-        span = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
-        table.add_row("temperatures that use them", span, f"now {numbers['temperature']:.3g}")
+    for row in number_rows(value["numbers"]):
+        table.add_row(*row)
     console.print(table)
     if not value["findings"]:
         console.print("[green]nothing is wrong[/green]")
@@ -311,3 +314,41 @@ def print_diagnosis(value: dict[str, Any]) -> None:
             console.print(f"    look at: {escape(', '.join(finding['ids'][:5]))}", highlight=False, soft_wrap=True)
         if finding["fix"]:
             console.print(f"    fix: {escape(finding['fix'])}", highlight=False, soft_wrap=True)
+
+
+def comparison_rows(value: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(label, before, after) of two diagnoses, and what they have in common."""
+    sides = [
+        {label: number for label, number, _ in number_rows(value[name]["numbers"])} for name in ("before", "after")
+    ]
+    rows = [(label, sides[0].get(label, "-"), sides[1].get(label, "-")) for label in {**sides[0], **sides[1]}]
+    shared, shift = value["overlap"], value["hardness_shift"]
+    if shared["value"] is not None:
+        rows.append(("negatives that both have", f"{shared['value']:.1%}", ""))
+        rows.append(("scores of negatives, after - before", f"{shift['value']:+.4f}", ""))
+    return rows
+
+
+def print_comparison(value: dict[str, Any]) -> None:
+    console = Console()
+    names = [value[side]["run"] for side in ("before", "after")]
+    table = Table(title=f"{names[1]} against {names[0]}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in ("before", "after"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in comparison_rows(value):
+        table.add_row(*row)
+    console.print(table)
+    flow = [(before, after, n) for before, each in value["verdict_flow"].items() for after, n in each.items()]
+    for before, after, count in sorted(flow, key=lambda row: -row[2]):
+        if before != after:
+            console.print(f"{count:>10,} candidates: {escape(before)} -> {escape(after)}", highlight=False)
+    for change in value["changes"]:
+        colour = _COLOURS[change["severity"]]
+        console.print(
+            f"{change['change']}: [{colour}]{change['severity']}[/{colour}] {escape(change['text'])}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if not value["changes"]:
+        console.print("no finding has changed")

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from hardneg.data.formats import ReadOptions as ReadOptions
     from hardneg.data.formats import read_pairs as read_pairs
     from hardneg.data.pairs import Pairs as Pairs
+    from hardneg.diagnostics.compare import Comparison as Comparison
+    from hardneg.diagnostics.compare import compare as compare
     from hardneg.diagnostics.diagnose import Diagnosis as Diagnosis
     from hardneg.diagnostics.diagnose import diagnose as diagnose
     from hardneg.diagnostics.findings import Finding as Finding
     from hardneg.diagnostics.findings import Thresholds as Thresholds
+    from hardneg.diagnostics.live import Diagnostics as Diagnostics
     from hardneg.encoders.base import Encoder as Encoder
     from hardneg.encoders.base import Trainable as Trainable
     from hardneg.encoders.base import make_encoder as make_encoder
@@ -80,10 +83,12 @@ if TYPE_CHECKING:
 _HOME = {
     "Candidates": "hardneg.mining.candidates",
     "Chain": "hardneg.mining.filters",
+    "Comparison": "hardneg.diagnostics.compare",
     "Curriculum": "hardneg.bank.sampler",
     "DataError": "hardneg.errors",
     "DeviceIndex": "hardneg.index.device",
     "Diagnosis": "hardneg.diagnostics.diagnose",
+    "Diagnostics": "hardneg.diagnostics.live",
     "Encoder": "hardneg.encoders.base",
     "Evaluation": "hardneg.training.evaluate",
     "ExactIndex": "hardneg.index.exact",
@@ -131,6 +136,7 @@ _HOME = {
     "Variants": "hardneg.losses.infonce",
     "cached_backward": "hardneg.losses.caching",
     "calibrate": "hardneg.calibration.calibrate",
+    "compare": "hardneg.diagnostics.compare",
     "diagnose": "hardneg.diagnostics.diagnose",
     "evaluate": "hardneg.training.evaluate",
     "evaluate_vectors": "hardneg.training.evaluate",

@@ -159,7 +159,7 @@ def gradient(subject: Subject, temperature: float) -> Measured:
     dL/ds_j = w_j / t with w_j = exp(s_j / t) / (exp(s_p / t) + sum exp(s / t)) (Wang and Liu 2021, arXiv 2012.09740).
     `effective_negatives`: exp of the entropy of the w_j among a query's negatives, mean over queries. `positive_weight`: mean
     of the positive's own softmax weight, 1 = nothing left to learn. `temperature_low`, `temperature_high`: where the effective
-    number is a quarter and four fifths of the negatives.
+    number is a quarter and four fifths of the negatives; `effective_by_temperature`: the number along a ladder of them.
     """
     out = Measured()
     rows = np.flatnonzero(np.isfinite(subject.positive) & (subject.counts > 1))
@@ -187,7 +187,11 @@ def gradient(subject: Subject, temperature: float) -> Measured:
         "positive_weight": float((np.exp((positive - high) / temperature) / total).mean()),
     }
     ladder = np.geomspace(0.002, 1.0, 40)
-    shares = np.array([float((effective(t) / count).mean()) for t in ladder])
+    some = sampled(len(rows), 5000, np.random.default_rng(0))
+    rows, scores, count = rows[some], scores[some], count[some]
+    along = [effective(t) for t in ladder]
+    shares = np.array([float((numbers / count).mean()) for numbers in along])
+    out.numbers["effective_by_temperature"] = [[float(t), float(n.mean())] for t, n in zip(ladder, along, strict=True)]
     for name, target in (("temperature_low", 0.25), ("temperature_high", 0.8)):
         place = int(np.searchsorted(shares, target))
         out.numbers[name] = float(ladder[min(place, len(ladder) - 1)])

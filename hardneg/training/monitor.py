@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,13 @@ class Callback(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Watcher(Callback, Protocol):
+    """Who wants to see every step's vectors, too: `hardneg.Diagnostics`."""
+
+    def batch(self, step: int, queries: Tensor, documents: Tensor, mined: Tensor | None = None, **more: Any) -> Any: ...
 
 
 @torch.no_grad()

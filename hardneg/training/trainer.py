@@ -21,7 +21,7 @@ from hardneg.losses.infonce import InfoNCE
 from hardneg.progress import Progress, silent
 from hardneg.training import checkpoint
 from hardneg.training.distributed import World
-from hardneg.training.monitor import Callback, Collapse, effective_rank, hardness, mean_of
+from hardneg.training.monitor import Callback, Collapse, Watcher, effective_rank, hardness, mean_of
 from hardneg.training.options import TrainOptions
 from hardneg.training.supply import Batch, Supply
 from hardneg.training.towers import Towers
@@ -170,6 +170,10 @@ class Trainer:
 
     def _report(self, batch: Batch, queries: Tensor, documents: Tensor, fresh: bool) -> None:
         step, supply = self.done.step, self.supply
+        for callback in self.callbacks:
+            if isinstance(callback, Watcher):
+                more = {"bank": supply.bank, "index": supply.index, "statistics": self.criterion.statistics}
+                callback.batch(step, queries, documents, batch.mined, **more)
         if step % self.options.log_every and step != self.total and not fresh:
             return
         values = mean_of(self._statistics)
