@@ -323,3 +323,103 @@ def test_thresholds_are_checked(tmp_path: Path) -> None:
             Thresholds.load(path)
     path.write_text('{"hub": 0.5}')
     assert Thresholds.load(path).hub == 0.5
+
+
+def test_compare_counts_by_hand(clean: hardneg.Run, tmp_path: Path) -> None:
+    """Another selection: what flows where, counted from the two runs' own files."""
+    import pyarrow.parquet as pq
+
+    other = hardneg.select(
+        clean, hardneg.SelectOptions(filters=("rank:min=20", "margin:absolute=0.05")), tmp_path / "other"
+    )
+    found = hardneg.compare(clean, other)
+    sides = []
+    for run in (clean, other):
+        rows = [row for path in run.candidate_files() for row in pq.read_table(path).to_pylist()]
+        sides.append({(row["query_id"], row["document_id"]): row["verdict"] for row in rows})
+    flow: dict[str, dict[str, int]] = {}
+    for pair in sides[0].keys() | sides[1].keys():
+        before, after = (side.get(pair, "not a candidate") for side in sides)
+        flow.setdefault(before, {}).setdefault(after, 0)
+        flow[before][after] += 1
+    assert found.flow == flow
+    assert flow["kept"]["rank"] > 1000
+    tables = [run.negatives().to_pylist() for run in (clean, other)]
+    shared = []
+    for a, b in zip(*tables, strict=True):
+        fewer = min(len(a["negative_ids"]), len(b["negative_ids"]))
+        if fewer:
+            shared.append(len(set(a["negative_ids"]) & set(b["negative_ids"])) / fewer)
+    assert found.overlap.value == pytest.approx(np.mean(shared))
+    assert found.hardness_shift.value < 0
+    same = hardneg.compare(clean, clean)
+    assert same.overlap.value == 1
+    assert same.changes == []
+    assert all(set(after) == {before} for before, after in same.flow.items())
+
+
+def test_compare_on_the_command_line(
+    clean: hardneg.Run, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    easy = hardneg.select(clean, hardneg.SelectOptions(filters=("score:max=0.1",)), tmp_path / "easy")
+    done = run_cli("compare", clean.folder, easy.folder, "--html", tmp_path / "c.html")
+    assert done.returncode == 0, done.stderr
+    assert "kept -> score" in done.stdout
+    assert "new: error" in done.stdout  # far too few negatives are left
+    assert "<!doctype html>" in (tmp_path / "c.html").read_text()[:20]
+    value = json.loads(run_cli("compare", clean.folder, easy.folder, "--json").stdout)
+    assert {change["change"] for change in value["changes"]} & {"new", "worse"}
+    pairs = hardneg.Pairs.from_columns(["a b", "c d"], ["e f", "g h"], corpus=["i j", "k l"])
+    hardneg.mine(pairs, tmp_path / "small", hardneg.MineOptions(negatives=1))
+    other = run_cli("compare", clean.folder, tmp_path / "small")
+    assert other.returncode == 2
+    assert "only runs over one dataset compare" in other.stderr
+
+
+def test_live(tmp_path: Path) -> None:
+    """As a callback of the trainer, with real TensorBoard files; its numbers are those of the same step's vectors."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    from tests.test_trainer import encoder, made_pairs
+
+    writer = SummaryWriter(str(tmp_path / "tb"))
+    watch = hardneg.Diagnostics(writer, every=5)
+    options = hardneg.TrainOptions(steps=22, batch_size=16, bank=64, bank_start=1, log_every=5, refresh="steps:6")
+    told: list[dict[str, float]] = []
+
+    class Log:
+        def log(self, step: int, values: dict[str, float]) -> None:
+            told.append({"step": step, **values})
+
+        def close(self) -> None:
+            pass
+
+    hardneg.train(made_pairs(), encoder(), tmp_path / "out", options, device="cpu", callbacks=[watch, Log()])
+    assert [row["step"] for row in watch.history] == [5, 10, 15, 20]
+    own = {row["step"]: row for row in told}
+    for row in watch.history:
+        for name in ("effective_rank", "negative", "margin", "bank_age", "age"):
+            assert row[name] == pytest.approx(own[row["step"]][name], rel=1e-4)
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "tb"))
+    events.Reload()
+    assert {"negatives/margin", "negatives/drift", "negatives/masked", "negatives/bank_age"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert {"negatives/positive_scores", "negatives/mined_scores", "negatives/bank_ages"} <= set(
+        events.Tags()["histograms"]
+    )
+
+
+def test_live_sees_a_collapse() -> None:
+    import torch
+
+    watch = hardneg.Diagnostics(every=1)
+    vectors = torch.randn(64, 32)
+    watch.batch(1, vectors[:16], vectors)
+    watch.batch(2, vectors[:16], vectors * 0.001 + torch.randn(1, 32))
+    assert len(watch.warnings) == 1
+    assert "the vectors collapse" in watch.warnings[0]
+    with pytest.raises(UsageError, match="every=0"):
+        hardneg.Diagnostics(every=0)

@@ -69,6 +69,8 @@ def test_texts_that_name_no_picture() -> None:
     assert parse_glyph("glyph:U+0041/DejaVuSans") == (0x41, "DejaVuSans")
     with pytest.raises(DataError, match="Did you mean 'DejaVuSans'"):
         parse_glyph("glyph:U+0041/DejaVuSan")
+    with pytest.raises(DataError, match="the font has no such character"):
+        bitmap(0x1F600, "DejaVuSansMono")
     with pytest.raises(DataError, match="no such picture"):
         parse_glyph("glyph:U+FFFFFF/DejaVuSans")
 

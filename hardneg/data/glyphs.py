@@ -29,9 +29,7 @@ _GLYPH = re.compile(r"glyph:U\+([0-9A-F]{4,6})/([A-Za-z-]+)")
 
 def read_glyphs(split: str, builder: Builder) -> None:
     """Unicode name -> pictures of the character, one a font; one character in ten is in the test split."""
-    first = _font(FONTS[0])
-    codes = {name: set(_font(name).get_charmap()) for name in FONTS}
-    for code, name in _named(sorted(first.get_charmap())):
+    for code, name in _named(sorted(_codes(FONTS[0]))):
         chosen = hashlib.sha256(str(code).encode()).digest()[0] % _TEST_SHARE == 0
         if chosen != (split == "test"):
             continue
@@ -42,7 +40,7 @@ def read_glyphs(split: str, builder: Builder) -> None:
         label = f"U+{code:04X}"
         query = builder.add_query(label, name, group=group, where=label)
         for font in FONTS:
-            if code in codes[font]:
+            if code in _codes(font):
                 item = f"{label}/{font}"
                 builder.relate(query, builder.add_document(item, f"glyph:{item}", group=group, where=item), 1)
 
@@ -69,6 +67,8 @@ def parse_glyph(text: str) -> tuple[int, str] | None:
 def bitmap(code: int, font: str) -> NDArray[np.uint8]:
     """uint8 `[SIZE, SIZE]`, 0 = background: the character standing on a fixed row, in the middle; cut off where too large."""
     face = _font(font)
+    if code not in _codes(font):
+        raise DataError(f"glyph:U+{code:04X}/{font}: the font has no such character")
     face.set_text(chr(code))
     face.draw_glyphs_to_bitmap(antialiased=True)
     drawn = np.asarray(face.get_image(), np.uint8)
@@ -83,6 +83,11 @@ def bitmap(code: int, font: str) -> NDArray[np.uint8]:
             ]
     picture.flags.writeable = False
     return picture
+
+
+@cache
+def _codes(font: str) -> frozenset[int]:
+    return frozenset(_font(font).get_charmap())
 
 
 @cache

@@ -43,7 +43,7 @@ class Estimate:
         found = found[np.isfinite(found)]
         if len(found) == 0:
             return cls(np.nan, np.nan, np.nan, 0)
-        mean, half = float(found.mean()), 1.96 * float(found.std()) / np.sqrt(len(found))
+        mean, half = float(found.mean()), 1.96 * float(found.std()) / float(np.sqrt(len(found)))
         return cls(mean, mean - half, mean + half, len(found))
 
 
