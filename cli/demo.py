@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .main import print_json
-from .show import LiveNumbers, print_summary, print_training, progress_bars, say, summary, warn
+from .show import LiveNumbers, print_diagnosis, print_summary, print_training, progress_bars, say, summary, warn
 
 
 @click.command()
@@ -17,7 +17,7 @@ from .show import LiveNumbers, print_summary, print_training, progress_bars, say
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was reached as one JSON object on stdout.")
 def demo(out: str, seed: int, overwrite: bool, as_json: bool) -> None:
-    """The whole shape in a few minutes, on real data: mine, train with refresh, evaluate.
+    """The whole shape in a few minutes, on real data: mine, train with refresh, evaluate, diagnose.
 
     The data are the functions of the Python installation and their docstrings (builtin:pycode).
 
@@ -26,6 +26,7 @@ def demo(out: str, seed: int, overwrite: bool, as_json: bool) -> None:
       hardneg demo --out hardneg-demo
     """
     from hardneg.data.formats import ReadOptions, read_pairs
+    from hardneg.diagnostics.diagnose import diagnose
     from hardneg.encoders.hashed import HashedEncoder
     from hardneg.errors import RunError
     from hardneg.mining.mine import mine
@@ -53,14 +54,31 @@ def demo(out: str, seed: int, overwrite: bool, as_json: bool) -> None:
             run.pairs(), HashedEncoder(seed=seed), folder / "trained", options, evaluation=test, overwrite=overwrite,
             callbacks=[LiveNumbers()], warn=lambda message: warn([message]), progress=progress,
         )  # fmt: skip
+        say("4. What is wrong with negatives of the trained encoder: hardneg mine, then hardneg diagnose")
+        encoder = HashedEncoder.load(folder / "trained" / "best")
+        again = mine(
+            run.pairs(),
+            folder / "run2",
+            MineOptions(seed=seed),
+            encoder=encoder,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        diagnosis = diagnose(again, progress=progress).to_json()
     best = trained["best"]
     reached: dict[str, Any] = {name: {"before": before.means[name], "after": best[name]} for name in names}
     if as_json:
         print_json(
-            {"mined": summary(run.info, str(folder / "run")), "measures": reached, "trained": str(folder / "trained")}
+            {
+                "mined": summary(run.info, str(folder / "run")),
+                "measures": reached,
+                "trained": str(folder / "trained"),
+                "diagnosis": diagnosis,
+            }
         )
         return
     print_summary(summary(run.info, str(folder / "run")))
+    print_diagnosis(diagnosis)
     print_training(trained, str(folder / "trained"), "builtin:pycode", "hashed")
     say(
         "On functions that it never saw: "

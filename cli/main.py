@@ -21,7 +21,7 @@ _COMMANDS = {
     "evaluate": (".evaluate", "How well an encoder retrieves: nDCG, MRR, recall."),
     "diagnose": (".diagnose", "Whether the negatives of a run are any good, and what to do about it."),
     "compare": (".compare", "What has changed between two runs over one dataset."),
-    "demo": (".demo", "The whole shape in a few minutes, on real data: mine, train, evaluate."),
+    "demo": (".demo", "The whole shape in a few minutes, on real data: mine, train, evaluate, diagnose."),
     "export": (".export", "Write a run's negatives in the form that a trainer reads."),
 }
 

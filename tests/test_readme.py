@@ -19,7 +19,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 def test_python_blocks_run(tmp_path: Path) -> None:
     """One after the other, as somebody would type them."""
     blocks = re.findall(r"<!-- tested: python -->\n```python\n(.*?)```", README, re.S)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     code = "\n".join(blocks)
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

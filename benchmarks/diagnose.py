@@ -1,0 +1,130 @@
+"""How long a diagnosis takes, and how much memory: a run of 100,000 queries with 100 candidates each; and what it costs live.
+
+The run is mined from real MiniLM vectors and jittered copies of them, with the texts that they are of. Then each is done in a
+process of its own: `diagnose`, with the HTML report, and `compare` with another selection of the same run. Live: the share of a
+training's time that `Diagnostics` takes at every=50.
+
+    python benchmarks/diagnose.py --data ../shared/data
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import in_own_process, jittered_vectors, machine, median_and_spread, peak_mb, unit, versions
+
+SETS = ("banking77", "cranfield")
+
+
+def prepare(args: argparse.Namespace, folder: Path) -> None:
+    """Mine a run, and select from it again."""
+    import hardneg
+
+    texts: list[str] = []
+    for name in SETS:
+        pairs = hardneg.read_pairs(str(args.data / name), hardneg.ReadOptions(split="train"))
+        texts += pairs.documents.slice(0, len(pairs.document_ids))
+    count = args.queries
+    many = [f"{texts[i % len(texts)]} ({i // len(texts)})" for i in range(count)]
+    pairs = hardneg.Pairs.from_columns([f"what about {i}: {text[:60]}" for i, text in enumerate(many)], many)
+    documents = jittered_vectors([args.data / name for name in SETS], count, 0.5, 0)
+    noise = np.random.default_rng(1).standard_normal(documents.shape, np.float32) * 0.6 / np.sqrt(documents.shape[1])
+    np.save(folder / "d.npy", documents[: len(pairs.document_ids)].astype(np.float16), allow_pickle=False)
+    np.save(folder / "q.npy", unit(documents + noise)[: len(pairs)].astype(np.float16), allow_pickle=False)
+    options = hardneg.MineOptions(
+        query_embeddings=str(folder / "q.npy"),
+        corpus_embeddings=str(folder / "d.npy"),
+        depth=args.depth,
+        max_depth=args.depth,
+    )
+    run = hardneg.mine(pairs, folder / "run", options)
+    hardneg.select(run, hardneg.SelectOptions(filters=("rank:min=10",)), folder / "other")
+
+
+def one(args: argparse.Namespace) -> dict[str, Any]:
+    from hardneg.diagnostics.compare import compare
+    from hardneg.diagnostics.diagnose import diagnose
+    from hardneg.diagnostics.report import write_report
+    from hardneg.mining.run import Run
+
+    folder = Path(args.folder)
+    start = time.perf_counter()
+    if args.what == "compare":
+        found = compare(str(folder / "run"), str(folder / "other"))
+        size = len(found.flow)
+    else:
+        run = Run(folder / "run")
+        diagnosis = diagnose(run)
+        size = len(diagnosis.findings)
+        if args.what == "diagnose --html":
+            write_report(diagnosis, run, folder / "report.html", [])
+            size = (folder / "report.html").stat().st_size
+    return {"seconds": time.perf_counter() - start, "peak": peak_mb(), "size": size}
+
+
+def live(steps: int) -> float:
+    """Share of a training step that `Diagnostics(every=50)` takes."""
+    import hardneg
+
+    class Timed(hardneg.Diagnostics):
+        spent = 0.0
+
+        def batch(self, *args: Any, **more: Any) -> dict[str, float] | None:
+            start = time.perf_counter()
+            found = super().batch(*args, **more)
+            self.spent += time.perf_counter() - start
+            return found
+
+    pairs = hardneg.read_pairs("builtin:pycode", hardneg.ReadOptions(split="test"))
+    watch = Timed(every=50)
+    options = hardneg.TrainOptions(steps=steps, batch_size=128, log_every=10**6, save_every=10**6, bank=2048)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        hardneg.train(pairs, hardneg.HashedEncoder(), Path(folder) / "out", options, device="cpu", callbacks=[watch])
+        return watch.spent / (time.perf_counter() - start)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--queries", type=int, default=100_000)
+    parser.add_argument("--depth", type=int, default=100)
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--what", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.what == "prepare":
+        prepare(args, Path(args.folder))
+        print("{}")
+        return
+    if args.what == "live":
+        torch.manual_seed(0)
+        print(json.dumps({"share": live(200)}))
+        return
+    if args.what:
+        print(json.dumps(one(args)))
+        return
+    print(machine())
+    print(versions("hardneg", "torch", "pyarrow", "altair", "vl-convert-python"))
+    with tempfile.TemporaryDirectory() as folder:
+        common = [f"--data={args.data}", f"--queries={args.queries}", f"--depth={args.depth}", f"--folder={folder}"]
+        in_own_process(__file__, *common, "--what=prepare")
+        print(f"{args.queries:,} queries, {args.depth} candidates each")
+        print(f"{'what':<20}{'seconds':>24}{'peak MB':>10}{'findings, bytes':>18}")
+        for what in ("diagnose", "diagnose --html", "compare"):
+            runs = [in_own_process(__file__, *common, f"--what={what}") for _ in range(args.repeat)]
+            seconds = median_and_spread([r["seconds"] for r in runs])
+            print(f"{what:<20}{seconds:>24}{max(r['peak'] for r in runs):>10.0f}{runs[0]['size']:>18,}", flush=True)
+    share = in_own_process(__file__, f"--data={args.data}", "--what=live")["share"]
+    print(f"live, every 50 steps: {share:.2%} of the training's time")
+
+
+if __name__ == "__main__":
+    main()
