@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
@@ -17,6 +19,16 @@ from hardneg.data.pairs import fold
 @pytest.fixture(scope="module")
 def splits() -> dict[str, Pairs]:
     return {split: read_pairs("builtin:pycode", ReadOptions(split=split)) for split in ("train", "test")}
+
+
+def test_a_script_without_a_main_guard_reads_it(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import hardneg\nprint(len(hardneg.read_pairs('builtin:pycode', hardneg.ReadOptions(split='test'))))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 1000
 
 
 def test_thousands_of_pairs_in_two_splits(splits: dict[str, Pairs]) -> None:

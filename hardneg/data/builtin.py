@@ -5,11 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
+import json
 import os
+import subprocess
+import sys
 import sysconfig
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hardneg.data.builder import Builder
@@ -22,6 +24,10 @@ SPLITS = ("train", "test")
 PACKAGES = ("numpy", "sklearn", "torch")
 _TEST_SHARE = 10  # one function in ten goes to the test split
 _SKIP = {"test", "tests", "testing", "idlelib", "site-packages", "lib2to3", "__pycache__", "turtledemo", "_vendor"}
+_CHILD = (
+    "import json, sys; job = json.load(sys.stdin); sys.path[:] = job['path']; "
+    "from hardneg.data.builtin import _functions; json.dump([_functions(f) for f in job['files']], sys.stdout)"
+)
 _MOST_CHARACTERS = 2000  # of one function: what follows says little about what it is for
 
 
@@ -44,10 +50,7 @@ def read_builtin(name: str, split: str, builder: Builder) -> None:
     if name == "glyphs":
         read_glyphs(split, builder)
         return
-    files = list(_source_files())
-    with ProcessPoolExecutor(_workers(), mp_context=get_context("spawn")) as pool:
-        found = pool.map(_functions, files, chunksize=16)
-        rows = [row for rows in found for row in rows]
+    rows = [row for rows in _all_functions(list(_source_files())) for row in rows]
     seen: set[bytes] = set()
     for label, question, code in rows:
         digest = hashlib.sha256(fold(code).encode("utf-8", "replace")).digest()
@@ -60,6 +63,27 @@ def read_builtin(name: str, split: str, builder: Builder) -> None:
         builder.relate(query, builder.add_document(label, code, group=group, where=label), 1)
     if not seen:
         raise DataError("builtin:pycode: no Python sources with docstrings are on this machine")
+
+
+def _all_functions(files: list[tuple[str, str]]) -> list[list[tuple[str, str, str]]]:
+    """`_functions` of every file, in order, by several processes.
+
+    Plain child processes: a pool of multiprocessing would import the caller's main module again, and fail in a script that
+    has no `if __name__ == "__main__"`.
+    """
+    count = max(1, min(_workers(), len(files)))
+
+    def work(part: int) -> list[list[tuple[str, str, str]]]:
+        job = json.dumps({"path": sys.path, "files": files[part::count]})
+        done = subprocess.run([sys.executable, "-c", _CHILD], input=job, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise DataError(f"reading Python sources failed in a child process: {done.stderr.strip()[-500:]}")
+        found: list[list[tuple[str, str, str]]] = json.loads(done.stdout)
+        return found
+
+    with ThreadPoolExecutor(count) as pool:
+        parts = list(pool.map(work, range(count)))
+    return [parts[i % count][i // count] for i in range(len(files))]
 
 
 def _workers() -> int:

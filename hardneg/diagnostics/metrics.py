@@ -203,7 +203,9 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measured:
 
     `distinct`: distinct documents of all negatives, as a share; `coverage`: share of the corpus that is a negative;
     `near_duplicates`: share of a query's negatives that have a cosine above 0.95 with an earlier one of them;
-    `corpus_near_duplicates`: share of documents whose nearest other one is that near (of a sample against a sample).
+    `corpus_near_duplicates`: share of documents whose nearest other one is that near (of a sample against a sample);
+    `cluster_coverage`: share of the corpus's clusters (k-means of a sample, 64 of them, fewer where it is small) that hold a
+    negative; `cluster_entropy`: entropy of negatives over clusters, over that of the documents: 1 = spread as the corpus is.
     """
     out = Measured()
     used = np.unique(subject.documents[subject.real])
@@ -227,7 +229,35 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measured:
     out.numbers["corpus_near_duplicates"] = Estimate.mean_of(other > 0.95)
     repeated_rows = some[other > 0.95][:_LISTED]
     out.ids["near_duplicate_documents"] = _names(subject.pairs.document_ids, repeated_rows)
+    out.numbers |= _clusters(subject, vectors, rng)
     return out
+
+
+def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dict[str, float]:
+    """Where negatives and documents (of a sample, `[m, d]`) lie among clusters of the documents."""
+    assert subject.vectors is not None
+    import faiss
+
+    count = min(64, len(vectors) // 10)
+    if count < 2:
+        return {}
+    few = np.ascontiguousarray(vectors[sampled(len(vectors), 20000, rng)])
+    kmeans = faiss.Kmeans(few.shape[1], count, niter=10, seed=0, spherical=True)
+    kmeans.train(few)
+    negatives = subject.documents[subject.real]
+    if len(negatives) == 0:
+        return {}
+    chosen = rng.choice(negatives, min(len(negatives), 20000), replace=False)
+    counts = [
+        np.bincount(ExactIndex(kmeans.centroids).search(rows, 1).documents[:, 0], minlength=count).astype(np.float64)
+        for rows in (unit(subject.vectors[1], chosen), few)
+    ]
+    shares = [each / each.sum() for each in counts]
+    entropies = [float(-(s[s > 0] * np.log(s[s > 0])).sum()) for s in shares]
+    return {
+        "cluster_coverage": float((counts[0] > 0).sum() / max(1, (counts[1] > 0).sum())),
+        "cluster_entropy": entropies[0] / entropies[1] if entropies[1] > 0 else 1.0,
+    }
 
 
 def hubness(subject: Subject) -> Measured:
