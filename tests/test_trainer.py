@@ -30,7 +30,7 @@ from hardneg.training.monitor import Collapse, effective_rank, hardness
 from hardneg.training.options import TrainOptions
 from hardneg.training.supply import Supply
 from hardneg.training.towers import Towers
-from hardneg.training.trainer import rate_at
+from hardneg.training.trainer import Trainer, rate_at
 from hardneg.training.views import two_views
 from tests.conftest import WORDS, in_two_ranks
 from tests.test_encoders import minilm
@@ -455,7 +455,7 @@ def work(rank, folder):
     import hardneg
     sys.path.insert(0, ROOT)
     from tests.test_trainer import DISTRIBUTED, encoder, made_pairs
-    options = hardneg.TrainOptions(**{**DISTRIBUTED, "batch_size": 8})
+    options = hardneg.TrainOptions(**{**DISTRIBUTED, "batch_size": 8, "chunk": CHUNK})
     pairs = made_pairs(groups=True)
     hardneg.train(pairs, encoder(), folder + "/two", options, evaluation=pairs, device="cpu", warn=lambda m: None)
     dist.destroy_process_group()
@@ -470,10 +470,11 @@ DISTRIBUTED = {
 }  # fmt: skip
 
 
-def test_two_ranks_train_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chunk", [None, 5])
+def test_two_ranks_train_as_one(tmp_path: Path, chunk: int | None) -> None:
     """Batches of 8 on two ranks are batches of 16 on one: negatives, bank and masks are those of both."""
     root = str(Path(__file__).parent.parent)
-    in_two_ranks(RANKS.replace("ROOT", repr(root)), tmp_path)
+    in_two_ranks(RANKS.replace("ROOT", repr(root)).replace("CHUNK", repr(chunk)), tmp_path)
     pairs = made_pairs(groups=True)
     options = TrainOptions(**{**DISTRIBUTED, "batch_size": 16})  # type: ignore[arg-type]
     result = hardneg.train(pairs, encoder(), tmp_path / "one", options, evaluation=pairs, device="cpu", warn=quiet)
@@ -487,6 +488,13 @@ def test_two_ranks_train_as_one(tmp_path: Path) -> None:
     found = checkpoint.latest(tmp_path / "two" / "checkpoints")
     assert found is not None
     assert (found / "rank-1.safetensors").exists()
+
+
+def test_two_towers_on_ranks_with_chunks_are_refused() -> None:
+    towers = Towers(encoder(), encoder(1))
+    supply = Supply(made_pairs(), towers, TrainOptions(negatives=0, batch_size=8, chunk=4), HERE)
+    with pytest.raises(UsageError, match="cannot be trained with chunk"):
+        Trainer(towers, supply, TrainOptions(negatives=0, batch_size=8, chunk=4), World(0, 2, torch.device("cpu")))
 
 
 def test_bfloat16_and_tensorboard(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
-from hardneg.errors import DataError
+from hardneg.errors import DataError, UsageError
 from hardneg.losses.caching import cached_backward
 from hardneg.losses.infonce import InfoNCE
 from hardneg.progress import Progress, silent
@@ -70,6 +70,11 @@ class Trainer:
         self.towers, self.supply, self.options, self.world = towers, supply, options, world
         self.folder, self.measure, self.callbacks, self.on_best = folder, measure, list(callbacks), on_best
         self.warn = warn
+        if options.chunk is not None and world.size > 1 and not towers.shared:
+            # Gradients are exchanged with the last chunk, which one tower alone encodes.
+            raise UsageError(
+                "two towers on several ranks cannot be trained with chunk: take a smaller batch_size instead"
+            )
         self.criterion = InfoNCE(
             options.temperature, learn_temperature=options.learn_temperature,
             variants=supply.filters.variants(options.variants), dimensions=options.dimensions,
