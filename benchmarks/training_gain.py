@@ -6,7 +6,8 @@ the start, the same data, batch size, steps, optimizer, learning rates, temperat
     in-batch          negatives of the batch only
     static            mined once, at the start
     refreshed         mined anew after every epoch, beside the training
-    + bank + filter   the same with a memory bank and a filter (of candidates, batch and bank)
+    + bank + filter   the same with a memory bank, a filter (of candidates, batch and bank), and negatives drawn around the
+                      positive's score (SimANS)
     peer              sentence-transformers: its miner, then MultipleNegativesRankingLoss in its trainer
     peer, margin      the same with a relative margin in its miner (it leaves out queries that fall short of negatives)
     peer in-batch     the same without its miner
@@ -84,7 +85,7 @@ def ours(args: argparse.Namespace, way: str, train: hardneg.Pairs, folder: Path,
     if way != "in-batch":
         more = {"negatives": args.negatives, "depth": args.depth, "refresh": "never" if way == "static" else "epoch"}
     if way == "+ bank + filter":
-        more |= {"bank": args.bank, "bank_age": args.bank_age, "filters": tuple(args.filter)}
+        more |= {"bank": args.bank, "bank_age": args.bank_age, "filters": tuple(args.filter), "policy": args.policy}
     options = hardneg.TrainOptions(
         steps=steps, batch_size=args.batch, learning_rate=args.rate, seed=args.seed, save_every=10**9, **more
     )
@@ -156,6 +157,9 @@ def main() -> None:
     parser.add_argument("--bank", type=int, default=2048)
     parser.add_argument("--bank-age", type=int, default=20)
     parser.add_argument("--filter", action="append", default=[])
+    parser.add_argument(
+        "--policy", default="simans", help="of '+ bank + filter'; the others draw uniformly, as the peer does"
+    )
     parser.add_argument("--peer-margin", type=float, default=0.05, help="relative margin of the peer's miner")
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--way", help=argparse.SUPPRESS)
@@ -168,7 +172,19 @@ def main() -> None:
         return
     print(machine())
     print(versions("hardneg", "torch", "sentence-transformers", "transformers", "accelerate"))
-    names = ("set", "split", "epochs", "batch", "rate", "negatives", "depth", "bank", "bank_age", "peer_margin")
+    names = (
+        "set",
+        "split",
+        "epochs",
+        "batch",
+        "rate",
+        "negatives",
+        "depth",
+        "bank",
+        "bank_age",
+        "policy",
+        "peer_margin",
+    )
     common = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     common += [f"--filter={spec}" for spec in args.filter]
     first = in_own_process(__file__, *common, "--way=untrained")
