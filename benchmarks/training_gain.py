@@ -48,7 +48,7 @@ def model_of(pairs: hardneg.Pairs, seed: int) -> Any:
     from hardneg.progress import silent
 
     encoder = hardneg.HashedEncoder(dimension=256, seed=seed)
-    fit(encoder, pairs, encoder.sample, silent)
+    fit(encoder, pairs, silent)
 
     class Bag(InputModule):
         def __init__(self) -> None:

@@ -119,7 +119,7 @@ def _against(subject: Subject, encoder: Encoder, rng: np.random.Generator, progr
         raise UsageError(
             f"{subject.name} keeps no vectors that the encoder's could be compared with: mine without --cache"
         )
-    fit(encoder, subject.pairs, getattr(encoder, "sample", 8192), progress)
+    fit(encoder, subject.pairs, progress)
     rows = metrics.sampled(len(subject.pairs.document_ids), SAMPLE, rng)
     prompt = subject.info["config"]["document_prompt"]
     fresh = encoder.encode(subject.pairs.documents.take(rows), prompt=prompt)

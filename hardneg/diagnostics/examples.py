@@ -45,19 +45,23 @@ def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]
     chosen = choose(subject, most)
     rows = np.array([row for row, _ in chosen], np.int64)
     found = _candidates(run, subject, rows)
+    first = {row: subject.pairs.positives.take(np.array([row])).values[:3] for row, _ in chosen}
+    shown = [document for entries in found.values() for document, *_ in entries]
+    wanted = np.unique(np.array(shown + [int(d) for rows_ in first.values() for d in rows_], np.int64))
+    texts = dict(zip(wanted.tolist(), map(_cut, subject.pairs.documents.take(wanted)), strict=True))
+    asked = dict(zip(rows.tolist(), map(_cut, subject.pairs.queries.take(rows)), strict=True))
     out = []
     for row, why in chosen:
-        positives = subject.pairs.positives.take(np.array([row])).values[:3]
         probability = {} if subject.probability is None else dict(
             zip(subject.documents[row].tolist(), subject.probability[row].tolist(), strict=True)
         )  # fmt: skip
         negatives = set(subject.documents[row][subject.real[row]].tolist())
         entries = []
-        for document, rank, score, verdict in found[row][:_SHOWN]:
+        for document, rank, score, verdict in found[row]:
             chance = probability.get(document)
             entries.append({
                 "id": subject.pairs.document_ids[document].as_py(),
-                "text": _cut(subject.pairs.documents.take(np.array([document]))[0]),
+                "text": texts[document],
                 "rank": rank,
                 "score": round(score, 4),
                 "verdict": verdict,
@@ -68,8 +72,8 @@ def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]
         out.append({
             "id": subject.pairs.query_ids[row].as_py(),
             "why": why,
-            "query": _cut(subject.pairs.queries.take(np.array([row]))[0]),
-            "positives": [_cut(text) for text in subject.pairs.documents.take(positives)],
+            "query": asked[row],
+            "positives": [texts[int(document)] for document in first[row]],
             "positive_score": None if np.isnan(positive) else round(positive, 4),
             "candidates": entries,
         })  # fmt: skip

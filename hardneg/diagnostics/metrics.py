@@ -188,7 +188,7 @@ def gradient(subject: Subject, temperature: float) -> Measured:
     }
     ladder = np.geomspace(0.002, 1.0, 40)
     some = sampled(len(rows), 5000, np.random.default_rng(0))
-    rows, scores, count = rows[some], scores[some], count[some]
+    scores, count = scores[some], count[some]
     along = [effective(t) for t in ladder]
     shares = np.array([float((numbers / count).mean()) for numbers in along])
     out.numbers["effective_by_temperature"] = [[float(t), float(n.mean())] for t, n in zip(ladder, along, strict=True)]

@@ -13,15 +13,16 @@ from hardneg.data.store import EmbeddingStore, fingerprint
 from hardneg.encoders.base import Encoder, Fittable
 from hardneg.progress import Progress
 
+_SAMPLE = 8192  # texts that an encoder looks at which does not say how many it wants
 _CHUNK = 1024  # texts handed to the encoder at once: its own batches are cut from these, sorted by length
 
 
-def fit(encoder: Encoder, pairs: Pairs, sample: int, progress: Progress) -> None:
+def fit(encoder: Encoder, pairs: Pairs, progress: Progress) -> None:
     """Let an encoder that has to (see `Fittable`) look at an even sample of queries and documents."""
     if not isinstance(encoder, Fittable) or encoder.fitted:
         return
     advance = progress("fit encoder", 1)
-    half = sample // 2
+    half = getattr(encoder, "sample", _SAMPLE) // 2
     texts = _even(pairs.queries, len(pairs), half) + _even(pairs.documents, len(pairs.document_ids), half)
     encoder.fit(texts)
     advance(1)

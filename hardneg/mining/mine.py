@@ -292,7 +292,7 @@ def _inputs(
         clock.lap("embeddings")
         return _Inputs(pairs, queries, documents, prints)
     encoder = encoder or make_encoder(options.encoder, seed=options.seed, device=device, batch_size=batch_size)
-    fit(encoder, pairs, getattr(encoder, "sample", 8192), progress)
+    fit(encoder, pairs, progress)
     prints["encoder"] = encoder.fingerprint()
     clock.lap("encoder")
     queries, documents, keys = embed(
@@ -334,7 +334,7 @@ def guide_embedder(
     def vectors_of(spec: str) -> tuple[Any, Corpus]:
         if spec not in made:
             guide = make_encoder(spec, seed=options.seed, device=device, batch_size=batch_size)
-            fit(guide, pairs, getattr(guide, "sample", 8192), progress)
+            fit(guide, pairs, progress)
             place = Path(cache) if cache is not None else folder / "embeddings"
             queries, documents, _ = embed(
                 guide, pairs, place, query_prompt="", document_prompt="", precision=options.precision,

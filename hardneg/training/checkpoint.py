@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hardneg.data.store import read_json, sha256_file, write_json
+from hardneg.data.store import read_json, sha256_file, sync_folder, write_json
 from hardneg.errors import RunError
 from hardneg.training.distributed import World
 
@@ -114,7 +114,7 @@ def write(
     if world.leads:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(temporary, final)
-        _sync(folder)
+        sync_folder(folder)
         for old in sorted(folder.glob("step-*"))[:-keep]:
             shutil.rmtree(old)
     world.wait()
@@ -169,11 +169,3 @@ def _link(source: Path, target: Path) -> None:
         return other
 
     shutil.copytree(source, target, copy_function=link)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -121,7 +121,7 @@ def evaluate(
 ) -> Evaluation:
     """Encode a dataset and evaluate; vectors are kept in `cache`, if given, under a hash of the encoder's weights."""
     parse_measures(names)
-    fit(encoder, pairs, getattr(encoder, "sample", 8192), progress)
+    fit(encoder, pairs, progress)
     with tempfile.TemporaryDirectory() as place:
         queries, documents, _ = embed(
             encoder, pairs, cache or Path(place), query_prompt=query_prompt, document_prompt=document_prompt,

@@ -70,6 +70,9 @@ class OnlineFilters:
             raise UsageError(
                 "the filter 'group' needs groups: a column 'group' or 'label', or groups.tsv in a BEIR folder"
             )
+        self._document_groups: Tensor | None = None
+        if self.grouped and pairs.document_groups is not None:
+            self._document_groups = torch.from_numpy(pairs.document_groups).to(device)
         self.posterior, self.limit = _sketched(chain)
         self.sketch: Sketch | None = None
         here = (f.Known, f.Duplicate, f.Margin, f.Guide, f.Group, f.SameCrowd, f.FalseNegative)
@@ -119,8 +122,8 @@ class OnlineFilters:
         }
         if self.grouped:
             assert self.pairs.query_groups is not None
-            assert self.pairs.document_groups is not None
-            groups = torch.from_numpy(self.pairs.document_groups).to(self.device)
+            assert self._document_groups is not None
+            groups = self._document_groups
             mine = torch.from_numpy(self.pairs.query_groups[queries]).to(self.device)
             out["groups"] = self._sides(rows, lambda documents: groups[documents], mine)
         if self.sketch is not None:

@@ -107,7 +107,7 @@ class Supply:
         queries: Items | None = None, documents: Items | None = None, embed: Any = None, resume: Path | None = None,
         step: int = 0,
     ) -> None:  # fmt: skip
-        self.pairs, self.options, self.world, self.run = pairs, options, world, run
+        self.pairs, self.options, self.world = pairs, options, world
         self.known, self.embed = pairs.known_positives(), embed
         self.documents = documents or pairs.documents
         self.chain = parse_filters(options.filters, options.default_filters)
@@ -141,7 +141,7 @@ class Supply:
         if mines and world.leads:
             count = len(pairs.document_ids)
             self.index = RefreshedIndex(
-                documents or pairs.documents,
+                self.documents,
                 ModuleSnapshots(towers, lambda model, items, side: model.encode(items, side)),
                 ids=count,
                 queries=(queries or pairs.queries, len(pairs)),

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.data.store import read_json, write_json
-from hardneg.errors import DataError, RunError
-from hardneg.index.generation import Items
+from hardneg.errors import RunError
+from hardneg.index.generation import Items, encode_rows
 from hardneg.mining.embed import fit
 from hardneg.mining.mine import guide_embedder
 from hardneg.mining.options import MineOptions
@@ -39,7 +39,6 @@ from hardneg.training.towers import Towers
 from hardneg.training.trainer import Trainer
 
 SCHEMA = "hardneg-train-1"
-_CHUNK = 1024
 
 
 @dataclass(frozen=True)
@@ -121,16 +120,15 @@ def train(
         towers.to(here.device)
         if found is None:
             for side in ("query", "document"):
-                fit(towers.tower(side), pairs, getattr(towers.tower(side), "sample", 8192), progress)
+                fit(towers.tower(side), pairs, progress)
         state = None if found is None else checkpoint.read(found, here)
-        if state is not None:
-            towers.load_state_dict(state["towers"])
+        step = 0 if state is None else int(state["progress"]["step"])
         embed = guide_embedder(pairs, MineOptions(seed=options.seed), out, None, 32, str(here.device), progress)
         advance = progress("first generation", 1)
         supply = Supply(
             pairs, towers, options, here, run=run, queries=queries, documents=documents, embed=embed,
             resume=None if found is None else found / "generations",
-            step=0 if state is None else int(state["progress"]["step"]),
+            step=step,
         )  # fmt: skip
         advance(1)
         for name in supply.filters.mined_only:
@@ -138,7 +136,6 @@ def train(
         held = Held(evaluation) if isinstance(evaluation, Pairs) else evaluation
         told = list(callbacks) if here.leads else []
         if here.leads:
-            step = 0 if state is None else int(state["progress"]["step"])
             told.append(LogFile(out / "log.jsonl", step))
             told += [TensorBoard(out / "tensorboard", step)] if tensorboard else []
         trainer = Trainer(
@@ -230,7 +227,6 @@ def save_encoder(towers: Towers, folder: Path) -> None:
 
 
 def _encoded(towers: Towers, items: Items, count: int, side: str) -> NDArray[np.float32]:
-    if count == 0:
-        raise DataError(f"there is no {side} to evaluate")
-    parts = [towers.encode(items.take(np.arange(i, min(i + _CHUNK, count))), side) for i in range(0, count, _CHUNK)]
-    return np.concatenate(parts)
+    rows = np.arange(count)
+    vectors: NDArray[np.float32] = encode_rows(towers.encode, items, rows, rows, side, "float32", lambda: False)
+    return vectors
