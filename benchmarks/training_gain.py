@@ -83,9 +83,10 @@ def ours(args: argparse.Namespace, way: str, train: hardneg.Pairs, folder: Path,
 
     more: dict[str, Any] = {"negatives": 0}
     if way != "in-batch":
-        more = {"negatives": args.negatives, "depth": args.depth, "refresh": "never" if way == "static" else "epoch"}
+        more = {"negatives": args.negatives, "depth": args.depth, "refresh": "never" if way == "static" else args.refresh}
     if way == "+ bank + filter":
-        more |= {"bank": args.bank, "bank_age": args.bank_age, "filters": tuple(args.filter), "policy": args.policy}
+        more |= {"filters": tuple(args.filter), "policy": args.policy}
+        more |= {"bank": args.bank, "bank_age": args.bank_age} if args.bank else {}
     options = hardneg.TrainOptions(
         steps=steps, batch_size=args.batch, learning_rate=args.rate, seed=args.seed, save_every=10**9, **more
     )
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-2)
     parser.add_argument("--negatives", type=int, default=4)
     parser.add_argument("--depth", type=int, default=50)
+    parser.add_argument("--refresh", default="epoch", help="schedule of all ways that refresh")
     parser.add_argument("--bank", type=int, default=2048)
     parser.add_argument("--bank-age", type=int, default=20)
     parser.add_argument("--filter", action="append", default=[])
@@ -172,19 +174,8 @@ def main() -> None:
         return
     print(machine())
     print(versions("hardneg", "torch", "sentence-transformers", "transformers", "accelerate"))
-    names = (
-        "set",
-        "split",
-        "epochs",
-        "batch",
-        "rate",
-        "negatives",
-        "depth",
-        "bank",
-        "bank_age",
-        "policy",
-        "peer_margin",
-    )
+    names = ["set", "split", "epochs", "batch", "rate", "negatives", "depth", "refresh", "bank", "bank_age", "policy"]
+    names.append("peer_margin")
     common = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     common += [f"--filter={spec}" for spec in args.filter]
     first = in_own_process(__file__, *common, "--way=untrained")
