@@ -83,7 +83,11 @@ def ours(args: argparse.Namespace, way: str, train: hardneg.Pairs, folder: Path,
 
     more: dict[str, Any] = {"negatives": 0}
     if way != "in-batch":
-        more = {"negatives": args.negatives, "depth": args.depth, "refresh": "never" if way == "static" else args.refresh}
+        more = {
+            "negatives": args.negatives,
+            "depth": args.depth,
+            "refresh": "never" if way == "static" else args.refresh,
+        }
     if way == "+ bank + filter":
         more |= {"filters": tuple(args.filter), "policy": args.policy}
         more |= {"bank": args.bank, "bank_age": args.bank_age} if args.bank else {}

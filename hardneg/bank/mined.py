@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ from hardneg.mining.candidates import Candidates, Context, Float, Mask, members
 from hardneg.mining.filters import Chain
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
+
+_ROWS = 4096  # queries that are filtered at once
 
 
 @dataclass(frozen=True)
@@ -74,15 +76,21 @@ class Mined:
             score = np.where(match.any(1), np.take_along_axis(neighbours.scores, match.argmax(1)[:, None], 1)[:, 0],
                              neighbours.scores[:, -1])  # fmt: skip
             lowest = np.where(positives[:, j] >= 0, np.fmin(lowest, score), lowest)
-        queries = np.arange(len(pairs))
         kept = real & ~members(documents, pairs.known_positives())
-        if chain is not None:
-            if context is None:
-                raise UsageError("filters need a context to look at")
-            empty = np.empty((len(pairs), 0), np.float32)
-            candidates = Candidates(queries, documents, neighbours.scores, lowest, empty)
-            kept &= chain.verdicts(candidates, context) == 0
-        return cls(documents, neighbours.scores, lowest, kept)
+        mined = cls(documents, neighbours.scores, lowest, kept)
+        if chain is None:
+            return mined
+        if context is None:
+            raise UsageError("filters need a context to look at")
+        return mined.filtered(chain, context)
+
+    def filtered(self, chain: Chain, context: Context) -> Mined:
+        """Without what the chain rejects."""
+        kept = self.kept.copy()
+        for start in range(0, len(kept), _ROWS):
+            rows = np.arange(start, min(start + _ROWS, len(kept)))
+            kept[rows] &= chain.verdicts(self.candidates(rows), context) == 0
+        return replace(self, kept=kept)
 
     def candidates(self, rows: NDArray[np.integer]) -> Candidates:
         """Of these queries."""

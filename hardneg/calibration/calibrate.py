@@ -23,7 +23,7 @@ from hardneg.calibration.judgements import (
     write_judgements,
 )
 from hardneg.calibration.learn import Logistic, check_classes
-from hardneg.calibration.population import Population, expected_threshold, ladder
+from hardneg.calibration.population import Found, Population, expected_threshold, ladder
 from hardneg.calibration.sources import Learned, family, from_judged, learn_from
 from hardneg.errors import DataError, UsageError
 from hardneg.mining.candidates import Mask
@@ -134,7 +134,7 @@ def calibrate(
         start = family(reopened, pair_features, posterior, learn, seed, progress)
         return _certified(reopened, pair_features, judged, start, alpha, confidence, uncertified, progress)
     learned = (
-        learn_from(reopened, pair_features, learn, features, seed, progress)
+        learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
         if judged is None
         else from_judged(reopened, pair_features, judged, features, seed)
     )

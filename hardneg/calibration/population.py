@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hardneg.calibration.learn import Logistic
 from hardneg.data.pairs import Ragged
-from hardneg.mining.candidates import Candidates, Float, Mask, members
+from hardneg.mining.candidates import Candidates, Context, Float, Mask, members
 from hardneg.mining.features import PairFeatures
 from hardneg.mining.reopen import Part, Reopened
 from hardneg.mining.samplers import draw, query_keys
@@ -27,6 +27,26 @@ _MOST = 2_000_000  # candidates that a posterior is learned from
 def open_to_judgement(part: Part) -> Mask:
     """bool `[n, K]`: what all filters but a posterior let pass."""
     return part.kept | part.rejected_by_posterior
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for the queries of a dataset: by a mining pass, or by a generation while training.
+
+    Attributes:
+        context: of the search.
+        depth: candidates a query, at most.
+        blocks: gives candidates of some queries, and bool `[n, K]`: which are open to judgement. Every query comes once.
+    """
+
+    context: Context
+    depth: int
+    blocks: Callable[[], Iterable[tuple[Candidates, Mask]]]
+
+    @classmethod
+    def of_run(cls, run: Reopened) -> Found:
+        depth = max(1, int(run.run.info["resolved"]["depth"]))
+        return cls(run.context, depth, lambda: ((part.candidates, open_to_judgement(part)) for part in run))
 
 
 @dataclass(frozen=True)
@@ -46,29 +66,27 @@ class Learnable:
 
 
 def learnable(
-    run: Reopened, features: PairFeatures, names: Sequence[str], known: Ragged, seed: int, progress: Progress = silent
+    found: Found, features: PairFeatures, names: Sequence[str], known: Ragged, seed: int, progress: Progress = silent
 ) -> Learnable:
     """The open candidates and the known positives of a random sample of queries, with their features."""
-    total = len(run.pairs)
     with_known = np.flatnonzero(known.lengths > 0)
     rng = np.random.default_rng(seed)
-    depth = max(1, int(run.run.info["resolved"]["depth"]))
-    count = min(len(with_known), _LEARNED, max(1, _MOST // depth))
-    chosen = np.zeros(total, bool)
+    count = min(len(with_known), _LEARNED, max(1, _MOST // found.depth))
+    chosen = np.zeros(len(known), bool)
     chosen[rng.choice(with_known, count, replace=False)] = True
     advance = progress("features", count)
     values: dict[str, list[Float]] = {name: [] for name in names}
     labels, queries, documents = [], [], []
-    for part in run:
-        rows = np.flatnonzero(chosen[part.candidates.queries])
+    for candidates, open_ in found.blocks():
+        rows = np.flatnonzero(chosen[candidates.queries])
         for start in range(0, len(rows), _ROWS):
             here = rows[start : start + _ROWS]
-            block = part.candidates.rows(here)
+            block = candidates.rows(here)
             labelled = members(block.documents, known.take(block.queries)) & block.real
-            used = (open_to_judgement(part)[here] & block.real) | labelled
-            found = features.of(names, block)
+            used = (open_[here] & block.real) | labelled
+            seen = features.of(names, block)
             for name in names:
-                values[name].append(found[name][used])
+                values[name].append(seen[name][used])
             labels.append(labelled[used])
             row, column = np.nonzero(used)
             queries.append(block.queries[row])

@@ -10,14 +10,14 @@ import numpy as np
 
 from hardneg.calibration.judgements import Judgements, no_strangers
 from hardneg.calibration.learn import LADDER, TELLING, Logistic, fit_judged, fit_known
-from hardneg.calibration.population import learnable
+from hardneg.calibration.population import Found, learnable
 from hardneg.data.pairs import Ragged
 from hardneg.errors import DataError
 from hardneg.mining.candidates import Float
 from hardneg.mining.features import CROWDS, PairFeatures
 from hardneg.mining.posterior import Posterior, check_identity
 from hardneg.mining.reopen import Reopened
-from hardneg.progress import Progress
+from hardneg.progress import Progress, silent
 
 _HIDEABLE = 200  # queries with several positives, from which on hiding one of them is worth it
 _GROUPED = 200_000  # pairs that are learned from where groups tell the truth
@@ -45,7 +45,7 @@ def family(
             dict(posterior.report),
         )
     try:
-        return learn_from(run, features, learn, None, seed, progress)
+        return learn_from(Found.of_run(run), features, learn, None, seed, progress)
     except DataError as error:
         # Without known positives there is still the crowd: as a ladder of thresholds it will do, its level is judged.
         model = Logistic(CROWDS, (4.0, 4.0, 4.0), -4.0)
@@ -53,20 +53,26 @@ def family(
 
 
 def learn_from(
-    run: Reopened, features: PairFeatures, learn: str, names: Sequence[str] | None, seed: int, progress: Progress
+    found: Found,
+    features: PairFeatures,
+    learn: str,
+    names: Sequence[str] | None,
+    seed: int,
+    progress: Progress = silent,
 ) -> Learned:
-    positives = run.pairs.positives
+    """Without judgements. `learn`: see `calibrate`. DataError where nothing can be learned that way."""
+    positives = found.context.pairs.positives
     if learn == "groups":
-        return from_groups(run, features, names, seed, progress)
+        return from_groups(found, features, names, seed, progress)
     several = int((positives.lengths > 1).sum())
     if learn == "hidden" and several == 0:
         raise DataError("no query has several positives: nothing can be hidden, use learn='known'")
     if learn == "hidden" or (learn == "auto" and several >= _HIDEABLE):
         hidden, rest = hide(positives, seed)
-        data = learnable(run, PairFeatures(run.context, rest), (*CROWDS, *TELLING[1:]), hidden, seed, progress)
+        data = learnable(found, PairFeatures(found.context, rest), (*CROWDS, *TELLING[1:]), hidden, seed, progress)
         model, report = fit_known(data.values, data.known, hidden=True)
         return Learned(model, "hidden positives", report)
-    data = learnable(run, features, (*CROWDS, *TELLING[1:]), positives, seed, progress)
+    data = learnable(found, features, (*CROWDS, *TELLING[1:]), positives, seed, progress)
     model, report = fit_known(data.values, data.known)
     return Learned(model, "known positives", report)
 
@@ -86,13 +92,13 @@ def hide(positives: Ragged, seed: int) -> tuple[Ragged, Ragged]:
 
 
 def from_groups(
-    run: Reopened, features: PairFeatures, names: Sequence[str] | None, seed: int, progress: Progress
+    found: Found, features: PairFeatures, names: Sequence[str] | None, seed: int, progress: Progress
 ) -> Learned:
-    pairs = run.pairs
+    pairs = found.context.pairs
     if pairs.document_groups is None or pairs.query_groups is None:
         raise DataError("the dataset has no groups: a column 'group' or 'label' (--group-column), or groups.tsv")
     wanted = _LONGEST if names is None else tuple(names)
-    data = learnable(run, features, wanted, pairs.positives, seed, progress)
+    data = learnable(found, features, wanted, pairs.positives, seed, progress)
     groups = pairs.query_groups[data.query], pairs.document_groups[data.document]
     usable = np.flatnonzero((groups[0] >= 0) & (groups[1] >= 0) & ~data.known)
     usable = np.sort(np.random.default_rng(seed).permutation(usable)[:_GROUPED])

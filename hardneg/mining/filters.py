@@ -336,6 +336,25 @@ class FalseNegative(Filter):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnedAtStart(Filter):
+    """A posterior that a training learns itself, from what its first generation finds (`posterior:learned`).
+
+    Not from later ones: an encoder that was trained on the known positives finds them better than other relevant
+    documents, and they are no fair sample any more.
+
+    `threshold`: the highest probability of relevance that a negative may have.
+    """
+
+    name = "posterior"
+    threshold: float = 0.2
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        raise UsageError(
+            "the filter 'posterior:learned' is of trainings (OnlineFilters): here, calibrate and give the file"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Guide(Filter):
     """Keeps what a guide model, too, finds less relevant than the positive (GISTEmbed, arXiv 2402.16829)."""
 

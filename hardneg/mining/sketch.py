@@ -39,6 +39,11 @@ class Sketch:
     documents: torch.Tensor
     intercept: float
 
+    @classmethod
+    def blank(cls, queries: int, documents: int) -> Sketch:
+        """One that suspects nothing."""
+        return cls(torch.zeros(queries, 1), torch.zeros(documents, 1), -float(np.finfo(np.float32).max))
+
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Sketch:
         """The same on another device, or in another number format."""
         return Sketch(self.queries.to(device, dtype), self.documents.to(device, dtype), self.intercept)

@@ -123,6 +123,8 @@ def _posterior(v: _Values) -> f.Filter:
     threshold = v.number("threshold", low=0, high=1)
     file = v.word("the file, as in posterior:run/posterior.json")
     v.done()
+    if file == "learned":
+        return f.LearnedAtStart() if threshold is None else f.LearnedAtStart(threshold=threshold)
     return f.FalseNegative(posterior=Posterior.load(file), file=file, threshold=threshold)
 
 
@@ -167,14 +169,19 @@ def parse_filter(spec: str) -> f.Filter:
     return made
 
 
-def parse_filters(specs: Sequence[str], defaults: bool = True) -> f.Chain:
+def parse_filters(specs: Sequence[str], defaults: bool = True, *, training: bool = False) -> f.Chain:
     """The chain of `known` (always first), the defaults (`empty`, `duplicate:text`), and `specs` in order.
 
-    A filter that stands there already is not added twice.
+    A filter that stands there already is not added twice. `training`: whether `posterior:learned` can be used.
     """
     chain: list[f.Filter] = [f.Known()]
     chain += [f.Empty(), f.Duplicate()] if defaults else []
     chain += [made for made in map(parse_filter, specs) if made not in chain]
+    if not training and any(isinstance(each, f.LearnedAtStart) for each in chain):
+        raise UsageError(
+            "the filter 'posterior:learned' is learned while training; for a mining pass, learn one of a run "
+            "(hardneg calibrate RUN) and give its file: posterior:RUN/posterior.json"
+        )
     return f.Chain(chain)
 
 

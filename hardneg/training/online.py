@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,15 +12,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hardneg.bank.mined import Mined
+from hardneg.calibration.population import Found
+from hardneg.calibration.sources import learn_from
 from hardneg.data.pairs import Pairs
-from hardneg.errors import UsageError
+from hardneg.errors import DataError, UsageError
 from hardneg.losses.infonce import Sides, Variants
 from hardneg.mining import filters as f
 from hardneg.mining.candidates import Context
-from hardneg.mining.features import CROWDS
+from hardneg.mining.features import CROWDS, PairFeatures
 from hardneg.mining.posterior import Posterior
 from hardneg.mining.sketch import Sketch, make_sketch
 from hardneg.training.distributed import World
+
+_APART = 1.0  # log odds below the limit, at most, where nothing speaks for relevance: more than a sketch's noise
 
 
 @dataclass(frozen=True)
@@ -43,21 +49,26 @@ class OnlineFilters:
     """The filters of a chain, as arguments of `InfoNCE`.
 
     `known` and copies of known positives are masked by id, `group` by group, `margin` and `guide` by score, `crowd` and
-    `posterior` by a sketch that is made anew with every generation (see `make_sketch`). What cannot be said of a pair by
-    one inner product (ranks, a cross-encoder) works on mined candidates only.
+    `posterior` by a sketch that is made anew with every generation (see `make_sketch`), for `posterior:learned` of a
+    posterior that is learned at the first. What cannot be said of a pair by one inner product (ranks, a cross-encoder) works
+    on mined candidates only.
 
     Args:
         chain: the filters.
         pairs: the dataset.
         context: its known positives, and `embed` for guides.
         device: where the masks are needed.
+        seed: of the sample that a posterior is learned from.
 
     Attributes:
+        settled: the filters that need not be learned.
         mined_only: names of the filters that do not work here.
+        posterior: what the sketch is made of, given or learned.
+        unlearned: why none was learned that should have been.
     """
 
-    def __init__(self, chain: f.Chain, pairs: Pairs, context: Context, device: torch.device) -> None:
-        self.pairs, self.device = pairs, device
+    def __init__(self, chain: f.Chain, pairs: Pairs, context: Context, device: torch.device, seed: int = 0) -> None:
+        self.pairs, self.device, self.seed = pairs, device, seed
         # Copies of a text are one document here: none of them is a negative of a query that another is a positive of.
         keys = np.where(pairs.document_keys != 0, pairs.document_keys, -1 - np.arange(len(pairs.document_keys)))
         _, first, places = np.unique(keys, return_index=True, return_inverse=True)
@@ -73,16 +84,19 @@ class OnlineFilters:
         self._document_groups: Tensor | None = None
         if self.grouped and pairs.document_groups is not None:
             self._document_groups = torch.from_numpy(pairs.document_groups).to(device)
+        self.to_learn = next((each for each in chain.filters if isinstance(each, f.LearnedAtStart)), None)
+        self.settled = f.Chain([each for each in chain.filters if not isinstance(each, f.LearnedAtStart)])
         self.posterior, self.limit = _sketched(chain)
         self.sketch: Sketch | None = None
-        here = (f.Known, f.Duplicate, f.Margin, f.Guide, f.Group, f.SameCrowd, f.FalseNegative)
+        self.unlearned: str | None = None
+        here = (f.Known, f.Duplicate, f.Margin, f.Guide, f.Group, f.SameCrowd, f.FalseNegative, f.LearnedAtStart)
         self.mined_only = [each.name for each in chain.filters if not isinstance(each, (*here, f.Empty, f.Distinct))]
         self._guide_vectors = None if self.guide is None else _guide_vectors(self.guide, context)
 
     @property
     def needs_neighbours(self) -> bool:
-        """Whether a generation is needed even where no negatives are mined."""
-        return self.posterior is not None
+        """Whether a generation is needed even where no negatives are mined: for a sketch."""
+        return self.posterior is not None or self.to_learn is not None
 
     def variants(self, given: Variants) -> Variants:
         """With what the filters have to say: the strictest margin, the threshold of the posterior."""
@@ -94,23 +108,68 @@ class OnlineFilters:
                 given = replace(given, **{f"margin_{name}": strictest})
         if self.guide is not None:
             given = replace(given, guide_margin=self.guide.margin)
-        if self.posterior is not None:
+        if self.needs_neighbours:
             given = replace(given, suspect_above=self.limit)
         return given
 
-    def use(self, context: Context) -> None:
-        """Look at another generation: `context.nearest` and `context.index` are its."""
+    def use(self, mined: Mined, context: Context) -> Mined:
+        """Look at another generation, and make its sketch; at the first one learn what is to be learned.
+
+        Args:
+            mined: its candidates; `settled` has been asked for already.
+            context: `nearest` and `index` are its.
+
+        Returns:
+            `mined` without what a learned posterior rejects.
+        """
+        if self.to_learn is not None:
+            if self.posterior is None and self.unlearned is None:
+                self._learn(mined, context)
+            if self.posterior is not None:
+                mined = mined.filtered(f.Chain([f.FalseNegative(posterior=self.posterior, file="learned")]), context)
         if self.posterior is not None:
             self.sketch = make_sketch(self.posterior, context).to(self.device)
+        elif self.needs_neighbours:
+            self.sketch = Sketch.blank(len(self.pairs), len(self.pairs.document_ids)).to(self.device)
+        return mined
+
+    def _learn(self, mined: Mined, context: Context) -> None:
+        everyone = np.arange(len(mined.documents))
+        found = Found(context, mined.documents.shape[1], lambda: [(mined.candidates(everyone), mined.kept)])
+        try:
+            made = learn_from(found, PairFeatures(context), "auto", None, self.seed)
+        except DataError as error:
+            self.unlearned = str(error)
+            return
+        # Learned of near candidates. Of one that stands in no crowd of the query's it knows nothing, so it stays.
+        limit = min(max(self.limit, 1e-6), 1 - 1e-6)
+        level = min(made.model.intercept, math.log(limit / (1 - limit)) - _APART)
+        self.posterior = Posterior(
+            made.model.features, made.model.weights, level, self.limit, made.source, {}, made.report
+        )
+
+    def state(self) -> dict[str, Any]:
+        """What was learned: plain values."""
+        if self.to_learn is None:
+            return {}
+        return {"posterior": None if self.posterior is None else self.posterior.to_json(), "unlearned": self.unlearned}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on with what `state` gave, before a generation is looked at."""
+        if self.to_learn is not None:
+            made = state["posterior"]
+            self.posterior = None if made is None else Posterior.from_json(made, "the checkpoint")
+            self.unlearned = state["unlearned"]
 
     def share(self, world: World) -> None:
         """Take over the sketch of the first rank."""
-        if self.posterior is None:
+        if not self.needs_neighbours:
             return
-        tables = [None, None] if self.sketch is None else [self.sketch.queries, self.sketch.documents]
-        shown = [world.shown(None if table is None else table.cpu().numpy(), np.float32) for table in tables]
-        queries, documents = (torch.from_numpy(table).to(self.device) for table in shown)
-        self.sketch = Sketch(queries, documents, self.posterior.intercept)
+        mine = self.sketch
+        level = None if mine is None else np.array([[mine.intercept]])
+        tables = [None, None] if mine is None else [mine.queries.cpu().numpy(), mine.documents.cpu().numpy()]
+        queries, documents = (torch.from_numpy(world.shown(table, np.float32)).to(self.device) for table in tables)
+        self.sketch = Sketch(queries, documents, float(world.shown(level, np.float64)[0, 0]))
 
     def masks(self, rows: Rows) -> dict[str, Any]:
         """Arguments of `InfoNCE.forward`."""
@@ -145,7 +204,10 @@ class OnlineFilters:
 
 
 def _sketched(chain: f.Chain) -> tuple[Posterior | None, float]:
-    """(What the sketch is made of, the probability from which on a pair is no negative)."""
+    """(What the sketch is made of, None if it has to be learned; the probability from which on a pair is no negative)."""
+    for each in chain.filters:
+        if isinstance(each, f.LearnedAtStart):
+            return None, each.threshold
     if chain.posterior is not None:
         own = chain.posterior
         return own.posterior, own.posterior.threshold if own.threshold is None else own.threshold

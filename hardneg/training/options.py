@@ -123,7 +123,7 @@ class TrainOptions:
                 raise UsageError(f"{name}={getattr(self, name)!r}.{suggestion(str(getattr(self, name)), known)}")
         Schedule.parse(self.refresh)
         parse_sampler(self.policy)
-        parse_filters(self.filters, self.default_filters)
+        parse_filters(self.filters, self.default_filters, training=True)
         parse_measures(self.measures)
         if not self.measures:
             raise UsageError("measures must name one or more: the first decides which checkpoint is best")

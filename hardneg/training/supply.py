@@ -99,19 +99,21 @@ class Supply:
         run: candidates of a mining pass, used instead of mining here.
         queries, documents: what stands for the texts of `pairs`, see `Examples`.
         embed: see `Context`.
-        resume: a folder that `save` wrote.
+        resume: a folder that `save` wrote; learned: what `state` gave of the filters.
     """
 
     def __init__(
         self, pairs: Pairs, towers: Towers, options: TrainOptions, world: World, *, run: Run | None = None,
         queries: Items | None = None, documents: Items | None = None, embed: Any = None, resume: Path | None = None,
-        step: int = 0,
+        step: int = 0, learned: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.pairs, self.options, self.world = pairs, options, world
         self.known, self.embed = pairs.known_positives(), embed
         self.documents = documents or pairs.documents
-        self.chain = parse_filters(options.filters, options.default_filters)
-        self.filters = OnlineFilters(self.chain, pairs, self._context(None), world.device)
+        chain = parse_filters(options.filters, options.default_filters, training=True)
+        self.filters = OnlineFilters(chain, pairs, self._context(None), world.device, options.seed)
+        if learned is not None:
+            self.filters.load(learned)
         trainable = int((pairs.positives.lengths > 0).sum())
         whole = options.batch_size * world.size
         if world.size > 1 and trainable < whole:
@@ -236,8 +238,10 @@ class Supply:
             generation = self.index.generation
             assert generation.neighbours is not None
             context = self._context(generation)
-            mined = Mined.of_neighbours(generation.neighbours, generation.ids, self.pairs, context, self.chain)
-            self.filters.use(context)
+            mined = Mined.of_neighbours(
+                generation.neighbours, generation.ids, self.pairs, context, self.filters.settled
+            )
+            mined = self.filters.use(mined, context)
         if self.world.size > 1:
             mined = self._shared(mined)
         self.sampler.rewind()
@@ -261,8 +265,7 @@ class Supply:
         mine, theirs = self.pairs.digests, reopened.pairs.digests
         if any(mine.get(name) != theirs.get(name) for name in ("queries", "documents")):
             raise UsageError(f"the run {run.folder} was mined for another dataset than {self.pairs.name}")
-        self.sampler.use(Mined.of_run(run))
-        self.filters.use(reopened.context)
+        self.sampler.use(self.filters.use(Mined.of_run(run), reopened.context))
 
     def _context(self, generation: Generation | None) -> Context:
         def index() -> Any:
@@ -285,6 +288,7 @@ class Supply:
             "sampler": self.sampler.state_dict(),
             "bank": None if self.bank is None else dict(self.bank.state_dict()),
             "momentum": None if self.momentum is None else dict(self.momentum.state_dict()),
+            "filters": self.filters.state(),
         }
 
     def load(self, state: dict[str, Any]) -> None:

@@ -128,11 +128,15 @@ def train(
         supply = Supply(
             pairs, towers, options, here, run=run, queries=queries, documents=documents, embed=embed,
             resume=None if found is None else found / "generations",
-            step=step,
+            step=step, learned=None if state is None else state["supply"].get("filters"),
         )  # fmt: skip
         advance(1)
         for name in supply.filters.mined_only:
             warn(f"the filter {name!r} works on mined candidates only, not on batch and bank")
+        if supply.filters.unlearned is not None and here.leads:
+            warn(f"posterior:learned rejects nothing: {supply.filters.unlearned}")
+        if supply.filters.to_learn is not None and supply.filters.posterior is not None and here.leads:
+            supply.filters.posterior.save(out / "posterior.json")
         held = Held(evaluation) if isinstance(evaluation, Pairs) else evaluation
         told = list(callbacks) if here.leads else []
         if here.leads:
