@@ -217,6 +217,12 @@ def test_parse() -> None:
     assert parse_filter("margin:relative=0.05") == f.Margin(relative=0.05)
     assert parse_filter("guide:st:a/b,margin=0.1") == f.Guide(model="st:a/b", margin=0.1)
     assert parse_filter("cross-encoder:x,max=.5") == f.CrossEncoder(model="x", max=0.5)
+    assert parse_filter("posterior:learned") == f.LearnedAtStart(threshold=0.2)
+    assert parse_filters(["posterior:learned,threshold=0.4"], training=True).filters[-1] == f.LearnedAtStart(
+        threshold=0.4
+    )
+    with pytest.raises(UsageError, match="learned while training; for a mining pass, learn one of a run"):
+        parse_filters(["posterior:learned"])
     names = parse_filters(["known", "group", "duplicate:text"]).names
     assert names == ["kept", "known", "empty", "duplicate", "group"]
     assert parse_filters(["group"], defaults=False).names == ["kept", "known", "group"]

@@ -455,7 +455,7 @@ def work(rank, folder):
     import hardneg
     sys.path.insert(0, ROOT)
     from tests.test_trainer import DISTRIBUTED, encoder, made_pairs
-    options = hardneg.TrainOptions(**{**DISTRIBUTED, "batch_size": 8, "chunk": CHUNK})
+    options = hardneg.TrainOptions(**{**DISTRIBUTED, "batch_size": 8, "chunk": CHUNK, "filters": FILTERS})
     pairs = made_pairs(groups=True)
     hardneg.train(pairs, encoder(), folder + "/two", options, evaluation=pairs, device="cpu", warn=lambda m: None)
     dist.destroy_process_group()
@@ -465,18 +465,19 @@ if __name__ == "__main__":
 
 DISTRIBUTED = {
     "steps": 20, "negatives": 3, "refresh": "steps:7", "lag": 3, "bank": 4000, "bank_age": 4, "bank_start": 1,
-    "learn_temperature": True, "depth": 12,
-    "filters": ("group", "crowd:max=0.6"), "learning_rate": 0.01, "save_every": 5, "evaluate_every": 10,
+    "learn_temperature": True, "depth": 12, "learning_rate": 0.01, "save_every": 5, "evaluate_every": 10,
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("chunk", [None, 5])
-def test_two_ranks_train_as_one(tmp_path: Path, chunk: int | None) -> None:
+@pytest.mark.parametrize(("chunk", "sketched"), [(None, "crowd:max=0.6"), (5, "posterior:learned,threshold=0.4")])
+def test_two_ranks_train_as_one(tmp_path: Path, chunk: int | None, sketched: str) -> None:
     """Batches of 8 on two ranks are batches of 16 on one: negatives, bank and masks are those of both."""
     root = str(Path(__file__).parent.parent)
-    in_two_ranks(RANKS.replace("ROOT", repr(root)).replace("CHUNK", repr(chunk)), tmp_path)
+    filters = ("group", sketched)
+    script = RANKS.replace("ROOT", repr(root)).replace("CHUNK", repr(chunk)).replace("FILTERS", repr(filters))
+    in_two_ranks(script, tmp_path)
     pairs = made_pairs(groups=True)
-    options = TrainOptions(**{**DISTRIBUTED, "batch_size": 16})  # type: ignore[arg-type]
+    options = TrainOptions(**{**DISTRIBUTED, "batch_size": 16, "filters": filters})  # type: ignore[arg-type]
     result = hardneg.train(pairs, encoder(), tmp_path / "one", options, evaluation=pairs, device="cpu", warn=quiet)
     two = json.loads((tmp_path / "two" / "train.json").read_text())
     assert two["ranks"] == 2
@@ -731,3 +732,117 @@ def test_torchrun(tmp_path: Path, beir: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads((tmp_path / "out" / "train.json").read_text())["ranks"] == 2
     assert done.stdout.count('"finished": true') == 1
+
+
+def by_topic(topics: int = 25, each: int = 16) -> hardneg.Pairs:
+    """All documents of a query's topic are relevant, one of them is known."""
+    rng = np.random.default_rng(0)
+    rows = np.repeat(np.arange(topics), each)
+    words = [[f"topic{t}word{i}" for i in range(8)] for t in range(topics)]
+    asked, texts = ([" ".join(rng.choice(words[t], count, replace=False)) for t in rows] for count in (3, 5))
+    return hardneg.Pairs.from_columns(asked, texts, groups=rows.tolist())
+
+
+def topical(pairs: hardneg.Pairs) -> Towers:
+    """An encoder that finds documents of a query's topic."""
+    model = hardneg.HashedEncoder(dimension=48, buckets=2048)
+    model.fit(pairs.queries.slice(0, len(pairs)) + pairs.documents.slice(0, len(pairs.document_ids)))
+    return Towers(model)
+
+
+def test_a_posterior_learned_at_the_start_is_that_of_calibrate(tmp_path: Path) -> None:
+    """Against `hardneg.calibrate` on a run with the same vectors; and what it rejects, against its file as a filter."""
+    pairs = by_topic()
+    towers = topical(pairs)
+    texts = pairs.queries.slice(0, len(pairs)), pairs.documents.slice(0, len(pairs.document_ids))
+    for name, items, side in zip(("q", "d"), texts, ("query", "document"), strict=True):
+        vectors = towers.encode(items, side)
+        np.save(tmp_path / f"{name}.npy", vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
+    given = {"query_embeddings": str(tmp_path / "q.npy"), "corpus_embeddings": str(tmp_path / "d.npy")}
+    mine = hardneg.MineOptions(depth=20, max_depth=20, precision="float32", **given)
+    expected = hardneg.calibrate(hardneg.mine(pairs, tmp_path / "run", mine))
+    options = TrainOptions(batch_size=16, depth=20, filters=("posterior:learned,threshold=0.2",))
+    supply = Supply(pairs, towers, options, HERE)
+    found = supply.filters.posterior
+    assert found is not None
+    assert (found.features, found.source, found.threshold) == (expected.features, expected.source, 0.2)
+    assert found.weights == pytest.approx(expected.weights, rel=0.05)
+    assert found.intercept == pytest.approx(expected.intercept, rel=0.05)
+    assert found.report["known_positives"] == pytest.approx(expected.report["known_positives"], rel=0.02)
+    expected.save(tmp_path / "posterior.json")
+    spec = f"posterior:{tmp_path / 'posterior.json'},threshold=0.2"
+    other = Supply(pairs, towers, TrainOptions(batch_size=16, depth=20, filters=(spec,)), HERE)
+    mined, wanted = supply.sampler._mined[-1][1], other.sampler._mined[-1][1]
+    assert mined is not None
+    assert wanted is not None
+    assert (mined.documents == wanted.documents).mean() > 0.99
+    assert (mined.kept == wanted.kept).mean() > 0.98
+    plain = Supply(pairs, towers, TrainOptions(batch_size=16, depth=20), HERE)
+    everything = plain.sampler._mined[-1][1]
+    assert everything is not None
+    assert 0 < mined.kept.sum() < everything.kept.sum()
+    groups = pairs.document_groups
+    assert groups is not None
+    false = groups[mined.documents] == np.asarray(pairs.query_groups)[:, None]
+    assert false[mined.kept].mean() < 0.5 * false[everything.kept].mean()
+    for each in (supply, other, plain):
+        each.close()
+
+
+def test_a_posterior_is_learned_once_and_survives_an_interruption(tmp_path: Path) -> None:
+    pairs = made_pairs(400)
+    options = TrainOptions(
+        steps=24, batch_size=16, filters=("posterior:learned",), refresh="steps:5", lag=2, depth=20, save_every=6
+    )
+
+    class Stop(Rows):
+        def log(self, step: int, values: dict[str, float]) -> None:
+            super().log(step, values)
+            if step >= 15 and "evaluation/seconds" not in values:
+                raise KeyboardInterrupt
+
+    hardneg.train(pairs, encoder(), tmp_path / "whole", options, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        hardneg.train(pairs, encoder(), tmp_path / "cut", options, device="cpu", callbacks=[Stop()])
+    first = (tmp_path / "cut" / "posterior.json").read_bytes()
+    hardneg.train(pairs, encoder(), tmp_path / "cut", options, device="cpu", resume=True)
+    assert (
+        first
+        == (tmp_path / "cut" / "posterior.json").read_bytes()
+        == (tmp_path / "whole" / "posterior.json").read_bytes()
+    )
+    assert (weights(tmp_path / "cut" / "last") == weights(tmp_path / "whole" / "last")).all()
+    # Another training can go on with it.
+    again = TrainOptions(steps=2, batch_size=16, filters=(f"posterior:{tmp_path / 'cut' / 'posterior.json'}",))
+    hardneg.train(pairs, encoder(), tmp_path / "again", again, device="cpu")
+
+
+def test_a_posterior_that_cannot_be_learned_rejects_nothing(tmp_path: Path) -> None:
+    """Six pairs are too few to learn from: that is said, and the training is one without the filter."""
+    pairs, said = made_pairs(12), []
+    for name, filters in (("with", ("posterior:learned",)), ("without", ())):
+        options = TrainOptions(steps=6, batch_size=4, bank=16, bank_start=1, filters=filters, depth=8)
+        hardneg.train(pairs, encoder(), tmp_path / name, options, device="cpu", warn=said.append)
+    assert len(said) == 1
+    assert "posterior:learned rejects nothing: only" in said[0]
+    assert not (tmp_path / "with" / "posterior.json").exists()
+    torch.testing.assert_close(*(torch.from_numpy(weights(tmp_path / n / "last")) for n in ("with", "without")))
+
+
+def test_what_stands_in_no_crowd_of_the_query_is_never_suspected() -> None:
+    """Whatever was learned of near candidates: this encoder finds the topics badly, and everything was found likely."""
+    pairs = by_topic()
+    options = TrainOptions(batch_size=16, depth=20, filters=("posterior:learned",))
+    supply = Supply(pairs, Towers(encoder()), options, HERE)
+    filters = supply.filters
+    assert filters.posterior is not None
+    assert filters.sketch is not None
+    nothing = {name: np.zeros(1, np.float32) for name in filters.posterior.features}
+    # Where the limit decides: log odds of one less than its own.
+    assert filters.posterior.probability(nothing)[0] == pytest.approx(1 / (1 + np.exp(1) * 4), rel=1e-4)
+    queries, documents = torch.arange(len(pairs)), torch.arange(len(pairs.document_ids))
+    suspected = filters.sketch.probability(queries, documents).numpy() > filters.limit
+    same = np.asarray(pairs.query_groups)[:, None] == np.asarray(pairs.document_groups)
+    assert suspected[~same].mean() < 0.25
+    assert suspected[same].mean() > 1.5 * suspected[~same].mean()
+    supply.close()

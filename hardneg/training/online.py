@@ -141,7 +141,7 @@ class OnlineFilters:
         except DataError as error:
             self.unlearned = str(error)
             return
-        # Learned of near candidates. Of one that stands in no crowd of the query's it knows nothing, so it stays.
+        # Learned of near candidates. What stands in no crowd of the query's is not suspected, whatever was learned.
         limit = min(max(self.limit, 1e-6), 1 - 1e-6)
         level = min(made.model.intercept, math.log(limit / (1 - limit)) - _APART)
         self.posterior = Posterior(
