@@ -14,9 +14,10 @@ from .show import LiveNumbers, print_diagnosis, print_summary, print_training, p
 @click.command()
 @click.option("--out", default="hardneg-demo", show_default=True, metavar="DIR", help="The folder to write.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--quick", is_flag=True, help="Train on a tenth of the functions, evaluate on the others.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was reached as one JSON object on stdout.")
-def demo(out: str, seed: int, overwrite: bool, as_json: bool) -> None:
+def demo(out: str, seed: int, quick: bool, overwrite: bool, as_json: bool) -> None:
     """The whole shape in a few minutes, on real data: mine, train with refresh, evaluate, diagnose.
 
     The data are the functions of the Python installation and their docstrings (builtin:pycode).
@@ -41,15 +42,19 @@ def demo(out: str, seed: int, overwrite: bool, as_json: bool) -> None:
             raise RunError(f"{folder / name} is there already: --overwrite replaces it")
     with progress_bars() as progress:
         say("1. Mine hard negatives: hardneg mine builtin:pycode --out run")
-        run = mine("builtin:pycode", folder / "run", MineOptions(seed=seed), overwrite=overwrite, progress=progress)
+        few, many = ReadOptions(split="test"), ReadOptions(split="train")
+        seen, unseen = (few, many) if quick else (many, few)
+        mined = MineOptions(seed=seed, read=seen)
+        run = mine("builtin:pycode", folder / "run", mined, overwrite=overwrite, progress=progress)
         say("2. How well the encoder retrieves that was mined with: hardneg evaluate builtin:pycode")
-        test = read_pairs("builtin:pycode", ReadOptions(split="test"))
+        test = read_pairs("builtin:pycode", unseen)
         model, names = HashedEncoder(seed=seed), ("ndcg@10", "mrr@10", "recall@100")
         before = evaluate(test, model, names, progress=progress)
         say("3. Train it, with negatives that are mined anew as it learns: hardneg train builtin:pycode --out trained")
         options = TrainOptions(
-            epochs=2, batch_size=128, learning_rate=0.01, bank=2048, bank_age=20, measures=names, seed=seed
-        )
+            epochs=2, batch_size=128, learning_rate=0.01, bank=2048, bank_age=20, measures=names, seed=seed,
+            refresh="epoch" if quick else "steps:44", policy="simans", filters=("posterior:learned",),
+        )  # fmt: skip
         trained = train(
             run.pairs(), HashedEncoder(seed=seed), folder / "trained", options, evaluation=test, overwrite=overwrite,
             callbacks=[LiveNumbers()], warn=lambda message: warn([message]), progress=progress,

@@ -5,30 +5,19 @@ from __future__ import annotations
 import click
 
 from .main import print_json
+from .options import diagnosing
 from .show import number_rows, print_diagnosis, progress_bars
 
 
 @click.command()
 @click.argument("run")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(0, min_open=True),
-    default=0.05,
-    show_default=True,
-    help="Of the loss that they are for.",
-)
+@diagnosing
 @click.option("--encoder", metavar="SPEC", help="The encoder as it is now: measures how stale the run is.")
-@click.option("--thresholds", metavar="F.json", help="From where on a number is a finding: a JSON object.")
 @click.option(
     "--fail-on",
     type=click.Choice(["info", "warning", "error"]),
     help="Exit with 3 if there is a finding of this severity or a higher one.",
 )
-@click.option(
-    "--html", metavar="F.html", help="Write a report with charts and examples to look at: one file, no network."
-)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object on stdout.")
 def diagnose(
     run: str, temperature: float, encoder: str | None, thresholds: str | None, fail_on: str | None, html: str | None, seed: int,
     as_json: bool,
@@ -54,13 +43,11 @@ def diagnose(
         found = run_diagnose(
             opened, temperature=temperature, encoder=now, thresholds=limits, seed=seed, progress=progress
         )
+        value = found.to_json()
         if html is not None:
             advance = progress("report", 1)
-            write_report(found, opened, html, number_rows(found.to_json()["numbers"]))
+            write_report(found, opened, html, number_rows(value["numbers"]))
             advance(1)
-    if as_json:
-        print_json(found.to_json())
-    else:
-        print_diagnosis(found.to_json())
+    (print_json if as_json else print_diagnosis)(value)
     if fail_on is not None and found.fails(fail_on):
         raise click.exceptions.Exit(3)

@@ -254,9 +254,9 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
 _NUMBERS = (
     ("hardness (0 random, 1 as positives)", "relative", "{:.2f}"),
     ("mean margin of the positive", "margin", "{:.3f}"),
-    ("a negative above some positive (0.5: alike)", "overlap", "{:.2f}"),
-    ("negatives above the positive", "above_positive", "{:.1%}"),
-    ("false negatives, estimated", "false_share", "{:.1%}"),
+    ("a negative above a random positive", "overlap", "{:.2f}"),
+    ("negatives above their positive", "above_positive", "{:.1%}"),
+    ("false negatives, by {}", "false_share", "{:.1%}"),
     ("negatives that count, of the softmax", "effective_negatives", "{:.2f}"),
     ("weight of the positive in it", "positive_weight", "{:.2f}"),
     ("distinct documents of the negatives", "distinct", "{:.1%}"),
@@ -266,6 +266,7 @@ _NUMBERS = (
     ("documents with a near copy", "corpus_near_duplicates", "{:.1%}"),
     ("queries that the worst hub is for", "hub_share", "{:.1%}"),
     ("told apart by looks (AUC)", "surface_auc", "{:.2f}"),
+    ("told apart by words (AUC)", "lexical_auc", "{:.2f}"),
     ("length, negatives over positives", "length_ratio", "{:.2f}"),
     ("alignment (0: query = positive)", "alignment", "{:.3f}"),
     ("uniformity (lower: more spread)", "uniformity", "{:.2f}"),
@@ -281,16 +282,15 @@ def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
     """(label, value, what else is to be said) of a diagnosis's numbers."""
     rows = []
     for label, name, form in _NUMBERS:
-        number = numbers.get(name)
+        number, said = numbers.get(name), label.format(numbers.get("false_source"))
         if isinstance(number, dict) and number["value"] is not None:
-            source = f", by {numbers['false_source']}" if name == "false_share" else ""
             interval = f"{form.format(number['low'])} to {form.format(number['high'])}"
-            rows.append((label, form.format(number["value"]), interval + source))
+            rows.append((said, form.format(number["value"]), interval))
         elif number is not None and not isinstance(number, dict):
-            rows.append((label, form.format(number), ""))
+            rows.append((said, form.format(number), ""))
     if numbers.get("temperature_low") is not None:
         span = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
-        rows.append(("temperatures that use them", span, f"now {numbers['temperature']:.3g}"))
+        rows.append(("temperature; those that use them", f"{numbers['temperature']:.3g}", span))
     return rows
 
 
@@ -328,6 +328,9 @@ def comparison_rows(value: dict[str, Any]) -> list[tuple[str, str, str]]:
     if shared["value"] is not None:
         rows.append(("negatives that both have", f"{shared['value']:.1%}", ""))
         rows.append(("scores of negatives, after - before", f"{shift['value']:+.4f}", ""))
+    if value["staleness"] is not None:
+        rows.append(("drift of the documents' vectors", f"{value['staleness']['drift']:.3f}", ""))
+        rows.append(("neighbourhoods that stayed", f"{value['staleness']['overlap']:.1%}", ""))
     return rows
 
 

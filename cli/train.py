@@ -43,7 +43,7 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
 @_number("--chunk", 1, "Texts encoded at once (gradient caching): batches larger than memory.")
 @_number("--negatives", 0, "Mined negatives a query; 0: in-batch only.  [default: 4]")
 @click.option("--policy", help=f"How they are drawn: {SAMPLER_HELP}  [default: uniform]")
-@click.option("--filter", "filters", multiple=True, metavar="SPEC", help=FILTER_HELP)
+@click.option("--filter", "filters", multiple=True, metavar="SPEC", help=f"{FILTER_HELP} · posterior:learned")
 @click.option("--no-default-filters", is_flag=True, help="Only 'known' and what --filter says.")
 @click.option(
     "--refresh", metavar="WHEN", help="never · epoch · steps:N · staleness:drift=0.05,check=100  [default: epoch]"
@@ -101,7 +101,7 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
 
     \b
     Examples:
-      hardneg train builtin:pycode --out trained --refresh steps:200 --bank 4096
+      hardneg train builtin:pycode --out trained --refresh steps:100 --policy simans --filter posterior:learned
       hardneg train beir/scifact --out trained --encoder st:all-MiniLM-L6-v2 --batch-size 128 --chunk 32
       hardneg train pairs.jsonl --out trained --run run --eval-split none
       hardneg train builtin:glyphs --out trained --encoder glyphs --symmetric --zero-shot
@@ -136,14 +136,10 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         torch.set_num_threads(given["threads"])
     model = make_encoder(given["encoder"], seed=given["seed"], device=given["device"])
     dropout = given["dropout"] if given["dropout"] is not None else 0.3 if given["views"] else 0.0
-    if dropout:
-        if not hasattr(model, "dropout"):
-            if given["dropout"] is not None or not given["encoder"].startswith("st:"):
-                raise UsageError(
-                    f"--dropout is for the encoder 'hashed': {given['encoder']} has dropout of its own or none"
-                )
-        else:
-            model.dropout = dropout
+    if dropout and hasattr(model, "dropout"):
+        model.dropout = dropout
+    elif given["dropout"] or (dropout and not given["encoder"].startswith("st:")):
+        raise UsageError(f"--dropout is for the encoder 'hashed': {given['encoder']} has dropout of its own or none")
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     with progress_bars(quiet=not leads) as progress:
         pairs = read_pairs(source, ReadOptions(split=given["split"]))

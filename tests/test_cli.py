@@ -194,3 +194,19 @@ def test_given_embeddings(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "d.npy", bad)
     done = run_cli("mine", pairs, "--out", tmp_path / "bad", *given)
     assert (done.returncode, "rows 4, 9" in done.stderr) == (1, True)
+
+
+def test_the_demo(tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    """On a tenth of its data; what it promises: a run, a trained encoder that is better on what it never saw, a diagnosis."""
+    done = run_cli("demo", "--quick", "--out", tmp_path / "demo", "--json", timeout=300)
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    for measure in value["measures"].values():
+        assert measure["after"] > measure["before"]
+    assert value["measures"]["ndcg@10"]["after"] > value["measures"]["ndcg@10"]["before"] + 0.05
+    assert (tmp_path / "demo" / "run" / "negatives.parquet").exists()
+    assert (tmp_path / "demo" / "trained" / "best" / "config.json").exists()
+    assert value["diagnosis"]["numbers"]["queries"] == value["mined"]["queries"]
+    again = run_cli("demo", "--quick", "--out", tmp_path / "demo")
+    assert again.returncode == 1
+    assert "--overwrite replaces it" in again.stderr

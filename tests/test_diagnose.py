@@ -18,6 +18,7 @@ from hardneg.diagnostics import metrics
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose, examine
 from hardneg.diagnostics.findings import Thresholds
 from hardneg.diagnostics.metrics import Estimate
+from hardneg.diagnostics.search import search_quality
 from hardneg.diagnostics.subject import Subject
 from hardneg.diagnostics.surface import looks
 from hardneg.errors import RunError, UsageError
@@ -206,6 +207,90 @@ def test_looks_give_negatives_away(clean: hardneg.Run, code: hardneg.Pairs) -> N
     assert found.measured.numbers["length_ratio"] > 1.5
 
 
+def test_words_give_negatives_away(clean: hardneg.Run, code: hardneg.Pairs, tmp_path: Path) -> None:
+    """Negatives are what is nobody's answer, and says so in a word of its own that is as long as any."""
+    texts = code.documents.slice(0, len(code.document_ids))
+    marked = tuple(f"{text}\n# deprecated" for text in texts)
+    pairs = rebuilt(code, lambda text: f"{text}\n# maintained", marked)
+    subject = Subject.of_run(hardneg.mine(pairs, tmp_path / "run"))
+    nobodys = np.setdiff1d(np.arange(len(pairs.document_ids)), pairs.positives.values).astype(np.int32)
+    documents = np.random.default_rng(0).choice(nobodys, subject.documents.shape)
+    found = examine(replace(subject, documents=documents))
+    finding = next(f for f in found.findings if f.code == "words")
+    assert {"+maintained", "-deprecated"} == set(finding.ids[:2])
+    assert finding.value > 0.95 > 0.75 > found.measured.numbers["surface_auc"]
+    numbers = diagnose(clean).measured.numbers
+    assert 0.4 < numbers["lexical_auc"] < 0.85
+
+
+def test_recall_is_measured_whatever_the_run_says(clean: hardneg.Run, code: hardneg.Pairs, tmp_path: Path) -> None:
+    """Against a loop over all documents, on a run whose index finds half; `run.json` is made to say that it finds all."""
+    subject = Subject.of_run(clean)
+    assert search_quality(subject, np.random.default_rng(0)).numbers["recall"].value > 0.999
+    assert subject.vectors is not None
+    rng = np.random.default_rng(1)
+    q, d = (metrics.unit(each, np.arange(len(each))) for each in subject.vectors)
+    scores = q @ d.T
+    documents, ranks, expected = subject.documents.copy(), subject.ranks.copy(), []
+    for i in range(len(q)):
+        nearest = np.argsort(-scores[i])[:40]
+        found = nearest[rng.random(40) < 0.5][:10]
+        documents[i], ranks[i] = -1, 0
+        chosen = np.arange(len(found))[-documents.shape[1] :]
+        documents[i, : len(chosen)], ranks[i, : len(chosen)] = found[chosen], chosen + 1
+        expected.append(len(found) / (1 + list(nearest).index(found[-1])))
+    planted = replace(subject, documents=documents, ranks=ranks)
+    measured = examine(planted)
+    recall = measured.measured.numbers["recall"]
+    assert recall.low - 0.02 <= np.mean(expected) <= recall.high + 0.02
+    assert measured.measured.numbers["recall_said"] == 1
+    assert "recall" in codes(measured, "warning")
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2"])
+def test_recall_with_other_metrics(code: hardneg.Pairs, metric: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    q, d = (rng.standard_normal((n, 24)) * rng.uniform(0.5, 2, (n, 1)) for n in (len(code), len(code.document_ids)))
+    found = mined_with(code, q, d, tmp_path, metric=metric, precision="float32")
+    assert found.measured.numbers["recall"].value > 0.999
+    assert found.subject.vectors is not None
+    back = replace(found.subject, vectors=(found.subject.vectors[0], np.asarray(found.subject.vectors[1])[::-1]))
+    assert examine(back).measured.numbers["recall"].value < 0.5
+
+
+def test_hidden_positives_tell_of_false_negatives(tmp_path: Path) -> None:
+    """Sixteen documents of each topic are relevant, three of them known: the share of the others among the negatives."""
+    rng = np.random.default_rng(0)
+    topics, each = 60, 16
+    words = [[f"topic{t}word{i}" for i in range(9)] for t in range(topics)]
+    texts = [" ".join(rng.choice(words[t], 5, replace=False)) + f" n{i}" for t in range(topics) for i in range(each)]
+    rows, asked = np.repeat(np.arange(topics), 5), []
+    for t in rows:
+        asked.append(" ".join(rng.choice(words[t], 3, replace=False)) + f" q{len(asked)}")
+    lines = [
+        {"query": asked[i], "positives": [texts[t * each + j] for j in rng.choice(each, 3, replace=False)]}
+        for i, t in enumerate(rows)
+    ]
+    source = tmp_path / "pairs.jsonl"
+    source.write_text(
+        "".join(json.dumps({"query": x["query"], "pos": x["positives"], "neg": []}) + "\n" for x in lines)
+    )
+    pairs = hardneg.read_pairs(str(source))
+    run = hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(depth=60, sampler="uniform", negatives=10))
+    found = diagnose(run)
+    topic = {text: i // each for i, text in enumerate(texts)}
+    documents = [topic[text] for text in pairs.documents.slice(0, len(pairs.document_ids))]
+    of_query = {text: int(t) for text, t in zip(asked, rows, strict=True)}
+    mine = [of_query[text] for text in pairs.queries.slice(0, len(pairs))]
+    subject = found.subject
+    false = np.array(documents)[subject.documents] == np.array(mine)[:, None]
+    truth = false[subject.real].mean()
+    assert 0.1 < truth < 0.5
+    assert found.measured.numbers["false_source"] == "hidden positives"
+    assert found.measured.numbers["false_share"].value == pytest.approx(truth, rel=0.3)
+    assert "false-negatives" in codes(found)
+
+
 def test_numbers_against_loops(clean: hardneg.Run) -> None:
     subject = Subject.of_run(clean)
     table = clean.negatives().to_pylist()
@@ -353,9 +438,31 @@ def test_compare_counts_by_hand(clean: hardneg.Run, tmp_path: Path) -> None:
     assert found.overlap.value == pytest.approx(np.mean(shared))
     assert found.hardness_shift.value < 0
     same = hardneg.compare(clean, clean)
+    assert same.staleness is not None
+    assert (same.staleness.drift, same.staleness.overlap) == pytest.approx((0, 1), abs=1e-5)
     assert same.overlap.value == 1
     assert same.changes == []
     assert all(set(after) == {before} for before, after in same.flow.items())
+
+
+def test_compare_says_how_far_an_encoder_has_moved(
+    clean: hardneg.Run, code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """Two generations: the documents' vectors of the second are those of the first with noise."""
+    noise = np.random.default_rng(0).standard_normal(vectors[1].shape) / 16
+    moved = metrics.unit(vectors[1] + 0.5 * noise, np.arange(len(noise)))
+    later = mined_with(code, vectors[0], moved, tmp_path)
+    found = hardneg.compare(clean, hardneg.Run(later.subject.name))
+    assert found.staleness is not None
+    assert found.staleness.drift == pytest.approx(1 - float((vectors[1] * moved).sum(1).mean()), abs=0.01)
+    assert found.staleness.overlap < 0.9
+    short = mined_with(code, vectors[0][:, :64], vectors[1][:, :64], tmp_path_of(tmp_path, "short"))
+    assert hardneg.compare(clean, hardneg.Run(short.subject.name)).staleness is None
+
+
+def tmp_path_of(folder: Path, name: str) -> Path:
+    (folder / name).mkdir()
+    return folder / name
 
 
 def test_compare_on_the_command_line(

@@ -19,7 +19,7 @@ from hardneg.mining.posterior import Posterior, check_identity
 from hardneg.mining.reopen import Reopened
 from hardneg.progress import Progress, silent
 
-_HIDEABLE = 200  # queries with several positives, from which on hiding one of them is worth it
+HIDEABLE = 200  # queries with several positives, from which on hiding one of them is worth it
 _GROUPED = 200_000  # pairs that are learned from where groups tell the truth
 _LONGEST = LADDER[-1]
 
@@ -67,7 +67,7 @@ def learn_from(
     several = int((positives.lengths > 1).sum())
     if learn == "hidden" and several == 0:
         raise DataError("no query has several positives: nothing can be hidden, use learn='known'")
-    if learn == "hidden" or (learn == "auto" and several >= _HIDEABLE):
+    if learn == "hidden" or (learn == "auto" and several >= HIDEABLE):
         hidden, rest = hide(positives, seed)
         data = learnable(found, PairFeatures(found.context, rest), (*CROWDS, *TELLING[1:]), hidden, seed, progress)
         model, report = fit_known(data.values, data.known, hidden=True)

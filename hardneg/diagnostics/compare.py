@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.data.arrow import read_parquet, values_of
+from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose
 from hardneg.diagnostics.findings import SEVERITIES, Finding, Thresholds
-from hardneg.diagnostics.metrics import Estimate
+from hardneg.diagnostics.metrics import Estimate, sampled, unit
+from hardneg.diagnostics.subject import Subject
 from hardneg.errors import UsageError
+from hardneg.index.staleness import SAMPLE, Staleness, measure
 from hardneg.mining.run import PART_ROWS, Run
 from hardneg.progress import Progress, silent
 
@@ -30,6 +33,8 @@ class Comparison:
         before, after: the diagnoses.
         overlap: share of a query's negatives (of the run that has fewer) that both runs have, mean over queries.
         hardness_shift: mean score of a query's negatives after less before; scores of two encoders are two scales.
+        staleness: how far the documents' vectors have moved from one encoder or generation to the next (`drift`, and the
+            `overlap` of their neighbourhoods); None where a run keeps none, or those of another size.
         flow: verdict before -> verdict after -> candidates.
         changes: findings that are new, gone, or of another severity.
     """
@@ -38,6 +43,7 @@ class Comparison:
     after: Diagnosis
     overlap: Estimate
     hardness_shift: Estimate
+    staleness: Staleness | None
     flow: dict[str, dict[str, int]]
     changes: list[tuple[str, Finding]]
 
@@ -47,6 +53,7 @@ class Comparison:
             "before": self.before.to_json(),
             "after": self.after.to_json(),
             **{n: {k: None if v != v else v for k, v in each.items()} for n, each in shown.items()},
+            "staleness": None if self.staleness is None else asdict(self.staleness),
             "verdict_flow": self.flow,
             "changes": [{"change": change, **finding.to_json()} for change, finding in self.changes],
         }
@@ -73,7 +80,7 @@ def compare(
     means = [np.where(s.real, s.scores, 0).sum(1) / np.maximum(s.counts, 1) for s in (a, b)]
     return Comparison(
         found[0], found[1], Estimate.mean_of(shared[some] / fewer[some]), Estimate.mean_of((means[1] - means[0])[some]),
-        _flow(runs[0], runs[1], progress), _changes(found[0].findings, found[1].findings),
+        _staleness(a, b, seed), _flow(a.pairs, runs[0], runs[1], progress), _changes(found[0].findings, found[1].findings),
     )  # fmt: skip
 
 
@@ -85,10 +92,16 @@ def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int64]:
     return out
 
 
-def _flow(first: Run, second: Run, progress: Progress) -> dict[str, dict[str, int]]:
+def _staleness(a: Subject, b: Subject, seed: int) -> Staleness | None:
+    if a.vectors is None or b.vectors is None or a.vectors[1].shape != b.vectors[1].shape:
+        return None
+    rows = sampled(len(a.pairs.document_ids), SAMPLE, np.random.default_rng(seed))
+    return measure(unit(a.vectors[1], rows), unit(b.vectors[1], rows), 0)
+
+
+def _flow(pairs: Pairs, first: Run, second: Run, progress: Progress) -> dict[str, dict[str, int]]:
     """Every candidate of either run, by its verdict in both; part by part, so that memory stays small."""
     total: Counter[tuple[str, str]] = Counter()
-    pairs = first.pairs()
     files = first.candidate_files(), second.candidate_files()
     advance = progress("verdicts", len(files[0]))
     for number, paths in enumerate(zip(*files, strict=True)):

@@ -10,7 +10,9 @@ import numpy as np
 
 from hardneg.diagnostics import metrics
 from hardneg.diagnostics.findings import SEVERITIES, Finding, Thresholds, judge
+from hardneg.diagnostics.hidden import with_hidden_positives
 from hardneg.diagnostics.metrics import Measured
+from hardneg.diagnostics.search import search_quality, staleness
 from hardneg.diagnostics.subject import Subject
 from hardneg.diagnostics.surface import surface_bias
 from hardneg.encoders.base import Encoder
@@ -77,6 +79,7 @@ def diagnose(
     advance = progress("read run", 1)
     subject = Subject.of_run(run)
     advance(1)
+    subject = with_hidden_positives(subject, run, seed, progress)
     return examine(subject, temperature, encoder, thresholds, seed, progress)
 
 
@@ -102,7 +105,7 @@ def examine(
         lambda: metrics.hubness(subject),
         lambda: surface_bias(subject, rng),
         lambda: metrics.geometry(subject, rng),
-        lambda: metrics.search_quality(subject, rng),
+        lambda: search_quality(subject, rng),
     )
     advance = progress("measure", len(steps) + (encoder is not None))
     for step in steps:
@@ -128,7 +131,7 @@ def _against(subject: Subject, encoder: Encoder, rng: np.random.Generator, progr
             f"the encoder gives vectors of {fresh.shape[1]} components, the run has {subject.vectors[1].shape[1]}: "
             f"it is another model"
         )
-    return metrics.staleness(subject, fresh, rows)
+    return staleness(subject, fresh, rows)
 
 
 def _add(whole: Measured, part: Measured) -> None:

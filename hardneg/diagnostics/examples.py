@@ -66,7 +66,7 @@ def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]
                 "score": round(score, 4),
                 "verdict": verdict,
                 "negative": document in negatives,
-                "probability": None if chance is None else round(float(chance), 3),
+                "probability": None if chance is None or not np.isfinite(chance) else round(float(chance), 3),
             })  # fmt: skip
         positive = float(subject.positive[row])
         out.append({

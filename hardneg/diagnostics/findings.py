@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ class Thresholds:
         rank, rank_error: effective rank as a share of the largest possible.
         mean_cosine_error: of two random documents.
         effective: effective number of negatives at the temperature, as a share.
-        surface_auc: of telling negatives from positives by looks.
+        surface_auc, lexical_auc: of telling negatives from positives by looks, and by words.
         at_longest: share of documents that are exactly as long as the longest.
         few, few_error: share of queries with fewer negatives than asked.
         recall: of the index.
@@ -51,6 +50,7 @@ class Thresholds:
     mean_cosine_error: float = 0.9
     effective: float = 0.25
     surface_auc: float = 0.8
+    lexical_auc: float = 0.85
     at_longest: float = 0.05
     few: float = 0.02
     few_error: float = 0.5
@@ -105,135 +105,146 @@ class Finding:
         return asdict(self)
 
 
-class _Judge:
-    """Compares numbers with thresholds, and keeps what passes."""
+@dataclass(frozen=True)
+class _Rule:
+    """When a number is a finding, and what is said then.
 
-    def __init__(self, measured: Measured) -> None:
-        self.numbers, self.ids = measured.numbers, measured.ids
-        self.found: list[Finding] = []
+    Attributes:
+        code, number, ids: see `Finding`; `ids` names some of what was measured.
+        warning, error: names of thresholds.
+        text, fix: with `{v}` for the number, `{run}`, and the name of anything else that was measured.
+        above: whether the number is too high; else it is too low.
+        chance: name of what chance gives: below five times that nothing is said.
+    """
 
-    def value(self, name: str) -> float | None:
-        number = self.numbers.get(name)
-        if isinstance(number, Estimate):
-            number = number.value
-        return None if number is None or not math.isfinite(number) else float(number)
+    code: str
+    number: str
+    text: str
+    fix: str
+    warning: str = ""
+    error: str = ""
+    ids: str = ""
+    above: bool = True
+    chance: str = ""
 
-    def sure(self, name: str, above: bool) -> float | None:
-        """The end of the interval that says it with confidence: the low one for `above`."""
-        number = self.numbers.get(name)
-        if isinstance(number, Estimate):
-            number = number.low if above else number.high
-        return None if number is None or not math.isfinite(number) else float(number)
 
-    def look(
-        self, code: str, name: str, limits: dict[str, float], text: Callable[[float], str], fix: str, ids: str = "",
-        above: bool = True,
-    ) -> None:  # fmt: skip
-        """A finding with the highest severity of those whose limit `name` passes for sure."""
-        value, sure = self.value(name), self.sure(name, above)
-        if value is None or sure is None:
-            return
-        passed = [s for s in SEVERITIES if s in limits and (sure > limits[s] if above else sure < limits[s])]
-        if passed:
-            severity = passed[-1]
-            self.found.append(
-                Finding(code, severity, text(value), name, value, limits[severity], self.ids.get(ids, []), fix)
-            )
+_RULES = (
+    _Rule(
+        "false-negatives", "false_share", "about {v:.1%} of the negatives are relevant documents that nobody labelled",
+        "hardneg calibrate {run} && hardneg select {run} --filter posterior:{run}/posterior.json",
+        "false_share", "false_share_error", "most_false_queries",
+    ),
+    _Rule(
+        "easy", "relative",
+        "the negatives are hardly nearer than random documents ({v:.2f}, where 0 is random and 1 as near as positives)",
+        "hardneg select {run} --sampler top, a lower rank:min, or a better encoder", "easy", "easy_error", above=False,
+    ),
+    _Rule(
+        "above-positive", "above_positive",
+        "{v:.0%} of the negatives score above the positive: the encoder is weak here, or they are false",
+        "hardneg select {run} --filter margin:relative=0.05, after hardneg calibrate {run}",
+        "above_positive", ids="smallest_margin_queries",
+    ),
+    _Rule(
+        "duplicates", "near_duplicates", "{v:.0%} of a query's negatives are nearly the same text as another of them",
+        "hardneg select {run} --filter duplicate:near=0.95 --filter distinct",
+        "near_duplicates", ids="near_duplicate_documents",
+    ),
+    _Rule(
+        "duplicate-corpus", "corpus_near_duplicates",
+        "{v:.0%} of the documents have a near copy in the corpus: copies of positives become negatives",
+        "hardneg select {run} --filter duplicate:near=0.95, or remove the copies",
+        "corpus_near_duplicates", ids="near_duplicate_documents",
+    ),
+    _Rule(
+        "hub", "hub_share", "one document is a negative of {v:.0%} of the queries",
+        "look at it: a page without content? Remove it, or filter by score or rank",
+        "hub", "hub_error", "hubs", chance="hub_expected",
+    ),
+    _Rule(
+        "collapse", "rank_share", "the vectors use {v:.0%} of their directions: the space has collapsed",
+        "train with a higher temperature or a lower learning rate, or mine with another checkpoint",
+        "rank", "rank_error", above=False,
+    ),
+    _Rule(
+        "collapse", "mean_cosine", "two random documents have a cosine of {v:.2f}: all vectors point the same way",
+        "train with a higher temperature or a lower learning rate, or mine with another checkpoint",
+        error="mean_cosine_error",
+    ),
+    _Rule(
+        "temperature-low", "effective_share",
+        "at this temperature one or two negatives of a query make up the gradient ({v:.0%} of them count)",
+        "a temperature between {temperature_low:.3g} and {temperature_high:.3g}", "effective", above=False,
+    ),
+    _Rule(
+        "looks", "surface_auc",
+        "negatives can be told from positives by their looks alone (AUC {v:.2f}): a model will learn the looks",
+        "mine from a corpus of the positives' kind, or clean both alike", "surface_auc",
+    ),
+    _Rule(
+        "words", "lexical_auc",
+        "negatives can be told from positives by words alone, whatever the query (AUC {v:.2f}; + of positives, - of negatives)",
+        "mine from a corpus of the positives' kind, or take out what marks them", "lexical_auc", ids="telling_words",
+    ),
+    _Rule(
+        "truncated", "at_longest", "{v:.0%} of the documents are exactly as long as the longest: texts were cut off",
+        "cut later, or split long documents into passages", "at_longest",
+    ),
+    _Rule(
+        "few-negatives", "few", "{v:.1%} of the queries have fewer negatives than asked for",
+        "mine with a larger --depth or --max-depth, or loosen the filter with most verdicts",
+        "few", "few_error", "queries_with_few",
+    ),
+    _Rule(
+        "recall", "recall", "the index found {v:.0%} of the nearest documents",
+        "hardneg mine --recall 0.98, or --index exact", "recall", above=False,
+    ),
+    _Rule(
+        "stale", "drift", "the encoder has moved since the negatives were mined (drift {v:.3f})",
+        "mine again, or refresh more often", "drift",
+    ),
+    _Rule(
+        "stale", "overlap_with_fresh", "of the nearest documents then, {v:.0%} are nearest now",
+        "mine again, or refresh more often", "overlap", above=False,
+    ),
+    _Rule(
+        "stale-scores", "stale_scores",
+        "{v:.0%} of the scores are not those of the run's vectors: they were replaced after the search", "mine again",
+        error="stale_scores_error",
+    ),
+)  # fmt: skip
 
 
 def judge(measured: Measured, thresholds: Thresholds, run: str) -> list[Finding]:
     """All findings, the worst first."""
-    t, j = thresholds, _Judge(measured)
-    j.look(
-        "false-negatives", "false_share", {"warning": t.false_share, "error": t.false_share_error},
-        lambda v: f"about {v:.1%} of the negatives are relevant documents that nobody labelled",
-        f"hardneg calibrate {run} && hardneg select {run} --filter posterior:{run}/posterior.json", "most_false_queries",
-    )  # fmt: skip
-    if measured.numbers.get("false_source") == "range":
-        high = j.value("false_high")
-        if high is not None:
-            j.found.append(
-                Finding(
-                    "false-negatives-unknown", "info",
-                    f"how many negatives are relevant is not known: {high:.1%} of them score above the positive",
-                    "false_high", high, 0.0, [], f"hardneg calibrate {run}",
-                )
-            )  # fmt: skip
-    j.look(
-        "easy", "relative", {"warning": t.easy, "error": t.easy_error},
-        lambda v: f"the negatives are hardly nearer than random documents ({v:.2f}, where 0 is random and 1 as near as positives)",
-        f"hardneg select {run} --sampler top, a lower rank:min, or a better encoder", above=False,
-    )  # fmt: skip
-    j.look(
-        "above-positive", "above_positive", {"warning": t.above_positive},
-        lambda v: f"{v:.0%} of the negatives score above the positive: the encoder is weak here, or they are false",
-        f"hardneg select {run} --filter margin:relative=0.05, after hardneg calibrate {run}", "smallest_margin_queries",
-    )  # fmt: skip
-    j.look(
-        "duplicates", "near_duplicates", {"warning": t.near_duplicates},
-        lambda v: f"{v:.0%} of a query's negatives are nearly the same text as another of them",
-        f"hardneg select {run} --filter duplicate:near=0.95 --filter distinct", "near_duplicate_documents",
-    )  # fmt: skip
-    j.look(
-        "duplicate-corpus", "corpus_near_duplicates", {"warning": t.corpus_near_duplicates},
-        lambda v: f"{v:.0%} of the documents have a near copy in the corpus: copies of positives become negatives",
-        f"hardneg select {run} --filter duplicate:near=0.95, or remove the copies", "near_duplicate_documents",
-    )  # fmt: skip
-    chance = 5 * float(measured.numbers.get("hub_expected", 0.0))
-    j.look(
-        "hub", "hub_share", {"warning": max(t.hub, chance), "error": max(t.hub_error, chance)},
-        lambda v: f"one document is a negative of {v:.0%} of the queries",
-        "look at it: a page without content? Remove it, or filter by score or rank", "hubs",
-    )  # fmt: skip
-    if "dimension" in measured.numbers:
-        measured.numbers["rank_share"] = measured.numbers["effective_rank"] / measured.numbers["dimension"]
-    j.look(
-        "collapse", "rank_share", {"warning": t.rank, "error": t.rank_error},
-        lambda v: f"the vectors use {v:.0%} of their directions: the space has collapsed",
-        "train with a higher temperature or a lower learning rate, or mine with another checkpoint", above=False,
-    )  # fmt: skip
-    j.look(
-        "collapse", "mean_cosine", {"error": t.mean_cosine_error},
-        lambda v: f"two random documents have a cosine of {v:.2f}: all vectors point the same way",
-        "train with a higher temperature or a lower learning rate, or mine with another checkpoint",
-    )  # fmt: skip
-    low, high = j.value("temperature_low"), j.value("temperature_high")
-    j.look(
-        "temperature-low", "effective_share", {"warning": t.effective},
-        lambda v: f"at this temperature one or two negatives of a query make up the gradient ({v:.0%} of them count)",
-        f"a temperature between {low or 0:.3g} and {high or 1:.3g}", above=False,
-    )  # fmt: skip
-    j.look(
-        "looks", "surface_auc", {"warning": t.surface_auc},
-        lambda v: f"negatives can be told from positives by their looks alone (AUC {v:.2f}): a model will learn the looks",
-        "mine from a corpus of the positives' kind, or clean both alike",
-    )  # fmt: skip
-    j.look(
-        "truncated", "at_longest", {"warning": t.at_longest},
-        lambda v: f"{v:.0%} of the documents are exactly as long as the longest: texts were cut off",
-        "cut later, or split long documents into passages",
-    )  # fmt: skip
-    j.look(
-        "few-negatives", "few", {"warning": t.few, "error": t.few_error},
-        lambda v: f"{v:.1%} of the queries have fewer negatives than asked for",
-        "mine with a larger --depth or --max-depth, or loosen the filter with most verdicts", "queries_with_few",
-    )  # fmt: skip
-    j.look(
-        "recall", "recall", {"warning": t.recall},
-        lambda v: f"the index found {v:.0%} of the nearest documents",
-        "hardneg mine --recall 0.98, or --index exact", above=False,
-    )  # fmt: skip
-    j.look(
-        "stale", "drift", {"warning": t.drift},
-        lambda v: f"the encoder has moved since the negatives were mined (drift {v:.3f})", "mine again, or refresh more often",
-    )  # fmt: skip
-    j.look(
-        "stale", "overlap_with_fresh", {"warning": t.overlap},
-        lambda v: f"of the nearest documents then, {v:.0%} are nearest now", "mine again, or refresh more often", above=False,
-    )  # fmt: skip
-    j.look(
-        "stale-scores", "stale_scores", {"error": t.stale_scores_error},
-        lambda v: f"{v:.0%} of the scores are not those of the run's vectors: they were replaced after the search",
-        "mine again",
-    )  # fmt: skip
-    return sorted(j.found, key=lambda finding: -SEVERITIES.index(finding.severity))
+    found = [_applied(rule, measured, thresholds, run) for rule in _RULES]
+    if measured.numbers.get("false_source") == "range" and math.isfinite(measured.numbers["false_high"]):
+        high = float(measured.numbers["false_high"])
+        text = f"how many negatives are relevant is not known: {high:.1%} of them score above the positive"
+        fix = f"hardneg calibrate {run}"
+        found.append(Finding("false-negatives-unknown", "info", text, "false_high", high, 0.0, [], fix))
+    return sorted((each for each in found if each is not None), key=lambda each: -SEVERITIES.index(each.severity))
+
+
+def _applied(rule: _Rule, measured: Measured, thresholds: Thresholds, run: str) -> Finding | None:
+    """The finding of a rule with the highest severity whose threshold is passed for sure: with the whole interval."""
+    number = measured.numbers.get(rule.number)
+    if number is None:
+        return None
+    value, sure = (
+        (number.value, number.low if rule.above else number.high) if isinstance(number, Estimate) else (number, number)
+    )
+    if not math.isfinite(sure):
+        return None
+    least = 5 * float(measured.numbers.get(rule.chance, 0.0))
+    for severity, name in (("error", rule.error), ("warning", rule.warning)):
+        if not name:
+            continue
+        limit = float(getattr(thresholds, name))
+        limit = max(limit, least) if rule.chance else limit
+        if sure > limit if rule.above else sure < limit:
+            said = {"v": value, "run": run, **{n: v for n, v in measured.numbers.items() if n not in ("v", "run")}}
+            ids = measured.ids.get(rule.ids, [])
+            text, fix = rule.text.format(**said), rule.fix.format(**said)
+            return Finding(rule.code, severity, text, rule.number, float(value), limit, ids, fix)
+    return None

@@ -5,7 +5,7 @@ Where the full cost would be quadratic, a random sample is taken and an interval
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from hardneg.diagnostics.subject import Subject
 from hardneg.index.exact import ExactIndex
-from hardneg.index.staleness import Staleness, measure
 from hardneg.mining.candidates import Float
 from hardneg.training.monitor import effective_rank
 
@@ -45,6 +44,12 @@ class Estimate:
             return cls(np.nan, np.nan, np.nan, 0)
         mean, half = float(found.mean()), 1.96 * float(found.std()) / float(np.sqrt(len(found)))
         return cls(mean, mean - half, mean + half, len(found))
+
+    @classmethod
+    def share_of(cls, values: NDArray[Any]) -> Estimate:
+        """The same of values between 0 and 1, with an interval that is within them."""
+        found = cls.mean_of(values)
+        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0)) if found.sample else found
 
 
 @dataclass
@@ -92,7 +97,7 @@ def hardness(subject: Subject, rng: np.random.Generator) -> Measured:
     judged = np.isfinite(gap)
     per_query = _row_means(gap)
     out.numbers["margin"] = Estimate.mean_of(per_query)
-    out.numbers["above_positive"] = Estimate.mean_of(_row_means(np.where(judged, gap < 0, np.nan)))
+    out.numbers["above_positive"] = Estimate.share_of(_row_means(np.where(judged, gap < 0, np.nan)))
     with np.errstate(invalid="ignore"):
         out.numbers["score_by_place"] = [float(x) for x in _column_means(subject.scores)]
         out.numbers["margin_by_place"] = [float(x) for x in _column_means(gap)]
@@ -130,12 +135,13 @@ def false_negatives(subject: Subject) -> Measured:
     """The share of negatives that are relevant. `false_source` says on what it rests.
 
     `posterior`: mean of `negative_false_probability`. `groups`: share in the query's group, where the dataset has groups and
-    they were not filtered by. Else `range`: from none to those that score above the positive.
+    they were not filtered by. `hidden positives`: mean of the posterior that those teach (see `with_hidden_positives`). Else
+    `range`: from none to those that score above the positive.
     """
     out = Measured()
     real = subject.real
     if subject.probability is not None:
-        shares, source = np.where(real, subject.probability, np.nan), "posterior"
+        shares, source = np.where(real, subject.probability, np.nan), subject.told_by
     elif subject.pairs.query_groups is not None and subject.pairs.document_groups is not None:
         mine, theirs = subject.pairs.query_groups[:, None], subject.pairs.document_groups[subject.documents]
         shares, source = np.where(real & (mine >= 0), (mine == theirs) & (mine >= 0), np.nan), "groups"
@@ -146,7 +152,7 @@ def false_negatives(subject: Subject) -> Measured:
         out.numbers |= {"false_source": "range", "false_low": 0.0, "false_high": float(_mean(above))}
         return out
     per_query = _row_means(shares)
-    out.numbers |= {"false_source": source, "false_share": Estimate.mean_of(per_query)}
+    out.numbers |= {"false_source": source, "false_share": Estimate.share_of(per_query)}
     worst = np.flatnonzero(np.nan_to_num(per_query) > 0)
     worst = worst[np.argsort(-per_query[worst], kind="stable")][:_LISTED]
     out.ids["most_false_queries"] = _names(subject.pairs.query_ids, worst)
@@ -220,13 +226,13 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measured:
     near = np.einsum("bid,bjd->bij", flat, flat) > 0.95
     near &= np.tri(near.shape[1], k=-1, dtype=bool) & (documents >= 0)[:, None, :]
     repeated = np.where(documents >= 0, near.any(2), np.nan)
-    out.numbers["near_duplicates"] = Estimate.mean_of(_row_means(repeated))
+    out.numbers["near_duplicates"] = Estimate.share_of(_row_means(repeated))
     some = sampled(len(subject.pairs.document_ids), 4000, rng)
     everything = sampled(len(subject.pairs.document_ids), 50000, rng)
     vectors = unit(subject.vectors[1], everything)
     found = ExactIndex(vectors).search(unit(subject.vectors[1], some), min(2, len(everything)))
     other = found.scores[np.arange(len(some)), -1] if found.scores.shape[1] > 1 else np.zeros(len(some))
-    out.numbers["corpus_near_duplicates"] = Estimate.mean_of(other > 0.95)
+    out.numbers["corpus_near_duplicates"] = Estimate.share_of(other > 0.95)
     repeated_rows = some[other > 0.95][:_LISTED]
     out.ids["near_duplicate_documents"] = _names(subject.pairs.document_ids, repeated_rows)
     out.numbers |= _clusters(subject, vectors, rng)
@@ -238,7 +244,7 @@ def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dic
     assert subject.vectors is not None
     import faiss
 
-    count = min(64, len(vectors) // 10)
+    count = min(64, len(vectors) // 39)  # fewer points a cluster than that, faiss finds too few
     if count < 2:
         return {}
     few = np.ascontiguousarray(vectors[sampled(len(vectors), 20000, rng)])
@@ -284,7 +290,7 @@ def hubness(subject: Subject) -> Measured:
 def geometry(subject: Subject, rng: np.random.Generator) -> Measured:
     """The space itself: `alignment`, mean squared distance of query and positive, and `uniformity`, log of the mean of
     exp(-2 |x - y|^2) over documents (Wang and Isola 2020, arXiv 2005.10242); `effective_rank` of the documents (Roy and
-    Vetterli 2007) and `dimension`, how many there could be; `mean_cosine` of two random documents.
+    Vetterli 2007), `dimension`, how many there could be, and `rank_share` of these; `mean_cosine` of two random documents.
     """
     out = Measured()
     if subject.vectors is None:
@@ -304,35 +310,8 @@ def geometry(subject: Subject, rng: np.random.Generator) -> Measured:
         out.numbers["mean_cosine"] = float(pairs.mean())
     out.numbers["effective_rank"] = effective_rank(torch.from_numpy(vectors))
     out.numbers["dimension"] = int(vectors.shape[1])
+    out.numbers["rank_share"] = out.numbers["effective_rank"] / out.numbers["dimension"]
     return out
-
-
-def search_quality(subject: Subject, rng: np.random.Generator) -> Measured:
-    """`recall`: share of the nearest documents that the run's index found, as it measured itself; 1 for an exact one.
-
-    `score_error`: mean difference between the scores in the run and those that its vectors give now, `stale_scores`: the share
-    that differ by more than float16 can explain: the vectors are others than those that were searched.
-    """
-    found = subject.info["resolved"]["recall"]
-    out = Measured({"index": subject.info["resolved"]["index"], "recall": float(found["measured"])})
-    if subject.vectors is None or subject.info["config"]["metric"] != "cosine":
-        return out
-    rows = sampled(len(subject.pairs), 1000, rng)
-    documents = np.maximum(subject.documents[rows], 0)
-    q = unit(subject.vectors[0], rows)
-    flat = unit(subject.vectors[1], documents.ravel()).reshape(*documents.shape, -1)
-    difference = np.abs(np.einsum("bd,bkd->bk", q, flat) - subject.scores[rows])
-    known = np.isfinite(difference)
-    out.numbers["score_error"] = float(difference[known].mean()) if known.any() else 0.0
-    out.numbers["stale_scores"] = float((difference[known] > 0.01).mean()) if known.any() else 0.0
-    return out
-
-
-def staleness(subject: Subject, fresh: NDArray[np.floating], rows: NDArray[np.int64]) -> Measured:
-    """`drift` and `overlap` (see `Staleness`) between the run's document vectors and fresh ones of the same rows."""
-    assert subject.vectors is not None
-    found: Staleness = measure(np.asarray(subject.vectors[1][rows], np.float32), np.asarray(fresh, np.float32), 0)
-    return Measured({"drift": found.drift, "overlap_with_fresh": found.overlap, "fresh_sample": found.sample})
 
 
 def completeness(subject: Subject) -> Measured:

@@ -30,11 +30,12 @@ class Subject:
         documents: int32 `[n, K]`, rows of the corpus, in the order of the run; -1 where a query has fewer than K.
         scores: float32 `[n, K]`, NaN where there is none.
         ranks: int32 `[n, K]`, among the candidates; 0 where there is none.
-        probability: float32 `[n, K]`, of being relevant, by a posterior; None without one.
+        probability: float32 `[n, K]`, of being relevant, by a posterior, NaN where it was not asked; None without one.
         positive: float32 `[n]`, the lowest positive's score; NaN without one.
         asked: negatives that were asked for.
         vectors: (queries `[n, d]`, documents `[N, d]`), None where they are not at hand.
         info: of the run (`run.json`).
+        told_by: what `probability` rests on.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Subject:
     asked: int
     vectors: tuple[Any, Any] | None
     info: dict[str, Any]
+    told_by: str = "posterior"
 
     @property
     def real(self) -> NDArray[np.bool_]:

@@ -76,7 +76,12 @@ def hardness(queries: Tensor, documents: Tensor, mined: Tensor) -> dict[str, flo
 
 
 class Collapse:
-    """Says once that the vectors of the documents have come to lie in few directions."""
+    """Says once that the vectors of the documents have come to lie in few directions.
+
+    Attributes:
+        first: effective rank of the first batches that were looked at.
+        said: whether it was said.
+    """
 
     def __init__(self) -> None:
         self.first: float | None = None

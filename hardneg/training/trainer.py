@@ -39,14 +39,12 @@ class Progressed:
         evaluations: one entry each, with its `step`.
         best: the evaluation whose first measure is the highest, None: there is none.
         warnings: what was said.
-        first_rank: effective rank of the first batches that were looked at.
     """
 
     step: int = 0
     evaluations: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, float] | None = None
     warnings: list[str] = field(default_factory=list)
-    first_rank: float | None = None
 
 
 class Trainer:
@@ -202,9 +200,7 @@ class Trainer:
             values |= {"drift": staleness.drift, "overlap": staleness.overlap}
         if fresh:
             values["swap_seconds"] = supply.swap_seconds
-        self.collapse.first = self.done.first_rank
         said = self.collapse.look(rank)
-        self.done.first_rank = self.collapse.first
         if said is not None:
             self.done.warnings.append(f"step {step}: {said}")
             self.warn(self.done.warnings[-1])
@@ -239,6 +235,7 @@ class Trainer:
         """All but random numbers and generations."""
         return {
             "progress": vars(self.done),
+            "collapse": vars(self.collapse),
             "towers": dict(self.towers.state_dict()),
             "criterion": dict(self.criterion.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -250,7 +247,7 @@ class Trainer:
     def load(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         self.done = Progressed(**state["progress"])
-        self.collapse.said = bool(self.done.warnings)
+        vars(self.collapse).update(state["collapse"])
         self.towers.load_state_dict(state["towers"])
         self.criterion.load_state_dict(state["criterion"])
         self.optimizer.load_state_dict(state["optimizer"])

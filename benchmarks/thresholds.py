@@ -1,0 +1,223 @@
+"""What the limits of a diagnosis rest on: its numbers on clean runs, on planted faults, and what false negatives cost.
+
+Clean runs: mined from the sets with the hashed encoder, and with MiniLM vectors where there are some. Planted: the same faults
+in `builtin:pycode` as in the tests. `--false-share`: Banking77, where groups tell the truth: an embedding bag is trained with
+four mined negatives a query of which a given share is of the query's own intent, beside in-batch and random negatives.
+
+    python benchmarks/thresholds.py --data ../shared/data
+    python benchmarks/thresholds.py --data ../shared/data --false-share
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import machine, median_and_spread, unit, versions
+
+import hardneg
+from hardneg.diagnostics.diagnose import Diagnosis, diagnose, examine
+from hardneg.diagnostics.metrics import Estimate
+from hardneg.diagnostics.subject import Subject
+from hardneg.mining.embed import fit
+from hardneg.progress import silent
+
+NUMBERS = (
+    "relative", "above_positive", "near_duplicates", "corpus_near_duplicates", "hub_share", "rank_share", "mean_cosine",
+    "effective_share", "surface_auc", "lexical_auc", "at_longest", "few", "recall", "drift", "overlap_with_fresh",
+    "stale_scores",
+)  # fmt: skip
+SHARES = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+
+
+def number(found: Diagnosis, name: str) -> float:
+    value = found.measured.numbers.get(name, np.nan)
+    return float(value.value if isinstance(value, Estimate) else value)
+
+
+def mined(pairs: hardneg.Pairs, folder: Path, vectors: tuple[Any, Any] | None = None, **options: Any) -> hardneg.Run:
+    if vectors is not None:
+        for name, array in zip(("query_embeddings", "corpus_embeddings"), vectors, strict=True):
+            options[name] = str(folder.with_suffix(f".{name}.npy"))
+            np.save(options[name], np.asarray(array, np.float32), allow_pickle=False)
+    return hardneg.mine(pairs, folder, hardneg.MineOptions(**options))
+
+
+def clean(data: Path, folder: Path) -> Iterator[tuple[str, Diagnosis]]:
+    for name in ("builtin:pycode", "banking77", "cranfield", "scifact", "tldr"):
+        where = name if name.startswith("builtin") else str(data / name)
+        pairs = hardneg.read_pairs(where, hardneg.ReadOptions(split="train"))
+        run = mined(pairs, folder / name.replace(":", "-"))
+        same = hardneg.HashedEncoder()  # fitted to the same texts, it is the run's encoder
+        yield f"{name}, hashed", diagnose(run, encoder=same)
+        if (data / name / "minilm").exists():
+            vectors = [np.load(data / name / "minilm" / f"{side}.npy") for side in ("queries", "corpus")]
+            yield f"{name}, MiniLM", diagnose(mined(pairs, folder / f"{name}-m", (vectors[0], vectors[1])))
+
+
+def planted(folder: Path) -> Iterator[tuple[str, str, Diagnosis]]:
+    """(number, what was planted, diagnosis)."""
+    code = hardneg.read_pairs("builtin:pycode", hardneg.ReadOptions(split="test"))
+    encoder = hardneg.HashedEncoder()
+    fit(encoder, code, silent)
+    texts, asked = code.documents.slice(0, len(code.document_ids)), code.queries.slice(0, len(code))
+    q, d = encoder.encode(asked), encoder.encode(texts)
+    first = code.positives.values[code.positives.offsets[:-1]]
+    run = mined(code, folder / "clean")
+    subject = Subject.of_run(run)
+    assert subject.vectors is not None
+    rng = np.random.default_rng(0)
+
+    def rebuilt(change: Any, more: tuple[str, ...] = ()) -> hardneg.Pairs:
+        changed = [change(text) for text in texts]
+        return hardneg.Pairs.from_columns(asked, [changed[i] for i in first], corpus=more)
+
+    yield "relative", "random negatives", diagnose(mined(code, folder / "a", depth=len(texts), sampler="uniform"))
+    copies = rebuilt(lambda text: text, tuple(f"{text}\n# v{k}" for text in texts for k in range(2)))
+    found = diagnose(mined(copies, folder / "b"))
+    yield "near_duplicates", "three of each document", found
+    yield "corpus_near_duplicates", "three of each document", found
+    hub = d.copy()
+    hub[17] = unit(q.mean(0, keepdims=True))[0]
+    yield "hub_share", "a hub", diagnose(mined(code, folder / "c", (q + 0.8 * hub[17], hub)))
+    basis = np.linalg.qr(rng.standard_normal((256, 5)))[0]
+    yield (
+        "rank_share",
+        "5 of 256 directions",
+        diagnose(mined(code, folder / "d", (q @ basis @ basis.T, d @ basis @ basis.T))),
+    )
+    lean = 6 * np.eye(1, 256, 3)
+    yield "mean_cosine", "all lean to one side", diagnose(mined(code, folder / "e", (q + lean, d + lean)))
+    yield "effective_share", "temperature 0.002", diagnose(run, temperature=0.002)
+    longest = np.argsort([len(text) for text in texts])[-60:].astype(np.int32)
+    yield (
+        "surface_auc",
+        "the longest documents",
+        examine(replace(subject, documents=rng.choice(longest, subject.documents.shape))),
+    )
+    marked = rebuilt(lambda text: f"{text}\n# maintained", tuple(f"{text}\n# deprecated" for text in texts))
+    nobodys = np.setdiff1d(np.arange(len(marked.document_ids)), marked.positives.values).astype(np.int32)
+    other = Subject.of_run(mined(marked, folder / "f"))
+    yield (
+        "lexical_auc",
+        "a word marks them",
+        examine(replace(other, documents=rng.choice(nobodys, other.documents.shape))),
+    )
+    yield "at_longest", "cut at 150 characters", diagnose(mined(rebuilt(lambda text: text[:150]), folder / "g"))
+    few = mined(code, folder / "h", depth=20, max_depth=20, filters=("score:max=0.2",))
+    yield "few", "a filter that is too strict", diagnose(few)
+    yield "recall", "hnsw made to find half", diagnose(mined(code, folder / "i", index="hnsw", recall=0.5))
+    now = hardneg.HashedEncoder()
+    now.fit(texts[:400])
+    found = diagnose(run, encoder=now)
+    yield "drift", "an encoder fitted elsewhere", found
+    yield "overlap_with_fresh", "an encoder fitted elsewhere", found
+    shuffled = np.asarray(subject.vectors[1])[rng.permutation(len(texts))]
+    yield "stale_scores", "vectors in another order", examine(replace(subject, vectors=(subject.vectors[0], shuffled)))
+
+
+def limits(data: Path) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        rows = list(clean(data, folder))
+        faults = {each: (what, number(found, each)) for each, what, found in planted(folder)}
+    for label, found in rows:
+        codes = ", ".join(f"{f.code} ({f.severity})" for f in found.findings)
+        print(f"{label}: {codes or 'nothing'}")
+    print(f"\n{'number':<24}{'clean: median (range)':>28}{'planted':>10}  fault")
+    for each in NUMBERS:
+        values = [value for value in (number(found, each) for _, found in rows) if np.isfinite(value)]
+        what, value = faults.get(each, ("", np.nan))
+        print(f"{each:<24}{median_and_spread(values):>28}{value:>10.2f}  {what}")
+
+
+def trained(train: hardneg.Pairs, test: hardneg.Pairs, negatives: hardneg.Mined | None, count: int, seed: int) -> float:
+    """nDCG@10 of an embedding bag after three epochs with `count` of these negatives a query."""
+    torch.manual_seed(seed)
+    model = hardneg.HashedEncoder(dimension=256, seed=seed)
+    fit(model, train, silent)
+    model.train()
+    sampler = hardneg.MemoryBankSampler(train, negatives, batch_size=128, negatives=count, drop_last=True, seed=seed)
+    steps = 3 * len(sampler)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0, fused=True)
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda i: min((i + 1) / (0.1 * steps), (steps - i) / (0.9 * steps))
+    )
+    criterion, known = hardneg.InfoNCE(0.05), train.known_positives()
+    for _ in range(3):
+        for batch in sampler:
+            q, p = np.array([e.query for e in batch]), np.array([e.positive for e in batch])
+            hard = np.array([e.negatives for e in batch], np.int64).reshape(len(batch), -1)
+            shared = np.setdiff1d(hard, p)
+            vectors = [model.vectors(train.queries.take(q)), model.vectors(train.documents.take(p))]
+            more: dict[str, Any] = {"ids": hardneg.Sides(positives=torch.from_numpy(p)[:, None])}
+            if len(shared):
+                more["shared"] = model.vectors(train.documents.take(shared))
+                more["ids"] = replace(more["ids"], shared=torch.from_numpy(shared))
+            loss = criterion(*vectors, known_ids=torch.from_numpy(known.take(q).padded()).long(), **more)
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            rates.step()
+        sampler.end_epoch()
+    model.eval()
+    return 100 * hardneg.evaluate(test, model, ("ndcg@10",)).means["ndcg@10"]
+
+
+def with_false(train: hardneg.Pairs, share: float, seed: int, slots: int = 20) -> hardneg.Mined:
+    """Near documents of other intents than the query's, and so large a share of its own."""
+    model = hardneg.HashedEncoder(dimension=256, seed=seed)
+    fit(model, train, silent)
+    documents = model.encode(train.documents.slice(0, len(train.document_ids)))
+    found = hardneg.ExactIndex(documents).search(model.encode(train.queries.slice(0, len(train))), 400).documents
+    assert train.query_groups is not None
+    assert train.document_groups is not None
+    same = train.document_groups[found] == train.query_groups[:, None]
+    known = train.known_positives()
+    out = np.full((len(train), slots), -1, np.int32)
+    false = round(share * slots)
+    for i in range(len(train)):
+        mine = set(known.take(np.array([i])).values.tolist())
+        own = [j for j in found[i][same[i]] if j not in mine][:false]
+        others = found[i][~same[i]][: slots - len(own)]
+        out[i, : len(own) + len(others)] = [*own, *others]
+    scores = np.zeros(out.shape, np.float32)
+    return hardneg.Mined(out, scores, np.zeros(len(train), np.float32), out >= 0)
+
+
+def false_share(data: Path, seeds: int) -> None:
+    train, test = (hardneg.read_pairs(str(data / "banking77"), hardneg.ReadOptions(split=s)) for s in ("train", "test"))
+    print(f"{'negatives':<36}{'nDCG@10: median (range)':>28}")
+    ways: list[tuple[str, float | None, int]] = [("in-batch", None, 0), ("4 random ones", None, 4)]
+    ways += [(f"4 mined, {share:.0%} of them false", share, 4) for share in SHARES]
+    for label, share, count in ways:
+        values = [
+            trained(train, test, None if share is None else with_false(train, share, seed), count, seed)
+            for seed in range(seeds)
+        ]
+        print(f"{label:<36}{median_and_spread(values):>28}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--false-share", action="store_true")
+    parser.add_argument("--seeds", type=int, default=3)
+    args = parser.parse_args()
+    print(machine())
+    print(versions("hardneg", "torch", "scikit-learn"))
+    if args.false_share:
+        false_share(args.data, args.seeds)
+    else:
+        limits(args.data)
+
+
+if __name__ == "__main__":
+    main()
