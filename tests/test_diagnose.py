@@ -446,18 +446,20 @@ def test_compare_counts_by_hand(clean: hardneg.Run, tmp_path: Path) -> None:
 
 
 def test_compare_says_how_far_an_encoder_has_moved(
-    clean: hardneg.Run, code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path
+    code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:
     """Two generations: the documents' vectors of the second are those of the first with noise."""
     noise = np.random.default_rng(0).standard_normal(vectors[1].shape) / 16
     moved = metrics.unit(vectors[1] + 0.5 * noise, np.arange(len(noise)))
-    later = mined_with(code, vectors[0], moved, tmp_path)
-    found = hardneg.compare(clean, hardneg.Run(later.subject.name))
+    first, later, short = (
+        hardneg.Run(mined_with(code, q, d, tmp_path_of(tmp_path, name)).subject.name)
+        for name, q, d in (("a", *vectors), ("b", vectors[0], moved), ("c", vectors[0][:, :64], vectors[1][:, :64]))
+    )
+    found = hardneg.compare(first, later)
     assert found.staleness is not None
     assert found.staleness.drift == pytest.approx(1 - float((vectors[1] * moved).sum(1).mean()), abs=0.01)
     assert found.staleness.overlap < 0.9
-    short = mined_with(code, vectors[0][:, :64], vectors[1][:, :64], tmp_path_of(tmp_path, "short"))
-    assert hardneg.compare(clean, hardneg.Run(short.subject.name)).staleness is None
+    assert hardneg.compare(first, short).staleness is None
 
 
 def tmp_path_of(folder: Path, name: str) -> Path:

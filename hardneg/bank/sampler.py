@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset, Sampler
 
 from hardneg.bank.mined import Mined
-from hardneg.data.pairs import Int, Pairs
+from hardneg.data.pairs import Int, Pairs, told_apart
 from hardneg.errors import RunError, UsageError
 from hardneg.hashing import mix
 from hardneg.index.generation import Items
@@ -190,10 +190,9 @@ class MemoryBankSampler(Sampler[list[Example]]):
         order = rng.permutation(self.trainable)
         chosen = self.pairs.positives.take(order)
         positives = chosen.values[chosen.offsets[:-1] + rng.integers(chosen.lengths)]
-        # Queries and positives are told apart by text; those without a text by their row.
         keys = (
-            np.where(self.pairs.query_keys[order] != 0, self.pairs.query_keys[order], -1 - order),
-            np.where(self.pairs.document_keys[positives] != 0, self.pairs.document_keys[positives], -1 - positives),
+            told_apart(self.pairs.query_keys[order], order),
+            told_apart(self.pairs.document_keys[positives], positives),
         )
         size, number = self.batch_size * self.ranks, 0
         waiting: list[int] = []

@@ -162,6 +162,12 @@ def text_key(text: str) -> int:
     return int.from_bytes(blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1 | 1
 
 
+def told_apart(keys: Int, rows: Int | None = None) -> Int:
+    """int64 `[n]`: equal where the texts of these keys are; what has no text (key 0) is told apart by its row."""
+    numbers = np.arange(len(keys)) if rows is None else rows
+    return np.where(keys != 0, keys, -1 - numbers)
+
+
 @dataclass
 class Pairs:
     """A dataset to mine: queries, a corpus, and which documents are positives of which query.
@@ -210,13 +216,11 @@ class Pairs:
 
         Two rows of one question with different answers must not get each other's answer as a negative.
         """
-        _, classes = np.unique(self.query_keys, return_inverse=True)
-        unkeyed = self.query_keys == 0
-        classes = np.where(unkeyed, len(self) + np.arange(len(self)), classes.ravel())
-        if len(np.unique(classes)) == len(self):
+        distinct, classes = np.unique(told_apart(self.query_keys), return_inverse=True)
+        if len(distinct) == len(self):
             return self.positives
-        _, classes = np.unique(classes, return_inverse=True)
-        merged = Ragged.from_pairs(classes[self.positives.row_numbers()], self.positives.values, int(classes.max()) + 1)
+        classes = classes.ravel()
+        merged = Ragged.from_pairs(classes[self.positives.row_numbers()], self.positives.values, len(distinct))
         return merged.take(classes)
 
     @classmethod

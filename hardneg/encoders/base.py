@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.data.store import read_json
 from hardneg.errors import UsageError, suggestion
 
 if TYPE_CHECKING:
@@ -98,6 +99,13 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
     raise UsageError(
         f"unknown encoder {spec!r}.{suggestion(kind, KINDS)} Forms: hashed, st:NAME_OR_PATH, glyphs, module:PKG.MOD:FACTORY"
     )
+
+
+def saved_config(kind: str, folder: Path) -> dict[str, Any]:
+    """`config.json` of an encoder of this kind that was saved; UsageError when there is none."""
+    if not (folder / "config.json").exists():
+        raise UsageError(f"{kind}:{folder}: there is no saved encoder (no config.json)")
+    return read_json(folder / "config.json")
 
 
 def call_factory(spec: str) -> object:

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from hardneg.data.glyphs import SIZE, bitmap, parse_glyph
-from hardneg.data.store import read_json, write_json
+from hardneg.data.store import write_json
+from hardneg.encoders.base import saved_config
 from hardneg.encoders.hashed import HashedEncoder
 from hardneg.errors import UsageError
 
@@ -110,9 +111,7 @@ class GlyphEncoder(nn.Module):
     def load(cls, folder: str | Path) -> GlyphEncoder:
         """An encoder that `save` wrote; UsageError when there is none."""
         folder = Path(folder)
-        if not (folder / "config.json").exists():
-            raise UsageError(f"glyphs:{folder}: there is no saved encoder (no config.json)")
-        config = read_json(folder / "config.json")
+        config = saved_config("glyphs", folder)
         try:
             encoder = cls(config["dimension"], config["width"], config["seed"])
             encoder.load_state_dict(load_file(folder / "model.safetensors"))

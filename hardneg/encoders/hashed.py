@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hardneg.data.store import read_json, write_array, write_json
+from hardneg.data.store import write_array, write_json
+from hardneg.encoders.base import saved_config
 from hardneg.encoders.features import hashed_features
 from hardneg.errors import UsageError
 
@@ -140,9 +141,7 @@ class HashedEncoder(nn.Module):
     def load(cls, folder: str | Path) -> HashedEncoder:
         """An encoder that `save` wrote; UsageError when there is none."""
         folder = Path(folder)
-        if not (folder / "config.json").exists():
-            raise UsageError(f"hashed:{folder}: there is no saved encoder (no config.json)")
-        config = read_json(folder / "config.json")
+        config = saved_config("hashed", folder)
         table = np.load(folder / "table.npy", allow_pickle=False)
         try:
             encoder = cls(

@@ -15,7 +15,7 @@ from torch import Tensor
 from hardneg.bank.mined import Mined
 from hardneg.calibration.population import Found
 from hardneg.calibration.sources import learn_from
-from hardneg.data.pairs import Pairs
+from hardneg.data.pairs import Pairs, told_apart
 from hardneg.errors import DataError, UsageError
 from hardneg.losses.infonce import Sides, Variants
 from hardneg.mining import filters as f
@@ -70,8 +70,7 @@ class OnlineFilters:
     def __init__(self, chain: f.Chain, pairs: Pairs, context: Context, device: torch.device, seed: int = 0) -> None:
         self.pairs, self.device, self.seed = pairs, device, seed
         # Copies of a text are one document here: none of them is a negative of a query that another is a positive of.
-        keys = np.where(pairs.document_keys != 0, pairs.document_keys, -1 - np.arange(len(pairs.document_keys)))
-        _, first, places = np.unique(keys, return_index=True, return_inverse=True)
+        _, first, places = np.unique(told_apart(pairs.document_keys), return_index=True, return_inverse=True)
         self.canonical = torch.from_numpy(first[places.ravel()]).to(device)
         self.known = context.known
         self.margins = [each for each in chain.filters if isinstance(each, f.Margin)]
