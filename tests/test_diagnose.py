@@ -98,11 +98,11 @@ def test_false_negatives(clean: hardneg.Run) -> None:
 
 def test_the_posterior_speaks_of_false_negatives(clean: hardneg.Run) -> None:
     subject = Subject.of_run(clean)
-    probability = np.where(subject.real, np.float32(0.3), np.float32(np.nan))
+    probability = np.where(subject.real, np.float32(0.4), np.float32(np.nan))
     found = examine(replace(subject, probability=probability))
     finding = next(f for f in found.findings if f.code == "false-negatives")
     assert finding.severity == "error"
-    assert finding.value == pytest.approx(0.3)
+    assert finding.value == pytest.approx(0.4)
     assert found.measured.numbers["false_source"] == "posterior"
 
 
