@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -104,6 +106,23 @@ def test_the_posterior_speaks_of_false_negatives(clean: hardneg.Run) -> None:
     assert finding.severity == "error"
     assert finding.value == pytest.approx(0.4)
     assert found.measured.numbers["false_source"] == "posterior"
+
+
+def test_a_fix_can_be_typed_as_it_stands(
+    clean: hardneg.Run, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Also where the folder's name has a space in it."""
+    folder = tmp_path / "a run"
+    shutil.copytree(clean.folder, folder)
+    subject = Subject.of_run(hardneg.Run(folder))
+    found = examine(replace(subject, probability=np.where(subject.real, np.float32(0.4), np.float32(np.nan))))
+    fix = next(f for f in found.findings if f.code == "false-negatives").fix
+    for command in fix.split(" && "):
+        name, *words = shlex.split(command)
+        assert name == "hardneg"
+        done = run_cli(*words)
+        assert done.returncode == 0, done.stderr
+    assert len(hardneg.Run(tmp_path / "a run-2").negatives()) == len(clean.negatives())
 
 
 def test_unknown_false_negatives_are_a_range(clean: hardneg.Run) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,8 @@ class _Rule:
     Attributes:
         code, number, ids: see `Finding`; `ids` names some of what was measured.
         info, warning, error: names of thresholds.
-        text, fix: with `{v}` for the number, `{run}`, and the name of anything else that was measured.
+        text, fix: with `{v}` for the number and the name of anything else that was measured; in a fix `{run}`, `{out}` and
+            `{posterior}` as a shell wants them.
         above: whether the number is too high; else it is too low.
         chance: name of what chance gives: below five times that nothing is said.
     """
@@ -137,29 +139,29 @@ class _Rule:
 _RULES = (
     _Rule(
         "false-negatives", "false_share", "about {v:.1%} of the negatives are relevant documents that nobody labelled",
-        "hardneg calibrate {run} && hardneg select {run} --filter posterior:{run}/posterior.json",
+        "hardneg calibrate {run} && hardneg select {run} --filter {posterior} --out {out}",
         "false_share", "false_share_error", "most_false_queries",
     ),
     _Rule(
         "easy", "relative",
         "the negatives are hardly nearer than random documents ({v:.2f}, where 0 is random and 1 as near as positives)",
-        "hardneg select {run} --sampler top, a lower rank:min, or a better encoder", "easy", "easy_error", above=False,
+        "hardneg select {run} --sampler top --out {out}, a lower rank:min, or a better encoder", "easy", "easy_error", above=False,
     ),
     _Rule(
         "above-positive", "above_positive",
         "{v:.0%} of the negatives score above the positive: the encoder is weak here, or they are false",
-        "hardneg select {run} --filter margin:relative=0.05, after hardneg calibrate {run}",
+        "hardneg select {run} --filter margin:relative=0.05 --out {out}",
         info="above_positive", ids="smallest_margin_queries",
     ),
     _Rule(
         "duplicates", "near_duplicates", "{v:.0%} of a query's negatives are nearly the same text as another of them",
-        "hardneg select {run} --filter duplicate:near=0.95 --filter distinct",
+        "hardneg select {run} --filter duplicate:near=0.95 --filter distinct --out {out}",
         "near_duplicates", ids="near_duplicate_documents",
     ),
     _Rule(
         "duplicate-corpus", "corpus_near_duplicates",
         "{v:.0%} of the documents have a near copy in the corpus: copies of positives become negatives",
-        "hardneg select {run} --filter duplicate:near=0.95, or remove the copies",
+        "hardneg select {run} --filter duplicate:near=0.95 --out {out}, or remove the copies",
         "corpus_near_duplicates", ids="near_duplicate_documents",
     ),
     _Rule(
@@ -227,7 +229,7 @@ def judge(measured: Measured, thresholds: Thresholds, run: str) -> list[Finding]
     if measured.numbers.get("false_source") == "range" and math.isfinite(measured.numbers["false_high"]):
         high = float(measured.numbers["false_high"])
         text = f"how many negatives are relevant is not known: {high:.1%} of them score above the positive"
-        fix = f"hardneg calibrate {run}"
+        fix = f"hardneg calibrate {shlex.quote(run)}"
         found.append(Finding("false-negatives-unknown", "info", text, "false_high", high, 0.0, [], fix))
     return sorted((each for each in found if each is not None), key=lambda each: -SEVERITIES.index(each.severity))
 
@@ -249,7 +251,8 @@ def _applied(rule: _Rule, measured: Measured, thresholds: Thresholds, run: str) 
         limit = float(getattr(thresholds, name))
         limit = max(limit, least) if rule.chance else limit
         if sure > limit if rule.above else sure < limit:
-            said = {"v": value, "run": run, **{n: v for n, v in measured.numbers.items() if n not in ("v", "run")}}
+            said = {**measured.numbers, "v": value, "run": shlex.quote(run), "out": shlex.quote(f"{run}-2")}
+            said["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
             ids = measured.ids.get(rule.ids, [])
             text, fix = rule.text.format(**said), rule.fix.format(**said)
             return Finding(rule.code, severity, text, rule.number, float(value), limit, ids, fix)
