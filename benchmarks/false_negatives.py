@@ -33,7 +33,7 @@ from common import in_own_process, jittered_vectors, machine, median_and_spread,
 
 import hardneg
 from hardneg.calibration.guarantee import certify
-from hardneg.calibration.learn import LADDER, TELLING, Logistic, fit_judged, fit_known
+from hardneg.calibration.learn import LADDER, TELLING, fit_judged, fit_known
 from hardneg.calibration.population import Population, ladder
 from hardneg.data.pairs import Pairs, Ragged
 from hardneg.index.exact import ExactIndex
@@ -200,12 +200,7 @@ def learned(world: World) -> np.ndarray:
     """P(relevant) of all candidates, learned from the known positives alone."""
     used = world.open | world.known
     model, world.report = fit_known({n: world.features[n][used] for n in (*CROWDS, *TELLING[1:])}, world.known[used])
-    return whole(world, model)
-
-
-def whole(world: World, model: Logistic) -> np.ndarray:
-    flat = {name: world.features[name].ravel() for name in model.features}
-    return model.probability(flat).reshape(world.open.shape)
+    return model.probability(world.features)
 
 
 def judged(world: World, count: int, seed: int, names: tuple[str, ...] | None) -> tuple[np.ndarray, dict]:
@@ -214,7 +209,7 @@ def judged(world: World, count: int, seed: int, names: tuple[str, ...] | None) -
     rows, columns = rows[pick], columns[pick]
     values = {name: value[rows, columns] for name, value in world.features.items()}
     model, report = fit_judged(values, world.truth[rows, columns], np.ones(count), rows, names, seed)
-    return whole(world, model), report
+    return model.probability(world.features), report
 
 
 def guide_risk(world: World) -> np.ndarray:

@@ -178,8 +178,9 @@ def main() -> None:
         return
     print(machine())
     print(versions("hardneg", "torch", "sentence-transformers", "transformers", "accelerate"))
-    names = ["set", "split", "epochs", "batch", "rate", "negatives", "depth", "refresh", "bank", "bank_age", "policy"]
-    names.append("peer_margin")
+    names = [
+        "set", "split", "epochs", "batch", "rate", "negatives", "depth", "refresh", "bank", "bank_age", "policy", "peer_margin",
+    ]  # fmt: skip
     common = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     common += [f"--filter={spec}" for spec in args.filter]
     first = in_own_process(__file__, *common, "--way=untrained")

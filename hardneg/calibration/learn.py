@@ -48,7 +48,8 @@ class Logistic:
     intercept: float
 
     def probability(self, values: Values) -> Double:
-        total = np.full(len(values[self.features[0]]), self.intercept)
+        """float64 like the features, which may have any shape."""
+        total = np.full(values[self.features[0]].shape, self.intercept)
         for name, weight in zip(self.features, self.weights, strict=True):
             total += values[name].astype(np.float64) * weight
         return np.asarray(expit(total), np.float64)

@@ -142,9 +142,7 @@ class Population:
             for start in range(0, len(probability), _ROWS):
                 rows = np.arange(start, min(start + _ROWS, len(probability)))
                 block = part.candidates.rows(rows)
-                values = features.of(model.features, block)
-                flat = {name: value.ravel() for name, value in values.items()}
-                probability[rows] = model.probability(flat).reshape(block.documents.shape)
+                probability[rows] = model.probability(features.of(model.features, block))
                 advance(len(block.queries))
             self.parts.append((part.candidates, open_to_judgement(part) & part.candidates.real, probability))
 

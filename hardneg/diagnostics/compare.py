@@ -15,10 +15,11 @@ from hardneg.data.arrow import read_parquet, values_of
 from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose
 from hardneg.diagnostics.findings import SEVERITIES, Finding, Thresholds
-from hardneg.diagnostics.metrics import Estimate, sampled, unit
+from hardneg.diagnostics.metrics import Estimate, sampled
+from hardneg.diagnostics.search import moved
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import UsageError
-from hardneg.index.staleness import SAMPLE, Staleness, measure
+from hardneg.index.staleness import SAMPLE, Staleness
 from hardneg.mining.run import PART_ROWS, Run
 from hardneg.progress import Progress, silent
 
@@ -96,7 +97,7 @@ def _staleness(a: Subject, b: Subject, seed: int) -> Staleness | None:
     if a.vectors is None or b.vectors is None or a.vectors[1].shape != b.vectors[1].shape:
         return None
     rows = sampled(len(a.pairs.document_ids), SAMPLE, np.random.default_rng(seed))
-    return measure(unit(a.vectors[1], rows), unit(b.vectors[1], rows), 0)
+    return moved(a, b.vectors[1][rows], rows)
 
 
 def _flow(pairs: Pairs, first: Run, second: Run, progress: Progress) -> dict[str, dict[str, int]]:

@@ -33,7 +33,7 @@ def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progr
     grouped = pairs.query_groups is not None and pairs.document_groups is not None
     if subject.probability is not None or grouped or int((pairs.positives.lengths > 1).sum()) < HIDEABLE:
         return subject
-    reopened = Reopened(run, progress=progress)
+    reopened = Reopened(run, pairs=pairs, progress=progress)
     features = PairFeatures(reopened.context)
     try:
         model = learn_from(Found.of_run(reopened), features, "hidden", None, seed, progress).model
@@ -42,8 +42,7 @@ def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progr
     rows = sampled(len(pairs), _QUERIES, np.random.default_rng(seed))
     empty = np.empty((len(rows), 0), np.float32)
     block = Candidates(rows, subject.documents[rows], subject.scores[rows], subject.positive[rows], empty)
-    found = {name: values.ravel() for name, values in features.of(model.features, block).items()}
     probability = np.full(subject.documents.shape, np.nan, np.float32)
-    told = model.probability(found).reshape(block.documents.shape)
+    told = model.probability(features.of(model.features, block))
     probability[rows] = np.where(subject.real[rows], told, np.nan)
     return replace(subject, probability=probability, told_by="hidden positives")

@@ -79,8 +79,13 @@ def _scores(queries: Float, documents: Float, metric: str) -> Float:
     return products if metric != "l2" else 2 * products - (documents**2).sum(1)
 
 
+def moved(subject: Subject, fresh: NDArray[np.floating], rows: NDArray[np.int64]) -> Staleness:
+    """How far the documents have moved: the run's vectors against fresh ones `[m, d]` of these rows."""
+    assert subject.vectors is not None
+    return measure(np.asarray(subject.vectors[1][rows], np.float32), np.asarray(fresh, np.float32), 0)
+
+
 def staleness(subject: Subject, fresh: NDArray[np.floating], rows: NDArray[np.int64]) -> Measured:
     """`drift` and `overlap` (see `Staleness`) between the run's document vectors and fresh ones of the same rows."""
-    assert subject.vectors is not None
-    found: Staleness = measure(np.asarray(subject.vectors[1][rows], np.float32), np.asarray(fresh, np.float32), 0)
+    found = moved(subject, fresh, rows)
     return Measured({"drift": found.drift, "overlap_with_fresh": found.overlap, "fresh_sample": found.sample})

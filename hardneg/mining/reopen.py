@@ -53,6 +53,7 @@ class Reopened:
     Args:
         run: a finished run.
         embeddings: folder where vectors of guides are kept.
+        pairs: its dataset, where that was read already.
         batch_size, device: of guides.
     """
 
@@ -61,12 +62,13 @@ class Reopened:
         run: Run,
         embeddings: Path | None = None,
         *,
+        pairs: Pairs | None = None,
         batch_size: int = 32,
         device: str | None = None,
         progress: Progress = silent,
     ) -> None:
         self.run = run
-        self.pairs: Pairs = run.pairs()
+        self.pairs: Pairs = run.pairs() if pairs is None else pairs
         config = run.info["config"]
         options = MineOptions(seed=config["seed"], precision=config["precision"])
         self.context = Context(

@@ -26,7 +26,7 @@ from hardneg.data.store import read_json, sha256_file, sync_folder, write_json
 from hardneg.errors import RunError
 from hardneg.training.distributed import World
 
-SCHEMA = "hardneg-checkpoint-1"
+SCHEMA = "hardneg-checkpoint-2"
 _TENSOR, _MAP = "tensor:", "pairs:"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import logit
 from torch import Tensor
 
 from hardneg.bank.mined import Mined
@@ -85,7 +85,7 @@ class OnlineFilters:
             self._document_groups = torch.from_numpy(pairs.document_groups).to(device)
         self.to_learn = next((each for each in chain.filters if isinstance(each, f.LearnedAtStart)), None)
         self.settled = f.Chain([each for each in chain.filters if not isinstance(each, f.LearnedAtStart)])
-        self.posterior, self.limit = _sketched(chain)
+        self.posterior, self.limit = (None, self.to_learn.threshold) if self.to_learn else _sketched(chain)
         self.sketch: Sketch | None = None
         self.unlearned: str | None = None
         here = (f.Known, f.Duplicate, f.Margin, f.Guide, f.Group, f.SameCrowd, f.FalseNegative, f.LearnedAtStart)
@@ -141,8 +141,7 @@ class OnlineFilters:
             self.unlearned = str(error)
             return
         # Learned of near candidates. What stands in no crowd of the query's is not suspected, whatever was learned.
-        limit = min(max(self.limit, 1e-6), 1 - 1e-6)
-        level = min(made.model.intercept, math.log(limit / (1 - limit)) - _APART)
+        level = min(made.model.intercept, float(logit(min(max(self.limit, 1e-6), 1 - 1e-6))) - _APART)
         self.posterior = Posterior(
             made.model.features, made.model.weights, level, self.limit, made.source, {}, made.report
         )
@@ -203,10 +202,7 @@ class OnlineFilters:
 
 
 def _sketched(chain: f.Chain) -> tuple[Posterior | None, float]:
-    """(What the sketch is made of, None if it has to be learned; the probability from which on a pair is no negative)."""
-    for each in chain.filters:
-        if isinstance(each, f.LearnedAtStart):
-            return None, each.threshold
+    """(What the sketch is made of, the probability from which on a pair is no negative)."""
     if chain.posterior is not None:
         own = chain.posterior
         return own.posterior, own.posterior.threshold if own.threshold is None else own.threshold

@@ -128,7 +128,7 @@ def train(
         supply = Supply(
             pairs, towers, options, here, run=run, queries=queries, documents=documents, embed=embed,
             resume=None if found is None else found / "generations",
-            step=step, learned=None if state is None else state["supply"].get("filters"),
+            step=step, learned=None if state is None else state["supply"]["filters"],
         )  # fmt: skip
         advance(1)
         for name in supply.filters.mined_only:
