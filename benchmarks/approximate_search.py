@@ -67,7 +67,7 @@ def run(system: str, folder: Path, k: int, target: float) -> dict[str, object]:
     checked = np.linspace(0, len(queries) - 1, CHECKED).astype(np.int64)
     true = np.load(folder / "truth.npy")
     if system.startswith("hardneg"):
-        from hardneg.index.choose import make_index
+        from hardneg.index.factory import make_index
 
         aimed = min(1.0, target + 0.01)  # it tunes on other queries than those that are checked here
         make_index("exact", documents[:64], "ip")[0].search(queries[:8], 8)

@@ -51,7 +51,7 @@ def prepare(args: argparse.Namespace, folder: Path) -> None:
 def one(args: argparse.Namespace) -> dict[str, Any]:
     from hardneg.diagnostics.compare import compare
     from hardneg.diagnostics.diagnose import diagnose
-    from hardneg.diagnostics.report import write_report
+    from hardneg.diagnostics.report.page import write_report
     from hardneg.mining.run import Run
 
     folder = Path(args.folder)
@@ -64,7 +64,7 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
         diagnosis = diagnose(run)
         size = len(diagnosis.findings)
         if args.what == "diagnose --html":
-            write_report(diagnosis, run, folder / "report.html", [])
+            write_report(diagnosis, run, folder / "report.html")
             size = (folder / "report.html").stat().st_size
     return {"seconds": time.perf_counter() - start, "peak": peak_mb(), "size": size}
 

@@ -32,18 +32,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import in_own_process, jittered_vectors, machine, median_and_spread, now_mb, peak_mb, versions
 
 import hardneg
-from hardneg.calibration.guarantee import certify
-from hardneg.calibration.learn import LADDER, TELLING, fit_judged, fit_known
-from hardneg.calibration.population import Population, ladder
-from hardneg.data.pairs import Pairs, Ragged
+from hardneg.data.pairs import Pairs
+from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
+from hardneg.false_negatives.guarantee import certify
+from hardneg.false_negatives.learn import LADDER, TELLING, fit_judged, fit_known
+from hardneg.false_negatives.population import Population, ladder
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
-from hardneg.mining.features import CROWDS, PairFeatures
-from hardneg.mining.filters import lowest_scores
+from hardneg.mining.filters.base import lowest_scores
+from hardneg.storage.arrays import Ragged
 
 SEEDS = range(20)
 NEGATIVES = 7
-EVERY = ("score", "positive_score", "margin", "reach_query", "reach_positive", "log_rank")
+EVERY = ("score", "positive_score", "margin", "local_score_query", "local_score_positive", "log_rank")
 LEXICAL = ("lexical_query", "lexical_positive")
 
 
@@ -74,7 +75,7 @@ class World:
 
     @cached_property
     def features(self) -> dict[str, np.ndarray]:
-        names = [*CROWDS, *EVERY, *LEXICAL]
+        names = [*SHARED_FEATURES, *EVERY, *LEXICAL]
         return PairFeatures(self.context, self.positives).of(names, self.candidates)
 
     def at(self, risk: np.ndarray, threshold: float) -> tuple[float, float, float]:
@@ -199,7 +200,9 @@ def scifact(data: Path) -> World:
 def learned(world: World) -> np.ndarray:
     """P(relevant) of all candidates, learned from the known positives alone."""
     used = world.open | world.known
-    model, world.report = fit_known({n: world.features[n][used] for n in (*CROWDS, *TELLING[1:])}, world.known[used])
+    model, world.report = fit_known(
+        {n: world.features[n][used] for n in (*SHARED_FEATURES, *TELLING[1:])}, world.known[used]
+    )
     return model.probability(world.features)
 
 
@@ -250,11 +253,11 @@ def compare(world: World) -> None:
     if "minilm" in world.name:  # digits have no texts, and the hashed encoder cannot guide itself
         row("guide (hashed encoder)", [world.at_hardness(guide_risk(world), hardness)])
     row("near-duplicate of the positive (embedding)", [world.at_hardness(world.features["positive_score"], hardness)])
-    row("common neighbours: crowd_query alone", [world.at_hardness(world.features["crowd_query"], hardness)])
+    row("common neighbors: crowd_query alone", [world.at_hardness(world.features["shared_query"], hardness)])
     p = learned(world)
     row("**posterior, no judgement**", [world.at_hardness(p, hardness)], "known positives alone")
     if world.truth[world.open].mean() * 300 > 3:  # else many samples of 300 hold no relevant pair at all
-        results = [judged(world, 300, seed, CROWDS) for seed in SEEDS]
+        results = [judged(world, 300, seed, SHARED_FEATURES) for seed in SEEDS]
         row("**posterior, 300 judged**", [world.at_hardness(r, hardness) for r, _ in results], "crowds; seeds 0-19")
         results = [judged(world, 300, seed, None) for seed in SEEDS]
         row(
@@ -295,18 +298,18 @@ def ablation(worlds: list[World]) -> None:
     print("| features | " + " | ".join(f"{w.name}: 300 | 10,000" for w in worlds) + " |")
     print("| --- |" + " --- | --- |" * len(worlds))
     sets: dict[str, tuple[str, ...]] = {
-        "crowd_query": ("crowd_query",),
-        "crowd_positive": ("crowd_positive",),
-        "crowd_votes": ("crowd_votes",),
-        "crowd_query, crowd_positive": CROWDS[:2],
-        "the three crowds": CROWDS,
-        "+ score, positive_score": (*CROWDS, "score", "positive_score"),
-        "+ margin": (*CROWDS, "margin"),
-        "+ reach_query, reach_positive": (*CROWDS, "reach_query", "reach_positive"),
+        "shared_query": ("shared_query",),
+        "shared_positive": ("shared_positive",),
+        "shared_votes": ("shared_votes",),
+        "crowd_query, crowd_positive": SHARED_FEATURES[:2],
+        "the three crowds": SHARED_FEATURES,
+        "+ score, positive_score": (*SHARED_FEATURES, "score", "positive_score"),
+        "+ margin": (*SHARED_FEATURES, "margin"),
+        "+ reach_query, reach_positive": (*SHARED_FEATURES, "local_score_query", "local_score_positive"),
         "+ margin, reach_*": LADDER[-1],
-        "+ log_rank": (*CROWDS, "log_rank"),
-        "+ lexical_*": (*CROWDS, *LEXICAL),
-        "all": (*CROWDS, *EVERY, *LEXICAL),
+        "+ log_rank": (*SHARED_FEATURES, "log_rank"),
+        "+ lexical_*": (*SHARED_FEATURES, *LEXICAL),
+        "all": (*SHARED_FEATURES, *EVERY, *LEXICAL),
         "all but the crowds": (*EVERY, *LEXICAL),
     }
     for label, names in sets.items():
@@ -384,7 +387,7 @@ def redrawn(data: Path) -> None:
         context = Context(
             replace(pairs, positives=known), world.context.open_index, known, None, world.context.find_nearest
         )
-        context.cache["crowds"] = PairFeatures(world.context).crowds
+        context.cache["neighbor graph"] = PairFeatures(world.context).crowds
         other = World(world.name, context.pairs, candidates, context, known, world.truth)
         margins.append(other.margin)
         posteriors.append(other.at_hardness(learned(other), other.margin[1]))
@@ -398,7 +401,7 @@ def sketched(world: World) -> None:
     import torch
 
     used = world.open | world.known
-    model, _ = fit_known({n: world.features[n][used] for n in (*CROWDS, *TELLING[1:])}, world.known[used])
+    model, _ = fit_known({n: world.features[n][used] for n in (*SHARED_FEATURES, *TELLING[1:])}, world.known[used])
     posterior = hardneg.Posterior(model.features, model.weights, model.intercept, 0.1, "known positives")
     rows, documents = world.candidates.queries, world.candidates.documents.astype(np.int64)
     for components in (256, 512, 1024):
@@ -473,13 +476,13 @@ def cost(data: Path, count: int, what: str) -> dict[str, float]:
     context = Context(pairs, lambda: index, pairs.known_positives(), None, lambda: nearest)
     features = PairFeatures(context)
     started = time.perf_counter()
-    assert features.crowds.size == count
+    assert features.graph.size == count
     crowds = time.perf_counter() - started
     started = time.perf_counter()
     for i, each in enumerate(found):
         rows = np.arange(i * 4096, i * 4096 + len(each.documents))
         block = Candidates(rows, each.documents, each.scores, each.scores[:, 0], queries[rows])
-        features.of(CROWDS, block)
+        features.of(SHARED_FEATURES, block)
     pairwise = time.perf_counter() - started
     peak = peak_mb()
     return {"search": search, "crowds": crowds, "features": pairwise, "peak": peak, "base": before}

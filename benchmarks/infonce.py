@@ -38,7 +38,7 @@ def full(queries: torch.Tensor, positives: torch.Tensor, scale: torch.Tensor) ->
 
 def system(name: str, device: str):
     from hardneg.losses.infonce import InfoNCE
-    from hardneg.losses.tiles import Tiles
+    from hardneg.losses.logsumexp import Tiles
 
     if name == "full logits":
         scale = torch.tensor(3.0, device=device, requires_grad=True)

@@ -18,12 +18,13 @@ import numpy as np
 from common import Finetuning, machine, unit, versions
 
 import hardneg
-from hardneg.index.base import Neighbours, shares_found
-from hardneg.index.carry import _linear_map
-from hardneg.index.choose import make_index
-from hardneg.index.corpus import Corpus
-from hardneg.index.generation import Generation, Order, Recipe, build
+from hardneg.index.base import Neighbors
+from hardneg.index.factory import make_index
 from hardneg.index.ivf import IVFIndex
+from hardneg.index.recall import shares_found
+from hardneg.index.vectors import VectorStore
+from hardneg.refresh.drift import _linear_map
+from hardneg.refresh.generation import Generation, Order, Recipe, build
 
 K = 50
 
@@ -50,7 +51,7 @@ def main() -> None:
     print(
         f"{args.set}: {len(texts):,} documents, {len(queries):,} queries, batch {args.batch}, learning rate {args.rate}"
     )
-    neighbours_before = hardneg.ExactIndex(before).search(query_before, K).documents
+    neighbors_before = hardneg.ExactIndex(before).search(query_before, K).documents
     done = 0
     for steps in args.steps:
         training.model.train()
@@ -61,11 +62,11 @@ def main() -> None:
         after, query_after = unit(encoder.encode(texts)), unit(encoder.encode(queries))
         truth = hardneg.ExactIndex(after).search(query_after, K).documents
         drift = 1 - float((before * after).sum(1).mean())
-        overlap = shares_found(neighbours_before, truth).mean()
-        print(f"\nafter {steps} steps: drift {drift:.4f}, overlap@{K} of old and new neighbours {overlap:.3f}")
+        overlap = shares_found(neighbors_before, truth).mean()
+        print(f"\nafter {steps} steps: drift {drift:.4f}, overlap@{K} of old and new neighbors {overlap:.3f}")
         print(f"{'policy':<64} {'recall':>7} {'encoded':>8} {'seconds':>8}")
-        encode_policies(before, after, query_after, neighbours_before, truth, full_seconds)
-        index_policies(before, after, query_after, neighbours_before, truth)
+        encode_policies(before, after, query_after, neighbors_before, truth, full_seconds)
+        index_policies(before, after, query_after, neighbors_before, truth)
 
 
 def encode_policies(
@@ -110,9 +111,9 @@ def hardneg_policy(
 ) -> tuple[str, np.ndarray, float, float]:
     """A refresh with `Recipe(share=...)`, by the library's own code; encoding looks the vectors up."""
     ids = np.arange(len(before))
-    neighbours = Neighbours(np.zeros(old.shape, np.float32), old)
+    neighbors = Neighbors(np.zeros(old.shape, np.float32), old)
     index, recall = make_index("exact", before)
-    last = Generation(0, 0, ids, before, index, recall, neighbours, "", 0 * ids)
+    last = Generation(0, 0, ids, before, index, recall, neighbors, "", 0 * ids)
     asked: list[int] = []
 
     class Rows:
@@ -125,7 +126,7 @@ def hardneg_policy(
     made = build(
         Recipe(index="exact", share=share, precision="float32"), order, lambda items, side: items, lambda: False
     )
-    name = f"hardneg, share={share} (carry error {made.carry_error:.4f})"
+    name = f"hardneg, share={share} (carry error {made.compensation_error:.4f})"
     return name, made.vectors, len(asked) / len(before), time.perf_counter() - start
 
 
@@ -156,19 +157,19 @@ def index_policies(
         report(name, shares_found(found, truth).mean(), built + time.perf_counter() - start)
     for width in (5, 10, 20):
         start = time.perf_counter()
-        neighbours = hardneg.ExactIndex(before).search(before, width).documents  # kept from the generation before
+        neighbors = hardneg.ExactIndex(before).search(before, width).documents  # kept from the generation before
         kept = time.perf_counter() - start
         start = time.perf_counter()
-        corpus, found = Corpus(after), []
+        corpus, found = VectorStore(after), []
         for at in range(0, len(queries), 500):
-            candidates = np.sort(neighbours[old[at : at + 500]].reshape(len(old[at : at + 500]), -1), axis=1)
+            candidates = np.sort(neighbors[old[at : at + 500]].reshape(len(old[at : at + 500]), -1), axis=1)
             candidates[:, 1:][candidates[:, 1:] == candidates[:, :-1]] = -1
             scores = corpus.pair_scores(queries[at : at + 500], candidates)
             best = np.argpartition(-scores, K, axis=1)[:, :K]
             found.append(np.take_along_axis(candidates, best, 1))
         seconds = time.perf_counter() - start
         recall = shares_found(np.concatenate(found), truth).mean()
-        report(f"{width} old neighbours of the {K} old neighbours, re-scored (+ {kept:.1f} s once)", recall, seconds)
+        report(f"{width} old neighbors of the {K} old neighbors, re-scored (+ {kept:.1f} s once)", recall, seconds)
 
 
 if __name__ == "__main__":

@@ -25,9 +25,9 @@ MODES = ("none", "background", "background, niceness 10")
 
 def run(args: argparse.Namespace) -> dict[str, object]:
     from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
-    from hardneg.encoders.snapshot import ModuleSnapshots
-    from hardneg.index.generation import Recipe
-    from hardneg.index.refreshed import RefreshedIndex
+    from hardneg.refresh.generation import Recipe
+    from hardneg.refresh.refreshed_index import RefreshedIndex
+    from hardneg.refresh.snapshot import ModuleSnapshots
 
     torch.set_num_threads(args.threads)
     training = Finetuning(args.data / args.set, args.batch)

@@ -23,9 +23,9 @@ from common import machine, median_and_spread, unit, versions
 
 import hardneg
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose, examine
-from hardneg.diagnostics.metrics import Estimate
+from hardneg.diagnostics.estimates import Estimate
 from hardneg.diagnostics.subject import Subject
-from hardneg.mining.embed import fit
+from hardneg.encoders.embed import fit
 from hardneg.progress import silent
 
 NUMBERS = (
@@ -168,7 +168,7 @@ def trained(train: hardneg.Pairs, test: hardneg.Pairs, negatives: hardneg.Mined 
             hard = np.array([e.negatives for e in batch], np.int64).reshape(len(batch), -1)
             shared = np.setdiff1d(hard, p)
             vectors = [model.vectors(train.queries.take(q)), model.vectors(train.documents.take(p))]
-            more: dict[str, Any] = {"ids": hardneg.Sides(positives=torch.from_numpy(p)[:, None])}
+            more: dict[str, Any] = {"ids": hardneg.PerRole(positives=torch.from_numpy(p)[:, None])}
             if len(shared):
                 more["shared"] = model.vectors(train.documents.take(shared))
                 more["ids"] = replace(more["ids"], shared=torch.from_numpy(shared))

@@ -44,7 +44,7 @@ def model_of(pairs: hardneg.Pairs, seed: int) -> Any:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import InputModule, Normalize
 
-    from hardneg.mining.embed import fit
+    from hardneg.encoders.embed import fit
     from hardneg.progress import silent
 
     encoder = hardneg.HashedEncoder(dimension=256, seed=seed)
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.filter = args.filter or ["crowd:max=0.5"]
+    args.filter = args.filter or ["shared-neighbors:max=0.5"]
     if args.way:
         print(json.dumps(one(args)))
         return

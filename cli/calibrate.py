@@ -49,8 +49,8 @@ def calibrate(
       hardneg calibrate run f.csv --alpha 0.05 --confidence 0.95
       hardneg select run --filter posterior:run/posterior.json --out run2
     """
-    from hardneg.calibration.calibrate import calibrate as run_calibrate
-    from hardneg.mining.posterior import Posterior
+    from hardneg.false_negatives.calibrate import calibrate as run_calibrate
+    from hardneg.false_negatives.model import Posterior
 
     with progress_bars() as progress:
         made = run_calibrate(

@@ -6,7 +6,7 @@ import click
 
 from .main import print_json
 from .options import diagnosing
-from .show import comparison_rows, print_comparison, progress_bars
+from .show import print_comparison, progress_bars
 
 
 @click.command()
@@ -24,13 +24,13 @@ def compare(
       hardneg compare run run2 --html changes.html
     """
     from hardneg.diagnostics.compare import compare as run_compare
-    from hardneg.diagnostics.findings import Thresholds
-    from hardneg.diagnostics.report import write_comparison
+    from hardneg.diagnostics.findings.thresholds import Thresholds
+    from hardneg.diagnostics.report.page import write_comparison
 
     limits = None if thresholds is None else Thresholds.load(thresholds)
     with progress_bars() as progress:
         found = run_compare(run_a, run_b, temperature=temperature, thresholds=limits, seed=seed, progress=progress)
         value = found.to_json()
         if html is not None:
-            write_comparison(found, html, comparison_rows(value))
+            write_comparison(found, html)
     (print_json if as_json else print_comparison)(value)

@@ -26,13 +26,14 @@ def demo(out: str, seed: int, quick: bool, overwrite: bool, as_json: bool) -> No
     Example:
       hardneg demo --out hardneg-demo
     """
-    from hardneg.data.formats import ReadOptions, read_pairs
+    from hardneg.data.options import ReadOptions
+    from hardneg.data.read import read_pairs
     from hardneg.diagnostics.diagnose import diagnose
     from hardneg.encoders.hashed import HashedEncoder
     from hardneg.errors import RunError
+    from hardneg.evaluation.retrieval import evaluate
     from hardneg.mining.mine import mine
     from hardneg.mining.options import MineOptions
-    from hardneg.training.evaluate import evaluate
     from hardneg.training.options import TrainOptions
     from hardneg.training.train import train
 
@@ -53,7 +54,7 @@ def demo(out: str, seed: int, quick: bool, overwrite: bool, as_json: bool) -> No
         say("3. Train it, with negatives that are mined anew as it learns: hardneg train builtin:pycode --out trained")
         options = TrainOptions(
             epochs=2, batch_size=128, learning_rate=0.01, bank=2048, bank_age=20, measures=names, seed=seed,
-            refresh="epoch" if quick else "steps:44", policy="simans", filters=("posterior:learned",),
+            refresh="epoch" if quick else "steps:44", negative_sampling="simans", filters=("posterior:learned",),
         )  # fmt: skip
         trained = train(
             run.pairs(), HashedEncoder(seed=seed), folder / "trained", options, evaluation=test, overwrite=overwrite,

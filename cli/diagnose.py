@@ -6,7 +6,7 @@ import click
 
 from .main import print_json
 from .options import diagnosing
-from .show import number_rows, print_diagnosis, progress_bars
+from .show import print_diagnosis, progress_bars
 
 
 @click.command()
@@ -31,9 +31,9 @@ def diagnose(
       hardneg diagnose run --fail-on error --json > diagnosis.json
     """
     from hardneg.diagnostics.diagnose import diagnose as run_diagnose
-    from hardneg.diagnostics.findings import Thresholds
-    from hardneg.diagnostics.report import write_report
-    from hardneg.encoders.base import make_encoder
+    from hardneg.diagnostics.findings.thresholds import Thresholds
+    from hardneg.diagnostics.report.page import write_report
+    from hardneg.encoders.factory import make_encoder
     from hardneg.mining.run import Run
 
     limits = None if thresholds is None else Thresholds.load(thresholds)
@@ -46,7 +46,7 @@ def diagnose(
         value = found.to_json()
         if html is not None:
             advance = progress("report", 1)
-            write_report(found, opened, html, number_rows(value["numbers"]))
+            write_report(found, opened, html)
             advance(1)
     (print_json if as_json else print_diagnosis)(value)
     if fail_on is not None and found.fails(fail_on):

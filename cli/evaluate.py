@@ -35,13 +35,14 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
       hardneg evaluate beir/scifact --encoder st:all-MiniLM-L6-v2
       hardneg evaluate builtin:pycode --split train --measure mrr@10
     """
-    from hardneg.data.formats import ReadOptions, read_pairs
-    from hardneg.encoders.base import make_encoder
+    from hardneg.data.options import ReadOptions
+    from hardneg.data.read import read_pairs
+    from hardneg.encoders.factory import make_encoder
     from hardneg.encoders.precomputed import aligned, open_vectors
     from hardneg.errors import UsageError
-    from hardneg.training.evaluate import DEFAULT, evaluate_vectors
-    from hardneg.training.evaluate import evaluate as run_evaluate
-    from hardneg.training.metrics import parse_measures
+    from hardneg.evaluation.ranking import parse_measures
+    from hardneg.evaluation.retrieval import DEFAULT, evaluate_vectors
+    from hardneg.evaluation.retrieval import evaluate as run_evaluate
 
     names = measures or DEFAULT
     parse_measures(names)

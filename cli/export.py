@@ -49,7 +49,7 @@ def export(
     """
     if as_json and out == "-":
         raise click.UsageError("--json and --out - both want stdout")
-    from hardneg.data.exports import export as run_export
+    from hardneg.exports.export import export as run_export
     from hardneg.mining.run import Run
 
     report = run_export(

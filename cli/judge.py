@@ -38,9 +38,9 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
       hardneg judge run --sample 600 --judged f.csv --out f2.csv
       hardneg judge run --sample 5000 --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2 --out f.csv
     """
-    from hardneg.calibration.calibrate import judge as run_judge
     from hardneg.errors import DataError, UsageError
-    from hardneg.mining.posterior import Posterior
+    from hardneg.false_negatives.calibrate import judge as run_judge
+    from hardneg.false_negatives.model import Posterior
 
     if given["judged"] and given["cross_encoder"]:
         raise UsageError("--judged and --cross-encoder exclude each other")

@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from .main import print_json
-from .options import encoding
+from .options import encoding, filter_spec
 from .show import print_summary, progress_bars, summary, warn
 
 FILTER_HELP = (
     "A filter; repeatable, applied in order after 'known', 'empty' and 'duplicate:text'. "
     "duplicate:near=0.95 · distinct · group · rank:min=10,max=100 · score:min=0.2,max=0.8 · margin:absolute=0.05 · "
-    "margin:relative=0.05 · crowd:max=0.25 · guide:st:NAME,margin=0 · cross-encoder:NAME,max=0.3 · "
+    "margin:relative=0.05 · shared-neighbors:max=0.25 · guide:st:NAME,margin=0 · cross-encoder:NAME,max=0.3 · "
     "posterior:FILE,threshold=0.1"
 )
 SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
@@ -46,7 +46,7 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
     help="How deep a query is searched whose candidates ran out.  [default: 4 * depth]",
 )
 @click.option("--negatives", type=click.IntRange(1), default=7, show_default=True, help="Negatives per query.")
-@click.option("--filter", "filters", multiple=True, metavar="SPEC", help=FILTER_HELP)
+@click.option("--filter", "filters", multiple=True, callback=filter_spec, metavar="SPEC", help=FILTER_HELP)
 @click.option("--no-default-filters", is_flag=True, help="Only 'known' and what --filter says.")
 @click.option("--sampler", default="top", show_default=True, help=SAMPLER_HELP)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
@@ -91,7 +91,7 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
     """
     if given["resume"] and given["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    from hardneg.data.formats import ReadOptions
+    from hardneg.data.options import ReadOptions
     from hardneg.mining.mine import mine as run_mine
     from hardneg.mining.options import MineOptions
 

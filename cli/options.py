@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
+from hardneg import renamed
+
 Command = Callable[..., Any]
+
+
+def _dashed(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
 
 _ENCODING = (
     click.option(
@@ -37,6 +44,36 @@ _DIAGNOSING = (
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples."),
     click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object on stdout."),
 )  # fmt: skip
+
+
+class Renamed(click.Command):
+    """A command that still takes the options and filters of version 0.1 under their old names, with a note on stderr."""
+
+    OLD: ClassVar[dict[str, str]] = {"--views": "--self-supervised"}
+    OLD.update({_dashed(old): _dashed(new) for old, new in renamed.TRAIN_OPTIONS.items()})
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        known = {name for parameter in self.params for name in parameter.opts}
+        return super().parse_args(ctx, [self._new(argument, known) for argument in args])
+
+    def _new(self, argument: str, known: set[str]) -> str:
+        name, equals, value = argument.partition("=")
+        new = self.OLD.get(name)
+        if new is not None and name not in known and new in known:
+            click.echo(f"note: {name} is called {new} now; the old name goes with version 0.3", err=True)
+            return new + equals + value
+        return argument
+
+
+def filter_spec(ctx: click.Context, parameter: click.Parameter, specs: tuple[str, ...]) -> tuple[str, ...]:
+    """Filters by their new names; a note on stderr where an old one was typed."""
+    for spec in specs:
+        new = renamed.filter_spec(spec)
+        if new != spec:
+            click.echo(
+                f"note: the filter {spec!r} is written {new!r} now; the old name goes with version 0.3", err=True
+            )
+    return tuple(map(renamed.filter_spec, specs))
 
 
 def encoding(command: Command) -> Command:

@@ -8,13 +8,21 @@ from typing import Any
 import click
 
 from .mine import FILTER_HELP, SAMPLER_HELP, report
+from .options import filter_spec
 from .show import progress_bars
 
 
 @click.command()
 @click.argument("run")
 @click.option("--out", metavar="RUN2", help="A new run folder.  [default: in place; run.json keeps the history]")
-@click.option("--filter", "filters", multiple=True, metavar="SPEC", help=FILTER_HELP + "  [default: those of the run]")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    callback=filter_spec,
+    metavar="SPEC",
+    help=FILTER_HELP + "  [default: those of the run]",
+)
 @click.option(
     "--default-filters/--no-default-filters", default=None, help="Whether 'empty' and 'duplicate:text' are used."
 )

@@ -12,7 +12,7 @@ import click
 
 from .main import print_json
 from .mine import FILTER_HELP, SAMPLER_HELP
-from .options import Command
+from .options import Command, Renamed, filter_spec
 from .show import LiveNumbers, print_training, progress_bars, warn
 
 
@@ -21,7 +21,7 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
     return click.option(name, type=click.IntRange(low) if isinstance(low, int) else click.FloatRange(low), help=text)
 
 
-@click.command()
+@click.command(cls=Renamed)
 @click.argument("source")
 @click.option("--out", required=True, metavar="DIR", help="The folder to write.")
 @click.option(
@@ -33,17 +33,30 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
 @click.option("--eval-split", default="test", show_default=True, help="Of it; 'none': no evaluation.")
 @click.option("--run", metavar="RUN", type=click.Path(path_type=Path), help="Negatives of a mining run, all the time.")
 @click.option(
-    "--views", is_flag=True, help="Self-supervised: two views of each document; needs an encoder with dropout."
+    "--self-supervised",
+    is_flag=True,
+    help="Self-supervised: two views of each document; needs an encoder with dropout.",
 )
-@_number("--dropout", 0.0, "Share of features that the encoder 'hashed' leaves out.  [default: 0, with --views 0.3]")
+@_number(
+    "--dropout",
+    0.0,
+    "Share of features that the encoder 'hashed' leaves out.  [default: 0, with --self-supervised 0.3]",
+)
 @_number("--epochs", 0.0, "Over the pairs.  [default: 3]")
 @_number("--steps", 1, "Updates of the weights, instead of --epochs.")
 @_number("--batch-size", 1, "Pairs a batch.  [default: 64]")
 @_number("--accumulate", 1, "Batches an update.  [default: 1]")
-@_number("--chunk", 1, "Texts encoded at once (gradient caching): batches larger than memory.")
+@_number("--mini-batch-size", 1, "Texts encoded at once (gradient caching): batches larger than memory.")
 @_number("--negatives", 0, "Mined negatives a query; 0: in-batch only.  [default: 4]")
-@click.option("--policy", help=f"How they are drawn: {SAMPLER_HELP}  [default: uniform]")
-@click.option("--filter", "filters", multiple=True, metavar="SPEC", help=f"{FILTER_HELP} · posterior:learned")
+@click.option("--negative-sampling", help=f"How they are drawn: {SAMPLER_HELP}  [default: uniform]")
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    callback=filter_spec,
+    metavar="SPEC",
+    help=f"{FILTER_HELP} · posterior:learned",
+)
 @click.option("--no-default-filters", is_flag=True, help="Only 'known' and what --filter says.")
 @click.option(
     "--refresh", metavar="WHEN", help="never · epoch · steps:N · staleness:drift=0.05,check=100  [default: epoch]"
@@ -64,9 +77,9 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
 @_number("--weight-decay", 0.0, "[default: 0]")
 @_number("--warmup", 0.0, "Share of the steps.  [default: 0.1]")
 @click.option(
-    "--rate", type=click.Choice(["constant", "linear", "cosine"]), help="After the warm-up.  [default: linear]"
+    "--lr-scheduler", type=click.Choice(["constant", "linear", "cosine"]), help="After the warm-up.  [default: linear]"
 )
-@_number("--clip", 0.0, "Norm of the gradient; 0: not at all.  [default: 1]")
+@_number("--max-grad-norm", 0.0, "Norm of the gradient; 0: not at all.  [default: 1]")
 @click.option(
     "--amp", type=click.Choice(["no", "bf16", "fp16"]), help="Number format of the model's products.  [default: no]"
 )
@@ -101,29 +114,30 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
 
     \b
     Examples:
-      hardneg train builtin:pycode --out trained --refresh steps:100 --policy simans --filter posterior:learned
-      hardneg train beir/scifact --out trained --encoder st:all-MiniLM-L6-v2 --batch-size 128 --chunk 32
+      hardneg train builtin:pycode --out trained --refresh steps:100 --negative-sampling simans --filter posterior:learned
+      hardneg train beir/scifact --out trained --encoder st:all-MiniLM-L6-v2 --batch-size 128 --mini-batch-size 32
       hardneg train pairs.jsonl --out trained --run run --eval-split none
       hardneg train builtin:glyphs --out trained --encoder glyphs --symmetric --zero-shot
     """
     if given["resume"] and given["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    from hardneg.data.formats import ReadOptions, read_pairs
-    from hardneg.encoders.base import make_encoder
+    from hardneg.data.options import ReadOptions
+    from hardneg.data.read import read_pairs
+    from hardneg.encoders.factory import make_encoder
     from hardneg.errors import UsageError
-    from hardneg.losses.infonce import Variants
+    from hardneg.losses.variants import Variants
     from hardneg.mining.run import Run
+    from hardneg.training.evaluation_set import EvaluationSet
     from hardneg.training.options import TrainOptions
-    from hardneg.training.train import Held
+    from hardneg.training.self_supervised import two_views
     from hardneg.training.train import train as run_train
-    from hardneg.training.views import two_views
 
     known = {field.name for field in fields(TrainOptions)}
     chosen = {n: v for n, v in given.items() if n in known and v is not None and v != ()}
     if given["encoder"].startswith("st:"):
         chosen.setdefault("learning_rate", 2e-5)
-    if chosen.get("clip") == 0:
-        chosen["clip"] = None
+    if chosen.get("max_grad_norm") == 0:
+        chosen["max_grad_norm"] = None
     options = TrainOptions(
         **chosen,
         default_filters=not given["no_default_filters"],
@@ -135,7 +149,7 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
 
         torch.set_num_threads(given["threads"])
     model = make_encoder(given["encoder"], seed=given["seed"], device=given["device"])
-    dropout = given["dropout"] if given["dropout"] is not None else 0.3 if given["views"] else 0.0
+    dropout = given["dropout"] if given["dropout"] is not None else 0.3 if given["self_supervised"] else 0.0
     if dropout and hasattr(model, "dropout"):
         model.dropout = dropout
     elif given["dropout"] or (dropout and not given["encoder"].startswith("st:")):
@@ -143,12 +157,14 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     with progress_bars(quiet=not leads) as progress:
         pairs = read_pairs(source, ReadOptions(split=given["split"]))
-        if given["views"]:
+        if given["self_supervised"]:
             pairs = two_views(pairs)
         evaluation = None
         if given["eval_split"] != "none":
             where = given["eval_source"] or source
-            evaluation = Held(read_pairs(where, ReadOptions(split=given["eval_split"])), zero_shot=given["zero_shot"])
+            evaluation = EvaluationSet(
+                read_pairs(where, ReadOptions(split=given["eval_split"])), zero_shot=given["zero_shot"]
+            )
         run = None if given["run"] is None else Run(given["run"])
         result = run_train(
             pairs, model, out, options, evaluation=evaluation, run=run, callbacks=[LiveNumbers()],

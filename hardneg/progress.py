@@ -1,13 +1,17 @@
-"""How long work tells how far it is: one small callback, so that the library knows no terminal."""
+"""Progress of long work, told through one small callback, so that the library needs no terminal.
+
+`progress("encode documents", 5000)` starts a stage and returns a function; call that with the number of items done
+since the last call.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-# progress("encode documents", 5000) returns a function that is called with how many more are done.
-Progress = Callable[[str, int], Callable[[int], None]]
+Advance = Callable[[int], None]
+Progress = Callable[[str, int], Advance]
 
 
-def silent(stage: str, total: int) -> Callable[[int], None]:
-    """Progress that nobody watches."""
+def silent(stage: str, total: int) -> Advance:
+    """Progress that shows nothing."""
     return lambda count: None

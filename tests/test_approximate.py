@@ -7,17 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hardneg.index.choose as choose
+import hardneg.index.factory as choose
 import hardneg.index.ivf as ivf
-from hardneg.data.store import Rows, Sharded
 from hardneg.errors import DataError, UsageError
-from hardneg.index.base import METRICS, Index, shares_found
-from hardneg.index.choose import INDEXES, fastest_index, make_index
-from hardneg.index.clusters import Clusters, has_bfloat16
-from hardneg.index.corpus import Corpus, workers
+from hardneg.index.base import METRICS, Index
 from hardneg.index.exact import ExactIndex
+from hardneg.index.factory import INDEXES, fastest_index, make_index
 from hardneg.index.hnsw import HNSWIndex
 from hardneg.index.ivf import IVFIndex
+from hardneg.index.kmeans import Clusters, has_bfloat16
+from hardneg.index.recall import shares_found
+from hardneg.index.vectors import VectorStore, workers
+from hardneg.storage.arrays import Rows, Sharded
 
 from .conftest import unit
 
@@ -78,7 +79,7 @@ def test_with_every_list_it_equals_exact_search(data: st.DataObject) -> None:
 
 
 def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Threads, tiles, blocks, how much waits: the same map, the same neighbours."""
+    """Threads, tiles, blocks, how much waits: the same map, the same neighbors."""
     documents, queries = clustered(4000).astype(np.float16), clustered(300, seed=1)
     index = IVFIndex(documents, threads=1, seed=3, gap=0.15)
     first = index.search(queries, 40)
@@ -88,11 +89,11 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
         ("auto", 3, 96 << 20, 64),
         *((name, 2, 24 * 4 * 150, 104) for name in kernels),
     ]:
-        monkeypatch.setattr("hardneg.index.corpus.TILE_BYTES", tile)
+        monkeypatch.setattr("hardneg.index.vectors.TILE_BYTES", tile)
         monkeypatch.setattr(ivf, "_QUERIES", block)
         monkeypatch.setattr(ivf, "_PART", 40)
         monkeypatch.setattr(ivf, "_MOST_FOUND", 100)
-        monkeypatch.setattr("hardneg.index.scan._MOST_WAITING", 1000)
+        monkeypatch.setattr("hardneg.index.thresholds._MOST_WAITING", 1000)
         shards = Sharded([documents[:1000], documents[1000:]])
         again = IVFIndex(shards, kernel=kernel, threads=threads, seed=3, gap=0.15)
         assert again.clusters.centroids.tobytes() == index.clusters.centroids.tobytes()
@@ -128,7 +129,7 @@ def test_centroids_are_means_of_their_lists() -> None:
     documents = np.repeat(np.eye(6, dtype=np.float32), 50, axis=0) * 3
     documents += 0.01 * np.random.default_rng(0).standard_normal(documents.shape).astype(np.float32)
     with workers(2) as pool:
-        clusters = Clusters.train(Corpus(documents, "l2"), 40, 0, pool)
+        clusters = Clusters.train(VectorStore(documents, "l2"), 40, 0, pool)
         nearest = clusters.assign(lambda rows: documents[rows], len(documents))
     distances = ((documents[:, None, :].astype(np.float64) - clusters.centroids) ** 2).sum(-1)
     # Rounding may put a document between two centroids into the farther, hardly farther one.

@@ -10,9 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardneg.bank.memory_bank import MemoryBank, MomentumEncoder
+from hardneg.bank.memory_bank import MemoryBank
+from hardneg.bank.momentum import MomentumEncoder
 from hardneg.errors import DataError, UsageError
-from hardneg.losses.infonce import InfoNCE, Sides
+from hardneg.losses.batch import PerRole
+from hardneg.losses.infonce import InfoNCE
 
 from .conftest import in_two_ranks
 
@@ -71,9 +73,9 @@ def test_a_batch_never_meets_itself_and_its_copies_are_masked() -> None:
     torch.testing.assert_close(first, InfoNCE(0.1)(queries, positives))
     bank.push(positives[:1], ids[:1])  # the first query's positive comes again
     seen = bank.view()
-    known = Sides(positives=ids[:, None], bank=seen.ids)
+    known = PerRole(positives=ids[:, None], bank=seen.ids)
     masked = InfoNCE(0.1)(
-        queries[:1], positives[:1], bank=seen.vectors, ids=Sides(positives=ids[:1, None], bank=seen.ids)
+        queries[:1], positives[:1], bank=seen.vectors, ids=PerRole(positives=ids[:1, None], bank=seen.ids)
     )
     assert float(masked) == 0
     assert float(InfoNCE(0.1)(queries, positives, bank=seen.vectors, ids=known)) > float(first)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from hardneg import Pairs, ReadOptions, UsageError, read_pairs
-from hardneg.data.builtin import _functions
-from hardneg.data.pairs import fold
+from hardneg.data.texts import fold
+from hardneg.demo_data.pycode import _functions
 
 
 @pytest.fixture(scope="module")

@@ -12,20 +12,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from hardneg.calibration import judgements as j
-from hardneg.calibration.calibrate import NotCertified, calibrate, judge
-from hardneg.calibration.learn import Logistic
-from hardneg.calibration.population import Population, expected_threshold, ladder
-from hardneg.calibration.sources import hide
-from hardneg.data.pairs import Ragged
 from hardneg.errors import DataError, RunError, UsageError
-from hardneg.mining.features import CROWDS, PairFeatures
+from hardneg.false_negatives import judgements as j
+from hardneg.false_negatives.calibrate import NotCertified, calibrate, judge
+from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
+from hardneg.false_negatives.model import LogisticModel, Posterior
+from hardneg.false_negatives.population import Population, expected_threshold, ladder
+from hardneg.false_negatives.sources import hide
 from hardneg.mining.mine import mine
 from hardneg.mining.options import MineOptions
-from hardneg.mining.posterior import Posterior
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.mining.select import SelectOptions, select
+from hardneg.storage.arrays import Ragged
 
 from .conftest import hardneg, unit, write_jsonl
 
@@ -168,7 +167,7 @@ def test_mining_with_a_posterior_is_selecting_with_it(data: Path, mined: Path, t
 def test_all_judgements_to_learn_from(mined: Path, tmp_path: Path) -> None:
     judge(mined, tmp_path / "f.csv", sample=1500)
     fill(tmp_path / "f.csv", tmp_path / "filled.csv")
-    made = calibrate(mined, tmp_path / "filled.csv", learn="judged", features=CROWDS)
+    made = calibrate(mined, tmp_path / "filled.csv", learn="judged", features=SHARED_FEATURES)
     assert made.source == "judgements"
     assert made.report["judged"] == 1500
     assert made.report["ece"] < 0.1
@@ -225,7 +224,7 @@ def test_chances_are_what_they_are_said_to_be(mined: Path) -> None:
     """Over many seeds, pairs are drawn as often as their inclusion probability says."""
     reopened = Reopened(Run(mined))
     features = PairFeatures(reopened.context)
-    population = Population(reopened, features, Logistic(CROWDS, (3.0, 3.0, 3.0), -4.0))
+    population = Population(reopened, features, LogisticModel(SHARED_FEATURES, (3.0, 3.0, 3.0), -4.0))
     rungs = ladder(population, 0.05)
     able = np.logical_or.reduce(rungs.chosen)
     times = np.zeros(len(able))
@@ -251,7 +250,9 @@ def test_chances_are_what_they_are_said_to_be(mined: Path) -> None:
 
 def test_expected_threshold_is_the_highest_that_keeps_the_expectation(mined: Path) -> None:
     reopened = Reopened(Run(mined))
-    population = Population(reopened, PairFeatures(reopened.context), Logistic(CROWDS, (3.0, 3.0, 3.0), -4.0))
+    population = Population(
+        reopened, PairFeatures(reopened.context), LogisticModel(SHARED_FEATURES, (3.0, 3.0, 3.0), -4.0)
+    )
     threshold = expected_threshold(population, 0.08)
     assert population.expected(threshold) <= 0.08
     assert population.expected(threshold + 0.02) > 0.08
@@ -264,7 +265,9 @@ def test_expected_threshold_is_the_highest_that_keeps_the_expectation(mined: Pat
 def test_a_threshold_never_leaves_nothing(mined: Path) -> None:
     """A model that finds everything likely keeps nearly all the negatives that there are, and says what it expects."""
     reopened = Reopened(Run(mined))
-    population = Population(reopened, PairFeatures(reopened.context), Logistic(CROWDS, (3.0, 3.0, 3.0), 1.0))
+    population = Population(
+        reopened, PairFeatures(reopened.context), LogisticModel(SHARED_FEATURES, (3.0, 3.0, 3.0), 1.0)
+    )
     threshold = expected_threshold(population, 0.05)
     assert population.expected(threshold) > 0.5
     assert population.negatives(threshold).sum() >= 0.95 * 7 * QUERIES
@@ -484,7 +487,7 @@ def test_a_miner_dies_with_its_last_reference(data: Path) -> None:
     import gc
     import weakref
 
-    from hardneg.data.formats import read_pairs
+    from hardneg.data.read import read_pairs
     from hardneg.index.exact import ExactIndex
     from hardneg.mining.miner import Miner
     from hardneg.mining.samplers import Top
@@ -492,7 +495,7 @@ def test_a_miner_dies_with_its_last_reference(data: Path) -> None:
 
     queries, documents = (np.load(data / f"{name}.npy") for name in ("q", "d"))
     miner = Miner(
-        read_pairs(str(data)), queries, ExactIndex(documents), parse_filters(["crowd:max=0.9"]), Top(),
+        read_pairs(str(data)), queries, ExactIndex(documents), parse_filters(["shared-neighbors:max=0.9"]), Top(),
         depth=10, max_depth=10, negatives=2,
     )  # fmt: skip
     miner.mine(0, 20)

@@ -126,7 +126,7 @@ def test_exit_codes(run_cli: Cli, pairs: Path, tmp_path: Path, arguments: list[s
 def test_full_disk(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     """/dev/full stands for a disk without space."""
     code = (
-        "import hardneg.data.store as s\n"
+        "import hardneg.storage.files as s\n"
         "from contextlib import contextmanager\n"
         "from pathlib import Path\n"
         "@contextmanager\n"

@@ -8,12 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hardneg.index.device as device_module
+import hardneg.index.cuda as device_module
 from hardneg.errors import UsageError
 from hardneg.index.base import METRICS, Index
-from hardneg.index.choose import make_index
-from hardneg.index.device import DeviceIndex
+from hardneg.index.cuda import DeviceIndex
 from hardneg.index.exact import ExactIndex
+from hardneg.index.factory import make_index
 
 from .test_approximate import clustered
 from .test_exact import KINDS, awkward, naive_scores

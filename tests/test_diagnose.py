@@ -16,13 +16,17 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 import hardneg
-from hardneg.diagnostics import metrics
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose, examine
-from hardneg.diagnostics.findings import Thresholds
-from hardneg.diagnostics.metrics import Estimate
-from hardneg.diagnostics.search import search_quality
+from hardneg.diagnostics.estimates import Estimate, unit
+from hardneg.diagnostics.findings.thresholds import Thresholds
+from hardneg.diagnostics.measures.completeness import completeness
+from hardneg.diagnostics.measures.diversity import diversity, hubness
+from hardneg.diagnostics.measures.geometry import geometry
+from hardneg.diagnostics.measures.gradient import gradient
+from hardneg.diagnostics.measures.hardness import hardness
+from hardneg.diagnostics.measures.search import search_quality
+from hardneg.diagnostics.measures.surface import looks
 from hardneg.diagnostics.subject import Subject
-from hardneg.diagnostics.surface import looks
 from hardneg.errors import RunError, UsageError
 
 
@@ -248,7 +252,7 @@ def test_recall_is_measured_whatever_the_run_says(clean: hardneg.Run, code: hard
     assert search_quality(subject, np.random.default_rng(0)).numbers["recall"].value > 0.999
     assert subject.vectors is not None
     rng = np.random.default_rng(1)
-    q, d = (metrics.unit(each, np.arange(len(each))) for each in subject.vectors)
+    q, d = (unit(each, np.arange(len(each))) for each in subject.vectors)
     scores = q @ d.T
     documents, ranks, expected = subject.documents.copy(), subject.ranks.copy(), []
     for i in range(len(q)):
@@ -314,7 +318,7 @@ def test_numbers_against_loops(clean: hardneg.Run) -> None:
     subject = Subject.of_run(clean)
     table = clean.negatives().to_pylist()
     rng = np.random.default_rng(0)
-    hard = metrics.hardness(subject, rng).numbers
+    hard = hardness(subject, rng).numbers
     gaps = [
         min(r["positive_scores"]) - np.mean(r["negative_scores"])
         for r in table
@@ -332,7 +336,7 @@ def test_numbers_against_loops(clean: hardneg.Run) -> None:
     assert hard["score_by_place"][0] == pytest.approx(np.mean([r["negative_scores"][0] for r in table]), abs=1e-5)
 
     t = 0.05
-    numbers = metrics.gradient(subject, t).numbers
+    numbers = gradient(subject, t).numbers
     effective, weights = [], []
     for r in table:
         e = np.exp(np.array(r["negative_scores"]) / t)
@@ -344,25 +348,25 @@ def test_numbers_against_loops(clean: hardneg.Run) -> None:
     assert numbers["positive_weight"] == pytest.approx(np.mean(weights), rel=1e-4)
 
     ids = [name for r in table for name in r["negative_ids"]]
-    spread = metrics.diversity(subject, rng).numbers
+    spread = diversity(subject, rng).numbers
     assert spread["distinct"] == pytest.approx(len(set(ids)) / len(ids))
     assert spread["coverage"] == pytest.approx(len(set(ids)) / len(subject.pairs.document_ids))
     times = np.array(
         [ids.count(name) for name in set(ids)] + [0] * (len(subject.pairs.document_ids) - len(set(ids))), float
     )
-    hubs = metrics.hubness(subject)
+    hubs = hubness(subject)
     assert hubs.numbers["hub_skew"] == pytest.approx((((times - times.mean()) / times.std()) ** 3).mean(), rel=1e-6)
     assert hubs.numbers["hub_share"] == pytest.approx(times.max() / len(table))
     assert ids.count(hubs.ids["hubs"][0]) == times.max()
-    assert metrics.completeness(subject).numbers["few"] == 0
+    assert completeness(subject).numbers["few"] == 0
 
-    space = metrics.geometry(subject, rng).numbers
+    space = geometry(subject, rng).numbers
     assert subject.vectors is not None
-    d = metrics.unit(subject.vectors[1], np.arange(len(subject.pairs.document_ids))).astype(np.float64)
+    d = unit(subject.vectors[1], np.arange(len(subject.pairs.document_ids))).astype(np.float64)
     square = ((d[:300, None] - d[None, :300]) ** 2).sum(2)[np.triu_indices(300, 1)]
     assert space["uniformity"] == pytest.approx(np.log(np.exp(-2 * square).mean()), abs=0.1)
     first = subject.pairs.positives.values[subject.pairs.positives.offsets[:-1]]
-    q = metrics.unit(subject.vectors[0], np.arange(len(subject.pairs)))
+    q = unit(subject.vectors[0], np.arange(len(subject.pairs)))
     assert space["alignment"].value == pytest.approx(((q - d[first]) ** 2).sum(1).mean(), abs=1e-3)
 
 
@@ -469,7 +473,7 @@ def test_compare_says_how_far_an_encoder_has_moved(
 ) -> None:
     """Two generations: the documents' vectors of the second are those of the first with noise."""
     noise = np.random.default_rng(0).standard_normal(vectors[1].shape) / 16
-    moved = metrics.unit(vectors[1] + 0.5 * noise, np.arange(len(noise)))
+    moved = unit(vectors[1] + 0.5 * noise, np.arange(len(noise)))
     first, later, short = (
         hardneg.Run(mined_with(code, q, d, tmp_path_of(tmp_path, name)).subject.name)
         for name, q, d in (("a", *vectors), ("b", vectors[0], moved), ("c", vectors[0][:, :64], vectors[1][:, :64]))

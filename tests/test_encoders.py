@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardneg import DataError, HashedEncoder, MineOptions, Pairs, Run, UsageError, make_encoder, mine
-from hardneg.data.store import EmbeddingStore
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.features import hashed_features
 from hardneg.encoders.precomputed import open_vectors
+from hardneg.storage.vectors import EmbeddingStore
 
 TEXTS = ["Return the file name", "def getFileName(self): return self.file_name", "open a socket", "", "é ü 日本", "x9y"]
 
@@ -33,7 +33,7 @@ def minilm() -> str:
 
 
 def naive_features(text: str) -> set[str]:
-    """Words (cut at case changes and between letters and digits), neighbouring pairs, trigrams around each letter."""
+    """Words (cut at case changes and between letters and digits), neighboring pairs, trigrams around each letter."""
     data = text.encode()
     words, start = [], None
     kind = [
@@ -270,7 +270,7 @@ def test_overflow_of_float16_is_an_error(tmp_path: Path) -> None:
 
 
 def test_store_resumes_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hardneg.data.store.SHARD_ROWS", 10)
+    monkeypatch.setattr("hardneg.storage.vectors.SHARD_ROWS", 10)
     data = np.random.default_rng(0).standard_normal((35, 4)).astype(np.float16)
     calls: list[int] = []
 

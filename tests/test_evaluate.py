@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardneg.data.builder import Builder
-from hardneg.data.pairs import Pairs, Ragged
+from hardneg.data.pairs import Pairs
 from hardneg.encoders.hashed import HashedEncoder
 from hardneg.errors import DataError, UsageError
-from hardneg.training.evaluate import evaluate, evaluate_vectors
-from hardneg.training.metrics import measure
+from hardneg.evaluation.ranking import rank_measures
+from hardneg.evaluation.retrieval import evaluate, evaluate_vectors
+from hardneg.storage.arrays import Ragged
 
 from .conftest import hardneg
 
@@ -38,7 +39,7 @@ def test_measures_equal_trec_eval(data: st.DataObject) -> None:
     run = [ir_measures.ScoredDoc(str(i), str(d), -float(r)) for i in range(n) for r, d in enumerate(found[i])]
     asked = {name: ir_measures.parse_measure(f"{THEIRS[name.split('@')[0]]}@{name.split('@')[1]}") for name in NAMES}
     theirs = ir_measures.calc_aggregate(list(asked.values()), qrels, run)
-    ours = measure(found, relevant, NAMES)
+    ours = rank_measures(found, relevant, NAMES)
     for name in NAMES:
         assert ours[name].mean() == pytest.approx(theirs[asked[name]], abs=1e-9), name
 
@@ -52,7 +53,7 @@ def test_the_querys_own_document_is_left_out(id: str, first: float) -> None:
         builder.add_document(name, f"text {i}", where="")
     builder.relate(query, 1, 1)
     vectors = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
-    found = evaluate_vectors(builder.finish("own"), vectors[:1], vectors, ("mrr@2", "recall@2"))
+    found = evaluate_vectors(Pairs.from_contents(builder.finish("own")), vectors[:1], vectors, ("mrr@2", "recall@2"))
     assert found.means == {"mrr@2": first, "recall@2": 1.0}
 
 

@@ -7,11 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardneg.data.store import Rows, Sharded
 from hardneg.errors import DataError, UsageError
 from hardneg.index.base import METRICS, Index
 from hardneg.index.exact import ExactIndex
-from hardneg.index.kernels import KERNELS, Scale, Workspace, fastest_kernel, int8_is_exact, make_kernel
+from hardneg.index.int8 import int8_is_exact
+from hardneg.index.kernel_choice import KERNELS, fastest_kernel, make_kernel
+from hardneg.index.kernels import Scale, Workspace
+from hardneg.storage.arrays import Rows, Sharded
 
 from .conftest import unit
 
@@ -86,7 +88,7 @@ def test_equals_naive(metric: str, kernel: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("kernel", EVERY)
 def test_many_tiles(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hardneg.index.corpus.TILE_BYTES", 16 * 4 * 100)
+    monkeypatch.setattr("hardneg.index.vectors.TILE_BYTES", 16 * 4 * 100)
     rng = np.random.default_rng(1)
     documents = unit(rng.standard_normal((1003, 16)))
     queries = unit(rng.standard_normal((50, 16)))
@@ -103,7 +105,7 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
     first = ExactIndex(documents, kernel="float32", threads=1).search(queries, 50)
     for kernel in HERE:
         for tile_bytes, threads in ((96 << 20, 1), (4 * 32 * 500, 3)):
-            monkeypatch.setattr("hardneg.index.corpus.TILE_BYTES", tile_bytes)
+            monkeypatch.setattr("hardneg.index.vectors.TILE_BYTES", tile_bytes)
             again = ExactIndex(documents, kernel=kernel, threads=threads).search(queries, 50)
             assert again.scores.tobytes() == first.scores.tobytes()
             assert again.documents.tobytes() == first.documents.tobytes()
@@ -114,8 +116,8 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize("kernel", EVERY)
 @pytest.mark.parametrize("kind", ["gauss", "sorted", "copies", "one place"])
 def test_whatever_was_guessed_the_answer_is_exact(kernel: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thresholds guessed from a sample that misleads, pairs settled many times within a tile, tables cut small."""
-    import hardneg.index.scan as scan
+    """Thresholds guessed from a sample that misleads, pairs rescored many times within a tile, tables cut small."""
+    import hardneg.index.thresholds as scan
 
     rng = np.random.default_rng(7)
     documents = unit(rng.standard_normal((4000, 24)))
@@ -124,7 +126,7 @@ def test_whatever_was_guessed_the_answer_is_exact(kernel: str, kind: str, monkey
         documents = documents[np.argsort(documents @ queries[0])]
     elif kind == "copies":
         documents = documents[rng.integers(0, 300, 4000)]
-    elif kind == "one place":  # the sample sees the neighbours and little else
+    elif kind == "one place":  # the sample sees the neighbors and little else
         near = np.linspace(0, 3999, 64).astype(np.int64)[:30]
         queries = unit(queries[:1] + 0.1 * rng.standard_normal((90, 24)))
         documents[near] = unit(queries[:30] + 0.1 * rng.standard_normal((30, 24)))
@@ -132,7 +134,7 @@ def test_whatever_was_guessed_the_answer_is_exact(kernel: str, kind: str, monkey
     check(queries, documents, 40, "cosine", "float32")
     attempts = []
     run = scan._Attempt.run
-    monkeypatch.setattr(scan._Attempt, "run", lambda self: attempts.append(self.standing.real) or run(self))
+    monkeypatch.setattr(scan._Attempt, "run", lambda self: attempts.append(self.topk.real) or run(self))
     for name, value in (
         ("_SAMPLE", 64),
         ("_GENEROSITY", 0.3),
@@ -140,7 +142,7 @@ def test_whatever_was_guessed_the_answer_is_exact(kernel: str, kind: str, monkey
         ("_MOST_WAITING", 500),
     ):
         monkeypatch.setattr(scan, name, value)
-    monkeypatch.setattr("hardneg.index.standing._TABLE", 300)
+    monkeypatch.setattr("hardneg.index.topk._TABLE", 300)
     monkeypatch.setattr(scan, "_PRODUCT_BYTES", 4096)
     found = ExactIndex(documents, kernel=kernel, threads=2).search(queries, 40)
     assert found.scores.tobytes() == truth.scores.tobytes()
@@ -150,8 +152,8 @@ def test_whatever_was_guessed_the_answer_is_exact(kernel: str, kind: str, monkey
 
 
 def test_without_int8_another_kernel_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hardneg.index.corpus as corpus
-    import hardneg.index.kernels as kernels
+    import hardneg.index.kernel_choice as kernels
+    import hardneg.index.vectors as corpus
 
     for module in (corpus, kernels):
         monkeypatch.setattr(module, "int8_is_exact", lambda dimension: False)

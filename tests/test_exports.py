@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Run:
     for i in (3, 4, 5, 6, 7):
         builder.set_group("document", i, "g")
     builder.set_group("query", 1, "g")
-    pairs = builder.finish("test")
+    pairs = Pairs.from_contents(builder.finish("test"))
     return mine(pairs, tmp_path / "run", MineOptions(negatives=3, filters=("group",), default_filters=False))
 
 

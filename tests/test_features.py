@@ -14,13 +14,13 @@ import torch
 
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError, UsageError
+from hardneg.false_negatives.features import FEATURES, SHARED_FEATURES, PairFeatures, check_features, rises
+from hardneg.false_negatives.lexical import Lexical
+from hardneg.false_negatives.model import Posterior, check_identity, identity
+from hardneg.false_negatives.sketch import make_sketch
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
-from hardneg.mining.features import CROWDS, FEATURES, PairFeatures, check_features, rises
-from hardneg.mining.filters import lowest_scores
-from hardneg.mining.lexical import Lexical
-from hardneg.mining.posterior import Posterior, check_identity, identity
-from hardneg.mining.sketch import make_sketch
+from hardneg.mining.filters.base import lowest_scores
 
 from .conftest import WORDS, unit
 
@@ -58,7 +58,7 @@ def test_simple_features_equal_loops(world: tuple[Candidates, Context]) -> None:
     features = PairFeatures(context)
     found = features.of(SIMPLE, candidates)
     vectors = np.asarray(context.index.documents, np.float64)
-    reach = features.crowds.reach
+    reach = features.graph.farthest_score
     lexical = naive_tfidf(context.pairs)
     for i in range(QUERIES):
         positives = context.pairs.positives.take(np.array([i])).values
@@ -74,8 +74,8 @@ def test_simple_features_equal_loops(world: tuple[Candidates, Context]) -> None:
                 "score": score,
                 "positive_score": positive,
                 "margin": min(known, default=float(candidates.scores[i, 0])) - score,
-                "reach_query": score - reach[d],
-                "reach_positive": positive - reach[d],
+                "local_score_query": score - reach[d],
+                "local_score_positive": positive - reach[d],
                 "log_rank": math.log(j + 1),
                 "lexical_query": words,
                 "lexical_positive": max((lexical(("d", p), d) for p in positives.tolist()), default=words),
@@ -110,20 +110,20 @@ def naive_tfidf(pairs: Pairs) -> Any:
 def test_crowd_features_take_the_best_positive_and_fall_back(world: tuple[Candidates, Context]) -> None:
     candidates, context = world
     features = PairFeatures(context)
-    found = features.of(CROWDS, candidates)
-    crowds = features.crowds
-    (query,) = crowds.similarities([crowds.around(candidates.documents)], candidates.documents)
-    assert np.array_equal(found["crowd_query"], query)
+    found = features.of(SHARED_FEATURES, candidates)
+    graph = features.graph
+    (query,) = graph.similarities([graph.of_queries(candidates.documents)], candidates.documents)
+    assert np.array_equal(found["shared_query"], query)
     for i in range(QUERIES):
         positives = context.pairs.positives.take(np.array([i])).values
         row = candidates.documents[i : i + 1]
-        each = [crowds.similarities([crowds.crowd.take(np.array([p]))], row)[0][0] for p in positives]
+        each = [graph.similarities([graph.vectors.take(np.array([p]))], row)[0][0] for p in positives]
         expected = np.max(each, axis=0) if each else query[i]
-        assert np.array_equal(found["crowd_positive"][i], expected)
+        assert np.array_equal(found["shared_positive"][i], expected)
     votes = features.votes.of(np.arange(QUERIES))
-    (voted,) = crowds.similarities([votes], candidates.documents)
+    (voted,) = graph.similarities([votes], candidates.documents)
     silent = votes.counts.max(1) == 0
-    assert np.array_equal(found["crowd_votes"], np.where(silent[:, None], query, voted))
+    assert np.array_equal(found["shared_votes"], np.where(silent[:, None], query, voted))
 
 
 def test_some_columns_are_some_of_all(world: tuple[Candidates, Context]) -> None:
@@ -163,7 +163,7 @@ def test_votes_need_all_queries(world: tuple[Candidates, Context]) -> None:
     candidates, context = world
     alone = Context(context.pairs, context.open_index, context.known)
     with pytest.raises(UsageError, match="find_nearest"):
-        PairFeatures(alone).of(CROWDS, candidates)
+        PairFeatures(alone).of(SHARED_FEATURES, candidates)
 
 
 def test_lexical_of_empty_texts() -> None:
@@ -178,18 +178,20 @@ def test_names() -> None:
     for wrong in ("scores", "guide:", "guide", "guided:x"):
         with pytest.raises(UsageError, match="unknown feature"):
             check_features([wrong])
-    assert rises("crowd_query")
+    assert rises("shared_query")
     assert rises("guide:st:x")
     assert not rises("margin")
 
 
-POSTERIOR = Posterior(CROWDS, (1.0, 2.0, 3.0), -3.0, 0.25, "known positives", {"encoder": "ab" * 32}, {"n": 1}, None)
+POSTERIOR = Posterior(
+    SHARED_FEATURES, (1.0, 2.0, 3.0), -3.0, 0.25, "known positives", {"encoder": "ab" * 32}, {"n": 1}, None
+)
 
 
 def test_posterior_survives_json(tmp_path: Path) -> None:
     POSTERIOR.save(tmp_path / "p.json")
     assert Posterior.load(tmp_path / "p.json") == POSTERIOR
-    values = {name: np.linspace(-9, 9, 5, dtype=np.float32) for name in CROWDS}
+    values = {name: np.linspace(-9, 9, 5, dtype=np.float32) for name in SHARED_FEATURES}
     expected = 1 / (1 + np.exp(3 - 6 * np.linspace(-9, 9, 5)))
     np.testing.assert_allclose(POSTERIOR.probability(values), expected, rtol=1e-5)
 
@@ -199,7 +201,7 @@ def test_posterior_survives_json(tmp_path: Path) -> None:
     [
         ({"kind": "x"}, "is no posterior"),
         ({"schema_version": 2}, "schema version 2"),
-        ({"features": {"crowd_query": "x"}}, "damaged"),
+        ({"features": {"shared_query": "x"}}, "damaged"),
         ({"features": {"nonsense": 1.0}}, "damaged"),
         ({"features": {}}, "damaged"),
         ({"intercept": None}, "damaged"),
@@ -230,7 +232,9 @@ def test_a_posterior_belongs_to_its_encoder() -> None:
 
 def test_probabilities_as_soft_weights_in_a_loss() -> None:
     """The same posterior on torch tensors, with gradients: each negative weighs 1 - p."""
-    values = {name: torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_() for name in CROWDS}
+    values = {
+        name: torch.linspace(-1, 1, 6, dtype=torch.float64).reshape(2, 3).requires_grad_() for name in SHARED_FEATURES
+    }
     probability = torch.sigmoid(POSTERIOR.logit(values))
     plain = {name: value.detach().numpy().astype(np.float32) for name, value in values.items()}
     np.testing.assert_allclose(probability.detach().numpy(), POSTERIOR.probability(plain), atol=1e-6)
@@ -245,12 +249,12 @@ def test_probabilities_as_soft_weights_in_a_loss() -> None:
     ]
     np.testing.assert_allclose(weighted.detach().numpy(), naive, rtol=1e-6)
     weighted.sum().backward()
-    assert torch.isfinite(values["crowd_query"].grad).all()
+    assert torch.isfinite(values["shared_query"].grad).all()
 
 
 def test_sketches_approach_the_posterior(world: tuple[Candidates, Context]) -> None:
     candidates, context = world
-    exact = POSTERIOR.probability(PairFeatures(context).of(CROWDS, candidates))
+    exact = POSTERIOR.probability(PairFeatures(context).of(SHARED_FEATURES, candidates))
     one = np.flatnonzero(context.pairs.positives.lengths <= 1)  # of several positives a sketch knows the mean only
     errors = []
     for components in (64, 4096):
@@ -270,13 +274,13 @@ def test_sketches_approach_the_posterior(world: tuple[Candidates, Context]) -> N
 
 def test_a_sketch_of_several_positives_lies_between_them(world: tuple[Candidates, Context]) -> None:
     _, context = world
-    only = Posterior(("crowd_positive",), (1.0,), 0.0, 0.5, "groups")
+    only = Posterior(("shared_positive",), (1.0,), 0.0, 0.5, "groups")
     features = PairFeatures(context)
     sketch = make_sketch(only, context, 4096)
     for i in np.flatnonzero(context.pairs.positives.lengths > 1):
         positives = context.pairs.positives.take(np.array([i])).values
         row = np.arange(DOCUMENTS)[None]
-        each = [features.crowds.similarities([features.crowds.crowd.take(np.array([p]))], row)[0][0] for p in positives]
+        each = [features.graph.similarities([features.graph.vectors.take(np.array([p]))], row)[0][0] for p in positives]
         found = sketch.logit(torch.tensor([i]), torch.arange(DOCUMENTS))[0].numpy()
         assert (found > np.min(each, axis=0) - 0.05).all()
 
@@ -284,6 +288,6 @@ def test_a_sketch_of_several_positives_lies_between_them(world: tuple[Candidates
 def test_what_cannot_be_sketched(world: tuple[Candidates, Context]) -> None:
     _, context = world
     with pytest.raises(UsageError, match="margin is no inner product"):
-        make_sketch(Posterior(("crowd_query", "margin"), (1.0, 1.0), 0.0, 0.5, "groups"), context)
+        make_sketch(Posterior(("shared_query", "margin"), (1.0, 1.0), 0.0, 0.5, "groups"), context)
     with pytest.raises(UsageError, match="components=0"):
         make_sketch(POSTERIOR, context, 0)

@@ -9,14 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hardneg.data.pairs import Pairs, Ragged, fold
+import hardneg.mining.filters as f
+from hardneg.data.pairs import Pairs
+from hardneg.data.texts import fold
 from hardneg.errors import UsageError
+from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
+from hardneg.false_negatives.filters import LearnedPosterior, SharedNeighbors
 from hardneg.index.exact import ExactIndex
-from hardneg.mining import filters as f
-from hardneg.mining.candidates import Candidates, Context, members
-from hardneg.mining.features import CROWDS, PairFeatures
-from hardneg.mining.filters import below_margin, lowest_scores
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.filters.base import lowest_scores
+from hardneg.mining.filters.limits import below_margin
 from hardneg.mining.specs import parse_filter, parse_filters, parse_sampler
+from hardneg.storage.arrays import Ragged, members
 
 from .conftest import unit
 
@@ -132,9 +136,9 @@ def test_rank_and_score(world: tuple[Candidates, Context]) -> None:
 def test_crowd_compares_the_mean_of_three_cosines(world: tuple[Candidates, Context]) -> None:
     candidates, context = world
     context.find_nearest = lambda: candidates.documents
-    found = PairFeatures(context).of(CROWDS, candidates)
+    found = PairFeatures(context).of(SHARED_FEATURES, candidates)
     mean = sum(found.values()) / np.float32(3)
-    one = f.SameCrowd(max=float(np.median(mean)))
+    one = SharedNeighbors(max=float(np.median(mean)))
     assert (one.keep(candidates, context, candidates.real) == (mean <= np.float32(one.max))).all()
 
 
@@ -167,7 +171,7 @@ def test_judged_negatives_are_exempt_from_guesses_only() -> None:
         d = builder.add_document(f"d{i}", f"d{i}", where="")
         if i < 2:
             builder.relate(q, d, 1 - i)
-    pairs = builder.finish("x")
+    pairs = Pairs.from_contents(builder.finish("x"))
     candidates = Candidates(
         np.array([0]),
         np.arange(4, dtype=np.int32)[None],
@@ -199,7 +203,7 @@ def test_titles_do_not_hide_duplicates() -> None:
         builder.add_document(f"d{i}", text, title=title, where="")
     builder.relate(q, 0, 1)
     builder.relate(q, 3, 1)
-    pairs = builder.finish("x")
+    pairs = Pairs.from_contents(builder.finish("x"))
     documents = np.arange(5, dtype=np.int32)[None]
     candidates = Candidates(
         np.array([0]), documents, np.zeros((1, 5), np.float32), np.zeros(1, np.float32), np.eye(1, 5)
@@ -217,8 +221,8 @@ def test_parse() -> None:
     assert parse_filter("margin:relative=0.05") == f.Margin(relative=0.05)
     assert parse_filter("guide:st:a/b,margin=0.1") == f.Guide(model="st:a/b", margin=0.1)
     assert parse_filter("cross-encoder:x,max=.5") == f.CrossEncoder(model="x", max=0.5)
-    assert parse_filter("posterior:learned") == f.LearnedAtStart(threshold=0.2)
-    assert parse_filters(["posterior:learned,threshold=0.4"], training=True).filters[-1] == f.LearnedAtStart(
+    assert parse_filter("posterior:learned") == LearnedPosterior(threshold=0.2)
+    assert parse_filters(["posterior:learned,threshold=0.4"], training=True).filters[-1] == LearnedPosterior(
         threshold=0.4
     )
     with pytest.raises(UsageError, match="learned while training; for a mining pass, learn one of a run"):

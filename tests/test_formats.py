@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hardneg.data.builder import open_pairs
-from hardneg.data.formats import ReadOptions, read_pairs
-from hardneg.data.pairs import Pairs
+from hardneg.data.options import ReadOptions
+from hardneg.data.pairs import Pairs, open_pairs
+from hardneg.data.read import read_pairs
 from hardneg.errors import DataError, UsageError
 
 from .conftest import write_jsonl
@@ -325,7 +325,7 @@ def test_reading_does_not_keep_the_texts(tmp_path: Path) -> None:
     code = (
         "import sys, resource, numpy as np\n"
         "from pathlib import Path\n"
-        "from hardneg.data.formats import read_pairs\n"
+        "from hardneg.data.read import read_pairs\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before = peak()\n"
         "pairs = read_pairs(sys.argv[1], folder=Path(sys.argv[2]))\n"

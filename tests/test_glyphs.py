@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import hardneg
-from hardneg.data.glyphs import FONTS, SIZE, bitmap, parse_glyph
-from hardneg.encoders.glyphs import GlyphEncoder
+from hardneg.demo_data.glyph_encoder import GlyphEncoder
+from hardneg.demo_data.glyphs import FONTS, SIZE, bitmap, parse_glyph
 from hardneg.errors import DataError, UsageError
-from hardneg.losses.infonce import Variants
-from hardneg.training.evaluate import zero_shot
+from hardneg.evaluation.zero_shot import zero_shot
+from hardneg.losses.variants import Variants
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_training_names_what_it_never_saw(tmp_path: Path, glyphs: dict[str, hard
         steps=40, batch_size=128, negatives=0, temperature=0.07, learn_temperature=True, learning_rate=2e-3,
         variants=Variants(symmetric=True), filters=("group",), measures=("recall@10",), evaluate_every=40,
     )  # fmt: skip
-    held = hardneg.Held(test, zero_shot=True)
+    held = hardneg.EvaluationSet(test, zero_shot=True)
     result = hardneg.train(train, GlyphEncoder(), tmp_path / "out", options, evaluation=held, device="cpu")
     assert result["best"]["zero-shot@1"] > 10 / len(test)  # chance: 1 / len(test)
     assert result["best"]["zero-shot-group@1"] >= result["best"]["zero-shot@1"]

@@ -9,10 +9,10 @@ import faiss
 import numpy as np
 import pytest
 
-from hardneg.data.store import sha256_file
 from hardneg.errors import RunError
-from hardneg.index.choose import make_index
+from hardneg.index.factory import make_index
 from hardneg.index.files import _links_stay_inside, load_index, save_index
+from hardneg.storage.files import sha256_file
 
 from .test_approximate import clustered
 

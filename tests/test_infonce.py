@@ -14,9 +14,11 @@ import torch
 from torch import Tensor
 
 from hardneg.errors import UsageError
+from hardneg.losses.batch import PerRole
 from hardneg.losses.caching import cached_backward
-from hardneg.losses.infonce import InfoNCE, Sides, Variants
-from hardneg.losses.tiles import Tiles, row_logsumexp
+from hardneg.losses.infonce import InfoNCE
+from hardneg.losses.logsumexp import Tiles, row_logsumexp
+from hardneg.losses.variants import Variants
 
 from .conftest import in_two_ranks
 
@@ -51,22 +53,22 @@ def marks(seed: int = 1) -> dict[str, Any]:
         return torch.randn(*shape, 4, generator=g, dtype=torch.float64)
 
     return {
-        "ids": Sides(None, ints(0, B, P), ints(-1, B, K), ints(-1, M), ints(-1, S)),
-        "groups": Sides(ints(-1, B), ints(-1, B, P), ints(-1, B, K), ints(-1, M), ints(-1, S)),
-        "guide": Sides(vectors(B), vectors(B, P), vectors(B, K), vectors(M), vectors(S)),
-        "sketches": Sides(vectors(B), vectors(B, P), vectors(B, K), vectors(M), vectors(S)),
+        "ids": PerRole(None, ints(0, B, P), ints(-1, B, K), ints(-1, M), ints(-1, S)),
+        "groups": PerRole(ints(-1, B), ints(-1, B, P), ints(-1, B, K), ints(-1, M), ints(-1, S)),
+        "guide": PerRole(vectors(B), vectors(B, P), vectors(B, K), vectors(M), vectors(S)),
+        "sketches": PerRole(vectors(B), vectors(B, P), vectors(B, K), vectors(M), vectors(S)),
     }
 
 
-def flat(sides: Sides) -> Tensor:
+def flat(sides: PerRole) -> Tensor:
     """What is known of the columns, one after the other: positives, hard, shared, bank."""
     tail = () if sides.queries is None or sides.queries.ndim == 1 else sides.queries.shape[-1:]
     return torch.cat([x.reshape(-1, *tail) for x in (sides.positives, sides.hard, sides.shared, sides.bank)])
 
 
 def naive(
-    x: dict[str, Tensor], v: Variants, t: Tensor, similarity: str, ids: Sides | None, known: Tensor | None,
-    groups: Sides | None, guide: Sides | None, sketches: Sides | None, intercept: float, real: Tensor | None,
+    x: dict[str, Tensor], v: Variants, t: Tensor, similarity: str, ids: PerRole | None, known: Tensor | None,
+    groups: PerRole | None, guide: PerRole | None, sketches: PerRole | None, intercept: float, real: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """The loss, entry by entry."""
     unit = {k: torch.nn.functional.normalize(y, dim=-1) if similarity == "cosine" else y for k, y in x.items()}
@@ -238,10 +240,10 @@ def test_each_option_equals_the_whole_matrix(options: dict[str, Any], similarity
     compare(Variants(**options), use, similarity, temperature=0.3 if similarity == "cosine" else 0.9)
 
 
-@pytest.mark.parametrize("use", [{"ids"}, {"ids", "known"}, {"groups"}, {"sketches"}, {"guide"}, {"real"}], ids=str)
+@pytest.mark.parametrize("use", ["ids", "ids+known", "groups", "sketches", "guide", "real"])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_each_mask_equals_the_whole_matrix(use: set[str], seed: int) -> None:
-    compare(Variants(symmetric=True, query_query=True, document_document=True), use, seed=seed)
+def test_each_mask_equals_the_whole_matrix(use: str, seed: int) -> None:
+    compare(Variants(symmetric=True, query_query=True, document_document=True), set(use.split("+")), seed=seed)
 
 
 @pytest.mark.parametrize("first", range(1, len(OPTIONS)))
@@ -273,8 +275,8 @@ def test_plain_infonce_is_cross_entropy_on_the_full_logits() -> None:
 @pytest.mark.parametrize("options", OPTIONS[:9], ids=str)
 def test_a_query_without_negatives_has_no_loss_and_no_gradient(options: dict[str, Any]) -> None:
     x = {k: y.float().requires_grad_() for k, y in batch(several=False).items() if k in ("queries", "positives")}
-    ids = Sides(positives=torch.zeros(B, 1, dtype=torch.int64))  # all the same document
-    groups = Sides(torch.zeros(B, dtype=torch.int64), torch.zeros(B, 1, dtype=torch.int64))
+    ids = PerRole(positives=torch.zeros(B, 1, dtype=torch.int64))  # all the same document
+    groups = PerRole(torch.zeros(B, dtype=torch.int64), torch.zeros(B, 1, dtype=torch.int64))
     loss = InfoNCE(0.01, learn_temperature=True, variants=Variants(**options), tiles=SMALL)
     value = loss(**x, ids=ids, groups=groups)
     assert float(value.detach()) == 0
@@ -414,7 +416,7 @@ def test_row_logsumexp_without_columns() -> None:
 RANKS = """
 import sys, torch, torch.distributed as dist, torch.multiprocessing as mp
 sys.path.insert(0, {root!r})
-from hardneg.losses.infonce import InfoNCE, Variants, Sides
+from hardneg.losses.infonce import InfoNCE, Variants, PerRole
 from tests.test_infonce import batch, marks, B
 
 CUT = 3  # queries of the first rank; the second has the other four, and two shared negatives instead of three
@@ -430,7 +432,7 @@ def part(x, i):
 def sides(s, i):
     rows = slice(0, CUT) if i == 0 else slice(CUT, B)
     cut = lambda v: None if v is None else v[rows]
-    return Sides(cut(s.queries), cut(s.positives), cut(s.hard), s.shared[:3] if i == 0 else s.shared[3:], s.bank)
+    return PerRole(cut(s.queries), cut(s.positives), cut(s.hard), s.shared[:3] if i == 0 else s.shared[3:], s.bank)
 
 def work(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{{folder}}/store", rank=rank, world_size=2)

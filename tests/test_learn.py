@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from scipy.special import expit
 from scipy.stats import hypergeom
 
-from hardneg.calibration.guarantee import certify, judgements_needed, p_value
-from hardneg.calibration.learn import LADDER, Logistic, calibration, fit_judged, fit_known
 from hardneg.errors import DataError
-from hardneg.mining.features import CROWDS
+from hardneg.false_negatives.features import SHARED_FEATURES
+from hardneg.false_negatives.guarantee import certify, judgements_needed, p_value
+from hardneg.false_negatives.learn import LADDER, calibration, fit_judged, fit_known
+from hardneg.false_negatives.model import LogisticModel
 
-NAMES = (*CROWDS, "margin", "reach_query", "reach_positive")
+NAMES = (*SHARED_FEATURES, "margin", "local_score_query", "local_score_positive")
 
 
 def pairs(
@@ -27,9 +28,9 @@ def pairs(
 
 
 def test_judged_pairs_give_back_the_model_that_made_them() -> None:
-    truth = {"crowd_query": 3.0, "crowd_positive": 2.0, "crowd_votes": 1.0}
+    truth = {"shared_query": 3.0, "shared_positive": 2.0, "shared_votes": 1.0}
     values, relevant = pairs(0, 40_000, truth)
-    model, report = fit_judged(values, relevant, np.ones(40_000), np.arange(40_000) % 900, CROWDS)
+    model, report = fit_judged(values, relevant, np.ones(40_000), np.arange(40_000) % 900, SHARED_FEATURES)
     assert dict(zip(model.features, model.weights, strict=True)) == pytest.approx(truth, abs=0.2)
     assert model.intercept == pytest.approx(-3, abs=0.15)
     assert report["ece"] < 0.02
@@ -40,34 +41,36 @@ def test_judged_pairs_give_back_the_model_that_made_them() -> None:
 
 def test_weights_undo_a_biased_sample() -> None:
     """Relevant pairs drawn ten times as often; their weights say so."""
-    values, relevant = pairs(1, 60_000, {"crowd_query": 3.0})
+    values, relevant = pairs(1, 60_000, {"shared_query": 3.0})
     rng = np.random.default_rng(0)
     chance = np.where(relevant, 1.0, 0.1)
     taken = rng.random(60_000) < chance
     some = {name: value[taken] for name, value in values.items()}
-    model, _ = fit_judged(some, relevant[taken], 1 / chance[taken], np.arange(taken.sum()) % 800, CROWDS)
+    model, _ = fit_judged(some, relevant[taken], 1 / chance[taken], np.arange(taken.sum()) % 800, SHARED_FEATURES)
     assert model.intercept == pytest.approx(-3, abs=0.2)
-    unweighted, _ = fit_judged(some, relevant[taken], np.ones(taken.sum()), np.arange(taken.sum()) % 800, CROWDS)
+    unweighted, _ = fit_judged(
+        some, relevant[taken], np.ones(taken.sum()), np.arange(taken.sum()) % 800, SHARED_FEATURES
+    )
     assert unweighted.intercept > -1.5
 
 
 def test_longer_models_have_to_earn_it() -> None:
-    values, relevant = pairs(2, 20_000, {"crowd_query": 3.0})
+    values, relevant = pairs(2, 20_000, {"shared_query": 3.0})
     model, _ = fit_judged(values, relevant, np.ones(20_000), np.arange(20_000) % 700)
     assert model.features == LADDER[0]
-    values, relevant = pairs(3, 20_000, {"crowd_query": 1.0, "margin": -6.0})
+    values, relevant = pairs(3, 20_000, {"shared_query": 1.0, "margin": -6.0})
     model, _ = fit_judged(values, relevant, np.ones(20_000), np.arange(20_000) % 700)
     assert "margin" in model.features
 
 
 def test_what_must_rise_does_not_fall() -> None:
-    values, relevant = pairs(4, 5_000, {"crowd_query": -3.0, "crowd_positive": 5.0})
-    model, _ = fit_judged(values, relevant, np.ones(5_000), np.arange(5_000) % 100, CROWDS)
+    values, relevant = pairs(4, 5_000, {"shared_query": -3.0, "shared_positive": 5.0})
+    model, _ = fit_judged(values, relevant, np.ones(5_000), np.arange(5_000) % 100, SHARED_FEATURES)
     weights = dict(zip(model.features, model.weights, strict=True))
-    assert weights["crowd_query"] == 0
-    assert weights["crowd_positive"] > 3
-    values, relevant = pairs(5, 5_000, {"crowd_query": -3.0}, level=1.0)
-    model, _ = fit_judged(values, relevant, np.ones(5_000), np.arange(5_000) % 100, ("crowd_query",))
+    assert weights["shared_query"] == 0
+    assert weights["shared_positive"] > 3
+    values, relevant = pairs(5, 5_000, {"shared_query": -3.0}, level=1.0)
+    model, _ = fit_judged(values, relevant, np.ones(5_000), np.arange(5_000) % 100, ("shared_query",))
     assert model.weights == (0.0,)
 
 
@@ -79,7 +82,7 @@ def test_one_class_teaches_nothing(relevant: np.ndarray) -> None:
 
 
 def test_one_query_is_not_enough() -> None:
-    values, relevant = pairs(0, 50, {"crowd_query": 6.0})
+    values, relevant = pairs(0, 50, {"shared_query": 6.0})
     with pytest.raises(DataError, match="all of one query"):
         fit_judged(values, relevant, np.ones(50), np.zeros(50, int))
 
@@ -98,8 +101,8 @@ def unlabelled_world(seed: int, rate: float, queries: int = 3000, depth: int = 4
     m = queries * depth
     relevant = rng.random(m) < 0.25
     base = np.where(relevant, 0.75, 0.2)
-    values = {name: np.clip(base + rng.normal(0, 0.12, m), 0, 1).astype(np.float32) for name in CROWDS}
-    values |= {name: rng.random(m).astype(np.float32) for name in ("score", "log_rank", "reach_query")}
+    values = {name: np.clip(base + rng.normal(0, 0.12, m), 0, 1).astype(np.float32) for name in SHARED_FEATURES}
+    values |= {name: rng.random(m).astype(np.float32) for name in ("score", "log_rank", "local_score_query")}
     return values, relevant, relevant & (rng.random(m) < rate)
 
 
@@ -109,7 +112,7 @@ def test_known_positives_alone_find_the_share_of_relevant(rate: float, hidden: b
     values, relevant, known = unlabelled_world(0, rate)
     # The positive itself stands in the very middle of its own crowd: it must not be learned from.
     if not hidden:
-        values["crowd_positive"] = np.where(known, np.float32(1), values["crowd_positive"])
+        values["shared_positive"] = np.where(known, np.float32(1), values["shared_positive"])
     model, report = fit_known(values, known, hidden=hidden)
     unknown = ~known
     truth = relevant[unknown].mean()
@@ -143,7 +146,7 @@ def test_too_few_known_positives() -> None:
 
 
 def test_logistic_is_a_logistic_function() -> None:
-    model = Logistic(("score", "margin"), (2.0, -1.0), 0.5)
+    model = LogisticModel(("score", "margin"), (2.0, -1.0), 0.5)
     values = {"score": np.array([0.3], np.float32), "margin": np.array([0.1], np.float32)}
     assert model.probability(values)[0] == pytest.approx(1 / (1 + np.exp(-(0.5 + 0.6 - 0.1))), abs=1e-6)
 

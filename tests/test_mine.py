@@ -18,9 +18,9 @@ import pytest
 import hardneg.mining.miner as miner_module
 import hardneg.mining.run as run_module
 from hardneg import DataError, MineOptions, Pairs, ReadOptions, Run, RunError, UsageError, mine, read_pairs, select
-from hardneg.data.pairs import fold
-from hardneg.data.store import sha256_file
+from hardneg.data.texts import fold
 from hardneg.mining.select import SelectOptions
+from hardneg.storage.files import sha256_file
 
 from .conftest import unit, write_jsonl
 
@@ -108,7 +108,7 @@ def test_same_bytes_whatever_the_work_was_cut_into(
     mine(pairs, tmp_path / "a", options, vectors=(queries, documents), threads=1)
     monkeypatch.setattr(miner_module, "_BLOCK", 7)
     mine(pairs, tmp_path / "b", options, vectors=(queries, documents), threads=3)
-    monkeypatch.setattr("hardneg.index.corpus.TILE_BYTES", 4 * 16 * 64)
+    monkeypatch.setattr("hardneg.index.vectors.TILE_BYTES", 4 * 16 * 64)
     mine(pairs, tmp_path / "c", options, vectors=(queries, documents))
     assert files(tmp_path / "a") == files(tmp_path / "b") == files(tmp_path / "c")
 
@@ -214,7 +214,7 @@ def test_widening_is_for_those_who_ran_out(tmp_path: Path) -> None:
 
 CHILD = """
 import os, signal, sys
-import hardneg.data.store as store
+import hardneg.storage.files as store
 import hardneg.mining.run as run
 import hardneg.mining.miner as miner
 run.PART_ROWS = 64

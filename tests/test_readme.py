@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from hardneg.data.exports import EXPORT_FORMATS
 from hardneg.errors import RunError
+from hardneg.exports.export import EXPORT_FORMATS
 from hardneg.mining.specs import parse_filter, parse_sampler
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

@@ -20,13 +20,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hardneg.encoders.hashed import HashedEncoder
-from hardneg.encoders.snapshot import ModuleSnapshots, ProcessSnapshots
 from hardneg.errors import DataError, RunError, UsageError
-from hardneg.index.carry import carried, to_encode
 from hardneg.index.exact import ExactIndex
-from hardneg.index.generation import Recipe, load_generation
-from hardneg.index.refreshed import RefreshedIndex, RefreshError, RefreshWarning
-from hardneg.index.staleness import Schedule, measure
+from hardneg.refresh.drift import compensate, rows_to_encode
+from hardneg.refresh.generation import Recipe, load_generation
+from hardneg.refresh.refreshed_index import RefreshedIndex, RefreshError, RefreshWarning
+from hardneg.refresh.snapshot import ModuleSnapshots, ProcessSnapshots
+from hardneg.refresh.staleness import Schedule, staleness_between
 
 from .conftest import unit
 from .test_approximate import clustered
@@ -114,8 +114,8 @@ def test_a_generation_is_what_a_search_with_that_encoder_gives(documents: np.nda
             truth = ExactIndex(vectors(model, documents)).search(vectors(model, queries), 5)
             assert made is index.generation
             assert (made.number, made.step, index.age) == (step + 1, step + 1, 0)
-            assert made.neighbours is not None
-            assert made.neighbours.documents.tobytes() == truth.documents.tobytes()
+            assert made.neighbors is not None
+            assert made.neighbors.documents.tobytes() == truth.documents.tobytes()
             assert index.search(vectors(model, queries), 5).documents.tobytes() == truth.documents.tobytes()
             assert set(made.seconds) == {"encode", "build", "search"}
         assert [entry["generation"] for entry in index.history] == [1, 2, 3]
@@ -161,7 +161,7 @@ def test_readers_in_other_threads_see_one_generation_or_the_other(documents: np.
         def read() -> None:
             while not stop.is_set():
                 held = index.generation
-                near = held.neighbours
+                near = held.neighbors
                 assert near is not None
                 scores = held.index.pair_scores(held.vectors[near.documents[:, 0]], near.documents[:, :1])
                 if not np.allclose(scores, 1, atol=1e-5) or held.rows_of(np.array([7]))[0] != 7:
@@ -257,9 +257,9 @@ def test_documents_come_and_go(documents: np.ndarray) -> None:
         assert made.rows_of(np.array([399, 49, 50, 7])).tolist() == [0, -1, 349, -1]
         found = index.search(vectors(model, documents[[310]]), 1)
         assert made.ids[found.documents[0, 0]] == 310
-        assert index.measure().sample == 350
+        assert index.measure_staleness().sample == 350
         index.set_documents(Rows(documents[:3]), np.array([901, 902, 903]))
-        assert index.measure().overlap == 0  # nothing in common
+        assert index.measure_staleness().overlap == 0  # nothing in common
         assert index.refresh().vectors.shape == (3, 24)
     with pytest.raises(UsageError, match="ids repeat"):
         index.set_documents(Rows(documents), np.zeros(400))
@@ -276,7 +276,7 @@ def test_staleness_decides(documents: np.ndarray) -> None:
         assert index.staleness.drift == 0
         for _ in range(9):
             assert not index.step()
-        assert index.staleness == measure(index.generation.vectors, index.generation.vectors, 9)
+        assert index.staleness == staleness_between(index.generation.vectors, index.generation.vectors, 9)
         turn(model, 0, 0.1)
         for _ in range(3):
             assert not index.step()
@@ -287,7 +287,7 @@ def test_staleness_decides(documents: np.ndarray) -> None:
         assert index.history[-1]["drift"] > 0.02
         assert index.staleness.drift == 0  # of the new one
         turn(model, 2, 0.5)
-        assert index.measure().drift > 0.02
+        assert index.measure_staleness().drift > 0.02
 
 
 @settings(max_examples=30, deadline=None)
@@ -298,11 +298,11 @@ def test_staleness_equals_a_naive_count(seed: int, size: int, copies: bool) -> N
     after = unit(before + 0.5 * rng.standard_normal((size, 8)))
     if copies:
         before[1:3] = before[0]
-    found = measure(before, after, 3)
+    found = staleness_between(before, after, 3)
     assert found.drift == pytest.approx(
         1 - np.mean([float(a @ b) for a, b in zip(before, after, strict=True)]), abs=1e-5
     )
-    assert measure(before, before, 0).overlap == 1
+    assert staleness_between(before, before, 0).overlap == 1
     if not copies and size > 1:
         k = min(10, size - 1)
         near = [
@@ -421,8 +421,8 @@ def test_an_interpreter_that_ends_does_not_wait(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
         "import time, numpy as np\n"
-        "from hardneg.index.refreshed import RefreshedIndex\n"
-        "from hardneg.index.generation import Recipe\n"
+        "from hardneg.refresh.refreshed_index import RefreshedIndex\n"
+        "from hardneg.refresh.generation import Recipe\n"
         "class Rows:\n"
         "    def take(self, rows): return rows\n"
         "slow = [0]\n"
@@ -455,7 +455,7 @@ def test_checkpoints_hold_the_generation_and_the_next(documents: np.ndarray, tmp
         for step in steps:
             turn(model, step)
             index.step()
-            near = index.generation.neighbours
+            near = index.generation.neighbors
             assert near is not None
             seen.append((index.generation.number, index.generation.checksum, near.documents.tobytes()))
         return seen
@@ -580,12 +580,12 @@ def test_a_share_is_encoded_and_the_rest_moved() -> None:
         np.testing.assert_allclose(made.vectors[encoded], fresh[encoded], atol=1e-6)
         cosines = (made.vectors * fresh).sum(1)
         rest = np.setdiff1d(np.arange(4000), encoded)
-        assert 1 - cosines[rest].mean() == pytest.approx(made.carry_error, rel=0.5)
+        assert 1 - cosines[rest].mean() == pytest.approx(made.compensation_error, rel=0.5)
         assert 1 - cosines[rest].mean() < 0.5 * (1 - (first.vectors * fresh).sum(1)[rest].mean())
         np.testing.assert_allclose(np.linalg.norm(made.vectors, axis=1), 1, atol=1e-3)
         # The most retrieved come first, of those that were not drawn for the map.
-        assert first.neighbours is not None
-        counts = np.bincount(first.neighbours.documents.ravel(), minlength=4000)
+        assert first.neighbors is not None
+        counts = np.bincount(first.neighbors.documents.ravel(), minlength=4000)
         assert counts[rest].max() <= np.sort(counts)[-289]
         # New documents are always encoded.
         more = clustered(1000, seed=5)
@@ -615,7 +615,7 @@ def test_a_linear_map_is_found() -> None:
     before = unit(rng.standard_normal((2000, 16)))
     after = before @ np.linalg.qr(rng.standard_normal((16, 16)))[0].astype(np.float32) * 3
     encoded, rest = np.arange(600), np.arange(600, 2000)
-    moved, error = carried(before, encoded, after[:600], np.arange(0, 600, 5), rest)
+    moved, error = compensate(before, encoded, after[:600], np.arange(0, 600, 5), rest)
     np.testing.assert_allclose(moved, after[600:], atol=0.05)
     assert 0 <= error < 1e-4
 
@@ -628,7 +628,7 @@ def test_small_corpora_are_encoded_whole() -> None:
         turn(model, 0)
         made = index.refresh()
         np.testing.assert_allclose(made.vectors, vectors(model, documents), atol=1e-6)
-        rows, sampled = to_encode(0.1, np.arange(300), index.generation, 0)
+        rows, sampled = rows_to_encode(0.1, np.arange(300), index.generation, 0)
         assert len(rows) == len(sampled) == 300
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 import hardneg
 from hardneg.diagnostics.diagnose import diagnose
-from hardneg.diagnostics.report import write_report
+from hardneg.diagnostics.report.page import report_page, write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = [
@@ -38,7 +39,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hardneg.calibrate(run, alpha=0.2).save(folder / "p.json")
     chosen = hardneg.SelectOptions(filters=(f"posterior:{folder / 'p.json'}", "margin:absolute=0.01"))
     run = hardneg.select(run, chosen, folder / "run2")
-    write_report(diagnose(run), run, folder / "report.html", [("<b>label</b>", "1", "")])
+    page = replace(report_page(diagnose(run), run), numbers=[("<b>label</b>", "1", "")])
+    write_page(page, folder / "report.html")
     return folder / "report.html"
 
 

@@ -11,15 +11,18 @@ import numpy as np
 import pytest
 from torch.utils.data import DataLoader
 
-from hardneg.bank.mined import Mined
-from hardneg.bank.sampler import Curriculum, Example, Examples, MemoryBankSampler
+from hardneg.bank.curriculum import Curriculum
+from hardneg.bank.examples import Example, Examples
+from hardneg.bank.sampler import MemoryBankSampler
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError, UsageError
-from hardneg.index.base import Neighbours
+from hardneg.index.base import Neighbors
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Context
-from hardneg.mining.filters import Chain, Rank
+from hardneg.mining.filters.base import Chain
+from hardneg.mining.filters.limits import Rank
 from hardneg.mining.mine import mine
+from hardneg.mining.mined import Mined
 from hardneg.mining.options import MineOptions
 
 from .conftest import unit
@@ -89,12 +92,12 @@ def test_every_epoch_goes_through_all_queries_without_duplicates_in_a_batch(pair
 
 
 def test_mined_negatives_come_first_and_random_ones_fill_up(pairs: Pairs, mined: Mined) -> None:
-    for batch in epochs(sampler(pairs, mined, policy="top"), 1)[0]:
+    for batch in epochs(sampler(pairs, mined, negative_sampling="top"), 1)[0]:
         for e in batch:
             kept = mined.documents[e.query][mined.kept[e.query]][:3].tolist()
             assert list(e.negatives)[: len(kept)] == kept
     drawn = Counter()
-    for batches in epochs(sampler(pairs, mined, policy="uniform"), 30):
+    for batches in epochs(sampler(pairs, mined, negative_sampling="uniform"), 30):
         drawn.update(d for batch in batches for e in batch if e.query == 12 for d in e.negatives)
     kept = mined.documents[12][mined.kept[12]].tolist()
     assert set(drawn) == set(kept)
@@ -186,7 +189,7 @@ def test_wrong_use(pairs: Pairs, mined: Mined) -> None:
     few = Mined(mined.documents[:3], mined.scores[:3], mined.positive_scores[:3], mined.kept[:3])
     with pytest.raises(UsageError, match="candidates of 3 queries for a dataset of 60"):
         made.use(few)
-    for wrong in ({"batch_size": 0}, {"negatives": -1}, {"rank": 2, "ranks": 2}, {"policy": "hardest"}):
+    for wrong in ({"batch_size": 0}, {"negatives": -1}, {"rank": 2, "ranks": 2}, {"negative_sampling": "hardest"}):
         with pytest.raises(UsageError):
             sampler(pairs, mined, **wrong)
     with pytest.raises(UsageError, match="curriculum"):
@@ -218,8 +221,8 @@ def test_candidates_of_a_run_and_of_a_generation(tmp_path: Any) -> None:
     # A generation's rows stand in another order than the corpus.
     order = rng.permutation(70)
     place = np.argsort(order)
-    shuffled = Neighbours(found.scores, place[found.documents].astype(np.int32))
-    of_generation = Mined.of_neighbours(shuffled, order.astype(np.int64), made, context, Chain([Rank(min=2)]))
+    shuffled = Neighbors(found.scores, place[found.documents].astype(np.int32))
+    of_generation = Mined.of_neighbors(shuffled, order.astype(np.int64), made, context, Chain([Rank(min=2)]))
     for name in ("documents", "scores", "kept"):
         np.testing.assert_array_equal(getattr(of_run, name), getattr(of_generation, name))
     truth = index.pair_scores(queries, made.positives.padded())[:, 0]
@@ -227,6 +230,6 @@ def test_candidates_of_a_run_and_of_a_generation(tmp_path: Any) -> None:
     np.testing.assert_allclose(of_generation.positive_scores[inside], truth[inside])
     assert (of_generation.positive_scores[~inside] >= truth[~inside]).all()
     with pytest.raises(UsageError, match="need a context"):
-        Mined.of_neighbours(shuffled, order, made, chain=Chain([Rank(min=2)]))
-    with pytest.raises(UsageError, match="neighbours of 30 queries"):
-        Mined.of_neighbours(shuffled, order, Pairs.from_columns(["a"], ["b"]))
+        Mined.of_neighbors(shuffled, order, made, chain=Chain([Rank(min=2)]))
+    with pytest.raises(UsageError, match="neighbors of 30 queries"):
+        Mined.of_neighbors(shuffled, order, Pairs.from_columns(["a"], ["b"]))

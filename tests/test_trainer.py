@@ -21,21 +21,35 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hardneg
+from hardneg.data.pairs import Pairs
+from hardneg.diagnostics.measures.batch import Collapse, batch_hardness, effective_rank
 from hardneg.errors import DataError, RunError, UsageError
-from hardneg.losses.infonce import Variants
+from hardneg.losses.variants import Variants
 from hardneg.mining.specs import parse_filters
 from hardneg.training import checkpoint
+from hardneg.training.batches import TrainingBatches
 from hardneg.training.distributed import World
-from hardneg.training.monitor import Collapse, effective_rank, hardness
+from hardneg.training.loop import Trainer
+from hardneg.training.negatives import MinedNegatives
+from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
-from hardneg.training.supply import Supply
+from hardneg.training.self_supervised import two_views
 from hardneg.training.towers import Towers
-from hardneg.training.trainer import Trainer, rate_at
-from hardneg.training.views import two_views
 from tests.conftest import WORDS, in_two_ranks
 from tests.test_encoders import minilm
 
 HERE = World(0, 1, torch.device("cpu"))
+
+
+class Supply:
+    """Batches and their negatives, put together as `hardneg.train` does."""
+
+    def __init__(self, pairs: Pairs, towers: Towers, options: TrainOptions, world: World) -> None:
+        self.training = TrainingBatches(pairs, towers, options, world)
+        self.negatives = MinedNegatives(pairs, towers, options, world, self.training.sampler)
+        self.sampler, self.filters, self.index = self.training.sampler, self.negatives.filters, self.negatives.index
+        self.batches, self.seen, self.used = self.training.batches, self.training.bank_view, self.training.used
+        self.masks, self.close, self._context = self.negatives.masks, self.negatives.close, self.negatives._context
 
 
 def made_pairs(count: int = 96, seed: int = 0, groups: bool = False) -> hardneg.Pairs:
@@ -76,7 +90,7 @@ def weights(folder: Path) -> np.ndarray:
 def test_a_naive_loop_gives_the_same_weights(tmp_path: Path) -> None:
     """In-batch negatives, warm-up, clipping: against plain torch with the whole matrix."""
     pairs = made_pairs()
-    options = TrainOptions(steps=12, batch_size=16, negatives=0, learning_rate=0.01, clip=0.5, temperature=0.1)
+    options = TrainOptions(steps=12, batch_size=16, negatives=0, learning_rate=0.01, max_grad_norm=0.5, temperature=0.1)
     hardneg.train(pairs, encoder(), tmp_path / "out", options, device="cpu")
     model = encoder()
     model.fit(pairs.queries.slice(0, len(pairs)) + pairs.documents.slice(0, len(pairs.document_ids)))
@@ -106,8 +120,8 @@ def test_a_naive_loop_gives_the_same_weights(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"chunk": 5},
-        {"chunk": 5, "bank": 64, "bank_start": 2, "bank_fresh": 0.3, "learn_temperature": True},
+        {"mini_batch_size": 5},
+        {"mini_batch_size": 5, "bank": 64, "bank_start": 2, "bank_fresh": 0.3, "learn_temperature": True},
     ],
 )
 def test_chunks_change_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
@@ -116,9 +130,9 @@ def test_chunks_change_nothing(tmp_path: Path, more: dict[str, Any]) -> None:
         "batch_size": 16,
         "negatives": 3,
         "learning_rate": 0.01,
-        **{n: v for n, v in more.items() if n != "chunk"},
+        **{n: v for n, v in more.items() if n != "mini_batch_size"},
     }
-    for name, extra in (("whole", {}), ("chunks", {"chunk": more["chunk"]})):
+    for name, extra in (("whole", {}), ("chunks", {"mini_batch_size": more["mini_batch_size"]})):
         hardneg.train(made_pairs(), encoder(), tmp_path / name, TrainOptions(**shared, **extra), device="cpu")
     torch.testing.assert_close(
         *(torch.from_numpy(weights(tmp_path / name / "last")) for name in ("whole", "chunks")), rtol=1e-4, atol=1e-5
@@ -129,7 +143,14 @@ def test_accumulated_batches_are_one_update(tmp_path: Path) -> None:
     """Two batches an update: the mean of their losses."""
     told = Rows()
     options = TrainOptions(
-        steps=3, batch_size=16, accumulate=2, negatives=0, rate="constant", warmup=0, clip=None, log_every=1
+        steps=3,
+        batch_size=16,
+        accumulate=2,
+        negatives=0,
+        lr_scheduler="constant",
+        warmup=0,
+        max_grad_norm=None,
+        log_every=1,
     )
     hardneg.train(made_pairs(), encoder(), tmp_path / "out", options, device="cpu", callbacks=[told])
     assert [row["step"] for row in told.rows] == [1, 2, 3]
@@ -148,7 +169,7 @@ EVERYTHING = {
     "steps": 30, "batch_size": 16, "negatives": 3, "refresh": "steps:7", "lag": 4, "share": 0.5, "bank": 100, "bank_age": 6,
     "bank_start": 2,
     "momentum": 0.9, "learn_temperature": True, "save_every": 5, "log_every": 1, "evaluate_every": 6, "depth": 12,
-    "filters": ("group", "margin:relative=0.01", "crowd:max=0.6"), "learning_rate": 0.01, "policy": "softmax", "seed": 3,
+    "filters": ("group", "margin:relative=0.01", "shared-neighbors:max=0.6"), "learning_rate": 0.01, "negative_sampling": "softmax", "seed": 3,
 }  # fmt: skip
 
 SCRIPT = """
@@ -304,7 +325,7 @@ def test_a_document_is_encoded_once_a_batch() -> None:
         (("group",), 0.0),
         (("margin:relative=0.3",), 0.0),
         (("margin:absolute=0.2", "group"), 0.0),
-        (("crowd:max=0.8",), 0.05),
+        (("shared-neighbors:max=0.8",), 0.05),
     ],
 )
 def test_filters_in_the_loss_are_those_of_the_candidates(specs: tuple[str, ...], off: float) -> None:
@@ -426,7 +447,7 @@ def test_two_towers_of_two_modalities(tmp_path: Path) -> None:
 
     towers = Towers(encoder(), Pictures())
     assert not towers.shared
-    held = hardneg.Held(pairs, documents=Items())
+    held = hardneg.EvaluationSet(pairs, documents=Items())
     before = held.measure(towers, ["mrr@10"])
     options = TrainOptions(
         epochs=30, batch_size=16, negatives=2, learning_rate=0.02, measures=("mrr@10",), evaluate_every=120
@@ -455,7 +476,7 @@ def work(rank, folder):
     import hardneg
     sys.path.insert(0, ROOT)
     from tests.test_trainer import DISTRIBUTED, encoder, made_pairs
-    options = hardneg.TrainOptions(**{**DISTRIBUTED, "batch_size": 8, "chunk": CHUNK, "filters": FILTERS})
+    options = hardneg.TrainOptions(**{**DISTRIBUTED, "batch_size": 8, "mini_batch_size": CHUNK, "filters": FILTERS})
     pairs = made_pairs(groups=True)
     hardneg.train(pairs, encoder(), folder + "/two", options, evaluation=pairs, device="cpu", warn=lambda m: None)
     dist.destroy_process_group()
@@ -469,7 +490,9 @@ DISTRIBUTED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("chunk", "sketched"), [(None, "crowd:max=0.6"), (5, "posterior:learned,threshold=0.4")])
+@pytest.mark.parametrize(
+    ("chunk", "sketched"), [(None, "shared-neighbors:max=0.6"), (5, "posterior:learned,threshold=0.4")]
+)
 def test_two_ranks_train_as_one(tmp_path: Path, chunk: int | None, sketched: str) -> None:
     """Batches of 8 on two ranks are batches of 16 on one: negatives, bank and masks are those of both."""
     root = str(Path(__file__).parent.parent)
@@ -493,9 +516,15 @@ def test_two_ranks_train_as_one(tmp_path: Path, chunk: int | None, sketched: str
 
 def test_two_towers_on_ranks_with_chunks_are_refused() -> None:
     towers = Towers(encoder(), encoder(1))
-    supply = Supply(made_pairs(), towers, TrainOptions(negatives=0, batch_size=8, chunk=4), HERE)
-    with pytest.raises(UsageError, match="cannot be trained with chunk"):
-        Trainer(towers, supply, TrainOptions(negatives=0, batch_size=8, chunk=4), World(0, 2, torch.device("cpu")))
+    supply = Supply(made_pairs(), towers, TrainOptions(negatives=0, batch_size=8, mini_batch_size=4), HERE)
+    with pytest.raises(UsageError, match="cannot be trained with mini_batch_size"):
+        Trainer(
+            towers,
+            supply.training,
+            supply.negatives,
+            TrainOptions(negatives=0, batch_size=8, mini_batch_size=4),
+            World(0, 2, torch.device("cpu")),
+        )
 
 
 def test_bfloat16_and_tensorboard(tmp_path: Path) -> None:
@@ -549,7 +578,7 @@ def test_effective_rank_and_hardness(n: int, d: int, seed: int) -> None:
     assert effective_rank(torch.from_numpy(vectors)) == pytest.approx(expected, rel=1e-3)
     assert effective_rank(torch.ones(n, d)) == pytest.approx(1, abs=1e-2)
     queries, mined = rng.standard_normal((n, d)), rng.integers(0, n, (n, 3))
-    found = hardness(torch.from_numpy(queries), torch.from_numpy(vectors), torch.from_numpy(mined))
+    found = batch_hardness(torch.from_numpy(queries), torch.from_numpy(vectors), torch.from_numpy(mined))
     cosine = (queries / np.linalg.norm(queries, axis=1, keepdims=True)) @ (
         vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     ).T
@@ -583,12 +612,12 @@ def test_learning_rates(kind: str) -> None:
     [
         ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
         ({"epochs": 0.0}, "epochs=0.0 must be above 0"),
-        ({"clip": -1.0}, "clip=-1.0"),
+        ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0"),
         ({"warmup": 2.0}, "warmup=2.0 is a share"),
         ({"momentum": 0.9}, "momentum is of the bank"),
         ({"bank": 9, "momentum": 0.9, "bank_fresh": 0.1}, "bank_fresh=0.1 must be"),
         ({"amp": "fp8"}, "amp='fp8'"),
-        ({"rate": "cosin"}, "Did you mean 'cosine'"),
+        ({"lr_scheduler": "cosin"}, "Did you mean 'cosine'"),
         ({"refresh": "hourly"}, "unknown schedule"),
         ({"filters": ("margni",)}, "Did you mean 'margin'"),
         ({"measures": ("map@10",)}, "unknown measure"),
@@ -641,7 +670,7 @@ def test_sentence_transformers_are_trained(tmp_path: Path) -> None:
     model = hardneg.make_encoder(f"st:{minilm()}", device="cpu")
     told = Rows()
     options = TrainOptions(
-        steps=12, batch_size=8, negatives=1, learning_rate=1e-4, rate="constant", log_every=1, chunk=8, depth=5, clip=1.0,
+        steps=12, batch_size=8, negatives=1, learning_rate=1e-4, lr_scheduler="constant", log_every=1, mini_batch_size=8, depth=5, max_grad_norm=1.0,
         query_prompt="find: ",
     )  # fmt: skip
     hardneg.train(pairs, model, tmp_path / "out", options, device="cpu", callbacks=[told], evaluation=pairs)

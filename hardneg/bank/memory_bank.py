@@ -6,7 +6,6 @@ drifted can be moved or made anew, and a momentum encoder (MoCo, He et al. 2020,
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from hardneg.errors import DataError, UsageError
-from hardneg.index.carry import carried
-from hardneg.losses.ranks import Ranks
+from hardneg.losses.gather import Ranks
+from hardneg.refresh.drift import compensate
 
 
 @dataclass(frozen=True)
@@ -179,7 +178,7 @@ class MemoryBank(nn.Module):
         if len(rest):
             old = self.vectors.float().cpu().numpy()
             trial = rng.choice(len(chosen), max(1, len(chosen) // 5), replace=False)
-            moved, error = carried(old, chosen, fresh.float().cpu().numpy(), trial, rest)
+            moved, error = compensate(old, chosen, fresh.float().cpu().numpy(), trial, rest)
             self.vectors[torch.from_numpy(rest).to(self.vectors.device)] = torch.from_numpy(moved).to(self.vectors)
         self.vectors[torch.from_numpy(chosen).to(self.vectors.device)] = fresh.to(self.vectors)
         now = torch.from_numpy(chosen).to(self.written.device)
@@ -206,31 +205,3 @@ class MemoryBank(nn.Module):
         if saved is not None and saved.shape[1:] == self.vectors.shape[1:] and len(saved) != self.size:
             self.resize(len(saved))  # a bank of another size takes the saved one's; resize it afterwards
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-class MomentumEncoder(nn.Module):
-    """A copy of an encoder that follows it slowly, to fill a bank with vectors that drift less (MoCo).
-
-    Args:
-        model: that is trained; the copy's parameters have no gradients.
-        momentum: share of itself that the copy keeps at each `update`.
-    """
-
-    def __init__(self, model: nn.Module, momentum: float = 0.999) -> None:
-        super().__init__()
-        if not 0 <= momentum < 1:
-            raise UsageError(f"momentum={momentum} must be 0 or more and below 1")
-        self.momentum = momentum
-        self.model = copy.deepcopy(model).requires_grad_(False)
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        """Move towards `model`; buffers (running means) are taken over as they are. Once after each optimizer step."""
-        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-            mine.lerp_(theirs.detach().to(mine), 1 - self.momentum)
-        for kept, now in zip(self.model.buffers(), model.buffers(), strict=True):
-            kept.copy_(now)
-
-    @torch.no_grad()
-    def forward(self, *inputs: object, **named: object) -> object:
-        return self.model(*inputs, **named)

@@ -1,83 +1,68 @@
-"""What a training step gets: pairs without duplicates, mined negatives by a policy, easy ones first."""
+"""What a training step gets: pairs without duplicates, and negatives from three places: mined, random, and a bank."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from torch.utils.data import Dataset, Sampler
+from torch import Tensor
+from torch.utils.data import Sampler
 
-from hardneg.bank.mined import Mined
-from hardneg.data.pairs import Int, Pairs, told_apart
+from hardneg import renamed
+from hardneg.bank.curriculum import Curriculum
+from hardneg.bank.examples import Example
+from hardneg.bank.memory_bank import BankView, MemoryBank
+from hardneg.data.pairs import Pairs
+from hardneg.data.texts import distinct_keys
 from hardneg.errors import RunError, UsageError
 from hardneg.hashing import mix
-from hardneg.index.generation import Items
+from hardneg.mining.mined import Mined
+from hardneg.mining.samplers import Sampler as NegativeSampler
 from hardneg.mining.samplers import draw, query_keys
 from hardneg.mining.specs import parse_sampler
+from hardneg.registry import spec_of
+from hardneg.storage.arrays import Int
 
-_TRIES = 64  # random documents looked at for one that is no positive
-
-
-class Example(NamedTuple):
-    """One query of a batch: rows of the dataset."""
-
-    query: int
-    positive: int
-    negatives: tuple[int, ...]
-
-
-class Texts(NamedTuple):
-    """The texts (or what stands for them) of an example, and their rows."""
-
-    query: Any
-    positive: Any
-    negatives: list[Any]
-    rows: Example
-
-
-@dataclass(frozen=True)
-class Curriculum:
-    """From easy to hard: the share of mined negatives grows from `start` to `end` over so many batches, the rest is random."""
-
-    start: float = 1.0
-    end: float = 1.0
-    batches: int = 1
-
-    def __post_init__(self) -> None:
-        if not (0 <= self.start <= 1 and 0 <= self.end <= 1 and self.batches >= 1):
-            raise UsageError("the shares of a curriculum must be 0 to 1, its batches 1 or more")
-
-    def share(self, batch: int) -> float:
-        """Of batch number `batch`, counted from 0 over all epochs."""
-        return self.start + (self.end - self.start) * min(1.0, batch / self.batches)
+_TRIES = 64  # random documents looked at to find one that is no positive
 
 
 class MemoryBankSampler(Sampler[list[Example]]):
     """A batch sampler: `DataLoader(examples, batch_sampler=sampler)`, with any number of workers.
 
-    Every epoch goes through the queries that have a positive in another order. In a batch no query and no positive stands
-    twice, by text; what would is put off to a later batch. A batch that stays short at the end is kept unless `drop_last`.
-    Everything depends on the seed and the number of the batch alone.
+    Every epoch goes through the queries that have a positive, in another order. No query and no positive stands twice in
+    a batch, by text; a repeated one waits for a later batch. The last batch may be short, unless `drop_last`. Everything
+    depends on the seed and the number of the batch alone.
 
-    Which negatives come from where: `negatives` mined ones a query, drawn among the kept by `policy` (a sampler spec:
-    top, uniform, softmax, simans), some of them replaced by random documents as `curriculum` says, and where fewer are
-    kept. Rows of a `MemoryBank` come on top, in the loop: `bank.view()`.
+    Negatives come from three places. Each query gets `negatives` mined ones, drawn among the kept candidates by
+    `negative_sampling`. As `curriculum` says, and where too few are kept, random documents take their places. And every
+    query of a batch meets the rows of `bank`, once `bank_start` batches were trained on: `bank_view()` gives them to the
+    loss, `advance(vectors, ids)` writes the batch into the bank.
 
-    Resuming: call `advance()` after each step. `state_dict` then names the first batch that was not trained on, however
+    Resuming: call `advance` after each batch. `state_dict` then names the first batch that was not trained on, however
     far workers have read ahead, and a sampler that loads it goes on from there.
 
     Args:
         pairs: the dataset.
         mined: candidates; None: random negatives only.
         batch_size: queries a batch.
-        negatives: a query; 0: none.
-        policy: how mined negatives are drawn.
+        negatives: mined ones for each query; 0: none.
+        negative_sampling: how mined negatives are drawn: a sampler, or its spec (top, uniform, softmax, simans).
         curriculum: None: all mined.
+        bank: a memory bank; None: no further negatives.
+        bank_start: batches before the bank is used; None: an epoch. While the encoder moves fast, old vectors teach it
+            to tell old from new.
         seed: of orders and draws.
         drop_last: leave out batches that are not full.
         rank, ranks: of a distributed job: every rank takes its part of each batch of `batch_size * ranks` queries.
+
+    Raises:
+        UsageError: a size or rank that cannot be, or no query has a positive.
+
+    >>> from hardneg import Pairs
+    >>> pairs = Pairs.from_columns(["a", "b", "c"], ["A", "B", "C"], corpus=["D", "E"])
+    >>> [len(batch) for batch in MemoryBankSampler(pairs, batch_size=2, negatives=1)]
+    [2, 1]
     """
 
     def __init__(
@@ -87,8 +72,10 @@ class MemoryBankSampler(Sampler[list[Example]]):
         *,
         batch_size: int,
         negatives: int = 1,
-        policy: str = "uniform",
+        negative_sampling: str | NegativeSampler = "uniform",
         curriculum: Curriculum | None = None,
+        bank: MemoryBank | None = None,
+        bank_start: int | None = None,
         seed: int = 0,
         drop_last: bool = False,
         rank: int = 0,
@@ -100,8 +87,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
             raise UsageError(f"rank={rank} must be 0 or more and below ranks={ranks}")
         self.pairs, self.negatives, self.seed = pairs, negatives, seed
         self.batch_size, self.drop_last, self.rank, self.ranks = batch_size, drop_last, rank, ranks
-        self.policy = parse_sampler(policy)
-        self.policy_spec = policy
+        self.negative_sampling = parse_sampler(negative_sampling)
+        self._sampling_spec = spec_of(negative_sampling)
         self.curriculum = curriculum or Curriculum()
         self.keys = query_keys(pairs.query_ids)
         self.known = pairs.known_positives()
@@ -112,6 +99,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self.total = 0  # of all epochs
         self._drawn = 0  # batches given out, of all epochs
         self._mined: list[tuple[int, Mined | None]] = []
+        self.bank = bank
+        self.bank_start = len(self) if bank_start is None else bank_start
         self.use(mined)
 
     def use(self, mined: Mined | None, at: int | None = None) -> None:
@@ -148,10 +137,32 @@ class MemoryBankSampler(Sampler[list[Example]]):
             mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
             yield self._examples(batch, rows[mine], positives[mine])
 
-    def advance(self) -> None:
-        """One more batch was trained on."""
+    @property
+    def bank_in_use(self) -> bool:
+        """Whether there is a bank, and enough batches were trained on to use it."""
+        return self.bank is not None and self.total >= self.bank_start
+
+    def bank_view(self) -> BankView | None:
+        """The bank's rows for the batch that is trained on now; None if there are none yet to be used."""
+        return self.bank.view() if self.bank is not None and self.bank_in_use else None
+
+    def advance(self, vectors: Tensor | None = None, ids: Tensor | None = None, groups: Tensor | None = None) -> None:
+        """One more batch was trained on.
+
+        Args:
+            vectors: `[n, d]`, the vectors of the batch's documents, for the bank; see `MemoryBank.push`.
+            ids, groups: int64 `[n]`, of those documents.
+
+        Raises:
+            UsageError: there is a bank and no vectors for it, or the other way round.
+        """
+        if (vectors is None) != (self.bank is None):
+            missing = "advance(vectors, ids): the bank needs them" if vectors is None else "bank=MemoryBank(...)"
+            raise UsageError(f"a sampler takes vectors with a bank, and only then: give {missing}")
         self.done += 1
         self.total += 1
+        if self.bank is not None and vectors is not None:
+            self.bank.push(vectors, ids, groups)
 
     def end_epoch(self) -> None:
         """All batches of this epoch were trained on: the next `iter` begins another."""
@@ -159,17 +170,20 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self.done = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return {"epoch": self.epoch, "done": self.done, "total": self.total, **self._identity()}
+        """Plain values, and under `bank` the tensors of the bank, if there is one."""
+        bank = {} if self.bank is None else {"bank": dict(self.bank.state_dict())}
+        return {"epoch": self.epoch, "done": self.done, "total": self.total, **self._identity(), **bank}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """RunError if it is of a sampler with other settings or other data."""
-        mine = self._identity()
+        mine, state = self._identity(), renamed.with_new_names(state, renamed.TRAIN_OPTIONS)
         changed = [name for name, value in mine.items() if state.get(name) != value]
         if changed:
             said = ", ".join(f"{name}: {state.get(name)!r} then, {mine[name]!r} now" for name in changed)
             raise RunError(f"the state is of another sampler ({said}): resume with the same settings and data")
         self.epoch, self.done, self.total = (int(state[name]) for name in ("epoch", "done", "total"))
+        if self.bank is not None and state.get("bank") is not None:
+            self.bank.load_state_dict(state["bank"])
         self._drawn = self.total
         self._mined = [(0, self._mined[-1][1])]
 
@@ -179,7 +193,7 @@ class MemoryBankSampler(Sampler[list[Example]]):
             "batch_size": self.batch_size,
             "ranks": self.ranks,
             "negatives": self.negatives,
-            "policy": self.policy_spec,
+            "negative_sampling": self._sampling_spec,
             "queries": len(self.trainable),
             "digest": self.pairs.digests.get("queries"),
         }
@@ -191,8 +205,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
         chosen = self.pairs.positives.take(order)
         positives = chosen.values[chosen.offsets[:-1] + rng.integers(chosen.lengths)]
         keys = (
-            told_apart(self.pairs.query_keys[order], order),
-            told_apart(self.pairs.document_keys[positives], positives),
+            distinct_keys(self.pairs.query_keys[order], order),
+            distinct_keys(self.pairs.document_keys[positives], positives),
         )
         size, number = self.batch_size * self.ranks, 0
         waiting: list[int] = []
@@ -229,7 +243,7 @@ class MemoryBankSampler(Sampler[list[Example]]):
         out = np.full((len(rows), self.negatives), -1, np.int64)
         if mined is not None and self.negatives:
             candidates = mined.candidates(rows)
-            columns = draw(self.policy, candidates, mined.kept[rows], self.negatives, seed, self.keys[rows])
+            columns = draw(self.negative_sampling, candidates, mined.kept[rows], self.negatives, seed, self.keys[rows])
             found = np.take_along_axis(candidates.documents, np.maximum(columns, 0), 1)
             out = np.where(columns >= 0, found, -1).astype(np.int64)
             # So many of each query's stay as are the curriculum's share, rounded up or down by chance.
@@ -264,20 +278,3 @@ class MemoryBankSampler(Sampler[list[Example]]):
                 )
             negatives[i, missing] = pool[: len(missing)]
         return negatives
-
-
-class Examples(Dataset[Texts]):
-    """Texts of what a sampler gives out: `DataLoader(Examples(pairs), batch_sampler=sampler, collate_fn=list)`.
-
-    Args:
-        pairs: the dataset.
-        queries, documents: what stands for its texts (images, say): anything with `take(rows)`; None: the texts.
-    """
-
-    def __init__(self, pairs: Pairs, queries: Items | None = None, documents: Items | None = None) -> None:
-        self.queries, self.documents = queries or pairs.queries, documents or pairs.documents
-
-    def __getitem__(self, example: Example) -> Texts:
-        documents = list(self.documents.take(np.array([example.positive, *example.negatives])))
-        query = self.queries.take(np.array([example.query]))[0]
-        return Texts(query, documents[0], documents[1:], example)

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from hardneg.data.arrow import numbers, strings
-from hardneg.data.pairs import BATCH_ROWS, Pairs, Ragged, Texts, join_title, text_key
-from hardneg.data.store import atomic_path, read_json, write_array, write_json
-from hardneg.errors import DataError, RunError
+from hardneg.data.dataset_files import DatasetContents, labels_digest, write_dataset
+from hardneg.data.texts import BATCH_ROWS, Texts, join_title, text_key
+from hardneg.errors import DataError
+from hardneg.storage.arrays import Ragged
+from hardneg.storage.arrow import strings
 
 _TEXT = pa.large_string()
 
@@ -181,8 +182,8 @@ class Builder:
         groups = self.query_groups if kind == "query" else self.document_groups
         groups[row] = self.groups.setdefault(str(group), len(self.groups))
 
-    def finish(self, name: str, keep_queries: np.ndarray | None = None) -> Pairs:
-        """The dataset; `keep_queries` (rows) limits it to the queries of a split.
+    def finish(self, name: str, keep_queries: np.ndarray | None = None) -> DatasetContents:
+        """What `Pairs.from_contents` makes a dataset of; `keep_queries` (rows) limits it to the queries of a split.
 
         Raises:
             DataError: no queries or no documents.
@@ -227,111 +228,8 @@ class Builder:
         }
         texts = self.queries.finish(), self.documents.finish()
         if self.folder is not None:
-            _save(self.folder, head, arrays, ids)
-        return _assemble(head, arrays, ids, texts)
-
-
-def open_pairs(folder: Path) -> Pairs:
-    """The dataset that a `Builder` wrote to `folder`; RunError when it is not there or damaged."""
-    head = read_json(folder / "dataset.json")
-    try:
-        arrays = {path.stem: np.load(path, allow_pickle=False) for path in sorted((folder / "labels").glob("*.npy"))}
-        ids = {}
-        for kind in ("query", "document"):
-            with pa.OSFile(str(folder / f"{kind}_ids.arrow"), "rb") as f:
-                ids[kind] = pa.ipc.open_file(f).read_all().column("id").combine_chunks()
-        if labels_digest(arrays) != head["labels"]:
-            raise RunError(f"{folder}/labels does not fit {folder}/dataset.json: the run folder is damaged")
-        texts = Texts(path=folder / "queries.arrow"), Texts(path=folder / "corpus.arrow")
-        return _assemble(head, arrays, ids, texts)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise RunError(f"{folder} is not readable ({error}): the run folder is damaged") from error
-
-
-def save_pairs(pairs: Pairs, folder: Path) -> None:
-    """Write a dataset that is in memory, so that `open_pairs` can open it."""
-    none = np.empty(0, np.int64)
-    arrays = {
-        "kept": np.arange(len(pairs)),
-        "positive_offsets": pairs.positives.offsets,
-        "positive_values": pairs.positives.values,
-        "negative_offsets": pairs.judged_negatives.offsets,
-        "negative_values": pairs.judged_negatives.values,
-        "query_keys": pairs.query_keys,
-        "document_keys": pairs.document_keys,
-        "body_keys": pairs.body_keys,
-        "query_groups": none if pairs.query_groups is None else pairs.query_groups,
-        "document_groups": none if pairs.document_groups is None else pairs.document_groups,
-        "query_rows": pairs.query_rows,
-        "document_rows": pairs.document_rows,
-    }
-    head = {
-        "name": pairs.name,
-        "source_query_rows": pairs.source_query_rows,
-        "source_document_rows": pairs.source_document_rows,
-        "digests": {side: pairs.digests[side] for side in ("queries", "documents")},
-        "labels": labels_digest(arrays),
-        "notes": pairs.notes,
-    }
-    for texts, total, file in (
-        (pairs.queries, len(pairs), "queries"),
-        (pairs.documents, len(pairs.document_ids), "corpus"),
-    ):
-        with atomic_path(folder / f"{file}.arrow") as temporary, pa.OSFile(str(temporary), "wb") as sink:
-            schema = texts.columns(np.arange(1)).schema
-            with pa.ipc.new_file(sink, schema) as writer:
-                for start in range(0, total, BATCH_ROWS):
-                    rows = np.arange(start, min(start + BATCH_ROWS, total))
-                    writer.write_table(texts.columns(rows), max_chunksize=BATCH_ROWS)
-    _save(folder, head, arrays, {"query": pairs.query_ids, "document": pairs.document_ids})
-
-
-def labels_digest(arrays: dict[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(arrays):
-        digest.update(name.encode() + arrays[name].astype(np.int64).tobytes())
-    return digest.hexdigest()
-
-
-def _save(folder: Path, head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array]) -> None:
-    for name, column in arrays.items():
-        write_array(folder / "labels" / f"{name}.npy", column)
-    for kind, column in ids.items():
-        with atomic_path(folder / f"{kind}_ids.arrow") as temporary, pa.OSFile(str(temporary), "wb") as sink:
-            table = pa.table({"id": column})
-            with pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-    write_json(folder / "dataset.json", head)
-
-
-def _assemble(
-    head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array], texts: tuple[Texts, Texts]
-) -> Pairs:
-    kept = arrays["kept"]
-    everything = len(kept) == len(arrays["query_keys"])
-    grouped = len(arrays["document_groups"]) > 0
-    positives = Ragged(arrays["positive_offsets"], arrays["positive_values"]).take(kept)
-    negatives = Ragged(arrays["negative_offsets"], arrays["negative_values"]).take(kept)
-    return Pairs(
-        query_ids=ids["query"] if everything else ids["query"].take(numbers(kept)),
-        document_ids=ids["document"],
-        queries=texts[0] if everything else texts[0].select(kept),
-        documents=texts[1],
-        positives=positives,
-        judged_negatives=negatives,
-        query_keys=arrays["query_keys"][kept],
-        document_keys=arrays["document_keys"],
-        body_keys=arrays["body_keys"],
-        query_groups=arrays["query_groups"][kept] if grouped else None,
-        document_groups=arrays["document_groups"] if grouped else None,
-        query_rows=arrays["query_rows"][kept],
-        document_rows=arrays["document_rows"],
-        source_query_rows=head["source_query_rows"],
-        source_document_rows=head["source_document_rows"],
-        digests={**head["digests"], "labels": head["labels"]},
-        name=head["name"],
-        notes=dict(head["notes"]),
-    )
+            write_dataset(self.folder, head, arrays, ids)
+        return DatasetContents(head, arrays, ids, texts)
 
 
 def _text(value: Any, what: str, where: str) -> str:

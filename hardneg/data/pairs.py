@@ -2,170 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-import mmap
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from hardneg.data.arrow import numbers
-
-Int = NDArray[np.int64]
-
-BATCH_ROWS = 256  # of texts on disk: fixed, so that row // BATCH_ROWS finds the batch
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of different lengths in two arrays: row i is `values[offsets[i]:offsets[i + 1]]`."""
-
-    offsets: Int  # [n + 1]
-    values: Int  # [m]
-
-    @classmethod
-    def from_pairs(cls, rows: Int, values: Int, n: int) -> Ragged:
-        """From (row, value) pairs in any order; each row's values come out sorted and distinct."""
-        if len(rows):
-            order = np.lexsort((values, rows))
-            rows, values = rows[order], values[order]
-            first = np.ones(len(rows), bool)
-            first[1:] = (rows[1:] != rows[:-1]) | (values[1:] != values[:-1])
-            rows, values = rows[first], values[first]
-        offsets = np.zeros(n + 1, np.int64)
-        np.cumsum(np.bincount(rows, minlength=n), out=offsets[1:])
-        return cls(offsets, values)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    @property
-    def lengths(self) -> Int:
-        return np.diff(self.offsets)
-
-    def row_numbers(self) -> Int:
-        """The row of each value, `[m]`."""
-        return np.repeat(np.arange(len(self)), self.lengths)
-
-    def take(self, rows: NDArray[np.integer]) -> Ragged:
-        lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Ragged(offsets, self.values[places])
-
-    def padded(self, fill: int = -1) -> Int:
-        """`[n, longest]`, filled up with `fill`."""
-        lengths = self.lengths
-        table = np.full((len(self), int(lengths.max(initial=0))), fill, np.int64)
-        table[np.arange(table.shape[1]) < lengths[:, None]] = self.values
-        return table
-
-
-class Texts:
-    """A column of texts (and titles), in memory or in an Arrow file that is read as needed.
-
-    Nothing of a file stays resident after it was used: a corpus may be larger than memory.
-    """
-
-    def __init__(self, table: pa.Table | None = None, path: Path | None = None) -> None:
-        self._selected: Int | None = None
-        self._map: mmap.mmap | None = None
-        if path is not None:
-            with open(path, "rb") as f:
-                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-            self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
-            self._batches = self._reader.num_record_batches
-            self._table = None
-        else:
-            assert table is not None
-            self._table = table.combine_chunks()
-            self._batches = -(-len(table) // BATCH_ROWS)
-
-    def select(self, rows: Int) -> Texts:
-        """The texts of these rows only."""
-        view = copy.copy(self)
-        view._selected = rows
-        return view
-
-    def _batch(self, i: int) -> pa.RecordBatch | pa.Table:
-        if self._table is not None:
-            return self._table.slice(i * BATCH_ROWS, BATCH_ROWS)
-        return self._reader.get_batch(i)
-
-    def _release(self) -> None:
-        if self._map is not None and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-
-    def batches(self) -> Iterator[list[str]]:
-        """Texts in row order, as they are embedded: the title, a space, the text."""
-        if self._selected is not None:
-            for start in range(0, len(self._selected), BATCH_ROWS):
-                yield self.slice(start, min(start + BATCH_ROWS, len(self._selected)))
-            return
-        for i in range(self._batches):
-            yield _joined(self._batch(i))
-            self._release()
-
-    def slice(self, start: int, stop: int) -> list[str]:
-        """Texts of the rows `start` to `stop`, as they are embedded."""
-        return self.take(np.arange(start, stop))
-
-    def take(self, rows: NDArray[np.integer]) -> list[str]:
-        """Texts of these rows, in this order, as they are embedded."""
-        return _joined(self.columns(rows))
-
-    def columns(self, rows: NDArray[np.integer]) -> pa.Table:
-        """The columns `text` and, for documents, `title`, of these rows in this order."""
-        rows = np.asarray(rows, np.int64)
-        if self._selected is not None:
-            rows = self._selected[rows]
-        if self._table is not None:
-            return self._table.take(numbers(rows))
-        wanted, inverse = np.unique(rows, return_inverse=True)
-        which = wanted // BATCH_ROWS
-        pieces = [
-            self._reader.get_batch(int(i)).take(numbers(wanted[which == i] - i * BATCH_ROWS)) for i in np.unique(which)
-        ]
-        self._release()
-        return pa.Table.from_batches(pieces, self._reader.schema).combine_chunks().take(numbers(inverse.ravel()))
-
-
-def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
-    texts: list[str] = batch.column("text").to_pylist()
-    if "title" not in batch.schema.names:
-        return texts
-    return [join_title(title, text) for title, text in zip(batch.column("title").to_pylist(), texts, strict=True)]
-
-
-def join_title(title: str, text: str) -> str:
-    return f"{title} {text}".strip() if title else text
-
-
-def fold(text: str) -> str:
-    """Equal for texts that differ only in unicode form (NFKC), case or white space."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(text.lower().split())
-
-
-def text_key(text: str) -> int:
-    """64 bits of the folded text, 0 for an empty one: equal keys mean equal texts, for all practical purposes."""
-    folded = fold(text)
-    if not folded:
-        return 0
-    return int.from_bytes(blake2b(folded.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1 | 1
-
-
-def told_apart(keys: Int, rows: Int | None = None) -> Int:
-    """int64 `[n]`: equal where the texts of these keys are; what has no text (key 0) is told apart by its row."""
-    numbers = np.arange(len(keys)) if rows is None else rows
-    return np.where(keys != 0, keys, -1 - numbers)
+from hardneg.data.builder import Builder
+from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
+from hardneg.data.texts import BATCH_ROWS, Texts, distinct_keys
+from hardneg.storage.arrays import Int, Ragged
+from hardneg.storage.arrow import numbers
+from hardneg.storage.files import atomic_path
 
 
 @dataclass
@@ -216,12 +66,42 @@ class Pairs:
 
         Two rows of one question with different answers must not get each other's answer as a negative.
         """
-        distinct, classes = np.unique(told_apart(self.query_keys), return_inverse=True)
+        distinct, classes = np.unique(distinct_keys(self.query_keys), return_inverse=True)
         if len(distinct) == len(self):
             return self.positives
         classes = classes.ravel()
         merged = Ragged.from_pairs(classes[self.positives.row_numbers()], self.positives.values, len(distinct))
         return merged.take(classes)
+
+    @classmethod
+    def from_contents(cls, contents: DatasetContents) -> Pairs:
+        """The dataset that a `Builder` has finished, or that was read from its folder."""
+        head, arrays, ids, texts = contents.head, contents.arrays, contents.ids, contents.texts
+        kept = arrays["kept"]
+        everything = len(kept) == len(arrays["query_keys"])
+        grouped = len(arrays["document_groups"]) > 0
+        positives = Ragged(arrays["positive_offsets"], arrays["positive_values"]).take(kept)
+        negatives = Ragged(arrays["negative_offsets"], arrays["negative_values"]).take(kept)
+        return cls(
+            query_ids=ids["query"] if everything else ids["query"].take(numbers(kept)),
+            document_ids=ids["document"],
+            queries=texts[0] if everything else texts[0].select(kept),
+            documents=texts[1],
+            positives=positives,
+            judged_negatives=negatives,
+            query_keys=arrays["query_keys"][kept],
+            document_keys=arrays["document_keys"],
+            body_keys=arrays["body_keys"],
+            query_groups=arrays["query_groups"][kept] if grouped else None,
+            document_groups=arrays["document_groups"] if grouped else None,
+            query_rows=arrays["query_rows"][kept],
+            document_rows=arrays["document_rows"],
+            source_query_rows=head["source_query_rows"],
+            source_document_rows=head["source_document_rows"],
+            digests={**head["digests"], "labels": head["labels"]},
+            name=head["name"],
+            notes=dict(head["notes"]),
+        )
 
     @classmethod
     def from_columns(
@@ -243,7 +123,6 @@ class Pairs:
             groups: a label a row; documents of one group are never negatives of its queries
                 once the filter `group` is used.
         """
-        from hardneg.data.builder import Builder
 
         builder = Builder(None)
         for i, (query, texts) in enumerate(zip(queries, positives, strict=True)):
@@ -254,4 +133,47 @@ class Pairs:
                 builder.relate(row, builder.add_document(None, text, group=group, where=f"row {i}"), 1)
         for i, text in enumerate(corpus):
             builder.add_document(None, text, where=f"corpus row {i}")
-        return builder.finish("columns")
+        return cls.from_contents(builder.finish("columns"))
+
+
+def open_pairs(folder: Path) -> Pairs:
+    """The dataset that a `Builder` wrote to `folder`; RunError when it is not there or damaged."""
+    return Pairs.from_contents(read_dataset(folder))
+
+
+def save_pairs(pairs: Pairs, folder: Path) -> None:
+    """Write a dataset that is in memory, so that `open_pairs` can open it."""
+    none = np.empty(0, np.int64)
+    arrays = {
+        "kept": np.arange(len(pairs)),
+        "positive_offsets": pairs.positives.offsets,
+        "positive_values": pairs.positives.values,
+        "negative_offsets": pairs.judged_negatives.offsets,
+        "negative_values": pairs.judged_negatives.values,
+        "query_keys": pairs.query_keys,
+        "document_keys": pairs.document_keys,
+        "body_keys": pairs.body_keys,
+        "query_groups": none if pairs.query_groups is None else pairs.query_groups,
+        "document_groups": none if pairs.document_groups is None else pairs.document_groups,
+        "query_rows": pairs.query_rows,
+        "document_rows": pairs.document_rows,
+    }
+    head = {
+        "name": pairs.name,
+        "source_query_rows": pairs.source_query_rows,
+        "source_document_rows": pairs.source_document_rows,
+        "digests": {side: pairs.digests[side] for side in ("queries", "documents")},
+        "labels": labels_digest(arrays),
+        "notes": pairs.notes,
+    }
+    for texts, total, file in (
+        (pairs.queries, len(pairs), "queries"),
+        (pairs.documents, len(pairs.document_ids), "corpus"),
+    ):
+        with atomic_path(folder / f"{file}.arrow") as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            schema = texts.columns(np.arange(1)).schema
+            with pa.ipc.new_file(sink, schema) as writer:
+                for start in range(0, total, BATCH_ROWS):
+                    rows = np.arange(start, min(start + BATCH_ROWS, total))
+                    writer.write_table(texts.columns(rows), max_chunksize=BATCH_ROWS)
+    write_dataset(folder, head, arrays, {"query": pairs.query_ids, "document": pairs.document_ids})

@@ -1,0 +1,5 @@
+"""Whether negatives are any good: measurements, findings, reports."""
+
+from hardneg.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

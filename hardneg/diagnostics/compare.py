@@ -11,17 +11,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hardneg.data.arrow import read_parquet, values_of
 from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose
-from hardneg.diagnostics.findings import SEVERITIES, Finding, Thresholds
-from hardneg.diagnostics.metrics import Estimate, sampled
-from hardneg.diagnostics.search import moved
+from hardneg.diagnostics.estimates import Estimate, sampled
+from hardneg.diagnostics.findings.base import SEVERITIES, Finding
+from hardneg.diagnostics.findings.thresholds import Thresholds
+from hardneg.diagnostics.measures.search import moved
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import UsageError
-from hardneg.index.staleness import SAMPLE, Staleness
 from hardneg.mining.run import PART_ROWS, Run
 from hardneg.progress import Progress, silent
+from hardneg.refresh.staleness import SAMPLE, Staleness
+from hardneg.storage.arrow import read_parquet, values_of
 
 ABSENT = "not a candidate"
 
@@ -35,7 +36,7 @@ class Comparison:
         overlap: share of a query's negatives (of the run that has fewer) that both runs have, mean over queries.
         hardness_shift: mean score of a query's negatives after less before; scores of two encoders are two scales.
         staleness: how far the documents' vectors have moved from one encoder or generation to the next (`drift`, and the
-            `overlap` of their neighbourhoods); None where a run keeps none, or those of another size.
+            `overlap` of their neighborhoods); None where a run keeps none, or those of another size.
         flow: verdict before -> verdict after -> candidates.
         changes: findings that are new, gone, or of another severity.
     """

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from hardneg.diagnostics import metrics
-from hardneg.diagnostics.findings import SEVERITIES, Finding, Thresholds, judge
-from hardneg.diagnostics.hidden import with_hidden_positives
-from hardneg.diagnostics.metrics import Measured
-from hardneg.diagnostics.search import search_quality, staleness
+from hardneg.diagnostics.estimates import Measurements, sampled
+from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
+from hardneg.diagnostics.findings.rules import find
+from hardneg.diagnostics.findings.thresholds import Thresholds
+from hardneg.diagnostics.measures.completeness import completeness
+from hardneg.diagnostics.measures.diversity import diversity, hubness
+from hardneg.diagnostics.measures.false_share import false_negatives
+from hardneg.diagnostics.measures.geometry import geometry
+from hardneg.diagnostics.measures.gradient import gradient
+from hardneg.diagnostics.measures.hardness import hardness
+from hardneg.diagnostics.measures.hidden_positives import with_hidden_positives
+from hardneg.diagnostics.measures.search import search_quality, staleness
+from hardneg.diagnostics.measures.surface import surface_bias
 from hardneg.diagnostics.subject import Subject
-from hardneg.diagnostics.surface import surface_bias
 from hardneg.encoders.base import Encoder
+from hardneg.encoders.embed import fit
 from hardneg.errors import UsageError
-from hardneg.index.staleness import SAMPLE
-from hardneg.mining.embed import fit
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
+from hardneg.refresh.staleness import SAMPLE
 
 
 @dataclass(frozen=True)
@@ -29,12 +36,12 @@ class Diagnosis:
 
     Attributes:
         subject: what was diagnosed.
-        measured: see `hardneg.diagnostics.metrics`.
+        measured: see `hardneg.diagnostics.measures`.
         findings: the worst first.
     """
 
     subject: Subject
-    measured: Measured
+    measured: Measurements
     findings: list[Finding]
 
     @property
@@ -63,6 +70,7 @@ def diagnose(
     temperature: float = 0.05,
     encoder: Encoder | None = None,
     thresholds: Thresholds | None = None,
+    rules: Sequence[FindingRule] = (),
     seed: int = 0,
     progress: Progress = silent,
 ) -> Diagnosis:
@@ -73,6 +81,7 @@ def diagnose(
         temperature: of the loss they are for.
         encoder: as it is now: says how stale the run is, from a sample of documents that is encoded anew.
         thresholds: from where on a number is a finding.
+        rules: findings of your own, beside the built-in ones.
         seed: of the samples.
     """
     run = Run(run) if isinstance(run, str) else run
@@ -80,7 +89,7 @@ def diagnose(
     subject = Subject.of_run(run)
     advance(1)
     subject = with_hidden_positives(subject, run, seed, progress)
-    return examine(subject, temperature, encoder, thresholds, seed, progress)
+    return examine(subject, temperature, encoder, thresholds, rules, seed, progress)
 
 
 def examine(
@@ -88,6 +97,7 @@ def examine(
     temperature: float = 0.05,
     encoder: Encoder | None = None,
     thresholds: Thresholds | None = None,
+    rules: Sequence[FindingRule] = (),
     seed: int = 0,
     progress: Progress = silent,
 ) -> Diagnosis:
@@ -95,16 +105,16 @@ def examine(
     if not temperature > 0:
         raise UsageError(f"temperature={temperature} must be above 0")
     rng = np.random.default_rng(seed)
-    measured = Measured()
-    steps: tuple[Callable[[], Measured], ...] = (
-        lambda: metrics.completeness(subject),
-        lambda: metrics.hardness(subject, rng),
-        lambda: metrics.false_negatives(subject),
-        lambda: metrics.gradient(subject, temperature),
-        lambda: metrics.diversity(subject, rng),
-        lambda: metrics.hubness(subject),
+    measured = Measurements()
+    steps: tuple[Callable[[], Measurements], ...] = (
+        lambda: completeness(subject),
+        lambda: hardness(subject, rng),
+        lambda: false_negatives(subject),
+        lambda: gradient(subject, temperature),
+        lambda: diversity(subject, rng),
+        lambda: hubness(subject),
         lambda: surface_bias(subject, rng),
-        lambda: metrics.geometry(subject, rng),
+        lambda: geometry(subject, rng),
         lambda: search_quality(subject, rng),
     )
     advance = progress("measure", len(steps) + (encoder is not None))
@@ -114,16 +124,18 @@ def examine(
     if encoder is not None:
         _add(measured, _against(subject, encoder, rng, progress))
         advance(1)
-    return Diagnosis(subject, measured, judge(measured, thresholds or Thresholds(), subject.name))
+    for rule in rules:
+        _add(measured, rule.measure(subject, rng))
+    return Diagnosis(subject, measured, find(measured, thresholds or Thresholds(), subject.name, rules))
 
 
-def _against(subject: Subject, encoder: Encoder, rng: np.random.Generator, progress: Progress) -> Measured:
+def _against(subject: Subject, encoder: Encoder, rng: np.random.Generator, progress: Progress) -> Measurements:
     if subject.vectors is None:
         raise UsageError(
             f"{subject.name} keeps no vectors that the encoder's could be compared with: mine without --cache"
         )
     fit(encoder, subject.pairs, progress)
-    rows = metrics.sampled(len(subject.pairs.document_ids), SAMPLE, rng)
+    rows = sampled(len(subject.pairs.document_ids), SAMPLE, rng)
     prompt = subject.info["config"]["document_prompt"]
     fresh = encoder.encode(subject.pairs.documents.take(rows), prompt=prompt)
     if fresh.shape[1] != subject.vectors[1].shape[1]:
@@ -134,6 +146,6 @@ def _against(subject: Subject, encoder: Encoder, rng: np.random.Generator, progr
     return staleness(subject, fresh, rows)
 
 
-def _add(whole: Measured, part: Measured) -> None:
+def _add(whole: Measurements, part: Measurements) -> None:
     whole.numbers |= part.numbers
     whole.ids |= part.ids

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from hardneg.bank.memory_bank import MemoryBank
+from hardneg.diagnostics.measures.batch import Collapse, batch_hardness, effective_rank
 from hardneg.errors import UsageError
-from hardneg.index.refreshed import RefreshedIndex
-from hardneg.training.monitor import Collapse, effective_rank, hardness
+from hardneg.refresh.refreshed_index import RefreshedIndex
 
 
 class Diagnostics:
@@ -54,7 +54,7 @@ class Diagnostics:
         rank = effective_rank(documents[: self.rows])
         values = {"effective_rank": rank}
         if mined is not None:
-            values |= hardness(queries[:size], documents, mined[:size].to(documents.device))
+            values |= batch_hardness(queries[:size], documents, mined[:size].to(documents.device))
         for name in ("loss", "temperature", "masked"):
             if statistics and name in statistics:
                 values[name] = float(statistics[name])

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hardneg.data.arrow import values_of
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError
-from hardneg.mining.candidates import Float
 from hardneg.mining.reopen import open_run_vectors
 from hardneg.mining.run import Run
+from hardneg.storage.arrays import Float
+from hardneg.storage.arrow import values_of
 
 Int32 = NDArray[np.int32]
 

@@ -1,0 +1,5 @@
+"""What turns texts into vectors."""
+
+from hardneg.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -40,7 +40,7 @@ def hashed_features(texts: Sequence[str], buckets: int, most: int = 4096) -> tup
     """
     encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     lengths = np.array([len(e) for e in encoded], np.int64)
-    # A separator after every text, and before the first, keeps them apart: features depend on no neighbour.
+    # A separator after every text, and before the first, keeps them apart: features depend on no neighbor.
     data = np.frombuffer(b"\0" + b"\0".join([*encoded, b""]), np.uint8)
     owner = np.concatenate([[0], np.repeat(np.arange(len(texts)), lengths + 1)])
     numbers, rows = _features(data, owner)
@@ -61,7 +61,7 @@ def hashed_features(texts: Sequence[str], buckets: int, most: int = 4096) -> tup
 
 
 def _features(data: NDArray[np.uint8], owner: Int) -> tuple[UInt, Int]:
-    """(hash, text) of every word, pair of neighbouring words, and trigram."""
+    """(hash, text) of every word, pair of neighboring words, and trigram."""
     kind = _KIND[data]
     inside = kind > 0
     starts, ends = _words(kind, inside)

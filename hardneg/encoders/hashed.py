@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hardneg.data.store import write_array, write_json
-from hardneg.encoders.base import saved_config
+from hardneg.encoders.factory import EncoderOptions
 from hardneg.encoders.features import hashed_features
+from hardneg.encoders.saved import saved_config
 from hardneg.errors import UsageError
+from hardneg.storage.files import write_array, write_json
 
 
 class HashedEncoder(nn.Module):
@@ -157,3 +158,8 @@ class HashedEncoder(nn.Module):
             encoder.table.weight.copy_(torch.from_numpy(table))
         encoder.fitted = True
         return encoder
+
+
+def from_spec(folder: str, options: EncoderOptions) -> HashedEncoder:
+    """`hashed`, or `hashed:FOLDER` with saved weights."""
+    return HashedEncoder.load(folder) if folder else HashedEncoder(seed=options.seed)

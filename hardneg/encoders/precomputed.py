@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hardneg.data.store import Rows
 from hardneg.errors import DataError
+from hardneg.storage.arrays import Rows
 
 
 def open_vectors(path: str | Path) -> np.ndarray:

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hardneg.encoders.factory import EncoderOptions, incomplete
 from hardneg.errors import MissingDependencyError, UsageError
 
 
@@ -82,3 +83,10 @@ class SentenceTransformersEncoder(nn.Module):
     def save(self, folder: str | Path) -> None:
         """Write the model as sentence-transformers does: `st:FOLDER` loads it."""
         self.model.save_pretrained(str(folder))
+
+
+def from_spec(name: str, options: EncoderOptions) -> SentenceTransformersEncoder:
+    """`st:NAME_OR_PATH`."""
+    if not name:
+        raise incomplete("st:")
+    return SentenceTransformersEncoder(name, device=options.device, batch_size=options.batch_size)

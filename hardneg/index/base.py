@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.progress import Advance
+
 METRICS = ("cosine", "ip", "l2")
 
 
-class Neighbours(NamedTuple):
+class Neighbors(NamedTuple):
     """The nearest documents of each query, nearest first.
 
     `scores` is float32 `[n, k]`, higher is nearer: cosine, inner product, or minus the squared
@@ -23,8 +26,23 @@ class Neighbours(NamedTuple):
 
 
 @runtime_checkable
-class Index(Protocol):
-    """A searchable corpus of vectors."""
+class ScoredVectors(Protocol):
+    """Vectors of documents, and how pairs with them are scored: an index without its search."""
+
+    @property
+    def documents(self) -> Any:
+        """The vectors `[N, d]`, float16 or float32, read by slices and by integer rows."""
+        ...
+
+    @property
+    def metric(self) -> str:
+        """`cosine`, `ip` or `l2`."""
+        ...
+
+    @property
+    def threads(self) -> int:
+        """Worker threads."""
+        ...
 
     @property
     def size(self) -> int:
@@ -36,10 +54,6 @@ class Index(Protocol):
         """Number of components d of each vector."""
         ...
 
-    def search(self, queries: NDArray[np.floating], k: int) -> Neighbours:
-        """The `k` nearest documents of each row of `queries` `[n, d]`."""
-        ...
-
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> NDArray[np.float32]:
         """Scores of given pairs.
 
@@ -49,20 +63,30 @@ class Index(Protocol):
         ...
 
 
-def shares_found(found: NDArray[np.integer], truth: NDArray[np.integer]) -> NDArray[np.float64]:
-    """float64 `[n]`: recall, the share of the true neighbours `truth` `[n, k]` among those `found` `[n, j]`."""
-    size = int(max(truth.max(initial=0), found.max(initial=0))) + 2
-    rows = np.arange(len(truth))[:, None] * np.int64(size)
-    shares: NDArray[np.float64] = np.isin(truth + rows, found + rows).mean(1)
-    return shares
+@runtime_checkable
+class Index(ScoredVectors, Protocol):
+    """A searchable corpus of vectors: everything that mining, refreshing and diagnosing ask of an index.
 
-
-def others(found: NDArray[np.int32], rows: NDArray[np.integer]) -> NDArray[np.int32]:
-    """`[n, k - 1]`: what was found `[n, k]` for documents, without the documents themselves, which stand in these rows.
-
-    Where copies came before the document itself, the last is left out instead.
+    `hardneg.index.VectorStore` has all of it but `search`, so an index of your own is a subclass with that one method.
     """
-    own = found == rows[:, None]
-    own[~own.any(1), -1] = True
-    rest: NDArray[np.int32] = found[~own].reshape(len(found), -1)
-    return rest
+
+    @property
+    def name(self) -> str:
+        """How the index is written down."""
+        ...
+
+    @property
+    def resident(self) -> bool:
+        """Whether the index searches in memory of its own.
+
+        One that does not reads all documents at each call of `search`, and is therefore asked for many queries at once.
+        """
+        ...
+
+    def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
+        """The `k` nearest documents of each row of `queries` `[n, d]`; `progress` is told of (query, document) pairs."""
+        ...
+
+
+# An index by name, one that is built, or a function (or class) that builds one from vectors and a metric.
+IndexSpec = str | Index | Callable[[Any, str], Index]

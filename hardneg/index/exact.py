@@ -1,4 +1,4 @@
-"""Exact nearest neighbours: a cheap first pass over everything, float32 for the few that can matter.
+"""Exact nearest neighbors: a cheap first pass over everything, float32 for the few that can matter.
 
 The corpus is read tile by tile, the queries block by block (see `scan`). In each tile a kernel (see
 `kernels`) gives approximate scores; whatever its error bound cannot rule out is scored again in float32.
@@ -16,20 +16,21 @@ from concurrent.futures import Executor
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.index.base import Neighbours
-from hardneg.index.corpus import Corpus, Documents, Progress, workers
+from hardneg.index.base import Neighbors
 from hardneg.index.kernels import Tile, spans
-from hardneg.index.scan import Block, TileScan, rows_at_once
-from hardneg.index.standing import NOTHING
+from hardneg.index.thresholds import Block, TileScan, rows_at_once
+from hardneg.index.topk import NOTHING
+from hardneg.index.vectors import Documents, VectorStore, workers
+from hardneg.progress import Advance
 
 _CACHE_BYTES = 64 << 20  # rounded documents kept for the next search
 
 
-class ExactIndex(Corpus):
+class ExactIndex(VectorStore):
     """All documents in one matrix, searched completely.
 
     Args:
-        documents, metric, threads: see `Corpus`.
+        documents, metric, threads: see `VectorStore`.
         kernel: format of the first pass, one of `KERNELS`, or `auto`: the fastest here. It changes the
             speed, never the answer.
 
@@ -57,7 +58,7 @@ class ExactIndex(Corpus):
         tiles = -(-self.size // self.tile_rows)
         return self.kernel.name == "int8" and tiles * self.tile_rows * self.dimension <= _CACHE_BYTES
 
-    def search(self, queries: NDArray[np.floating], k: int, progress: Progress | None = None) -> Neighbours:
+    def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """The `k` nearest documents of each query.
 
         Args:
@@ -66,7 +67,7 @@ class ExactIndex(Corpus):
             progress: called with the number of (query, document) pairs done since the last call.
 
         Returns:
-            Neighbours, float32 scores and int32 rows, both `[n, k]`.
+            Neighbors, float32 scores and int32 rows, both `[n, k]`.
         """
         exact = self.prepared(queries, k)
         best = np.full((len(exact), k), NOTHING, np.int64)
@@ -79,8 +80,8 @@ class ExactIndex(Corpus):
                 for block, _ in zip(blocks, pool.map(scan, blocks), strict=True):
                     if progress is not None:
                         progress(len(block.best) * scan.size)
-            done = list(pool.map(Block.neighbours, blocks))
-        return Neighbours(*(np.concatenate(side) for side in zip(*done, strict=True)))
+            done = list(pool.map(Block.neighbors, blocks))
+        return Neighbors(*(np.concatenate(side) for side in zip(*done, strict=True)))
 
     def _scan(self, start: int, pool: Executor) -> TileScan:
         rows = slice(start, min(start + self.tile_rows, self.size))

@@ -7,20 +7,21 @@ for range, and the graph reaches faiss only after that.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 
-from hardneg.data.store import atomic_path, check_file, read_array, read_json, sha256_file, write_array, write_json
 from hardneg.errors import RunError
-from hardneg.index.base import METRICS
-from hardneg.index.choose import AnyIndex, make_index
-from hardneg.index.clusters import Clusters
-from hardneg.index.corpus import Documents
+from hardneg.index.base import METRICS, Index
+from hardneg.index.factory import make_index
 from hardneg.index.hnsw import HNSWIndex
 from hardneg.index.ivf import IVFIndex
+from hardneg.index.kmeans import Clusters
+from hardneg.index.vectors import Documents
+from hardneg.storage.files import atomic_path, check_file, read_array, read_json, sha256_file, write_array, write_json
 
 SCHEMA = "hardneg-index-1"
 _SAMPLE = 1024  # documents that a checksum of the vectors looks at
@@ -34,8 +35,8 @@ def vectors_checksum(documents: Documents) -> str:
     return digest.hexdigest()
 
 
-def save_index(index: AnyIndex, folder: str | Path) -> None:
-    """Write an index, without its documents."""
+def save_index(index: Index, folder: str | Path) -> None:
+    """Write an index, without its documents. Of an index of your own only the name is written: it is built anew."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
@@ -59,9 +60,21 @@ def save_index(index: AnyIndex, folder: str | Path) -> None:
 
 
 def load_index(
-    folder: str | Path, documents: Documents, *, threads: int | None = None, device: str = "cpu"
-) -> AnyIndex:
-    """The index that was saved in `folder`, over the same documents; an exact one may come back on another device.
+    folder: str | Path,
+    documents: Documents,
+    *,
+    threads: int | None = None,
+    device: str = "cpu",
+    build: Callable[[Any, str], Index] | None = None,
+) -> Index:
+    """The index that was saved in `folder`, over the same documents.
+
+    Args:
+        folder: where `save_index` wrote it.
+        documents: the vectors `[N, d]`.
+        threads: of the index.
+        device: of an exact index, which may be another one than before.
+        build: makes an index that hardneg does not know how to save, from the vectors and the metric.
 
     Raises:
         RunError: the folder holds no index, is damaged, or belongs to other documents; the message says which.
@@ -78,6 +91,8 @@ def load_index(
         "hnsw": {"graph.faiss"},
     }
     name, files, settings = head.get("index"), head.get("files"), head.get("settings")
+    if build is not None and isinstance(name, str) and name not in wanted:
+        wanted[name] = set()
     if (
         name not in wanted
         or not isinstance(files, dict)
@@ -90,6 +105,8 @@ def load_index(
     if head.get("vectors") != vectors_checksum(documents):
         raise RunError(f"{folder} holds an index of other documents than these: build it again")
     metric = str(head.get("metric"))
+    if build is not None and name not in ("exact", "ivf", "hnsw"):
+        return build(documents, metric)
     if name == "exact":
         return make_index("exact", documents, metric, threads=threads, device=device)[0]
     if name == "ivf":

@@ -1,4 +1,4 @@
-"""Approximate neighbours through a graph: faiss's HNSW (Malkov and Yashunin 2018), scored like every other index here.
+"""Approximate neighbors through a graph: faiss's HNSW (Malkov and Yashunin 2018), scored like every other index here.
 
 Building it costs more than a whole search with the other indexes; it is for corpora that are asked again and again
 by few queries at a time.
@@ -10,19 +10,21 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.index.base import Neighbours, shares_found
-from hardneg.index.corpus import Corpus, Documents, Progress
+from hardneg.index.base import Neighbors
+from hardneg.index.recall import shares_found
+from hardneg.index.vectors import Documents, VectorStore
+from hardneg.progress import Advance
 
 _CHUNK = 65536  # documents added at once
 _QUERIES = 4096  # searched at once
 _WIDEST = 4096
 
 
-class HNSWIndex(Corpus):
+class HNSWIndex(VectorStore):
     """A navigable graph over the documents.
 
     Args:
-        documents, metric, threads: see `Corpus`. The graph keeps a float32 copy of the documents.
+        documents, metric, threads: see `VectorStore`. The graph keeps a float32 copy of the documents.
         links: of each document (M).
         construction: candidates looked at for each document that is added (efConstruction).
         reach: candidates that a search keeps (efSearch); never fewer than k. See `tune`.
@@ -60,7 +62,7 @@ class HNSWIndex(Corpus):
                 faiss.omp_set_num_threads(outer)
         self.graph = graph
 
-    def search(self, queries: NDArray[np.floating], k: int, progress: Progress | None = None) -> Neighbours:
+    def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """The `k` nearest documents that the graph leads to; -1 and -inf where it led to fewer."""
         exact = self.prepared(queries, k)
         found = np.empty((len(exact), k), np.int32)
@@ -78,7 +80,7 @@ class HNSWIndex(Corpus):
                     progress((rows.stop - rows.start) * self.size)
         finally:
             faiss.omp_set_num_threads(outer)
-        return Neighbours(scores, found)
+        return Neighbors(scores, found)
 
     def _ordered(
         self, queries: NDArray[np.floating], near: NDArray[np.int64]
@@ -89,7 +91,7 @@ class HNSWIndex(Corpus):
         return np.take_along_axis(scores, order, 1), np.take_along_axis(near, order, 1).astype(np.int32)
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
-        """Double the reach until `recall` of the true neighbours `truth` `[n, k]` are found, or it is 4,096."""
+        """Double the reach until `recall` of the true neighbors `truth` `[n, k]` are found, or it is 4,096."""
         k = truth.shape[1]
         self.reach = max(k, 32)
         while self.reach < min(_WIDEST, self.size):
@@ -98,5 +100,5 @@ class HNSWIndex(Corpus):
             self.reach *= 2
 
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
-        """float64 `[n]`: the share of the true neighbours `truth` `[n, k]` that each query finds."""
+        """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` that each query finds."""
         return shares_found(self.search(queries, truth.shape[1]).documents, truth)

@@ -1,4 +1,4 @@
-"""Approximate neighbours when all queries are known: every list of documents is read once, for all who look there.
+"""Approximate neighbors when all queries are known: every list of documents is read once, for all who look there.
 
 An inverted file (Sivic and Zisserman 2003): documents lie in the list of their nearest centroid, a query looks into
 the few lists whose centroids are most promising. Libraries built for one query at a time walk lists of documents
@@ -20,12 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.errors import UsageError
-from hardneg.index.base import Neighbours
-from hardneg.index.clusters import Clusters, by_list
-from hardneg.index.corpus import Corpus, Documents, Progress, workers
-from hardneg.index.kernels import Float, Int, make_kernel, spans
-from hardneg.index.scan import Sieve, TileDocuments, documents_at_once, kth_largest, padded, rows_at_once, score_range
-from hardneg.index.standing import NOTHING, Standing
+from hardneg.index.base import Neighbors
+from hardneg.index.kernel_choice import make_kernel
+from hardneg.index.kernels import spans
+from hardneg.index.kmeans import Clusters, by_list
+from hardneg.index.thresholds import (
+    ThresholdFilter,
+    TileDocuments,
+    documents_at_once,
+    kth_largest,
+    padded,
+    rows_at_once,
+    score_range,
+)
+from hardneg.index.topk import NOTHING, RunningTopK
+from hardneg.index.vectors import Documents, VectorStore, workers
+from hardneg.progress import Advance
+from hardneg.storage.arrays import Float, Int
 
 MOST_LISTS = 1 << 15
 _QUERIES = 1 << 16  # of one block: the more, the more of them share a list
@@ -40,11 +51,11 @@ def default_lists(size: int) -> int:
     return int(min(MOST_LISTS, max(1, round(size**0.5))))
 
 
-class IVFIndex(Corpus):
+class IVFIndex(VectorStore):
     """Documents in lists around centroids; only the most promising lists of each query are searched.
 
     Args:
-        documents, metric, threads: see `Corpus`.
+        documents, metric, threads: see `VectorStore`.
         lists: how many; by default the square root of N.
         gap: a query looks into the lists whose centroids score at most so much worse than its best one, and into
             further ones while they hold fewer than k documents; see `tune`.
@@ -98,7 +109,7 @@ class IVFIndex(Corpus):
         """int64 `[L]`: documents of each list."""
         return np.diff(self.offsets)
 
-    def search(self, queries: NDArray[np.floating], k: int, progress: Progress | None = None) -> Neighbours:
+    def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """The `k` nearest documents of each query among those in the lists that it looks into; arguments as in `ExactIndex.search`."""
         exact = self.prepared(queries, k)
         best = np.full((len(exact), k), NOTHING, np.int64)
@@ -118,15 +129,15 @@ class IVFIndex(Corpus):
                     done = now
             if progress is not None:
                 progress(total - done)
-            found = list(pool.map(lambda block: block.standing.neighbours(), blocks))
-        return Neighbours(*(np.concatenate(side) for side in zip(*found, strict=True)))
+            found = list(pool.map(lambda block: block.topk.neighbors(), blocks))
+        return Neighbors(*(np.concatenate(side) for side in zip(*found, strict=True)))
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
-        """Choose the gap with which `recall` of the true neighbours `truth` `[n, k]` of `queries` `[n, d]` are found."""
+        """Choose the gap with which `recall` of the true neighbors `truth` `[n, k]` of `queries` `[n, d]` are found."""
         self.gap = float(np.quantile(self._gaps(self.prepared(queries), truth), recall, method="higher"))
 
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
-        """float64 `[n]`: the share of the true neighbours `truth` `[n, k]` in the lists that each query looks into."""
+        """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` in the lists that each query looks into."""
         exact = self.prepared(queries)
         with workers(self.threads) as pool:
             asked = _Asked(*self.clusters.within(exact, self.gap, pool.map))
@@ -237,7 +248,7 @@ class _Block:
     def __init__(self, index: IVFIndex, exact: Float, best: Int, reached: Float, asked: _Asked, span: slice) -> None:
         fill = 8 - len(exact) % 8  # at least one that asks for nothing
         exact = padded(exact, fill)
-        self.standing = Standing(exact, best, np.concatenate([reached, np.full(fill, -np.inf, np.float32)]))
+        self.topk = RunningTopK(exact, best, np.concatenate([reached, np.full(fill, -np.inf, np.float32)]))
         self.rounded = index.kernel.rounded(exact)
         mine = slice(*np.searchsorted(asked.queries, [span.start, span.stop]))
         order, self.offsets = by_list(asked.lists[mine], index.lists)
@@ -255,26 +266,26 @@ class _ListScan(TileDocuments):
     lists: list[tuple[int, slice]]
 
     def __call__(self, block: _Block) -> None:
-        standing = block.standing
-        sieve = Sieve(self, standing, block.rounded)
-        sieve.set_scale(sieve.safe)
+        topk = block.topk
+        passing = ThresholdFilter(self, topk, block.rounded)
+        passing.set_scale(passing.safe)
         for number, documents in self.lists:
             columns = block.asking(number)
             for at in range(0, len(columns), _PART):
-                if self._multiply(sieve, columns[at : at + _PART], documents):
-                    sieve.settle()
-                    standing.merge()
-                    sieve.set_scale(sieve.safe)
-        sieve.settle()
-        if standing.waiting > _MOST_FOUND:
-            standing.merge()
+                if self._multiply(passing, columns[at : at + _PART], documents):
+                    passing.rescore()
+                    topk.merge()
+                    passing.set_scale(passing.safe)
+        passing.rescore()
+        if topk.waiting > _MOST_FOUND:
+            topk.merge()
 
-    def _multiply(self, sieve: Sieve, columns: NDArray[np.int32], documents: slice) -> bool:
-        """Whether so many pairs wait that they shall be settled."""
+    def _multiply(self, passing: ThresholdFilter, columns: NDArray[np.int32], documents: slice) -> bool:
+        """Whether so many pairs wait that they shall be rescored."""
         # Few shapes: the library that multiplies prepares anew for each that it has not seen.
-        fill = np.full(-len(columns) % _COLUMNS, sieve.n - 1, np.int32)
+        fill = np.full(-len(columns) % _COLUMNS, passing.n - 1, np.int32)
         columns = np.concatenate([columns, fill]) if len(fill) else columns
-        queries, scale = self.kernel.packed(sieve.rounded.rows(columns)), sieve.scale.rows(columns)
+        queries, scale = self.kernel.packed(passing.rounded.rows(columns)), passing.scale.rows(columns)
         width, chunk = np.int32(len(columns)), documents_at_once(self.kernel, len(columns))
         chunk, full = max(_ROWS, chunk - chunk % _ROWS), False
         for start in range(documents.start, documents.stop, chunk):
@@ -285,5 +296,7 @@ class _ListScan(TileDocuments):
             count = np.searchsorted(positions, (stop - start) * width)
             positions, levels = positions[:count], levels[:count]
             rows = positions // width
-            full |= sieve.add((rows + np.int32(start)) * np.int32(sieve.n) + columns[positions - rows * width], levels)
+            full |= passing.add(
+                (rows + np.int32(start)) * np.int32(passing.n) + columns[positions - rows * width], levels
+            )
         return full

@@ -1,0 +1,5 @@
+"""InfoNCE and what belongs to it."""
+
+from hardneg.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.data.pairs import Int, Pairs, Ragged
+from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
-from hardneg.index.corpus import Corpus
+from hardneg.index.base import ScoredVectors
+from hardneg.storage.arrays import Float, Int, Mask, Ragged
 
-Float = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+NEAREST_FOUND = 10  # documents of each query that `Context.nearest` gives
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ class Context:
     """
 
     pairs: Pairs
-    open_index: Callable[[], Corpus]
+    open_index: Callable[[], ScoredVectors]
     known: Ragged
-    embed: Callable[[str], tuple[Any, Corpus]] | None = None
+    embed: Callable[[str], tuple[Any, ScoredVectors]] | None = None
     find_nearest: Callable[[], NDArray[np.int32]] | None = None
     cache: dict[str, Any] = field(default_factory=dict)
 
@@ -90,33 +90,5 @@ class Context:
         return self.find_nearest()
 
     @cached_property
-    def index(self) -> Corpus:
+    def index(self) -> ScoredVectors:
         return self.open_index()
-
-
-def members(values: NDArray[np.integer], sets: Ragged) -> Mask:
-    """bool `[n, K]`: whether `values[i, j]` is one of row i of `sets`.
-
-    Work is proportional to K times the number of set members, or K log of it for rows with many.
-    """
-    found = np.zeros(values.shape, bool)
-    lengths = sets.lengths
-    for j in range(min(8, int(lengths.max(initial=0)))):
-        rows = np.flatnonzero(lengths > j)
-        member = sets.values[sets.offsets[rows] + j][:, None]
-        if len(rows) == len(values):  # the usual case, without copies
-            found |= values == member
-        else:
-            found[rows] |= values[rows] == member
-    many = np.flatnonzero(lengths > 8)
-    if len(many):
-        # One sorted array of (row, value) keys serves all long rows at once.
-        part = sets.take(many)
-        uniques, codes = np.unique(part.values, return_inverse=True)
-        width = len(uniques)
-        keys = np.sort(part.row_numbers() * width + codes.ravel())
-        place = np.searchsorted(uniques, values[many]).clip(max=width - 1)
-        wanted = np.arange(len(many))[:, None] * width + place
-        hit = keys[np.searchsorted(keys, wanted).clip(max=len(keys) - 1)] == wanted
-        found[many] |= hit & (uniques[place] == values[many])
-    return found

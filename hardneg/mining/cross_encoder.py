@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.errors import MissingDependencyError, UsageError
-from hardneg.mining.candidates import Context, Float
+from hardneg.mining.candidates import Context
+from hardneg.storage.arrays import Float
 
 Predict = Callable[[list[tuple[str, str]]], Any]
 
@@ -41,7 +42,7 @@ def cross_encoder_scores(
 
 def load_cross_encoder(model: str) -> Predict:
     if model.startswith("module:"):
-        from hardneg.encoders.base import call_factory
+        from hardneg.encoders.factory import call_factory
 
         made = call_factory(model.removeprefix("module:"))
         predict = getattr(made, "predict", None)

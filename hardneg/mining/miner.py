@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.index.base import Neighbours
-from hardneg.index.choose import AnyIndex
-from hardneg.index.corpus import Corpus
+from hardneg.hashing import UInt
+from hardneg.index.base import Index, Neighbors
+from hardneg.index.vectors import VectorStore
 from hardneg.memory import release
-from hardneg.mining.candidates import Candidates, Context, Float
-from hardneg.mining.crowds import SPREAD
-from hardneg.mining.filters import Chain, lowest_scores
+from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context
+from hardneg.mining.filters.base import Chain, lowest_scores
 from hardneg.mining.samplers import Sampler, draw, query_keys
+from hardneg.storage.arrays import Float
 
 _BLOCK = 4096  # queries judged at once
 _AHEAD = 1 << 16  # queries searched at once, by an index to which a few cost nearly as much
@@ -78,15 +78,39 @@ def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
     return out
 
 
-def _nearest(index: AnyIndex, vectors: Any) -> NDArray[np.int32]:
+def _nearest(index: Index, vectors: Any) -> NDArray[np.int32]:
     """The first few documents of every query: a search of its own, for filters that look across queries.
 
     No method of the miner: its context would hold the miner, and the index would outlive the pass.
     """
-    few = min(SPREAD, index.size)
+    few = min(NEAREST_FOUND, index.size)
     blocks = range(0, len(vectors), _AHEAD)
     found = [index.search(np.asarray(vectors[at : at + _AHEAD], np.float32), few) for at in blocks]
     return np.concatenate([each.documents for each in found])
+
+
+def choose_negatives(
+    chain: Chain, sampler: Sampler, context: Context, candidates: Candidates, verdicts: NDArray[np.uint8],
+    all_positive: Float, *, negatives: int, seed: int, keys: UInt, widened: int = 0,
+) -> Judged:  # fmt: skip
+    """Draw negatives among the candidates that were kept.
+
+    Args:
+        chain: the filters, of which the last that knows says how likely the negatives are relevant.
+        sampler: that draws.
+        context: what filters may look at.
+        candidates: of n queries.
+        verdicts: uint8 `[n, K]`, see `Judged`.
+        all_positive: float32 `[n, p]`, scores of all positives.
+        negatives: how many a query.
+        seed: of the draw.
+        keys: uint64, one a query of the dataset, see `query_keys`.
+        widened: how many of the queries were searched deeper.
+    """
+    kept = (verdicts == 0) & candidates.real
+    chosen = draw(sampler, candidates, kept, negatives, seed, keys[candidates.queries])
+    probability = chain.false_probability(candidates, context, chosen)
+    return Judged(candidates, verdicts, chosen, all_positive, widened, probability)
 
 
 class Miner:
@@ -109,7 +133,7 @@ class Miner:
         self,
         pairs: Pairs,
         vectors: Any,
-        index: AnyIndex,
+        index: Index,
         chain: Chain,
         sampler: Sampler,
         *,
@@ -117,14 +141,14 @@ class Miner:
         max_depth: int,
         negatives: int,
         seed: int = 0,
-        embed: Callable[[str], tuple[Any, Corpus]] | None = None,
+        embed: Callable[[str], tuple[Any, VectorStore]] | None = None,
     ) -> None:
         self.pairs, self.vectors, self.index = pairs, vectors, index
         self.chain, self.sampler = chain, sampler
         self.depth, self.max_depth, self.negatives, self.seed = depth, max_depth, negatives, seed
         self.context = Context(pairs, lambda: index, pairs.known_positives(), embed, lambda: _nearest(index, vectors))
         self.keys = query_keys(pairs.query_ids)
-        self._ahead = Neighbours(np.empty((0, depth), np.float32), np.empty((0, depth), np.int32))
+        self._ahead = Neighbors(np.empty((0, depth), np.float32), np.empty((0, depth), np.int32))
         self._ahead_start = 0
 
     def mine(self, start: int, stop: int, progress: Callable[[int], None] | None = None) -> Judged:
@@ -135,8 +159,8 @@ class Miner:
             release()
         return Judged.joined(blocks)
 
-    def _search(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Neighbours:
-        """Neighbours of these queries; an index that reads all documents for any number of them is asked for many ahead."""
+    def _search(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Neighbors:
+        """Neighbors of these queries; an index that reads all documents for any number of them is asked for many ahead."""
         if self.index.resident:
             return self.index.search(np.asarray(self.vectors[start:stop], np.float32), self.depth, progress)
         at = start - self._ahead_start
@@ -145,7 +169,7 @@ class Miner:
             self._ahead = self.index.search(np.asarray(many, np.float32), self.depth, progress)
             at, self._ahead_start = 0, start
         rows = slice(at, at + stop - start)
-        return Neighbours(self._ahead.scores[rows], self._ahead.documents[rows])
+        return Neighbors(self._ahead.scores[rows], self._ahead.documents[rows])
 
     def _mine(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Judged:
         queries = np.arange(start, stop)
@@ -156,33 +180,32 @@ class Miner:
         candidates = Candidates(queries, found.documents, found.scores, lowest, vectors)
         verdicts = self.chain.verdicts(candidates, self.context)
         candidates, verdicts, widened = self._widen(candidates, verdicts)
-        return self.sample(candidates, verdicts, all_positive, widened)
-
-    def sample(
-        self, candidates: Candidates, verdicts: NDArray[np.uint8], all_positive: Float, widened: int = 0
-    ) -> Judged:
-        kept = (verdicts == 0) & candidates.real
-        chosen = draw(self.sampler, candidates, kept, self.negatives, self.seed, self.keys[candidates.queries])
-        probability = self.chain.false_probability(candidates, self.context, chosen)
-        return Judged(candidates, verdicts, chosen, all_positive, widened, probability)
+        return choose_negatives(
+            self.chain, self.sampler, self.context, candidates, verdicts, all_positive, widened=widened,
+            negatives=self.negatives, seed=self.seed, keys=self.keys,
+        )  # fmt: skip
 
     def _widen(self, candidates: Candidates, verdicts: NDArray[np.uint8]) -> tuple[Candidates, NDArray[np.uint8], int]:
         """Search deeper, four times each round, for the queries that ran out, and for no other."""
         widened = np.zeros(len(verdicts), bool)
-        reach = self.depth
-        while reach < self.max_depth:
+        searched = self.depth
+        while searched < self.max_depth:
             kept = ((verdicts == 0) & candidates.real).sum(1)
-            short = np.flatnonzero((kept < self.negatives) & (widened if reach > self.depth else True))
+            short = np.flatnonzero((kept < self.negatives) & (widened if searched > self.depth else True))
             if len(short):
                 part = candidates.rows(short)
                 narrow = Candidates(
-                    part.queries, part.documents[:, :reach], part.scores[:, :reach], part.positive_scores, part.vectors
+                    part.queries,
+                    part.documents[:, :searched],
+                    part.scores[:, :searched],
+                    part.positive_scores,
+                    part.vectors,
                 )
                 short = short[self.chain.more_may_pass(narrow)]
             if len(short) == 0:
                 break
-            reach = min(4 * reach, self.max_depth)
-            found = self.index.search(candidates.vectors[short], reach)
+            searched = min(4 * searched, self.max_depth)
+            found = self.index.search(candidates.vectors[short], searched)
             deeper = Candidates(
                 candidates.queries[short],
                 found.documents,

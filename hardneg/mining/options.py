@@ -6,13 +6,15 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from hardneg.data.formats import ReadOptions
+from hardneg.data.options import ReadOptions
 from hardneg.errors import DataError, UsageError, suggestion
-from hardneg.index.base import METRICS
-from hardneg.index.choose import INDEXES
+from hardneg.index.base import METRICS, IndexSpec
+from hardneg.index.factory import INDEXES
+from hardneg.mining.filters.base import Filter
+from hardneg.mining.samplers import Sampler
 from hardneg.mining.specs import parse_filters, parse_sampler
-
-PRECISIONS = ("float16", "float32")
+from hardneg.registry import spec_of
+from hardneg.storage.vectors import PRECISIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,16 +24,16 @@ class MineOptions:
     Attributes:
         encoder: `hashed`, `st:NAME_OR_PATH` or `module:PKG.MOD:FACTORY`; unused when embeddings are given.
         query_embeddings, corpus_embeddings: `.npy` files of vectors in the order of the source's rows.
-        index: `auto` (by the sizes), `exact`, `ivf` or `hnsw`.
+        index: `auto` (by the sizes), `exact`, `ivf` or `hnsw`; or an index, or a function that makes one (see `Index`).
         recall: share of the nearest documents that an approximate index shall find; what it finds is measured.
         index_device: where an exact index searches: `cpu`, or `cuda`, whose scores differ by rounding.
         metric: `cosine`, `ip` or `l2`.
         depth: candidates a query; None: 100, or the whole corpus when it is smaller.
         max_depth: how deep a query is searched when filters leave it fewer than `negatives`; None: 4 * depth.
         negatives: wanted a query.
-        filters: specs in order, after `known` and the defaults.
+        filters: specs or `Filter` objects in order, after `known` and the defaults.
         default_filters: whether `empty` and `duplicate:text` are used.
-        sampler: spec.
+        sampler: its spec, or an object with `log_weights(candidates)`.
         seed: of everything random.
         query_prompt, document_prompt: put before each text.
         precision: number format of stored vectors.
@@ -41,16 +43,16 @@ class MineOptions:
     encoder: str = "hashed"
     query_embeddings: str | None = None
     corpus_embeddings: str | None = None
-    index: str = "auto"
+    index: IndexSpec = "auto"
     recall: float = 0.95
     index_device: str = "cpu"
     metric: str = "cosine"
     depth: int | None = None
     max_depth: int | None = None
     negatives: int = 7
-    filters: tuple[str, ...] = ()
+    filters: tuple[str | Filter, ...] = ()
     default_filters: bool = True
-    sampler: str = "top"
+    sampler: str | Sampler = "top"
     seed: int = 0
     query_prompt: str = ""
     document_prompt: str = ""
@@ -62,7 +64,7 @@ class MineOptions:
         parse_filters(self.filters, self.default_filters)
         parse_sampler(self.sampler)
         for name, value, known in (
-            ("index", self.index, INDEXES),
+            *((("index", self.index, INDEXES),) if isinstance(self.index, str) else ()),
             ("metric", self.metric, METRICS),
             ("precision", self.precision, PRECISIONS),
         ):
@@ -85,8 +87,11 @@ class MineOptions:
             raise UsageError(f"the seed {self.seed} must be 0 to 2^63 - 1")
 
     def to_json(self) -> dict[str, Any]:
-        value = dataclasses.asdict(self)
-        value["filters"] = list(self.filters)
+        """Plain values; filters, samplers and indexes that were given as objects are written as `spec_of` says."""
+        value = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        value |= {"filters": [spec_of(each) for each in self.filters]}
+        value |= {name: spec_of(getattr(self, name)) for name in ("sampler", "index")}
+        value["read"] = dataclasses.asdict(self.read)
         if self.read.corpus is not None:
             value["read"]["corpus"] = str(self.read.corpus)
         return value

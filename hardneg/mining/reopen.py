@@ -13,19 +13,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hardneg.data.arrow import read_parquet, values_of
-from hardneg.data.pairs import Pairs, Ragged
-from hardneg.data.store import EmbeddingStore, read_json, sha256_file
+from hardneg.data.pairs import Pairs
 from hardneg.encoders.precomputed import aligned, open_vectors
 from hardneg.errors import RunError
-from hardneg.index.corpus import Corpus
-from hardneg.mining.candidates import Candidates, Context, Float, Mask
-from hardneg.mining.crowds import SPREAD
-from hardneg.mining.filters import KEPT, lowest_scores
-from hardneg.mining.mine import guide_embedder
-from hardneg.mining.options import MineOptions
+from hardneg.index.vectors import VectorStore
+from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context
+from hardneg.mining.filters.base import KEPT, lowest_scores
+from hardneg.mining.guides import guide_embedder
+from hardneg.mining.inputs import Resources
 from hardneg.mining.run import PART_ROWS, Run
 from hardneg.progress import Progress, silent
+from hardneg.storage.arrays import Float, Mask, Ragged
+from hardneg.storage.arrow import read_parquet, values_of
+from hardneg.storage.files import read_json, sha256_file
+from hardneg.storage.vectors import EmbeddingStore
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,15 @@ class Reopened:
     ) -> None:
         self.run = run
         self.pairs: Pairs = run.pairs() if pairs is None else pairs
-        config = run.info["config"]
-        options = MineOptions(seed=config["seed"], precision=config["precision"])
+        config, resources = run.info["config"], Resources(batch_size, device, progress=progress)
+        guides = guide_embedder(
+            self.pairs, embeddings or run.folder, resources, seed=config["seed"], precision=config["precision"]
+        )
         self.context = Context(
             self.pairs,
             _index_opener(run, self.pairs),
             self.pairs.known_positives(),
-            guide_embedder(self.pairs, options, embeddings or run.folder, None, batch_size, device, progress),
+            guides,
             self._nearest,
         )
 
@@ -113,11 +116,11 @@ class Reopened:
         return Ragged(np.concatenate([[0], np.cumsum(lengths)]), values_of(column.flatten()))
 
     def _nearest(self) -> NDArray[np.int32]:
-        nearest = np.full((len(self.pairs), SPREAD), -1, np.int32)
+        nearest = np.full((len(self.pairs), NEAREST_FOUND), -1, np.int32)
         for number, path in enumerate(self.run.candidate_files()):
             start, stop = number * PART_ROWS, min((number + 1) * PART_ROWS, len(self.pairs))
             rows, place, table = _table(path, self.pairs, start, stop, ["document_id"])
-            few = place < SPREAD
+            few = place < NEAREST_FOUND
             documents = table["document_id"].filter(pa.array(few))
             nearest[start + rows[few], place[few]] = _places(documents, self.pairs.document_ids, path)
         return nearest
@@ -173,15 +176,15 @@ def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
     return None
 
 
-def _index_opener(run: Run, pairs: Pairs) -> Callable[[], Corpus]:
+def _index_opener(run: Run, pairs: Pairs) -> Callable[[], VectorStore]:
     """Opens the document vectors only if a filter asks for them."""
 
-    def open_index() -> Corpus:
+    def open_index() -> VectorStore:
         vectors = open_run_vectors(run, pairs, "documents")
         if vectors is None:
             raise RunError(
                 f"{run.folder} keeps no document vectors: this filter needs them; mine again without --cache"
             )
-        return Corpus(vectors, run.info["config"]["metric"])
+        return VectorStore(vectors, run.info["config"]["metric"])
 
     return open_index

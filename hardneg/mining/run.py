@@ -25,12 +25,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hardneg.data.arrow import numbers, read_parquet, strings, values_of
-from hardneg.data.builder import open_pairs
-from hardneg.data.pairs import Pairs
-from hardneg.data.store import atomic_path, read_json, sha256_file, write_json
+from hardneg.data.pairs import Pairs, open_pairs
 from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
+from hardneg.storage.arrow import numbers, read_parquet, strings, values_of
+from hardneg.storage.files import atomic_path, read_json, sha256_file, write_json
 
 SCHEMA_VERSION = 1
 PART_ROWS = 4096  # queries a part: fixed, so that the files do not depend on how the work was cut

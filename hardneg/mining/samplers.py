@@ -16,7 +16,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hardneg.hashing import UInt, mix
-from hardneg.mining.candidates import Candidates, Mask
+from hardneg.mining.candidates import Candidates
+from hardneg.storage.arrays import Mask
 
 
 class Sampler(Protocol):

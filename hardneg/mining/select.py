@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from hardneg.errors import UsageError
-from hardneg.mining.miner import Judged
+from hardneg.mining.filters.base import Chain, Filter
+from hardneg.mining.miner import choose_negatives
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import PartWriter, Run, prepare
-from hardneg.mining.samplers import draw, query_keys
+from hardneg.mining.samplers import Sampler, query_keys
 from hardneg.mining.specs import parse_filters, parse_sampler
 from hardneg.progress import Progress, silent
+from hardneg.registry import spec_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class SelectOptions:
     """What may be chosen anew: as in `MineOptions`; None keeps what the run has."""
 
-    filters: tuple[str, ...] | None = None
+    filters: tuple[str | Filter, ...] | None = None
     default_filters: bool | None = None
-    sampler: str | None = None
+    sampler: str | Sampler | None = None
     negatives: int | None = None
     seed: int | None = None
 
@@ -53,13 +55,8 @@ def select(
         The new run. Queries keep the candidates they have: none is searched deeper.
     """
     run = run if isinstance(run, Run) else Run(run)
-    config = {**run.info["config"], **{k: v for k, v in vars(options).items() if v is not None}}
-    config["filters"] = list(config["filters"])
-    chain = parse_filters(config["filters"], config["default_filters"])
-    used = chain.check(run.info["fingerprints"], force)
-    sampler = parse_sampler(config["sampler"])
-    if config["negatives"] < 1:
-        raise UsageError("negatives must be 1 or more")
+    chosen = _Selection.of(run, options)
+    used = chosen.chain.check(run.info["fingerprints"], force)
     folder = Path(out) if out is not None else run.folder.with_name(f".{run.folder.name}.select")
     if out is None:
         shutil.rmtree(folder, ignore_errors=True)
@@ -67,45 +64,78 @@ def select(
         raise UsageError(f"--out {out} is the run itself: leave --out away to replace it")
     prepare(folder, resume=False, overwrite=overwrite)
     reopened = Reopened(run, folder, batch_size=batch_size, device=device, progress=progress)
-    pairs = reopened.pairs
     for name in ("source", "embeddings"):
         _link_tree(run.folder / name, folder / name)
     if (run.folder / "posterior.json").exists():
         shutil.copy2(run.folder / "posterior.json", folder / "posterior.json")
-    keys = query_keys(pairs.query_ids)
-    writer = PartWriter(folder, pairs, chain.names)
-    advance = progress("select", len(pairs))
-    for part in reopened:
-        candidates = part.candidates
-        start, stop = writer.span(part.number)
-        verdicts = chain.verdicts(candidates, reopened.context)
-        kept = (verdicts == 0) & candidates.real
-        chosen = draw(sampler, candidates, kept, config["negatives"], config["seed"], keys[start:stop])
-        deep = int((candidates.real.sum(1) > run.info["resolved"]["depth"]).sum())
-        probability = chain.false_probability(candidates, reopened.context, chosen)
-        writer.write(part.number, Judged(candidates, verdicts, chosen, part.all_positive_scores, deep, probability))
-        advance(stop - start)
-    kept_keys = ("hardneg_version", "resolved", "timings", "environment")
-    before = {"config": run.info["config"], "command": run.info["command"], "counts": run.info["counts"]}
-    writer.finish(
-        {
-            **{key: run.info[key] for key in kept_keys},
-            "fingerprints": {**_without_posteriors(run.info["fingerprints"]), **used},
-            "warnings": [*run.info["warnings"], *chain.notes(config)],
-            "command": command,
-            "config": config,
-            "seed": config["seed"],
-            "selections": [*run.info["selections"], before],
-        }
-    )
+    writer = PartWriter(folder, reopened.pairs, chosen.chain.names)
+    _write_parts(reopened, chosen, writer, progress)
+    writer.finish(_head(run, chosen, used, command))
     if out is not None:
         return Run(folder, verify=False)
-    old = run.folder.with_name(f".{run.folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(run.folder, old)
-    os.replace(folder, run.folder)
-    shutil.rmtree(old)
+    _replace(run.folder, folder)
     return Run(run.folder, verify=False)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """What a selection goes by: the run's configuration with the options in it, and what that names."""
+
+    config: dict[str, Any]
+    chain: Chain
+    sampler: Sampler
+
+    @classmethod
+    def of(cls, run: Run, options: SelectOptions) -> _Selection:
+        """UsageError for options that cannot be."""
+        given = {name: value for name, value in vars(options).items() if value is not None}
+        config = {**run.info["config"], **given}
+        chain = parse_filters(config["filters"], config["default_filters"])
+        sampler = parse_sampler(config["sampler"])
+        if config["negatives"] < 1:
+            raise UsageError("negatives must be 1 or more")
+        written = {"filters": [spec_of(each) for each in config["filters"]], "sampler": spec_of(config["sampler"])}
+        return cls({**config, **written}, chain, sampler)
+
+
+def _write_parts(reopened: Reopened, chosen: _Selection, writer: PartWriter, progress: Progress) -> None:
+    """Filter and sample every part of the run anew."""
+    config, depth = chosen.config, reopened.run.info["resolved"]["depth"]
+    keys = query_keys(reopened.pairs.query_ids)
+    advance = progress("select", len(reopened.pairs))
+    for part in reopened:
+        candidates = part.candidates
+        judged = choose_negatives(
+            chosen.chain, chosen.sampler, reopened.context, candidates,
+            chosen.chain.verdicts(candidates, reopened.context), part.all_positive_scores, negatives=config["negatives"],
+            seed=config["seed"], keys=keys, widened=int((candidates.real.sum(1) > depth).sum()),
+        )  # fmt: skip
+        writer.write(part.number, judged)
+        advance(len(candidates.queries))
+
+
+def _head(run: Run, chosen: _Selection, used: dict[str, str], command: list[str] | None) -> dict[str, Any]:
+    """What `run.json` of the selection says, besides what `PartWriter.finish` adds."""
+    info = run.info
+    before = {"config": info["config"], "command": info["command"], "counts": info["counts"]}
+    return {
+        **{key: info[key] for key in ("hardneg_version", "resolved", "timings", "environment")},
+        "fingerprints": {**_without_posteriors(info["fingerprints"]), **used},
+        "warnings": [*info["warnings"], *chosen.chain.notes(chosen.config)],
+        "command": command,
+        "config": chosen.config,
+        "seed": chosen.config["seed"],
+        "selections": [*info["selections"], before],
+    }
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put `new` in the place of `folder`."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old)
 
 
 def _without_posteriors(fingerprints: dict[str, Any]) -> dict[str, Any]:

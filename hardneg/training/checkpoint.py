@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hardneg.data.store import read_json, sha256_file, sync_folder, write_json
 from hardneg.errors import RunError
+from hardneg.storage.files import read_json, sha256_file, sync_folder, write_json
 from hardneg.training.distributed import World
 
 SCHEMA = "hardneg-checkpoint-2"

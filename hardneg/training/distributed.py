@@ -55,7 +55,7 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def told(self, value: int) -> int:
+    def broadcast_int(self, value: int) -> int:
         """What rank 0 says."""
         if self.size == 1:
             return value
@@ -63,9 +63,9 @@ class World:
         dist.broadcast(word, 0)
         return int(word)
 
-    def shown(self, array: NDArray[np.generic] | None, dtype: type) -> NDArray[np.generic]:
+    def broadcast_array(self, array: NDArray[np.generic] | None, dtype: type) -> NDArray[np.generic]:
         """The array `[n, k]` that rank 0 has; the others give None."""
-        shape = [self.told(0 if array is None else array.shape[axis]) for axis in (0, 1)]
+        shape = [self.broadcast_int(0 if array is None else array.shape[axis]) for axis in (0, 1)]
         here: NDArray[np.generic] = np.zeros(shape, dtype) if array is None else np.ascontiguousarray(array, dtype)
         copy = torch.from_numpy(here.copy()).to(self.device)
         dist.broadcast(copy, 0)

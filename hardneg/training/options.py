@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from hardneg.bank.sampler import Curriculum
+from hardneg import renamed
+from hardneg.bank.curriculum import Curriculum
 from hardneg.errors import RunError, UsageError, suggestion
-from hardneg.index.staleness import Schedule
-from hardneg.losses.infonce import Variants
+from hardneg.evaluation.ranking import parse_measures
+from hardneg.index.base import Index
+from hardneg.losses.variants import Variants
+from hardneg.mining.filters.base import Filter
+from hardneg.mining.samplers import Sampler
 from hardneg.mining.specs import parse_filters, parse_sampler
-from hardneg.training.metrics import parse_measures
+from hardneg.refresh.staleness import Schedule
+from hardneg.registry import spec_of
 
-RATES = ("constant", "linear", "cosine")
+LR_SCHEDULERS = ("constant", "linear", "cosine")
 AMP = ("no", "bf16", "fp16")
 
 
@@ -24,10 +29,10 @@ class TrainOptions:
     Attributes:
         epochs: over the pairs; `steps`, if given, counts instead: updates of the weights.
         batch_size: pairs a batch, of each rank.
-        accumulate: batches an update. Their negatives are their own; for more negatives take a larger batch with `chunk`.
-        chunk: texts encoded at once, with gradient caching (arXiv 2101.06983): the batch may be larger than memory.
+        accumulate: batches an update. Their negatives are their own; for more negatives take a larger batch with `mini_batch_size`.
+        mini_batch_size: texts encoded at once, with gradient caching (arXiv 2101.06983): the batch may be larger than memory.
         negatives: mined ones a query; 0: in-batch negatives only.
-        policy: how they are drawn among the kept, a sampler spec.
+        negative_sampling: how they are drawn among the kept, a sampler spec.
         curriculum: from random to mined ones.
         filters, default_filters: which of the mined may be negatives; those that can, work in the loss, too.
         refresh: when they are mined anew: `never` (once, at the start), `epoch`, `steps:N`, `staleness:...`.
@@ -41,8 +46,8 @@ class TrainOptions:
             new); `bank_fresh`: share of its rows that is encoded anew before each batch, the others are moved along;
             `momentum`: of the encoder that fills it, None: the trained one itself.
         temperature, learn_temperature, variants, dimensions: see `InfoNCE`.
-        learning_rate, weight_decay, warmup (share of the steps), rate (`constant`, `linear` or `cosine` after the
-            warm-up), clip (norm of the gradient, None: not at all).
+        learning_rate, weight_decay, warmup (share of the steps), lr_scheduler (`constant`, `linear` or `cosine` after the
+            warm-up), max_grad_norm (norm of the gradient, None: not at all).
         amp: `no`, `bf16` or `fp16`.
         evaluate_every: updates between evaluations, None: after every epoch; `measures`: the first decides which is best.
         save_every: updates between checkpoints, None: after every epoch.
@@ -56,16 +61,16 @@ class TrainOptions:
     steps: int | None = None
     batch_size: int = 64
     accumulate: int = 1
-    chunk: int | None = None
+    mini_batch_size: int | None = None
     negatives: int = 4
-    policy: str = "uniform"
+    negative_sampling: str | Sampler = "uniform"
     curriculum: Curriculum = field(default_factory=Curriculum)
-    filters: tuple[str, ...] = ()
+    filters: tuple[str | Filter, ...] = ()
     default_filters: bool = True
     refresh: str = "epoch"
     share: float = 1.0
     depth: int = 50
-    index: str = "auto"
+    index: str | Callable[[Any, str], Index] = "auto"
     lag: int | None = None
     wait: bool = True
     bank: int = 0
@@ -80,8 +85,8 @@ class TrainOptions:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     warmup: float = 0.1
-    rate: str = "linear"
-    clip: float | None = 1.0
+    lr_scheduler: str = "linear"
+    max_grad_norm: float | None = 1.0
     amp: str = "no"
     evaluate_every: int | None = None
     measures: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@100")
@@ -95,7 +100,7 @@ class TrainOptions:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate", "log_every", "depth"):
             _at_least(name, getattr(self, name), 1)
-        for name in ("steps", "chunk", "evaluate_every", "save_every", "bank_age", "bank_start"):
+        for name in ("steps", "mini_batch_size", "evaluate_every", "save_every", "bank_age", "bank_start"):
             if getattr(self, name) is not None:
                 _at_least(name, getattr(self, name), 0 if name == "bank_start" else 1)
         for name in ("negatives", "bank", "workers", "seed", "weight_decay"):
@@ -103,8 +108,8 @@ class TrainOptions:
         for name in ("epochs", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}={getattr(self, name)} must be above 0")
-        if self.clip is not None and not self.clip > 0:
-            raise UsageError(f"clip={self.clip} must be above 0, or None")
+        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
+            raise UsageError(f"max_grad_norm={self.max_grad_norm} must be above 0, or None")
         if not 0 <= self.warmup <= 1:
             raise UsageError(f"warmup={self.warmup} is a share of the steps: 0 to 1")
         for name in ("momentum", "bank_age", "bank_fresh", "bank_start"):
@@ -118,26 +123,32 @@ class TrainOptions:
             raise UsageError(
                 "the trainer's mined negatives are negatives of the whole batch: hard_weight has no meaning"
             )
-        for name, known in (("rate", RATES), ("amp", AMP)):
+        for name, known in (("lr_scheduler", LR_SCHEDULERS), ("amp", AMP)):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}={getattr(self, name)!r}.{suggestion(str(getattr(self, name)), known)}")
         Schedule.parse(self.refresh)
-        parse_sampler(self.policy)
+        parse_sampler(self.negative_sampling)
         parse_filters(self.filters, self.default_filters, training=True)
         parse_measures(self.measures)
         if not self.measures:
             raise UsageError("measures must name one or more: the first decides which checkpoint is best")
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values; filters and samplers that were given as objects become their specs."""
+        whole = {each.name: getattr(self, each.name) for each in fields(self)}
+        whole |= {"filters": [spec_of(each) for each in self.filters]}
+        whole |= {name: spec_of(getattr(self, name)) for name in ("negative_sampling", "index")}
+        return {**whole, "curriculum": asdict(self.curriculum), "variants": asdict(self.variants)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainOptions:
         """RunError if it is not what `to_json` gives."""
         try:
             given: dict[str, Any] = {
-                name: tuple(each) if isinstance(each, list) else each for name, each in value.items()
+                name: tuple(each) if isinstance(each, list) else each
+                for name, each in renamed.with_new_names(value, renamed.TRAIN_OPTIONS).items()
             }
+            given["filters"] = tuple(map(renamed.filter_spec, given["filters"]))
             given |= {"curriculum": Curriculum(**given["curriculum"]), "variants": Variants(**given["variants"])}
             return cls(**given)
         except (KeyError, TypeError) as error:
@@ -146,7 +157,8 @@ class TrainOptions:
     def changed(self, others: TrainOptions) -> list[str]:
         """What differs from the options of an interrupted training, of all that has to be the same to go on with it."""
         free = {"log_every", "save_every", "workers"}
-        return [f.name for f in fields(self) if f.name not in free and getattr(self, f.name) != getattr(others, f.name)]
+        mine, theirs = (each.to_json() for each in (self, others))
+        return [name for name in mine if name not in free and mine[name] != theirs[name]]
 
 
 def _at_least(name: str, value: float, low: int) -> None:

@@ -12,57 +12,31 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.data.store import read_json, write_json
+from hardneg.encoders.embed import fit
 from hardneg.errors import RunError
-from hardneg.index.generation import Items, encode_rows
-from hardneg.mining.embed import fit
-from hardneg.mining.mine import guide_embedder
-from hardneg.mining.options import MineOptions
+from hardneg.mining.guides import guide_embedder
+from hardneg.mining.inputs import Resources
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
+from hardneg.refresh.generation import Items
+from hardneg.storage.files import read_json, write_json
 from hardneg.training import checkpoint
+from hardneg.training.batches import TrainingBatches
+from hardneg.training.callbacks import Callback, LogFile, TensorBoard
 from hardneg.training.distributed import World, world
-from hardneg.training.evaluate import evaluate_vectors, zero_shot
-from hardneg.training.monitor import Callback, LogFile, TensorBoard
+from hardneg.training.evaluation_set import EvaluationSet
+from hardneg.training.loop import Trainer
+from hardneg.training.negatives import MinedNegatives
 from hardneg.training.options import TrainOptions
-from hardneg.training.supply import Supply
 from hardneg.training.towers import Towers
-from hardneg.training.trainer import Trainer
 
 SCHEMA = "hardneg-train-1"
-
-
-@dataclass(frozen=True)
-class Held:
-    """What is evaluated on.
-
-    Attributes:
-        pairs: a dataset that is not trained on.
-        queries, documents: what stands for its texts, see `Examples`.
-        zero_shot: measure `zero-shot@1`, too: the share of documents whose nearest query is one that they are relevant to
-            (queries are the names of classes that nobody trained on); with groups also `zero-shot-group@1`: or one of the
-            same group.
-    """
-
-    pairs: Pairs
-    queries: Items | None = None
-    documents: Items | None = None
-    zero_shot: bool = False
-
-    def measure(self, towers: Towers, names: Sequence[str]) -> dict[str, float]:
-        queries = _encoded(towers, self.queries or self.pairs.queries, len(self.pairs), "query")
-        documents = _encoded(towers, self.documents or self.pairs.documents, len(self.pairs.document_ids), "document")
-        means = evaluate_vectors(self.pairs, queries, documents, names).means
-        return means | zero_shot(self.pairs, queries, documents) if self.zero_shot else means
 
 
 def train(
@@ -71,7 +45,7 @@ def train(
     out: str | Path,
     options: TrainOptions | None = None,
     *,
-    evaluation: Pairs | Held | None = None,
+    evaluation: Pairs | EvaluationSet | None = None,
     run: Run | None = None,
     queries: Items | None = None,
     documents: Items | None = None,
@@ -112,64 +86,85 @@ def train(
     start = time.perf_counter()
     with world(device) as here:
         torch.manual_seed(options.seed + here.rank)
-        prepared = _prepare(out, pairs, options, here, resume, overwrite)
-        found = checkpoint.latest(out / "checkpoints") if resume else None
+        head = _prepare(out, pairs, options, here, resume, overwrite)
+        checkpoint_folder = checkpoint.latest(out / "checkpoints") if resume else None
         towers = model if isinstance(model, Towers) else Towers(
             model, query_prompt=options.query_prompt, document_prompt=options.document_prompt
         )  # fmt: skip
         towers.to(here.device)
-        if found is None:
+        if checkpoint_folder is None:
             for side in ("query", "document"):
                 fit(towers.tower(side), pairs, progress)
-        state = None if found is None else checkpoint.read(found, here)
-        step = 0 if state is None else int(state["progress"]["step"])
-        embed = guide_embedder(pairs, MineOptions(seed=options.seed), out, None, 32, str(here.device), progress)
+        state = None if checkpoint_folder is None else checkpoint.read(checkpoint_folder, here)
+        batches = TrainingBatches(pairs, towers, options, here, queries=queries, documents=documents)
         advance = progress("first generation", 1)
-        supply = Supply(
-            pairs, towers, options, here, run=run, queries=queries, documents=documents, embed=embed,
-            resume=None if found is None else found / "generations",
-            step=step, learned=None if state is None else state["supply"]["filters"],
+        negatives = MinedNegatives(
+            pairs, towers, options, here, batches.sampler, run=run, queries=queries, documents=documents,
+            embed=guide_embedder(pairs, out, Resources(device=str(here.device), progress=progress), seed=options.seed),
+            resume=None if checkpoint_folder is None else checkpoint_folder / "generations",
+            step=0 if state is None else int(state["progress"]["step"]),
+            learned=None if state is None else state["supply"]["filters"],
         )  # fmt: skip
         advance(1)
-        for name in supply.filters.mined_only:
-            warn(f"the filter {name!r} works on mined candidates only, not on batch and bank")
-        if supply.filters.unlearned is not None and here.leads:
-            warn(f"posterior:learned rejects nothing: {supply.filters.unlearned}")
-        if supply.filters.to_learn is not None and supply.filters.posterior is not None and here.leads:
-            supply.filters.posterior.save(out / "posterior.json")
-        held = Held(evaluation) if isinstance(evaluation, Pairs) else evaluation
-        told = list(callbacks) if here.leads else []
-        if here.leads:
-            told.append(LogFile(out / "log.jsonl", step))
-            told += [TensorBoard(out / "tensorboard", step)] if tensorboard else []
+        _tell_of_filters(negatives, out, here, warn)
+        told = _callbacks(callbacks, out, here, state, tensorboard)
+        held = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
         trainer = Trainer(
-            towers, supply, options, here, folder=out / "checkpoints", callbacks=told, warn=warn,
-            measure=None if held is None else lambda towers: held.measure(towers, options.measures),
+            towers, batches, negatives, options, here, folder=out / "checkpoints", callbacks=told, warn=warn,
+            evaluate=None if held is None else lambda towers: held.evaluate(towers, options.measures),
             on_best=lambda: save_encoder(towers, out / "best"),
         )  # fmt: skip
         try:
             if state is not None:
                 trainer.load(state)
-            done = trainer.fit(progress)
-            result = {
-                **prepared,
-                "finished": True,
-                "steps": done.step,
-                "evaluations": done.evaluations,
-                "best": done.best,
-                "warnings": done.warnings,
-                "generations": [] if supply.index is None else supply.index.history,
-                "temperature": trainer.criterion.temperature,
-                "seconds": round(time.perf_counter() - start, 2),
-            }
+            result = {**head, **_finished(trainer, progress), "seconds": round(time.perf_counter() - start, 2)}
             if here.leads:
                 save_encoder(towers, out / "last")
                 write_json(out / "train.json", result)
             return result
         finally:
-            supply.close()
+            negatives.close()
             for callback in told:
                 callback.close()
+
+
+def _tell_of_filters(negatives: MinedNegatives, out: Path, here: World, warn: Callable[[str], None]) -> None:
+    """Say which filters do not reach the loss; write down the posterior that was learned."""
+    filters = negatives.filters
+    for name in filters.mined_only:
+        warn(f"the filter {name!r} works on mined candidates only, not on batch and bank")
+    if filters.unlearned is not None and here.leads:
+        warn(f"posterior:learned rejects nothing: {filters.unlearned}")
+    if filters.to_learn is not None and filters.posterior is not None and here.leads:
+        filters.posterior.save(out / "posterior.json")
+
+
+def _callbacks(
+    callbacks: Sequence[Callback], out: Path, here: World, state: dict[str, Any] | None, tensorboard: bool
+) -> list[Callback]:
+    """The caller's callbacks and the logs; none on ranks that do not write."""
+    if not here.leads:
+        return []
+    step = 0 if state is None else int(state["progress"]["step"])
+    return [
+        *callbacks,
+        LogFile(out / "log.jsonl", step),
+        *([TensorBoard(out / "tensorboard", step)] if tensorboard else []),
+    ]
+
+
+def _finished(trainer: Trainer, progress: Progress) -> dict[str, Any]:
+    """Train to the end; what `train.json` says of it."""
+    done, index = trainer.fit(progress), trainer.negatives.index
+    return {
+        "finished": True,
+        "steps": done.step,
+        "evaluations": done.evaluations,
+        "best": done.best,
+        "warnings": done.warnings,
+        "generations": [] if index is None else index.history,
+        "temperature": trainer.criterion.temperature,
+    }
 
 
 def _prepare(
@@ -228,9 +223,3 @@ def save_encoder(towers: Towers, folder: Path) -> None:
         os.replace(folder, old)
     os.replace(temporary, folder)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _encoded(towers: Towers, items: Items, count: int, side: str) -> NDArray[np.float32]:
-    rows = np.arange(count)
-    vectors: NDArray[np.float32] = encode_rows(towers.encode, items, rows, rows, side, "float32", lambda: False)
-    return vectors

@@ -1,0 +1,38 @@
+"""A momentum encoder (MoCo, He et al. 2020, arXiv 1911.05722): a copy of the model that follows it slowly."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+from hardneg.errors import UsageError
+
+
+class MomentumEncoder(nn.Module):
+    """A copy of an encoder that follows it slowly, to fill a bank with vectors that drift less (MoCo).
+
+    Args:
+        model: that is trained; the copy's parameters have no gradients.
+        momentum: share of itself that the copy keeps at each `update`.
+    """
+
+    def __init__(self, model: nn.Module, momentum: float = 0.999) -> None:
+        super().__init__()
+        if not 0 <= momentum < 1:
+            raise UsageError(f"momentum={momentum} must be 0 or more and below 1")
+        self.momentum = momentum
+        self.model = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move towards `model`; buffers (running means) are taken over as they are. Once after each optimizer step."""
+        for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            mine.lerp_(theirs.detach().to(mine), 1 - self.momentum)
+        for kept, now in zip(self.model.buffers(), model.buffers(), strict=True):
+            kept.copy_(now)
+
+    @torch.no_grad()
+    def forward(self, *inputs: object, **named: object) -> object:
+        return self.model(*inputs, **named)

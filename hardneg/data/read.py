@@ -1,0 +1,91 @@
+"""Readers: every kind of dataset that people have, streamed into one `Builder`.
+
+A source is a BEIR folder, a saved Hugging Face dataset, or a file of pairs (JSON lines, CSV, TSV,
+Parquet, FlagEmbedding, Tevatron), or a built-in set. Everything in it is untrusted: every error names
+the file and the line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hardneg import registry
+from hardneg.data.builder import Builder
+from hardneg.data.options import FORMATS, ReadOptions
+from hardneg.data.pairs import Pairs
+from hardneg.data.readers.beir import read_beir
+from hardneg.data.readers.corpus import read_corpus
+from hardneg.data.readers.flagembedding import FlagEmbeddingRows
+from hardneg.data.readers.pair_rows import PairRows
+from hardneg.data.readers.rows import Located, Row, json_lines, located_rows
+from hardneg.data.readers.tevatron import TevatronRows
+from hardneg.errors import DataError, UsageError, suggestion
+
+BUILTIN_SPLITS = ("train", "test")
+
+
+def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | None = None) -> Pairs:
+    """Read a dataset.
+
+    Args:
+        source: a path, `-` for JSON lines on standard input, or `builtin:NAME`.
+        options: how.
+        folder: where its texts go, so that memory does not grow with them; None keeps them in memory.
+
+    Raises:
+        DataError: something in it is wrong; the message says in which file and line.
+        UsageError: the source or an option names nothing that exists.
+    """
+    options = options or ReadOptions()
+    if options.format not in FORMATS:
+        raise UsageError(f"unknown format {options.format!r}.{suggestion(options.format, FORMATS)}")
+    builder = Builder(folder)
+    keep = None
+    if source.startswith("builtin:"):
+        _read_builtin(source.removeprefix("builtin:"), options.split, builder)
+    elif source == "-":
+        _read_rows(json_lines(sys.stdin.buffer, "standard input"), builder, options, "standard input")
+    else:
+        path = Path(source)
+        if not path.exists():
+            raise DataError(f"{source} does not exist: SOURCE is a file, a folder, '-' or builtin:pycode")
+        if path.is_dir() and (path / "corpus.jsonl").exists():
+            keep = read_beir(path, builder, options.split, options.skip_unknown)
+        else:
+            _read_rows(located_rows(path, options.split), builder, options, str(path))
+    if options.corpus is not None:
+        read_corpus(options.corpus, builder, options)
+    return Pairs.from_contents(builder.finish(source, keep))
+
+
+def _read_builtin(name: str, split: str, builder: Builder) -> None:
+    read = registry.find("dataset", name, "built-in dataset")
+    if split not in BUILTIN_SPLITS:
+        raise UsageError(f"builtin:{name} has no split {split!r}.{suggestion(split, BUILTIN_SPLITS)}")
+    read(split, builder)
+
+
+def _read_rows(rows: Located, builder: Builder, options: ReadOptions, name: str) -> None:
+    """A file of pairs: the kind is told from its first row."""
+    first = next(rows, None)
+    if first is None:
+        raise DataError(f"{name}: there are no rows: there is nothing to mine negatives for")
+    kind = options.format
+    if kind in ("auto", "beir"):
+        kind = (
+            "tevatron" if "positive_passages" in first[1]
+            else "flagembedding" if isinstance(first[1].get("pos"), list) and "query" in first[1]
+            else "pairs"
+        )  # fmt: skip
+    add: Callable[[str, Row], None]
+    if kind == "tevatron":
+        add = TevatronRows(builder)
+    elif kind == "flagembedding":
+        add = FlagEmbeddingRows(builder)
+    else:
+        add = PairRows(builder, options, first)
+    add(*first)
+    for where, row in rows:
+        add(where, row)

@@ -1,0 +1,32 @@
+"""A file of further documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hardneg.data.builder import Builder
+from hardneg.data.columns import find_column, id_of, need_column
+from hardneg.data.options import ReadOptions
+from hardneg.data.readers.pair_rows import DOCUMENT_ID_COLUMNS
+from hardneg.data.readers.rows import located_rows
+from hardneg.errors import DataError
+
+TEXT_COLUMNS = ("text", "document", "passage", "contents", "content", "positive", "answer", "code")
+
+
+def read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
+    """More documents: {_id, title, text} or any column of texts."""
+    if path.is_dir() and (path / "corpus.jsonl").exists():
+        path = path / "corpus.jsonl"
+    if not path.exists():
+        raise DataError(f"{path} does not exist: --corpus takes a file of documents")
+    column: str | None = None
+    id_column: str | None = None
+    for where, row in located_rows(path, options.split):
+        if column is None:
+            column = need_column(row, None, TEXT_COLUMNS, where, "text")
+            id_column = find_column(row, None, ("_id", "id", *DOCUMENT_ID_COLUMNS), where)
+        if column not in row:
+            raise DataError(f"{where}: there is no column {column!r}; it has: {', '.join(row)}")
+        title = row.get("title") or ""
+        builder.add_document(id_of(row, id_column, where), row[column], title=title, where=where)

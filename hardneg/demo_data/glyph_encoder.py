@@ -1,0 +1,128 @@
+"""A small CLIP-like model: pictures of glyphs and their names to vectors of one space (CLIP, arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from hardneg.demo_data.glyphs import SIZE, bitmap, parse_glyph
+from hardneg.encoders.factory import EncoderOptions
+from hardneg.encoders.hashed import HashedEncoder
+from hardneg.encoders.saved import saved_config
+from hardneg.errors import UsageError
+from hardneg.storage.files import write_json
+
+_CHUNK = 1024
+
+
+class GlyphEncoder(nn.Module):
+    """Texts that name a picture (see `hardneg.demo_data.glyphs`) go through a convolutional network, all others are hashed.
+
+    Args:
+        dimension: d.
+        width: channels of the first layer.
+        seed: of the initialisation.
+    """
+
+    def __init__(self, dimension: int = 128, width: int = 32, seed: int = 0) -> None:
+        super().__init__()
+        self.dimension, self.width, self.seed = dimension, width, seed
+        self.names = HashedEncoder(dimension, buckets=1 << 13, seed=seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            side = SIZE // 8
+            self.pictures = nn.Sequential(
+                nn.Conv2d(1, width, 5, stride=2, padding=2),
+                nn.GroupNorm(4, width),
+                nn.ReLU(),
+                nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+                nn.GroupNorm(4, 2 * width),
+                nn.ReLU(),
+                nn.Conv2d(2 * width, 4 * width, 3, stride=2, padding=1),
+                nn.GroupNorm(4, 4 * width),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.Linear(4 * width * side * side, dimension),
+            )
+
+    @property
+    def fitted(self) -> bool:
+        return self.names.fitted
+
+    def fit(self, texts: Sequence[str]) -> None:
+        """Look at the names among `texts`."""
+        self.names.fit([text for text in texts if parse_glyph(text) is None] or list(texts))
+
+    def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
+        """float32 `[n, d]` of unit length, with gradients; a prompt stands before names only."""
+        glyphs = [parse_glyph(text) for text in texts]
+        drawn = [i for i, glyph in enumerate(glyphs) if glyph is not None]
+        named = [i for i, glyph in enumerate(glyphs) if glyph is None]
+        device = self.names.table.weight.device
+        parts = []
+        if drawn:
+            images = np.stack([bitmap(*glyph) for glyph in glyphs if glyph is not None])
+            light = torch.from_numpy(images).to(device)[:, None].float() / 127.5 - 1
+            parts.append(nn.functional.normalize(self.pictures(light), dim=1))
+        if named:
+            parts.append(self.names.vectors([texts[i] for i in named], prompt=prompt))
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.tensor(drawn + named, device=device)
+        return torch.cat([part.float() for part in parts])[torch.argsort(order)]
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
+        """float32 `[n, d]`, unit length."""
+        training = self.training
+        self.eval()
+        parts = [
+            self.vectors(texts[i : i + _CHUNK], prompt=prompt).float().cpu().numpy()
+            for i in range(0, len(texts), _CHUNK)
+        ]
+        self.train(training)
+        return np.concatenate(parts) if parts else np.empty((0, self.dimension), np.float32)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(b"glyphs-1")
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.json` and `model.safetensors`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()},
+            folder / "model.safetensors",
+        )
+        config = {"kind": "glyphs", "dimension": self.dimension, "width": self.width, "seed": self.seed}
+        write_json(folder / "config.json", config)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> GlyphEncoder:
+        """An encoder that `save` wrote; UsageError when there is none."""
+        folder = Path(folder)
+        config = saved_config("glyphs", folder)
+        try:
+            encoder = cls(config["dimension"], config["width"], config["seed"])
+            encoder.load_state_dict(load_file(folder / "model.safetensors"))
+        except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise UsageError(f"glyphs:{folder} is not a saved glyph encoder ({first})") from None
+        encoder.names.fitted = True
+        return encoder
+
+
+def from_spec(folder: str, options: EncoderOptions) -> GlyphEncoder:
+    """`glyphs`, or `glyphs:FOLDER` with saved weights."""
+    return GlyphEncoder.load(folder) if folder else GlyphEncoder(seed=options.seed)

@@ -1,0 +1,148 @@
+"""Real data made from what is on the machine: nothing to download, the same for a given Python and its packages."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from hardneg.data.builder import Builder
+from hardneg.data.texts import fold
+from hardneg.errors import DataError
+
+PACKAGES = ("numpy", "sklearn", "torch")
+
+_TEST_SHARE = 10  # one function in ten goes to the test split
+
+_SKIP = {"test", "tests", "testing", "idlelib", "site-packages", "lib2to3", "__pycache__", "turtledemo", "_vendor"}
+
+_CHILD = (
+    "import json, sys; job = json.load(sys.stdin); sys.path[:] = job['path']; "
+    "from hardneg.demo_data.pycode import _functions; json.dump([_functions(f) for f in job['files']], sys.stdout)"
+)
+
+_MOST_CHARACTERS = 2000  # of one function: what follows says little about what it is for
+
+
+def read_pycode(split: str, builder: Builder) -> None:
+    """Fill `builder` with docstrings and the functions they describe.
+
+    A query is the first line of a docstring, its positive the source of the function without the docstring, from the
+    standard library and the installed numpy, scikit-learn and torch. Functions with equal docstrings answer each other's
+    query: they are natural false negatives, and share a group.
+
+    Raises:
+        DataError: there are no such sources on this machine.
+    """
+    rows = [row for rows in _all_functions(list(_source_files())) for row in rows]
+    seen: set[bytes] = set()
+    for label, question, code in rows:
+        digest = hashlib.sha256(fold(code).encode("utf-8", "replace")).digest()
+        # The function alone decides its split, so no function is in both; copies under other names count once.
+        if digest in seen or (digest[0] % _TEST_SHARE == 0) != (split == "test"):
+            continue
+        seen.add(digest)
+        group = hashlib.sha256(fold(question).encode("utf-8", "replace")).hexdigest()[:16]
+        query = builder.add_query(f"q:{label}", question, group=group, where=label)
+        builder.relate(query, builder.add_document(label, code, group=group, where=label), 1)
+    if not seen:
+        raise DataError("builtin:pycode: no Python sources with docstrings are on this machine")
+
+
+def _all_functions(files: list[tuple[str, str]]) -> list[list[tuple[str, str, str]]]:
+    """`_functions` of every file, in order, by several processes.
+
+    Plain child processes: a pool of multiprocessing would import the caller's main module again, and fail in a script that
+    has no `if __name__ == "__main__"`.
+    """
+    count = max(1, min(_workers(), len(files)))
+
+    def work(part: int) -> list[list[tuple[str, str, str]]]:
+        job = json.dumps({"path": sys.path, "files": files[part::count]})
+        done = subprocess.run([sys.executable, "-c", _CHILD], input=job, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise DataError(f"reading Python sources failed in a child process: {done.stderr.strip()[-500:]}")
+        found: list[list[tuple[str, str, str]]] = json.loads(done.stdout)
+        return found
+
+    with ThreadPoolExecutor(count) as pool:
+        parts = list(pool.map(work, range(count)))
+    return [parts[i % count][i // count] for i in range(len(files))]
+
+
+def _workers() -> int:
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def _source_files() -> Iterator[tuple[str, str]]:
+    """(module-like label, path) of every source file, in a fixed order."""
+    roots = [("", Path(sysconfig.get_paths()["stdlib"]))]
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            roots.append((package + "/", Path(spec.origin).parent))
+    for prefix, root in roots:
+        for path in sorted(root.rglob("*.py")):
+            relative = path.relative_to(root)
+            if not _SKIP.intersection(part.lower() for part in relative.parts):
+                yield prefix + relative.as_posix(), str(path)
+
+
+def _functions(file: tuple[str, str]) -> list[tuple[str, str, str]]:
+    """(label, first docstring line, source without the docstring) of the functions of one file."""
+    name, path = file
+    try:
+        source = Path(path).read_text("utf-8")
+        tree = ast.parse(source)
+    except (SyntaxError, UnicodeDecodeError, OSError, RecursionError, ValueError):
+        return []  # not Python of this version: the standard library ships such files on purpose
+    lines = source.splitlines(keepends=True)
+    found = []
+    for node, scope in _walk(tree, ()):
+        question = _question(node)
+        first = node.body[0]
+        body = node.body[1:]
+        if question is None or not body or first.end_lineno is None or node.end_lineno is None:
+            continue
+        head = lines[node.lineno - 1 : first.lineno - 1]
+        rest = lines[first.end_lineno : node.end_lineno]
+        code = _dedented(head + rest)
+        if len(code) >= 60:
+            label = f"{name}:{'.'.join((*scope, node.name))}@{node.lineno}"
+            found.append((label, question, code[:_MOST_CHARACTERS]))
+    return found
+
+
+def _walk(
+    node: ast.AST, scope: tuple[str, ...]
+) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, tuple[str, ...]]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield child, scope
+            yield from _walk(child, (*scope, child.name))
+        elif isinstance(child, ast.ClassDef):
+            yield from _walk(child, (*scope, child.name))
+        else:
+            yield from _walk(child, scope)
+
+
+def _question(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
+    """The docstring's first line, when it says something: three words at least."""
+    docstring = ast.get_docstring(node)
+    if not docstring:
+        return None
+    line = docstring.strip().split("\n", 1)[0].strip()
+    return line if len(line.split()) >= 3 and len(line) <= 200 else None
+
+
+def _dedented(lines: list[str]) -> str:
+    indent = len(lines[0]) - len(lines[0].lstrip()) if lines else 0
+    return "".join(line[indent:] if line[:indent].isspace() or not indent else line for line in lines).strip()

@@ -1,0 +1,11 @@
+from hardneg.diagnostics.compare import Comparison as Comparison
+from hardneg.diagnostics.diagnose import Diagnosis as Diagnosis
+from hardneg.diagnostics.diagnose import examine as examine
+from hardneg.diagnostics.estimates import Estimate as Estimate
+from hardneg.diagnostics.estimates import Measurements as Measurements
+from hardneg.diagnostics.findings.base import Finding as Finding
+from hardneg.diagnostics.findings.base import FindingRule as FindingRule
+from hardneg.diagnostics.findings.thresholds import Thresholds as Thresholds
+from hardneg.diagnostics.live import Diagnostics as Diagnostics
+from hardneg.diagnostics.report.page import write_comparison as write_comparison
+from hardneg.diagnostics.report.page import write_report as write_report

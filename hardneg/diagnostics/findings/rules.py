@@ -1,0 +1,169 @@
+"""The findings: when a measurement is one, what is said, and what would help."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hardneg.diagnostics.estimates import Estimate, Measurements
+from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
+from hardneg.diagnostics.findings.thresholds import Thresholds
+
+
+@dataclass(frozen=True)
+class ThresholdRule(FindingRule):
+    """A number that is a finding above or below its threshold.
+
+    Attributes:
+        code, number, ids: see `Finding`; `ids` names some of what was measured.
+        info, warning, error: names of thresholds.
+        text, fix: with `{v}` for the number and the name of anything else that was measured; in a fix `{run}`, `{out}` and
+            `{posterior}` as a shell wants them.
+        above: whether the number is too high; else it is too low.
+        chance: name of what chance gives: below five times that nothing is said.
+    """
+
+    code: str
+    number: str
+    text: str
+    fix: str
+    warning: str = ""
+    error: str = ""
+    ids: str = ""
+    above: bool = True
+    chance: str = ""
+    info: str = ""
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """The finding with the highest severity whose threshold the whole interval of the number passes."""
+        number = measured.numbers.get(self.number)
+        if number is None:
+            return None
+        value, sure = (
+            (number.value, number.low if self.above else number.high)
+            if isinstance(number, Estimate)
+            else (number, number)
+        )
+        if not math.isfinite(sure):
+            return None
+        least = 5 * float(measured.numbers.get(self.chance, 0.0))
+        for severity, name in (("error", self.error), ("warning", self.warning), ("info", self.info)):
+            if not name:
+                continue
+            limit = float(getattr(thresholds, name))
+            limit = max(limit, least) if self.chance else limit
+            if sure > limit if self.above else sure < limit:
+                said = {**measured.numbers, "v": value, "run": shlex.quote(run), "out": shlex.quote(f"{run}-2")}
+                said["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
+                text, fix = self.text.format(**said), self.fix.format(**said)
+                ids = measured.ids.get(self.ids, [])
+                return Finding(self.code, severity, text, self.number, float(value), limit, ids, fix)
+        return None
+
+
+class UnknownFalseNegatives(FindingRule):
+    """Nothing says how many negatives are relevant: neither a posterior, nor groups, nor hidden positives."""
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        if measured.numbers.get("false_source") != "range" or not math.isfinite(measured.numbers["false_high"]):
+            return None
+        high = float(measured.numbers["false_high"])
+        text = f"how many negatives are relevant is not known: {high:.1%} of them score above the positive"
+        fix = f"hardneg calibrate {shlex.quote(run)}"
+        return Finding("false-negatives-unknown", "info", text, "false_high", high, 0.0, [], fix)
+
+
+RULES: tuple[FindingRule, ...] = (
+    ThresholdRule(
+        "false-negatives", "false_share", "about {v:.1%} of the negatives are relevant documents that nobody labelled",
+        "hardneg calibrate {run} && hardneg select {run} --filter {posterior} --out {out}",
+        "false_share", "false_share_error", "most_false_queries",
+    ),
+    ThresholdRule(
+        "easy", "relative",
+        "the negatives are hardly nearer than random documents ({v:.2f}, where 0 is random and 1 as near as positives)",
+        "hardneg select {run} --sampler top --out {out}, a lower rank:min, or a better encoder", "easy", "easy_error", above=False,
+    ),
+    ThresholdRule(
+        "above-positive", "above_positive",
+        "{v:.0%} of the negatives score above the positive: the encoder is weak here, or they are false",
+        "hardneg select {run} --filter margin:relative=0.05 --out {out}",
+        info="above_positive", ids="smallest_margin_queries",
+    ),
+    ThresholdRule(
+        "duplicates", "near_duplicates", "{v:.0%} of a query's negatives are nearly the same text as another of them",
+        "hardneg select {run} --filter duplicate:near=0.95 --filter distinct --out {out}",
+        "near_duplicates", ids="near_duplicate_documents",
+    ),
+    ThresholdRule(
+        "duplicate-corpus", "corpus_near_duplicates",
+        "{v:.0%} of the documents have a near copy in the corpus: copies of positives become negatives",
+        "hardneg select {run} --filter duplicate:near=0.95 --out {out}, or remove the copies",
+        "corpus_near_duplicates", ids="near_duplicate_documents",
+    ),
+    ThresholdRule(
+        "hub", "hub_share", "one document is a negative of {v:.0%} of the queries",
+        "look at it: a page without content? Remove it, or filter by score or rank",
+        "hub", "hub_error", "hubs", chance="hub_expected",
+    ),
+    ThresholdRule(
+        "collapse", "rank_share", "the vectors use {v:.0%} of their directions: the space has collapsed",
+        "train with a higher temperature or a lower learning rate, or mine with another checkpoint",
+        "rank", "rank_error", above=False,
+    ),
+    ThresholdRule(
+        "collapse", "mean_cosine", "two random documents have a cosine of {v:.2f}: all vectors point the same way",
+        "train with a higher temperature or a lower learning rate, or mine with another checkpoint",
+        error="mean_cosine_error",
+    ),
+    ThresholdRule(
+        "temperature-low", "effective_share",
+        "at this temperature one or two negatives of a query make up the gradient ({v:.0%} of them count)",
+        "a temperature between {temperature_low:.3g} and {temperature_high:.3g}", "effective", above=False,
+    ),
+    ThresholdRule(
+        "looks", "surface_auc",
+        "negatives can be told from positives by their looks alone (AUC {v:.2f}): a model will learn the looks",
+        "mine from a corpus of the positives' kind, or clean both alike", "surface_auc",
+    ),
+    ThresholdRule(
+        "words", "lexical_auc",
+        "negatives can be told from positives by words alone, whatever the query (AUC {v:.2f}; + of positives, - of negatives)",
+        "mine from a corpus of the positives' kind, or take out what marks them", "lexical_auc", ids="telling_words",
+    ),
+    ThresholdRule(
+        "truncated", "at_longest", "{v:.0%} of the documents are exactly as long as the longest: texts were cut off",
+        "cut later, or split long documents into passages", "at_longest",
+    ),
+    ThresholdRule(
+        "few-negatives", "few", "{v:.1%} of the queries have fewer negatives than asked for",
+        "mine with a larger --depth or --max-depth, or loosen the filter with most verdicts",
+        "few", "few_error", "queries_with_few",
+    ),
+    ThresholdRule(
+        "recall", "recall", "the index found {v:.0%} of the nearest documents",
+        "hardneg mine --recall 0.98, or --index exact", "recall", above=False,
+    ),
+    ThresholdRule(
+        "stale", "drift", "the encoder has moved since the negatives were mined (drift {v:.3f})",
+        "mine again, or refresh more often", "drift",
+    ),
+    ThresholdRule(
+        "stale", "overlap_with_fresh", "of the nearest documents then, {v:.0%} are nearest now",
+        "mine again, or refresh more often", "overlap", above=False,
+    ),
+    ThresholdRule(
+        "stale-scores", "stale_scores",
+        "{v:.0%} of the scores are not those of the run's vectors: they were replaced after the search", "mine again",
+        error="stale_scores_error",
+    ),
+    UnknownFalseNegatives(),
+)  # fmt: skip
+
+
+def find(measured: Measurements, thresholds: Thresholds, run: str, rules: Sequence[FindingRule] = ()) -> list[Finding]:
+    """The findings of the built-in rules and of `rules`, the worst first."""
+    found = [rule.check(measured, thresholds, run) for rule in (*RULES, *rules)]
+    return sorted((each for each in found if each is not None), key=lambda each: -SEVERITIES.index(each.severity))

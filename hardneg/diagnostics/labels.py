@@ -1,0 +1,62 @@
+"""Measurements in words: the rows of tables on the terminal and in reports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_NUMBERS = (
+    ("hardness (0 random, 1 as positives)", "relative", "{:.2f}"),
+    ("mean margin of the positive", "margin", "{:.3f}"),
+    ("a negative above a random positive", "overlap", "{:.2f}"),
+    ("negatives above their positive", "above_positive", "{:.1%}"),
+    ("false negatives, by {}", "false_share", "{:.1%}"),
+    ("negatives that count, of the softmax", "effective_negatives", "{:.2f}"),
+    ("weight of the positive in it", "positive_weight", "{:.2f}"),
+    ("distinct documents of the negatives", "distinct", "{:.1%}"),
+    ("documents that are a negative", "coverage", "{:.1%}"),
+    ("clusters of documents with a negative", "cluster_coverage", "{:.1%}"),
+    ("negatives that repeat another one", "near_duplicates", "{:.1%}"),
+    ("documents with a near copy", "corpus_near_duplicates", "{:.1%}"),
+    ("queries that the worst hub is for", "hub_share", "{:.1%}"),
+    ("told apart by looks (AUC)", "surface_auc", "{:.2f}"),
+    ("told apart by words (AUC)", "lexical_auc", "{:.2f}"),
+    ("length, negatives over positives", "length_ratio", "{:.2f}"),
+    ("alignment (0: query = positive)", "alignment", "{:.3f}"),
+    ("uniformity (lower: more spread)", "uniformity", "{:.2f}"),
+    ("effective rank", "effective_rank", "{:.0f}"),
+    ("recall of the index", "recall", "{:.3f}"),
+    ("drift of the encoder since", "drift", "{:.3f}"),
+    ("queries with too few negatives", "few", "{:.1%}"),
+)
+
+
+def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(label, value, what else is to be said) of a diagnosis's numbers."""
+    rows = []
+    for label, name, form in _NUMBERS:
+        number, said = numbers.get(name), label.format(numbers.get("false_source"))
+        if isinstance(number, dict) and number["value"] is not None:
+            interval = f"{form.format(number['low'])} to {form.format(number['high'])}"
+            rows.append((said, form.format(number["value"]), interval))
+        elif number is not None and not isinstance(number, dict):
+            rows.append((said, form.format(number), ""))
+    if numbers.get("temperature_low") is not None:
+        span = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
+        rows.append(("temperature; those that use them", f"{numbers['temperature']:.3g}", span))
+    return rows
+
+
+def comparison_rows(value: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """(label, before, after) of two diagnoses, and what they have in common."""
+    sides = [
+        {label: number for label, number, _ in number_rows(value[name]["numbers"])} for name in ("before", "after")
+    ]
+    rows = [(label, sides[0].get(label, "-"), sides[1].get(label, "-")) for label in {**sides[0], **sides[1]}]
+    shared, shift = value["overlap"], value["hardness_shift"]
+    if shared["value"] is not None:
+        rows.append(("negatives that both have", f"{shared['value']:.1%}", ""))
+        rows.append(("scores of negatives, after - before", f"{shift['value']:+.4f}", ""))
+    if value["staleness"] is not None:
+        rows.append(("drift of the documents' vectors", f"{value['staleness']['drift']:.3f}", ""))
+        rows.append(("neighborhoods that stayed", f"{value['staleness']['overlap']:.1%}", ""))
+    return rows

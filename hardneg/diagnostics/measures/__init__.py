@@ -1,0 +1,1 @@
+"""What is measured of negatives, one kind a file."""

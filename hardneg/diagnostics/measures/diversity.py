@@ -1,0 +1,93 @@
+"""Whether the negatives are many different documents, and whether a few of them are everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, unit
+from hardneg.diagnostics.subject import Subject
+from hardneg.index.exact import ExactIndex
+from hardneg.storage.arrays import Float
+
+
+def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
+    """Whether the negatives are many different ones.
+
+    `distinct`: distinct documents of all negatives, as a share; `coverage`: share of the corpus that is a negative;
+    `near_duplicates`: share of a query's negatives that have a cosine above 0.95 with an earlier one of them;
+    `corpus_near_duplicates`: share of documents whose nearest other one is that near (of a sample against a sample);
+    `cluster_coverage`: share of the corpus's clusters (k-means of a sample, 64 of them, fewer where it is small) that hold a
+    negative; `cluster_entropy`: entropy of negatives over clusters, over that of the documents: 1 = spread as the corpus is.
+    """
+    out = Measurements()
+    used = np.unique(subject.documents[subject.real])
+    total = int(subject.real.sum())
+    out.numbers["distinct"] = len(used) / max(1, total)
+    out.numbers["coverage"] = len(used) / max(1, len(subject.pairs.document_ids))
+    if subject.vectors is None:
+        return out
+    rows = sampled(len(subject.pairs), 2000, rng)
+    documents = subject.documents[rows]
+    flat = unit(subject.vectors[1], np.maximum(documents, 0).ravel()).reshape(*documents.shape, -1)
+    near = np.einsum("bid,bjd->bij", flat, flat) > 0.95
+    near &= np.tri(near.shape[1], k=-1, dtype=bool) & (documents >= 0)[:, None, :]
+    repeated = np.where(documents >= 0, near.any(2), np.nan)
+    out.numbers["near_duplicates"] = Estimate.share_of(row_means(repeated))
+    some = sampled(len(subject.pairs.document_ids), 4000, rng)
+    everything = sampled(len(subject.pairs.document_ids), 50000, rng)
+    vectors = unit(subject.vectors[1], everything)
+    found = ExactIndex(vectors).search(unit(subject.vectors[1], some), min(2, len(everything)))
+    other = found.scores[np.arange(len(some)), -1] if found.scores.shape[1] > 1 else np.zeros(len(some))
+    out.numbers["corpus_near_duplicates"] = Estimate.share_of(other > 0.95)
+    repeated_rows = some[other > 0.95][:LISTED]
+    out.ids["near_duplicate_documents"] = names_of(subject.pairs.document_ids, repeated_rows)
+    out.numbers |= _clusters(subject, vectors, rng)
+    return out
+
+
+def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dict[str, float]:
+    """Where negatives and documents (of a sample, `[m, d]`) lie among clusters of the documents."""
+    assert subject.vectors is not None
+    import faiss
+
+    count = min(64, len(vectors) // 39)  # fewer points a cluster than that, faiss finds too few
+    if count < 2:
+        return {}
+    few = np.ascontiguousarray(vectors[sampled(len(vectors), 20000, rng)])
+    kmeans = faiss.Kmeans(few.shape[1], count, niter=10, seed=0, spherical=True)
+    kmeans.train(few)
+    negatives = subject.documents[subject.real]
+    if len(negatives) == 0:
+        return {}
+    chosen = rng.choice(negatives, min(len(negatives), 20000), replace=False)
+    counts = [
+        np.bincount(ExactIndex(kmeans.centroids).search(rows, 1).documents[:, 0], minlength=count).astype(np.float64)
+        for rows in (unit(subject.vectors[1], chosen), few)
+    ]
+    shares = [each / each.sum() for each in counts]
+    entropies = [float(-(s[s > 0] * np.log(s[s > 0])).sum()) for s in shares]
+    return {
+        "cluster_coverage": float((counts[0] > 0).sum() / max(1, (counts[1] > 0).sum())),
+        "cluster_entropy": entropies[0] / entropies[1] if entropies[1] > 0 else 1.0,
+    }
+
+
+def hubness(subject: Subject) -> Measurements:
+    """Documents that are negatives of very many queries (Radovanovic et al. 2010, JMLR 11).
+
+    `hub_skew`: skewness of how often a document is a negative; `hub_share`: share of queries that the most frequent one is a
+    negative of.
+    """
+    times = np.bincount(subject.documents[subject.real], minlength=len(subject.pairs.document_ids)).astype(np.float64)
+    spread = times.std()
+    order = np.argsort(-times, kind="stable")[:LISTED]
+    skew = float((((times - times.mean()) / spread) ** 3).mean()) if spread > 0 else 0.0
+    queries = max(1, int((subject.counts > 0).sum()))
+    return Measurements(
+        {
+            "hub_skew": skew,
+            "hub_share": float(times.max(initial=0) / queries),
+            "hub_expected": float(subject.counts.mean() / max(1, len(times))),
+        },
+        {"hubs": names_of(subject.pairs.document_ids, order[times[order] > 0])},
+    )

@@ -1,0 +1,36 @@
+"""How many negatives are relevant."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, finite_mean, names_of, row_means
+from hardneg.diagnostics.subject import Subject
+
+
+def false_negatives(subject: Subject) -> Measurements:
+    """The share of negatives that are relevant. `false_source` says on what it rests.
+
+    `posterior`: mean of `negative_false_probability`. `groups`: share in the query's group, where the dataset has groups and
+    they were not filtered by. `hidden positives`: mean of the posterior that those teach (see `with_hidden_positives`). Else
+    `range`: from none to those that score above the positive.
+    """
+    out = Measurements()
+    real = subject.real
+    if subject.probability is not None:
+        shares, source = np.where(real, subject.probability, np.nan), subject.told_by
+    elif subject.pairs.query_groups is not None and subject.pairs.document_groups is not None:
+        mine, theirs = subject.pairs.query_groups[:, None], subject.pairs.document_groups[subject.documents]
+        shares, source = np.where(real & (mine >= 0), (mine == theirs) & (mine >= 0), np.nan), "groups"
+    else:
+        above = np.where(
+            real & np.isfinite(subject.positive)[:, None], subject.scores > subject.positive[:, None], np.nan
+        )
+        out.numbers |= {"false_source": "range", "false_low": 0.0, "false_high": float(finite_mean(above))}
+        return out
+    per_query = row_means(shares)
+    out.numbers |= {"false_source": source, "false_share": Estimate.share_of(per_query)}
+    worst = np.flatnonzero(np.nan_to_num(per_query) > 0)
+    worst = worst[np.argsort(-per_query[worst], kind="stable")][:LISTED]
+    out.ids["most_false_queries"] = names_of(subject.pairs.query_ids, worst)
+    return out

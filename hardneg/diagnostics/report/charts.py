@@ -1,0 +1,156 @@
+"""The pictures of a report, as Vega-Lite specifications: binned here, so that they stay small whatever the run's size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.diagnostics.compare import Comparison
+from hardneg.diagnostics.diagnose import Diagnosis
+from hardneg.errors import MissingDependencyError
+
+Spec = dict[str, Any]
+
+_BINS = 60
+
+_COLOURS = {"positive": "#2a9d8f", "negative": "#e76f51", "random": "#8d99ae"}
+
+
+def charts(found: Diagnosis) -> dict[str, Spec]:
+    """Specifications by name; a chart without data is left out."""
+    alt = _altair()
+    made = {
+        "scores": _scores(alt, found),
+        "margins": _margins(alt, found),
+        "verdicts": _verdicts(alt, found),
+        "temperature": _temperature(alt, found),
+        "hubs": _hubs(alt, found),
+    }
+    return {name: chart.to_dict() for name, chart in made.items() if chart is not None}
+
+
+def comparison_charts(found: Comparison) -> dict[str, Spec]:
+    """Specifications of the pictures of two runs."""
+    alt = _altair()
+    rows = [
+        {"before": before, "after": after, "candidates": count}
+        for before, flow in found.flow.items()
+        for after, count in flow.items()
+    ]
+    base = _chart(alt, rows, "Verdicts, before (rows) and after").encode(
+        x=alt.X("after:N", axis=alt.Axis(labelAngle=-30)), y=alt.Y("before:N")
+    )
+    heat = base.mark_rect().encode(
+        color=alt.Color("candidates:Q", scale=alt.Scale(type="symlog", scheme="tealblues"), legend=None),
+        tooltip=["before:N", "after:N", alt.Tooltip("candidates:Q", format=",")],
+    )
+    words = base.mark_text(color="#d62828").encode(text=alt.Text("candidates:Q", format=".3~s"))
+    made = {"flow": (heat + words).to_dict()} if rows else {}
+    pieces = []
+    for name, diagnosis in (("before", found.before), ("after", found.after)):
+        subject = diagnosis.subject
+        pieces.append((name, subject.scores[subject.real]))
+    chart = _histograms(alt, dict(pieces), {"before": "#8d99ae", "after": "#e76f51"}, "Scores of the negatives")
+    return made | ({} if chart is None else {"scores": chart.to_dict()})
+
+
+def _altair() -> Any:
+    try:
+        import altair
+    except ImportError:
+        raise MissingDependencyError("altair", "report", "the HTML report") from None
+    return altair
+
+
+def _chart(alt: Any, rows: list[dict[str, Any]], title: str) -> Any:
+    # `inline` data: Altair would write a frame of its own otherwise, and warn of many rows.
+    return alt.Chart(alt.Data(values=rows), title=title).properties(width="container", height=230)
+
+
+def _scores(alt: Any, found: Diagnosis) -> Any:
+    subject = found.subject
+    kinds = {"positive": subject.positive[np.isfinite(subject.positive)], "negative": subject.scores[subject.real]}
+    return _histograms(alt, kinds, _COLOURS, "Scores of positives and negatives")
+
+
+def _histograms(alt: Any, kinds: dict[str, NDArray[Any]], colours: dict[str, str], title: str) -> Any:
+    kinds = {name: values for name, values in kinds.items() if len(values)}
+    if not kinds:
+        return None
+    low, high = (f(float(f_(v)) for v in kinds.values()) for f, f_ in ((min, np.min), (max, np.max)))
+    edges = np.linspace(low, high if high > low else low + 1e-3, _BINS + 1)
+    rows = []
+    for name, values in kinds.items():
+        share = np.histogram(values, edges)[0] / len(values)
+        rows += [
+            {"from": float(a), "to": float(b), "share": float(s), "kind": name}
+            for a, b, s in zip(edges[:-1], edges[1:], share, strict=True)
+        ]
+    scale = alt.Scale(domain=list(kinds), range=[colours[name] for name in kinds])
+    return _chart(alt, rows, title).mark_bar(opacity=0.6).encode(
+        x=alt.X("from:Q", title="score", bin="binned"), x2="to:Q",
+        y=alt.Y("share:Q", title="share", stack=None, axis=alt.Axis(format="%")),
+        color=alt.Color("kind:N", title=None, scale=scale),
+        tooltip=[alt.Tooltip("kind:N"), alt.Tooltip("from:Q", format=".3f"), alt.Tooltip("share:Q", format=".2%")],
+    )  # fmt: skip
+
+
+def _margins(alt: Any, found: Diagnosis) -> Any:
+    values = found.measured.numbers.get("margin_by_place", [])
+    rows = [{"place": i + 1, "margin": v} for i, v in enumerate(values) if np.isfinite(v)]
+    if not rows:
+        return None
+    chart = _chart(alt, rows, "Positive less negative, hardest first")
+    return chart.mark_line(point=True, color=_COLOURS["negative"]).encode(
+        x=alt.X("place:O", title="place among the negatives", axis=alt.Axis(labelAngle=0)), y=alt.Y("margin:Q", title="mean margin"),
+        tooltip=["place:O", alt.Tooltip("margin:Q", format=".4f")],
+    )  # fmt: skip
+
+
+def _verdicts(alt: Any, found: Diagnosis) -> Any:
+    counts = found.subject.info["counts"]["verdicts"]
+    rows = [{"verdict": name, "candidates": int(n)} for name, n in counts.items() if n]
+    if not rows:
+        return None
+    return _chart(alt, rows, "Verdicts on the candidates").mark_bar(color="#457b9d").encode(
+        x=alt.X("candidates:Q", axis=alt.Axis(format="~s")), y=alt.Y("verdict:N", title=None, sort="-x"),
+        tooltip=["verdict:N", alt.Tooltip("candidates:Q", format=",")],
+    )  # fmt: skip
+
+
+def _temperature(alt: Any, found: Diagnosis) -> Any:
+    numbers = found.measured.numbers
+    curve = numbers.get("effective_by_temperature")
+    if not curve:
+        return None
+    rows = [{"temperature": t, "negatives": n} for t, n in curve]
+    base = _chart(alt, rows, "Negatives that count, by temperature")
+    line = base.mark_line(color="#6d597a").encode(
+        x=alt.X("temperature:Q", title="temperature", scale=alt.Scale(type="log")), y=alt.Y("negatives:Q", title="effective number"),
+        tooltip=[alt.Tooltip("temperature:Q", format=".3f"), alt.Tooltip("negatives:Q", format=".2f")],
+    )  # fmt: skip
+    now = (
+        alt.Chart(alt.Data(values=[{"now": numbers["temperature"]}]))
+        .mark_rule(strokeDash=[4, 4])
+        .encode(x=alt.X("now:Q", title="temperature"))
+    )
+    return (line + now).properties(width="container", height=230, title="Negatives that count, by temperature")
+
+
+def _hubs(alt: Any, found: Diagnosis) -> Any:
+    subject = found.subject
+    times = np.bincount(subject.documents[subject.real], minlength=1)
+    order = np.argsort(-times, kind="stable")[:15]
+    rows = [
+        {"document": subject.pairs.document_ids[int(i)].as_py()[:60], "queries": int(times[i])}
+        for i in order
+        if times[i] > 0
+    ]
+    if not rows:
+        return None
+    return _chart(alt, rows, "Documents that are negatives most often").mark_bar(color="#b56576").encode(
+        x=alt.X("queries:Q", title="queries"), tooltip=["document:N", "queries:Q"],
+        y=alt.Y("document:N", title=None, sort="-x", axis=alt.Axis(labelLimit=170)),
+    )  # fmt: skip

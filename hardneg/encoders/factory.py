@@ -1,0 +1,90 @@
+"""Encoders by name, as people write them on the command line."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+from hardneg import registry
+from hardneg.encoders.base import Encoder
+from hardneg.errors import UsageError, suggestion
+
+FORMS = "hashed, st:NAME_OR_PATH, glyphs, module:PKG.MOD:FACTORY"
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """What an encoder is made with besides its spec.
+
+    Attributes:
+        seed: of the initial weights, for encoders that have no saved ones.
+        device: for sentence-transformers models; None: what torch finds.
+        batch_size: texts a batch, for sentence-transformers models.
+    """
+
+    seed: int = 0
+    device: str | None = None
+    batch_size: int = 32
+
+
+def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_size: int = 32) -> Encoder:
+    """The encoder that `spec` names.
+
+    Args:
+        spec: `hashed`, `hashed:FOLDER` (saved weights), `st:NAME_OR_PATH`, `glyphs`, `glyphs:FOLDER`,
+            `module:PKG.MOD:FACTORY`, or a name that `hardneg.registry.register` was given.
+        seed, device, batch_size: see `EncoderOptions`.
+
+    Raises:
+        UsageError: the spec names nothing that can be loaded.
+
+    >>> make_encoder("hashed", seed=1).dimension
+    256
+    """
+    kind, _, rest = spec.partition(":")
+    known = registry.names("encoder")
+    if kind not in known:
+        raise UsageError(f"unknown encoder {spec!r}.{suggestion(kind, known)} Forms: {FORMS}")
+    made = registry.find("encoder", kind)(rest, EncoderOptions(seed, device, batch_size))
+    return checked_encoder(made, spec)
+
+
+def checked_encoder(made: object, spec: str) -> Encoder:
+    """`made` itself; UsageError if it lacks what every encoder has."""
+    if isinstance(made, Encoder):
+        return made
+    missing = [name for name in ("dimension", "encode", "fingerprint") if not hasattr(made, name)]
+    raise UsageError(
+        f"{spec}: the factory returned a {type(made).__name__}, which is no encoder: it lacks {', '.join(missing)}"
+    )
+
+
+def incomplete(spec: str) -> UsageError:
+    """The error for a spec without the name that its kind needs."""
+    return UsageError(f"the encoder {spec!r} is incomplete: write st:NAME_OR_PATH or module:PKG.MOD:FACTORY")
+
+
+def from_module(rest: str, options: EncoderOptions) -> object:
+    """What the function named by `module:PKG.MOD:FACTORY` returns."""
+    if not rest:
+        raise incomplete("module:")
+    return call_factory(rest)
+
+
+def call_factory(spec: str) -> object:
+    """What the function named by `PKG.MOD:FACTORY` returns."""
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
+        raise UsageError(f"module:{spec} is incomplete: write module:PKG.MOD:FACTORY")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UsageError(
+            f"module:{spec}: cannot import {module_name!r} ({error}); is its folder on PYTHONPATH?"
+        ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        functions = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
+        raise UsageError(f"module:{spec}: {module_name!r} has no function {name!r}.{suggestion(name, functions)}")
+    result: object = factory()
+    return result

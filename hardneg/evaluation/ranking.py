@@ -1,0 +1,58 @@
+"""How well a ranking finds what is relevant. Relevance is yes or no; every measure is the mean over the queries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.errors import UsageError
+from hardneg.storage.arrays import Ragged, members
+
+Double = NDArray[np.float64]
+
+MEASURES = ("ndcg", "mrr", "recall")
+
+
+def parse_measures(names: Sequence[str]) -> list[tuple[str, int]]:
+    """`ndcg@10` -> ("ndcg", 10); UsageError for what is no measure."""
+    out = []
+    for name in names:
+        kind, _, depth = name.lower().partition("@")
+        if kind not in MEASURES or not depth.isdigit() or int(depth) < 1:
+            raise UsageError(f"unknown measure {name!r}: written {', '.join(f'{each}@K' for each in MEASURES)}")
+        out.append((kind, int(depth)))
+    return out
+
+
+def rank_measures(found: NDArray[np.integer], relevant: Ragged, names: Sequence[str]) -> dict[str, Double]:
+    """Measures of n rankings.
+
+    Args:
+        found: int `[n, K]`, documents, best first, -1 where there is none; K is at least the deepest of the measures, or
+            the whole corpus.
+        relevant: of every query; each has one at least.
+        names: `ndcg@K`: sum over relevant ones at ranks r of 1 / log2(r + 1), over the largest possible (Jarvelin and
+            Kekalainen 2002, binary gains). `mrr@K`: 1 / rank of the first relevant one, 0 if there is none in K.
+            `recall@K`: share of the relevant that are in K.
+
+    Returns:
+        float64 `[n]` by name.
+    """
+    hits = members(found, relevant) & (found >= 0)
+    ranks = np.arange(1, found.shape[1] + 1)
+    gains = 1 / np.log2(ranks + 1)
+    # The largest possible gain of m relevant ones is that of the first m ranks.
+    ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(1, int(relevant.lengths.max(initial=0)) + 1) + 1))])
+    out: dict[str, Double] = {}
+    for name, (kind, depth) in zip(names, parse_measures(names), strict=True):
+        top = hits[:, :depth]
+        if kind == "ndcg":
+            out[name] = (top * gains[:depth]).sum(1) / ideal[np.minimum(relevant.lengths, depth)]
+        elif kind == "mrr":
+            first = np.where(top.any(1), top.argmax(1) + 1, np.inf)
+            out[name] = 1 / first
+        else:
+            out[name] = top.sum(1) / relevant.lengths
+    return out

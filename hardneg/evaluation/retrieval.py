@@ -1,0 +1,125 @@
+"""How well an encoder retrieves: every query with a positive against the whole corpus."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from hardneg.data.pairs import Pairs
+from hardneg.encoders.base import Encoder
+from hardneg.encoders.embed import embed, fit
+from hardneg.errors import DataError
+from hardneg.evaluation.ranking import parse_measures, rank_measures
+from hardneg.index.exact import ExactIndex
+from hardneg.progress import Progress, silent
+from hardneg.storage.arrow import values_of
+
+DEFAULT = ("ndcg@10", "mrr@10", "recall@10", "recall@100")
+
+_BLOCK = 4096
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Means over queries.
+
+    Attributes:
+        means: by measure.
+        errors: standard errors of the means.
+        queries: that were evaluated; without_positives: that could not be.
+        documents: of the corpus.
+    """
+
+    means: dict[str, float]
+    errors: dict[str, float]
+    queries: int
+    without_positives: int
+    documents: int
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "queries": self.queries,
+            "queries_without_positives": self.without_positives,
+            "documents": self.documents,
+            "means": self.means,
+            "standard_errors": self.errors,
+        }
+
+
+def evaluate_vectors(
+    pairs: Pairs, queries: Any, documents: Any, names: Sequence[str] = DEFAULT, metric: str = "cosine"
+) -> Evaluation:
+    """Evaluate vectors of a dataset, by exact search.
+
+    A document with the id of the query is left out of its ranking, as BEIR does.
+
+    Args:
+        pairs: the dataset.
+        queries: `[n, d]`, documents: `[N, d]`, in the order of its rows.
+        names: see `rank_measures`.
+        metric: `cosine`, `ip` or `l2`.
+
+    Raises:
+        DataError: no query has a positive.
+    """
+    depth = max(depth for _, depth in parse_measures(names))
+    rows = np.flatnonzero(pairs.positives.lengths > 0)
+    if len(rows) == 0:
+        raise DataError("no query of this split has a positive: there is nothing to be found")
+    index = ExactIndex(documents, metric)
+    own = _same_ids(pairs)
+    found: list[dict[str, NDArray[np.float64]]] = []
+    for start in range(0, len(rows), _BLOCK):
+        here = rows[start : start + _BLOCK]
+        near = index.search(np.asarray(queries[here], np.float32), min(depth + 1, index.size)).documents
+        found.append(rank_measures(_without(near, own[here])[:, :depth], pairs.positives.take(here), names))
+    values = {name: np.concatenate([part[name] for part in found]) for name in names}
+    return Evaluation(
+        {name: float(each.mean()) for name, each in values.items()},
+        {name: float(each.std() / np.sqrt(len(each))) for name, each in values.items()},
+        len(rows),
+        len(pairs) - len(rows),
+        len(pairs.document_ids),
+    )
+
+
+def evaluate(
+    pairs: Pairs,
+    encoder: Encoder,
+    names: Sequence[str] = DEFAULT,
+    *,
+    query_prompt: str = "",
+    document_prompt: str = "",
+    cache: Path | None = None,
+    progress: Progress = silent,
+) -> Evaluation:
+    """Encode a dataset and evaluate; vectors are kept in `cache`, if given, under a hash of the encoder's weights."""
+    parse_measures(names)
+    fit(encoder, pairs, progress)
+    with tempfile.TemporaryDirectory() as place:
+        queries, documents, _ = embed(
+            encoder, pairs, cache or Path(place), query_prompt=query_prompt, document_prompt=document_prompt,
+            precision="float32", progress=progress,
+        )  # fmt: skip
+        return evaluate_vectors(pairs, queries, documents, names)
+
+
+def _same_ids(pairs: Pairs) -> NDArray[np.int64]:
+    """int64 `[n]`: the document with each query's id, -1 where there is none."""
+    places = pc.fill_null(pc.index_in(pairs.query_ids, value_set=pairs.document_ids), -1)
+    return values_of(places).astype(np.int64)
+
+
+def _without(near: NDArray[np.int32], own: NDArray[np.int64]) -> NDArray[np.int32]:
+    """`near` with each row's own document moved to the end, as none."""
+    found = (near == own[:, None]) & (own[:, None] >= 0)
+    order = np.argsort(found, axis=1, kind="stable")
+    moved = np.take_along_axis(np.where(found, -1, near), order, axis=1)
+    return np.asarray(moved, np.int32)

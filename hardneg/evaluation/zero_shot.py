@@ -1,0 +1,30 @@
+"""Zero-shot classification: documents classified by the queries they are nearest to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hardneg.data.pairs import Pairs
+from hardneg.index.exact import ExactIndex
+from hardneg.storage.arrays import Ragged, members
+
+
+def zero_shot(pairs: Pairs, queries: Any, documents: Any) -> dict[str, float]:
+    """Documents classified by queries: `zero-shot@1`, and with groups `zero-shot-group@1` (any query of the group is right).
+
+    Args:
+        pairs: the dataset; documents that are relevant to no query are left out.
+        queries: `[n, d]`, documents: `[N, d]`.
+    """
+    relevant = Ragged.from_pairs(pairs.positives.values, pairs.positives.row_numbers(), len(pairs.document_ids))
+    rows = np.flatnonzero(relevant.lengths > 0)
+    nearest = ExactIndex(queries).search(np.asarray(documents[rows], np.float32), 1).documents
+    right = members(nearest, relevant.take(rows))[:, 0]
+    found = {"zero-shot@1": float(right.mean())}
+    if pairs.query_groups is not None and pairs.document_groups is not None:
+        theirs = pairs.document_groups[rows]
+        alike = right | ((pairs.query_groups[nearest[:, 0]] == theirs) & (theirs >= 0))
+        found["zero-shot-group@1"] = float(alike.mean())
+    return found

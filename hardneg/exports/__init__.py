@@ -1,0 +1,5 @@
+"""A run's negatives in the forms that trainers read."""
+
+from hardneg.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

@@ -1,0 +1,171 @@
+"""Writers: a run's negatives in the forms that trainers read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from hardneg.data.pairs import Pairs
+from hardneg.errors import DataError, UsageError, suggestion
+from hardneg.exports.layouts import LAYOUTS, NEED_POSITIVE, Block, Docs
+from hardneg.exports.writers import (
+    BLOCK_QUERIES,
+    NO_NEGATIVE,
+    Exported,
+    json_lines,
+    trec_lines,
+    write_beir,
+    write_csv,
+    write_parquet,
+    write_text,
+)
+from hardneg.memory import release
+from hardneg.storage.arrays import Ragged
+from hardneg.storage.arrow import numbers, strings, values_of
+
+if TYPE_CHECKING:
+    from hardneg.mining.run import Run
+
+EXPORT_FORMATS = (
+    "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "trec", "beir",
+)  # fmt: skip
+
+SHORT = ("null", "skip")
+
+SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
+
+Int = NDArray[np.int64]
+
+
+def export(
+    run: Run,
+    format: str,
+    out: str | Path,
+    *,
+    scores: bool = False,
+    short: str = "null",
+    max_positives: int | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    """Write the negatives of `run`.
+
+    Args:
+        format: one of `EXPORT_FORMATS`.
+        out: a file ending in .jsonl, .parquet, .csv or .tsv, `-` for JSON lines on standard output; any
+            name for trec; a folder for beir.
+        scores: with the scores that mining gave.
+        short: n-tuple rows of queries with fewer negatives than asked: `null` fills them up with nulls,
+            `skip` leaves them out.
+        max_positives: use this many of a query's positives at most, the best-scored.
+        overwrite: replace what stands at `out`.
+
+    Returns:
+        Counts; queries without a positive cannot stand in a triplet or n-tuple, for example.
+
+    Raises:
+        UsageError: an option does not fit; DataError: `out` exists.
+    """
+    if format not in EXPORT_FORMATS:
+        raise UsageError(f"unknown export format {format!r}.{suggestion(format, EXPORT_FORMATS)}")
+    if short not in SHORT:
+        raise UsageError(f"unknown value {short!r} of short.{suggestion(short, SHORT)}")
+    path = Path(out)
+    if str(out) != "-" and format not in ("trec", "beir") and path.suffix not in SUFFIXES:
+        raise UsageError(
+            f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout"
+        )
+    if str(out) != "-" and path.exists() and not overwrite:
+        raise DataError(f"{out} exists: choose another --out, or replace it with --overwrite")
+    pairs = run.pairs()
+    asked = int(run.info["config"]["negatives"])
+    report = Exported()
+    blocks = _blocks(run, pairs, max_positives)
+    if format == "beir":
+        write_beir(run, pairs, blocks, path, report)
+        return report
+    if format == "trec":
+        write_text(path, trec_lines(blocks, report))
+        return report
+    tables = _tables(format, blocks, report, scores, asked, short)
+    if path.suffix == ".parquet":
+        write_parquet(tables, path)
+    elif str(out) == "-" or path.suffix == ".jsonl":
+        write_text(path, json_lines(tables))
+    else:
+        write_csv(tables, path)
+    return report
+
+
+def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block]:
+    table = run.negatives()
+    nothing, space = strings(["", " "])
+    rows_of = values_of(pc.index_in(table["query_id"], value_set=pairs.query_ids).combine_chunks())
+    whole = [_docs(table, name, pairs) for name in ("positive", "negative")]
+    for start in range(0, max(1, len(table)), BLOCK_QUERIES):
+        release()
+        block = np.arange(start, min(start + BLOCK_QUERIES, len(table)))
+        sides = [side.take(block) for side in whole]
+        if max_positives is not None:
+            sides[0] = sides[0].best(max_positives)
+        rows, place = np.unique(np.concatenate([side.lists.values for side in sides]), return_inverse=True)
+        cut = len(sides[0].lists.values)
+        positives, negatives = (
+            replace(side, lists=Ragged(side.lists.offsets, part))
+            for side, part in zip(sides, np.split(place.ravel().astype(np.int64), [cut]), strict=True)
+        )
+        ids = table["query_id"].slice(start, len(block)).combine_chunks()
+        queries = pairs.queries.columns(rows_of[block])
+        documents = pairs.documents.columns(rows)
+        title, text = documents["title"].combine_chunks(), documents["text"].combine_chunks()
+        joined = pc.utf8_trim_whitespace(pc.binary_join_element_wise(title, text, space))
+        yield Block(
+            ids,
+            queries["text"].combine_chunks(),
+            positives,
+            negatives,
+            pairs.document_ids.take(numbers(rows)),
+            title,
+            text,
+            pc.if_else(pc.equal(title, nothing), text, joined),
+        )
+
+
+def _docs(table: pa.Table, side: str, pairs: Pairs) -> Docs:
+    """VectorStore rows and scores of a side's documents."""
+    ids, scores = (table[f"{side}_{name}"].combine_chunks() for name in ("ids", "scores"))
+    rows = values_of(pc.index_in(ids.flatten(), value_set=pairs.document_ids)).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(values_of(ids.value_lengths()), dtype=np.int64)])
+    return Docs(Ragged(offsets, rows), values_of(scores.flatten()))
+
+
+NO_POSITIVE = "without a positive"
+
+TOO_FEW = "with fewer negatives than asked"
+
+
+def _tables(
+    format: str, blocks: Iterator[Block], report: Exported, scores: bool, asked: int, short: str
+) -> Iterator[pa.Table]:
+    """One table a block; queries that the format cannot hold are counted and left out."""
+    for block in blocks:
+        needs = {NO_POSITIVE: block.positives.lists.lengths > 0} if format in NEED_POSITIVE else {}
+        if format == "triplet":
+            needs[NO_NEGATIVE] = block.negatives.lists.lengths > 0
+        if format == "n-tuple" and short == "skip":
+            needs[TOO_FEW] = block.negatives.lists.lengths >= asked
+        keep = np.ones(len(block.ids), bool)
+        for reason, holds in needs.items():
+            if missing := int((keep & ~holds).sum()):
+                report.left_out[reason] += missing
+            keep &= holds
+        table = LAYOUTS[format](block.rows(keep), scores, asked)
+        report.queries += int(keep.sum())
+        report.rows += len(table)
+        yield table

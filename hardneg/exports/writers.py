@@ -1,0 +1,159 @@
+"""Writers: tables, JSON lines, TREC runs and BEIR folders."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hardneg.data.pairs import Pairs
+from hardneg.errors import DataError
+from hardneg.exports.layouts import Block, Docs
+from hardneg.storage.files import atomic_path
+
+if TYPE_CHECKING:
+    from hardneg.mining.run import Run
+
+BLOCK_QUERIES = 2048  # queries whose texts are in memory at once
+
+
+@dataclass
+class Exported:
+    """What was written, and what was not."""
+
+    rows: int = 0
+    queries: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)  # reason -> queries
+
+
+NO_NEGATIVE = "without a negative"
+
+
+def _plain(type: pa.DataType) -> pa.DataType:
+    """The type with 32-bit offsets, which every reader knows."""
+    if pa.types.is_large_string(type):
+        return pa.string()
+    if pa.types.is_large_list(type):
+        return pa.list_(_plain(type.value_type))
+    if pa.types.is_struct(type):
+        return pa.struct([(f.name, _plain(f.type)) for f in type])
+    return type
+
+
+def write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
+    first = next(tables)
+    schema = pa.schema([(f.name, _plain(f.type)) for f in first.schema])
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd", write_statistics=False) as writer,
+    ):
+        for table in itertools.chain([first], ahead(tables)):
+            writer.write_table(table.cast(schema))
+
+
+def ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The same tables, each made while the one before is in use."""
+    with ThreadPoolExecutor(1) as background:
+        coming = background.submit(next, tables, None)
+        while (table := coming.result()) is not None:
+            coming = background.submit(next, tables, None)
+            yield table
+
+
+def json_lines(tables: Iterator[pa.Table]) -> Iterator[str]:
+    for table in tables:
+        for row in table.to_pylist():
+            yield json.dumps(row, ensure_ascii=False) + "\n"
+
+
+def write_csv(tables: Iterator[pa.Table], path: Path) -> None:
+    """Lists and objects are written as JSON: a cell has no other way to hold them."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
+        writer = csv.writer(f, delimiter="," if path.suffix == ".csv" else "\t", lineterminator="\n")
+        for i, table in enumerate(tables):
+            if i == 0:
+                writer.writerow(table.column_names)
+            for row in table.to_pylist():
+                cells = (json.dumps(c, ensure_ascii=False) if isinstance(c, list) else c for c in row.values())
+                writer.writerow(cells)
+
+
+def write_text(path: Path, lines: Iterator[str]) -> None:
+    if str(path) == "-":
+        sys.stdout.writelines(lines)
+        return
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8") as f:
+        f.writelines(lines)
+
+
+def _pylists(side: Docs, ids: list[str]) -> Iterator[tuple[list[str], list[float]]]:
+    bounds = side.lists.offsets.tolist()
+    places, scores = side.lists.values.tolist(), side.scores.tolist()
+    for start, stop in itertools.pairwise(bounds):
+        yield [ids[place] for place in places[start:stop]], scores[start:stop]
+
+
+def trec_lines(blocks: Iterator[Block], report: Exported) -> Iterator[str]:
+    """TREC run lines of the negatives: query, Q0, document, rank, score, tag."""
+    for block in blocks:
+        found = _pylists(block.negatives, block.document_ids.to_pylist())
+        for query, (documents, scores) in zip(block.ids.to_pylist(), found, strict=True):
+            if not documents:
+                report.left_out[NO_NEGATIVE] += 1
+                continue
+            _need_no_space(query, *documents)
+            report.queries += 1
+            report.rows += len(documents)
+            for rank, (document, score) in enumerate(zip(documents, scores, strict=True), 1):
+                yield f"{query} Q0 {document} {rank} {score:.6f} hardneg\n"
+
+
+def _need_no_space(*ids: str) -> None:
+    for id in ids:
+        if not id or any(c.isspace() for c in id):
+            raise DataError(
+                f"the id {id!r} holds white space, which TREC files and qrels cannot: choose another format"
+            )
+
+
+def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, report: Exported) -> None:
+    """corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv: positives with score 1, negatives with score 0."""
+    split = run.info["config"]["read"]["split"]
+    with (
+        atomic_path(path / "qrels" / f"{split}.tsv") as temporary,
+        open(temporary, "w", encoding="utf-8") as qrels,
+        atomic_path(path / "queries.jsonl") as other,
+        open(other, "w", encoding="utf-8") as queries,
+    ):
+        qrels.write("query-id\tcorpus-id\tscore\n")
+        for block in blocks:
+            ids = block.document_ids.to_pylist()
+            sides = _pylists(block.positives, ids), _pylists(block.negatives, ids)
+            for query, text, *lists in zip(block.ids.to_pylist(), block.queries.to_pylist(), *sides, strict=True):
+                report.queries += 1
+                queries.write(json.dumps({"_id": query, "text": text}, ensure_ascii=False) + "\n")
+                for (documents, _), score in zip(lists, (1, 0), strict=True):
+                    _need_no_space(query, *documents)
+                    report.rows += len(documents)
+                    qrels.writelines(f"{query}\t{document}\t{score}\n" for document in documents)
+    write_text(path / "corpus.jsonl", _corpus_lines(pairs))
+
+
+def _corpus_lines(pairs: Pairs) -> Iterator[str]:
+    for start in range(0, len(pairs.document_ids), BLOCK_QUERIES):
+        rows = np.arange(start, min(start + BLOCK_QUERIES, len(pairs.document_ids)))
+        table = pairs.documents.columns(rows)
+        ids = pairs.document_ids.slice(start, len(rows)).to_pylist()
+        for id, title, text in zip(ids, table["title"].to_pylist(), table["text"].to_pylist(), strict=True):
+            yield json.dumps({"_id": id, "title": title, "text": text}, ensure_ascii=False) + "\n"

@@ -1,0 +1,324 @@
+"""From a run, with or without judgements, to a posterior and its threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit, logit
+from sklearn.linear_model import LogisticRegression
+
+from hardneg.errors import DataError, UsageError
+from hardneg.false_negatives.features import PairFeatures, check_features
+from hardneg.false_negatives.guarantee import Test, certify, judgements_needed
+from hardneg.false_negatives.judgements import (
+    Drawn,
+    Judgements,
+    draw_pairs,
+    judge_with,
+    no_strangers,
+    read_judgements,
+    write_judgements,
+)
+from hardneg.false_negatives.learn import check_classes
+from hardneg.false_negatives.model import LogisticModel, Posterior, identity, selection_of
+from hardneg.false_negatives.population import Found, Population, expected_threshold, ladder
+from hardneg.false_negatives.sources import Learned, family, from_judged, learn_from
+from hardneg.mining.cross_encoder import load_cross_encoder
+from hardneg.mining.reopen import Reopened
+from hardneg.mining.run import Run
+from hardneg.progress import Progress, silent
+from hardneg.storage.arrays import Mask
+
+LEARN = ("auto", "known", "hidden", "groups", "judged")
+
+
+class NotCertified(DataError):
+    """The judgements do not show that any threshold keeps the promise (CLI exit code 1)."""
+
+
+def judge(
+    run: str | Path | Run,
+    out: str | Path,
+    *,
+    sample: int = 300,
+    alpha: float = 0.05,
+    seed: int = 0,
+    posterior: Posterior | None = None,
+    judged: str | Path | None = None,
+    cross_encoder: str | None = None,
+    cut: float = 0.5,
+    progress: Progress = silent,
+) -> Drawn:
+    """Draw candidates of a run to be judged, and write them as CSV.
+
+    Args:
+        run: a finished run.
+        out: the CSV file.
+        sample: how many. A larger one with the same run, alpha, seed and posterior contains the smaller.
+        alpha: share of false negatives that shall be promised: pairs are drawn near where it will be decided.
+        seed: of the draw.
+        posterior: whose threshold shall be certified; None: one learned from the known positives.
+        judged: a file judged before, whose judgements are taken over.
+        cross_encoder: judges instead of people: 1 where its score is above `cut`.
+        progress: told of the stages.
+
+    Raises:
+        DataError, UsageError: see their messages.
+    """
+    _check_rates(alpha, 0.95)
+    if sample < 1:
+        raise UsageError("the sample must be 1 pair or more")
+    reopened, features = _open(run, progress)
+    model = family(reopened, features, posterior, "auto", seed, progress).model
+    population = Population(reopened, features, model, progress)
+    if not len(population.probabilities):
+        raise DataError(
+            f"{reopened.run.folder}: every candidate was rejected by other filters: nothing is left to judge"
+        )
+    drawn = draw_pairs(population, ladder(population, alpha), sample, seed)
+    relevant: list[int | None] | None = None
+    if cross_encoder is not None:
+        relevant = judge_with(load_cross_encoder(cross_encoder), population, drawn, cut)
+    elif judged is not None:
+        relevant = _taken_over(read_judgements(Path(judged), reopened.pairs), population, drawn)
+    write_judgements(Path(out), population, drawn, relevant)
+    return drawn
+
+
+def calibrate(
+    run: str | Path | Run,
+    judgements: str | Path | None = None,
+    *,
+    alpha: float = 0.05,
+    confidence: float = 0.95,
+    learn: str = "auto",
+    features: Sequence[str] | None = None,
+    posterior: Posterior | None = None,
+    uncertified: bool = False,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> Posterior:
+    """Learn the false-negative posterior of a run and choose its threshold.
+
+    Args:
+        run: a finished run.
+        judgements: a CSV file as `judge` writes it, filled in. With its held-out pairs the threshold is certified; by
+            the others the posterior's level is set. None: the threshold is where the model expects alpha.
+        alpha: the share of false negatives among the negatives that is allowed.
+        confidence: of the guarantee.
+        learn: `known` (positives alone), `hidden` (one of several positives is hidden and looked for), `groups` (the
+            dataset's groups are the truth), `judged` (from all judgements; then nothing is certified), or `auto`:
+            hidden or known.
+        features: names for `judged` and `groups`; None: chosen by cross-validation.
+        posterior: learned before, that `judge` drew for: its threshold is certified, nothing new is learned but its level.
+        uncertified: return a posterior with an expected threshold where none can be certified.
+        seed: of samples.
+        progress: told of the stages.
+
+    Raises:
+        NotCertified: there are too few judgements, or too many of them are false; the message says how many more.
+        DataError, UsageError: see their messages.
+    """
+    _check_rates(alpha, confidence)
+    _check_choices(learn, features, posterior, judgements is not None)
+    reopened, pair_features = _open(run, progress)
+    judged = None if judgements is None else read_judgements(Path(judgements), reopened.pairs)
+    if judged is not None:
+        check_classes(judged.relevant)
+    if judged is not None and learn != "judged":
+        start = family(reopened, pair_features, posterior, learn, seed, progress)
+        return _certified(reopened, pair_features, judged, start, alpha, confidence, uncertified, progress)
+    learned = (
+        learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
+        if judged is None
+        else from_judged(reopened, pair_features, judged, features, seed)
+    )
+    return _expected(learned, Population(reopened, pair_features, learned.model, progress), alpha)
+
+
+def _certified(
+    run: Reopened,
+    features: PairFeatures,
+    judged: Judgements,
+    start: Learned,
+    alpha: float,
+    confidence: float,
+    uncertified: bool,
+    progress: Progress,
+) -> Posterior:
+    """`start` with its level set by some judgements, and the highest threshold that the held-out ones certify."""
+    population = Population(run, features, start.model, progress)
+    place = _places(judged, population)
+    final, level = _level(start.model, population, judged, place)
+    rungs = ladder(population, alpha)
+    held = judged.held_out
+    share = _share(judged, place[held], np.logical_or.reduce(rungs.chosen))
+    seen = [chosen[place[held]] for chosen in rungs.chosen]
+    tests = certify(
+        rungs.thresholds,
+        [int(chosen.sum()) for chosen in rungs.chosen],
+        [int(chosen.sum()) for chosen in seen],
+        [int((chosen & judged.relevant[held]).sum()) for chosen in seen],
+        share,
+        alpha,
+        confidence,
+    )
+    passed = [test for test in tests if test.passed]
+    report = {**start.report, "level": level, "tests": [asdict(test) for test in tests]}
+    learned = Learned(final, start.source, report)
+    if not passed:
+        if not uncertified:
+            raise NotCertified(_not_certified(tests, alpha, confidence, int(held.sum()), len(judged.relevant)))
+        return _expected(learned, Population(run, features, final, progress), alpha)
+    # The same order of candidates, on the scale of the final model.
+    threshold = float(_moved(np.array([passed[-1].threshold]), level)[0])
+    guarantee = {
+        **asdict(passed[-1]),
+        "alpha": alpha,
+        "confidence": confidence,
+        "threshold": threshold,
+        "selection": selection_of(run.run.info["config"]),
+        "method": "fixed-sequence test of the Poisson bound (Learn then Test, arXiv 2110.01052)",
+    }
+    return _finished(learned, threshold, run, guarantee)
+
+
+def _open(run: str | Path | Run, progress: Progress) -> tuple[Reopened, PairFeatures]:
+    reopened = Reopened(run if isinstance(run, Run) else Run(run), progress=progress)
+    return reopened, PairFeatures(reopened.context)
+
+
+def _check_rates(alpha: float, confidence: float) -> None:
+    if not 0 < alpha < 1 or not 0.5 <= confidence < 1:
+        raise UsageError(f"alpha {alpha} must be between 0 and 1, the confidence {confidence} at least 0.5 and below 1")
+
+
+def _check_choices(learn: str, features: Sequence[str] | None, posterior: Posterior | None, judged: bool) -> None:
+    """UsageError for choices that do not go together."""
+    if learn not in LEARN:
+        raise UsageError(f"learn must be one of {', '.join(LEARN)}, not {learn!r}")
+    if learn == "judged" and not judged:
+        raise UsageError("to learn from judgements, give a file of them: hardneg judge RUN --out F.csv draws the pairs")
+    if learn == "groups" and judged:
+        raise UsageError("groups tell the truth of every pair: give no judgements with learn='groups'")
+    if posterior is not None and (learn != "auto" or not judged):
+        raise UsageError("a given posterior is only certified: give judgements drawn for it, and no way to learn")
+    if features is not None:
+        check_features(features)
+        if learn not in ("judged", "groups"):
+            raise UsageError("features can be chosen with learn='judged' or 'groups' only")
+
+
+def _finished(
+    learned: Learned, threshold: float, run: Reopened, guarantee: dict[str, Any] | None, **more: float
+) -> Posterior:
+    return Posterior(
+        learned.model.features,
+        learned.model.weights,
+        learned.model.intercept,
+        threshold,
+        learned.source,
+        identity(run.run.info["fingerprints"]),
+        {**learned.report, **more},
+        guarantee,
+    )
+
+
+def _expected(learned: Learned, population: Population, alpha: float) -> Posterior:
+    """With the threshold at which the model expects alpha false negatives, or as near as it comes."""
+    threshold = expected_threshold(population, alpha)
+    found = population.expected(threshold)
+    return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found)
+
+
+def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
+    """Which of the open candidates each judged pair is; DataError for what is none."""
+    pairs = population.pairs
+    keys = pairs.query * np.int64(len(population.run.pairs.document_ids)) + pairs.document
+    wanted = judged.query * np.int64(len(population.run.pairs.document_ids)) + judged.document
+    order = np.argsort(keys)
+    place = order[np.searchsorted(keys, wanted, sorter=order).clip(max=max(0, len(keys) - 1))]
+    no_strangers(keys[place] != wanted, judged, population.run.pairs)
+    return np.asarray(place, np.int64)
+
+
+def _level(
+    model: LogisticModel, population: Population, judged: Judgements, place: NDArray[np.int64]
+) -> tuple[LogisticModel, dict[str, float]]:
+    """The model with its level set by the judgements that are not held out (Platt 1999): its order stays.
+
+    Judgements of one class, or that turn the order round, leave it as it is.
+    """
+    used = ~judged.held_out
+    odds = logit(population.probabilities[place[used]].astype(np.float64).clip(1e-6, 1 - 1e-6))
+    relevant = judged.relevant[used]
+    level = {"slope": 1.0, "shift": 0.0}
+    if len(relevant) >= 2 and relevant.any() and not relevant.all():
+        weights = np.where(np.isnan(judged.inclusion[used]), 1.0, 1 / judged.inclusion[used])
+        weights = np.minimum(weights / weights.mean(), 10.0)
+        # A wide prior around the scale that the model came with.
+        fitted = LogisticRegression(C=10.0, max_iter=1000).fit(odds[:, None], relevant, weights)
+        if fitted.coef_[0, 0] > 0:
+            level = {"slope": float(fitted.coef_[0, 0]), "shift": float(fitted.intercept_[0])}
+    slope, shift = level["slope"], level["shift"]
+    moved = LogisticModel(
+        model.features, tuple(weight * slope for weight in model.weights), model.intercept * slope + shift
+    )
+    return moved, level
+
+
+def _moved(probability: NDArray[np.float64], level: dict[str, float]) -> NDArray[np.float64]:
+    return np.asarray(expit(logit(probability.clip(1e-12, 1 - 1e-12)) * level["slope"] + level["shift"]))
+
+
+def _share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> float:
+    """The chance with which every pair that could become a negative was judged; DataError unless the file shows it.
+
+    Args:
+        held: which of the open candidates were held out.
+        able: bool, which of them could become negatives with one of the thresholds.
+    """
+    chances = np.unique(judged.inclusion[judged.held_out])
+    if len(chances) != 1 or np.isnan(chances[0]):
+        raise DataError(
+            "a guarantee needs pairs held out with one known chance (the columns 'part' and 'inclusion_probability' as "
+            "hardneg judge writes them): keep those columns, or use --learn judged, which gives no guarantee"
+        )
+    share = float(chances[0])
+    expected = share * int(able.sum())
+    # A hundredth: on another machine, the last bits of a model may move a candidate across a threshold.
+    if able[held].mean() < 0.99 or abs(len(held) - expected) > 1 + 0.01 * expected:
+        raise DataError(
+            f"{len(held):,} pairs are held out, {int(able[held].sum()):,} of them could become negatives, and "
+            f"{expected:,.0f} were to be expected: the file was drawn for another --alpha or posterior, or lines are missing"
+        )
+    return share
+
+
+def _not_certified(tests: list[Test], alpha: float, confidence: float, held: int, judged: int) -> str:
+    strictest = tests[0]
+    needed = judgements_needed(tests, alpha, confidence, held)
+    found = (
+        f"no threshold can be certified to keep false negatives at {alpha:.1%} or less with confidence {confidence:.0%}: "
+        f"even with the strictest, {strictest.false} of {strictest.judged} judged negatives are false"
+    )
+    if needed is None:
+        more = "more judgements would hardly help: allow a larger --alpha, or mine with a better encoder"
+    else:
+        sample = max(judged + 1, -(-judged * needed // max(held, 1)))
+        more = (
+            f"about {sample - judged:,} more judgements would probably do: "
+            f"hardneg judge RUN --sample {sample} --judged F.csv --out F2.csv keeps those there are"
+        )
+    return f"{found}. {more[0].upper()}{more[1:]}. --uncertified writes a posterior without a guarantee"
+
+
+def _taken_over(judged: Judgements, population: Population, drawn: Drawn) -> list[int | None]:
+    asked = population.pairs.take(drawn.place)
+    known = {(int(q), int(d)): int(r) for q, d, r in zip(judged.query, judged.document, judged.relevant, strict=True)}
+    return [known.get((int(q), int(d))) for q, d in zip(asked.query, asked.document, strict=True)]

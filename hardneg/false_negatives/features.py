@@ -1,0 +1,221 @@
+"""What a posterior looks at: numbers that say something about the relevance of a (query, candidate) pair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.errors import UsageError, suggestion
+from hardneg.false_negatives.shared_neighbors import NeighborGraph, NeighborVectors, Votes
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.cross_encoder import cross_encoder_scores
+from hardneg.storage.arrays import Float, Ragged
+
+if TYPE_CHECKING:
+    from hardneg.false_negatives.lexical import Lexical
+
+FEATURES = {
+    "shared_query": "cosine of the candidate's neighbor vector and the query's",
+    "shared_positive": "cosine of the candidate's neighbor vector and a positive's (the highest)",
+    "shared_votes": "its cosine with the pooled neighbor vectors of the positives of queries that find the same documents",
+    "score": "score of query and candidate",
+    "positive_score": "score of a positive and the candidate (the highest)",
+    "margin": "the lowest positive's score less the candidate's",
+    "local_score_query": "score, less the score of the farthest of the candidate's 50 nearest documents",
+    "local_score_positive": "positive_score, less that",
+    "log_rank": "natural logarithm of the rank",
+    "lexical_query": "TF-IDF cosine of the texts of query and candidate",
+    "lexical_positive": "TF-IDF cosine of the texts of a positive and the candidate (the highest)",
+    "guide:": "score of query and candidate by another encoder, written guide:st:NAME",
+    "cross-encoder:": "score of query and candidate by a cross-encoder, written cross-encoder:NAME",
+}
+
+SHARED_FEATURES = ("shared_query", "shared_positive", "shared_votes")
+
+# More of these never makes a candidate less likely to be relevant.
+RISING = frozenset(FEATURES) - {"margin", "log_rank"}
+
+
+def check_features(names: Sequence[str]) -> None:
+    """UsageError for a feature that there is not."""
+    for name in names:
+        kind, colon, model = name.partition(":")
+        if (kind + colon) not in FEATURES or (colon and not model):
+            raise UsageError(f"unknown feature {name!r}.{suggestion(name, FEATURES)}")
+
+
+def rises(name: str) -> bool:
+    """Whether relevance can only become more likely as this feature grows."""
+    kind, colon, _ = name.partition(":")
+    return kind + colon in RISING
+
+
+class PairFeatures:
+    """Features of the candidates of any block of queries.
+
+    Whatever serves all blocks (the neighbor graph, votes, vectors of guides) is made when it is first needed.
+
+    Args:
+        context: of the pass.
+        positives: of every query; None: those of the dataset. Fewer of them where some are hidden to be found again.
+    """
+
+    def __init__(self, context: Context, positives: Ragged | None = None) -> None:
+        self.context = context
+        self.positives = context.pairs.positives if positives is None else positives
+        # What is made stands with the context, not here: all blocks share it, and it dies with the pass.
+        self.cache: dict[str, Any] = context.cache if positives is None else {}
+
+    @property
+    def graph(self) -> NeighborGraph:
+        if "neighbor graph" not in self.context.cache:
+            self.context.cache["neighbor graph"] = NeighborGraph.of(self.context.index)
+        made: NeighborGraph = self.context.cache["neighbor graph"]
+        return made
+
+    @property
+    def votes(self) -> Votes:
+        if "votes" not in self.cache:
+            self.cache["votes"] = Votes(self.graph, self.context.nearest, self.positives)
+        made: Votes = self.cache["votes"]
+        return made
+
+    @property
+    def lexical(self) -> Lexical:
+        from hardneg.false_negatives.lexical import Lexical  # loads scikit-learn, which mining alone does not need
+
+        if "lexical" not in self.context.cache:
+            self.context.cache["lexical"] = Lexical(self.context.pairs)
+        made: Lexical = self.context.cache["lexical"]
+        return made
+
+    def of(
+        self, names: Sequence[str], candidates: Candidates, columns: NDArray[np.integer] | None = None
+    ) -> dict[str, Float]:
+        """Features by name, float32 `[n, K]` each.
+
+        Args:
+            names: see `FEATURES`.
+            candidates: of n queries.
+            columns: int `[n, c]`, only these of the candidates, -1 where there is none; the answer is `[n, c]` then.
+        """
+        return _Block(self, candidates, columns).of(names)
+
+
+class _Block:
+    """Features of one block of queries; what several of them need is computed once."""
+
+    def __init__(self, features: PairFeatures, candidates: Candidates, columns: NDArray[np.integer] | None) -> None:
+        self.all, self.candidates = features, candidates
+        self.queries = candidates.queries
+        if columns is None:
+            self.documents, self.scores = candidates.documents, candidates.scores
+            self.ranks = np.broadcast_to(candidates.ranks, self.documents.shape)
+        else:
+            real, place = columns >= 0, np.maximum(columns, 0)
+            self.documents = np.where(real, np.take_along_axis(candidates.documents, place, 1), -1).astype(np.int32)
+            self.scores = np.where(real, np.take_along_axis(candidates.scores, place, 1), -np.inf).astype(np.float32)
+            self.ranks = (place + 1).astype(np.int32)
+        self.positives = features.positives.take(self.queries).padded()
+        self.with_positive: NDArray[np.bool_] = np.any(self.positives >= 0, axis=1)
+
+    def of(self, names: Sequence[str]) -> dict[str, Float]:
+        made: dict[str, Float] = {}
+        for name in names:
+            kind, _, model = name.partition(":")
+            if name in SHARED_FEATURES:
+                if name not in made:
+                    made |= self._shared([each for each in SHARED_FEATURES if each in names])
+            elif kind == "guide":
+                made[name] = self._guide(model)
+            elif kind == "cross-encoder":
+                made[name] = self._cross_encoder(model)
+            else:
+                made[name] = self._simple(name)
+        for values in made.values():
+            values[self.documents < 0] = 0
+        return {name: made[name] for name in names}
+
+    def _shared(self, names: list[str]) -> dict[str, Float]:
+        graph = self.all.graph
+        anchors = {"shared_query": graph.of_queries(self.candidates.documents)}
+        # Without a positive, or without voters, the value for the query itself takes their place.
+        if "shared_positive" in names:
+            anchors["shared_positive"] = _blanked(
+                graph.vectors.take(self.positives[:, 0] if self.positives.shape[1] else np.full(len(self.queries), -1)),
+                self.with_positive,
+            )
+        if "shared_votes" in names:
+            anchors["shared_votes"] = self.all.votes.of(self.queries)
+        values = dict(zip(anchors, graph.similarities(list(anchors.values()), self.documents), strict=True))
+        if "shared_positive" in names:
+            for j in range(1, self.positives.shape[1]):
+                rows = np.flatnonzero(self.positives[:, j] >= 0)
+                other = graph.vectors.take(self.positives[rows, j])
+                (more,) = graph.similarities([other], self.documents[rows])
+                values["shared_positive"][rows] = np.maximum(values["shared_positive"][rows], more)
+            alone = ~self.with_positive
+            values["shared_positive"][alone] = values["shared_query"][alone]
+        if "shared_votes" in names:
+            unvoted = anchors["shared_votes"].counts.max(1, initial=0) == 0
+            values["shared_votes"][unvoted] = values["shared_query"][unvoted]
+        return values
+
+    def _simple(self, name: str) -> Float:
+        simple: dict[str, Callable[[], Float]] = {
+            "score": lambda: self.scores.copy(),
+            "positive_score": lambda: self.positive_score.copy(),
+            "margin": lambda: self.known[:, None] - self.scores,
+            "local_score_query": lambda: self.scores - self.all.graph.farthest_score[self.documents],
+            "local_score_positive": lambda: self.positive_score - self.all.graph.farthest_score[self.documents],
+            "log_rank": lambda: np.log(self.ranks).astype(np.float32),
+            "lexical_query": lambda: self.all.lexical.with_queries(self.queries, self.documents),
+            "lexical_positive": lambda: self._highest(self.all.lexical.with_documents, "lexical_query"),
+        }
+        with np.errstate(invalid="ignore"):  # scores of -inf where there is no document
+            return simple[name]()
+
+    @cached_property
+    def known(self) -> Float:
+        """float32 `[n]`: the lowest positive's score; without one, that of the nearest document."""
+        lowest = self.candidates.positive_scores
+        return np.where(np.isnan(lowest), self.candidates.scores[:, 0], lowest)
+
+    @cached_property
+    def positive_score(self) -> Float:
+        index = self.all.context.index
+
+        def scores(rows: NDArray[np.integer], documents: NDArray[np.integer]) -> Float:
+            return index.pair_scores(np.asarray(index.documents[rows], np.float32), documents)
+
+        return self._highest(scores, "score")
+
+    def _highest(self, compare: Callable[[NDArray[np.integer], NDArray[np.integer]], Float], without: str) -> Float:
+        """The highest of what the positives say; the feature `without` where there is none."""
+        best = np.full(self.documents.shape, -np.inf, np.float32)
+        for j in range(self.positives.shape[1]):
+            rows = np.flatnonzero(self.positives[:, j] >= 0)
+            best[rows] = np.maximum(best[rows], compare(self.positives[rows, j], self.documents[rows]))
+        alone = ~self.with_positive
+        if alone.any():
+            best[alone] = self._simple(without)[alone]
+        return best
+
+    def _guide(self, model: str) -> Float:
+        embed = self.all.context.embed
+        if embed is None:
+            raise UsageError("a guide as a feature needs the texts of the dataset: mine with a dataset that has them")
+        vectors, index = embed(model)
+        return index.pair_scores(np.asarray(vectors[self.queries], np.float32), self.documents)
+
+    def _cross_encoder(self, model: str) -> Float:
+        return cross_encoder_scores(self.all.context, model, self.queries, self.documents)
+
+
+def _blanked(vectors: NeighborVectors, keep: NDArray[np.bool_]) -> NeighborVectors:
+    """`vectors` with counts of 0 in the rows where `keep` is False."""
+    return NeighborVectors(vectors.members, np.where(keep[:, None], vectors.counts, 0).astype(np.uint8))

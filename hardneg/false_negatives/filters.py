@@ -1,0 +1,132 @@
+"""Filters against false negatives: shared nearest neighbors, and a learned posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.errors import UsageError
+from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
+from hardneg.false_negatives.model import Posterior, check_identity, selection_of
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.filters.base import Filter
+from hardneg.mining.spec_options import SpecOptions
+from hardneg.storage.arrays import Float, Mask
+from hardneg.storage.files import fingerprint, sha256_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedNeighbors(Filter):
+    """Keeps what shares few nearest neighbors with the query, its positive, and the positives of queries like it.
+
+    Attributes:
+        max: the largest mean of the three cosines of neighbor vectors that may stay, 0 to 1; see `shared_neighbors`.
+    """
+
+    name = "shared-neighbors"
+    max: float
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        found = PairFeatures(context).of(SHARED_FEATURES, candidates)
+        mean = (found["shared_query"] + found["shared_positive"] + found["shared_votes"]) / np.float32(3)
+        keep: Mask = mean <= np.float32(self.max)
+        return keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class PosteriorFilter(Filter):
+    """Keeps what is likely enough to be a true negative, by a learned posterior (`hardneg calibrate`).
+
+    Attributes:
+        posterior: that says how likely a candidate is relevant.
+        file: where it was read from; empty for one that is only in memory.
+        threshold: the highest probability of relevance that may stay; None: the posterior's own.
+    """
+
+    name = "posterior"
+    words = ("file",)
+    posterior: Posterior = field(repr=False)
+    file: str = ""
+    threshold: float | None = None
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        limit = self.posterior.threshold if self.threshold is None else self.threshold
+        keep: Mask = self.false_probability(candidates, context) <= np.float32(limit)
+        return keep
+
+    def false_probability(
+        self, candidates: Candidates, context: Context, columns: NDArray[np.integer] | None = None
+    ) -> Float:
+        """float32 `[n, K]`, or `[n, c]` of these columns: P(relevant)."""
+        values = PairFeatures(context).of(self.posterior.features, candidates, columns)
+        probability: Float = self.posterior.probability(values).astype(np.float32)
+        return probability
+
+    def check(self, fingerprints: Mapping[str, Any], force: bool = False) -> dict[str, str]:
+        """The SHA-256 of the posterior's file; RunError if it was learned with another encoder, unless `force`."""
+        check_identity(self.posterior, fingerprints, self.file or "the posterior", force)
+        content = sha256_file(Path(self.file)) if self.file else fingerprint(self.posterior.to_json())
+        return {f"posterior:{self.file}": content}
+
+    def notes(self, config: Mapping[str, Any]) -> list[str]:
+        """What is to be said of the guarantee if it does not hold for a selection so configured."""
+        guarantee = self.posterior.guarantee
+        if guarantee is None:
+            return []
+        if self.threshold is not None and self.threshold > guarantee["threshold"]:
+            return [f"the guarantee of {self.file} does not hold for threshold {self.threshold:g}: it has its own"]
+        now = selection_of(config)
+        changed = [name for name, value in guarantee["selection"].items() if now.get(name) != value]
+        if not changed:
+            return []
+        said = ", ".join(f"{name} {guarantee['selection'][name]!r} then, {now.get(name)!r} now" for name in changed)
+        return [f"the guarantee of {self.file} was given for another selection ({said})"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedPosterior(Filter):
+    """A posterior that a training learns itself, from what its first generation finds (`posterior:learned`).
+
+    Not from later ones: an encoder that was trained on the known positives finds them better than other relevant
+    documents, and they are no fair sample any more.
+
+    `threshold`: the highest probability of relevance that a negative may have.
+    """
+
+    name = "posterior"
+    only_in_training = (
+        "the filter 'posterior:learned' is learned while training; for a mining pass, learn one of a run "
+        "(hardneg calibrate RUN) and give its file: posterior:RUN/posterior.json"
+    )
+    threshold: float = 0.2
+
+    @property
+    def spec(self) -> str:
+        return f"posterior:learned,threshold={self.threshold}"
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        raise UsageError(
+            "the filter 'posterior:learned' is of trainings (OnlineFilters): here, calibrate and give the file"
+        )
+
+
+def shared_neighbors_from_spec(v: SpecOptions) -> Filter:
+    high = v.number("max", low=0, high=1)
+    v.no_other_options()
+    if high is None:
+        raise UsageError(f"filter {v.spec!r}: give max=, as in shared-neighbors:max=0.25")
+    return SharedNeighbors(max=high)
+
+
+def posterior_from_spec(v: SpecOptions) -> Filter:
+    threshold = v.number("threshold", low=0, high=1)
+    file = v.word("the file, as in posterior:run/posterior.json")
+    v.done()
+    if file == "learned":
+        return LearnedPosterior() if threshold is None else LearnedPosterior(threshold=threshold)
+    return PosteriorFilter(posterior=Posterior.load(file), file=file, threshold=threshold)

@@ -1,0 +1,257 @@
+"""Pairs to be judged: drawn with known chances, written for people or programs to fill in, read back with care."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from hardneg.data.pairs import Pairs
+from hardneg.errors import DataError, first_few
+from hardneg.false_negatives.population import Ladder, Population
+from hardneg.hashing import mix
+from hardneg.mining.samplers import query_keys
+from hardneg.storage.arrays import Mask
+from hardneg.storage.arrow import values_of
+from hardneg.storage.files import atomic_path
+
+COLUMNS = (
+    "query_id", "document_id", "relevant", "query", "positive", "document", "score", "rank",
+    "inclusion_probability", "part",
+)  # fmt: skip
+
+HELD_OUT, FIT = "hold-out", "fit"
+
+FEWEST = 20  # judgements
+
+_HELD_SHARE = 0.75  # of the pairs that are drawn
+
+_STRATA = 5  # of probability, times as many of rank
+
+_SHOWN = 3  # positives that are shown
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pairs drawn from the open candidates of a run.
+
+    Attributes:
+        place: int64 `[m]`, which of the open candidates.
+        inclusion: float64 `[m]`, chance of each to be drawn into its part.
+        held_out: bool `[m]`: for the guarantee; the others are to learn from.
+    """
+
+    place: NDArray[np.int64]
+    inclusion: NDArray[np.float64]
+    held_out: Mask
+
+
+def draw_pairs(population: Population, rungs: Ladder, sample: int, seed: int) -> Drawn:
+    """Draw `sample` pairs, or all there are.
+
+    Three quarters are held out for the guarantee: any pair that is a negative with one of the ladder's thresholds has
+    the same chance. The others are spread over strata of probability and rank. A larger sample with the same seed
+    contains the smaller one: every pair has a random number, and the lowest are taken (sequential Poisson sampling,
+    Ohlsson 1998; with equal chances that is simple random sampling).
+    """
+    pairs = population.pairs
+    keys = query_keys(population.run.pairs.query_ids)[pairs.query] ^ mix(
+        pairs.document.astype(np.uint64) + np.uint64(1)
+    )
+    random = [mix(keys ^ mix(np.array([2 * seed + i], np.uint64))).astype(np.float64) / 2.0**64 for i in (0, 1)]
+    able = np.logical_or.reduce(rungs.chosen)
+    held = _lowest(random[0], able.astype(np.float64), min(round(sample * _HELD_SHARE), int(able.sum())))
+    rest = np.ones(len(able), bool)
+    rest[held[0]] = False
+    weight = _spread(population.probabilities, pairs.rank) * rest
+    fit = _lowest(random[1], weight, min(sample - len(held[0]), int(rest.sum())))
+    return Drawn(
+        np.concatenate([held[0], fit[0]]),
+        np.concatenate([held[1], fit[1]]),
+        np.arange(len(held[0]) + len(fit[0])) < len(held[0]),
+    )
+
+
+def _lowest(
+    random: NDArray[np.float64], weight: NDArray[np.float64], count: int
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """(places, chances) of the `count` lowest ratios of random number to weight."""
+    with np.errstate(divide="ignore"):
+        ratio = np.where(weight > 0, random / weight, np.inf)
+    order = np.argsort(ratio, kind="stable")[: count + 1]
+    taken = order[:count]
+    some = weight[weight > 0]
+    if len(some) and some.min() == some.max():
+        return taken, np.full(count, count / len(some))
+    limit = ratio[order[count]] if len(order) > count and np.isfinite(ratio[order[count]]) else np.inf
+    return taken, np.minimum(1.0, limit * weight[taken])
+
+
+def _spread(probability: NDArray[np.float32], rank: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Weights that give every stratum of probability and rank the same chance."""
+    certain = np.searchsorted([0.05, 0.2, 0.5, 0.8], probability)
+    ranked = np.searchsorted(np.quantile(rank, np.linspace(0, 1, _STRATA + 1)[1:-1]) if len(rank) else [0], rank)
+    stratum = certain * _STRATA + ranked
+    count = np.bincount(stratum, minlength=_STRATA * _STRATA)
+    weights: NDArray[np.float64] = 1.0 / count[stratum]
+    return weights
+
+
+def write_judgements(
+    path: Path, population: Population, drawn: Drawn, relevant: list[int | None] | None = None
+) -> None:
+    """The pairs as CSV, one a line, best judged in the order they stand; `relevant` is empty where it is not given."""
+    pairs = population.run.pairs
+    shown = population.pairs.take(drawn.place)
+    ids = [
+        known_ids.take(pa.array(rows)).to_pylist()
+        for known_ids, rows in ((pairs.query_ids, shown.query), (pairs.document_ids, shown.document))
+    ]
+    texts = pairs.queries.take(shown.query), pairs.documents.take(shown.document)
+    known = pairs.positives.take(shown.query)
+    lines = []
+    for i in range(len(drawn.place)):
+        positives = known.values[known.offsets[i] : known.offsets[i + 1]][:_SHOWN]
+        lines.append(
+            {
+                "query_id": ids[0][i], "document_id": ids[1][i],
+                "relevant": "" if relevant is None or relevant[i] is None else relevant[i],
+                "query": texts[0][i], "positive": " | ".join(pairs.documents.take(positives)), "document": texts[1][i],
+                "score": f"{shown.score[i]:.6f}", "rank": int(shown.rank[i]),
+                "inclusion_probability": repr(float(drawn.inclusion[i])),
+                "part": HELD_OUT if drawn.held_out[i] else FIT,
+            }
+        )  # fmt: skip
+    # Shuffled by the order of their ids' hashes: nobody shall guess from the order which pairs are suspected.
+    order = np.argsort(mix(query_keys(pa.array([f"{a}\t{b}" for a, b in zip(*ids, strict=True)], pa.string()))))
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, COLUMNS)
+        writer.writeheader()
+        writer.writerows(lines[i] for i in order)
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """Judged pairs of a run.
+
+    Attributes:
+        query, document: int64 `[m]`, rows of the dataset.
+        relevant: bool `[m]`.
+        inclusion: float64 `[m]`, chance of being drawn; NaN where the file does not say.
+        held_out: bool `[m]`.
+        skipped: how many rows of the file were not judged.
+    """
+
+    query: NDArray[np.int64]
+    document: NDArray[np.int64]
+    relevant: Mask
+    inclusion: NDArray[np.float64]
+    held_out: Mask
+    skipped: int = 0
+
+
+def read_judgements(path: Path, pairs: Pairs) -> Judgements:
+    """What was judged.
+
+    Raises:
+        DataError: a missing column, a value of `relevant` that is not 0 or 1, ids that are not in the dataset,
+            contradictory judgements of one pair, a pair held out that was not judged, or too few judgements.
+    """
+    rows = _rows(path)
+    judged = [(line, row) for line, row in rows if row["relevant"].strip()]
+    wrong = [line for line, row in judged if row["relevant"].strip() not in ("0", "1")]
+    if wrong:
+        raise DataError(f"{path}: 'relevant' must be 0 or 1, it is not in the lines {first_few(wrong)}")
+    open_ = [line for line, row in rows if not row["relevant"].strip() and row.get("part") == HELD_OUT]
+    if open_ and judged:
+        raise DataError(
+            f"{path}: {len(open_):,} pairs held out for the guarantee are not judged (lines {first_few(open_)}): "
+            f"judge them all, leaving some out would bend the result"
+        )
+    if len(judged) < FEWEST:
+        raise DataError(f"{path} holds {len(judged)} judgements: {FEWEST} are the least that anything can be said from")
+    query = _rows_of([row["query_id"] for _, row in judged], pairs.query_ids, judged, path, "query")
+    document = _rows_of([row["document_id"] for _, row in judged], pairs.document_ids, judged, path, "document")
+    relevant = np.array([row["relevant"].strip() == "1" for _, row in judged])
+    inclusion = np.array([_chance(row.get("inclusion_probability"), line, path) for line, row in judged])
+    held_out = np.array([row.get("part") == HELD_OUT for _, row in judged])
+    _, first, pair = np.unique(np.stack([query, document], 1), axis=0, return_index=True, return_inverse=True)
+    pair = pair.ravel()
+    twice = np.flatnonzero(relevant != relevant[first][pair])
+    if len(twice):
+        lines = sorted({judged[i][0] for i in twice} | {judged[first[pair[i]]][0] for i in twice})
+        raise DataError(f"{path} judges pairs both ways (lines {first_few(lines)}): decide, and leave one line each")
+    return Judgements(
+        query[first], document[first], relevant[first], inclusion[first], held_out[first], len(rows) - len(judged)
+    )
+
+
+def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
+    """DataError if some of the judged pairs, the strange ones, are not among the candidates."""
+    if strange.any():
+        first = int(np.flatnonzero(strange)[0])
+        pair = (
+            pairs.query_ids[int(judged.query[first])].as_py(),
+            pairs.document_ids[int(judged.document[first])].as_py(),
+        )
+        raise DataError(
+            f"{int(strange.sum()):,} judged pairs are no candidates of this run that a posterior could judge, the first: "
+            f"query {pair[0]!r}, document {pair[1]!r}. Was the file drawn for another run, or with other filters?"
+        )
+
+
+def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) of a CSV file."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as f:
+            reader = csv.DictReader(f)
+            missing = [
+                name for name in ("query_id", "document_id", "relevant") if name not in (reader.fieldnames or [])
+            ]
+            if missing:
+                raise DataError(
+                    f"{path} has no column {', '.join(missing)}: it needs query_id, document_id and relevant (0 or 1)"
+                )
+            return [(reader.line_num, {k: v or "" for k, v in row.items() if k is not None}) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} is not readable as CSV in UTF-8 ({error})") from None
+
+
+def _rows_of(
+    ids: list[str], known: pa.Array, judged: list[tuple[int, dict[str, str]]], path: Path, what: str
+) -> NDArray[np.int64]:
+    places = pc.index_in(pa.array(ids, known.type), value_set=known)
+    if places.null_count:
+        bad = [i for i, place in enumerate(places.to_pylist()) if place is None]
+        said = first_few(f"line {judged[i][0]}: {ids[i]!r}" for i in bad)
+        raise DataError(f"{path}: {len(bad):,} {what} ids are not in the run's dataset ({said}): is it of another run?")
+    return values_of(places).astype(np.int64)
+
+
+def _chance(text: str | None, line: int, path: Path) -> float:
+    if not text:
+        return float("nan")
+    try:
+        chance = float(text)
+    except ValueError:
+        chance = -1.0
+    if not 0 < chance <= 1:
+        raise DataError(f"{path}, line {line}: inclusion_probability {text!r} must be above 0 and at most 1")
+    return chance
+
+
+def judge_with(
+    predict: Callable[[list[tuple[str, str]]], Any], population: Population, drawn: Drawn, cut: float
+) -> list[int | None]:
+    """Judgements of a cross-encoder: 1 where its score is above `cut`."""
+    pairs = population.run.pairs
+    shown = population.pairs.take(drawn.place)
+    asked = list(zip(pairs.queries.take(shown.query), pairs.documents.take(shown.document), strict=True))
+    return [int(score > cut) for score in np.asarray(predict(asked), np.float64).ravel()]

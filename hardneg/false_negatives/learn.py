@@ -1,0 +1,285 @@
+"""From evidence to a posterior: a logistic model of the features, learned from judged pairs or from known positives alone."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+from scipy.stats import beta
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.isotonic import IsotonicRegression
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GroupKFold
+
+from hardneg.errors import DataError
+from hardneg.false_negatives.features import SHARED_FEATURES, rises
+from hardneg.false_negatives.model import LogisticModel
+from hardneg.storage.arrays import Float, Mask
+
+Double = NDArray[np.float64]
+
+Values = Mapping[str, Float]
+
+# What is tried on judged pairs, the simplest first.
+LADDER: tuple[tuple[str, ...], ...] = (
+    SHARED_FEATURES,
+    (*SHARED_FEATURES, "margin"),
+    (*SHARED_FEATURES, "margin", "local_score_query", "local_score_positive"),
+)
+
+# What the query alone says of a candidate: known positives can be told by it without looking at the positive itself.
+TELLING = ("shared_query", "score", "log_rank", "local_score_query")
+
+_BINS = 40  # of a view, each with the same number of candidates
+
+_FEWEST = 20  # known positives above a cut from which the share of known ones is read
+
+_UNSURE = 0.005  # chance that a bound of that share is wrong; small, as the best of many bounds is taken
+
+_GENTLE = 2e-4
+
+_LEAST = 1e-4  # probability: below, nothing can be said
+
+
+class _Scaled:
+    """Features side by side, each with mean 0 and deviation 1."""
+
+    def __init__(self, values: Values, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+        table = np.stack([values[name].astype(np.float64) for name in names], 1)
+        self.mean, deviation = table.mean(0), table.std(0)
+        self.deviation = np.where(deviation > 1e-9, deviation, 1.0)
+        self.table = (table - self.mean) / self.deviation
+
+    def logistic(self, weights: Double, intercept: float) -> LogisticModel:
+        """The same model on the features as they are."""
+        plain = weights / self.deviation
+        return LogisticModel(self.names, tuple(map(float, plain)), float(intercept - plain @ self.mean))
+
+
+def fit_judged(
+    values: Values,
+    relevant: Mask,
+    weights: Double,
+    queries: NDArray[np.integer],
+    names: Sequence[str] | None = None,
+    seed: int = 0,
+) -> tuple[LogisticModel, dict[str, Any]]:
+    """A logistic model of judged pairs.
+
+    Args:
+        values: features of m pairs, by name.
+        relevant: bool `[m]`.
+        weights: `[m]`, how many candidates each stands for (1 / inclusion probability).
+        queries: `[m]`: pairs of one query are left out together when a model is tested.
+        names: features to use; None: the rung of `LADDER` with the best cross-validated log loss; a longer one has to
+            be better than a shorter one by a standard error (Breiman et al. 1984).
+        seed: of the folds.
+
+    Returns:
+        The model, and a report with its cross-validated log loss and calibration.
+
+    Raises:
+        DataError: all judgements are of one class.
+    """
+    check_classes(relevant)
+    # Weights that differ a hundredfold would leave a few pairs to decide everything.
+    clipped = np.minimum(weights / np.mean(weights), 10.0)
+    best: tuple[Double, Double, tuple[str, ...]] | None = None
+    for rung in LADDER if names is None else [tuple(names)]:
+        predicted = _cross_validated(values, relevant, clipped, queries, rung, seed)
+        loss = -np.where(relevant, np.log(predicted), np.log(1 - predicted)) * clipped
+        gain = None if best is None else best[1] - loss
+        if best is None or gain is None or gain.mean() > gain.std() / np.sqrt(len(gain)):
+            best = predicted, loss, rung
+    assert best is not None
+    predicted, loss, rung = best
+    model = _fit(values, relevant, clipped, rung)
+    report = {
+        "judged": len(relevant),
+        "relevant": int(relevant.sum()),
+        "log_loss": float(loss.mean()),
+        **calibration(predicted, relevant, clipped),
+    }
+    return model, report
+
+
+def check_classes(relevant: Mask) -> None:
+    """DataError unless there are relevant and not relevant pairs."""
+    if len(relevant) == 0 or relevant.all() or not relevant.any():
+        which = "relevant" if len(relevant) and relevant.all() else "not relevant"
+        raise DataError(
+            f"all {len(relevant):,} judged pairs are {which}: nothing can be learned from one class. "
+            f"Judge more pairs, or calibrate without judgements"
+        )
+
+
+def _cross_validated(
+    values: Values, relevant: Mask, weights: Double, queries: NDArray[np.integer], names: Sequence[str], seed: int
+) -> Double:
+    """P(relevant) of every pair by a model that saw no pair of its query."""
+    folds = min(5, len(np.unique(queries)))
+    if folds < 2:
+        raise DataError("the judged pairs are all of one query: judge pairs of several")
+    predicted = np.empty(len(relevant))
+    mixed = np.random.default_rng(seed).permutation(int(queries.max()) + 1)[queries]
+    for train, test in GroupKFold(folds).split(mixed, groups=mixed):
+        if relevant[train].all() or not relevant[train].any():
+            share = float(np.average(relevant[train], weights=weights[train]))
+            predicted[test] = share
+            continue
+        model = _fit({n: values[n][train] for n in names}, relevant[train], weights[train], names)
+        predicted[test] = model.probability({n: values[n][test] for n in names})
+    return np.asarray(predicted.clip(_LEAST, 1 - _LEAST))
+
+
+def _fit(values: Values, relevant: Mask, weights: Double, names: Sequence[str]) -> LogisticModel:
+    """A logistic model whose weights have the sign that they must have: what has the other one is left out."""
+    used = list(names)
+    while True:
+        scaled = _Scaled(values, used)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            fitted = LogisticRegression(C=1.0, max_iter=1000).fit(scaled.table, relevant, weights)
+        found = fitted.coef_[0]
+        wrong = [name for name, weight in zip(used, found, strict=True) if weight < 0 and rises(name)]
+        if not wrong or len(used) == 1:
+            model = scaled.logistic(np.where(np.isin(used, wrong), 0.0, found), float(fitted.intercept_[0]))
+            break
+        used = [name for name in used if name not in wrong] or used[:1]
+    weight_of = dict(zip(model.features, model.weights, strict=True))
+    return LogisticModel(tuple(names), tuple(weight_of.get(name, 0.0) for name in names), model.intercept)
+
+
+def calibration(predicted: Double, relevant: Mask, weights: Double, bins: int = 10) -> dict[str, Any]:
+    """How far predicted probabilities are from what they turned out to be.
+
+    `ece` is the expected calibration error (Naeini et al. 2015): the mean gap between predicted and observed share over
+    `bins` groups of equal size; `reliability` holds the groups as [predicted, observed, pairs].
+    """
+    groups = np.array_split(np.argsort(predicted, kind="stable"), min(bins, len(predicted)))
+    rows = [
+        [
+            float(np.average(predicted[g], weights=weights[g])),
+            float(np.average(relevant[g], weights=weights[g])),
+            len(g),
+        ]
+        for g in groups
+    ]
+    total = [weights[g].sum() for g in groups]
+    ece = sum(abs(p - o) * t for (p, o, _), t in zip(rows, total, strict=True)) / sum(total)
+    return {"ece": float(ece), "reliability": rows}
+
+
+def fit_known(values: Values, known: Mask, *, hidden: bool = False) -> tuple[LogisticModel, dict[str, Any]]:
+    """A logistic model learned without a single judgement (positive-unlabelled learning).
+
+    The known positives are taken for a random sample of all that is relevant (selected completely at random, Elkan and
+    Noto 2008), so the share of known ones among candidates, at any value of a feature, is the share of relevant ones
+    there, times a constant. The constant is read where the share of known ones is highest, as if all were relevant
+    there (best bin estimation, Garg et al. 2021, arXiv 2111.00980): if they are not, the posterior is too high, and
+    too much is rejected rather than too little. That place is looked for with all that the query says of a candidate
+    (`TELLING`): the purer it is, the less is the posterior too high.
+
+    That calibrates what the query says, `shared_query`. What compares a candidate with the positive says nothing of the
+    positive itself, so it cannot be calibrated alone. But the crowds are measured alike, and so they count alike: the
+    model is a logistic one of their sum, whose level and slope are such that its mean agrees with the calibrated view at
+    any value of it (generalised expectation criteria, Mann and McCallum 2010).
+
+    Args:
+        values: `SHARED_FEATURES` and `TELLING` of m candidates, by name.
+        known: bool `[m]`, which of them are known positives.
+        hidden: whether those were hidden when the features were computed: then the sum is calibrated itself.
+
+    Raises:
+        DataError: fewer than 20 known positives are among the candidates.
+    """
+    if known.sum() < _FEWEST:
+        raise DataError(
+            f"only {int(known.sum())} known positives are among the candidates, too few to learn from: "
+            f"raise --depth, or judge candidates (hardneg judge)"
+        )
+    total = np.sum([values[name].astype(np.float64) for name in SHARED_FEATURES], axis=0)
+    seen = total if hidden else values["shared_query"].astype(np.float64)
+    telling = _Scaled(values, TELLING)
+    found_by = LogisticRegression(max_iter=1000).fit(telling.table, known)
+    rate, bounds = _labelled_rate(np.asarray(found_by.decision_function(telling.table), np.float64), known)
+    unknown = ~known
+    view = _view(seen[unknown], _unlabelled(seen, known, rate)(seen[unknown]))
+    slope, level = _agreeing(total[unknown], view)
+    found, rest = int(known.sum()), int(unknown.sum())
+    report = {
+        "known_positives": found,
+        "candidates": rest,
+        "relevant_share": float(view.target @ view.count / view.count.sum()),
+        # Known and unknown ones together, less the known.
+        "relevant_share_range": [max(0.0, (found / bound - found) / rest) for bound in bounds],
+        "assumption": "known positives are a random sample of the relevant, and somewhere nearly all candidates are "
+        "relevant; if not, the posterior is too high and too much is rejected",
+    }
+    return LogisticModel(SHARED_FEATURES, (slope,) * len(SHARED_FEATURES), level), report
+
+
+def _labelled_rate(seen: Double, known: Mask) -> tuple[float, tuple[float, float]]:
+    """The share of known positives among the relevant: the highest lower bound (Clopper-Pearson) of their share among
+    candidates that look at least so relevant; and that share's own two bounds, the larger first."""
+    order = np.argsort(-seen, kind="stable")
+    hits = np.cumsum(known[order])
+    total = np.arange(1, len(hits) + 1)
+    cuts = np.flatnonzero(hits >= _FEWEST)
+    cuts = np.unique(cuts[np.geomspace(1, len(cuts), min(len(cuts), 200)).astype(int) - 1])
+    low = beta.ppf(_UNSURE, hits[cuts], total[cuts] - hits[cuts] + 1)
+    best = cuts[int(np.argmax(low))]
+    high = float(beta.ppf(1 - _UNSURE, hits[best] + 1, max(total[best] - hits[best], 1)))
+    return float(low.max()), (high, float(low.max()))
+
+
+def _unlabelled(seen: Double, known: Mask, rate: float) -> Callable[[Double], Double]:
+    """P(relevant | not known, what is seen), as a function: isotonic in what is seen."""
+    share = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(seen, known.astype(np.float64))
+
+    def probability(at: Double) -> Double:
+        labelled = np.minimum(share.predict(at), rate * (1 - 1e-9))
+        return np.asarray((labelled / rate * (1 - rate) / (1 - labelled)).clip(_LEAST, 1 - _LEAST))
+
+    return probability
+
+
+@dataclass(frozen=True)
+class _View:
+    """Candidates in bins of what one view sees, and the share of relevant ones that it expects in each."""
+
+    bin: NDArray[np.int64]
+    count: Double
+    target: Double
+
+
+def _view(seen: Double, expected: Double) -> _View:
+    edges = np.unique(np.quantile(seen, np.linspace(0, 1, _BINS + 1)))
+    place = np.searchsorted(edges[1:-1], seen, side="right")
+    count = np.bincount(place, minlength=max(1, len(edges) - 1)).astype(np.float64)
+    target = np.bincount(place, expected, minlength=len(count)) / np.maximum(count, 1)
+    return _View(place, count, target.clip(_LEAST, 1 - _LEAST))
+
+
+def _agreeing(total: Double, view: _View) -> tuple[float, float]:
+    """(slope, level) of the logistic model of `total` whose mean agrees with the view: least cross-entropy, bin by bin."""
+    m = len(total)
+
+    def loss(x: Double) -> tuple[float, Double]:
+        p = expit(x[0] * total + x[1])
+        mean = (np.bincount(view.bin, p, minlength=len(view.count)) / np.maximum(view.count, 1)).clip(1e-9, 1 - 1e-9)
+        value = -view.count @ (view.target * np.log(mean) + (1 - view.target) * np.log(1 - mean)) / m
+        gap = ((1 - view.target) / (1 - mean) - view.target / mean) / m
+        pull = gap[view.bin] * p * (1 - p)
+        # A little pull to gentle slopes: where classes come apart whole, the slope would grow for ever.
+        return float(value) + _GENTLE * x[0] ** 2, np.array([total @ pull + 2 * _GENTLE * x[0], pull.sum()])
+
+    found = minimize(loss, np.array([3.0, -4.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)]).x
+    return float(found[0]), float(found[1])

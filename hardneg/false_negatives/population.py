@@ -1,0 +1,259 @@
+"""All candidates of a run that a posterior may judge, their probabilities, and the negatives that a threshold leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.false_negatives.features import PairFeatures
+from hardneg.false_negatives.model import LogisticModel
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.reopen import Part, Reopened
+from hardneg.mining.samplers import draw, query_keys
+from hardneg.mining.specs import parse_sampler
+from hardneg.progress import Progress, silent
+from hardneg.storage.arrays import Float, Mask, Ragged, members
+
+_LEARNED = 8192  # queries that a posterior is learned from
+
+_ROWS = 512  # queries whose features are computed at once
+
+_MOST = 2_000_000  # candidates that a posterior is learned from
+
+
+def open_to_judgement(part: Part) -> Mask:
+    """bool `[n, K]`: what all filters but a posterior let pass."""
+    return part.kept | part.rejected_by_posterior
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found for the queries of a dataset: by a mining pass, or by a generation while training.
+
+    Attributes:
+        context: of the search.
+        depth: candidates a query, at most.
+        blocks: gives candidates of some queries, and bool `[n, K]`: which are open to judgement. Every query comes once.
+    """
+
+    context: Context
+    depth: int
+    blocks: Callable[[], Iterable[tuple[Candidates, Mask]]]
+
+    @classmethod
+    def of_run(cls, run: Reopened) -> Found:
+        depth = max(1, int(run.run.info["resolved"]["depth"]))
+        return cls(run.context, depth, lambda: ((part.candidates, open_to_judgement(part)) for part in run))
+
+
+@dataclass(frozen=True)
+class Learnable:
+    """Candidates to learn from.
+
+    Attributes:
+        values: features of m candidates, by name.
+        known: bool `[m]`: which are known positives (hidden ones, where some were hidden).
+        query, document: int `[m]`, rows of the dataset.
+    """
+
+    values: dict[str, Float]
+    known: Mask
+    query: NDArray[np.int64]
+    document: NDArray[np.int32]
+
+
+def learnable(
+    found: Found, features: PairFeatures, names: Sequence[str], known: Ragged, seed: int, progress: Progress = silent
+) -> Learnable:
+    """The open candidates and the known positives of a random sample of queries, with their features."""
+    with_known = np.flatnonzero(known.lengths > 0)
+    rng = np.random.default_rng(seed)
+    count = min(len(with_known), _LEARNED, max(1, _MOST // found.depth))
+    chosen = np.zeros(len(known), bool)
+    chosen[rng.choice(with_known, count, replace=False)] = True
+    advance = progress("features", count)
+    values: dict[str, list[Float]] = {name: [] for name in names}
+    labels, queries, documents = [], [], []
+    for candidates, open_ in found.blocks():
+        rows = np.flatnonzero(chosen[candidates.queries])
+        for start in range(0, len(rows), _ROWS):
+            here = rows[start : start + _ROWS]
+            block = candidates.rows(here)
+            labelled = members(block.documents, known.take(block.queries)) & block.real
+            used = (open_[here] & block.real) | labelled
+            seen = features.of(names, block)
+            for name in names:
+                values[name].append(seen[name][used])
+            labels.append(labelled[used])
+            row, column = np.nonzero(used)
+            queries.append(block.queries[row])
+            documents.append(block.documents[row, column])
+            advance(len(here))
+    return Learnable(
+        {name: np.concatenate(parts) for name, parts in values.items()},
+        np.concatenate(labels),
+        np.concatenate(queries),
+        np.concatenate(documents),
+    )
+
+
+@dataclass(frozen=True)
+class OpenPairs:
+    """Candidates that nothing but a posterior rejects.
+
+    Attributes:
+        query: int64 `[m]`, rows of the dataset's queries.
+        document: int32 `[m]`, rows of the corpus.
+        rank: int32 `[m]`.
+        score: float32 `[m]`.
+    """
+
+    query: NDArray[np.int64]
+    document: NDArray[np.int32]
+    rank: NDArray[np.int32]
+    score: Float
+
+    def take(self, places: NDArray[np.integer]) -> OpenPairs:
+        return OpenPairs(self.query[places], self.document[places], self.rank[places], self.score[places])
+
+
+class Population:
+    """Every open candidate with its probability of relevance by one model.
+
+    Args:
+        run: whose candidates they are.
+        features: how features are computed.
+        model: of the posterior.
+    """
+
+    def __init__(
+        self, run: Reopened, features: PairFeatures, model: LogisticModel, progress: Progress = silent
+    ) -> None:
+        config = run.run.info["config"]
+        self.run = run
+        self.sampler, self.wanted, self.seed = parse_sampler(config["sampler"]), config["negatives"], config["seed"]
+        self.keys = query_keys(run.pairs.query_ids)
+        advance = progress("probabilities", len(run.pairs))
+        # Per part: its candidates, what is open, and P(relevant).
+        self.parts: list[tuple[Candidates, Mask, Float]] = []
+        for part in run:
+            probability = np.zeros(part.candidates.documents.shape, np.float32)
+            for start in range(0, len(probability), _ROWS):
+                rows = np.arange(start, min(start + _ROWS, len(probability)))
+                block = part.candidates.rows(rows)
+                probability[rows] = model.probability(features.of(model.features, block))
+                advance(len(block.queries))
+            self.parts.append((part.candidates, open_to_judgement(part) & part.candidates.real, probability))
+
+    @cached_property
+    def probabilities(self) -> Float:
+        """float32 `[m]`: of all open candidates, in the order of `pairs`."""
+        return np.concatenate([probability[open_] for _, open_, probability in self.parts])
+
+    @cached_property
+    def pairs(self) -> OpenPairs:
+        """All open candidates, in the order of `probabilities`."""
+        found: list[list[NDArray[Any]]] = [[], [], [], []]
+        for candidates, open_, _ in self.parts:
+            row, column = np.nonzero(open_)
+            found[0].append(candidates.queries[row])
+            found[1].append(candidates.documents[row, column])
+            found[2].append(candidates.ranks[column])
+            found[3].append(candidates.scores[row, column])
+        return OpenPairs(*(np.concatenate(each) for each in found))
+
+    def negatives(self, threshold: float) -> Mask:
+        """bool: which of the open candidates become negatives with this threshold."""
+        return np.concatenate(
+            [chosen[open_] for chosen, (_, open_, _) in zip(self._chosen(threshold), self.parts, strict=True)]
+        )
+
+    def expected(self, threshold: float) -> float:
+        """The mean probability of the negatives of a threshold, 0 without any."""
+        chosen = self.negatives(threshold)
+        return float(self.probabilities[chosen].mean(dtype=np.float64)) if chosen.any() else 0.0
+
+    def _chosen(self, threshold: float) -> Iterator[Mask]:
+        for candidates, open_, probability in self.parts:
+            kept = open_ & (probability <= np.float32(threshold))
+            columns = draw(self.sampler, candidates, kept, self.wanted, self.seed, self.keys[candidates.queries])
+            chosen = np.zeros((len(open_), open_.shape[1] + 1), bool)
+            np.put_along_axis(chosen, columns, True, axis=1)  # -1: the column that is cut off
+            yield chosen[:, :-1]
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Thresholds to choose from, and the negatives of each.
+
+    Attributes:
+        thresholds: float32 values, rising.
+        chosen: for each, bool `[m]`: which of the open candidates become negatives.
+    """
+
+    thresholds: tuple[float, ...]
+    chosen: tuple[Mask, ...]
+
+
+_RUNGS = 6
+
+_FILLED = 0.95  # of the negatives that there are without a threshold
+
+
+def ladder(population: Population, alpha: float) -> Ladder:
+    """Thresholds from the lowest that leaves nearly all queries their negatives to where alpha is expected to be reached.
+
+    They depend on the candidates and the model alone, never on judgements.
+    """
+    low = strictest(population)
+    high = _first(_steps(population), lambda t: population.expected(t) > alpha)
+    high = min(max(high, 1.5 * low), 1.0)
+    thresholds = [float(np.float32(t)) for t in np.geomspace(low, max(high, low), _RUNGS)]
+    chosen = tuple(population.negatives(t) for t in thresholds)
+    return Ladder(tuple(thresholds), chosen)
+
+
+def strictest(population: Population) -> float:
+    """The lowest threshold that leaves nearly all the negatives there are without one."""
+    every = int(population.negatives(1.0).sum())
+    low = _first(_steps(population), lambda t: int(population.negatives(t).sum()) >= _FILLED * every)
+    # Between two probabilities that occur, so that rounding moves no candidate across.
+    above = population.probabilities[population.probabilities > np.float32(low)]
+    return (low + float(above.min())) / 2 if len(above) else 1.0
+
+
+def expected_threshold(population: Population, alpha: float) -> float:
+    """The highest threshold with which alpha of the negatives are expected to be false, if the model is right.
+
+    Never below `strictest`: a model that expects more everywhere must not leave nothing.
+    """
+    low, high = strictest(population), 1.0
+    if population.expected(low) > alpha:
+        return low
+    for _ in range(25):
+        middle = (low + high) / 2
+        low, high = (middle, high) if population.expected(middle) <= alpha else (low, middle)
+    return low
+
+
+def _steps(population: Population) -> NDArray[np.float64]:
+    """Probabilities that occur, from the lowest to the highest."""
+    wanted = np.linspace(0, 1, 201)
+    return np.unique(np.quantile(population.probabilities, wanted, method="higher")).astype(np.float64)
+
+
+def _first(steps: NDArray[np.float64], holds: Callable[[float], bool]) -> float:
+    """The first of `steps` for which `holds`, which holds for all after it; the last if it holds for none."""
+    low, high = 0, len(steps) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if holds(float(steps[middle])):
+            high = middle
+        else:
+            low = middle + 1
+    return float(steps[low])

@@ -1,0 +1,11 @@
+from hardneg.index.base import Index as Index
+from hardneg.index.base import Neighbors as Neighbors
+from hardneg.index.cuda import DeviceIndex as DeviceIndex
+from hardneg.index.exact import ExactIndex as ExactIndex
+from hardneg.index.factory import make_index as make_index
+from hardneg.index.files import load_index as load_index
+from hardneg.index.files import save_index as save_index
+from hardneg.index.hnsw import HNSWIndex as HNSWIndex
+from hardneg.index.ivf import IVFIndex as IVFIndex
+from hardneg.index.recall import Recall as Recall
+from hardneg.index.vectors import VectorStore as VectorStore

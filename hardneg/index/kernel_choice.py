@@ -1,0 +1,60 @@
+"""Kernels by name, and the fastest one here."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from hardneg.index.int8 import Int8Kernel, int8_is_exact
+from hardneg.index.kernels import FloatKernel, Kernel, Scale, Workspace
+from hardneg.storage.arrays import Float
+
+KERNELS = ("float32", "bfloat16", "int8")
+
+_BY_NAME: dict[str, Callable[[Float], Kernel]] = {
+    "float32": lambda sample: FloatKernel(sample, torch.float32),
+    "bfloat16": lambda sample: FloatKernel(sample, torch.bfloat16),
+    "int8": Int8Kernel,
+}
+
+
+def make_kernel(name: str, sample: Float) -> Kernel:
+    """The kernel called `name` (one of `KERNELS`), fitted to a sample of the documents."""
+    return _BY_NAME[name](sample)
+
+
+@functools.cache
+def fastest_kernel(dimension: int) -> str:
+    """The name of the kernel that is fastest here, by a short measurement (a tenth of a second, once).
+
+    A coarse format leaves more candidates to re-rank, so it has to win clearly. An int8 product that is
+    not exact (some processors saturate its partial sums) is not used: the bound would not hold.
+    """
+    handicaps = {"float32": 1.0, "bfloat16": 1.2}
+    if int8_is_exact(dimension):
+        handicaps["int8"] = 1.3
+    runs = {name: _product(name, dimension) for name in handicaps}
+    seconds = dict.fromkeys(handicaps, math.inf)
+    for _ in range(6):  # in turns: a busy moment of the machine must not decide
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return min(handicaps, key=lambda name: seconds[name] * handicaps[name])
+
+
+def _product(name: str, dimension: int) -> Callable[[], object]:
+    """One product as a search does it, ready to run."""
+    generator = np.random.default_rng(0)
+    documents = generator.standard_normal((1024, dimension), np.float32)
+    queries = generator.standard_normal((512, dimension), np.float32)
+    kernel = make_kernel(name, documents[:64])
+    tile, block, workspace = kernel.tile(documents), kernel.packed(kernel.rounded(queries)), Workspace()
+    scale = Scale(4 * block.norms, block.norms)  # four standard deviations: few reach it
+    kernel.levels(block, tile, scale, workspace)
+    return lambda: kernel.levels(block, tile, scale, workspace)

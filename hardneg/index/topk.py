@@ -1,0 +1,135 @@
+"""The neighbors of some queries while documents go by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.storage.arrays import Float, Int
+
+NOTHING = np.iinfo(np.int64).min  # sorts after every real neighbor
+
+_TABLE = 1 << 22  # cells of a table that is filled up to its longest row
+
+
+class RunningTopK:
+    """The best k documents of n queries so far, and found ones that wait until merging them is worth it.
+
+    Args:
+        exact: the queries, float32 `[n, d]`; the last of them may only fill up.
+        best: int64 `[real, k]`, their neighbors so far, unsorted (see `pack`); changed in place.
+        reached: float32 `[n]`, scores that k documents of the corpus are known to reach; -inf: nothing is known.
+
+    Attributes:
+        floor: float32 `[n]`: no document that scores less can belong to the k best.
+        waiting: found documents that are not merged yet.
+    """
+
+    def __init__(self, exact: Float, best: Int, reached: Float | None = None) -> None:
+        self.exact, self.best = exact, best
+        self.n, self.real, self.k = len(exact), *best.shape
+        self.floor = np.full(self.n, -np.inf, np.float32) if reached is None else reached.copy()
+        self._found: list[tuple[NDArray[np.int32], Int]] = []
+        self.waiting = 0
+        self._raise_floor()
+
+    def _raise_floor(self) -> None:
+        floor = self.floor[: self.real]
+        np.maximum(floor, unpack(self.best.min(1))[0], out=floor)
+
+    def add(self, columns: NDArray[np.int32], scores: Float, documents: Int) -> None:
+        """Documents `[m]` (rows of the corpus) with their true scores for the queries `columns` `[m]`; none twice."""
+        wanted = np.flatnonzero(scores >= self.floor[columns])
+        self._found.append((columns[wanted], pack(scores[wanted], documents[wanted])))
+        self.waiting += len(wanted)
+
+    def merge(self) -> None:
+        """Put what waits among the neighbors."""
+        found, self._found, self.waiting = self._found, [], 0
+        if not found:
+            return
+        columns, keys = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        lengths = np.bincount(columns, minlength=self.real)
+        # Queries by how many pairs they have, so that tables of several are full; some have many times more than most.
+        by_length = np.argsort(lengths, kind="stable")
+        lengths = lengths[by_length]
+        rank = np.empty(self.real, np.uint16)  # 16 bits: a radix sort
+        rank[by_length] = np.arange(self.real)
+        keys = keys[np.argsort(rank[columns], kind="stable")]
+        ends = np.cumsum(lengths)
+        for start, stop in _groups(lengths):
+            low, high = ends[start] - lengths[start], ends[stop - 1]
+            here, rows = lengths[start:stop], by_length[start:stop]
+            table = np.full((stop - start, self.k + int(here[-1])), NOTHING, np.int64)
+            table[:, : self.k] = self.best[rows]
+            table[:, self.k :][np.arange(here[-1]) < here[:, None]] = keys[low:high]
+            table.partition(table.shape[1] - self.k, axis=1)
+            self.best[rows] = table[:, table.shape[1] - self.k :]
+        self._raise_floor()
+
+    def neighbors(self) -> tuple[Float, NDArray[np.int32]]:
+        """(scores, documents), both `[real, k]`, nearest first."""
+        self.merge()
+        self.best.sort(axis=1)
+        return unpack(self.best[:, ::-1])
+
+
+def _groups(lengths: Int) -> Iterator[tuple[int, int]]:
+    """Spans of ascending `lengths` that are alike; those without any pair are left out."""
+    start = int(np.searchsorted(lengths, 1))
+    while start < len(lengths):
+        widest = max(16, int(1.3 * lengths[start]))
+        stop = min(int(np.searchsorted(lengths, widest, "right")), start + max(1, _TABLE // widest))
+        yield start, stop
+        start = stop
+
+
+def pair_products(
+    queries: Float, left: NDArray[np.integer], documents: Float, right: NDArray[np.integer], squared: bool
+) -> Float:
+    """float32 `[m]`: inner products (squared distances) of rows `left` of `queries` with rows `right` of `documents`.
+
+    One function for whole searches and single pairs: their scores are the same, bit for bit.
+    """
+    products = np.empty(len(left), np.float32)
+    pairwise = faiss.pairwise_indexed_L2sqr if squared else faiss.pairwise_indexed_inner_product
+    left, right = (np.ascontiguousarray(rows, np.int64) for rows in (left, right))
+    pairwise(
+        queries.shape[1],
+        len(products),
+        faiss.swig_ptr(queries),
+        faiss.swig_ptr(left),
+        faiss.swig_ptr(documents),
+        faiss.swig_ptr(right),
+        faiss.swig_ptr(products),
+    )
+    return products
+
+
+def pack(scores: Float, documents: Int) -> Int:
+    """One integer a neighbor, larger = better: the score in order-preserving bits, then the lower row first."""
+    # In place as far as it goes: fresh memory costs more than the arithmetic.
+    bits = (scores + np.float32(0)).view(np.int32)  # + 0: minus zero equals zero
+    sign = bits >> 31
+    sign &= np.int32(0x7FFFFFFF)
+    bits ^= sign
+    keys = bits.astype(np.int64)
+    keys <<= 32
+    keys |= 0xFFFFFFFF - documents
+    return keys
+
+
+def unpack(keys: Int) -> tuple[Float, NDArray[np.int32]]:
+    """(scores, documents) of packed neighbors; -inf and -1 where there is none."""
+    bits = (keys >> 32).astype(np.int32)
+    sign = bits >> 31
+    sign &= np.int32(0x7FFFFFFF)
+    bits ^= sign
+    documents = ~keys.astype(np.int32)  # the lower half
+    scores = bits.view(np.float32)
+    missing = keys == NOTHING
+    scores[missing], documents[missing] = -np.inf, -1
+    return scores, documents

@@ -1,0 +1,14 @@
+from hardneg.mining.candidates import Candidates as Candidates
+from hardneg.mining.candidates import Context as Context
+from hardneg.mining.filters.base import Chain as Chain
+from hardneg.mining.filters.base import Filter as Filter
+from hardneg.mining.mined import Mined as Mined
+from hardneg.mining.miner import Miner as Miner
+from hardneg.mining.options import MineOptions as MineOptions
+from hardneg.mining.reopen import Reopened as Reopened
+from hardneg.mining.run import Run as Run
+from hardneg.mining.samplers import Sampler as Sampler
+from hardneg.mining.select import SelectOptions as SelectOptions
+from hardneg.mining.specs import parse_filter as parse_filter
+from hardneg.mining.specs import parse_filters as parse_filters
+from hardneg.mining.specs import parse_sampler as parse_sampler

@@ -1,0 +1,15 @@
+from hardneg.mining.filters.base import KEPT as KEPT
+from hardneg.mining.filters.base import Chain as Chain
+from hardneg.mining.filters.base import Filter as Filter
+from hardneg.mining.filters.base import lowest_scores as lowest_scores
+from hardneg.mining.filters.identity import Distinct as Distinct
+from hardneg.mining.filters.identity import Duplicate as Duplicate
+from hardneg.mining.filters.identity import Empty as Empty
+from hardneg.mining.filters.identity import Group as Group
+from hardneg.mining.filters.identity import Known as Known
+from hardneg.mining.filters.limits import Margin as Margin
+from hardneg.mining.filters.limits import Rank as Rank
+from hardneg.mining.filters.limits import Score as Score
+from hardneg.mining.filters.limits import below_margin as below_margin
+from hardneg.mining.filters.models import CrossEncoder as CrossEncoder
+from hardneg.mining.filters.models import Guide as Guide

@@ -1,0 +1,144 @@
+"""Filters: which candidates may be negatives. Each has a name, and says so for all candidates at once.
+
+A filter is written `name:option=value,...` (see `parse_filter`), chained with `&`, and asked once per
+block of queries. The first filter that rejects a candidate writes its verdict.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.storage.arrays import Float, Mask, members
+
+KEPT = "kept"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Filter(ABC):
+    """Base of all filters: a subclass says which candidates may stay, and has a name.
+
+    Attributes:
+        name: what stands in the verdict.
+        guesses: whether it guesses at relevance; what was judged not relevant is exempt from guesses.
+        only_in_training: for a filter that works only while training: the message that refuses it elsewhere.
+        words: fields that a spec writes without their names, as in `guide:st:NAME,margin=0.1`.
+    """
+
+    name = "filter"
+    guesses = True
+    only_in_training = ""
+    words: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def spec(self) -> str:
+        """How the filter is written: its name, and the fields that differ from their defaults."""
+        written = [each for each in fields(self) if each.repr and getattr(self, each.name) != each.default]
+        changed = [(each.name, getattr(self, each.name)) for each in written]
+        parts = [str(value) for name, value in changed if name in self.words]
+        parts += [f"{name}={value}" for name, value in changed if name not in self.words]
+        return self.name + (":" + ",".join(parts) if parts else "")
+
+    @abstractmethod
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        """bool `[n, K]`, True where the candidate may stay. Where `alive` is False, the answer is not used."""
+
+    def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
+        """bool `[n]`: whether a document further down could pass this filter."""
+        return np.ones(len(candidates.queries), bool)
+
+    def check(self, fingerprints: Mapping[str, Any], force: bool = False) -> dict[str, str]:
+        """Fingerprints of the files that the filter rests on, by name.
+
+        Args:
+            fingerprints: of what the candidates were scored with.
+            force: use a file that was made with another encoder.
+
+        Raises:
+            RunError: such a file was made with another encoder.
+        """
+        return {}
+
+    def notes(self, config: Mapping[str, Any]) -> list[str]:
+        """What people should know of this filter in a selection so configured."""
+        return []
+
+    def false_probability(
+        self, candidates: Candidates, context: Context, columns: NDArray[np.integer] | None = None
+    ) -> Float | None:
+        """float32 `[n, K]`, or `[n, c]` of these columns: P(relevant); None for a filter that gives no probability."""
+        return None
+
+    def __and__(self, other: Filter | Chain) -> Chain:
+        return Chain([self]) & other
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Filters in order."""
+
+    filters: Sequence[Filter]
+
+    def __and__(self, other: Filter | Chain) -> Chain:
+        return Chain([*self.filters, *(other.filters if isinstance(other, Chain) else [other])])
+
+    @property
+    def names(self) -> list[str]:
+        """Verdicts in the order of their codes: `kept`, then each filter's name; a second `margin` is `margin#2`."""
+        names = [KEPT]
+        for f in self.filters:
+            count = sum(name.partition("#")[0] == f.name for name in names)
+            names.append(f.name if count == 0 else f"{f.name}#{count + 1}")
+        return names
+
+    def verdicts(self, candidates: Candidates, context: Context) -> NDArray[np.uint8]:
+        """uint8 `[n, K]`: 0 = kept, i = rejected by the filter number i; meaningless where there is no document."""
+        verdicts = np.zeros(candidates.documents.shape, np.uint8)
+        alive = candidates.real.copy()
+        judged: Mask | None = None
+        for code, f in enumerate(self.filters, 1):
+            rejected = alive & ~f.keep(candidates, context, alive)
+            if f.guesses and rejected.any():
+                if judged is None:
+                    judged = members(candidates.documents, context.pairs.judged_negatives.take(candidates.queries))
+                rejected &= ~judged
+            verdicts[rejected] = code
+            alive &= ~rejected
+        return verdicts
+
+    def check(self, fingerprints: Mapping[str, Any], force: bool = False) -> dict[str, str]:
+        """What each filter's `check` gives, together."""
+        return {name: sha256 for f in self.filters for name, sha256 in f.check(fingerprints, force).items()}
+
+    def notes(self, config: Mapping[str, Any]) -> list[str]:
+        """What people should know of the filters in a selection so configured."""
+        return [note for f in self.filters for note in f.notes(config)]
+
+    def false_probability(self, candidates: Candidates, context: Context, columns: NDArray[np.integer]) -> Float | None:
+        """float32 `[n, c]`: how likely the candidates in these columns are relevant, by the last filter that knows."""
+        for f in reversed(self.filters):
+            found = f.false_probability(candidates, context, columns)
+            if found is not None:
+                return found
+        return None
+
+    def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
+        """bool `[n]`: whether searching deeper could find documents that pass every filter."""
+        more = np.ones(len(candidates.queries), bool)
+        for f in self.filters:
+            more &= f.more_may_pass(candidates)
+        return more
+
+
+def lowest_scores(scores: Float) -> Float:
+    """float32 `[n]`: the lowest real score of each row of `[n, p]`; NaN where there is none (all -inf)."""
+    if scores.shape[1] == 0:
+        return np.full(len(scores), np.nan, np.float32)
+    lowest: Float = np.where(np.isneginf(scores), np.float32(np.inf), scores).min(1)
+    return np.where(np.isposinf(lowest), np.float32(np.nan), lowest)

@@ -1,0 +1,135 @@
+"""Filters by what a document is: a known positive, empty, a copy, or of the query's group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hardneg.errors import UsageError
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.filters.base import Filter
+from hardneg.mining.spec_options import SpecOptions
+from hardneg.storage.arrays import Mask, Ragged, members
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known(Filter):
+    """Rejects the known positives of the query, and those of every query with the same text."""
+
+    name = "known"
+    guesses = False
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        return ~members(candidates.documents, context.known.take(candidates.queries))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Empty(Filter):
+    """Rejects documents without text."""
+
+    name = "empty"
+    guesses = False
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        kept: Mask = (context.pairs.document_keys != 0)[candidates.documents]
+        return kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class Duplicate(Filter):
+    """Rejects copies of a positive or of the query itself.
+
+    `near=None`: equal text after unicode (NFKC), case and white-space folding, with or without the title.
+    `near=x`: an embedding score of at least x with a positive or with the query.
+    """
+
+    name = "duplicate"
+    guesses = False
+    near: float | None = None
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        if self.near is not None:
+            return self._keep_near(candidates, context, self.near)
+        pairs = context.pairs
+        known = context.known.take(candidates.queries)
+        rows = known.row_numbers()
+        n = len(candidates.queries)
+        own = pairs.query_keys[candidates.queries]
+        rows = np.concatenate([rows, np.arange(n)])
+        copies = np.zeros(candidates.documents.shape, bool)
+        # Bodies count as well as whole documents: another title does not make it another text.
+        for keys in (pairs.document_keys, pairs.body_keys) if context.titled else (pairs.document_keys,):
+            values = np.concatenate([keys[known.values], own])
+            copies |= members(keys[candidates.documents], Ragged.from_pairs(rows[values != 0], values[values != 0], n))
+        return ~copies
+
+    def _keep_near(self, candidates: Candidates, context: Context, near: float) -> Mask:
+        keep: Mask = candidates.scores < near
+        positives = context.known.take(candidates.queries).padded()
+        for j in range(positives.shape[1]):
+            rows = np.flatnonzero(positives[:, j] >= 0)
+            anchors = np.asarray(context.index.documents[positives[rows, j]], np.float32)
+            keep[rows] &= context.index.pair_scores(anchors, candidates.documents[rows]) < near
+        return keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distinct(Filter):
+    """Rejects a document whose text (folded) stands nearer to the query already, under another id."""
+
+    name = "distinct"
+    guesses = False
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        keys = np.where(alive, context.pairs.document_keys[candidates.documents], -1)
+        order = np.argsort(keys, axis=1, kind="stable")
+        ordered = np.take_along_axis(keys, order, axis=1)
+        again = np.zeros(keys.shape, bool)
+        again[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
+        keep = np.ones(keys.shape, bool)
+        np.put_along_axis(keep, order, ~again, axis=1)
+        return keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group(Filter):
+    """Rejects documents of the query's group or of a group of its positives; no group, no verdict."""
+
+    name = "group"
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        pairs = context.pairs
+        if pairs.document_groups is None or pairs.query_groups is None:
+            raise UsageError(
+                "the filter 'group' needs groups: a column 'group' or 'label' (--group-column), or groups.tsv in a BEIR folder"
+            )
+        known = context.known.take(candidates.queries)
+        own = pairs.query_groups[candidates.queries]
+        rows = np.concatenate([known.row_numbers(), np.arange(len(own))])
+        values = np.concatenate([pairs.document_groups[known.values], own])
+        groups = Ragged.from_pairs(rows[values >= 0], values[values >= 0], len(own))
+        return ~members(pairs.document_groups[candidates.documents], groups)
+
+
+def known_from_spec(v: SpecOptions) -> Filter:
+    return Known()
+
+
+def empty_from_spec(v: SpecOptions) -> Filter:
+    return Empty()
+
+
+def duplicate_from_spec(v: SpecOptions) -> Filter:
+    if v.words == ["text"]:
+        v.words.clear()
+    near = v.number("near")
+    return Duplicate(near=near)
+
+
+def distinct_from_spec(v: SpecOptions) -> Filter:
+    return Distinct()
+
+
+def group_from_spec(v: SpecOptions) -> Filter:
+    return Group()

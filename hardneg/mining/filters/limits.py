@@ -1,0 +1,105 @@
+"""Filters by rank and score."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.errors import UsageError
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.filters.base import Filter
+from hardneg.mining.spec_options import SpecOptions
+from hardneg.storage.arrays import Float, Mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank(Filter):
+    """Keeps ranks from `min` to `max`; rank 1 is the nearest document, known positives counted."""
+
+    name = "rank"
+    min: int = 1
+    max: int | None = None
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        ranks = candidates.ranks
+        inside = ranks >= self.min if self.max is None else (ranks >= self.min) & (ranks <= self.max)
+        return np.broadcast_to(inside, candidates.documents.shape)
+
+    def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
+        more = self.max is None or candidates.documents.shape[1] < self.max
+        return np.full(len(candidates.queries), more)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score(Filter):
+    """Keeps scores from `min` to `max`."""
+
+    name = "score"
+    min: float = -math.inf
+    max: float = math.inf
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        kept: Mask = (candidates.scores >= np.float32(self.min)) & (candidates.scores <= np.float32(self.max))
+        return kept
+
+    def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
+        more: Mask = candidates.scores[:, -1] >= np.float32(self.min)
+        return more
+
+
+def below_margin(scores: Float, positive: Float, absolute: float | None, relative: float | None) -> Mask:
+    """bool like `scores`: at least a margin below the positive's score (NV-Retriever, arXiv 2407.15831).
+
+    `absolute`: s <= p - absolute. `relative`: s <= p - |p| * relative, which asks for a lower score
+    whatever the sign of p. A NaN positive (there is none) rejects nothing.
+    """
+    keep: Mask = np.ones(np.broadcast_shapes(scores.shape, positive.shape), bool)
+    if absolute is not None:
+        keep &= ~(scores > positive - np.float32(absolute))
+    if relative is not None:
+        keep &= ~(scores > positive - np.abs(positive) * np.float32(relative))
+    return keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margin(Filter):
+    """Keeps what scores a margin below the query's positive; several positives: the lowest counts.
+
+    Queries without a positive have no margin: all their candidates stay.
+    """
+
+    name = "margin"
+    absolute: float | None = None
+    relative: float | None = None
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        return below_margin(candidates.scores, candidates.positive_scores[:, None], self.absolute, self.relative)
+
+
+def rank_from_spec(v: SpecOptions) -> Filter:
+    low, high = v.integer("min", 1, 1), v.integer("max", None, 1)
+    assert low is not None
+    if high is not None and high < low:
+        raise UsageError(f"filter {v.spec!r}: max is below min")
+    return Rank(min=low, max=high)
+
+
+def score_from_spec(v: SpecOptions) -> Filter:
+    low, high = v.number("min"), v.number("max")
+    v.no_other_options()
+    if low is None and high is None:
+        raise UsageError(f"filter {v.spec!r}: give min=, max= or both")
+    if low is not None and high is not None and high < low:
+        raise UsageError(f"filter {v.spec!r}: max is below min")
+    return Score(min=-math.inf if low is None else low, max=math.inf if high is None else high)
+
+
+def margin_from_spec(v: SpecOptions) -> Filter:
+    absolute, relative = v.number("absolute", low=0), v.number("relative", low=0)
+    v.no_other_options()
+    if absolute is None and relative is None:
+        raise UsageError(f"filter {v.spec!r}: give absolute=, relative= or both, as in margin:relative=0.05")
+    return Margin(absolute=absolute, relative=relative)

@@ -1,0 +1,74 @@
+"""Filters that ask another model: a guide encoder or a cross-encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hardneg.errors import UsageError
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.cross_encoder import cross_encoder_scores
+from hardneg.mining.filters.base import Filter, lowest_scores
+from hardneg.mining.filters.limits import below_margin
+from hardneg.mining.spec_options import SpecOptions
+from hardneg.storage.arrays import Mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guide(Filter):
+    """Keeps what a guide model, too, finds less relevant than the positive (GISTEmbed, arXiv 2402.16829)."""
+
+    name = "guide"
+    words = ("model",)
+    model: str
+    margin: float = 0.0
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        if context.embed is None:
+            raise UsageError("the filter 'guide' needs the texts of the dataset: mine with a dataset that has them")
+        vectors, index = context.embed(self.model)
+        queries = np.asarray(vectors[candidates.queries], np.float32)
+        scores = index.pair_scores(queries, np.where(alive, candidates.documents, -1))
+        positives = lowest_scores(index.pair_scores(queries, context.pairs.positives.take(candidates.queries).padded()))
+        return below_margin(scores, positives[:, None], self.margin, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEncoder(Filter):
+    """Keeps what a cross-encoder finds not relevant (denoising of RocketQA, arXiv 2010.08191).
+
+    `max`: the highest score that may stay. `margin`: how far below the lowest positive's score it has
+    to be. `model`: see `cross_encoder_scores`.
+    """
+
+    name = "cross-encoder"
+    words = ("model",)
+    model: str
+    max: float | None = None
+    margin: float | None = None
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        scores = cross_encoder_scores(
+            context, self.model, candidates.queries, np.where(alive, candidates.documents, -1)
+        )
+        keep: Mask = scores <= (np.inf if self.max is None else np.float32(self.max))
+        if self.margin is not None:
+            known = context.pairs.positives.take(candidates.queries).padded()
+            positive = lowest_scores(cross_encoder_scores(context, self.model, candidates.queries, known))
+            keep &= below_margin(scores, positive[:, None], self.margin, None)
+        return keep
+
+
+def guide_from_spec(v: SpecOptions) -> Filter:
+    margin = v.number("margin", 0.0)
+    assert margin is not None
+    return Guide(model=v.word("the guide model, as in guide:st:NAME"), margin=margin)
+
+
+def cross_encoder_from_spec(v: SpecOptions) -> Filter:
+    high, margin = v.number("max"), v.number("margin", low=0)
+    v.no_other_options()
+    if high is None and margin is None:
+        raise UsageError(f"filter {v.spec!r}: give max=, margin= or both")
+    return CrossEncoder(model=v.word("the model, as in cross-encoder:NAME,max=0.3"), max=high, margin=margin)

@@ -1,0 +1,100 @@
+"""Mined candidates in memory, ready to be drawn from: of a run, or of a generation that is built while training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.data.pairs import Pairs
+from hardneg.errors import UsageError
+from hardneg.index.base import Neighbors
+from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.filters.base import Chain
+from hardneg.mining.reopen import Reopened
+from hardneg.mining.run import Run
+from hardneg.storage.arrays import Float, Mask, members
+
+_ROWS = 4096  # queries that are filtered at once
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Candidates of every query of a dataset, and which of them may be negatives.
+
+    Attributes:
+        documents: int32 `[n, K]`, rows of the corpus, nearest first; -1 where there are fewer.
+        scores: float32 `[n, K]`; -inf where there is none.
+        positive_scores: float32 `[n]`, the lowest positive's; NaN without one.
+        kept: bool `[n, K]`.
+    """
+
+    documents: NDArray[np.int32]
+    scores: Float
+    positive_scores: Float
+    kept: Mask
+
+    @classmethod
+    def of_run(cls, run: Run) -> Mined:
+        """What a run kept: more than its negatives, so that every epoch can draw others."""
+        parts = list(Reopened(run))
+        width = max((part.kept.shape[1] for part in parts), default=0)
+
+        def wide(table: NDArray[np.generic], fill: float) -> NDArray[np.generic]:
+            return np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=fill)
+
+        return cls(
+            np.concatenate([wide(part.candidates.documents, -1) for part in parts]).astype(np.int32),
+            np.concatenate([wide(part.candidates.scores, -np.inf) for part in parts]).astype(np.float32),
+            np.concatenate([part.candidates.positive_scores for part in parts]),
+            np.concatenate([wide(part.kept, False) for part in parts]).astype(bool),
+        )
+
+    @classmethod
+    def of_neighbors(
+        cls, neighbors: Neighbors, ids: NDArray[np.int64], pairs: Pairs, context: Context | None = None,
+        chain: Chain | None = None,
+    ) -> Mined:  # fmt: skip
+        """What a generation found for the queries of `pairs` (`generation.neighbors`, `generation.ids`).
+
+        Args:
+            neighbors: of every query.
+            ids: int64, the document (row of the corpus) that each row of the generation is.
+            pairs: the dataset: known positives are never kept.
+            context, chain: filters, and what they look at; None: only what is known.
+        """
+        if len(neighbors.documents) != len(pairs):
+            raise UsageError(f"neighbors of {len(neighbors.documents):,} queries for a dataset of {len(pairs):,}")
+        found = neighbors.documents
+        documents = np.where(found >= 0, ids[found], -1).astype(np.int32)
+        real = documents >= 0
+        positives = pairs.positives.padded()
+        lowest = np.full(len(pairs), np.nan, np.float32)
+        # A positive that was found has its score here; of one that was not, it is below the last.
+        for j in range(positives.shape[1]):
+            match = (documents == positives[:, j, None]) & (positives[:, j, None] >= 0)
+            score = np.where(match.any(1), np.take_along_axis(neighbors.scores, match.argmax(1)[:, None], 1)[:, 0],
+                             neighbors.scores[:, -1])  # fmt: skip
+            lowest = np.where(positives[:, j] >= 0, np.fmin(lowest, score), lowest)
+        kept = real & ~members(documents, pairs.known_positives())
+        mined = cls(documents, neighbors.scores, lowest, kept)
+        if chain is None:
+            return mined
+        if context is None:
+            raise UsageError("filters need a context to look at")
+        return mined.filtered(chain, context)
+
+    def filtered(self, chain: Chain, context: Context) -> Mined:
+        """Without what the chain rejects."""
+        kept = self.kept.copy()
+        for start in range(0, len(kept), _ROWS):
+            rows = np.arange(start, min(start + _ROWS, len(kept)))
+            kept[rows] &= chain.verdicts(self.candidates(rows), context) == 0
+        return replace(self, kept=kept)
+
+    def candidates(self, rows: NDArray[np.integer]) -> Candidates:
+        """Of these queries."""
+        queries = rows.astype(np.int64)
+        empty = np.empty((len(rows), 0), np.float32)
+        return Candidates(queries, self.documents[rows], self.scores[rows], self.positive_scores[rows], empty)

@@ -1,0 +1,73 @@
+"""The words and options of one spec: `guide:st:NAME,margin=0.1` has the word `st:NAME` and the option `margin`."""
+
+from __future__ import annotations
+
+import math
+
+from hardneg.errors import UsageError, suggestion
+
+Options = dict[str, str]
+
+
+def split_spec(spec: str, what: str) -> tuple[str, list[str], Options]:
+    """`name:word,key=value` -> (name, words, options)."""
+    name, _, rest = spec.strip().partition(":")
+    words: list[str] = []
+    options: Options = {}
+    for item in [part.strip() for part in rest.split(",") if part.strip()]:
+        key, equals, value = item.partition("=")
+        if not equals:
+            words.append(item)
+        elif key in options:
+            raise UsageError(f"{what} {spec!r}: {key!r} is given twice")
+        else:
+            options[key] = value
+    return name, words, options
+
+
+class SpecOptions:
+    """Typed access to the words and options of one spec; `done` refuses what nobody asked for."""
+
+    def __init__(self, spec: str, what: str, words: list[str], options: Options) -> None:
+        self.spec, self.what, self.words, self.options = spec, what, list(words), dict(options)
+        self.asked: list[str] = []
+
+    def number(
+        self, key: str, default: float | None = None, low: float = -math.inf, high: float = math.inf
+    ) -> float | None:
+        self.asked.append(key)
+        if key not in self.options:
+            return default
+        text = self.options.pop(key)
+        try:
+            value = float(text)
+        except ValueError:
+            raise UsageError(f"{self.what} {self.spec!r}: {key}={text!r} is not a number") from None
+        if not math.isfinite(value) or not low <= value <= high:
+            bounds = f"{low:g} or more" if high == math.inf else f"{low:g} to {high:g}"
+            raise UsageError(
+                f"{self.what} {self.spec!r}: {key}={text} must be {bounds if low > -math.inf else 'a finite number'}"
+            )
+        return value
+
+    def integer(self, key: str, default: int | None, low: int) -> int | None:
+        value = self.number(key, default, low)
+        if value is not None and value != int(value):
+            raise UsageError(f"{self.what} {self.spec!r}: {key} must be a whole number")
+        return None if value is None else int(value)
+
+    def word(self, needed: str) -> str:
+        if not self.words:
+            raise UsageError(f"{self.what} {self.spec!r}: {needed} is missing")
+        return self.words.pop(0)
+
+    def no_other_options(self) -> None:
+        for key in self.options:
+            raise UsageError(
+                f"{self.what} {self.spec!r}: there is no option {key!r}.{suggestion(key, self.asked) if self.asked else ''}"
+            )
+
+    def done(self) -> None:
+        self.no_other_options()
+        for word in self.words:
+            raise UsageError(f"{self.what} {self.spec!r}: {word!r} is not understood; options are written key=value")

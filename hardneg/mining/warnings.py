@@ -1,0 +1,35 @@
+"""What was noticed in a dataset, in words."""
+
+from __future__ import annotations
+
+from hardneg.data.pairs import Pairs
+from hardneg.mining.filters.identity import Group
+from hardneg.mining.options import MineOptions
+from hardneg.mining.specs import parse_filters
+
+
+def warnings(pairs: Pairs, options: MineOptions) -> list[str]:
+    """What was noticed in the dataset, in words."""
+    notes = pairs.notes
+    said = {
+        "empty_query_texts": "{} queries have an empty text: they were mined all the same",
+        "empty_document_texts": "{} documents have an empty text: the filter 'empty' keeps them from being negatives",
+        "repeated_query_rows": "{} rows repeat a query: their positives were put together",
+        "repeated_document_rows": "{} rows repeat a document: it counts once",
+        "skipped_unknown_judgements": "{} judgements name unknown ids and were skipped",
+        "query_group_conflicts": "{} queries stand under several groups: the first counts",
+        "document_group_conflicts": "{} documents stand under several groups: the first counts",
+        "group_ids_of_a_query_and_a_document": "{} ids in groups.tsv name a query and a document: the group was given to both",
+        "groups_of_unknown_ids": "{} lines of groups.tsv name unknown ids",
+    }
+    chain = parse_filters(options.filters, options.default_filters)
+    found = chain.notes(options.to_json())
+    found += [text.format(f"{notes[name]:,}") for name, text in said.items() if notes.get(name)]
+    alone = int((pairs.positives.lengths == 0).sum())
+    if alone:
+        found.append(f"{alone:,} queries have no positive: margins and guides do not apply to them")
+    if pairs.document_groups is not None and not any(isinstance(f, Group) for f in chain.filters):
+        found.append(
+            "the dataset has groups that no filter uses: --filter group rejects documents of the query's group"
+        )
+    return found

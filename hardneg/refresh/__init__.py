@@ -1,0 +1,5 @@
+"""An index that is rebuilt while the encoder is trained."""
+
+from hardneg.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(__name__, __file__)

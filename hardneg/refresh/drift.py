@@ -1,0 +1,92 @@
+"""A refresh that encodes a part of the corpus and moves the rest.
+
+While an encoder is trained its whole space turns and stretches, and most of that is one linear map: it is learned
+from a random part that is encoded anew and applied to the vectors that are not (compare the drift compensation of
+Yu et al. 2020, Semantic Drift Compensation for Class-Incremental Learning, which shifts by averages). The rest of
+the budget goes to the documents that are retrieved most. What that is worth is in benchmarks/RESULTS.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.storage.arrays import Int
+
+_RANDOM = 0.25  # of the documents that are encoded: chosen at random, to learn the map from
+
+_LEAST = 512  # of them
+
+_RIDGE = 0.01  # weight of staying where it was, in units of the mean squared length of the sample's components
+
+_ROWS = 16384  # moved at once
+
+
+def rows_to_encode(share: float, old: Int, encoded_at: Int, retrieved: Int, seed: int) -> tuple[Int, Int]:
+    """Which documents to encode anew.
+
+    Args:
+        share: of all.
+        old: int64 `[N]`, their rows in the generation before, -1 for new ones.
+        encoded_at: int64 `[M]`, the step at which each row of that generation was last encoded.
+        retrieved: int64 `[M]`, how often each was among the neighbors of a query.
+        seed: of the random part.
+
+    Returns:
+        (rows, ascending: all that are new, a random part, and the most retrieved, longest not encoded first;
+        those of the random part).
+    """
+    known = np.flatnonzero(old >= 0)
+    generator = np.random.default_rng(seed)
+    count = max(round(share * len(old)), min(len(known), _LEAST))
+    size = min(len(known), max(_LEAST, round(_RANDOM * count)))
+    sampled = np.sort(generator.choice(known, size, replace=False))
+    rest = np.setdiff1d(known, sampled)
+    order = np.lexsort((encoded_at[old[rest]], -retrieved[old[rest]]))
+    room = max(0, count - size - int((old < 0).sum()))
+    return np.unique(np.concatenate([np.flatnonzero(old < 0), sampled, rest[order[:room]]])), sampled
+
+
+def compensate(
+    vectors: NDArray[np.floating], encoded: Int, fresh: NDArray[np.floating], trial: Int, rest: Int
+) -> tuple[NDArray[Any], float]:
+    """Old vectors moved to where the encoder now is.
+
+    Args:
+        vectors: `[N, d]` of the generation before.
+        encoded: its rows that were encoded anew, to `fresh` `[m, d]`.
+        trial: some of the positions in `encoded`, chosen at random: what a map learned from the others is tried on.
+        rest: rows to move, `[r]`.
+
+    Returns:
+        (float32 `[r, d]`; 1 - mean cosine of moved and fresh vectors in the trial).
+    """
+    before, after = (np.asarray(v, np.float64) for v in (vectors[encoded], fresh))
+    learned = np.ones(len(before), bool)
+    learned[trial] = False
+    error = 0.0
+    if learned.any() and not learned.all():
+        tried = before[trial] @ _linear_map(before[learned], after[learned])
+        norms = np.linalg.norm(tried, axis=1) * np.linalg.norm(after[trial], axis=1)
+        error = float(1 - ((tried * after[trial]).sum(1) / np.maximum(norms, 1e-30)).mean())
+    moving = _linear_map(before, after).astype(np.float32)
+    # A ridge shrinks; lengths are those of before, times what lengths of the sample have changed by.
+    stretch = np.linalg.norm(after, axis=1).mean() / max(np.linalg.norm(before, axis=1).mean(), 1e-30)
+    out = np.empty((len(rest), vectors.shape[1]), np.float32)
+    for start in range(0, len(rest), _ROWS):
+        old = np.asarray(vectors[rest[start : start + _ROWS]], np.float32)
+        moved = old @ moving
+        lengths = np.linalg.norm(old, axis=1) * stretch / np.maximum(np.linalg.norm(moved, axis=1), 1e-30)
+        out[start : start + _ROWS] = moved * lengths[:, None].astype(np.float32)
+    return out, error
+
+
+def _linear_map(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`[d, d]` W that minimises |before W - after|^2 + r |W - 1|^2: ridge regression drawn towards no change."""
+    dimension = before.shape[1]
+    weight = _RIDGE * float((before**2).sum()) / dimension + 1e-12
+    identity = weight * np.eye(dimension)
+    solved: NDArray[np.float64] = np.linalg.solve(before.T @ before + identity, before.T @ after + identity)
+    return solved

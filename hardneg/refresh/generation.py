@@ -1,0 +1,328 @@
+"""One build of the index: vectors, neighbors, and which encoder they come from."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.errors import DataError, RunError, UsageError, first_few, suggestion
+from hardneg.index.base import Index, Neighbors
+from hardneg.index.factory import make_index
+from hardneg.index.files import load_index, save_index, vectors_checksum
+from hardneg.index.recall import Recall
+from hardneg.refresh.drift import compensate, rows_to_encode
+from hardneg.registry import spec_of
+from hardneg.storage.arrays import Int
+from hardneg.storage.files import read_array, read_json, write_array, write_json
+from hardneg.storage.vectors import PRECISIONS
+
+SCHEMA = "hardneg-generation-1"
+
+
+_CHUNK = 1024  # items encoded at once; between two, a build can be stopped
+
+# encode(items, side) gives float [n, d]; side is "document" or "query".
+Encode = Callable[[Sequence[Any], str], NDArray[np.floating]]
+
+
+class Items(Protocol):
+    """Texts, images, or whatever the encoder takes."""
+
+    def take(self, rows: Int) -> Sequence[Any]:
+        """The items in these rows."""
+        ...
+
+
+class Stopped(Exception):
+    """A build was told to stop."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How generations are made.
+
+    Attributes:
+        index, metric, recall, threads, seed, device: see `make_index`.
+        depth: neighbors mined for every query, and k of the recall.
+        precision: of the stored vectors, `float16` or `float32`.
+        share: of the documents that a refresh encodes anew, 1: all. The others' vectors are carried over, moved as
+            `carry` says.
+    """
+
+    index: str | Callable[[Any, str], Index] = "auto"
+    metric: str = "cosine"
+    recall: float = 0.95
+    depth: int = 100
+    precision: str = "float16"
+    share: float = 1.0
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise UsageError(f"unknown precision {self.precision!r}.{suggestion(self.precision, PRECISIONS)}")
+        if not 0 < self.share <= 1:
+            raise UsageError(f"share={self.share} must be above 0 and at most 1")
+        if not isinstance(self.index, str) and isinstance(self.index, Index) and not isinstance(self.index, type):
+            raise UsageError(
+                "the vectors change with every generation: give an index by name, or a function that builds one"
+            )
+        if self.depth < 1 or self.threads < 1:
+            raise UsageError("depth and threads must be 1 or more")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; a function that builds the index is named."""
+        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "index": spec_of(self.index)}
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One build of the index. Never changed: who holds it can go on reading while the next one takes its place.
+
+    Attributes:
+        number: 0 is the first.
+        step: of the encoder that made the vectors.
+        ids: int64 `[N]`, the caller's numbers of the documents.
+        vectors: `[N, d]`, as float16 or float32.
+        index: over the vectors.
+        recall: of the index.
+        neighbors: of every query, int32 rows (of `ids`) and float32 scores `[n, depth]`, if there are queries.
+        seconds: of `encode`, `build` and `search`.
+        checksum: of the vectors, see `vectors_checksum`.
+        encoded_at: int64 `[N]`, the encoder's step when each document was last encoded; below `step` for those
+            whose vectors were carried over.
+        compensation_error: 1 - mean cosine of carried and fresh vectors, measured on documents that the map was not made
+            from; 0 when everything was encoded.
+    """
+
+    number: int
+    step: int
+    ids: Int
+    vectors: NDArray[np.floating]
+    index: Index
+    recall: Recall
+    neighbors: Neighbors | None
+    checksum: str
+    encoded_at: Int
+    compensation_error: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def dimension(self) -> int:
+        return int(self.vectors.shape[1])
+
+    def rows_of(self, ids: NDArray[np.integer]) -> Int:
+        """int64 rows of these documents, -1 for those that this generation does not have."""
+        order = np.argsort(self.ids, kind="stable")
+        place = np.searchsorted(self.ids[order], ids).clip(max=len(order) - 1)
+        rows = order[place]
+        return np.where(self.ids[rows] == ids, rows, -1)
+
+    def times_retrieved(self) -> Int:
+        """int64 `[N]`: how often each document is among the neighbors of a query."""
+        if self.neighbors is None:
+            return np.zeros(len(self.ids), np.int64)
+        found = self.neighbors.documents
+        return np.bincount(found[found >= 0], minlength=len(self.ids))
+
+    def search(self, queries: NDArray[np.floating], k: int) -> Neighbors:
+        """As `Index.search`: rows of `ids`."""
+        return self.index.search(queries, k)
+
+
+def encode_rows(
+    encode: Encode, items: Items, rows: Int, names: Int, side: str, precision: str, stop: Callable[[], bool]
+) -> NDArray[Any]:
+    """`[n, d]` vectors of the items in these rows, checked; raises Stopped as soon as `stop()` says so.
+
+    Raises:
+        DataError: the encoder returned another shape, or NaN or infinite values; the `names` are told.
+    """
+    out: NDArray[Any] | None = None
+    for start in range(0, len(rows), _CHUNK):
+        if stop():
+            raise Stopped
+        here = slice(start, min(start + _CHUNK, len(rows)))
+        count = here.stop - here.start
+        vectors = np.asarray(encode(items.take(rows[here]), side))
+        if vectors.ndim != 2 or len(vectors) != count or (out is not None and vectors.shape[1] != out.shape[1]):
+            expected = f"[{count}, {'d' if out is None else out.shape[1]}]"
+            raise DataError(
+                f"the encoder returned shape {list(vectors.shape)} for {count:,} items, expected {expected}"
+            )
+        if out is None:
+            out = np.empty((len(rows), vectors.shape[1]), precision)
+        with np.errstate(over="ignore"):
+            out[here] = vectors
+        bad = ~np.isfinite(out[here]).all(1)
+        if bad.any():
+            raise DataError(
+                f"the encoder returned NaN or infinite values (as {precision}) for {int(bad.sum()):,} of {count:,} items, "
+                f"{side} ids {first_few(names[rows[here]][bad])}: has training diverged?"
+            )
+    if out is None:
+        raise DataError(f"there are no items to encode as {side}")
+    return out
+
+
+@dataclass(frozen=True)
+class Order:
+    """A generation to be made.
+
+    Attributes:
+        documents, ids: the corpus.
+        queries: (items, how many) that neighbors are mined for.
+        number, step: of the generation.
+        before: the one that it takes the place of.
+    """
+
+    documents: Items
+    ids: Int
+    queries: tuple[Items, int] | None
+    number: int
+    step: int
+    before: Generation | None = None
+
+
+def build(recipe: Recipe, order: Order, encode: Encode, stop: Callable[[], bool]) -> Generation:
+    """Encode, index, and mine the neighbors of every query; raises Stopped, or DataError for what the encoder gives."""
+    seconds: dict[str, float] = {}
+    last = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        seconds[stage], last = round(now - last, 4), now
+        if stop():
+            raise Stopped
+
+    vectors, encoded_at, compensation_error = _document_vectors(recipe, order, encode, stop)
+    asked = None
+    if order.queries is not None:
+        rows = np.arange(order.queries[1])
+        asked = encode_rows(encode, order.queries[0], rows, rows, "query", recipe.precision, stop)
+    lap("encode")
+    depth = min(recipe.depth, len(order.ids))
+    index, recall = make_index(
+        recipe.index, vectors, recipe.metric, queries=asked, k=depth, recall=recipe.recall, seed=recipe.seed,
+        threads=recipe.threads, device=recipe.device,
+    )  # fmt: skip
+    lap("build")
+    neighbors = None if asked is None else index.search(asked, depth)
+    lap("search")
+    return Generation(
+        order.number, order.step, order.ids, vectors, index, recall, neighbors, vectors_checksum(vectors), encoded_at,
+        compensation_error, seconds,
+    )  # fmt: skip
+
+
+def _document_vectors(
+    recipe: Recipe, order: Order, encode: Encode, stop: Callable[[], bool]
+) -> tuple[NDArray[Any], Int, float]:
+    """(vectors, the steps they were encoded at, the error of those that were carried over)."""
+    before, ids = order.before, order.ids
+    at = np.full(len(ids), order.step)
+    if before is None or recipe.share == 1:
+        rows, old = np.arange(len(ids)), None
+    else:
+        old = before.rows_of(ids)
+        rows, sampled = rows_to_encode(
+            recipe.share, old, before.encoded_at, before.times_retrieved(), recipe.seed + order.number
+        )
+    fresh = encode_rows(encode, order.documents, rows, ids, "document", recipe.precision, stop)
+    if before is not None and fresh.shape[1] != before.dimension:
+        raise DataError(
+            f"the encoder now gives vectors of {fresh.shape[1]} dimensions, generation {before.number} has "
+            f"{before.dimension}: a changed model needs an index of its own"
+        )
+    if before is None or old is None or len(rows) == len(ids):
+        return fresh, at, 0.0
+    rest = np.setdiff1d(np.arange(len(ids)), rows)
+    known = np.flatnonzero(old[rows] >= 0)
+    trial = np.searchsorted(rows[known], sampled[::5])
+    moved, error = compensate(before.vectors, old[rows[known]], fresh[known], trial, old[rest])
+    vectors = np.empty((len(ids), fresh.shape[1]), fresh.dtype)
+    vectors[rows], vectors[rest] = fresh, moved
+    at[rest] = before.encoded_at[old[rest]]
+    return vectors, at, error
+
+
+def save_generation(generation: Generation, folder: Path) -> None:
+    """Write a generation: its arrays, its index, and `generation.json` with a SHA-256 of every array."""
+    arrays: dict[str, NDArray[Any]] = {name: getattr(generation, name) for name in ("ids", "vectors", "encoded_at")}
+    if generation.neighbors is not None:
+        arrays |= {"scores": generation.neighbors.scores, "neighbours": generation.neighbors.documents}
+    files = {f"{name}.npy": write_array(folder / f"{name}.npy", array) for name, array in arrays.items()}
+    save_index(generation.index, folder / "index")
+    head = {name: getattr(generation, name) for name in ("number", "step", "checksum", "seconds")}
+    head["carry_error"] = generation.compensation_error  # the name in files since version 0.1
+    write_json(
+        folder / "generation.json", {"schema": SCHEMA, **head, "recall": asdict(generation.recall), "files": files}
+    )
+
+
+def save_once(generation: Generation, folder: Path) -> str:
+    """Write a generation into a folder of its own in `folder`, unless it is there already; returns its name."""
+    name = f"generation-{generation.number}-{generation.checksum[:12]}"
+    if not (folder / name / "generation.json").exists():  # written last
+        save_generation(generation, folder / name)
+    return name
+
+
+def load_saved(folder: Path, name: Any, recipe: Recipe) -> Generation:
+    """A generation that `save_once` wrote; RunError when it is missing, damaged or another than its name says."""
+    if not re.fullmatch(r"generation-\d+-[0-9a-f]{12}", str(name)):
+        raise RunError(f"{folder}: {name!r} is no name of a generation: start anew")
+    generation = load_generation(
+        folder / name, recipe.threads, recipe.device, None if isinstance(recipe.index, str) else recipe.index
+    )
+    if name != f"generation-{generation.number}-{generation.checksum[:12]}":
+        raise RunError(f"{folder / name} holds another generation than its name says: start anew")
+    return generation
+
+
+def load_generation(
+    folder: Path, threads: int | None = None, device: str = "cpu", build: Callable[[Any, str], Index] | None = None
+) -> Generation:
+    """A generation that `save_generation` wrote; RunError when it is missing, damaged or foreign."""
+    head = read_json(folder / "generation.json")
+    files = head.get("files")
+    if (
+        head.get("schema") != SCHEMA
+        or not isinstance(files, dict)
+        or not {"ids.npy", "vectors.npy", "encoded_at.npy"} <= set(files)
+    ):
+        raise RunError(f"{folder / 'generation.json'} does not describe a generation: refresh the index anew")
+    names = ("ids", "vectors", "encoded_at", "scores", "neighbours")
+    arrays = {n: read_array(folder / f"{n}.npy", files[f"{n}.npy"]) for n in names if f"{n}.npy" in files}
+    vectors, ids = arrays["vectors"], arrays["ids"]
+    if (
+        vectors.ndim != 2
+        or not ids.shape == arrays["encoded_at"].shape == (len(vectors),)
+        or vectors_checksum(vectors) != head.get("checksum")
+    ):
+        raise RunError(f"{folder}: ids and vectors do not belong together: refresh the index anew")
+    neighbors = None
+    if "scores" in arrays and "neighbours" in arrays:
+        near = arrays["neighbours"]
+        if near.shape != arrays["scores"].shape or near.size == 0 or near.min() < -1 or near.max() >= len(ids):
+            raise RunError(f"{folder}: the neighbors name documents that there are not: refresh the index anew")
+        neighbors = Neighbors(arrays["scores"], near)
+    index = load_index(folder / "index", vectors, threads=threads, device=device, build=build)
+    try:
+        recall = Recall(**head["recall"])
+        number, step = int(head["number"]), int(head["step"])
+    except (KeyError, TypeError, ValueError):
+        raise RunError(f"{folder / 'generation.json'} does not describe a generation: refresh the index anew") from None
+    return Generation(
+        number, step, ids, vectors, index, recall, neighbors, head["checksum"], arrays["encoded_at"],
+        float(head.get("carry_error", 0.0)), dict(head.get("seconds", {})),
+    )  # fmt: skip

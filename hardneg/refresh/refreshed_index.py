@@ -1,0 +1,353 @@
+"""An index that is rebuilt while training goes on.
+
+Training reads generation g. When the next one is due, the encoder's weights are copied, and a background thread
+encodes, builds and mines with the copy; the finished generation takes g's place between two steps. Asynchronous
+refresh for negatives is due to ANCE (Xiong et al. 2021, arXiv 2007.00808).
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hardneg.errors import HardnegError, RunError, UsageError
+from hardneg.index.base import Neighbors
+from hardneg.refresh.generation import Encode, Generation, Items, Order, Recipe, build, load_saved, save_once
+from hardneg.refresh.staleness import Schedule, Staleness
+from hardneg.refresh.worker import Job, movement, staleness_of
+from hardneg.storage.files import read_json, write_json
+
+SCHEMA = "hardneg-refreshed-1"
+
+
+class RefreshError(HardnegError):
+    """Refreshing failed: the last good generation is still in place."""
+
+
+class RefreshWarning(UserWarning):
+    """A refresh failed, and training goes on with the last good generation."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A generation that could not be built: at which step it was started, and why."""
+
+    step: int
+    error: Exception
+
+
+class RefreshedIndex:
+    """Generations of an index over what a changing encoder makes of a corpus.
+
+    Args:
+        documents: anything with `take(rows)`; `ids` numbers them.
+        snapshot: copies the encoder's weights and returns `encode(items, side)`, to be called in another thread; see
+            `hardneg.refresh.snapshot.ModuleSnapshots`.
+        ids: int64 `[N]`, distinct numbers that stay with the documents when the corpus changes (see
+            `set_documents`); or N itself, for 0 to N - 1.
+        queries: (items, how many): their neighbors are mined as a part of every generation.
+        schedule: when the next generation is due, a `Schedule` or what `Schedule.parse` takes.
+        recipe: how generations are made.
+        lag: steps between starting a generation and using it. None: as soon as it is ready. A number makes training
+            repeatable: `step()` waits if it is not ready by then.
+        niceness: of the background thread, 0 to 19 (Linux): how much it yields to training where cores are short.
+        patience: failures in a row after which `step()` raises.
+        resume: a folder that `save` wrote; by default the first generation is built here and now.
+        step: of the encoder.
+
+    Use it as a context manager, or call `close()`: it stops a build that is under way and waits for the thread.
+    """
+
+    def __init__(
+        self,
+        documents: Items,
+        snapshot: Callable[[], Encode],
+        *,
+        ids: NDArray[np.integer] | int,
+        queries: tuple[Items, int] | None = None,
+        schedule: Schedule | str = "epoch",
+        recipe: Recipe | None = None,
+        lag: int | None = None,
+        niceness: int = 10,
+        patience: int = 3,
+        resume: str | Path | None = None,
+        step: int = 0,
+    ) -> None:
+        if not 0 <= niceness <= 19:
+            raise UsageError(f"niceness={niceness} must be 0 to 19")
+        if lag is not None and lag < 0:
+            raise UsageError(f"lag={lag} must be 0 or more, or None")
+        self.schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
+        self.recipe = recipe or Recipe()
+        self.lag, self.niceness, self.patience = lag, niceness, patience
+        self.snapshot, self.queries = snapshot, queries
+        self.set_documents(documents, ids)
+        self.failures: list[Failure] = []
+        self.history: list[dict[str, Any]] = []  # one entry a generation that came into use after the first
+        self.now = step  # the encoder's step
+        self._failed_in_a_row = 0
+        self._staleness: Staleness | None = None
+        self._job: Job | None = None
+        self._waiting: tuple[Generation, Staleness] | None = None  # built, to be used from `_due` on
+        self._owed = False  # a generation was due while a build was under way
+        self._due = (
+            step  # when the last job's generation is to be used; until then it counts as under way, finished or not
+        )
+        self._started = self._checked = step
+        self._finalizer: weakref.finalize[..., Any] | None = None
+        self._closed = False
+        if resume is not None:
+            self._generation = self._load(Path(resume))
+        else:
+            alone = replace(self.recipe, threads=torch.get_num_threads())  # nothing trains yet
+            self._generation = build(alone, self._order(0, None), snapshot(), lambda: False)
+
+    # What training reads.
+
+    @property
+    def generation(self) -> Generation:
+        """The generation in use. Keep it in a variable for whatever has to fit together."""
+        return self._generation
+
+    def search(self, queries: NDArray[np.floating], k: int) -> Neighbors:
+        """The `k` nearest documents of `queries` `[n, d]` in the generation in use: rows of its `ids`."""
+        return self._generation.search(queries, k)
+
+    @property
+    def age(self) -> int:
+        """Steps that the encoder has made since the generation in use was encoded."""
+        return self.now - self._generation.step
+
+    @property
+    def staleness(self) -> Staleness:
+        """The last measurement against the generation in use; none yet: that of its own encoder, no drift at all."""
+        return self._staleness or Staleness(0.0, 1.0, self._generation.step, 0)
+
+    @property
+    def refreshing(self) -> bool:
+        """Whether the background is at work, or a generation is built and waits for its step."""
+        return self._job is not None or self._waiting is not None
+
+    # What training tells.
+
+    def set_documents(self, documents: Items, ids: NDArray[np.integer] | int) -> None:
+        """The corpus from the next generation on: documents with new ids are added, those whose ids are missing removed."""
+        numbers = np.arange(ids) if isinstance(ids, int) else np.asarray(ids, np.int64)
+        if numbers.ndim != 1 or len(numbers) == 0:
+            raise UsageError(
+                f"ids have shape {list(numbers.shape)}, expected one number for each of at least one document"
+            )
+        if len(np.unique(numbers)) != len(numbers):
+            raise UsageError("ids repeat: every document needs a number of its own")
+        self.documents, self.ids = documents, numbers
+
+    def step(self) -> bool:
+        """Tell that the encoder has made a step. True if a new generation has come into use.
+
+        Never waits for the background, unless `lag` says that a generation is to be used now.
+        """
+        self._open()
+        self.now += 1
+        swapped = self._collect(wait=self.lag is not None and self.now >= self._due)
+        steps = self.schedule.steps
+        if swapped and self.lag is None:
+            return True  # the copy of the weights can wait for the next step: two short pauses instead of a longer one
+        if self._owed or (steps is not None and self.now - self._started >= steps):
+            self._start()
+        elif self.schedule.measures and self.now - self._checked >= self.schedule.check:
+            self._start(measure_first=True)
+        if self.lag == 0:
+            swapped |= self._collect(wait=True)
+        return swapped
+
+    def end_epoch(self) -> bool:
+        """Tell that an epoch is over; as `step`, which it does not replace."""
+        self._open()
+        swapped = self._collect(wait=False)
+        if self.schedule.epoch:
+            self._start()
+            if self.lag == 0:
+                swapped |= self._collect(wait=True)
+        return swapped
+
+    def refresh(self) -> Generation:
+        """Build a generation from the present weights, wait for it, and use it; raises what went wrong."""
+        self._open()
+        self._collect(wait=True)
+        self._waiting, self._due = None, self.now
+        self._start()
+        self._due = self.now
+        self._collect(wait=True)
+        if self._failed_in_a_row:
+            raise RefreshError(f"the index could not be refreshed at step {self.now}") from self.failures[-1].error
+        return self._generation
+
+    def measure_staleness(self) -> Staleness:
+        """Measure the staleness now, in this thread."""
+        self._open()
+        self._collect(wait=True)
+        found = staleness_of(
+            self._generation, self.documents, self.ids, self.snapshot(), self.recipe, self.now, lambda: False
+        )
+        self._staleness = found
+        return found
+
+    def close(self) -> None:
+        """Stop what is under way and wait until the thread has ended. Reading goes on to work."""
+        self._closed = True
+        if self._job is not None:
+            self._job.cancel()
+            self._finish_job(closing=True)
+
+    def __enter__(self) -> RefreshedIndex:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Checkpoints.
+
+    def save(self, folder: str | Path) -> None:
+        """Write the generation in use and, after waiting for it, the one that is being built.
+
+        Generations are written once: saving again is cheap until the next one comes into use. Killed in between, the
+        folder still holds what it held before.
+        """
+        folder = Path(folder)
+        if self._job is not None:
+            self._job.wait()
+            self._finish_job()
+        following = None if self._waiting is None else save_once(self._waiting[0], folder)
+        state = {
+            "schema": SCHEMA,
+            "generation": save_once(self._generation, folder),
+            "next": following,
+            "step": self.now,
+            "started": self._started,
+            "checked": self._checked,
+            "owed": self._owed,
+            "due": self._due,
+            "staleness": None if self._staleness is None else self._staleness.to_json(),
+            "history": self.history,
+            "recipe": self.recipe.to_json(),
+        }
+        write_json(folder / "refreshed.json", state)
+        for old in folder.glob("generation-*"):
+            if old.name not in (state["generation"], following):
+                shutil.rmtree(old)
+
+    def _load(self, folder: Path) -> Generation:
+        path = folder / "refreshed.json"
+        head = read_json(path)
+        if head.get("schema") != SCHEMA:
+            raise RunError(f"{path}: schema {head.get('schema')!r}, expected {SCHEMA!r}: start anew")
+        try:
+            recipe, names = dict(head["recipe"]), [head["generation"]]
+            names += [] if head["next"] is None else [head["next"]]
+            self.now, self._started, self._checked, self._due = (
+                int(head[name]) for name in ("step", "started", "checked", "due")
+            )
+            self._owed, self.history = bool(head["owed"]), list(head["history"])
+            self._staleness = None if head["staleness"] is None else Staleness(**head["staleness"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path} does not describe a refreshed index ({error!r}): start anew") from None
+        changed = [n for n, v in self.recipe.to_json().items() if n != "threads" and recipe.get(n) != v]
+        if changed:
+            raise RunError(
+                f"{folder} was saved with another recipe ({changed[0]}: {recipe.get(changed[0])!r} then, "
+                f"{self.recipe.to_json()[changed[0]]!r} now): use the same, or start anew"
+            )
+        loaded = [load_saved(folder, name, self.recipe) for name in names]
+        if len(loaded) == 2:
+            self._waiting = loaded[1], movement(loaded[0], loaded[1], self.recipe.seed)
+        return loaded[0]
+
+    # The background.
+
+    def _open(self) -> None:
+        if self._closed:
+            raise UsageError("this RefreshedIndex is closed: it can be read, not refreshed")
+
+    def _order(self, number: int, before: Generation | None) -> Order:
+        return Order(self.documents, self.ids, self.queries, number, self.now, before)
+
+    def _start(self, measure_first: bool = False) -> None:
+        """Start a build (or a measurement that may become one), unless one is under way."""
+        if self._job is not None or self._waiting is not None or self.now < self._due:
+            self._owed |= not measure_first
+            return
+        self._owed = False
+        self._checked = self.now
+        if not measure_first:
+            self._started = self.now
+        try:
+            encode = self.snapshot()
+        except Exception as error:  # whatever the caller's function raises is a failed refresh like any other
+            self._failed(Failure(self.now, error), closing=False)
+            return
+        order = self._order(self._generation.number + 1, self._generation)
+        self._due = self.now + (self.lag or 0)
+        self._job = Job(self.recipe, order, encode, self.schedule if measure_first else None, self.niceness)
+        self._finalizer = weakref.finalize(self, Job.cancel, self._job)
+        self._job.thread.start()
+
+    def _finish_job(self, closing: bool = False) -> None:
+        """Take over what the finished background job has made."""
+        job, self._job = self._job, None
+        if job is None:
+            return
+        job.thread.join()
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        if job.staleness is not None:
+            self._staleness = job.staleness
+        if job.error is not None:
+            self._failed(Failure(job.order.step, job.error), closing)
+        elif job.generation is not None:
+            self._failed_in_a_row = 0
+            self._started = job.order.step
+            self._waiting = job.generation, job.moved or self.staleness
+
+    def _collect(self, wait: bool) -> bool:
+        """Use a generation that is ready and due; whether there was one."""
+        # With a lag a job that is done early waits for its step: nothing depends on how fast it was.
+        if self._job is not None and (wait or (self.lag is None and self._job.done.is_set())):
+            self._job.wait()
+            self._finish_job()
+        if self._waiting is None or self.now < self._due:
+            return False
+        generation, moved = self._waiting
+        self.history.append(
+            {
+                "generation": generation.number,
+                "step": generation.step,
+                "in_use_from": self.now,
+                "drift": moved.drift,
+                "overlap": moved.overlap,
+                "recall": generation.recall.measured,
+                "carry_error": generation.compensation_error,
+                "seconds": generation.seconds,
+            }
+        )
+        self._generation, self._waiting, self._staleness = generation, None, None
+        return True
+
+    def _failed(self, failure: Failure, closing: bool) -> None:
+        self.failures.append(failure)
+        self._failed_in_a_row += 1
+        message = f"the refresh started at step {failure.step} failed: {failure.error}"
+        if self._failed_in_a_row >= self.patience and not closing:
+            raise RefreshError(f"{message} ({self._failed_in_a_row} failures in a row)") from failure.error
+        warnings.warn(RefreshWarning(f"{message}. Generation {self._generation.number} stays in use"), stacklevel=4)

@@ -1,0 +1,104 @@
+"""The thread in which the next generation is built."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import faiss
+import numpy as np
+import torch
+
+from hardneg.refresh.generation import Encode, Generation, Items, Order, Recipe, Stopped, build, encode_rows
+from hardneg.refresh.staleness import SAMPLE, Schedule, Staleness, staleness_between
+from hardneg.storage.arrays import Int
+
+
+class Job:
+    """A build in a thread of its own, perhaps after a measurement that says whether it is needed."""
+
+    def __init__(self, recipe: Recipe, order: Order, encode: Encode, if_stale: Schedule | None, niceness: int) -> None:
+        self.recipe, self.order, self.encode, self.if_stale, self.niceness = recipe, order, encode, if_stale, niceness
+        self.generation: Generation | None = None
+        self.staleness: Staleness | None = None
+        self.moved: Staleness | None = None
+        self.error: Exception | None = None
+        self.done, self._stop = threading.Event(), threading.Event()
+        # A daemon: an interpreter that ends does not wait for it; `cancel` is called at exit and stops it cleanly.
+        self.thread = threading.Thread(target=self._run, name=f"hardneg-generation-{order.number}", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            torch.set_num_threads(self.recipe.threads)
+            faiss.omp_set_num_threads(self.recipe.threads)
+            if self.niceness and sys.platform.startswith("linux"):  # elsewhere priorities are a process's
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.niceness)
+            with _own_stream(self.recipe.device):
+                self._work()
+        except Stopped:
+            pass
+        except Exception as error:  # whatever the encoder raises: it is reported by the training thread
+            self.error = error
+        finally:
+            self.done.set()
+
+    def _work(self) -> None:
+        order, before, stop = self.order, self.order.before, self._stop.is_set
+        if self.if_stale is not None and before is not None:
+            self.staleness = staleness_of(
+                before, order.documents, order.ids, self.encode, self.recipe, order.step, stop
+            )
+            if not self.if_stale.stale(self.staleness):
+                return
+        self.generation = build(self.recipe, order, self.encode, stop)
+        if before is not None:
+            self.moved = movement(before, self.generation, self.recipe.seed)
+
+    def wait(self) -> None:
+        self.done.wait()
+
+    def cancel(self) -> None:
+        self._stop.set()
+        if self.thread.is_alive():
+            self.thread.join()
+
+
+def _own_stream(device: str) -> AbstractContextManager[Any]:
+    """On CUDA, work that does not wait for that of training, nor holds it up."""
+    if not device.startswith("cuda"):
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
+
+
+def staleness_of(
+    generation: Generation,
+    documents: Items,
+    ids: Int,
+    encode: Encode,
+    recipe: Recipe,
+    step: int,
+    stop: Callable[[], bool],
+) -> Staleness:
+    """Of a fixed random sample of the documents that are in the generation and in the corpus."""
+    rows = generation.rows_of(ids)
+    chosen = _sample(np.flatnonzero(rows >= 0), recipe.seed)
+    if len(chosen) == 0:
+        return Staleness(1.0, 0.0, step, 0)
+    fresh = encode_rows(encode, documents, chosen, ids, "document", recipe.precision, stop)
+    return staleness_between(np.asarray(generation.vectors[rows[chosen]]), fresh, step)
+
+
+def movement(before: Generation, after: Generation, seed: int) -> Staleness:
+    """What the staleness of one generation was when the next was encoded."""
+    rows = before.rows_of(after.ids)
+    chosen = _sample(np.flatnonzero((rows >= 0) & (after.encoded_at == after.step)), seed)
+    return staleness_between(np.asarray(before.vectors[rows[chosen]]), np.asarray(after.vectors[chosen]), after.step)
+
+
+def _sample(rows: Int, seed: int) -> Int:
+    """The same ones every time, as long as the corpus stays the same."""
+    return np.sort(np.random.default_rng(seed).choice(rows, min(SAMPLE, len(rows)), replace=False))

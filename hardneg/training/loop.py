@@ -1,0 +1,269 @@
+"""The training loop: pairs and negatives in, loss, update, bank, refresh; evaluated, logged, and resumable at any step."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.lr_scheduler import LambdaLR
+
+from hardneg.diagnostics.measures.batch import Collapse, batch_hardness, effective_rank
+from hardneg.errors import DataError, UsageError
+from hardneg.losses.caching import cached_backward
+from hardneg.losses.infonce import InfoNCE
+from hardneg.progress import Progress, silent
+from hardneg.training import checkpoint
+from hardneg.training.batches import Batch, TrainingBatches
+from hardneg.training.callbacks import Callback, Watcher, mean_of
+from hardneg.training.distributed import World
+from hardneg.training.negatives import MinedNegatives
+from hardneg.training.optim import rate_at
+from hardneg.training.options import TrainOptions
+from hardneg.training.towers import Towers
+
+_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+Evaluate = Callable[[Towers], dict[str, float]]
+
+
+@dataclass
+class Progressed:
+    """How far a training is: all that is neither weights nor negatives, and goes into checkpoints.
+
+    Attributes:
+        step: updates of the weights.
+        evaluations: one entry each, with its `step`.
+        best: the evaluation whose first measure is the highest, None: there is none.
+        warnings: what was said.
+    """
+
+    step: int = 0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    best: dict[str, float] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+
+class Trainer:
+    """Trains towers with InfoNCE; see `hardneg.train`, which sets everything up.
+
+    Args:
+        towers: the model, on the device of `world`.
+        batches: what is trained on, with the bank.
+        negatives: mined candidates and the masks of the filters.
+        options: how.
+        folder: where checkpoints and the best encoder go; None: nowhere.
+        evaluate: evaluates the towers, on the first rank; None: no evaluation.
+        callbacks: are told the numbers.
+        on_best: told when an evaluation was the best so far.
+    """
+
+    def __init__(
+        self, towers: Towers, batches: TrainingBatches, negatives: MinedNegatives, options: TrainOptions, world: World, *,
+        folder: Path | None = None, evaluate: Evaluate | None = None, callbacks: Sequence[Callback] = (),
+        on_best: Callable[[], None] | None = None, warn: Callable[[str], None] = print,
+    ) -> None:  # fmt: skip
+        self.towers, self.batches, self.negatives = towers, batches, negatives
+        self.options, self.world = options, world
+        self.folder, self.evaluate, self.callbacks, self.on_best = folder, evaluate, list(callbacks), on_best
+        self.warn = warn
+        if options.mini_batch_size is not None and world.size > 1 and not towers.shared:
+            # Gradients are exchanged with the last chunk, which one tower alone encodes.
+            raise UsageError(
+                "two towers on several ranks cannot be trained with mini_batch_size: take a smaller batch_size instead"
+            )
+        self.criterion = InfoNCE(
+            options.temperature, learn_temperature=options.learn_temperature,
+            variants=negatives.filters.variants(options.variants), dimensions=options.dimensions,
+        ).to(world.device)  # fmt: skip
+        self.model = world.wrapped(towers)
+        groups: list[dict[str, Any]] = [{"params": list(towers.parameters())}]
+        if options.learn_temperature:
+            groups.append({"params": list(self.criterion.parameters()), "weight_decay": 0.0})
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=options.learning_rate, weight_decay=options.weight_decay,
+            fused=world.device.type in ("cpu", "cuda"),
+        )  # fmt: skip
+        self.per_epoch = max(1, len(batches.sampler) // options.accumulate)
+        self.total = options.steps or max(1, math.ceil(options.epochs * self.per_epoch))
+        self.rates = LambdaLR(
+            self.optimizer, lambda step: rate_at(step, self.total, options.warmup, options.lr_scheduler)
+        )
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
+        self.done, self.collapse = Progressed(), Collapse()
+        self._batches = 0  # since the last update
+        self._statistics: list[dict[str, Tensor]] = []
+
+    def fit(self, progress: Progress = silent) -> Progressed:
+        """Train to the end, from wherever it stands."""
+        advance = progress("train", self.total)
+        advance(self.done.step)
+        self.towers.train()
+        while self.done.step < self.total:
+            for batch in self.batches.batches():
+                queries, documents = self._backward(batch)
+                self.batches.used(batch, documents)
+                if not self._update():
+                    continue
+                self.batches.updated()
+                fresh = self.negatives.updated()
+                advance(1)
+                self._report(batch, queries, documents, fresh)
+                self._evaluate_and_save()
+                if fresh or self.done.step == self.total:
+                    break
+            else:
+                self.negatives.end_epoch()
+        return self.done
+
+    # One step.
+
+    def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Add the gradients of a batch; the vectors of its queries and documents, detached."""
+        bank = self.batches.bank_view()
+        masks = self.negatives.masks(batch, bank)
+        made: list[Tensor] = []
+
+        def loss(queries: Tensor, documents: Tensor) -> Tensor:
+            made[:] = queries.detach(), documents.detach()
+            size = len(queries)
+            value: Tensor = self.criterion(
+                queries, documents[:size], shared=documents[size:], bank=None if bank is None else bank.vectors, **masks
+            )
+            return self.scaler.scale(value / self.options.accumulate)
+
+        last = self._batches + 1 == self.options.accumulate
+        with self._autocast(), nullcontext() if last else self._no_sync():
+            if self.options.mini_batch_size is None:
+                loss(self.model(batch.queries, "query"), self.model(batch.documents, "document")).backward()  # type: ignore[no-untyped-call]
+            else:
+                sides = [
+                    [
+                        (items[i : i + self.options.mini_batch_size], side)
+                        for i in range(0, len(items), self.options.mini_batch_size)
+                    ]
+                    for items, side in ((batch.queries, "query"), (batch.documents, "document"))
+                ]
+                cached_backward(lambda chunk: self.model(*chunk), sides, loss, no_sync=self._no_sync)
+        self._statistics.append(self.criterion.statistics)
+        return made[0], made[1]
+
+    def _update(self) -> bool:
+        """Move the weights, once so many batches have added their gradients; whether it did."""
+        self._batches += 1
+        if self._batches < self.options.accumulate:
+            return False
+        self._batches = 0
+        self.world.average_gradients(self.criterion)
+        self.scaler.unscale_(self.optimizer)
+        if self.options.max_grad_norm is not None:
+            clip_grad_norm_(self.towers.parameters(), self.options.max_grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.rates.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.done.step += 1
+        return True
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.options.amp == "no":
+            return nullcontext()
+        return torch.autocast(self.world.device.type, _AMP[self.options.amp])
+
+    def _no_sync(self) -> AbstractContextManager[Any]:
+        found: AbstractContextManager[Any] = self.model.no_sync() if self.world.size > 1 else nullcontext()  # type: ignore[operator]
+        return found
+
+    # What is told.
+
+    def _report(self, batch: Batch, queries: Tensor, documents: Tensor, fresh: bool) -> None:
+        step, bank, index = self.done.step, self.batches.bank, self.negatives.index
+        for callback in self.callbacks:
+            if isinstance(callback, Watcher):
+                more = {"bank": bank, "index": index, "statistics": self.criterion.statistics}
+                callback.batch(step, queries, documents, batch.mined, **more)
+        if step % self.options.log_every and step != self.total and not fresh:
+            return
+        values = mean_of(self._statistics)
+        self._statistics = []
+        if not math.isfinite(values["loss"]):
+            raise DataError(
+                f"step {step}: the loss is {values['loss']}. Lower the learning rate, or use bf16 instead of fp16; the last "
+                f"checkpoint is from before"
+            )
+        if not self.world.leads:
+            return
+        rank = effective_rank(documents)
+        values |= {"effective_rank": rank, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
+        values |= batch_hardness(queries, documents, batch.mined.to(documents.device))
+        if bank is not None:
+            ages = bank.statistics()
+            values |= {"bank_rows": ages["rows"], "bank_age": ages["mean_age"]}
+        if index is not None:
+            staleness = index.staleness
+            values |= {"generation": float(index.generation.number), "age": float(index.age)}
+            values |= {"drift": staleness.drift, "overlap": staleness.overlap}
+        if fresh:
+            values["swap_seconds"] = self.negatives.swap_seconds
+        said = self.collapse.look(rank)
+        if said is not None:
+            self.done.warnings.append(f"step {step}: {said}")
+            self.warn(self.done.warnings[-1])
+        self._tell(values)
+
+    def _tell(self, values: dict[str, float]) -> None:
+        for callback in self.callbacks:
+            callback.log(self.done.step, values)
+
+    def _evaluate_and_save(self) -> None:
+        step, last = self.done.step, self.done.step == self.total
+        every = self.options.evaluate_every or self.per_epoch
+        if self.evaluate is not None and (step % every == 0 or last) and self.world.leads:
+            start = time.perf_counter()
+            found = self.evaluate(self.towers)
+            self.towers.train()
+            self.done.evaluations.append({"step": step, **found})
+            first = self.options.measures[0]
+            if self.done.best is None or found[first] > self.done.best[first]:
+                self.done.best = self.done.evaluations[-1]
+                if self.on_best is not None:
+                    self.on_best()
+            self._tell(
+                {**{f"evaluation/{n}": v for n, v in found.items()}, "evaluation/seconds": time.perf_counter() - start}
+            )
+        if self.folder is not None and (step % (self.options.save_every or self.per_epoch) == 0 or last):
+            checkpoint.write(self.folder, step, self.state(), self.world, self.negatives.save)
+
+    # Checkpoints.
+
+    def state(self) -> dict[str, Any]:
+        """All but random numbers and generations."""
+        return {
+            "progress": vars(self.done),
+            "collapse": vars(self.collapse),
+            "towers": dict(self.towers.state_dict()),
+            "criterion": dict(self.criterion.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "rates": {"last_epoch": self.rates.last_epoch},
+            "scaler": self.scaler.state_dict(),
+            "supply": {**self.batches.state(), "filters": self.negatives.filters.state()},
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.done = Progressed(**state["progress"])
+        vars(self.collapse).update(state["collapse"])
+        self.towers.load_state_dict(state["towers"])
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rates.last_epoch = state["rates"]["last_epoch"]
+        self.scaler.load_state_dict(state["scaler"])
+        self.batches.load(state["supply"])
+        checkpoint.restore_random(state["random"], self.world.device)
