@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
+from hardneg.index.kernels import UNIT_ROUNDOFF
+from hardneg.index.topk import NOTHING, pack, unpack
 from hardneg.index.vectors import Documents, VectorStore
 from hardneg.progress import Advance
 
@@ -32,9 +34,7 @@ _BLOCK = 16  # products of which only the largest is looked at first
 
 _PAIRS = 1 << 21  # scored again at once
 
-_UNIT_ROUNDOFF = 2.0**-24
 
-_NOTHING = torch.iinfo(torch.int64).min
 
 
 class DeviceIndex(VectorStore):
@@ -82,7 +82,7 @@ class DeviceIndex(VectorStore):
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """As `ExactIndex.search`."""
         exact = torch.from_numpy(self.prepared(queries, k)).to(self.device)
-        best = torch.full((len(exact), k), _NOTHING, dtype=torch.int64, device=self.device)
+        best = torch.full((len(exact), k), NOTHING, dtype=torch.int64, device=self.device)
         with torch.inference_mode(), _full_precision():
             rounded = self._rounded_queries(exact)
             for tile in self._tiles():
@@ -91,7 +91,7 @@ class DeviceIndex(VectorStore):
                     self._merge(tile, exact[rows], rounded.rows(rows), best[rows])
                     if progress is not None:
                         progress((rows.stop - rows.start) * len(tile.vectors))
-            scores, documents = _unpack(best.sort(dim=1, descending=True).values)
+            scores, documents = unpack(best.sort(dim=1, descending=True).values)
         return Neighbors(scores.cpu().numpy(), documents.cpu().numpy())
 
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> NDArray[np.float32]:
@@ -179,8 +179,8 @@ class DeviceIndex(VectorStore):
         products = torch.mm(queries.values, tile.values.t())
         unit = queries.norms * (1.0 if self.metric == "cosine" else self._largest)  # true score of 1 in the products
         dimension = exact.shape[1]
-        bound = queries.errors + tile.error + 4 * (dimension + 8) * _UNIT_ROUNDOFF
-        floor = _unpack(best.min(dim=1).values)[0]
+        bound = queries.errors + tile.error + 4 * (dimension + 8) * UNIT_ROUNDOFF
+        floor = unpack(best.min(dim=1).values)[0]
         if tile.half_lengths is not None:
             # Only what orders the documents: q.d - |d|^2 / (2 |q|), in units of |q| times the largest length.
             ratio = self._largest / queries.norms.clamp(min=1e-30)
@@ -194,10 +194,10 @@ class DeviceIndex(VectorStore):
         lowest = torch.maximum(floor - bound, self._reached(products, k) - 2 * bound)
         passed = (products.float() >= lowest[:, None]).nonzero()
         left, right = passed[:, 0], passed[:, 1]
-        keys = _pack(self._scores(exact, left, tile.vectors, right, tile.scale), right + tile.start)
+        keys = pack(self._scores(exact, left, tile.vectors, right, tile.scale), right + tile.start)
         counts = torch.bincount(left, minlength=len(exact))
         width = int(counts.max())
-        table = torch.full((len(exact), k + width), _NOTHING, dtype=torch.int64, device=exact.device)
+        table = torch.full((len(exact), k + width), NOTHING, dtype=torch.int64, device=exact.device)
         table[:, :k] = best
         first = counts.cumsum(0) - counts
         table[left, k + torch.arange(len(left), device=exact.device) - first[left]] = keys
@@ -263,19 +263,3 @@ def _full_precision() -> Iterator[None]:
         yield
     finally:
         matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction = before
-
-
-def _pack(scores: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-    """One integer a neighbor, larger = better, as `topk.pack`."""
-    bits = (scores + 0.0).view(torch.int32)
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    return (bits.long() << 32) | (0xFFFFFFFF - documents)
-
-
-def _unpack(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scores, int32 documents) of packed neighbors; -inf and -1 where there is none."""
-    bits = (keys >> 32).int()
-    scores = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32)
-    documents = (0xFFFFFFFF - (keys & 0xFFFFFFFF)).int()
-    missing = keys == _NOTHING
-    return scores.masked_fill(missing, -torch.inf), documents.masked_fill(missing, -1)

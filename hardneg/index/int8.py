@@ -184,5 +184,5 @@ def int8_is_exact(dimension: int) -> bool:
         return False
     wanted = (truth / (half / 100) + 50).clamp(0, 255)
     # Sums above 2^24 are rounded on their way to float32, which the bound allows for.
-    close = (whole - truth).abs() <= truth.abs() * 2.0**-24
+    close = (whole - truth).abs() <= truth.abs() * UNIT_ROUNDOFF
     return bool(close.all()) and bool(((levels - wanted).abs() <= 0.51).all())

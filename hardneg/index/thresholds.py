@@ -18,7 +18,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.index.kernels import LEVELS, Kernel, QueryBlock, Scale, Tile, Workspace
+from hardneg.index.kernels import LEVELS, UNIT_ROUNDOFF, Kernel, QueryBlock, Scale, Tile, Workspace
 from hardneg.index.topk import RunningTopK, pair_products
 from hardneg.storage.arrays import Float, Int
 
@@ -117,7 +117,7 @@ def score_range(
     # -|q - d|^2 = 2 (q.d - |d|^2 / 2) - |q|^2, summed in float32 as well
     reach = (rounded.norms + largest) ** 2
     dimension = kernel.dimension
-    bound = 2 * bound + 8 * (dimension + 8) * np.float32(2.0**-24) * reach
+    bound = 2 * bound + 8 * (dimension + 8) * np.float32(UNIT_ROUNDOFF) * reach
     return replace(rounded, unit=2 * rounded.unit, offset=-(rounded.norms**2)), bound, -reach - bound, bound
 
 

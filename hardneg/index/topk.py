@@ -6,11 +6,13 @@ from collections.abc import Iterator
 
 import faiss
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from hardneg.storage.arrays import Float, Int
 
-NOTHING = np.iinfo(np.int64).min  # sorts after every real neighbor
+NOTHING = int(np.iinfo(np.int64).min)  # sorts after every real neighbor
 
 _TABLE = 1 << 22  # cells of a table that is filled up to its longest row
 
@@ -38,12 +40,12 @@ class RunningTopK:
 
     def _raise_floor(self) -> None:
         floor = self.floor[: self.real]
-        np.maximum(floor, unpack(self.best.min(1))[0], out=floor)
+        np.maximum(floor, unpacked(self.best.min(1))[0], out=floor)
 
     def add(self, columns: NDArray[np.int32], scores: Float, documents: Int) -> None:
         """Documents `[m]` (rows of the corpus) with their true scores for the queries `columns` `[m]`; none twice."""
         wanted = np.flatnonzero(scores >= self.floor[columns])
-        self._found.append((columns[wanted], pack(scores[wanted], documents[wanted])))
+        self._found.append((columns[wanted], pack(torch.from_numpy(scores[wanted]), torch.from_numpy(documents[wanted])).numpy()))
         self.waiting += len(wanted)
 
     def merge(self) -> None:
@@ -74,7 +76,7 @@ class RunningTopK:
         """(scores, documents), both `[real, k]`, nearest first."""
         self.merge()
         self.best.sort(axis=1)
-        return unpack(self.best[:, ::-1])
+        return unpacked(self.best[:, ::-1])
 
 
 def _groups(lengths: Int) -> Iterator[tuple[int, int]]:
@@ -109,27 +111,34 @@ def pair_products(
     return products
 
 
-def pack(scores: Float, documents: Int) -> Int:
-    """One integer a neighbor, larger = better: the score in order-preserving bits, then the lower row first."""
-    # In place as far as it goes: fresh memory costs more than the arithmetic.
-    bits = (scores + np.float32(0)).view(np.int32)  # + 0: minus zero equals zero
-    sign = bits >> 31
-    sign &= np.int32(0x7FFFFFFF)
-    bits ^= sign
-    keys = bits.astype(np.int64)
+def pack(scores: Tensor, documents: Tensor) -> Tensor:
+    """One integer a neighbor, larger = better: the score in order-preserving bits, then the lower row first.
+
+    Args:
+        scores: float32 `[...]`, documents: int64 `[...]`, rows of the corpus.
+
+    >>> keys = pack(torch.tensor([0.5, 0.5, -1.0]), torch.tensor([7, 3, 0]))
+    >>> torch.argsort(keys, descending=True).tolist()  # equal scores: the lower row first
+    [1, 0, 2]
+    """
+    bits = (scores + 0.0).view(torch.int32)  # + 0: minus zero equals zero
+    bits ^= (bits >> 31) & 0x7FFFFFFF
+    keys = bits.long()
     keys <<= 32
     keys |= 0xFFFFFFFF - documents
     return keys
 
 
-def unpack(keys: Int) -> tuple[Float, NDArray[np.int32]]:
-    """(scores, documents) of packed neighbors; -inf and -1 where there is none."""
-    bits = (keys >> 32).astype(np.int32)
-    sign = bits >> 31
-    sign &= np.int32(0x7FFFFFFF)
-    bits ^= sign
-    documents = ~keys.astype(np.int32)  # the lower half
-    scores = bits.view(np.float32)
+def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """(scores, int32 documents) of packed neighbors; -inf and -1 where there is none."""
+    bits = (keys >> 32).int()
+    bits ^= (bits >> 31) & 0x7FFFFFFF
+    documents = (0xFFFFFFFF - (keys & 0xFFFFFFFF)).int()
     missing = keys == NOTHING
-    scores[missing], documents[missing] = -np.inf, -1
-    return scores, documents
+    return bits.view(torch.float32).masked_fill_(missing, -torch.inf), documents.masked_fill_(missing, -1)
+
+
+def unpacked(keys: Int) -> tuple[Float, NDArray[np.int32]]:
+    """`unpack` for arrays."""
+    scores, documents = unpack(torch.from_numpy(keys.copy()))  # torch takes no reversed arrays
+    return scores.numpy(), documents.numpy()
