@@ -139,19 +139,19 @@ def index_policies(
     start = time.perf_counter()
     hardneg.ExactIndex(after).search(queries, K)
     report("exact search of the new vectors", 1.0, time.perf_counter() - start)
-    old_map = IVFIndex(before).clusters
+    old_map = IVFIndex(before).centroids
     gap = None
     for name, clusters in (
         ("lists around new centroids", None),
         ("lists around the old centroids", copy.copy(old_map)),
     ):
         start = time.perf_counter()
-        index = IVFIndex(after, clusters=clusters)
+        index = IVFIndex(after, centroids=clusters)
         built = time.perf_counter() - start
         if gap is None:
             index.tune(queries[:500], truth[:500], 0.95)
-            gap = index.gap
-        index.gap = gap
+            gap = index.probe_margin
+        index.probe_margin = gap
         start = time.perf_counter()
         found = index.search(queries, K).documents
         report(name, shares_found(found, truth).mean(), built + time.perf_counter() - start)

@@ -29,7 +29,6 @@ RENAMED = {
     "reach_query": "local_score_query", "reach_positive": "local_score_positive",
     "crowd:max": "shared-neighbors:max", "crowd": "shared-neighbors",
     "policy": "negative_sampling", "rate": "lr_scheduler", "clip": "max_grad_norm", "chunk": "mini_batch_size",
-    "carry_error": "drift_compensation_error",
 }  # fmt: skip
 VOLATILE = {"timings", "environment", "command", "hardneg_version", "seconds", "swap_seconds", "evaluation/seconds"}
 
@@ -139,16 +138,13 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def parquet_bytes(path: Path) -> bytes:
-    """The file itself; where it holds renamed verdicts, its rows with the new ones."""
+    """The file itself; where it holds a verdict that was renamed, its rows with the new names."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(path)
-    if (
-        "verdict" not in table.column_names
-        or "crowd" not in (found := set(table["verdict"].to_pylist())) | {"shared-neighbors"} & found
-    ):
-        if "verdict" not in table.column_names or not found & {"crowd", "shared-neighbors"}:
-            return path.read_bytes()
+    verdicts = set(table["verdict"].to_pylist()) if "verdict" in table.column_names else set()
+    if not verdicts & {*RENAMED, *RENAMED.values()}:
+        return path.read_bytes()
     rows = table.to_pydict()
     rows["verdict"] = [RENAMED.get(value, value) for value in rows["verdict"]]
     return json.dumps(rows).encode()

@@ -15,7 +15,7 @@ from hardneg.index.exact import ExactIndex
 from hardneg.index.factory import INDEXES, fastest_index, make_index
 from hardneg.index.hnsw import HNSWIndex
 from hardneg.index.ivf import IVFIndex
-from hardneg.index.kmeans import Clusters, has_bfloat16
+from hardneg.index.kmeans import Centroids, has_bfloat16
 from hardneg.index.recall import shares_found
 from hardneg.index.vectors import VectorStore, workers
 from hardneg.storage.arrays import Rows, Sharded
@@ -32,11 +32,11 @@ def clustered(size: int, dimension: int = 24, seed: int = 0, groups: int = 40) -
 def naive_in_lists(index: IVFIndex, queries: np.ndarray, k: int) -> list[set[int]]:
     """The k nearest of the documents in the lists within the gap, by float64 products and Python sets."""
     documents = np.asarray(index.documents, np.float64)
-    behind = index.clusters._behind(index.prepared(queries))
+    behind = index.centroids._behind(index.prepared(queries))
     lists = index.list_of
     found = []
     for query, row in zip(queries.astype(np.float64), behind, strict=True):
-        here = np.flatnonzero(np.isin(lists, np.flatnonzero(row <= index.gap)))
+        here = np.flatnonzero(np.isin(lists, np.flatnonzero(row <= index.probe_margin)))
         if index.metric == "l2":
             scores = -((documents[here] - query) ** 2).sum(1)
         else:
@@ -50,7 +50,7 @@ def test_answer_is_exact_within_the_lists(metric: str) -> None:
     documents, queries = clustered(3000), clustered(200, seed=1)
     if metric != "cosine":
         documents = documents * np.random.default_rng(2).uniform(0.5, 2, (3000, 1)).astype(np.float32)
-    index = IVFIndex(documents, metric, lists=30, gap=0.2)
+    index = IVFIndex(documents, metric, lists=30, probe_margin=0.2)
     found = index.search(queries, 20)
     expected = naive_in_lists(index, queries, 20)
     assert sum(len(set(row) & set(other)) for row, other in zip(found.documents.tolist(), expected, strict=True)) >= (
@@ -72,7 +72,7 @@ def test_with_every_list_it_equals_exact_search(data: st.DataObject) -> None:
         documents = documents[rng.integers(0, max(1, size // 8), size)]
     queries = rng.standard_normal((n, d)).astype(np.float32)
     k = data.draw(st.integers(1, size))
-    index = IVFIndex(documents, metric, lists=data.draw(st.integers(1, size)), gap=np.inf)
+    index = IVFIndex(documents, metric, lists=data.draw(st.integers(1, size)), probe_margin=np.inf)
     found, truth = index.search(queries, k), ExactIndex(documents, metric).search(queries, k)
     assert found.scores.tobytes() == truth.scores.tobytes()
     assert found.documents.tobytes() == truth.documents.tobytes()
@@ -81,7 +81,7 @@ def test_with_every_list_it_equals_exact_search(data: st.DataObject) -> None:
 def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads, tiles, blocks, how much waits: the same map, the same neighbors."""
     documents, queries = clustered(4000).astype(np.float16), clustered(300, seed=1)
-    index = IVFIndex(documents, threads=1, seed=3, gap=0.15)
+    index = IVFIndex(documents, threads=1, seed=3, probe_margin=0.15)
     first = index.search(queries, 40)
     assert (first.documents >= 0).all()
     kernels = ["float32", "bfloat16"]
@@ -95,8 +95,8 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(ivf, "_MOST_FOUND", 100)
         monkeypatch.setattr("hardneg.index.thresholds._MOST_WAITING", 1000)
         shards = Sharded([documents[:1000], documents[1000:]])
-        again = IVFIndex(shards, kernel=kernel, threads=threads, seed=3, gap=0.15)
-        assert again.clusters.centroids.tobytes() == index.clusters.centroids.tobytes()
+        again = IVFIndex(shards, kernel=kernel, threads=threads, seed=3, probe_margin=0.15)
+        assert again.centroids.vectors.tobytes() == index.centroids.vectors.tobytes()
         assert again.order.tobytes() == index.order.tobytes()
         found = again.search(queries, 40)
         assert found.scores.tobytes() == first.scores.tobytes()
@@ -107,7 +107,7 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_queries_in_thin_places_look_further() -> None:
     documents = clustered(500, groups=5)
-    index = IVFIndex(documents, lists=100, gap=0.0)
+    index = IVFIndex(documents, lists=100, probe_margin=0.0)
     found = index.search(clustered(50, seed=1, groups=5), 60)
     assert (found.documents >= 0).all()
     assert (index.search(documents[:3], 500).documents >= 0).all()
@@ -115,13 +115,13 @@ def test_queries_in_thin_places_look_further() -> None:
 
 def test_used_centroids_need_no_training(monkeypatch: pytest.MonkeyPatch) -> None:
     documents, queries = clustered(2000), clustered(50, seed=1)
-    first = IVFIndex(documents, lists=20, gap=0.1)
+    first = IVFIndex(documents, lists=20, probe_margin=0.1)
 
-    def refuse(*_: object) -> Clusters:
+    def refuse(*_: object) -> Centroids:
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(Clusters, "train", refuse)
-    again = IVFIndex(documents, clusters=first.clusters, gap=0.1)
+    monkeypatch.setattr(Centroids, "train", refuse)
+    again = IVFIndex(documents, centroids=first.centroids, probe_margin=0.1)
     assert again.search(queries, 9).documents.tobytes() == first.search(queries, 9).documents.tobytes()
 
 
@@ -129,9 +129,9 @@ def test_centroids_are_means_of_their_lists() -> None:
     documents = np.repeat(np.eye(6, dtype=np.float32), 50, axis=0) * 3
     documents += 0.01 * np.random.default_rng(0).standard_normal(documents.shape).astype(np.float32)
     with workers(2) as pool:
-        clusters = Clusters.train(VectorStore(documents, "l2"), 40, 0, pool)
+        clusters = Centroids.train(VectorStore(documents, "l2"), 40, 0, pool)
         nearest = clusters.assign(lambda rows: documents[rows], len(documents))
-    distances = ((documents[:, None, :].astype(np.float64) - clusters.centroids) ** 2).sum(-1)
+    distances = ((documents[:, None, :].astype(np.float64) - clusters.vectors) ** 2).sum(-1)
     # Rounding may put a document between two centroids into the farther, hardly farther one.
     chosen = distances[np.arange(len(documents)), nearest]
     assert (chosen <= distances.min(1) + (0.05 if has_bfloat16() else 1e-4)).all()
@@ -157,14 +157,14 @@ def test_recall_is_what_it_says(name: str, target: float) -> None:
 
 def test_hnsw_is_the_same_every_time() -> None:
     documents, queries = clustered(1500), clustered(60, seed=1)
-    runs = [HNSWIndex(documents, "l2", threads=threads, reach=40).search(queries, 10) for threads in (1, 2)]
+    runs = [HNSWIndex(documents, "l2", threads=threads, ef_search=40).search(queries, 10) for threads in (1, 2)]
     assert runs[0].documents.tobytes() == runs[1].documents.tobytes()
     assert (runs[0].scores <= 0).all()
 
 
 def test_hnsw_without_enough_to_find_says_nothing() -> None:
     documents = np.tile(np.eye(2, dtype=np.float32), (200, 1))  # copies: the graph falls apart
-    found = HNSWIndex(documents, links=2, construction=4, reach=1).search(documents[:2], 150)
+    found = HNSWIndex(documents, links=2, ef_construction=4, ef_search=1).search(documents[:2], 150)
     missing = found.documents < 0
     assert np.isneginf(found.scores[missing]).all()
     assert np.isfinite(found.scores[~missing]).all()
@@ -198,7 +198,7 @@ def test_full_recall_is_an_exact_index() -> None:
 
 
 def test_a_missed_target_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(IVFIndex, "tune", lambda self, queries, truth, recall: setattr(self, "gap", 0.0))
+    monkeypatch.setattr(IVFIndex, "tune", lambda self, queries, truth, recall: setattr(self, "probe_margin", 0.0))
     documents = unit(np.random.default_rng(0).standard_normal((2000, 24)))
     _, recall = choose.make_index("ivf", documents, k=20, recall=0.99)
     assert recall.measured < 0.9

@@ -147,7 +147,9 @@ def test_approximate_indexes_mine_the_same_every_time(
 
 def test_a_missed_recall_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs, queries, documents = dataset()
-    monkeypatch.setattr("hardneg.index.ivf.IVFIndex.tune", lambda self, q, truth, recall: setattr(self, "gap", 0.0))
+    monkeypatch.setattr(
+        "hardneg.index.ivf.IVFIndex.tune", lambda self, q, truth, recall: setattr(self, "probe_margin", 0.0)
+    )
     run = mine(pairs, tmp_path / "a", MineOptions(index="ivf", recall=0.99, depth=20), vectors=(queries, documents))
     assert any("less than the 0.99 asked for: use --index exact" in w for w in run.info["warnings"])
     with pytest.raises(UsageError, match="recall 0 must be above 0"):

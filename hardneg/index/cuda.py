@@ -35,8 +35,6 @@ _BLOCK = 16  # products of which only the largest is looked at first
 _PAIRS = 1 << 21  # scored again at once
 
 
-
-
 class DeviceIndex(VectorStore):
     """All documents in one matrix, searched completely on a torch device.
 

@@ -19,7 +19,7 @@ from hardneg.index.base import METRICS, Index
 from hardneg.index.factory import make_index
 from hardneg.index.hnsw import HNSWIndex
 from hardneg.index.ivf import IVFIndex
-from hardneg.index.kmeans import Clusters
+from hardneg.index.kmeans import Centroids
 from hardneg.index.vectors import Documents
 from hardneg.storage.files import atomic_path, check_file, read_array, read_json, sha256_file, write_array, write_json
 
@@ -43,18 +43,18 @@ def save_index(index: Index, folder: str | Path) -> None:
     settings: dict[str, Any] = {}
     if isinstance(index, IVFIndex):
         for name, array in (
-            ("centroids", index.clusters.centroids),
+            ("centroids", index.centroids.vectors),
             ("order", index.order),
             ("offsets", index.offsets),
         ):
             files[f"{name}.npy"] = write_array(folder / f"{name}.npy", array)
-        settings = {"gap": index.gap, "map": index.clusters.metric}
+        settings = {"gap": index.probe_margin, "map": index.centroids.metric}
     elif isinstance(index, HNSWIndex):
         path = folder / "graph.faiss"
         with atomic_path(path) as temporary:
             faiss.write_index(index.graph, str(temporary))
         files[path.name] = sha256_file(path)
-        settings = {"reach": index.reach}
+        settings = {"reach": index.ef_search}
     head = {"schema": SCHEMA, "index": index.name, "metric": index.metric, "settings": settings}
     write_json(folder / "index.json", {**head, "vectors": vectors_checksum(index.documents), "files": files})
 
@@ -147,9 +147,9 @@ def _ivf(
     return IVFIndex(
         documents,
         metric,
-        clusters=Clusters(centroids, str(settings["map"])),
+        centroids=Centroids(centroids, str(settings["map"])),
         order=(order, offsets),
-        gap=float(settings.get("gap", 0.0)),
+        probe_margin=float(settings.get("gap", 0.0)),
         threads=threads,
     )
 
@@ -168,7 +168,7 @@ def _hnsw(folder: Path, documents: Documents, metric: str, settings: dict[str, A
         raise RunError(
             f"{path} is no graph of {len(documents):,} documents of {documents.shape[1]} dimensions: build it again"
         )
-    return HNSWIndex(documents, metric, graph=graph, reach=int(settings.get("reach", 128)), threads=threads)
+    return HNSWIndex(documents, metric, graph=graph, ef_search=int(settings.get("reach", 128)), threads=threads)
 
 
 def _links_stay_inside(graph: faiss.IndexHNSWFlat) -> bool:

@@ -26,8 +26,8 @@ class HNSWIndex(VectorStore):
     Args:
         documents, metric, threads: see `VectorStore`. The graph keeps a float32 copy of the documents.
         links: of each document (M).
-        construction: candidates looked at for each document that is added (efConstruction).
-        reach: candidates that a search keeps (efSearch); never fewer than k. See `tune`.
+        ef_construction: candidates looked at for each document that is added (efConstruction).
+        ef_search: candidates that a search keeps (efSearch); never fewer than k. See `tune`.
         graph: a graph that was built over the same documents.
 
     Documents are added on one thread: with several, the graph would differ from run to run.
@@ -42,17 +42,17 @@ class HNSWIndex(VectorStore):
         metric: str = "cosine",
         *,
         links: int = 32,
-        construction: int = 80,
-        reach: int = 128,
+        ef_construction: int = 80,
+        ef_search: int = 128,
         threads: int | None = None,
         graph: faiss.IndexHNSWFlat | None = None,
     ) -> None:
         super().__init__(documents, metric, threads)
-        self.reach = reach
+        self.ef_search = ef_search
         if graph is None:
             measure = faiss.METRIC_L2 if self.squared else faiss.METRIC_INNER_PRODUCT
             graph = faiss.IndexHNSWFlat(self.dimension, links, measure)
-            graph.hnsw.efConstruction = construction
+            graph.hnsw.efConstruction = ef_construction
             outer = faiss.omp_get_max_threads()
             faiss.omp_set_num_threads(1)
             try:
@@ -68,7 +68,7 @@ class HNSWIndex(VectorStore):
         found = np.empty((len(exact), k), np.int32)
         scores = np.empty((len(exact), k), np.float32)
         parameters = faiss.SearchParametersHNSW()
-        parameters.efSearch = max(k, self.reach)
+        parameters.efSearch = max(k, self.ef_search)
         outer = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(self.threads)
         try:
@@ -91,13 +91,13 @@ class HNSWIndex(VectorStore):
         return np.take_along_axis(scores, order, 1), np.take_along_axis(near, order, 1).astype(np.int32)
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
-        """Double the reach until `recall` of the true neighbors `truth` `[n, k]` are found, or it is 4,096."""
+        """Double `ef_search` until `recall` of the true neighbors `truth` `[n, k]` are found, or it is 4,096."""
         k = truth.shape[1]
-        self.reach = max(k, 32)
-        while self.reach < min(_WIDEST, self.size):
+        self.ef_search = max(k, 32)
+        while self.ef_search < min(_WIDEST, self.size):
             if self.recalls(queries, truth).mean() >= recall:
                 return
-            self.reach *= 2
+            self.ef_search *= 2
 
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
         """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` that each query finds."""

@@ -23,7 +23,7 @@ from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
 from hardneg.index.kernel_choice import make_kernel
 from hardneg.index.kernels import spans
-from hardneg.index.kmeans import Clusters, by_list
+from hardneg.index.kmeans import Centroids, by_list
 from hardneg.index.thresholds import (
     ThresholdFilter,
     TileDocuments,
@@ -57,11 +57,11 @@ class IVFIndex(VectorStore):
     Args:
         documents, metric, threads: see `VectorStore`.
         lists: how many; by default the square root of N.
-        gap: a query looks into the lists whose centroids score at most so much worse than its best one, and into
+        probe_margin: a query looks into the lists whose centroids score at most so much worse than its best one, and into
             further ones while they hold fewer than k documents; see `tune`.
         kernel: format of the products, see `ExactIndex`.
         seed: of the sample that the centroids are made from.
-        clusters: centroids to use again, for example those of the last generation.
+        centroids: centroids to use again, for example those of the last generation.
         order: the lists themselves, (`order`, `offsets`), when they are known.
 
     Attributes:
@@ -78,25 +78,25 @@ class IVFIndex(VectorStore):
         metric: str = "cosine",
         *,
         lists: int | None = None,
-        gap: float = 0.1,
+        probe_margin: float = 0.1,
         kernel: str = "auto",
         threads: int | None = None,
         seed: int = 0,
-        clusters: Clusters | None = None,
+        centroids: Centroids | None = None,
         order: tuple[NDArray[np.int32], Int] | None = None,
     ) -> None:
         super().__init__(documents, metric, threads)
-        lists = len(clusters) if clusters is not None else default_lists(self.size) if lists is None else lists
+        lists = len(centroids) if centroids is not None else default_lists(self.size) if lists is None else lists
         if not 1 <= lists <= min(MOST_LISTS, self.size):
             raise UsageError(
                 f"{lists:,} lists of {self.size:,} documents: between 1 and {min(MOST_LISTS, self.size):,} are possible"
             )
         self.kernel = self.make_kernel(kernel)
-        self.gap = gap
+        self.probe_margin = probe_margin
         with workers(self.threads) as pool:
-            self.clusters = clusters or Clusters.train(self, lists, seed, pool)
+            self.centroids = centroids or Centroids.train(self, lists, seed, pool)
             if order is None:
-                rows, offsets = by_list(self.clusters.assign(self.scaled, self.size, pool.map), lists)
+                rows, offsets = by_list(self.centroids.assign(self.scaled, self.size, pool.map), lists)
                 order = rows.astype(np.int32), offsets
         self.order, self.offsets = order
 
@@ -115,10 +115,10 @@ class IVFIndex(VectorStore):
         best = np.full((len(exact), k), NOTHING, np.int64)
         with workers(self.threads) as pool:
             asked = self._asked(exact, k, pool)
-            reached = self._reached(exact, asked.first, k, pool)
+            floor = self._floor(exact, asked.first, k, pool)
             rows = rows_at_once(len(exact), self.threads, _QUERIES)
             cut = spans(max(1, len(exact)), rows)
-            blocks = list(pool.map(lambda span: _Block(self, exact[span], best[span], reached[span], asked, span), cut))
+            blocks = list(pool.map(lambda span: _Block(self, exact[span], best[span], floor[span], asked, span), cut))
             most = min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))  # pairs have 31-bit numbers
             done, total = 0, len(exact) * self.size
             for tile in self._tiles(asked, most):
@@ -133,21 +133,21 @@ class IVFIndex(VectorStore):
         return Neighbors(*(np.concatenate(side) for side in zip(*found, strict=True)))
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
-        """Choose the gap with which `recall` of the true neighbors `truth` `[n, k]` of `queries` `[n, d]` are found."""
-        self.gap = float(np.quantile(self._gaps(self.prepared(queries), truth), recall, method="higher"))
+        """Choose the probe margin with which `recall` of the true neighbors `truth` `[n, k]` of `queries` `[n, d]` are found."""
+        self.probe_margin = float(np.quantile(self._margins(self.prepared(queries), truth), recall, method="higher"))
 
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
         """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` in the lists that each query looks into."""
         exact = self.prepared(queries)
         with workers(self.threads) as pool:
-            asked = _Asked(*self.clusters.within(exact, self.gap, pool.map))
-            reach = self._gaps_to_hold(exact, truth.shape[1], asked, pool)
-        shares: NDArray[np.float64] = (self._gaps(exact, truth) <= reach[:, None]).mean(1)
+            asked = _Asked(*self.centroids.probe(exact, self.probe_margin, pool.map))
+            margins = self._margins_to_hold(exact, truth.shape[1], asked, pool)
+        shares: NDArray[np.float64] = (self._margins(exact, truth) <= margins[:, None]).mean(1)
         return shares
 
-    def _gaps(self, exact: Float, documents: NDArray[np.integer]) -> Float:
+    def _margins(self, exact: Float, documents: NDArray[np.integer]) -> Float:
         with workers(self.threads) as pool:
-            return self.clusters.gaps(exact, self.list_of[documents], pool.map)
+            return self.centroids.margins(exact, self.list_of[documents], pool.map)
 
     @property
     def list_of(self) -> NDArray[np.int32]:
@@ -158,26 +158,26 @@ class IVFIndex(VectorStore):
 
     def _asked(self, exact: Float, k: int, pool: Executor) -> _Asked:
         """Who looks where: the promising lists, and for some queries further ones until they hold k documents."""
-        asked = _Asked(*self.clusters.within(exact, self.gap, pool.map))
-        gaps = self._gaps_to_hold(exact, k, asked, pool)
-        if (gaps > np.float32(self.gap)).any():
-            return _Asked(*self.clusters.within(exact, gaps, pool.map))
+        asked = _Asked(*self.centroids.probe(exact, self.probe_margin, pool.map))
+        margins = self._margins_to_hold(exact, k, asked, pool)
+        if (margins > np.float32(self.probe_margin)).any():
+            return _Asked(*self.centroids.probe(exact, margins, pool.map))
         return asked
 
-    def _gaps_to_hold(self, exact: Float, k: int, asked: _Asked, pool: Executor) -> Float:
-        """float32 `[n]`: the gap, doubled for those queries whose lists would hold fewer than k documents."""
-        gaps = np.full(len(exact), self.gap, np.float32)
+    def _margins_to_hold(self, exact: Float, k: int, asked: _Asked, pool: Executor) -> Float:
+        """float32 `[n]`: the probe margin, doubled for those queries whose lists would hold fewer than k documents."""
+        margins = np.full(len(exact), self.probe_margin, np.float32)
         short, mine, lists = np.arange(len(exact)), asked.queries, asked.lists
         while len(short):
             held = np.bincount(mine, weights=self.sizes[lists], minlength=len(short))
             short = short[held < k]
-            gaps[short] = np.maximum(2 * gaps[short], np.float32(2.0**-10))
-            mine, lists, _ = self.clusters.within(exact[short], gaps[short], pool.map)
-        return gaps
+            margins[short] = np.maximum(2 * margins[short], np.float32(2.0**-10))
+            mine, lists, _ = self.centroids.probe(exact[short], margins[short], pool.map)
+        return margins
 
-    def _reached(self, exact: Float, first: NDArray[np.int32], k: int, pool: Executor) -> Float:
-        """float32 `[n]`: a score that k documents of each query's `first` list reach; -inf if it has fewer."""
-        reached = np.full(len(exact), -np.inf, np.float32)
+    def _floor(self, exact: Float, first: NDArray[np.int32], k: int, pool: Executor) -> Float:
+        """float32 `[n]`: a score that k documents of each query's `first` list margins; -inf if it has fewer."""
+        floor = np.full(len(exact), -np.inf, np.float32)
         queries, offsets = by_list(first, self.lists)
         kernel = make_kernel("float32", exact[:1])
 
@@ -190,10 +190,10 @@ class IVFIndex(VectorStore):
             for at in range(0, len(here), _PART):
                 some = here[at : at + _PART]
                 rounded, bound, _, _ = score_range(kernel, kernel.rounded(exact[some]), tile, self.squared)
-                reached[some] = kth_largest(kernel.scores(rounded, tile), k) - bound
+                floor[some] = kth_largest(kernel.scores(rounded, tile), k) - bound
 
         list(pool.map(look, range(self.lists)))
-        return reached
+        return floor
 
     def _tiles(self, asked: _Asked, most: int) -> Iterator[_Tile]:
         """Stretches of `order`, at most `most` documents; lists that nobody looks into are not read."""
@@ -245,10 +245,10 @@ class _Asked(NamedTuple):
 class _Block:
     """Some queries, and which of them look into each list."""
 
-    def __init__(self, index: IVFIndex, exact: Float, best: Int, reached: Float, asked: _Asked, span: slice) -> None:
+    def __init__(self, index: IVFIndex, exact: Float, best: Int, floor: Float, asked: _Asked, span: slice) -> None:
         fill = 8 - len(exact) % 8  # at least one that asks for nothing
         exact = padded(exact, fill)
-        self.topk = RunningTopK(exact, best, np.concatenate([reached, np.full(fill, -np.inf, np.float32)]))
+        self.topk = RunningTopK(exact, best, np.concatenate([floor, np.full(fill, -np.inf, np.float32)]))
         self.rounded = index.kernel.rounded(exact)
         mine = slice(*np.searchsorted(asked.queries, [span.start, span.stop]))
         order, self.offsets = by_list(asked.lists[mine], index.lists)

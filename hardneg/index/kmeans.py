@@ -34,7 +34,7 @@ def has_bfloat16() -> bool:
     return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
-class Clusters:
+class Centroids:
     """Centroids of a corpus.
 
     Args:
@@ -43,7 +43,7 @@ class Clusters:
     """
 
     def __init__(self, centroids: Float, metric: str) -> None:
-        self.centroids, self.metric = centroids, metric
+        self.vectors, self.metric = centroids, metric
         mean = centroids.mean(0)
         # The largest of q.c is the largest of q.(c - mean), of which less is lost by rounding.
         centred = centroids - mean
@@ -55,7 +55,7 @@ class Clusters:
         self._bias = torch.from_numpy(bias).to(self._factor.dtype)
 
     @classmethod
-    def train(cls, corpus: VectorStore, count: int, seed: int, pool: Executor) -> Clusters:
+    def train(cls, corpus: VectorStore, count: int, seed: int, pool: Executor) -> Centroids:
         """`count` centroids from a sample of the corpus: directions, where all documents are of one length."""
         metric = "cosine" if corpus.one_length else corpus.metric
         generator = np.random.default_rng(seed)
@@ -71,7 +71,7 @@ class Clusters:
         return cls(centroids, metric)
 
     def __len__(self) -> int:
-        return len(self.centroids)
+        return len(self.vectors)
 
     def _compare(self, vectors: Float, inner: bool) -> torch.Tensor:
         """`[n, L]`: larger is nearer; by inner product alone if `inner`."""
@@ -92,24 +92,24 @@ class Clusters:
         list(spread(some, spans(size, _ROWS)))
         return out
 
-    def within(
-        self, queries: Float, gap: float | Float, spread: Callable[..., Iterable[Any]] = map
+    def probe(
+        self, queries: Float, margin: float | Float, spread: Callable[..., Iterable[Any]] = map
     ) -> tuple[Int, NDArray[np.int32], NDArray[np.int32]]:
-        """The lists whose centroid compares at most `gap` (one, or `[n]`) worse than the best.
+        """The lists whose centroid compares at most `margin` (one, or `[n]`) worse than the best.
 
         How many depends on the query: one in a dense place needs few, one between many needs many; at equal recall
-        a gap reads a half to a quarter of the documents that a fixed number of lists reads.
+        a margin reads a half to a quarter of the documents that a fixed number of lists reads.
 
         Returns:
             (int64 `[p]` queries ascending, int32 `[p]` their lists, int32 `[n]` the best list of each).
         """
         best = np.empty(len(queries), np.int32)
-        gap = np.broadcast_to(np.asarray(gap, np.float32), len(queries))
+        margin = np.broadcast_to(np.asarray(margin, np.float32), len(queries))
 
         def some(rows: slice) -> tuple[Int, NDArray[np.int32]]:
             behind = self._behind(queries[rows])
             best[rows] = behind.argmin(1)
-            mine, lists = np.nonzero(behind <= gap[rows, None])
+            mine, lists = np.nonzero(behind <= margin[rows, None])
             return mine + rows.start, lists.astype(np.int32)
 
         found = list(spread(some, spans(len(queries), _ROWS)))
@@ -117,8 +117,8 @@ class Clusters:
             return np.empty(0, np.int64), np.empty(0, np.int32), best
         return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found]), best
 
-    def gaps(self, queries: Float, lists: NDArray[np.integer], spread: Callable[..., Iterable[Any]] = map) -> Float:
-        """float32 `[n, k]`: the least gap with which each query looks into those lists `[n, k]`."""
+    def margins(self, queries: Float, lists: NDArray[np.integer], spread: Callable[..., Iterable[Any]] = map) -> Float:
+        """float32 `[n, k]`: the least margin with which each query looks into those lists `[n, k]`."""
         parts = spread(
             lambda rows: np.take_along_axis(self._behind(queries[rows]), lists[rows], 1), spans(len(queries), _ROWS)
         )
@@ -126,7 +126,7 @@ class Clusters:
 
     def _behind(self, queries: Float) -> Float:
         """float32 `[n, L]`: by how much each centroid compares worse than the query's best."""
-        if self.metric != "l2":  # so that one gap suits queries of any length
+        if self.metric != "l2":  # so that one margin suits queries of any length
             lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries))
             queries = queries / np.maximum(lengths, np.float32(1e-30))[:, None]
         values = self._compare(queries, inner=self.metric == "ip").float().numpy()

@@ -112,13 +112,13 @@ def score_range(
     """(queries whose approximate scores are scores, error bound, lowest and highest possible score), the last three `[n]`."""
     largest, bound = np.float32(tile.largest_norm), kernel.bound(rounded, tile)
     if not squared:
-        reach = rounded.norms * largest
-        return rounded, bound, rounded.offset - reach - bound, rounded.offset + reach + bound
+        span = rounded.norms * largest
+        return rounded, bound, rounded.offset - span - bound, rounded.offset + span + bound
     # -|q - d|^2 = 2 (q.d - |d|^2 / 2) - |q|^2, summed in float32 as well
-    reach = (rounded.norms + largest) ** 2
+    span = (rounded.norms + largest) ** 2
     dimension = kernel.dimension
-    bound = 2 * bound + 8 * (dimension + 8) * np.float32(UNIT_ROUNDOFF) * reach
-    return replace(rounded, unit=2 * rounded.unit, offset=-(rounded.norms**2)), bound, -reach - bound, bound
+    bound = 2 * bound + 8 * (dimension + 8) * np.float32(UNIT_ROUNDOFF) * span
+    return replace(rounded, unit=2 * rounded.unit, offset=-(rounded.norms**2)), bound, -span - bound, bound
 
 
 class ThresholdFilter:
@@ -167,7 +167,7 @@ class ThresholdFilter:
         documents = positions // np.int32(self.n)
         columns = documents * np.int32(self.n)
         np.subtract(positions, columns, out=columns)
-        enough = np.zeros(self.n, np.uint8)  # the highest level that k documents reach, 0: none
+        enough = np.zeros(self.n, np.uint8)  # the highest level that k documents span, 0: none
         if count >= _WORTH_COUNTING * self.n * topk.k:
             counts = np.bincount(columns * np.int64(256) + levels, minlength=256 * self.n)
             reached = counts.astype(np.int32).reshape(self.n, 256)[:, :0:-1].cumsum(1, dtype=np.int32)
@@ -199,9 +199,9 @@ class TileScan(TileDocuments):
     def __call__(self, block: Block) -> None:
         """Merge the tile's nearest documents into the block's neighbors."""
         pending = np.arange(len(block.best))
-        current, reached, generosity = block, np.full(len(block.exact), -np.inf, np.float32), _GENEROSITY
+        current, floor, generosity = block, np.full(len(block.exact), -np.inf, np.float32), _GENEROSITY
         while True:
-            attempt = _Attempt(self, current, reached, generosity)
+            attempt = _Attempt(self, current, floor, generosity)
             certified = attempt.run()
             topk = attempt.topk
             block.best[pending[certified]] = topk.best[certified]
@@ -210,8 +210,8 @@ class TileScan(TileDocuments):
             left = np.flatnonzero(~certified)
             pending, generosity = pending[left], 4 * generosity
             current = Block(self.kernel, block.exact[pending], block.best[pending])
-            reached = np.full(len(current.exact), -np.inf, np.float32)
-            reached[: len(left)] = topk.floor[left]
+            floor = np.full(len(current.exact), -np.inf, np.float32)
+            floor[: len(left)] = topk.floor[left]
 
     @functools.cached_property
     def sample(self) -> Tile:
@@ -225,13 +225,13 @@ class _Attempt:
     """One scan of a tile for a block.
 
     Args:
-        reached: float32 `[n]`, a score that k documents of the corpus are known to reach; -inf if there is none.
+        floor: float32 `[n]`, a score that k documents of the corpus are known to reach; -inf if there is none.
         generosity: how many times k documents shall pass where nothing is known.
     """
 
-    def __init__(self, scan: TileScan, block: Block, reached: Float, generosity: float) -> None:
+    def __init__(self, scan: TileScan, block: Block, floor: Float, generosity: float) -> None:
         self.scan, self.generosity = scan, generosity
-        self.topk = RunningTopK(block.exact, block.best.copy(), reached)
+        self.topk = RunningTopK(block.exact, block.best.copy(), floor)
         self.passing = ThresholdFilter(scan, self.topk, block.rounded)
 
     def run(self) -> NDArray[np.bool_]:

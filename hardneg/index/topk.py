@@ -23,17 +23,17 @@ class RunningTopK:
     Args:
         exact: the queries, float32 `[n, d]`; the last of them may only fill up.
         best: int64 `[real, k]`, their neighbors so far, unsorted (see `pack`); changed in place.
-        reached: float32 `[n]`, scores that k documents of the corpus are known to reach; -inf: nothing is known.
+        floor: float32 `[n]`, scores that k documents of the corpus are known to reach; -inf: nothing is known.
 
     Attributes:
         floor: float32 `[n]`: no document that scores less can belong to the k best.
         waiting: found documents that are not merged yet.
     """
 
-    def __init__(self, exact: Float, best: Int, reached: Float | None = None) -> None:
+    def __init__(self, exact: Float, best: Int, floor: Float | None = None) -> None:
         self.exact, self.best = exact, best
         self.n, self.real, self.k = len(exact), *best.shape
-        self.floor = np.full(self.n, -np.inf, np.float32) if reached is None else reached.copy()
+        self.floor = np.full(self.n, -np.inf, np.float32) if floor is None else floor.copy()
         self._found: list[tuple[NDArray[np.int32], Int]] = []
         self.waiting = 0
         self._raise_floor()
@@ -45,7 +45,9 @@ class RunningTopK:
     def add(self, columns: NDArray[np.int32], scores: Float, documents: Int) -> None:
         """Documents `[m]` (rows of the corpus) with their true scores for the queries `columns` `[m]`; none twice."""
         wanted = np.flatnonzero(scores >= self.floor[columns])
-        self._found.append((columns[wanted], pack(torch.from_numpy(scores[wanted]), torch.from_numpy(documents[wanted])).numpy()))
+        self._found.append(
+            (columns[wanted], pack(torch.from_numpy(scores[wanted]), torch.from_numpy(documents[wanted])).numpy())
+        )
         self.waiting += len(wanted)
 
     def merge(self) -> None:
