@@ -131,6 +131,8 @@ def digests(folder: Path) -> dict[str, str]:
             data = "\n".join(canonical(json.loads(line)) for line in lines).encode()
         elif path.suffix == ".parquet":
             data = parquet_bytes(path)
+        elif path.suffix == ".safetensors":
+            data = tensor_bytes(path)
         else:
             data = path.read_bytes()
         found[name] = hashlib.sha256(data).hexdigest()
@@ -150,6 +152,14 @@ def parquet_bytes(path: Path) -> bytes:
     return json.dumps(rows).encode()
 
 
+def tensor_bytes(path: Path) -> bytes:
+    """Names and values of all tensors but numpy's global random numbers, which nothing here seeds."""
+    from safetensors.numpy import load_file
+
+    tensors = {name: array for name, array in load_file(path).items() if not name.endswith("random.numpy")}
+    return b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))
+
+
 def canonical(value: Any) -> str:
     text = json.dumps(_stable(value), sort_keys=True, ensure_ascii=False)
     return re.sub(r'"files": \{[^}]*\}|"sha256": "[0-9a-f]{64}"', "", text)
@@ -157,9 +167,14 @@ def canonical(value: Any) -> str:
 
 def _stable(value: Any, key: str = "") -> Any:
     if isinstance(value, dict):
-        return {RENAMED.get(name, name): _stable(each, name) for name, each in value.items() if name not in VOLATILE}
+        # The fingerprint of a posterior is that of its file, which is compared itself.
+        kept = {
+            name: each for name, each in value.items() if name not in VOLATILE and not name.startswith("posterior:")
+        }
+        return {RENAMED.get(name, name): _stable(each, name) for name, each in kept.items()}
     if isinstance(value, list):
-        return [_stable(each) for each in value]
+        # A checkpoint's pairs of names and values; Python's global random numbers are seeded by nothing here.
+        return [_stable(each) for each in value if not (isinstance(each, list) and each[:1] == ["python"])]
     if isinstance(value, str):
         for old in sorted(RENAMED, key=len, reverse=True):
             value = re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", RENAMED[old], value)

@@ -9,11 +9,11 @@ V = TypeVar("V")
 
 FILTERS = {"crowd": "shared-neighbors"}
 FEATURES = {
-    "shared_query": "shared_query",
-    "shared_positive": "shared_positive",
-    "shared_votes": "shared_votes",
-    "local_score_query": "local_score_query",
-    "local_score_positive": "local_score_positive",
+    "crowd_query": "shared_query",
+    "crowd_positive": "shared_positive",
+    "crowd_votes": "shared_votes",
+    "reach_query": "local_score_query",
+    "reach_positive": "local_score_positive",
 }
 TRAIN_OPTIONS = {
     "policy": "negative_sampling",

@@ -1,14 +1,43 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+# What a test lacks here, and how to have it; the suite's last lines repeat it.
+NO_CUDA = "no CUDA device: run the suite on a machine with an NVIDIA GPU and a CUDA build of torch"
+NO_INT8 = "no exact int8 product: run the suite on a processor with avx512_vnni or amx_int8"
+NO_BROWSER = "no browser: install Debian's chromium (apt-get install chromium)"
+NO_PROC = "no /proc: run the suite on Linux"
+
+# Started with `make test &` in a script, the suite ignores SIGINT, and so would every process that it starts: what a test
+# interrupts has to begin with the default disposition. (Handlers are reset in children, ignored signals are not.)
+for _signal, _handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGTERM, signal.SIG_DFL),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(_signal) is signal.SIG_IGN:
+        signal.signal(_signal, _handler)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How many tests were skipped, why, and how to have them run."""
+    skipped: Iterable[Any] = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    if reasons:
+        terminalreporter.write_sep("-", f"{sum(reasons.values())} tests were not run here")
+    for reason, count in reasons.most_common():
+        terminalreporter.write_line(f"{count:>4}  {reason}")
+
 
 WORDS = ["red", "green", "blue", "round", "square", "small", "large", "old", "new", "fast", "slow"]
 WORDS += ["cat", "dog", "bird", "fish", "tree", "stone", "river", "cloud"]

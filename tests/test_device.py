@@ -14,15 +14,14 @@ from hardneg.index.base import METRICS, Index
 from hardneg.index.cuda import DeviceIndex
 from hardneg.index.exact import ExactIndex
 from hardneg.index.factory import make_index
+from tests.conftest import NO_CUDA
 
 from .test_approximate import clustered
 from .test_exact import KINDS, awkward, naive_scores
 
 DEVICES = [
     "cpu",
-    pytest.param(
-        "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-    ),
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason=NO_CUDA)),
 ]
 
 

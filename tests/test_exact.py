@@ -14,14 +14,12 @@ from hardneg.index.int8 import int8_is_exact
 from hardneg.index.kernel_choice import KERNELS, fastest_kernel, make_kernel
 from hardneg.index.kernels import Scale, Workspace
 from hardneg.storage.arrays import Rows, Sharded
+from tests.conftest import NO_INT8
 
 from .conftest import unit
 
 HERE = [name for name in KERNELS if name != "int8" or int8_is_exact(64)]
-EVERY = [
-    pytest.param(name, marks=() if name in HERE else pytest.mark.skip(reason="no exact int8 product on this processor"))
-    for name in KERNELS
-]
+EVERY = [pytest.param(name, marks=() if name in HERE else pytest.mark.skip(reason=NO_INT8)) for name in KERNELS]
 
 
 def naive_scores(queries: np.ndarray, documents: np.ndarray, metric: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from hardneg.losses.caching import cached_backward
 from hardneg.losses.infonce import InfoNCE
 from hardneg.losses.logsumexp import Tiles, row_logsumexp
 from hardneg.losses.variants import Variants
+from tests.conftest import NO_PROC
 
 from .conftest import in_two_ranks
 
@@ -366,7 +367,7 @@ def test_memory_grows_with_the_batch_not_with_its_square(tmp_path: Path) -> None
         "open('/proc/self/clear_refs', 'w').write('5'); before = mb('VmRSS'); run(8192); print(mb('VmHWM') - before)\n"
     )
     if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("needs Linux's /proc to read a peak")
+        pytest.skip(NO_PROC)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert float(done.stdout) < 60
 

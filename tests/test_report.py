@@ -16,6 +16,7 @@ import pytest
 import hardneg
 from hardneg.diagnostics.diagnose import diagnose
 from hardneg.diagnostics.report.page import report_page, write_page
+from tests.conftest import NO_BROWSER
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = [
@@ -47,7 +48,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     if CHROMIUM is None:
-        pytest.skip("no chromium on this machine: the report is not tested in a browser (apt-get install chromium)")
+        pytest.skip(NO_BROWSER)
     from playwright.sync_api import sync_playwright
 
     quiet = ["background-networking", "component-update", "sync", "gpu", "quic"]

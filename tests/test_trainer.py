@@ -169,7 +169,8 @@ EVERYTHING = {
     "steps": 30, "batch_size": 16, "negatives": 3, "refresh": "steps:7", "lag": 4, "share": 0.5, "bank": 100, "bank_age": 6,
     "bank_start": 2,
     "momentum": 0.9, "learn_temperature": True, "save_every": 5, "log_every": 1, "evaluate_every": 6, "depth": 12,
-    "filters": ("group", "margin:relative=0.01", "shared-neighbors:max=0.6"), "learning_rate": 0.01, "negative_sampling": "softmax", "seed": 3,
+    "filters": ("group", "margin:relative=0.01", "shared-neighbors:max=0.6"), "learning_rate": 0.01,
+    "negative_sampling": "softmax", "seed": 3,
 }  # fmt: skip
 
 SCRIPT = """
@@ -670,7 +671,8 @@ def test_sentence_transformers_are_trained(tmp_path: Path) -> None:
     model = hardneg.make_encoder(f"st:{minilm()}", device="cpu")
     told = Rows()
     options = TrainOptions(
-        steps=12, batch_size=8, negatives=1, learning_rate=1e-4, lr_scheduler="constant", log_every=1, mini_batch_size=8, depth=5, max_grad_norm=1.0,
+        steps=12, batch_size=8, negatives=1, learning_rate=1e-4, lr_scheduler="constant", log_every=1,
+        mini_batch_size=8, depth=5, max_grad_norm=1.0,
         query_prompt="find: ",
     )  # fmt: skip
     hardneg.train(pairs, model, tmp_path / "out", options, device="cpu", callbacks=[told], evaluation=pairs)

@@ -1,0 +1,48 @@
+"""The documents run as they stand: every Python block of `docs/`, and every example in a docstring."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for path in sorted((ROOT / "hardneg").rglob("*.py"))
+    if ">>> " in path.read_text()
+]
+
+
+def blocks(page: Path) -> list[str]:
+    return re.findall(r"<!-- tested: python -->\n```python\n(.*?)```", page.read_text(), re.S)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+    """One after the other, as somebody would type them; no block is left out of the test."""
+    found = blocks(page)
+    assert len(found) == page.read_text().count("```python")
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(found)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_examples_of_own_parts_are_short() -> None:
+    for block in blocks(ROOT / "docs" / "extending.md"):
+        assert len([line for line in block.splitlines() if line.strip()]) <= 20, block
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    failed, tried = doctest.testmod(import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert tried
+    assert not failed
