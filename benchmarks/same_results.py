@@ -173,8 +173,8 @@ def _stable(value: Any, key: str = "") -> Any:
         }
         return {RENAMED.get(name, name): _stable(each, name) for name, each in kept.items()}
     if isinstance(value, list):
-        # A checkpoint's pairs of names and values; Python's global random numbers are seeded by nothing here.
-        return [_stable(each) for each in value if not (isinstance(each, list) and each[:1] == ["python"])]
+        # A checkpoint's pairs of names and values; nothing here seeds the global random numbers of Python and numpy.
+        return [_stable(each) for each in value if not (isinstance(each, list) and each[:1] in (["python"], ["numpy"]))]
     if isinstance(value, str):
         for old in sorted(RENAMED, key=len, reverse=True):
             value = re.sub(rf"(?<![\w-]){re.escape(old)}(?![\w-])", RENAMED[old], value)

@@ -111,7 +111,7 @@ def test_a_registered_filter_is_known_by_its_name(pairs: Pairs, monkeypatch: pyt
     registry.register("filter", "even", lambda v: Even(by=v.integer("by", 2, 1)))
     assert parse_filter("even:by=7") == Even(by=7)
     assert parse_filter(Even(by=7).spec) == Even(by=7)
-    with pytest.raises(UsageError, match=r"there is no option 'from'\. Did you mean"):
+    with pytest.raises(UsageError, match=r"there is no option 'from'\. Known: by"):
         parse_filter("even:from=7")
     registry.register("filter", "broken", lambda v: 3)
     with pytest.raises(UsageError, match="returned a int, which is no Filter"):

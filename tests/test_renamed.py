@@ -156,7 +156,9 @@ def test_a_bank_in_the_samplers_state() -> None:
     import torch
 
     one = sampler()
-    assert one.bank_view() is None  # not before bank_start batches
+    before = one.bank_view()
+    assert before is not None
+    assert before.vectors.shape == (0, 3)  # not before bank_start batches
     one.advance(torch.ones(4, 3), torch.arange(4))
     view = one.bank_view()
     assert view is not None

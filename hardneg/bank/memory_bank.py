@@ -131,6 +131,11 @@ class MemoryBank(nn.Module):
         places = torch.nonzero(shown).squeeze(1)
         return BankView(self.vectors[places], self.ids[places], self.groups[places], ages[places], places)
 
+    def empty_view(self) -> BankView:
+        """A view of no row."""
+        places = self.cursor.new_empty(0)
+        return BankView(self.vectors[places], self.ids[places], self.groups[places], places, places)
+
     def statistics(self) -> dict[str, float]:
         """`rows` shown, `too_old` rows, `mean_age` and `max_age` of the shown ones in steps (0 without any)."""
         seen = self.view()

@@ -143,8 +143,10 @@ class MemoryBankSampler(Sampler[list[Example]]):
         return self.bank is not None and self.total >= self.bank_start
 
     def bank_view(self) -> BankView | None:
-        """The bank's rows for the batch that is trained on now; None if there are none yet to be used."""
-        return self.bank.view() if self.bank is not None and self.bank_in_use else None
+        """The bank's rows for the batch that is trained on now: none before `bank_start`; None without a bank."""
+        if self.bank is None:
+            return None
+        return self.bank.view() if self.bank_in_use else self.bank.empty_view()
 
     def advance(self, vectors: Tensor | None = None, ids: Tensor | None = None, groups: Tensor | None = None) -> None:
         """One more batch was trained on.

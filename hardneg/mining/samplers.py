@@ -9,7 +9,7 @@ queries, or another order of them, gives the same negatives.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,34 +17,55 @@ from numpy.typing import NDArray
 
 from hardneg.hashing import UInt, mix
 from hardneg.mining.candidates import Candidates
+from hardneg.mining.spec_options import written_spec
 from hardneg.storage.arrays import Mask
 
 
 class Sampler(Protocol):
+    """Chooses negatives among the kept candidates: any object with this one method is a sampler."""
+
     def log_weights(self, candidates: Candidates) -> NDArray[np.float64] | None:
         """float64 `[n, K]` log weights, up to a constant per row; None: no chance, the nearest win."""
         ...
 
 
 @dataclass(frozen=True)
-class Top:
+class NamedSampler:
+    """Base of the built-in samplers, which have a name and can be written as a spec."""
+
+    name: ClassVar[str]
+
+    @property
+    def spec(self) -> str:
+        """How the sampler is written: its name, and the fields that differ from their defaults."""
+        return written_spec(self, self.name)
+
+
+@dataclass(frozen=True)
+class Top(NamedSampler):
     """The nearest."""
+
+    name = "top"
 
     def log_weights(self, candidates: Candidates) -> None:
         return None
 
 
 @dataclass(frozen=True)
-class Uniform:
+class Uniform(NamedSampler):
     """Any, with equal chances."""
+
+    name = "uniform"
 
     def log_weights(self, candidates: Candidates) -> NDArray[np.float64]:
         return np.zeros(candidates.scores.shape)
 
 
 @dataclass(frozen=True)
-class Softmax:
+class Softmax(NamedSampler):
     """In proportion to exp(score / temperature)."""
+
+    name = "softmax"
 
     temperature: float = 0.05
 
@@ -53,12 +74,14 @@ class Softmax:
 
 
 @dataclass(frozen=True)
-class SimANS:
+class SimANS(NamedSampler):
     """Around the positive's score: in proportion to exp(-a (s - p - b)^2) (SimANS, arXiv 2210.11773).
 
     Several positives: the lowest counts. Without one, all candidates have equal chances. The paper's
     a = 1 is for inner products of several units; cosines differ by hundredths, hence the default 100.
     """
+
+    name = "simans"
 
     a: float = 100.0
     b: float = 0.0

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING
 
 from hardneg.errors import UsageError, suggestion
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 Options = dict[str, str]
 
@@ -23,6 +29,20 @@ def split_spec(spec: str, what: str) -> tuple[str, list[str], Options]:
         else:
             options[key] = value
     return name, words, options
+
+
+def written_spec(part: DataclassInstance, name: str, words: Sequence[str] = ()) -> str:
+    """The spec that describes a part: its name, and the fields that differ from their defaults.
+
+    Args:
+        part: a dataclass; fields that its `repr` leaves out are left out here, too.
+        name: what stands before the colon.
+        words: fields that are written without their names, as in `guide:st:NAME,margin=0.1`.
+    """
+    changed = [each.name for each in fields(part) if each.repr and getattr(part, each.name) != each.default]
+    parts = [str(getattr(part, field)) for field in changed if field in words]
+    parts += [f"{field}={getattr(part, field)}" for field in changed if field not in words]
+    return name + (":" + ",".join(parts) if parts else "")
 
 
 class SpecOptions:

@@ -140,7 +140,9 @@ class TrainingBatches:
     def bank_view(self) -> BankView | None:
         """The bank's rows for this batch; some are encoded anew and the others moved along if the options say so."""
         bank = self.sampler.bank
-        if bank is not None and self.options.bank_fresh and self.sampler.bank_in_use and len(bank):
+        if bank is None or not self.sampler.bank_in_use:
+            return None
+        if self.options.bank_fresh and len(bank):
             bank.encode_again(self._encode_rows, self.options.bank_fresh, seed=self.sampler.total)
         return self.sampler.bank_view()
 
@@ -166,9 +168,10 @@ class TrainingBatches:
     def state(self) -> dict[str, Any]:
         """Tensors and plain values."""
         sampler = self.sampler.state_dict()
+        bank = sampler.pop("bank", None)  # beside the sampler, where version 0.1 kept it
         return {
-            "bank": sampler.pop("bank", None),
             "sampler": sampler,
+            "bank": bank,
             "momentum": None if self.momentum is None else dict(self.momentum.state_dict()),
         }
 

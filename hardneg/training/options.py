@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
@@ -142,7 +143,7 @@ class TrainOptions:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainOptions:
-        """RunError if it is not what `to_json` gives."""
+        """The options that `to_json` gave, in this version or in 0.1; RunError for anything else."""
         try:
             given: dict[str, Any] = {
                 name: tuple(each) if isinstance(each, list) else each
@@ -151,14 +152,25 @@ class TrainOptions:
             given["filters"] = tuple(map(renamed.filter_spec, given["filters"]))
             given |= {"curriculum": Curriculum(**given["curriculum"]), "variants": Variants(**given["variants"])}
             return cls(**given)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise RunError(f"these are no options of a training ({error!r})") from None
 
-    def changed(self, others: TrainOptions) -> list[str]:
-        """What differs from the options of an interrupted training, of all that has to be the same to go on with it."""
+    def changed(self, before: Mapping[str, Any]) -> list[str]:
+        """Names of the options that differ from those of an interrupted training, and may not.
+
+        Args:
+            before: what `to_json` gave then, in this version or in 0.1.
+
+        Raises:
+            RunError: these are no options of a training.
+        """
+        if not isinstance(before, Mapping) or not isinstance(before.get("filters"), list):
+            raise RunError("these are no options of a training")
+        then = renamed.with_new_names(before, renamed.TRAIN_OPTIONS)
+        then["filters"] = [renamed.filter_spec(str(spec)) for spec in before["filters"]]
+        now = json.loads(json.dumps(self.to_json()))
         free = {"log_every", "save_every", "workers"}
-        mine, theirs = (each.to_json() for each in (self, others))
-        return [name for name in mine if name not in free and mine[name] != theirs[name]]
+        return [name for name in {**now, **then} if name not in free and now.get(name) != then.get(name)]
 
 
 def _at_least(name: str, value: float, low: int) -> None:

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,31 +85,14 @@ def train(
     """
     options, out = options or TrainOptions(), Path(out)
     start = time.perf_counter()
+    held = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
     with world(device) as here:
         torch.manual_seed(options.seed + here.rank)
         head = _prepare(out, pairs, options, here, resume, overwrite)
-        checkpoint_folder = checkpoint.latest(out / "checkpoints") if resume else None
-        towers = model if isinstance(model, Towers) else Towers(
-            model, query_prompt=options.query_prompt, document_prompt=options.document_prompt
-        )  # fmt: skip
-        towers.to(here.device)
-        if checkpoint_folder is None:
-            for side in ("query", "document"):
-                fit(towers.tower(side), pairs, progress)
-        state = None if checkpoint_folder is None else checkpoint.read(checkpoint_folder, here)
-        batches = TrainingBatches(pairs, towers, options, here, queries=queries, documents=documents)
-        advance = progress("first generation", 1)
-        negatives = MinedNegatives(
-            pairs, towers, options, here, batches.sampler, run=run, queries=queries, documents=documents,
-            embed=guide_embedder(pairs, out, Resources(device=str(here.device), progress=progress), seed=options.seed),
-            resume=None if checkpoint_folder is None else checkpoint_folder / "generations",
-            step=0 if state is None else int(state["progress"]["step"]),
-            learned=None if state is None else state["supply"]["filters"],
-        )  # fmt: skip
-        advance(1)
+        inputs = _Inputs(pairs, queries, documents, run)
+        towers, batches, negatives, state = _parts(inputs, model, out, options, here, resume, progress)
         _tell_of_filters(negatives, out, here, warn)
         told = _callbacks(callbacks, out, here, state, tensorboard)
-        held = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
         trainer = Trainer(
             towers, batches, negatives, options, here, folder=out / "checkpoints", callbacks=told, warn=warn,
             evaluate=None if held is None else lambda towers: held.evaluate(towers, options.measures),
@@ -126,6 +110,43 @@ def train(
             negatives.close()
             for callback in told:
                 callback.close()
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """What is trained on; see `train`."""
+
+    pairs: Pairs
+    queries: Items | None
+    documents: Items | None
+    run: Run | None
+
+
+def _parts(
+    inputs: _Inputs, model: Any, out: Path, options: TrainOptions, here: World, resume: bool, progress: Progress
+) -> tuple[Towers, TrainingBatches, MinedNegatives, dict[str, Any] | None]:
+    """The model, its batches and negatives, and the state of the checkpoint that is resumed, if there is one."""
+    folder = checkpoint.latest(out / "checkpoints") if resume else None
+    prompts = {"query_prompt": options.query_prompt, "document_prompt": options.document_prompt}
+    towers = model if isinstance(model, Towers) else Towers(model, **prompts)
+    towers.to(here.device)
+    if folder is None:
+        for side in ("query", "document"):
+            fit(towers.tower(side), inputs.pairs, progress)
+    state = None if folder is None else checkpoint.read(folder, here)
+    texts = {"queries": inputs.queries, "documents": inputs.documents}
+    batches = TrainingBatches(inputs.pairs, towers, options, here, **texts)
+    advance = progress("first generation", 1)
+    resources = Resources(device=str(here.device), progress=progress)
+    negatives = MinedNegatives(
+        inputs.pairs, towers, options, here, batches.sampler, run=inputs.run, **texts,
+        embed=guide_embedder(inputs.pairs, out, resources, seed=options.seed),
+        resume=None if folder is None else folder / "generations",
+        step=0 if state is None else int(state["progress"]["step"]),
+        learned=None if state is None else state["supply"]["filters"],
+    )  # fmt: skip
+    advance(1)
+    return towers, batches, negatives, state
 
 
 def _tell_of_filters(negatives: MinedNegatives, out: Path, here: World, warn: Callable[[str], None]) -> None:
@@ -185,7 +206,7 @@ def _prepare(
             raise RunError(f"{path}: schema {before.get('schema')!r}, expected {SCHEMA!r}: train anew with --overwrite")
         if before.get("finished"):
             raise RunError(f"{out}: this training is finished. Train anew with --overwrite, or elsewhere")
-        changed = options.changed(TrainOptions.from_json(before["options"]))
+        changed = options.changed(before.get("options") or {})
         changed += [name for name in ("ranks",) if before[name] != head[name]]
         changed += [
             f"data ({name})"

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.mining.candidates import Candidates, Context
+from hardneg.mining.spec_options import written_spec
 from hardneg.storage.arrays import Float, Mask, members
 
 KEPT = "kept"
@@ -39,11 +40,7 @@ class Filter(ABC):
     @property
     def spec(self) -> str:
         """How the filter is written: its name, and the fields that differ from their defaults."""
-        written = [each for each in fields(self) if each.repr and getattr(self, each.name) != each.default]
-        changed = [(each.name, getattr(self, each.name)) for each in written]
-        parts = [str(value) for name, value in changed if name in self.words]
-        parts += [f"{name}={value}" for name, value in changed if name not in self.words]
-        return self.name + (":" + ",".join(parts) if parts else "")
+        return written_spec(self, self.name, self.words)
 
     @abstractmethod
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
