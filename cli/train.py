@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,10 @@ from .main import print_json
 from .mine import FILTER_HELP, SAMPLER_HELP
 from .options import Command, Renamed, filter_spec
 from .show import LiveNumbers, print_training, progress_bars, warn
+
+if TYPE_CHECKING:
+    from hardneg.encoders.base import Encoder
+    from hardneg.training.options import TrainOptions
 
 
 def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
@@ -123,37 +127,17 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         raise click.UsageError("--resume and --overwrite exclude each other")
     from hardneg.data.options import ReadOptions
     from hardneg.data.read import read_pairs
-    from hardneg.encoders.factory import make_encoder
-    from hardneg.errors import UsageError
-    from hardneg.losses.variants import Variants
     from hardneg.mining.run import Run
     from hardneg.training.evaluation_set import EvaluationSet
-    from hardneg.training.options import TrainOptions
     from hardneg.training.self_supervised import two_views
     from hardneg.training.train import train as run_train
 
-    known = {field.name for field in fields(TrainOptions)}
-    chosen = {n: v for n, v in given.items() if n in known and v is not None and v != ()}
-    if given["encoder"].startswith("st:"):
-        chosen.setdefault("learning_rate", 2e-5)
-    if chosen.get("max_grad_norm") == 0:
-        chosen["max_grad_norm"] = None
-    options = TrainOptions(
-        **chosen,
-        default_filters=not given["no_default_filters"],
-        wait=not given["no_wait"],
-        variants=Variants(symmetric=given["symmetric"]),
-    )
+    options = _options(given)
     if given["threads"] is not None:
         import torch
 
         torch.set_num_threads(given["threads"])
-    model = make_encoder(given["encoder"], seed=given["seed"], device=given["device"])
-    dropout = given["dropout"] if given["dropout"] is not None else 0.3 if given["self_supervised"] else 0.0
-    if dropout and hasattr(model, "dropout"):
-        model.dropout = dropout
-    elif given["dropout"] or (dropout and not given["encoder"].startswith("st:")):
-        raise UsageError(f"--dropout is for the encoder 'hashed': {given['encoder']} has dropout of its own or none")
+    model = _model(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts
     with progress_bars(quiet=not leads) as progress:
         pairs = read_pairs(source, ReadOptions(split=given["split"]))
@@ -178,3 +162,36 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     else:
         kind = given["encoder"].partition(":")[0]
         print_training(result, out, source, kind if kind in ("hashed", "st", "glyphs") else None)
+
+
+def _options(given: dict[str, Any]) -> TrainOptions:
+    """The options of the training; those that were not given keep the defaults of `TrainOptions`."""
+    from hardneg.losses.variants import Variants
+    from hardneg.training.options import TrainOptions
+
+    known = {field.name for field in fields(TrainOptions)}
+    chosen = {n: v for n, v in given.items() if n in known and v is not None and v != ()}
+    if given["encoder"].startswith("st:"):
+        chosen.setdefault("learning_rate", 2e-5)
+    if chosen.get("max_grad_norm") == 0:
+        chosen["max_grad_norm"] = None
+    return TrainOptions(
+        **chosen,
+        default_filters=not given["no_default_filters"],
+        wait=not given["no_wait"],
+        variants=Variants(symmetric=given["symmetric"]),
+    )
+
+
+def _model(given: dict[str, Any]) -> Encoder:
+    """The encoder to train, with dropout where that is asked for."""
+    from hardneg.encoders.factory import make_encoder
+    from hardneg.errors import UsageError
+
+    model = make_encoder(given["encoder"], seed=given["seed"], device=given["device"])
+    dropout = given["dropout"] if given["dropout"] is not None else 0.3 if given["self_supervised"] else 0.0
+    if dropout and hasattr(model, "dropout"):
+        model.dropout = dropout
+    elif given["dropout"] or (dropout and not given["encoder"].startswith("st:")):
+        raise UsageError(f"--dropout is for the encoder 'hashed': {given['encoder']} has dropout of its own or none")
+    return model

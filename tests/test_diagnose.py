@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,9 @@ from hardneg.diagnostics.measures.search import search_quality
 from hardneg.diagnostics.measures.surface import looks
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import RunError, UsageError
+from tests.conftest import run_here
+
+pytestmark = pytest.mark.xdist_group("pycode")  # one worker reads the sources and mines them once
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +114,7 @@ def test_the_posterior_speaks_of_false_negatives(clean: hardneg.Run) -> None:
     assert found.measured.numbers["false_source"] == "posterior"
 
 
-def test_a_fix_can_be_typed_as_it_stands(
-    clean: hardneg.Run, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_a_fix_can_be_typed_as_it_stands(clean: hardneg.Run, tmp_path: Path) -> None:
     """Also where the folder's name has a space in it."""
     folder = tmp_path / "a run"
     shutil.copytree(clean.folder, folder)
@@ -124,7 +124,7 @@ def test_a_fix_can_be_typed_as_it_stands(
     for command in fix.split(" && "):
         name, *words = shlex.split(command)
         assert name == "hardneg"
-        done = run_cli(*words)
+        done = run_here(*words)
         assert done.returncode == 0, done.stderr
     assert len(hardneg.Run(tmp_path / "a run-2").negatives()) == len(clean.negatives())
 
@@ -387,27 +387,25 @@ def test_looks_of_texts() -> None:
     assert found[3, 6] == 1
 
 
-def test_command_line(
-    clean: hardneg.Run, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
-    done = run_cli("diagnose", clean.folder, "--json", "--fail-on", "error")
+def test_command_line(clean: hardneg.Run, tmp_path: Path) -> None:
+    done = run_here("diagnose", clean.folder, "--json", "--fail-on", "error")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["numbers"]["queries"] == len(clean.pairs())
     assert value["numbers"]["margin"]["low"] < value["numbers"]["margin"]["value"] < value["numbers"]["margin"]["high"]
-    table = run_cli("diagnose", clean.folder)
+    table = run_here("diagnose", clean.folder)
     assert table.returncode == 0
     assert "effective rank" in table.stdout
     strict = tmp_path / "strict.json"
     strict.write_text('{"hub": 0.00001, "hub_error": 0.00002, "effective": 0.99}')
-    failed = run_cli("diagnose", clean.folder, "--thresholds", strict, "--fail-on", "warning")
+    failed = run_here("diagnose", clean.folder, "--thresholds", strict, "--fail-on", "warning")
     assert failed.returncode == 3
     assert "one or two negatives" in failed.stdout
     strict.write_text('{"hubs": 1}')
-    wrong = run_cli("diagnose", clean.folder, "--thresholds", strict)
+    wrong = run_here("diagnose", clean.folder, "--thresholds", strict)
     assert wrong.returncode == 2
     assert "Did you mean 'hub'" in wrong.stderr
-    assert run_cli("diagnose", tmp_path / "nowhere").returncode == 1
+    assert run_here("diagnose", tmp_path / "nowhere").returncode == 1
 
 
 def test_damaged_runs_are_said(clean: hardneg.Run) -> None:
@@ -490,20 +488,18 @@ def tmp_path_of(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def test_compare_on_the_command_line(
-    clean: hardneg.Run, tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]
-) -> None:
+def test_compare_on_the_command_line(clean: hardneg.Run, tmp_path: Path) -> None:
     easy = hardneg.select(clean, hardneg.SelectOptions(filters=("score:max=0.1",)), tmp_path / "easy")
-    done = run_cli("compare", clean.folder, easy.folder, "--html", tmp_path / "c.html")
+    done = run_here("compare", clean.folder, easy.folder, "--html", tmp_path / "c.html")
     assert done.returncode == 0, done.stderr
     assert "kept -> score" in done.stdout
     assert "new: error" in done.stdout  # far too few negatives are left
     assert "<!doctype html>" in (tmp_path / "c.html").read_text()[:20]
-    value = json.loads(run_cli("compare", clean.folder, easy.folder, "--json").stdout)
+    value = json.loads(run_here("compare", clean.folder, easy.folder, "--json").stdout)
     assert {change["change"] for change in value["changes"]} & {"new", "worse"}
     pairs = hardneg.Pairs.from_columns(["a b", "c d"], ["e f", "g h"], corpus=["i j", "k l"])
     hardneg.mine(pairs, tmp_path / "small", hardneg.MineOptions(negatives=1))
-    other = run_cli("compare", clean.folder, tmp_path / "small")
+    other = run_here("compare", clean.folder, tmp_path / "small")
     assert other.returncode == 2
     assert "only runs over one dataset compare" in other.stderr
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import unicodedata
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +16,7 @@ from hardneg.demo_data.glyphs import FONTS, SIZE, bitmap, parse_glyph
 from hardneg.errors import DataError, UsageError
 from hardneg.evaluation.zero_shot import zero_shot
 from hardneg.losses.variants import Variants
+from tests.conftest import run_here
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +126,8 @@ def test_training_names_what_it_never_saw(tmp_path: Path, glyphs: dict[str, hard
     assert not torch.isnan(torch.tensor(result["temperature"]))
 
 
-def test_mining_pictures_finds_the_look_alikes(
-    tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]], glyphs: dict[str, hardneg.Pairs]
-) -> None:
-    done = run_cli(
+def test_mining_pictures_finds_the_look_alikes(tmp_path: Path, glyphs: dict[str, hardneg.Pairs]) -> None:
+    done = run_here(
         "mine",
         "builtin:glyphs",
         "--split",

@@ -628,7 +628,7 @@ def test_small_corpora_are_encoded_whole() -> None:
         turn(model, 0)
         made = index.refresh()
         np.testing.assert_allclose(made.vectors, vectors(model, documents), atol=1e-6)
-        rows, sampled = rows_to_encode(0.1, np.arange(300), index.generation, 0)
+        rows, sampled = rows_to_encode(0.1, np.arange(300), made.encoded_at, made.times_retrieved(), 0)
         assert len(rows) == len(sampled) == 300
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,8 @@ from hardneg.false_negatives.filters import SharedNeighbors
 from hardneg.false_negatives.model import Posterior
 from hardneg.mining.specs import parse_filter
 from hardneg.training.options import TrainOptions
-from tests.conftest import write_jsonl
+from tests.conftest import run_here, write_jsonl
 
-Cli = Callable[..., subprocess.CompletedProcess[str]]
 THINGS = ("bread", "rivers", "trains", "clouds", "chess", "violins")
 
 
@@ -32,17 +29,17 @@ def file(tmp_path: Path) -> Path:
     return write_jsonl(tmp_path / "pairs.jsonl", rows)
 
 
-def test_the_old_filter_is_read_and_noted(file: Path, tmp_path: Path, run_cli: Cli) -> None:
+def test_the_old_filter_is_read_and_noted(file: Path, tmp_path: Path) -> None:
     assert parse_filter("crowd:max=0.25") == parse_filter("shared-neighbors:max=0.25") == SharedNeighbors(max=0.25)
-    done = run_cli("mine", file, "--out", tmp_path / "run", "--depth", "20", "--filter", "crowd:max=0.9")
+    done = run_here("mine", file, "--out", tmp_path / "run", "--depth", "20", "--filter", "crowd:max=0.9")
     assert done.returncode == 0, done.stderr
     assert "note: the filter 'crowd:max=0.9' is written 'shared-neighbors:max=0.9' now" in done.stderr
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert info["config"]["filters"] == ["shared-neighbors:max=0.9"]
     assert "shared-neighbors" in info["counts"]["verdicts"]
-    quiet = run_cli("select", tmp_path / "run", "--filter", "shared-neighbors:max=0.8", "--out", tmp_path / "run2")
+    quiet = run_here("select", tmp_path / "run", "--filter", "shared-neighbors:max=0.8", "--out", tmp_path / "run2")
     assert "note:" not in quiet.stderr
-    noted = run_cli("select", tmp_path / "run", "--filter", "crowd:max=0.8", "--out", tmp_path / "run3")
+    noted = run_here("select", tmp_path / "run", "--filter", "crowd:max=0.8", "--out", tmp_path / "run3")
     assert "note:" in noted.stderr
     assert (tmp_path / "run2" / "negatives.parquet").read_bytes() == (
         tmp_path / "run3" / "negatives.parquet"
@@ -83,13 +80,11 @@ def test_old_features_of_a_posterior(tmp_path: Path) -> None:
      (("--clip", "0.5"), ("--max-grad-norm", "0.5")), (("--filter", "crowd:max=0.9"), ("--filter", "shared-neighbors:max=0.9"))],
     ids=lambda options: "".join(options),
 )  # fmt: skip
-def test_old_options_of_train(
-    old: tuple[str, ...], new: tuple[str, ...], file: Path, tmp_path: Path, run_cli: Cli
-) -> None:
+def test_old_options_of_train(old: tuple[str, ...], new: tuple[str, ...], file: Path, tmp_path: Path) -> None:
     common = ("--steps", "3", "--batch-size", "8", "--eval-split", "none", "--depth", "20", "--device", "cpu")
     written = []
     for name, options in (("old", old), ("new", new)):
-        done = run_cli("train", file, "--out", tmp_path / name, *common, *options)
+        done = run_here("train", file, "--out", tmp_path / name, *common, *options)
         assert done.returncode == 0, done.stderr
         assert (f"note: {'the filter ' if 'crowd' in options[-1] else options[0].split('=')[0]}" in done.stderr) == (
             name == "old"
@@ -99,8 +94,8 @@ def test_old_options_of_train(
     assert not written[0].keys() & renamed.TRAIN_OPTIONS.keys()
 
 
-def test_self_supervised_was_called_views(file: Path, tmp_path: Path, run_cli: Cli) -> None:
-    done = run_cli(
+def test_self_supervised_was_called_views(file: Path, tmp_path: Path) -> None:
+    done = run_here(
         "train", file, "--out", tmp_path / "o", "--views", "--steps", "2", "--batch-size", "8", "--eval-split", "none",
         "--depth", "20",
     )  # fmt: skip

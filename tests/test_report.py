@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import hardneg
 from hardneg.diagnostics.diagnose import diagnose
 from hardneg.diagnostics.report.page import report_page, write_page
-from tests.conftest import NO_BROWSER
+from tests.conftest import NO_BROWSER, run_here
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 NASTY = [
@@ -24,6 +23,8 @@ NASTY = [
     "<img src=x onerror='window.hacked=3'> three", "<!-- <script> four", "\u2028 five & \" ' ` ${window.hacked=4}",
     "]]> {{ 7 * 7 }} six", "<svg/onload=window.hacked=5> seven",
 ]  # fmt: skip
+
+pytestmark = pytest.mark.xdist_group("report")
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def test_the_file_stands_alone(page: Path) -> None:
         assert ranks == sorted(ranks)
 
 
-def test_command_line(tmp_path: Path, page: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    done = run_cli("diagnose", page.parent / "run2", "--html", tmp_path / "r.html")
+def test_command_line(tmp_path: Path, page: Path) -> None:
+    done = run_here("diagnose", page.parent / "run2", "--html", tmp_path / "r.html")
     assert done.returncode == 0, done.stderr
     assert "<!doctype html>" in (tmp_path / "r.html").read_text("utf-8")[:20]

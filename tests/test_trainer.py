@@ -449,7 +449,7 @@ def test_two_towers_of_two_modalities(tmp_path: Path) -> None:
     towers = Towers(encoder(), Pictures())
     assert not towers.shared
     held = hardneg.EvaluationSet(pairs, documents=Items())
-    before = held.measure(towers, ["mrr@10"])
+    before = held.evaluate(towers, ["mrr@10"])
     options = TrainOptions(
         epochs=30, batch_size=16, negatives=2, learning_rate=0.02, measures=("mrr@10",), evaluate_every=120
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib.util
 import json
@@ -42,7 +43,7 @@ def read_pycode(split: str, builder: Builder) -> None:
     Raises:
         DataError: there are no such sources on this machine.
     """
-    rows = [row for rows in _all_functions(list(_source_files())) for row in rows]
+    rows = [row for rows in _all_functions(tuple(_source_files())) for row in rows]
     seen: set[bytes] = set()
     for label, question, code in rows:
         digest = hashlib.sha256(fold(code).encode("utf-8", "replace")).digest()
@@ -57,7 +58,8 @@ def read_pycode(split: str, builder: Builder) -> None:
         raise DataError("builtin:pycode: no Python sources with docstrings are on this machine")
 
 
-def _all_functions(files: list[tuple[str, str]]) -> list[list[tuple[str, str, str]]]:
+@functools.lru_cache(maxsize=1)  # both splits, and a demo that reads them, parse half a million lines once
+def _all_functions(files: tuple[tuple[str, str], ...]) -> list[list[tuple[str, str, str]]]:
     """`_functions` of every file, in order, by several processes.
 
     Plain child processes: a pool of multiprocessing would import the caller's main module again, and fail in a script that

@@ -155,15 +155,16 @@ class TrainOptions:
         except (KeyError, TypeError, AttributeError) as error:
             raise RunError(f"these are no options of a training ({error!r})") from None
 
-    def changed(self, before: Mapping[str, Any]) -> list[str]:
+    def changed(self, before: Mapping[str, Any] | TrainOptions) -> list[str]:
         """Names of the options that differ from those of an interrupted training, and may not.
 
         Args:
-            before: what `to_json` gave then, in this version or in 0.1.
+            before: those options, or what `to_json` gave then, in this version or in 0.1.
 
         Raises:
             RunError: these are no options of a training.
         """
+        before = before.to_json() if isinstance(before, TrainOptions) else before
         if not isinstance(before, Mapping) or not isinstance(before.get("filters"), list):
             raise RunError("these are no options of a training")
         then = renamed.with_new_names(before, renamed.TRAIN_OPTIONS)

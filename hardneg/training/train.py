@@ -80,36 +80,28 @@ def train(
         What stands in `train.json`.
 
     Raises:
-        RunError: there is something in `out`, or the training to be resumed had other options or other data.
-        DataError: the loss is no number.
+        RunError: `out` is not empty, or the training to be resumed had other options or data. DataError: the loss is NaN.
     """
     options, out = options or TrainOptions(), Path(out)
-    start = time.perf_counter()
     held = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
+    start = time.perf_counter()
     with world(device) as here:
         torch.manual_seed(options.seed + here.rank)
         head = _prepare(out, pairs, options, here, resume, overwrite)
-        inputs = _Inputs(pairs, queries, documents, run)
-        towers, batches, negatives, state = _parts(inputs, model, out, options, here, resume, progress)
+        towers, batches, negatives, state = _parts(
+            _Inputs(pairs, queries, documents, run), model, out, options, here, resume, progress
+        )
         _tell_of_filters(negatives, out, here, warn)
-        told = _callbacks(callbacks, out, here, state, tensorboard)
         trainer = Trainer(
-            towers, batches, negatives, options, here, folder=out / "checkpoints", callbacks=told, warn=warn,
+            towers, batches, negatives, options, here, folder=out / "checkpoints", warn=warn,
+            callbacks=_callbacks(callbacks, out, here, state, tensorboard), on_best=lambda: save_encoder(towers, out / "best"),
             evaluate=None if held is None else lambda towers: held.evaluate(towers, options.measures),
-            on_best=lambda: save_encoder(towers, out / "best"),
         )  # fmt: skip
-        try:
-            if state is not None:
-                trainer.load(state)
-            result = {**head, **_finished(trainer, progress), "seconds": round(time.perf_counter() - start, 2)}
-            if here.leads:
-                save_encoder(towers, out / "last")
-                write_json(out / "train.json", result)
-            return result
-        finally:
-            negatives.close()
-            for callback in told:
-                callback.close()
+        result = {**head, **_trained(trainer, state, progress), "seconds": round(time.perf_counter() - start, 2)}
+        if here.leads:
+            save_encoder(towers, out / "last")
+            write_json(out / "train.json", result)
+        return result
 
 
 @dataclass(frozen=True)
@@ -174,9 +166,17 @@ def _callbacks(
     ]
 
 
-def _finished(trainer: Trainer, progress: Progress) -> dict[str, Any]:
-    """Train to the end; what `train.json` says of it."""
-    done, index = trainer.fit(progress), trainer.negatives.index
+def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
+    """Train to the end, from `state` if there is one; what `train.json` says of it."""
+    index = trainer.negatives.index
+    try:
+        if state is not None:
+            trainer.load(state)
+        done = trainer.fit(progress)
+    finally:
+        trainer.negatives.close()
+        for callback in trainer.callbacks:
+            callback.close()
     return {
         "finished": True,
         "steps": done.step,
