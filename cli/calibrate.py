@@ -14,18 +14,18 @@ from .show import print_posterior, progress_bars
 @click.command()
 @click.argument("run")
 @click.argument("judgements", required=False, metavar="[F.csv]")
-@click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of false negatives that is allowed.")
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Of the guarantee.")
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Largest share of false negatives that you allow.")
+@click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the guarantee.")
 @click.option(
     "--learn",
     default="auto",
     show_default=True,
-    help="auto · known (positives alone) · hidden (one of several positives is looked for) · groups (they are the truth) · "
-    "judged (from all judgements, without a guarantee)",
+    help="What to learn from: auto · known (the positives alone) · hidden (hide one of several positives and look for it) · "
+    "groups (they are the truth) · judged (all judgements, without a guarantee)",
 )
-@click.option("--feature", "features", multiple=True, metavar="NAME", help="For judged and groups; repeatable.")
-@click.option("--posterior", metavar="FILE", help="Certify this one's threshold, with pairs that judge drew for it.")
-@click.option("--uncertified", is_flag=True, help="Write a posterior even where nothing can be certified.")
+@click.option("--feature", "features", multiple=True, metavar="NAME", help="A feature to learn from, for --learn judged and groups. Repeatable.")
+@click.option("--posterior", metavar="FILE", help="Certify the threshold of this posterior, with pairs that 'hardneg judge' drew for it.")
+@click.option("--uncertified", is_flag=True, help="Write a posterior even if no threshold can be certified.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="[default: RUN/posterior.json]")
 @click.option("--json", "as_json", is_flag=True, help="Print the posterior as JSON on stdout.")
@@ -38,10 +38,10 @@ def calibrate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Learn how likely each candidate of RUN is a false negative, and from where on to reject.
+    """Learn how likely each candidate of RUN is a false negative, and choose the threshold for rejecting it.
 
-    Without judgements it learns from the known positives alone, and the threshold is where it expects ALPHA false
-    negatives. With a file of judgements (see 'hardneg judge') that threshold is certified, or refused.
+    Without judgements, the command learns from the known positives alone and sets the threshold where it expects a share
+    ALPHA of false negatives. With a file of judgements (see 'hardneg judge'), it certifies the threshold or refuses to.
 
     \b
     Examples:

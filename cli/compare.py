@@ -16,7 +16,7 @@ from .show import print_comparison, progress_bars
 def compare(
     run_a: str, run_b: str, temperature: float, thresholds: str | None, html: str | None, seed: int, as_json: bool
 ) -> None:
-    """What has changed from RUN_A to RUN_B, two runs over one dataset.
+    """Show what changed from RUN_A to RUN_B, two runs over the same dataset.
 
     \b
     Examples:

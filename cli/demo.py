@@ -20,11 +20,11 @@ MEASURES = ("ndcg@10", "mrr@10", "recall@100")
 @click.command()
 @click.option("--out", default="hardneg-demo", show_default=True, metavar="DIR", help="The folder to write.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--quick", is_flag=True, help="Train on a tenth of the functions, evaluate on the others.")
-@click.option("--overwrite", is_flag=True, help="Replace what an earlier demo left in --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was reached as one JSON object on stdout.")
+@click.option("--quick", is_flag=True, help="Train on a tenth of the functions and evaluate on the others.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier demo wrote to --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on stdout.")
 def demo(out: str, seed: int, quick: bool, overwrite: bool, as_json: bool) -> None:
-    """The whole shape in a few minutes, on real data: mine, train with refresh, evaluate, diagnose.
+    """Run everything on real data in a few minutes: mine, train with refresh, evaluate, diagnose.
 
     The data are the functions of the Python installation and their docstrings (builtin:pycode).
 

@@ -12,17 +12,17 @@ from .show import print_diagnosis, progress_bars
 @click.command()
 @click.argument("run")
 @diagnosing
-@click.option("--encoder", metavar="SPEC", help="The encoder as it is now: measures how stale the run is.")
+@click.option("--encoder", metavar="SPEC", help="The encoder as it is now, to measure how stale the run is.")
 @click.option(
     "--fail-on",
     type=click.Choice(["info", "warning", "error"]),
-    help="Exit with 3 if there is a finding of this severity or a higher one.",
+    help="Exit with code 3 if there is a finding of this severity or higher.",
 )
 def diagnose(
     run: str, temperature: float, encoder: str | None, thresholds: str | None, fail_on: str | None, html: str | None, seed: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    """Whether the negatives of a run are any good, and what to do about it.
+    """Check whether the negatives of RUN are any good, and say what would help.
 
     \b
     Examples:

@@ -16,19 +16,19 @@ from .show import print_evaluation, progress_bars
 @click.argument("source")
 @encoding
 @click.option(
-    "--split", default="test", show_default=True, help="Of a BEIR folder, a saved dataset, or a built-in set."
+    "--split", default="test", show_default=True, help="Split of a BEIR folder, a saved dataset, or a built-in set."
 )
 @click.option(
     "--measure", "measures", multiple=True, metavar="NAME@K",
     help="ndcg@K · mrr@K · recall@K; repeatable.  [default: ndcg@10 mrr@10 recall@10 recall@100]",
 )  # fmt: skip
-@click.option("--metric", default="cosine", show_default=True, help="cosine · ip · l2, of given embeddings.")
-@click.option("--skip-unknown", is_flag=True, help="Count and skip judgements that name unknown ids.")
-@click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Keep embeddings here.")
+@click.option("--metric", default="cosine", show_default=True, help="How given embeddings are compared: cosine · ip · l2.")
+@click.option("--skip-unknown", is_flag=True, help="Skip judgements that name unknown ids, and say how many.")
+@click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Folder in which embeddings are kept.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the measures as one JSON object on stdout.")
 def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """How well an encoder retrieves the positives of SOURCE from its whole corpus.
+    """Measure how well an encoder retrieves the positives of SOURCE from its whole corpus.
 
     \b
     Examples:

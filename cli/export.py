@@ -21,14 +21,14 @@ from .main import print_json
     metavar="F",
     help="A .jsonl, .parquet, .csv or .tsv file; '-': JSON lines on stdout; a folder for beir.",
 )
-@click.option("--scores", is_flag=True, help="With the scores that mining gave.")
+@click.option("--scores", is_flag=True, help="Include the scores of the mining pass.")
 @click.option(
-    "--short", default="null", show_default=True, help="n-tuple rows with fewer negatives than asked: null · skip"
+    "--short", default="null", show_default=True, help="What to do with n-tuple rows that have too few negatives: null (fill up) · skip"
 )
 @click.option(
-    "--max-positives", type=click.IntRange(1), help="Of a query with more positives, use the best-scored ones."
+    "--max-positives", type=click.IntRange(1), help="Use at most this many positives of a query, the best-scored."
 )
-@click.option("--overwrite", is_flag=True, help="Replace what stands at --out.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object on stdout.")
 def export(
     run: str,
@@ -40,7 +40,7 @@ def export(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write the negatives of RUN in the form that a trainer reads.
+    """Write the negatives of RUN in a format that trainers read.
 
     \b
     Examples:

@@ -14,23 +14,23 @@ from .show import progress_bars
 @click.command()
 @click.argument("run")
 @click.option("--out", required=True, metavar="F.csv", type=click.Path(path_type=Path), help="The file to write.")
-@click.option("--sample", type=click.IntRange(1), default=300, show_default=True, help="How many pairs.")
-@click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of false negatives to be promised.")
+@click.option("--sample", type=click.IntRange(1), default=300, show_default=True, help="Number of pairs to draw.")
+@click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of false negatives that you want to guarantee.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--posterior", metavar="FILE", help="Whose threshold shall be certified.  [default: one learned here]")
-@click.option("--judged", metavar="F.csv", help="A smaller sample judged before: its judgements are taken over.")
-@click.option("--cross-encoder", metavar="NAME_OR_PATH", help="Judges in your place; or module:PKG.MOD:FACTORY.")
+@click.option("--posterior", metavar="FILE", help="The posterior whose threshold you want to certify.  [default: one that is learned here]")
+@click.option("--judged", metavar="F.csv", help="A smaller sample that was judged before. Its judgements are copied.")
+@click.option("--cross-encoder", metavar="NAME_OR_PATH", help="Let this cross-encoder judge; also module:PKG.MOD:FACTORY.")
 @click.option(
-    "--cut", type=float, default=0.5, show_default=True, help="Above this score the cross-encoder says: relevant."
+    "--cut", type=float, default=0.5, show_default=True, help="Score above which the cross-encoder calls a pair relevant."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was drawn as one JSON object on stdout.")
 def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
-    """Draw candidates of RUN that shall be judged, as a CSV file with an empty column 'relevant'.
+    """Draw candidates of RUN to be judged, and write them as a CSV file with an empty column 'relevant'.
 
-    Fill it with 1 (relevant: a false negative) or 0, and give the file to 'hardneg calibrate'. Three quarters of the
-    pairs (part 'hold-out') serve the guarantee, the others to learn from. A larger --sample with the same options
-    contains the smaller one.
+    Write 1 (relevant, so a false negative) or 0 in that column, and give the file to 'hardneg calibrate'. Three quarters
+    of the pairs (part 'hold-out') are for the guarantee, the others for learning. A larger --sample with the same
+    options contains the smaller one.
 
     \b
     Examples:

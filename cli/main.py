@@ -1,4 +1,4 @@
-"""The command group, and how errors end a process."""
+"""The command group, and the exit code for each kind of error."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ import click
 from hardneg.errors import HardnegError, UsageError, suggestion
 
 _COMMANDS = {
-    "mine": (".mine", "Search, filter, sample: hard negatives for every query of a dataset."),
-    "select": (".select", "Filter and sample again from the candidates of a run, without a new search."),
-    "judge": (".judge", "Draw candidates of a run that shall be judged."),
+    "mine": (".mine", "Find hard negatives for every query of a dataset."),
+    "select": (".select", "Filter and sample the candidates of a run again, without a new search."),
+    "judge": (".judge", "Draw candidates of a run for people or a cross-encoder to judge."),
     "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
-    "train": (".train", "Train an encoder: negatives mined and refreshed beside it, a bank, filters in the loss."),
-    "evaluate": (".evaluate", "How well an encoder retrieves: nDCG, MRR, recall."),
-    "diagnose": (".diagnose", "Whether the negatives of a run are any good, and what to do about it."),
-    "compare": (".compare", "What has changed between two runs over one dataset."),
-    "demo": (".demo", "The whole shape in a few minutes, on real data: mine, train, evaluate, diagnose."),
-    "export": (".export", "Write a run's negatives in the form that a trainer reads."),
+    "train": (".train", "Train an encoder with negatives that are mined again as it learns."),
+    "evaluate": (".evaluate", "Measure how well an encoder retrieves: nDCG, MRR, recall."),
+    "diagnose": (".diagnose", "Check whether the negatives of a run are any good, and say what would help."),
+    "compare": (".compare", "Show what changed between two runs over the same dataset."),
+    "demo": (".demo", "Run everything on built-in data in a few minutes: mine, train, evaluate, diagnose."),
+    "export": (".export", "Write the negatives of a run in a format that trainers read."),
 }
 
 
 class _Commands(click.Group):
-    """Loads a command when it is called: `hardneg --help` need not load torch."""
+    """Loads a command only when it is called, so that `hardneg --help` does not load torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -76,13 +76,13 @@ def main(args: list[str] | None = None) -> NoReturn:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; it goes on where it stopped with --resume", err=True)
+        click.echo("interrupted; --resume continues where it stopped", err=True)
         code = 130
     except HardnegError as error:
         click.echo(f"error: {error}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
-        # The reader of a pipe went away (`| head`): nothing is left to say, and nobody to say it to.
+        # The reader of the pipe has gone (`| head`): there is nobody to write to.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:

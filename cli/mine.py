@@ -13,7 +13,7 @@ from .options import encoding, filter_spec
 from .show import print_summary, progress_bars, summary, warn
 
 FILTER_HELP = (
-    "A filter; repeatable, applied in order after 'known', 'empty' and 'duplicate:text'. "
+    "A filter. Repeat the option for several; they apply in order, after 'known', 'empty' and 'duplicate:text'. "
     "duplicate:near=0.95 · distinct · group · rank:min=10,max=100 · score:min=0.2,max=0.8 · margin:absolute=0.05 · "
     "margin:relative=0.05 · shared-neighbors:max=0.25 · guide:st:NAME,margin=0 · cross-encoder:NAME,max=0.3 · "
     "posterior:FILE,threshold=0.1"
@@ -31,53 +31,53 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
     type=float,
     default=0.95,
     show_default=True,
-    help="Share of the nearest documents that ivf and hnsw shall find; what they find is measured. 1: exact.",
+    help="Share of the nearest documents that ivf and hnsw should find. What they really find is measured. 1 means exact.",
 )
-@click.option("--index-device", default="cpu", show_default=True, help="Where an exact index searches: cpu · cuda")
+@click.option("--index-device", default="cpu", show_default=True, help="Device on which an exact index searches: cpu · cuda")
 @click.option(
-    "--metric", default="cosine", show_default=True, help="cosine · ip · l2 (score = minus the squared distance)"
+    "--metric", default="cosine", show_default=True, help="cosine · ip (inner product) · l2 (minus the squared distance)"
 )
 @click.option(
-    "--depth", type=click.IntRange(1), help="Candidates kept per query.  [default: 100, or all documents if fewer]"
+    "--depth", type=click.IntRange(1), help="Candidates kept for each query.  [default: 100, or all documents if there are fewer]"
 )
 @click.option(
     "--max-depth",
     type=click.IntRange(1),
-    help="How deep a query is searched whose candidates ran out.  [default: 4 * depth]",
+    help="How deep the search may go for a query that is left with too few candidates.  [default: 4 * depth]",
 )
-@click.option("--negatives", type=click.IntRange(1), default=7, show_default=True, help="Negatives per query.")
+@click.option("--negatives", type=click.IntRange(1), default=7, show_default=True, help="Negatives for each query.")
 @click.option("--filter", "filters", multiple=True, callback=filter_spec, metavar="SPEC", help=FILTER_HELP)
-@click.option("--no-default-filters", is_flag=True, help="Only 'known' and what --filter says.")
+@click.option("--no-default-filters", is_flag=True, help="Use only 'known' and the filters given with --filter.")
 @click.option("--sampler", default="top", show_default=True, help=SAMPLER_HELP)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--precision", default="float16", show_default=True, help="Stored vectors: float16 · float32")
+@click.option("--precision", default="float16", show_default=True, help="Number format of stored vectors: float16 · float32")
 @click.option(
-    "--split", default="train", show_default=True, help="Of a BEIR folder, a saved dataset, or a built-in set."
+    "--split", default="train", show_default=True, help="Split of a BEIR folder, a saved dataset, or a built-in set."
 )
 @click.option(
     "--format", "format_", default="auto", show_default=True, help="auto · beir · pairs · flagembedding · tevatron"
 )
-@click.option("--query-column", metavar="NAME", help="Columns, when their names are not the usual ones.")
+@click.option("--query-column", metavar="NAME", help="Column of the queries. This and the next five are needed only for columns with unusual names.")
 @click.option("--positive-column", metavar="NAME")
 @click.option("--id-column", metavar="NAME")
 @click.option("--document-id-column", metavar="NAME")
 @click.option("--group-column", metavar="NAME")
-@click.option("--relevance-column", metavar="NAME", help="Graded judgement: above 0 relevant, 0 judged not relevant.")
-@click.option("--corpus", metavar="F", type=click.Path(path_type=Path), help="A file with more documents.")
-@click.option("--skip-unknown", is_flag=True, help="Count and skip judgements that name unknown ids.")
-@click.option("--resume", is_flag=True, help="Go on with an interrupted run; same result as without the interruption.")
-@click.option("--overwrite", is_flag=True, help="Replace a run that stands at --out.")
-@click.option("--force", is_flag=True, help="Use a posterior that was learned with another encoder.")
+@click.option("--relevance-column", metavar="NAME", help="Column of graded judgements: above 0 means relevant, 0 judged not relevant.")
+@click.option("--corpus", metavar="F", type=click.Path(path_type=Path), help="A file of further documents.")
+@click.option("--skip-unknown", is_flag=True, help="Skip judgements that name unknown ids, and say how many.")
+@click.option("--resume", is_flag=True, help="Continue an interrupted run. The result is the same as without the interruption.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--force", is_flag=True, help="Use a posterior even if it was learned with another encoder.")
 @click.option(
     "--cache",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Keep embeddings here, to share them between runs.",
+    help="Folder for embeddings, so that several runs can share them.",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 @click.option("--json", "as_json", is_flag=True, help="Print the closing table as one JSON object on stdout.")
 def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
-    """Search, filter, sample: hard negatives for every query of SOURCE.
+    """Find hard negatives for every query of SOURCE: search, filter, sample.
 
     SOURCE is a BEIR folder; a .jsonl, .csv, .tsv or .parquet file of pairs ("-": JSON lines on stdin); a
     saved Hugging Face dataset; a FlagEmbedding or Tevatron file; or builtin:pycode.

@@ -1,4 +1,4 @@
-"""Options that several commands have in common."""
+"""Options that several commands share, and the old names of options."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ _ENCODING = (
         show_default=True,
         help="hashed · hashed:FOLDER · st:NAME_OR_PATH · module:PKG.MOD:FACTORY",
     ),
-    click.option("--query-embeddings", metavar="F.npy", help="Vectors of the queries, in file order: skip encoding."),
+    click.option("--query-embeddings", metavar="F.npy", help="Vectors of the queries, in the order of the file. Skips encoding."),
     click.option(
-        "--corpus-embeddings", metavar="F.npy", help="Vectors of the documents, in file order: skip encoding."
+        "--corpus-embeddings", metavar="F.npy", help="Vectors of the documents, in the order of the file. Skips encoding."
     ),
-    click.option("--query-prompt", default="", help="Text put before each query."),
-    click.option("--document-prompt", default="", help="Text put before each document."),
+    click.option("--query-prompt", default="", help="Text that is put before each query."),
+    click.option("--document-prompt", default="", help="Text that is put before each document."),
     click.option(
-        "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch, for st encoders."
+        "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts per batch, for st: encoders."
     ),
-    click.option("--device", help="Device of st encoders.  [default: what torch finds]"),
+    click.option("--device", help="Device of st: encoders.  [default: a GPU if torch finds one]"),
 )
 _DIAGNOSING = (
     click.option(
         "--temperature", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True,
-        help="Of the loss that the negatives are for.",
+        help="Temperature of the loss that will train on the negatives.",
     ),
-    click.option("--thresholds", metavar="F.json", help="From where on a number is a finding: a JSON object."),
-    click.option("--html", metavar="F.html", help="Write a report to look at: one file, no network."),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the samples."),
-    click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object on stdout."),
+    click.option("--thresholds", metavar="F.json", help="A JSON object with limits above or below which a number becomes a finding."),
+    click.option("--html", metavar="F.html", help="Also write a report as one self-contained HTML file."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the samples that are measured."),
+    click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout."),
 )  # fmt: skip
 
 
@@ -77,12 +77,12 @@ def filter_spec(ctx: click.Context, parameter: click.Parameter, specs: tuple[str
 
 
 def encoding(command: Command) -> Command:
-    """What says how texts become vectors, or where the vectors are."""
+    """Options that say how texts become vectors, or which files hold the vectors."""
     return _with(_ENCODING, command)
 
 
 def diagnosing(command: Command) -> Command:
-    """How negatives are judged, and where that is said."""
+    """Options of the commands that diagnose runs."""
     return _with(_DIAGNOSING, command)
 
 

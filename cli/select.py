@@ -14,7 +14,7 @@ from .show import progress_bars
 
 @click.command()
 @click.argument("run")
-@click.option("--out", metavar="RUN2", help="A new run folder.  [default: in place; run.json keeps the history]")
+@click.option("--out", metavar="RUN2", help="Write a new run folder.  [default: replace RUN; run.json keeps the history]")
 @click.option(
     "--filter",
     "filters",
@@ -24,20 +24,20 @@ from .show import progress_bars
     help=FILTER_HELP + "  [default: those of the run]",
 )
 @click.option(
-    "--default-filters/--no-default-filters", default=None, help="Whether 'empty' and 'duplicate:text' are used."
+    "--default-filters/--no-default-filters", default=None, help="Whether to use the filters 'empty' and 'duplicate:text'."
 )
 @click.option("--sampler", help=SAMPLER_HELP + "  [default: that of the run]")
-@click.option("--negatives", type=click.IntRange(1), help="Negatives per query.  [default: as in the run]")
+@click.option("--negatives", type=click.IntRange(1), help="Negatives for each query.  [default: as in the run]")
 @click.option("--seed", type=click.IntRange(0), help="[default: that of the run]")
-@click.option("--overwrite", is_flag=True, help="Replace a run that stands at --out.")
-@click.option("--force", is_flag=True, help="Use a posterior that was learned with another encoder.")
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--force", is_flag=True, help="Use a posterior even if it was learned with another encoder.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts a batch, for guide models."
+    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts per batch, for guide models."
 )
 @click.option("--device", help="Device of guide models.")
 @click.option("--json", "as_json", is_flag=True, help="Print the closing table as one JSON object on stdout.")
 def select(run: str, out: str | None, filters: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """Filter and sample again from the candidates of RUN, without a new search.
+    """Filter and sample the candidates of RUN again, without a new search.
 
     \b
     Examples:

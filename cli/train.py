@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
-    """An option with a whole number or, if `low` is written with a point, any."""
+    """An option that takes a number of at least `low`: an integer if `low` is one, else any number."""
     return click.option(name, type=click.IntRange(low) if isinstance(low, int) else click.FloatRange(low), help=text)
 
 
@@ -30,29 +30,29 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
 @click.option("--out", required=True, metavar="DIR", help="The folder to write.")
 @click.option(
     "--encoder", default="hashed", show_default=True,
-    help="Where to start: hashed · hashed:FOLDER · st:NAME_OR_PATH · glyphs · module:PKG.MOD:FACTORY",
+    help="The encoder to train: hashed · hashed:FOLDER · st:NAME_OR_PATH · glyphs · module:PKG.MOD:FACTORY",
 )  # fmt: skip
-@click.option("--split", default="train", show_default=True, help="Of SOURCE, to train on.")
-@click.option("--eval-source", metavar="SOURCE", help="What to evaluate on.  [default: SOURCE]")
-@click.option("--eval-split", default="test", show_default=True, help="Of it; 'none': no evaluation.")
-@click.option("--run", metavar="RUN", type=click.Path(path_type=Path), help="Negatives of a mining run, all the time.")
+@click.option("--split", default="train", show_default=True, help="Split of SOURCE to train on.")
+@click.option("--eval-source", metavar="SOURCE", help="Dataset to evaluate on.  [default: SOURCE]")
+@click.option("--eval-split", default="test", show_default=True, help="Split to evaluate on; none: no evaluation.")
+@click.option("--run", metavar="RUN", type=click.Path(path_type=Path), help="Take all negatives from this mining run instead of mining while training.")
 @click.option(
     "--self-supervised",
     is_flag=True,
-    help="Self-supervised: two views of each document; needs an encoder with dropout.",
+    help="Train without labels, on two views of each document. Needs an encoder with dropout.",
 )
 @_number(
     "--dropout",
     0.0,
-    "Share of features that the encoder 'hashed' leaves out.  [default: 0, with --self-supervised 0.3]",
+    "Share of features that the encoder 'hashed' drops while training.  [default: 0; with --self-supervised 0.3]",
 )
-@_number("--epochs", 0.0, "Over the pairs.  [default: 3]")
-@_number("--steps", 1, "Updates of the weights, instead of --epochs.")
-@_number("--batch-size", 1, "Pairs a batch.  [default: 64]")
-@_number("--accumulate", 1, "Batches an update.  [default: 1]")
-@_number("--mini-batch-size", 1, "Texts encoded at once (gradient caching): batches larger than memory.")
-@_number("--negatives", 0, "Mined negatives a query; 0: in-batch only.  [default: 4]")
-@click.option("--negative-sampling", help=f"How they are drawn: {SAMPLER_HELP}  [default: uniform]")
+@_number("--epochs", 0.0, "Passes over the pairs.  [default: 3]")
+@_number("--steps", 1, "Number of weight updates, instead of --epochs.")
+@_number("--batch-size", 1, "Pairs per batch.  [default: 64]")
+@_number("--accumulate", 1, "Batches per weight update (gradient accumulation).  [default: 1]")
+@_number("--mini-batch-size", 1, "Texts encoded at once, so that a batch may be larger than memory (gradient caching).")
+@_number("--negatives", 0, "Mined negatives for each query; 0: in-batch negatives only.  [default: 4]")
+@click.option("--negative-sampling", help=f"How mined negatives are drawn: {SAMPLER_HELP}  [default: uniform]")
 @click.option(
     "--filter",
     "filters",
@@ -61,59 +61,59 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
     metavar="SPEC",
     help=f"{FILTER_HELP} · posterior:learned",
 )
-@click.option("--no-default-filters", is_flag=True, help="Only 'known' and what --filter says.")
+@click.option("--no-default-filters", is_flag=True, help="Use only 'known' and the filters given with --filter.")
 @click.option(
-    "--refresh", metavar="WHEN", help="never · epoch · steps:N · staleness:drift=0.05,check=100  [default: epoch]"
+    "--refresh", metavar="WHEN", help="When to mine again: never · epoch · steps:N · staleness:drift=0.05,check=100  [default: epoch]"
 )
-@_number("--share", 0.0, "Of the documents that a refresh encodes, the rest is moved along.  [default: 1]")
-@_number("--depth", 1, "Candidates kept per query.  [default: 50]")
-@_number("--lag", 0, "Steps until a refresh is used.  [default: half of what lies between two]")
-@click.option("--no-wait", is_flag=True, help="Use a refresh as soon as it is ready: never waits, not repeatable.")
-@_number("--bank", 0, "Rows of the memory bank.  [default: 0]")
-@_number("--bank-age", 1, "Batches until a row of it is not used any more.")
-@_number("--bank-start", 0, "Batches until it is used.  [default: an epoch]")
-@_number("--bank-fresh", 0.0, "Share of it that is encoded anew before each batch, the rest moved along.  [default: 0]")
-@_number("--momentum", 0.0, "Of the encoder that fills the bank (MoCo).")
-@_number("--temperature", 0.0, "Of the loss.  [default: 0.05]")
-@click.option("--learn-temperature", is_flag=True, help="Train it, too.")
-@click.option("--symmetric", is_flag=True, help="Documents look for their queries, too (CLIP).")
-@_number("--learning-rate", 0.0, "The highest.  [default: 0.001; st: 0.00002]")
-@_number("--weight-decay", 0.0, "[default: 0]")
-@_number("--warmup", 0.0, "Share of the steps.  [default: 0.1]")
+@_number("--share", 0.0, "Share of the documents that a refresh encodes; the others' vectors are drift-compensated.  [default: 1]")
+@_number("--depth", 1, "Candidates kept for each query.  [default: 50]")
+@_number("--lag", 0, "Steps between starting a refresh and using it.  [default: half the steps between two refreshes]")
+@click.option("--no-wait", is_flag=True, help="Use a refresh as soon as it is ready: training never waits, but is not repeatable.")
+@_number("--bank", 0, "Rows of the memory bank; 0: no bank.  [default: 0]")
+@_number("--bank-age", 1, "Batches after which a row of the bank is no longer used.  [default: no limit]")
+@_number("--bank-start", 0, "Batches before the bank is used.  [default: one epoch]")
+@_number("--bank-fresh", 0.0, "Share of the bank that is encoded again before each batch; the rest is drift-compensated.  [default: 0]")
+@_number("--momentum", 0.0, "Momentum of a second encoder that fills the bank (MoCo).  [default: none]")
+@_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05]")
+@click.option("--learn-temperature", is_flag=True, help="Learn the temperature as well.")
+@click.option("--symmetric", is_flag=True, help="Also rank the queries of each document, as CLIP does.")
+@_number("--learning-rate", 0.0, "Peak learning rate.  [default: 0.001; for st: encoders 0.00002]")
+@_number("--weight-decay", 0.0, "Weight decay of AdamW.  [default: 0]")
+@_number("--warmup", 0.0, "Share of the steps in which the learning rate rises.  [default: 0.1]")
 @click.option(
-    "--lr-scheduler", type=click.Choice(["constant", "linear", "cosine"]), help="After the warm-up.  [default: linear]"
+    "--lr-scheduler", type=click.Choice(["constant", "linear", "cosine"]), help="How the learning rate falls after the warm-up.  [default: linear]"
 )
-@_number("--max-grad-norm", 0.0, "Norm of the gradient; 0: not at all.  [default: 1]")
+@_number("--max-grad-norm", 0.0, "Norm to which gradients are clipped; 0: no clipping.  [default: 1]")
 @click.option(
-    "--amp", type=click.Choice(["no", "bf16", "fp16"]), help="Number format of the model's products.  [default: no]"
+    "--amp", type=click.Choice(["no", "bf16", "fp16"]), help="Mixed precision.  [default: no]"
 )
-@_number("--evaluate-every", 1, "Updates.  [default: an epoch]")
+@_number("--evaluate-every", 1, "Updates between evaluations.  [default: one epoch]")
 @click.option(
     "--measure",
     "measures",
     multiple=True,
     metavar="NAME@K",
-    help="The first decides which is best.  [default: ndcg@10 mrr@10 recall@100]",
+    help="What to evaluate; the first one decides which encoder is best.  [default: ndcg@10 mrr@10 recall@100]",
 )
-@click.option("--zero-shot", is_flag=True, help="Evaluate the other way, too: documents classified by the queries.")
-@_number("--save-every", 1, "Updates between checkpoints.  [default: an epoch]")
-@_number("--log-every", 1, "Updates between entries of the log.  [default: 10]")
-@click.option("--query-prompt", help="Text put before each query.")
-@click.option("--document-prompt", help="Text put before each document.")
-@_number("--workers", 0, "Processes that prepare batches.  [default: 0]")
+@click.option("--zero-shot", is_flag=True, help="Also evaluate zero-shot classification: documents classified by the queries.")
+@_number("--save-every", 1, "Updates between checkpoints.  [default: one epoch]")
+@_number("--log-every", 1, "Updates between two log entries.  [default: 10]")
+@click.option("--query-prompt", help="Text that is put before each query.")
+@click.option("--document-prompt", help="Text that is put before each document.")
+@_number("--workers", 0, "Worker processes that prepare batches.  [default: 0]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--device", help="cpu · cuda.  [default: a GPU if there is one]")
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
-@click.option("--tensorboard", is_flag=True, help="Write for TensorBoard, too (DIR/tensorboard).")
+@click.option("--tensorboard", is_flag=True, help="Also write for TensorBoard, in DIR/tensorboard.")
 @click.option(
-    "--resume", is_flag=True, help="Go on with an interrupted training; same result as without the interruption."
+    "--resume", is_flag=True, help="Continue an interrupted training. The result is the same as without the interruption."
 )
-@click.option("--overwrite", is_flag=True, help="Replace a training that stands at --out.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was reached as one JSON object on stdout.")
+@click.option("--overwrite", is_flag=True, help="Replace the training in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on stdout.")
 def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     """Train an encoder on the pairs of SOURCE with mined negatives.
 
-    The best encoder (by --measure, on --eval-split) lies in DIR/best, the last in DIR/last. Several GPUs:
+    The best encoder (by --measure on --eval-split) is saved in DIR/best, the last one in DIR/last. On several GPUs:
     torchrun --nproc-per-node 8 -m hardneg_cli train SOURCE --out DIR
 
     \b
