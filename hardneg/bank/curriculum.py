@@ -9,7 +9,7 @@ from hardneg.errors import UsageError
 
 @dataclass(frozen=True)
 class Curriculum:
-    """From easy to hard: the share of mined negatives grows from `start` to `end` over so many batches, the rest is random."""
+    """From easy to hard: the share of mined negatives grows from `start` to `end` over `batches` batches; the rest is random."""
 
     start: float = 1.0
     end: float = 1.0
@@ -20,5 +20,5 @@ class Curriculum:
             raise UsageError("the shares of a curriculum must be 0 to 1, its batches 1 or more")
 
     def share(self, batch: int) -> float:
-        """Of batch number `batch`, counted from 0 over all epochs."""
+        """The share of mined negatives in batch number `batch`, counted from 0 over all epochs."""
         return self.start + (self.end - self.start) * min(1.0, batch / self.batches)

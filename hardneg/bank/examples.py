@@ -1,4 +1,4 @@
-"""Examples: the rows of one query of a batch, and the texts that stand in them."""
+"""Examples: one query of a batch with its positive and its negatives, as rows and as texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hardneg.refresh.generation import Items
 
 
 class Example(NamedTuple):
-    """One query of a batch: rows of the dataset."""
+    """One query of a batch, its positive and its negatives, as rows of the dataset."""
 
     query: int
     positive: int
@@ -20,7 +20,7 @@ class Example(NamedTuple):
 
 
 class ExampleTexts(NamedTuple):
-    """The texts (or what stands for them) of an example, and their rows."""
+    """The texts of an example (or the items that stand for them), and their rows."""
 
     query: Any
     positive: Any
@@ -29,11 +29,11 @@ class ExampleTexts(NamedTuple):
 
 
 class Examples(Dataset[ExampleTexts]):
-    """Texts of what a sampler gives out: `DataLoader(Examples(pairs), batch_sampler=sampler, collate_fn=list)`.
+    """The texts of the examples that a sampler draws: `DataLoader(Examples(pairs), batch_sampler=sampler, collate_fn=list)`.
 
     Args:
         pairs: the dataset.
-        queries, documents: what stands for its texts (images, say): anything with `take(rows)`; None: the texts.
+        queries, documents: items that stand for its texts, such as images: anything with `take(rows)`; None: the texts.
     """
 
     def __init__(self, pairs: Pairs, queries: Items | None = None, documents: Items | None = None) -> None:

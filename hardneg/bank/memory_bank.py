@@ -1,7 +1,7 @@
-"""A memory bank: vectors of documents of past batches, kept as further negatives (XBM, Wang et al. 2020, arXiv 1912.06798).
+"""A memory bank: document vectors of past batches, kept as further negatives (XBM, Wang et al. 2020, arXiv 1912.06798).
 
-The vectors are as old as their batch, so every row knows when it was written. What is too old is not shown, what has
-drifted can be moved or made anew, and a momentum encoder (MoCo, He et al. 2020, arXiv 1911.05722) drifts less.
+A vector is as old as its batch, so every row knows when it was written. Rows that are too old are not used. Drifted rows can
+be moved or encoded again, and a momentum encoder (MoCo, He et al. 2020, arXiv 1911.05722) makes vectors that drift less.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from hardneg.refresh.drift import compensate
 
 @dataclass(frozen=True)
 class BankView:
-    """What a training step sees of a bank: the rows that count, in the order of their places.
+    """The rows of a bank that a training step uses, in the order of their places.
 
     Attributes:
         vectors: `[S, d]`, without gradient.
         ids: int64 `[S]`, -1: unknown.
         groups: int64 `[S]`, -1: none.
-        ages: int64 `[S]`, steps since each was written.
-        places: int64 `[S]`, where each stands in the bank.
+        ages: int64 `[S]`, steps since each row was written.
+        places: int64 `[S]`, the place of each row in the bank.
     """
 
     vectors: Tensor
@@ -42,17 +42,22 @@ class BankView:
 
 
 class MemoryBank(nn.Module):
-    """A ring of the last `size` vectors, on the device of its buffers.
+    """A ring buffer of the last `size` vectors, on the device of its buffers.
 
-    In a training loop: `view()` before the loss, `push(...)` after the optimizer's step, so that a batch never meets
-    itself; `push` also counts the step. With torch.distributed every rank pushes the rows of all: the banks stay equal.
-    All of it is buffers, and stands in `state_dict`.
+    In a training loop, call `view()` before the loss and `push(...)` after the optimizer's step, so that a batch never meets
+    itself; `push` also counts the step. With torch.distributed, every rank pushes the rows of all ranks, so the banks stay
+    equal. The whole state is in buffers, and so in `state_dict`.
 
     Args:
-        size: S, rows at most.
+        size: S, the most rows that the bank holds.
         dimension: d.
-        max_age: steps after which a row is not shown any more; None: never.
+        max_age: steps after which a row is no longer used; None: no limit.
         dtype: of the vectors.
+
+    >>> bank = MemoryBank(size=3, dimension=2)
+    >>> bank.push(torch.ones(2, 2), ids=torch.tensor([5, 7]))
+    >>> bank.view().ids.tolist(), bank.view().ages.tolist()
+    ([5, 7], [1, 1])
     """
 
     vectors: Tensor
@@ -87,7 +92,7 @@ class MemoryBank(nn.Module):
         return self.vectors.shape[1]
 
     def __len__(self) -> int:
-        """Rows that were written, whatever their age."""
+        """Number of rows that were written, whatever their age."""
         return int((self.written >= 0).sum())
 
     @torch.no_grad()
@@ -95,11 +100,11 @@ class MemoryBank(nn.Module):
         """Write the rows of a finished step over the oldest ones, and count the step.
 
         Args:
-            vectors: `[n, d]`; of more than `size` rows the last are kept.
+            vectors: `[n, d]`; of more than `size` rows, the last are kept.
             ids, groups: int64 `[n]`; None: unknown.
 
         Raises:
-            UsageError: shapes that do not fit. DataError: vectors that hold NaN or infinity: they would stay for long.
+            UsageError: shapes that do not fit. DataError: vectors with NaN or infinity, which would stay in the bank for long.
         """
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise UsageError(f"the bank keeps rows of {self.dimension} components, not {list(vectors.shape)}")
@@ -132,12 +137,12 @@ class MemoryBank(nn.Module):
         return BankView(self.vectors[places], self.ids[places], self.groups[places], ages[places], places)
 
     def empty_view(self) -> BankView:
-        """A view of no row."""
+        """A view with no rows."""
         places = self.cursor.new_empty(0)
         return BankView(self.vectors[places], self.ids[places], self.groups[places], places, places)
 
     def statistics(self) -> dict[str, float]:
-        """`rows` shown, `too_old` rows, `mean_age` and `max_age` of the shown ones in steps (0 without any)."""
+        """`rows` in use, `too_old` rows, and `mean_age` and `max_age` of the rows in use, in steps (0 without any)."""
         seen = self.view()
         ages = seen.ages.double()
         some = len(seen) > 0
@@ -150,20 +155,20 @@ class MemoryBank(nn.Module):
 
     @torch.no_grad()
     def encode_again(self, encode: Callable[[Tensor], Tensor], share: float = 1.0, seed: int = 0) -> float:
-        """Bring the vectors to where the encoder now is.
+        """Bring the vectors to where the encoder is now.
 
         Args:
-            encode: vectors `[m, d]` of documents with these ids, int64 `[m]`, on the processor.
-            share: of the rows that is encoded anew, drawn at random; the others are moved by the linear map learned from
-                these (as `Recipe(share=...)` does with an index). 1: all of them.
+            encode: returns vectors `[m, d]` of the documents with these ids, int64 `[m]` on the CPU.
+            share: share of the rows that is encoded again, drawn at random; the others are moved by the linear map learned from
+                these, as in `Recipe(share=...)`. 1: all rows.
             seed: of the draw.
 
         Returns:
-            1 - mean cosine of moved and fresh vectors, on a fifth of the encoded that the map was not learned from; 0 if
+            1 - mean cosine of moved and fresh vectors, on a fifth of the encoded rows that the map was not learned from; 0 if
             nothing was moved.
 
         Raises:
-            UsageError: rows without ids, or a share out of range.
+            UsageError: rows without ids, or a share out of range. DataError: the encoder returned another shape, NaN or infinity.
         """
         if not 0 < share <= 1:
             raise UsageError(f"share={share} must be above 0 and at most 1")
@@ -187,7 +192,7 @@ class MemoryBank(nn.Module):
             self.vectors[torch.from_numpy(rest).to(self.vectors.device)] = torch.from_numpy(moved).to(self.vectors)
         self.vectors[torch.from_numpy(chosen).to(self.vectors.device)] = fresh.to(self.vectors)
         now = torch.from_numpy(chosen).to(self.written.device)
-        self.written[now] = self.step - 1  # as old as what was pushed last
+        self.written[now] = self.step - 1  # the age of the rows that were pushed last
         return error
 
     @torch.no_grad()
@@ -195,7 +200,7 @@ class MemoryBank(nn.Module):
         """Keep the newest `size` rows, or make room for more."""
         if size < 1:
             raise UsageError(f"size={size} must be 1 or more")
-        # From the oldest to the newest: from the cursor once around.
+        # From the oldest to the newest row: once around, from the cursor.
         order = (self.cursor + torch.arange(self.size, device=self.written.device)) % self.size
         order = order[self.written[order] >= 0][-size:]
         for name, fill in (("vectors", 0), ("ids", -1), ("groups", -1), ("written", -1)):
@@ -208,5 +213,5 @@ class MemoryBank(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         saved = state_dict.get(prefix + "vectors")
         if saved is not None and saved.shape[1:] == self.vectors.shape[1:] and len(saved) != self.size:
-            self.resize(len(saved))  # a bank of another size takes the saved one's; resize it afterwards
+            self.resize(len(saved))  # take the size of the saved bank; it can be resized afterwards
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -14,7 +14,7 @@ class MomentumEncoder(nn.Module):
     """A copy of an encoder that follows it slowly, to fill a bank with vectors that drift less (MoCo).
 
     Args:
-        model: that is trained; the copy's parameters have no gradients.
+        model: the model that is trained; the parameters of the copy have no gradients.
         momentum: share of itself that the copy keeps at each `update`.
     """
 
@@ -27,7 +27,7 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Move towards `model`; buffers (running means) are taken over as they are. Once after each optimizer step."""
+        """Move towards `model`, once after each optimizer step; buffers (running means) are copied."""
         for mine, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
             mine.lerp_(theirs.detach().to(mine), 1 - self.momentum)
         for kept, now in zip(self.model.buffers(), model.buffers(), strict=True):

@@ -104,12 +104,12 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self.use(mined)
 
     def use(self, mined: Mined | None, at: int | None = None) -> None:
-        """Draw from other candidates: those of a new generation.
+        """Draw from other candidates, such as those of a new generation.
 
         Args:
             mined: the candidates.
-            at: from this batch on, counted over all epochs; None: from the next that is given out. With workers that
-                read ahead, name one that they cannot have reached, so that a resumed training draws the same.
+            at: the first batch to draw from them, counted over all epochs; None: the next batch. With workers that read ahead,
+                name a batch that they cannot have reached, so that a resumed training draws the same.
         """
         if mined is not None and len(mined.documents) != len(self.pairs):
             raise UsageError(f"candidates of {len(mined.documents):,} queries for a dataset of {len(self.pairs):,}")
@@ -119,11 +119,11 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self._mined = [(start, each) for start, each in self._mined if start < first] + [(first, mined)]
 
     def rewind(self) -> None:
-        """Take back what was given out and not trained on: the next `iter` begins after the last `advance`."""
+        """Take back batches that were drawn but not trained on: the next `iter` begins after the last `advance`."""
         self._drawn = self.total
 
     def __len__(self) -> int:
-        """Batches of an epoch, about: what is put off may make one more."""
+        """Batches of an epoch, approximately: repeated queries and positives may add one."""
         whole = self.batch_size * self.ranks
         return len(self.trainable) // whole if self.drop_last else -(-len(self.trainable) // whole)
 
@@ -149,14 +149,14 @@ class MemoryBankSampler(Sampler[list[Example]]):
         return self.bank.view() if self.bank_in_use else self.bank.empty_view()
 
     def advance(self, vectors: Tensor | None = None, ids: Tensor | None = None, groups: Tensor | None = None) -> None:
-        """One more batch was trained on.
+        """Count a batch that was trained on, and write its documents into the bank.
 
         Args:
             vectors: `[n, d]`, the vectors of the batch's documents, for the bank; see `MemoryBank.push`.
             ids, groups: int64 `[n]`, of those documents.
 
         Raises:
-            UsageError: there is a bank and no vectors for it, or the other way round.
+            UsageError: vectors without a bank, or a bank without vectors.
         """
         if (vectors is None) != (self.bank is None):
             missing = "advance(vectors, ids): the bank needs them" if vectors is None else "bank=MemoryBank(...)"
@@ -167,17 +167,17 @@ class MemoryBankSampler(Sampler[list[Example]]):
             self.bank.push(vectors, ids, groups)
 
     def end_epoch(self) -> None:
-        """All batches of this epoch were trained on: the next `iter` begins another."""
+        """Mark the end of an epoch: the next `iter` begins another."""
         self.epoch += 1
         self.done = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values, and under `bank` the tensors of the bank, if there is one."""
+        """Plain values; with a bank, its tensors under `bank`."""
         bank = {} if self.bank is None else {"bank": dict(self.bank.state_dict())}
         return {"epoch": self.epoch, "done": self.done, "total": self.total, **self._identity(), **bank}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """RunError if it is of a sampler with other settings or other data."""
+        """Continue from a state; RunError if it belongs to a sampler with other settings or other data."""
         mine, state = self._identity(), renamed.with_new_names(state, renamed.TRAIN_OPTIONS)
         changed = [name for name, value in mine.items() if state.get(name) != value]
         if changed:
@@ -248,7 +248,7 @@ class MemoryBankSampler(Sampler[list[Example]]):
             columns = draw(self.negative_sampling, candidates, mined.kept[rows], self.negatives, seed, self.keys[rows])
             found = np.take_along_axis(candidates.documents, np.maximum(columns, 0), 1)
             out = np.where(columns >= 0, found, -1).astype(np.int64)
-            # So many of each query's stay as are the curriculum's share, rounded up or down by chance.
+            # Keep the curriculum's share of each query's mined negatives, rounded up or down at random.
             share = self.curriculum.share(batch)
             if share < 1:
                 places = np.arange(self.negatives + 1, dtype=np.uint64) + np.uint64(1)
@@ -258,7 +258,7 @@ class MemoryBankSampler(Sampler[list[Example]]):
         return self._filled(out, rows, seed)
 
     def _filled(self, negatives: Int, rows: Int, seed: int) -> Int:
-        """Random documents in place of -1: none that is a known positive or stands in the row already."""
+        """Replace -1 by random documents that are not known positives and not in the row already."""
         size = len(self.pairs.document_ids)
         for i, row in enumerate(rows.tolist()):
             missing = np.flatnonzero(negatives[i] < 0)
@@ -270,7 +270,7 @@ class MemoryBankSampler(Sampler[list[Example]]):
             _, first = np.unique(pool, return_index=True)
             pool = pool[np.sort(first)]
             pool = pool[~np.isin(pool, known) & ~np.isin(pool, negatives[i])]
-            if len(pool) < len(missing):  # a tiny corpus: all that is left
+            if len(pool) < len(missing):  # a tiny corpus: take all that is left
                 left = np.setdiff1d(np.arange(size), np.concatenate([known, negatives[i]]))
                 pool = rng.permutation(left)
             if len(pool) < len(missing):

@@ -1,4 +1,4 @@
-"""What takes part in a loss: attributes by role, and the columns that every query is compared with."""
+"""The batch of a loss: attributes by role, and all documents that a query is compared with."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from hardneg.losses.gather import Ranks
 
 @dataclass(frozen=True)
 class PerRole:
-    """Something that is known of all that takes part: ids, groups, a guide's vectors, sketches. What is None is unknown.
+    """One attribute (ids, groups, a guide's vectors, sketches) for each role in a batch; None where it is unknown.
 
     Attributes:
         queries: `[B, ...]`.
-        positives: `[B, ...]`, or `[B, P, ...]` for several a query.
-        hard: `[B, K, ...]`.
-        shared: `[M, ...]`.
-        bank: `[S, ...]`.
+        positives: `[B, ...]`, or `[B, P, ...]` with several positives for each query.
+        hard: `[B, K, ...]`, negatives mined for each query.
+        shared: `[M, ...]`, negatives of every query.
+        bank: `[S, ...]`, rows of a memory bank.
+
+    >>> ids = PerRole(positives=torch.tensor([3, 4]), bank=torch.tensor([7, 8, 9]))
+    >>> ids.hard is None
+    True
     """
 
     queries: Tensor | None = None
@@ -32,11 +36,11 @@ class PerRole:
 
 @dataclass(frozen=True)
 class Columns:
-    """All documents that a query is compared with, one after the other.
+    """All documents that a query is compared with: the columns of the score matrix.
 
     Attributes:
         vectors: `[m, d]`.
-        positives, hard, shared, bank: how many of each kind, in this order, over all ranks.
+        positives, hard, shared, bank: number of columns of each role, in this order, over all ranks.
     """
 
     vectors: Tensor
@@ -51,7 +55,7 @@ def role_values(sides: PerRole) -> list[Tensor | None]:
 
 
 def make_columns(sides: PerRole, ranks: Ranks) -> Columns:
-    """The documents of all ranks, by kind, and the bank."""
+    """The columns: the documents of all ranks, role by role, then the bank."""
     assert sides.positives is not None
     kinds = [sides.positives.flatten(0, 1)]
     kinds += [
@@ -69,7 +73,7 @@ def make_columns(sides: PerRole, ranks: Ranks) -> Columns:
 def check_shapes(
     queries: Tensor, positives: Tensor, hard: Tensor | None, shared: Tensor | None, bank: Tensor | None
 ) -> None:
-    """UsageError for shapes that do not fit each other."""
+    """Raise UsageError for shapes that do not fit each other."""
     if queries.ndim != 2 or positives.ndim != 3 or positives.shape[0] != len(queries) or len(queries) == 0:
         raise UsageError(
             f"queries must be [B, d] and positives [B, d] or [B, P, d], not {list(queries.shape)} and {list(positives.shape)}"

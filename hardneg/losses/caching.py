@@ -1,6 +1,7 @@
-"""Batches larger than memory: vectors first, without a graph; then the loss; then each chunk again, with its gradient.
+"""Gradient caching (Gao et al. 2021, arXiv 2101.06983): batches larger than memory.
 
-Gradient caching (Gao et al. 2021, arXiv 2101.06983). Activations of one chunk are held at a time, whatever the batch.
+All chunks are encoded without a graph, the loss gives the gradient of every vector, and then each chunk is encoded again with
+a graph to pass its gradient on. The activations of only one chunk are held at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from hardneg.errors import UsageError
 
 @dataclass(frozen=True)
 class _Random:
-    """The random numbers that a chunk will draw (dropout), to be drawn again."""
+    """The state of the random generators before a chunk, so that its dropout can be repeated."""
 
     cpu: Tensor
     cuda: list[Tensor]
@@ -43,18 +44,21 @@ def cached_backward(
     """Add the gradients of `loss` to the parameters, as one backward pass over the whole batch would.
 
     Args:
-        encode: the vectors `[c, ...]` of one chunk of inputs.
-        sides: for each argument of the loss (queries, positives, hard negatives ...) its chunks, in order.
-        loss: of the vectors of all sides; its own parameters (a temperature) get their gradients, too.
+        encode: returns the vectors `[c, ...]` of one chunk of inputs.
+        sides: for each argument of the loss (queries, positives, hard negatives, ...) its chunks, in order.
+        loss: a function of the vectors of all sides; its own parameters, such as a temperature, get gradients, too.
         no_sync: of a DistributedDataParallel model: gradients are exchanged with the last chunk only.
 
     Returns:
         The loss, `[]`, detached.
+
+    Raises:
+        UsageError: a side without chunks.
     """
     if not sides or any(not chunks for chunks in sides):
         raise UsageError("every side needs one chunk or more")
     leaves = []
-    passes: list[list[tuple[Any, _Random, int]]] = []  # per side: its chunks, what they draw, their rows
+    passes: list[list[tuple[Any, _Random, int]]] = []  # for each side: its chunks, their random states, their rows
     with torch.no_grad():
         for chunks in sides:
             parts, done = [], []
@@ -68,7 +72,7 @@ def cached_backward(
         value = loss(*leaves)
         torch.autograd.backward(value)
     after = _Random.now()
-    # A side that the loss does not look at has no gradient, and is not encoded again.
+    # A side that the loss does not use has no gradient and is not encoded again.
     again = [
         (chunk, state, gradient)
         for done, leaf in zip(passes, leaves, strict=True)

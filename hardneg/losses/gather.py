@@ -1,4 +1,4 @@
-"""What the ranks of a distributed job have together: rows of all of them, gathered with gradients, logits never."""
+"""Gathering over ranks: the rows of all ranks with their gradients, but never the logits."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Ranks:
     """The ranks that share a batch.
 
     Attributes:
-        size: how many ranks there are; 1 without torch.distributed.
-        start: how many queries the ranks before this one have.
-        total: queries of all ranks.
-        mine: queries of this one.
+        size: number of ranks; 1 without torch.distributed.
+        start: number of queries on the ranks before this one.
+        total: number of queries on all ranks.
+        mine: number of queries on this rank.
     """
 
     size: int
@@ -28,7 +28,7 @@ class Ranks:
 
     @classmethod
     def here(cls, queries: int, device: torch.device) -> Ranks:
-        """Every rank has to call this, as it tells the others how many queries it has."""
+        """The ranks, as seen from this one. Every rank must call this, because it exchanges the numbers of queries."""
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return cls(1, 0, queries, queries)
         counts = _lengths(queries, device)
@@ -36,16 +36,16 @@ class Ranks:
         return cls(len(counts), before, sum(counts), queries)
 
     def gathered(self, rows: Tensor) -> Tensor:
-        """The rows of all ranks, in the order of the ranks, which may have different numbers of them; with gradients."""
+        """The rows of all ranks, in the order of the ranks, with gradients. Ranks may have different numbers of rows."""
         if self.size == 1:
             return rows
         gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
         return gathered
 
     def mean(self, losses: Tensor) -> Tensor:
-        """The mean over the queries of all ranks, of which this rank adds its share.
+        """This rank's share of the mean over the queries of all ranks.
 
-        Scaled so that gradients which DistributedDataParallel averages are those of the loss over all queries.
+        It is scaled so that gradients averaged by DistributedDataParallel are those of the loss over all queries.
         """
         return losses.sum() * (self.size / self.total)
 
@@ -73,7 +73,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        # Every rank's loss has a gradient for every row: together they are those of the whole.
+        # Every rank's loss has a gradient for every row; their sum is the gradient of the whole loss.
         total = gradient.contiguous().clone()
         dist.all_reduce(total)
         rank = dist.get_rank()

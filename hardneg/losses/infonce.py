@@ -1,4 +1,4 @@
-"""InfoNCE in memory that grows with the batch, not with its square; with every mask and variant evaluated tile by tile."""
+"""InfoNCE in memory that grows with the batch, not with its square: masks and variants are evaluated tile by tile."""
 
 from __future__ import annotations
 
@@ -21,21 +21,29 @@ SIMILARITIES = ("cosine", "dot")
 class InfoNCE(nn.Module):
     """L = -log exp(s(q, p) / t) / (exp(s(q, p) / t) + sum over negatives x of exp(s(q, x) / t)), averaged over the queries.
 
-    The negatives of a query are the positives and hard negatives of the whole batch (of all ranks, where torch.distributed
-    is initialised), the shared negatives and the bank; its own positives are never among them. Several positives: each
-    against the same negatives, averaged. A query whose negatives are all masked has a loss and gradients of 0.
+    The negatives of a query are the positives and hard negatives of the whole batch (of all ranks, if torch.distributed is
+    initialised), the shared negatives and the bank, but never its own positives. With several positives, each is compared with
+    the same negatives, and the losses are averaged. A query whose negatives are all masked has a loss and gradients of 0.
 
     Args:
         temperature: t, at the start.
         learn_temperature: whether t is a parameter (in log space), kept within `temperature_range`.
+        temperature_range: lowest and highest t.
         similarity: `cosine` or `dot`.
         variants: see `Variants`.
-        dimensions: Matryoshka (arXiv 2205.13147): the loss is summed over vectors cut to these lengths; None: whole ones.
-        tiles: sizes of tiles and number format of products; None: as fits the device, in the format of the inputs or
-            of an enclosing autocast.
+        dimensions: Matryoshka (arXiv 2205.13147): the loss is summed over vectors cut to these lengths; None: whole vectors.
+        tiles: sizes of tiles and number format of products; None: as fits the device, in the format of the inputs or of an
+            enclosing autocast.
 
-    After a call, `statistics` holds means as detached tensors `[]`, which nobody has waited for: `positive` (score),
-    `temperature`, `masked` (the share of entries that did not count), `loss`.
+    Raises:
+        UsageError: an argument out of range.
+
+    After a call, `statistics` holds means as detached tensors `[]` that are not synchronised with the host: `positive` (score),
+    `temperature`, `masked` (share of entries that did not count), `loss`.
+
+    >>> loss = InfoNCE(0.1)(torch.eye(2, 3), torch.eye(2, 3))
+    >>> round(float(loss), 6)
+    4.5e-05
     """
 
     def __init__(
@@ -93,15 +101,19 @@ class InfoNCE(nn.Module):
         Args:
             queries: `[B, d]`.
             positives: `[B, d]` or `[B, P, d]`.
-            hard: `[B, K, d]`, mined for each query; negatives of all the others, too.
+            hard: `[B, K, d]`, mined for each query; they are negatives of all other queries, too.
             shared: `[M, d]`, negatives of every query.
-            bank: `[S, d]`, the same, without gradient; never gathered over ranks: every rank keeps its copy.
-            ids: int64 ids of the documents (`queries` is not looked at), -1: unknown.
-            known_ids: int64 `[B, Q]`, all known positives of each query, -1: none; None: those of `ids.positives`.
+            bank: `[S, d]`, also negatives of every query, without gradient; not gathered, because every rank has its own copy.
+            ids: int64 ids of the documents, -1: unknown; `queries` is not used.
+            known_ids: int64 `[B, Q]`, all known positives of each query, -1: none; None: those in `ids.positives`.
             groups: int64 groups, -1: none.
-            guide: a guide model's unit vectors.
-            sketches: of a posterior (`hardneg.make_sketch`), with its `intercept`.
-            hard_real: bool `[B, K]`, where a query has fewer than K hard negatives; None: all are real.
+            guide: unit vectors of a guide model.
+            sketches: of a posterior (`hardneg.make_sketch`).
+            intercept: of those sketches.
+            hard_real: bool `[B, K]`, False where a query has fewer than K hard negatives; None: all are real.
+
+        Raises:
+            UsageError: shapes that do not fit each other.
         """
         if positives.ndim == 2:
             positives = positives[:, None]
@@ -167,7 +179,7 @@ class InfoNCE(nn.Module):
     def _negatives(
         self, queries: Tensor, columns: Tensor, scale: Tensor, masks: list[LogitMask], tiles: Tiles
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(log of the sum over negatives, sum of logits, how many), `[B]` each; the sum is concentrated by `beta`."""
+        """(log of the sum over negatives, sum of their logits, their number), `[B]` each; `beta` concentrates the sum."""
         beta = self.variants.beta
         if not beta:
             return row_logsumexp(queries, columns, scale, masks, tiles)
@@ -181,7 +193,7 @@ class InfoNCE(nn.Module):
     def _more(
         self, sides: PerRole, masks: MaskSets, ranks: Ranks, scale: Tensor, tiles: Tiles
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Further terms of the denominators, `[B, P]` each: log of a sum, sum of the logits, and how many they are."""
+        """Further terms of the denominators, `[B, P]` each: log of a sum, sum of the logits, number of entries."""
         assert sides.queries is not None
         assert sides.positives is not None
         shape = sides.positives.shape[:2]
@@ -202,7 +214,7 @@ class InfoNCE(nn.Module):
     ) -> Tensor:
         """The loss of each positive, `[B, P]`, from its logit and the log of the sum over the negatives.
 
-        `plain`: without what corrects the negatives of queries, which documents have none of.
+        `plain` leaves out the corrections for negatives of queries, which do not apply to documents.
         """
         v = self.variants
         some = count > 0
@@ -219,17 +231,17 @@ class InfoNCE(nn.Module):
 
 
 def _added(first: Tensor, many: Tensor, second: Tensor, more: Tensor) -> Tensor:
-    """log(exp(first) + exp(second)), where either may be a sum of none: logaddexp has no gradient there."""
+    """log(exp(first) + exp(second)), where either may be a sum of nothing: logaddexp has no gradient there."""
     here, there = torch.where(many > 0, first, 0), torch.where(more > 0, second, 0)
     both = torch.where(many > 0, torch.where(more > 0, torch.logaddexp(here, there), here), there)
     return torch.where((many > 0) | (more > 0), both, -torch.inf)
 
 
 def _debiased(log_sum: Tensor, logits: Tensor, count: Tensor, tau_plus: float, scale: Tensor) -> Tensor:
-    """log of max((sum - N tau+ exp(positive)) / (1 - tau+), N exp(-1 / t)), arXiv 2007.00224, in logarithms."""
+    """log of max((sum - N tau+ exp(positive)) / (1 - tau+), N exp(-1 / t)), arXiv 2007.00224, computed in logarithms."""
     false = math.log(tau_plus) + torch.log(count) + logits
     left = false < log_sum
-    rest = torch.where(left, false - log_sum, -1.0)  # a harmless number where nothing would be left
+    rest = torch.where(left, false - log_sum, -1.0)  # any harmless number where nothing would be left
     corrected = log_sum + torch.log1p(-torch.exp(rest)) - math.log(1 - tau_plus)
     floor = torch.log(count) - scale
     return torch.where(left, torch.maximum(corrected, floor), floor)

@@ -1,4 +1,4 @@
-"""Log-sum-exp over a matrix of scores that is never there: tiles of it are made, used and made again for the gradient.
+"""Log-sum-exp over a score matrix that never exists as a whole: its tiles are computed, used, and recomputed for the gradient.
 
 Memory grows with the number of rows and of columns, not with their product (as in Inf-CL, arXiv 2410.17243, and in the
 online softmax of Milakov and Gimelshein 2018).
@@ -17,23 +17,23 @@ from torch.autograd.function import once_differentiable
 
 
 class LogitMask(Protocol):
-    """Which entries of the score matrix count, and how much; see `hardneg.losses.masks`."""
+    """Says which entries of the score matrix count, and how much; see `hardneg.losses.masks`."""
 
     def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor | None:
-        """What is added to the logits of this tile, `[r, c]`, without gradient: -inf where an entry does not count.
+        """What to add to the logits of this tile, `[r, c]`, without gradient: -inf for an entry that does not count.
 
-        `scores` are the tile's similarities, `[r, c]`, before the temperature. None: all of it counts as it is.
+        `scores` are the similarities of the tile, `[r, c]`, before the temperature. None: every entry counts as it is.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """How large a tile is, and in which number format its products are made.
+    """The size of a tile, and the number format of its products.
 
     Attributes:
         rows, columns: of a tile.
-        dtype: of the products' factors; sums and everything else are float32. None: as the inputs are.
+        dtype: of the factors of products; None: that of the inputs. Sums and everything else are float32.
     """
 
     rows: int
@@ -42,7 +42,7 @@ class Tiles:
 
     @classmethod
     def fitting(cls, device: torch.device, dtype: torch.dtype | None = None) -> Tiles:
-        """On a processor a tile stays in its cache; on a GPU it is as large as keeps the matrix units busy."""
+        """Tiles that fit the device: on a CPU they stay in its cache, on a GPU they keep the matrix units busy."""
         return cls(512, 2048, dtype) if device.type == "cpu" else cls(8192, 16384, dtype)
 
 
@@ -54,12 +54,16 @@ def row_logsumexp(
     Args:
         rows: `[n, d]`, columns: `[m, d]`; float32, float64, bfloat16 or float16.
         scale: `[]`, 1 / temperature.
-        masks: see `LogitMask`; their biases are added up.
+        masks: see `LogitMask`; their biases are added.
         tiles: None: as fits the device.
 
     Returns:
-        `[n]` each: the log-sum-exp (-inf where nothing counts), the sum of the logits that count (with their biases),
-        and how many count. Gradients flow through the first two to rows, columns and scale.
+        `[n]` each: the log-sum-exp (-inf where nothing counts), the sum of the logits that count (with their biases), and how
+        many count. Gradients of the first two flow to rows, columns and scale.
+
+    >>> lse, total, count = row_logsumexp(torch.eye(2), torch.eye(2), torch.tensor(1.0))
+    >>> [round(x, 4) for x in lse.tolist()]
+    [1.3133, 1.3133]
     """
     tiles = tiles or Tiles.fitting(rows.device)
     if len(columns) == 0:
@@ -75,7 +79,7 @@ def _spans(total: int, step: int) -> Iterator[slice]:
 
 
 class _Tile:
-    """Buffers for one tile, used again and again: fresh ones would cost as much as the arithmetic."""
+    """Buffers of one tile, used again and again, because allocating new ones would cost as much as the arithmetic."""
 
     def __init__(
         self, rows: Tensor, columns: Tensor, scale: Tensor, masks: tuple[LogitMask, ...], tiles: Tiles
@@ -102,7 +106,7 @@ class _Tile:
         return out.copy_(narrow)
 
     def logits(self, i: slice, j: slice) -> tuple[Tensor, Tensor | None]:
-        """(scale * similarity + bias, bool: what counts; None: everything)."""
+        """(scale * similarity + bias, a bool mask of what counts; None: everything)."""
         scores = self.scores(i, j)
         bias = None
         for mask in self.masks:
@@ -115,7 +119,7 @@ class _Tile:
         return logits.add_(bias), ~torch.isneginf(bias)
 
     def slopes(self, i: slice, j: slice, lse: Tensor, of_lse: Tensor, of_total: Tensor | None) -> Tensor:
-        """What the loss changes by per unit of each logit, `[r, c]`."""
+        """The derivative of the loss by each logit, `[r, c]`."""
         logits, counts = self.logits(i, j)
         slopes = logits.sub_(lse[:, None]).exp_().mul_(of_lse[:, None])
         if of_total is not None:
@@ -123,12 +127,12 @@ class _Tile:
         return slopes
 
     def product(self, left: Tensor, right: Tensor) -> Tensor:
-        """A product of a tile with rows or columns, in their format, summed in the wide one."""
+        """The product of a tile with rows or columns, in their number format, summed in the wide one."""
         return (left.to(right.dtype) @ right).to(self.wide)
 
 
 def _without_autocast(function: Any) -> Any:
-    """Formats are chosen here, tile by tile: an enclosing autocast has had its say in `Tiles.dtype`."""
+    """Turn autocast off inside: number formats are chosen tile by tile, and `Tiles.dtype` already follows autocast."""
 
     @functools.wraps(function)
     def plain(ctx: Any, *arguments: Any) -> Any:
@@ -161,7 +165,7 @@ class _RowLogSumExp(torch.autograd.Function):
                     total[i] += torch.where(counts, logits, 0).sum(1)
                 before = highest[i]
                 now = torch.maximum(before, logits.amax(1))
-                # Where nothing counted so far, there is nothing to be moved either.
+                # Where nothing has counted so far, there is no sum to rescale.
                 shift = torch.where(torch.isneginf(now), 0, now)
                 part = logits.sub_(shift[:, None]).exp_().sum(1)
                 sums[i] = sums[i] * torch.exp(before - shift) + part
@@ -170,7 +174,7 @@ class _RowLogSumExp(torch.autograd.Function):
         ctx.save_for_backward(rows, columns, scale, lse)
         ctx.masks, ctx.tiles = masks, tiles
         ctx.mark_non_differentiable(count)
-        ctx.set_materialize_grads(False)  # most losses never ask for the sum of the logits
+        ctx.set_materialize_grads(False)  # most losses do not use the sum of the logits
         return lse, total, count
 
     @staticmethod
@@ -191,7 +195,7 @@ class _RowLogSumExp(torch.autograd.Function):
                     to_rows[i] += tile.product(slope, tile.columns[j])
                 if wants_columns:
                     to_columns[j] += tile.product(slope.T, tile.rows[i])
-        # The scale multiplies every score: its slope is that of the scores, times the scores, added up.
+        # The scale multiplies every score, so its derivative is the sum over all entries of score times slope.
         to_scale = torch.dot(to_rows.ravel(), tile.rows.to(tile.wide).ravel()) if wants_scale else None
         return (
             to_rows.mul_(tile.scale).to(rows.dtype) if wants_rows else None,

@@ -15,7 +15,7 @@ from hardneg.losses.variants import Variants
 
 
 class MaskSets:
-    """The masks of one call, for each of the matrices that it looks at."""
+    """The masks of one call of the loss, for each of its score matrices."""
 
     def __init__(
         self, variants: Variants, ids: PerRole | None, known_ids: Tensor | None, groups: PerRole | None, guide: PerRole | None,
@@ -29,7 +29,7 @@ class MaskSets:
             self.known = ids.positives if ids.positives.ndim == 2 else ids.positives[:, None]
 
     def of_queries(self, columns: Columns, each: int, lowest: Tensor) -> list[LogitMask]:
-        """Queries against all documents; `lowest` `[B]`: the lowest positive's score."""
+        """Masks of queries against all documents; `lowest` `[B]` is the score of each query's lowest positive."""
         v = self.variants
         masks: list[LogitMask] = [Own(columns=each, first=self.ranks.start)]
         if self.ids is not None and self.known is not None:
@@ -54,7 +54,7 @@ class MaskSets:
         return masks
 
     def _flat(self, sides: PerRole, columns: Columns, unknown: float) -> Tensor:
-        """One row a column, in the columns' order; `unknown` for kinds that nothing is known of."""
+        """One row for each column, in their order; `unknown` for roles whose attribute is not known."""
         first = next(x for x in (sides.positives, sides.hard, sides.shared, sides.bank, sides.queries) if x is not None)
         vectors = sides.queries is not None and sides.queries.ndim == 2
         tail = first.shape[-1:] if vectors else ()
@@ -69,7 +69,7 @@ class MaskSets:
         return torch.cat(parts)
 
     def among_queries(self, each: int) -> list[LogitMask]:
-        """Queries against queries: no query is compared with itself, nor with one that has a positive of its own."""
+        """Masks of queries against queries: not with itself, nor with a query that shares a positive or group."""
         masks: list[LogitMask] = [Own(first=self.ranks.start)]
         if self.ids is not None and self.known is not None and self.ids.positives is not None:
             theirs = self.ranks.gathered(self.ids.positives.reshape(-1, each))
@@ -79,7 +79,7 @@ class MaskSets:
         return masks
 
     def among_positives(self, each: int) -> list[LogitMask]:
-        """Positives against positives: none is compared with those of its own query, by place, id or group."""
+        """Masks of positives against positives: not with those of the same query, by place, id or group."""
         masks: list[LogitMask] = [Own(rows=each, columns=each, first=self.ranks.start)]
         if self.ids is not None and self.known is not None and self.ids.positives is not None:
             theirs = self.ranks.gathered(self.ids.positives.reshape(-1))
@@ -90,7 +90,7 @@ class MaskSets:
         return masks
 
     def of_positives(self, each: int) -> list[LogitMask]:
-        """Positives against queries: the transposed matrix, with its ids and groups."""
+        """Masks of positives against queries: the transposed matrix, with its ids and groups."""
         masks: list[LogitMask] = [Own(rows=each, first=self.ranks.start)]
         if self.ids is not None and self.known is not None and self.ids.positives is not None:
             own = self.ids.positives.reshape(-1, 1)

@@ -1,7 +1,7 @@
-"""Which entries of the score matrix are no negatives, and how much the others count: the offline filters, tile by tile.
+"""Masks: which entries of the score matrix are not negatives, and how much the others count. The filters, tile by tile.
 
-Each looks at a tile and says what is to be added to its logits: -inf for what does not count, a logarithm of a weight
-for what counts less, 0 else. Rows are queries; columns are whatever they are compared with.
+Each mask gets a tile and returns what to add to its logits: -inf for an entry that does not count, the logarithm of a weight
+for one that counts less, else 0. Rows are queries; columns are whatever they are compared with.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from hardneg.errors import UsageError
 
 
 def minus_infinity_where(no: Tensor, like: Tensor) -> Tensor:
-    """-inf where `no`, 0 elsewhere, in the number format of `like`."""
+    """-inf where `no` is true and 0 elsewhere, in the number format of `like`."""
     return torch.zeros(no.shape, dtype=like.dtype, device=like.device).masked_fill_(no, -torch.inf)
 
 
 @dataclass(frozen=True)
 class SameId:
-    """What is a positive of the query, by id, is no negative of it: duplicates within a batch, the bank's old copies.
+    """Masks positives of the query by id: duplicates within the batch, and older copies in the bank.
 
     Attributes:
-        known: int64 `[n, p]`, ids of each row's positives (all that are known, not only those of the batch), -1: none.
+        known: int64 `[n, p]`, ids of each row's positives (all known ones, not only those of the batch), -1: none.
         ids: int64 `[m]`, of the columns, -1: unknown.
     """
 
@@ -41,10 +41,11 @@ class SameId:
 
 @dataclass(frozen=True)
 class SameGroup:
-    """What is of the query's group is no negative of it.
+    """Masks documents of the query's group.
 
     Attributes:
-        mine: int64 `[n]`, theirs: int64 `[m]`: groups, -1: none.
+        mine: int64 `[n]`, groups of the rows, -1: none.
+        theirs: int64 `[m]`, groups of the columns, -1: none.
     """
 
     mine: Tensor
@@ -57,10 +58,10 @@ class SameGroup:
 
 @dataclass(frozen=True)
 class Own:
-    """Rows and columns that belong to one query do not count for each other: a positive for its query, and the like.
+    """Masks the columns that belong to the row's own query, such as its positive.
 
     Attributes:
-        rows, columns: how many of either belong to one query, one query's after the other's.
+        rows, columns: how many consecutive rows, and columns, belong to one query.
         first: the query that the first row belongs to, counted as the columns are.
     """
 
@@ -80,10 +81,10 @@ class Own:
 
 @dataclass(frozen=True)
 class Padding:
-    """Columns that are none.
+    """Masks columns that only fill up a table.
 
     Attributes:
-        real: bool `[m]`.
+        real: bool `[m]`, False for such columns.
     """
 
     real: Tensor
@@ -94,12 +95,12 @@ class Padding:
 
 @dataclass(frozen=True)
 class AbovePositive:
-    """What scores above the row's positive, less a margin, is taken for a false negative (NV-Retriever, arXiv 2407.15831).
+    """Masks what scores above the row's positive less a margin: a likely false negative (NV-Retriever, arXiv 2407.15831).
 
     Attributes:
-        positive: `[n]`, scores of each row's positive (several: the lowest).
-        absolute: counts what scores at most positive - absolute.
-        relative: counts what scores at most positive - |positive| * relative.
+        positive: `[n]`, scores of each row's positive; with several, of the lowest.
+        absolute: keeps what scores at most positive - absolute.
+        relative: keeps what scores at most positive - |positive| * relative.
     """
 
     positive: Tensor
@@ -122,12 +123,12 @@ class AbovePositive:
 
 @dataclass(frozen=True)
 class Guide:
-    """What a guide model scores above the row's positive, less a margin, does not count (GISTEmbed, arXiv 2402.16829).
+    """Masks what a guide model scores above the row's positive, less a margin (GISTEmbed, arXiv 2402.16829).
 
     Attributes:
         rows: `[n, g]`, columns: `[m, g]`: the guide's vectors.
-        positive: `[n]`: the guide's score of each row's positive.
-        margin: subtracted from it.
+        positive: `[n]`, the guide's score of each row's positive.
+        margin: subtracted from that score.
     """
 
     rows: Tensor
@@ -142,12 +143,12 @@ class Guide:
 
 @dataclass(frozen=True)
 class Suspected:
-    """What a posterior finds likely to be relevant: dropped above a threshold, or weighed by 1 less the probability.
+    """Uses a posterior: masks what is likely to be relevant, or weighs every entry by 1 minus that probability.
 
     Attributes:
         rows: `[n, s]`, columns: `[m, s]`: sketches (`hardneg.make_sketch`), whose inner products are log odds.
         intercept: of the log odds.
-        threshold: None: every entry is weighed by 1 - p.
+        threshold: mask entries that are more likely than this to be relevant; None: weigh every entry by 1 - p.
     """
 
     rows: Tensor
@@ -164,7 +165,7 @@ class Suspected:
 
 @dataclass(frozen=True)
 class Weighted:
-    """Columns from `start` to `stop` count with this weight: hard negatives more than the batch's, say."""
+    """Gives the columns from `start` to `stop` another weight, for example to make hard negatives count more."""
 
     log_weight: float
     start: int

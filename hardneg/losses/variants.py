@@ -12,18 +12,20 @@ class Variants:
     """Variants of the loss, each from its paper.
 
     Attributes:
-        symmetric: documents look for their queries, too; the two losses are averaged (CLIP, arXiv 2103.00020).
-        query_query: the other queries are negatives as well, document_document: so are the other positives, of each
-            positive (improved contrastive loss of GTE, arXiv 2308.03281).
-        decoupled: the positive is left out of the denominator (DCL, arXiv 2110.06848).
-        tau_plus: share of the negatives that is expected to be false, taken off (debiased, arXiv 2007.00224).
-        beta: concentration on hard negatives (HCL, arXiv 2010.04592); their logits are weighed by exp(beta * logit).
+        symmetric: also rank the queries of each document, and average the two losses (CLIP, arXiv 2103.00020).
+        query_query: the other queries are negatives as well (improved contrastive loss of GTE, arXiv 2308.03281).
+        document_document: the other positives are negatives of each positive as well (same paper).
+        decoupled: leave the positive out of the denominator (DCL, arXiv 2110.06848).
+        tau_plus: expected share of false negatives, which is subtracted from the sum (debiased, arXiv 2007.00224).
+        beta: concentration on hard negatives (HCL, arXiv 2010.04592): they are weighted by exp(beta * logit).
         label_smoothing: share of the target that is spread over all entries.
-        hard_weight: how much a mined hard negative counts, others count 1.
-        margin_absolute, margin_relative: what scores above positive - margin is no negative, see `AbovePositive`.
-        guide_margin: what a guide scores above its score of the positive, less this, is no negative, where a guide is given.
-        suspect_above: what a posterior finds more likely than this to be relevant is no negative; None: every entry is
-            weighed by 1 - p, where sketches are given.
+        hard_weight: weight of a mined hard negative; all others have weight 1.
+        margin_absolute, margin_relative: mask what scores above positive - margin, see `AbovePositive`.
+        guide_margin: with a guide: mask what it scores above its score of the positive, less this margin.
+        suspect_above: with sketches: mask what is more likely than this to be relevant; None: weigh every entry by 1 - p.
+
+    Raises:
+        UsageError: a value out of range, or label_smoothing together with a variant that is not a cross-entropy.
     """
 
     symmetric: bool = False

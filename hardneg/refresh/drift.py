@@ -1,9 +1,9 @@
-"""A refresh that encodes a part of the corpus and moves the rest.
+"""Drift compensation: a refresh that encodes part of the corpus and corrects the vectors of the rest.
 
-While an encoder is trained its whole space turns and stretches, and most of that is one linear map: it is learned
-from a random part that is encoded anew and applied to the vectors that are not (compare the drift compensation of
-Yu et al. 2020, Semantic Drift Compensation for Class-Incremental Learning, which shifts by averages). The rest of
-the budget goes to the documents that are retrieved most. What that is worth is in benchmarks/RESULTS.md.
+While an encoder is trained, its whole space turns and stretches, and most of that change is one linear map. The map is
+learned from a random sample of documents that are encoded again, and applied to the vectors that are not (compare
+Yu et al. 2020, Semantic Drift Compensation for Class-Incremental Learning, which shifts by averages). The rest of the
+budget goes to the documents that are retrieved most. benchmarks/RESULTS.md says what that is worth.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from numpy.typing import NDArray
 
 from hardneg.storage.arrays import Int
 
-_RANDOM = 0.25  # of the documents that are encoded: chosen at random, to learn the map from
+_RANDOM = 0.25  # share of the encoded documents that is a random sample, from which the map is learned
 
-_LEAST = 512  # of them
+_LEAST = 512  # documents in that sample, at least
 
-_RIDGE = 0.01  # weight of staying where it was, in units of the mean squared length of the sample's components
+_RIDGE = 0.01  # weight of the identity, in units of the mean squared length of the sample's components
 
 _ROWS = 16384  # moved at once
 
 
 def rows_to_encode(share: float, old: Int, encoded_at: Int, retrieved: Int, seed: int) -> tuple[Int, Int]:
-    """Which documents to encode anew.
+    """Choose the documents to encode again.
 
     Args:
-        share: of all.
-        old: int64 `[N]`, their rows in the generation before, -1 for new ones.
+        share: share of all documents to encode.
+        old: int64 `[N]`, their rows in the previous generation, -1 for new documents.
         encoded_at: int64 `[M]`, the step at which each row of that generation was last encoded.
-        retrieved: int64 `[M]`, how often each was among the neighbors of a query.
-        seed: of the random part.
+        retrieved: int64 `[M]`, how often each row was among the neighbors of a query.
+        seed: of the random sample.
 
     Returns:
-        (rows, ascending: all that are new, a random part, and the most retrieved, longest not encoded first;
-        those of the random part).
+        (the rows to encode, ascending; those of the random sample). The first are all new documents, the random sample, and
+        the documents retrieved most; among equally often retrieved ones, those that were not encoded for longest.
     """
     known = np.flatnonzero(old >= 0)
     generator = np.random.default_rng(seed)
@@ -52,12 +52,13 @@ def rows_to_encode(share: float, old: Int, encoded_at: Int, retrieved: Int, seed
 def compensate(
     vectors: NDArray[np.floating], encoded: Int, fresh: NDArray[np.floating], trial: Int, rest: Int
 ) -> tuple[NDArray[Any], float]:
-    """Old vectors moved to where the encoder now is.
+    """Move old vectors to where the encoder would put them now.
 
     Args:
-        vectors: `[N, d]` of the generation before.
-        encoded: its rows that were encoded anew, to `fresh` `[m, d]`.
-        trial: some of the positions in `encoded`, chosen at random: what a map learned from the others is tried on.
+        vectors: `[N, d]` of the previous generation.
+        encoded: its rows that were encoded again, giving `fresh` `[m, d]`.
+        fresh: the new vectors of those rows.
+        trial: random positions in `encoded`, on which a map that is learned from the others is tested.
         rest: rows to move, `[r]`.
 
     Returns:
@@ -72,7 +73,7 @@ def compensate(
         norms = np.linalg.norm(tried, axis=1) * np.linalg.norm(after[trial], axis=1)
         error = float(1 - ((tried * after[trial]).sum(1) / np.maximum(norms, 1e-30)).mean())
     moving = _linear_map(before, after).astype(np.float32)
-    # A ridge shrinks; lengths are those of before, times what lengths of the sample have changed by.
+    # Ridge regression shrinks vectors: restore the old lengths, scaled as the lengths of the sample have changed.
     stretch = np.linalg.norm(after, axis=1).mean() / max(np.linalg.norm(before, axis=1).mean(), 1e-30)
     out = np.empty((len(rest), vectors.shape[1]), np.float32)
     for start in range(0, len(rest), _ROWS):
@@ -84,7 +85,7 @@ def compensate(
 
 
 def _linear_map(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[d, d]` W that minimises |before W - after|^2 + r |W - 1|^2: ridge regression drawn towards no change."""
+    """`[d, d]` W that minimises |before W - after|^2 + r |W - 1|^2: ridge regression towards the identity."""
     dimension = before.shape[1]
     weight = _RIDGE * float((before**2).sum()) / dimension + 1e-12
     identity = weight * np.eye(dimension)

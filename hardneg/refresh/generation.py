@@ -1,4 +1,4 @@
-"""One build of the index: vectors, neighbors, and which encoder they come from."""
+"""A generation: one build of the index, with the vectors, the neighbors of every query, and the step they come from."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from hardneg.storage.vectors import PRECISIONS
 SCHEMA = "hardneg-generation-1"
 
 
-_CHUNK = 1024  # items encoded at once; between two, a build can be stopped
+_CHUNK = 1024  # items encoded at once; a build can be stopped after each chunk
 
-# encode(items, side) gives float [n, d]; side is "document" or "query".
+# encode(items, side) returns float [n, d]; side is "document" or "query".
 Encode = Callable[[Sequence[Any], str], NDArray[np.floating]]
 
 
 class Items(Protocol):
-    """Texts, images, or whatever the encoder takes."""
+    """Whatever the encoder takes: texts, images, or anything else that can be taken by row."""
 
     def take(self, rows: Int) -> Sequence[Any]:
         """The items in these rows."""
@@ -41,19 +41,23 @@ class Items(Protocol):
 
 
 class Stopped(Exception):
-    """A build was told to stop."""
+    """Raised inside a build that was asked to stop."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How generations are made.
+    """How generations are built.
 
     Attributes:
-        index, metric, recall, threads, seed, device: see `make_index`.
-        depth: neighbors mined for every query, and k of the recall.
-        precision: of the stored vectors, `float16` or `float32`.
-        share: of the documents that a refresh encodes anew, 1: all. The others' vectors are carried over, moved as
-            `carry` says.
+        index: as for `make_index`; or a function that builds an index from vectors and a metric.
+        metric, recall, threads, seed, device: as for `make_index`.
+        depth: neighbors mined for every query, and the k of the recall.
+        precision: number format of the stored vectors, `float16` or `float32`.
+        share: share of the documents that a refresh encodes; 1 encodes all. The vectors of the others are
+            drift-compensated, see `hardneg.refresh.drift`.
+
+    Raises:
+        UsageError: a value that cannot be used.
     """
 
     index: str | Callable[[Any, str], Index] = "auto"
@@ -85,22 +89,22 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Generation:
-    """One build of the index. Never changed: who holds it can go on reading while the next one takes its place.
+    """One build of the index. It never changes, so a reader can go on using it while the next one takes its place.
 
     Attributes:
-        number: 0 is the first.
-        step: of the encoder that made the vectors.
+        number: 0 for the first generation.
+        step: training step of the encoder that made the vectors.
         ids: int64 `[N]`, the caller's numbers of the documents.
-        vectors: `[N, d]`, as float16 or float32.
+        vectors: `[N, d]`, float16 or float32.
         index: over the vectors.
         recall: of the index.
-        neighbors: of every query, int32 rows (of `ids`) and float32 scores `[n, depth]`, if there are queries.
-        seconds: of `encode`, `build` and `search`.
+        neighbors: of every query, int32 rows (of `ids`) and float32 scores `[n, depth]`; None without queries.
         checksum: of the vectors, see `vectors_checksum`.
-        encoded_at: int64 `[N]`, the encoder's step when each document was last encoded; below `step` for those
-            whose vectors were carried over.
-        compensation_error: 1 - mean cosine of carried and fresh vectors, measured on documents that the map was not made
-            from; 0 when everything was encoded.
+        encoded_at: int64 `[N]`, the step at which each document was last encoded; below `step` for vectors that were
+            drift-compensated.
+        compensation_error: 1 - mean cosine of compensated and fresh vectors, on documents that the map was not learned from;
+            0 when everything was encoded.
+        seconds: spent on `encode`, `build` and `search`.
     """
 
     number: int
@@ -120,7 +124,7 @@ class Generation:
         return int(self.vectors.shape[1])
 
     def rows_of(self, ids: NDArray[np.integer]) -> Int:
-        """int64 rows of these documents, -1 for those that this generation does not have."""
+        """int64: the rows of these documents, -1 for documents that this generation does not have."""
         order = np.argsort(self.ids, kind="stable")
         place = np.searchsorted(self.ids[order], ids).clip(max=len(order) - 1)
         rows = order[place]
@@ -134,17 +138,17 @@ class Generation:
         return np.bincount(found[found >= 0], minlength=len(self.ids))
 
     def search(self, queries: NDArray[np.floating], k: int) -> Neighbors:
-        """As `Index.search`: rows of `ids`."""
+        """The `k` nearest documents, as rows of `ids`; see `Index.search`."""
         return self.index.search(queries, k)
 
 
 def encode_rows(
     encode: Encode, items: Items, rows: Int, names: Int, side: str, precision: str, stop: Callable[[], bool]
 ) -> NDArray[Any]:
-    """`[n, d]` vectors of the items in these rows, checked; raises Stopped as soon as `stop()` says so.
+    """Encode the items in these rows and check the vectors, `[n, d]`; raises Stopped as soon as `stop()` is true.
 
     Raises:
-        DataError: the encoder returned another shape, or NaN or infinite values; the `names` are told.
+        DataError: the encoder returned another shape, or NaN or infinite values; the message gives the `names`.
     """
     out: NDArray[Any] | None = None
     for start in range(0, len(rows), _CHUNK):
@@ -175,13 +179,13 @@ def encode_rows(
 
 @dataclass(frozen=True)
 class Order:
-    """A generation to be made.
+    """A generation to be built.
 
     Attributes:
         documents, ids: the corpus.
-        queries: (items, how many) that neighbors are mined for.
-        number, step: of the generation.
-        before: the one that it takes the place of.
+        queries: (items, number of items) for which neighbors are mined.
+        number, step: of the new generation.
+        before: the generation that it replaces; None for the first.
     """
 
     documents: Items
@@ -193,7 +197,7 @@ class Order:
 
 
 def build(recipe: Recipe, order: Order, encode: Encode, stop: Callable[[], bool]) -> Generation:
-    """Encode, index, and mine the neighbors of every query; raises Stopped, or DataError for what the encoder gives."""
+    """Encode, build the index, and mine the neighbors of every query; raises Stopped, or DataError for bad vectors."""
     seconds: dict[str, float] = {}
     last = time.perf_counter()
 
@@ -227,7 +231,7 @@ def build(recipe: Recipe, order: Order, encode: Encode, stop: Callable[[], bool]
 def _document_vectors(
     recipe: Recipe, order: Order, encode: Encode, stop: Callable[[], bool]
 ) -> tuple[NDArray[Any], Int, float]:
-    """(vectors, the steps they were encoded at, the error of those that were carried over)."""
+    """(vectors, the step at which each was encoded, the error of the drift-compensated ones)."""
     before, ids = order.before, order.ids
     at = np.full(len(ids), order.step)
     if before is None or recipe.share == 1:
@@ -278,7 +282,7 @@ def save_once(generation: Generation, folder: Path) -> str:
 
 
 def load_saved(folder: Path, name: Any, recipe: Recipe) -> Generation:
-    """A generation that `save_once` wrote; RunError when it is missing, damaged or another than its name says."""
+    """A generation that `save_once` wrote; RunError if it is missing, damaged, or not the one that its name says."""
     if not re.fullmatch(r"generation-\d+-[0-9a-f]{12}", str(name)):
         raise RunError(f"{folder}: {name!r} is no name of a generation: start anew")
     generation = load_generation(

@@ -1,8 +1,8 @@
 """An index that is rebuilt while training goes on.
 
-Training reads generation g. When the next one is due, the encoder's weights are copied, and a background thread
-encodes, builds and mines with the copy; the finished generation takes g's place between two steps. Asynchronous
-refresh for negatives is due to ANCE (Xiong et al. 2021, arXiv 2007.00808).
+Training reads one generation. When the next one is due, the encoder's weights are copied, and a background thread encodes,
+builds and mines with the copy. The finished generation replaces the old one between two steps. Refreshing negatives
+asynchronously is due to ANCE (Xiong et al. 2021, arXiv 2007.00808).
 """
 
 from __future__ import annotations
@@ -31,41 +31,44 @@ SCHEMA = "hardneg-refreshed-1"
 
 
 class RefreshError(HardnegError):
-    """Refreshing failed: the last good generation is still in place."""
+    """A refresh failed. The last good generation is still in use."""
 
 
 class RefreshWarning(UserWarning):
-    """A refresh failed, and training goes on with the last good generation."""
+    """A refresh failed, and training continues with the last good generation."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A generation that could not be built: at which step it was started, and why."""
+    """A generation that could not be built: the step at which it was started, and the error."""
 
     step: int
     error: Exception
 
 
 class RefreshedIndex:
-    """Generations of an index over what a changing encoder makes of a corpus.
+    """Generations of an index over a corpus whose encoder is being trained.
 
     Args:
         documents: anything with `take(rows)`; `ids` numbers them.
-        snapshot: copies the encoder's weights and returns `encode(items, side)`, to be called in another thread; see
-            `hardneg.refresh.snapshot.ModuleSnapshots`.
-        ids: int64 `[N]`, distinct numbers that stay with the documents when the corpus changes (see
-            `set_documents`); or N itself, for 0 to N - 1.
-        queries: (items, how many): their neighbors are mined as a part of every generation.
-        schedule: when the next generation is due, a `Schedule` or what `Schedule.parse` takes.
-        recipe: how generations are made.
-        lag: steps between starting a generation and using it. None: as soon as it is ready. A number makes training
-            repeatable: `step()` waits if it is not ready by then.
-        niceness: of the background thread, 0 to 19 (Linux): how much it yields to training where cores are short.
+        snapshot: copies the encoder's weights and returns `encode(items, side)`, which is called in another thread; see
+            `hardneg.refresh.ModuleSnapshots`.
+        ids: int64 `[N]`, distinct numbers that documents keep when the corpus changes (see `set_documents`); or N itself,
+            for the numbers 0 to N - 1.
+        queries: (items, number of items): their neighbors are mined with every generation.
+        schedule: when the next generation is due: a `Schedule`, or a text for `Schedule.parse`.
+        recipe: how generations are built.
+        lag: steps between starting a generation and using it. A number makes training repeatable: `step()` waits for the
+            generation if it is not ready by then. None: use it as soon as it is ready.
+        niceness: of the background thread, 0 to 19 (Linux only): how far it yields to training when cores are short.
         patience: failures in a row after which `step()` raises.
-        resume: a folder that `save` wrote; by default the first generation is built here and now.
-        step: of the encoder.
+        resume: a folder that `save` wrote; by default the first generation is built at once.
+        step: training step of the encoder.
 
-    Use it as a context manager, or call `close()`: it stops a build that is under way and waits for the thread.
+    Use it as a context manager, or call `close()`, which stops a build that is under way and waits for the thread.
+
+    Raises:
+        UsageError: an argument that cannot be used. RunError: `resume` is damaged or belongs to another recipe.
     """
 
     def __init__(
@@ -93,8 +96,8 @@ class RefreshedIndex:
         self.snapshot, self.queries = snapshot, queries
         self.set_documents(documents, ids)
         self.failures: list[Failure] = []
-        self.history: list[dict[str, Any]] = []  # one entry a generation that came into use after the first
-        self.now = step  # the encoder's step
+        self.history: list[dict[str, Any]] = []  # one entry for each generation that came into use after the first
+        self.now = step  # the training step
         self._failed_in_a_row = 0
         self._staleness: Staleness | None = None
         self._job: Job | None = None
@@ -109,39 +112,39 @@ class RefreshedIndex:
         if resume is not None:
             self._generation = self._load(Path(resume))
         else:
-            alone = replace(self.recipe, threads=torch.get_num_threads())  # nothing trains yet
+            alone = replace(self.recipe, threads=torch.get_num_threads())  # training has not begun
             self._generation = build(alone, self._order(0, None), snapshot(), lambda: False)
 
-    # What training reads.
+    # Read by training.
 
     @property
     def generation(self) -> Generation:
-        """The generation in use. Keep it in a variable for whatever has to fit together."""
+        """The generation in use. Keep it in a variable wherever its parts have to belong together."""
         return self._generation
 
     def search(self, queries: NDArray[np.floating], k: int) -> Neighbors:
-        """The `k` nearest documents of `queries` `[n, d]` in the generation in use: rows of its `ids`."""
+        """The `k` nearest documents of `queries` `[n, d]` in the generation in use, as rows of its `ids`."""
         return self._generation.search(queries, k)
 
     @property
     def age(self) -> int:
-        """Steps that the encoder has made since the generation in use was encoded."""
+        """Training steps since the generation in use was encoded."""
         return self.now - self._generation.step
 
     @property
     def staleness(self) -> Staleness:
-        """The last measurement against the generation in use; none yet: that of its own encoder, no drift at all."""
+        """The last measurement against the generation in use; without one, no drift."""
         return self._staleness or Staleness(0.0, 1.0, self._generation.step, 0)
 
     @property
     def refreshing(self) -> bool:
-        """Whether the background is at work, or a generation is built and waits for its step."""
+        """Whether the next generation is being built, or is built and waits for its step."""
         return self._job is not None or self._waiting is not None
 
-    # What training tells.
+    # Called by training.
 
     def set_documents(self, documents: Items, ids: NDArray[np.integer] | int) -> None:
-        """The corpus from the next generation on: documents with new ids are added, those whose ids are missing removed."""
+        """Set the corpus from the next generation on: new ids are added, missing ones removed."""
         numbers = np.arange(ids) if isinstance(ids, int) else np.asarray(ids, np.int64)
         if numbers.ndim != 1 or len(numbers) == 0:
             raise UsageError(
@@ -152,16 +155,16 @@ class RefreshedIndex:
         self.documents, self.ids = documents, numbers
 
     def step(self) -> bool:
-        """Tell that the encoder has made a step. True if a new generation has come into use.
+        """Count a training step. Returns True if a new generation has come into use.
 
-        Never waits for the background, unless `lag` says that a generation is to be used now.
+        Never waits for the background thread, unless `lag` says that a generation is to be used now.
         """
         self._open()
         self.now += 1
         swapped = self._collect(wait=self.lag is not None and self.now >= self._due)
         steps = self.schedule.steps
         if swapped and self.lag is None:
-            return True  # the copy of the weights can wait for the next step: two short pauses instead of a longer one
+            return True  # copy the weights in the next step: two short pauses are better than one long one
         if self._owed or (steps is not None and self.now - self._started >= steps):
             self._start()
         elif self.schedule.measures and self.now - self._checked >= self.schedule.check:
@@ -171,7 +174,7 @@ class RefreshedIndex:
         return swapped
 
     def end_epoch(self) -> bool:
-        """Tell that an epoch is over; as `step`, which it does not replace."""
+        """Mark the end of an epoch, in addition to `step`; returns the same."""
         self._open()
         swapped = self._collect(wait=False)
         if self.schedule.epoch:
@@ -181,7 +184,7 @@ class RefreshedIndex:
         return swapped
 
     def refresh(self) -> Generation:
-        """Build a generation from the present weights, wait for it, and use it; raises what went wrong."""
+        """Build a generation from the present weights, wait for it, and use it; raises RefreshError if that fails."""
         self._open()
         self._collect(wait=True)
         self._waiting, self._due = None, self.now
@@ -203,7 +206,7 @@ class RefreshedIndex:
         return found
 
     def close(self) -> None:
-        """Stop what is under way and wait until the thread has ended. Reading goes on to work."""
+        """Stop a build that is under way and wait for its thread. The index can still be read."""
         self._closed = True
         if self._job is not None:
             self._job.cancel()
@@ -222,8 +225,8 @@ class RefreshedIndex:
     def save(self, folder: str | Path) -> None:
         """Write the generation in use and, after waiting for it, the one that is being built.
 
-        Generations are written once: saving again is cheap until the next one comes into use. Killed in between, the
-        folder still holds what it held before.
+        Each generation is written once, so saving again is cheap until the next one comes into use. If the process is killed
+        while saving, the folder keeps its previous content.
         """
         folder = Path(folder)
         if self._job is not None:
@@ -294,7 +297,7 @@ class RefreshedIndex:
             self._started = self.now
         try:
             encode = self.snapshot()
-        except Exception as error:  # whatever the caller's function raises is a failed refresh like any other
+        except Exception as error:  # whatever the caller's function raises counts as a failed refresh
             self._failed(Failure(self.now, error), closing=False)
             return
         order = self._order(self._generation.number + 1, self._generation)
@@ -304,7 +307,7 @@ class RefreshedIndex:
         self._job.thread.start()
 
     def _finish_job(self, closing: bool = False) -> None:
-        """Take over what the finished background job has made."""
+        """Take over the result of the finished background job."""
         job, self._job = self._job, None
         if job is None:
             return
@@ -321,8 +324,8 @@ class RefreshedIndex:
             self._waiting = job.generation, job.moved or self.staleness
 
     def _collect(self, wait: bool) -> bool:
-        """Use a generation that is ready and due; whether there was one."""
-        # With a lag a job that is done early waits for its step: nothing depends on how fast it was.
+        """Use a generation that is ready and due; returns whether there was one."""
+        # With a lag, a job that is done early waits for its step, so that nothing depends on its speed.
         if self._job is not None and (wait or (self.lag is None and self._job.done.is_set())):
             self._job.wait()
             self._finish_job()

@@ -1,4 +1,4 @@
-"""Copies of a model's weights that can encode while the model is trained on."""
+"""Snapshots: copies of a model's weights that encode while the model itself is trained."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from torch import nn
 
 from hardneg.errors import HardnegError, UsageError
 
-# encode(module, items, side) gives float [n, d], a tensor or an array; side is "document" or "query".
+# encode(module, items, side) returns float [n, d], a tensor or an array; side is "document" or "query".
 EncodeWith = Callable[[Any, Sequence[Any], str], "torch.Tensor | NDArray[Any]"]
 
 
 class ModuleSnapshots:
-    """Calling it copies the weights into a shadow of the module, and returns `encode(items, side)` with them.
+    """Each call copies the weights into a shadow of the module and returns `encode(items, side)` with them.
 
     Args:
-        module: the model that is trained; wrapped by DistributedDataParallel or torch.compile is fine.
-        encode: `encode(module, items, side)` gives float `[n, d]`, a tensor or an array; it runs without gradients and
-            in evaluation mode. `side` is "document" or "query".
-        device: where the shadow lives; by default beside the module. On CUDA it works on a stream of its own.
+        module: the model that is trained; it may be wrapped by DistributedDataParallel or torch.compile.
+        encode: `encode(module, items, side)` returns float `[n, d]`, a tensor or an array. It runs without gradients, in
+            evaluation mode. `side` is "document" or "query".
+        device: of the shadow; by default that of the module. On CUDA the shadow has a stream of its own.
 
-    There is one shadow: take the next snapshot when the work with the last one is over.
+    There is one shadow: take the next snapshot only when the work with the last one is done.
     """
 
     def __init__(
@@ -65,16 +65,16 @@ class ModuleSnapshots:
 
 
 class ProcessSnapshots:
-    """As `ModuleSnapshots`, but the shadow encodes in a process of its own: training keeps its interpreter to itself.
+    """Like `ModuleSnapshots`, but the shadow encodes in a process of its own, so that training keeps its interpreter.
 
     Args:
         module: the model that is trained.
-        encode: as for `ModuleSnapshots`; a function at the top of a module, as the process has to import it.
+        encode: as for `ModuleSnapshots`; it must be a function at the top level of a module, because the process imports it.
         threads: of the process.
         niceness: of the process, 0 to 19.
 
-    The weights are in shared memory: a snapshot copies them, and nothing else is sent but items and vectors. A process
-    that dies fails the refresh it was working for, and the next snapshot starts another. Call `close()` at the end.
+    The weights are in shared memory, so a snapshot only copies them, and only items and vectors are sent. If the process dies,
+    the refresh that it worked for fails, and the next snapshot starts a new one. Call `close()` at the end.
     """
 
     def __init__(self, module: nn.Module, encode: EncodeWith, threads: int = 1, niceness: int = 10) -> None:
@@ -110,7 +110,7 @@ class ProcessSnapshots:
             pool.shutdown(cancel_futures=True)
 
 
-_there: dict[str, Any] = {}  # in the process that encodes: what it was begun with
+_there: dict[str, Any] = {}  # in the process that encodes: what it was started with
 
 
 def _begin(shadow: nn.Module, encode: EncodeWith, threads: int, niceness: int) -> None:

@@ -1,4 +1,4 @@
-"""How far the encoder has moved since a generation was built, and when that is far enough."""
+"""Staleness: how far the encoder has moved since a generation was built, and when that calls for the next one."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from hardneg.errors import UsageError, suggestion
 from hardneg.index.exact import ExactIndex
 from hardneg.index.recall import others, shares_found
 
-SAMPLE = 512  # documents that are encoded anew to see how far the encoder has moved
+SAMPLE = 512  # documents that are encoded again to measure the drift
 
 NEIGHBOURS = 10
 
 
 @dataclass(frozen=True)
 class Staleness:
-    """Old against fresh vectors of one random sample of documents.
+    """Old vectors compared with fresh ones, on one random sample of documents.
 
     Attributes:
-        drift: 1 - mean cosine between a document's old and fresh vector: 0 = the encoder has not moved.
-        overlap: share of the 10 nearest other documents of the sample that are the same in both: 1 = the
-            neighborhoods are the same, however far everything moved together.
-        step: of the encoder that made the fresh vectors.
-        sample: documents.
+        drift: 1 - mean cosine between a document's old and fresh vector; 0: the encoder has not moved.
+        overlap: share of the 10 nearest other documents of the sample that are the same in both; 1: the neighborhoods are
+            unchanged, however far everything moved together.
+        step: training step of the encoder that made the fresh vectors.
+        sample: number of documents.
     """
 
     drift: float
@@ -39,7 +39,7 @@ class Staleness:
 
 
 def staleness_between(before: NDArray[np.floating], after: NDArray[np.floating], step: int) -> Staleness:
-    """Staleness from the vectors `[m, d]` of the same documents, old and fresh."""
+    """Compare old and fresh vectors `[m, d]` of the same documents."""
     if len(before) == 0:
         return Staleness(0.0, 1.0, step, 0)
     old, new = (vectors.astype(np.float64) for vectors in (before, after))
@@ -54,13 +54,13 @@ def staleness_between(before: NDArray[np.floating], after: NDArray[np.floating],
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a new generation is due; whichever comes first of what is set.
+    """When a new generation is due: as soon as one of the given conditions holds.
 
     Attributes:
-        steps: so many steps after the last one was started.
+        steps: this many steps after the last one was started.
         epoch: at the end of every epoch.
-        drift, overlap: when the measured staleness passes one of them (drift above, overlap below).
-        check: steps between measurements of the staleness.
+        drift, overlap: when the measured drift is above, or the overlap below, this value.
+        check: steps between two measurements of the staleness.
     """
 
     steps: int | None = None
@@ -82,14 +82,18 @@ class Schedule:
         return self.drift is not None or self.overlap is not None
 
     def stale(self, staleness: Staleness) -> bool:
-        """Whether that staleness is too much."""
+        """Whether this staleness calls for a new generation."""
         return (self.drift is not None and staleness.drift > self.drift) or (
             self.overlap is not None and staleness.overlap < self.overlap
         )
 
     @classmethod
     def parse(cls, spec: str) -> Schedule:
-        """``never``, ``steps:500``, ``epoch`` or ``staleness:drift=0.05,overlap=0.7,check=100``."""
+        """The schedule that a text describes: ``never``, ``steps:500``, ``epoch`` or ``staleness:drift=0.05,overlap=0.7``.
+
+        >>> Schedule.parse("steps:500").steps
+        500
+        """
         kind, _, rest = spec.partition(":")
         try:
             if kind == "never" and not rest:

@@ -1,4 +1,4 @@
-"""The thread in which the next generation is built."""
+"""The background thread that builds the next generation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hardneg.storage.arrays import Int
 
 
 class Job:
-    """A build in a thread of its own, perhaps after a measurement that says whether it is needed."""
+    """A build in a thread of its own, optionally after a measurement that decides whether it is needed."""
 
     def __init__(self, recipe: Recipe, order: Order, encode: Encode, if_stale: Schedule | None, niceness: int) -> None:
         self.recipe, self.order, self.encode, self.if_stale, self.niceness = recipe, order, encode, if_stale, niceness
@@ -28,20 +28,22 @@ class Job:
         self.moved: Staleness | None = None
         self.error: Exception | None = None
         self.done, self._stop = threading.Event(), threading.Event()
-        # A daemon: an interpreter that ends does not wait for it; `cancel` is called at exit and stops it cleanly.
+        # A daemon thread, so that an ending interpreter does not wait for it; `cancel` is called at exit and stops it cleanly.
         self.thread = threading.Thread(target=self._run, name=f"hardneg-generation-{order.number}", daemon=True)
 
     def _run(self) -> None:
         try:
             torch.set_num_threads(self.recipe.threads)
             faiss.omp_set_num_threads(self.recipe.threads)
-            if self.niceness and sys.platform.startswith("linux"):  # elsewhere priorities are a process's
+            if self.niceness and sys.platform.startswith(
+                "linux"
+            ):  # on other systems only a whole process has a priority
                 os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self.niceness)
             with _own_stream(self.recipe.device):
                 self._work()
         except Stopped:
             pass
-        except Exception as error:  # whatever the encoder raises: it is reported by the training thread
+        except Exception as error:  # whatever the encoder raises is reported by the training thread
             self.error = error
         finally:
             self.done.set()
@@ -68,7 +70,7 @@ class Job:
 
 
 def _own_stream(device: str) -> AbstractContextManager[Any]:
-    """On CUDA, work that does not wait for that of training, nor holds it up."""
+    """On CUDA, a stream of its own, so that the build and the training do not wait for each other."""
     if not device.startswith("cuda"):
         return nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
@@ -83,7 +85,7 @@ def staleness_of(
     step: int,
     stop: Callable[[], bool],
 ) -> Staleness:
-    """Of a fixed random sample of the documents that are in the generation and in the corpus."""
+    """The staleness of a generation, on a fixed random sample of the documents that it shares with the corpus."""
     rows = generation.rows_of(ids)
     chosen = _sample(np.flatnonzero(rows >= 0), recipe.seed)
     if len(chosen) == 0:
@@ -93,12 +95,12 @@ def staleness_of(
 
 
 def movement(before: Generation, after: Generation, seed: int) -> Staleness:
-    """What the staleness of one generation was when the next was encoded."""
+    """The staleness that one generation had when the next one was encoded."""
     rows = before.rows_of(after.ids)
     chosen = _sample(np.flatnonzero((rows >= 0) & (after.encoded_at == after.step)), seed)
     return staleness_between(np.asarray(before.vectors[rows[chosen]]), np.asarray(after.vectors[chosen]), after.step)
 
 
 def _sample(rows: Int, seed: int) -> Int:
-    """The same ones every time, as long as the corpus stays the same."""
+    """The same sample every time, as long as the corpus stays the same."""
     return np.sort(np.random.default_rng(seed).choice(rows, min(SAMPLE, len(rows)), replace=False))

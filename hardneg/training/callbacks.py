@@ -1,4 +1,4 @@
-"""What a training tells of itself: a line of numbers every few steps, for the log, TensorBoard and people."""
+"""Callbacks: the numbers of a training, every few steps, for the log, TensorBoard and people."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hardneg.errors import MissingDependencyError
 
 
 class Callback(Protocol):
-    """Who wants to know. `HardnegError` stops the training."""
+    """Receives the numbers of a training. If it raises a `HardnegError`, the training stops."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Scalars of a step, by name; of an evaluation, `evaluation/ndcg@10` and so on."""
@@ -26,13 +26,13 @@ class Callback(Protocol):
 
 @runtime_checkable
 class Watcher(Callback, Protocol):
-    """Who wants to see every step's vectors, too: `hardneg.Diagnostics`."""
+    """A callback that also receives the vectors of every step, such as `hardneg.Diagnostics`."""
 
     def batch(self, step: int, queries: Tensor, documents: Tensor, mined: Tensor | None = None, **more: Any) -> Any: ...
 
 
 class LogFile:
-    """`log.jsonl`: one JSON object an entry. Entries after `step` are dropped: a resumed training writes them again."""
+    """`log.jsonl`: one JSON object an entry. Entries after `step` are dropped, because a resumed training writes them again."""
 
     def __init__(self, path: Path, step: int) -> None:
         kept = []
@@ -75,5 +75,5 @@ class TensorBoard:
 
 
 def mean_of(rows: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Means of the loss's statistics over some batches."""
+    """Means of the loss's statistics over several batches."""
     return {name: float(torch.stack([row[name].float() for row in rows]).mean()) for name in rows[0]} if rows else {}

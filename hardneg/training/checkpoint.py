@@ -1,9 +1,9 @@
-"""Checkpoints: a folder is written whole under another name, then renamed; what stands there is complete.
+"""Checkpoints: each is a folder that is written under another name and then renamed, so it is complete or absent.
 
-step-00000500/state.json             plain values, and where in them each tensor belongs
+step-00000500/state.json             plain values, with the names of tensors in their places
 step-00000500/state.safetensors      the tensors
 step-00000500/rank-1.safetensors     random numbers of the other ranks
-step-00000500/generations/           the index in use, and the one that is being built
+step-00000500/generations/           the index in use, and the one being built
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Several processes, one a device, started by torchrun; or this one alone."""
+"""The ranks of a training: processes that torchrun started, one for each device, or this process alone."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hardneg.errors import UsageError
 
 @dataclass(frozen=True)
 class World:
-    """Who takes part.
+    """The ranks of a training, seen from one of them.
 
     Attributes:
-        rank: this process; 0 writes files and talks to people.
-        size: how many there are.
-        device: where this one computes.
+        rank: number of this process; rank 0 writes files and prints.
+        size: number of ranks.
+        device: that this rank computes on.
     """
 
     rank: int
@@ -35,14 +35,14 @@ class World:
         return self.rank == 0
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model, its gradients averaged over the ranks if there are several."""
+        """The model; with several ranks, wrapped so that its gradients are averaged over them."""
         if self.size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
             return model
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     def average_gradients(self, module: nn.Module) -> None:
-        """Of a small module that is not wrapped: the temperature of a loss."""
+        """Average the gradients of a small module that is not wrapped, such as the temperature of a loss."""
         if self.size == 1:
             return
         for parameter in module.parameters():
@@ -51,12 +51,12 @@ class World:
                 parameter.grad /= self.size
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Wait until all ranks have come here."""
         if self.size > 1:
             dist.barrier()
 
     def broadcast_int(self, value: int) -> int:
-        """What rank 0 says."""
+        """The value that rank 0 has."""
         if self.size == 1:
             return value
         word = torch.tensor([value], dtype=torch.int64, device=self.device)
@@ -64,7 +64,7 @@ class World:
         return int(word)
 
     def broadcast_array(self, array: NDArray[np.generic] | None, dtype: type) -> NDArray[np.generic]:
-        """The array `[n, k]` that rank 0 has; the others give None."""
+        """The array `[n, k]` that rank 0 passes; the other ranks pass None."""
         shape = [self.broadcast_int(0 if array is None else array.shape[axis]) for axis in (0, 1)]
         here: NDArray[np.generic] = np.zeros(shape, dtype) if array is None else np.ascontiguousarray(array, dtype)
         copy = torch.from_numpy(here.copy()).to(self.device)

@@ -17,7 +17,7 @@ from hardneg.training.towers import Towers
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What is evaluated on.
+    """A dataset to evaluate on.
 
     Attributes:
         pairs: a dataset that is not trained on.

@@ -1,4 +1,4 @@
-"""The training loop: pairs and negatives in, loss, update, bank, refresh; evaluated, logged, and resumable at any step."""
+"""The training loop: loss, update, bank, refresh, evaluation, log and checkpoints, resumable at any step."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ Evaluate = Callable[[Towers], dict[str, float]]
 
 @dataclass
 class Progressed:
-    """How far a training is: all that is neither weights nor negatives, and goes into checkpoints.
+    """How far a training has come: what checkpoints hold besides weights and negatives.
 
     Attributes:
-        step: updates of the weights.
+        step: updates of the weights so far.
         evaluations: one entry each, with its `step`.
-        best: the evaluation whose first measure is the highest, None: there is none.
-        warnings: what was said.
+        best: the evaluation with the highest first measure; None: no evaluation yet.
+        warnings: all warnings so far.
     """
 
     step: int = 0
@@ -52,17 +52,19 @@ class Progressed:
 
 
 class Trainer:
-    """Trains towers with InfoNCE; see `hardneg.train`, which sets everything up.
+    """Trains towers with InfoNCE. `hardneg.train` sets one up.
 
     Args:
         towers: the model, on the device of `world`.
         batches: what is trained on, with the bank.
         negatives: mined candidates and the masks of the filters.
-        options: how.
-        folder: where checkpoints and the best encoder go; None: nowhere.
+        options: of the training.
+        world: the ranks.
+        folder: where checkpoints go; None: none are written.
         evaluate: evaluates the towers, on the first rank; None: no evaluation.
-        callbacks: are told the numbers.
-        on_best: told when an evaluation was the best so far.
+        callbacks: called with the numbers of a step or an evaluation.
+        on_best: called after an evaluation that is the best so far.
+        warn: called with each warning.
     """
 
     def __init__(
@@ -102,7 +104,7 @@ class Trainer:
         self._statistics: list[dict[str, Tensor]] = []
 
     def fit(self, progress: Progress = silent) -> Progressed:
-        """Train to the end, from wherever it stands."""
+        """Train to the end, from the present step."""
         advance = progress("train", self.total)
         advance(self.done.step)
         self.towers.train()
@@ -126,7 +128,7 @@ class Trainer:
     # One step.
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a batch; the vectors of its queries and documents, detached."""
+        """Add the gradients of a batch; return the vectors of its queries and documents, detached."""
         bank = self.batches.bank_view()
         masks = self.negatives.masks(batch, bank)
         made: list[Tensor] = []
@@ -156,7 +158,7 @@ class Trainer:
         return made[0], made[1]
 
     def _update(self) -> bool:
-        """Move the weights, once so many batches have added their gradients; whether it did."""
+        """Update the weights if enough batches have added their gradients; return whether it did."""
         self._batches += 1
         if self._batches < self.options.accumulate:
             return False
@@ -181,7 +183,7 @@ class Trainer:
         found: AbstractContextManager[Any] = self.model.no_sync() if self.world.size > 1 else nullcontext()  # type: ignore[operator]
         return found
 
-    # What is told.
+    # Log, evaluation, checkpoints.
 
     def _report(self, batch: Batch, queries: Tensor, documents: Tensor, fresh: bool) -> None:
         step, bank, index = self.done.step, self.batches.bank, self.negatives.index
@@ -244,7 +246,7 @@ class Trainer:
     # Checkpoints.
 
     def state(self) -> dict[str, Any]:
-        """All but random numbers and generations."""
+        """Everything that a checkpoint holds, except random numbers and generations."""
         return {
             "progress": vars(self.done),
             "collapse": vars(self.collapse),
@@ -257,7 +259,7 @@ class Trainer:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         self.done = Progressed(**state["progress"])
         vars(self.collapse).update(state["collapse"])
         self.towers.load_state_dict(state["towers"])

@@ -6,7 +6,7 @@ import math
 
 
 def rate_at(step: int, total: int, warmup: float, kind: str) -> float:
-    """The learning rate of an update, as a share of the highest: rises over the first `warmup` of all, then falls to 0."""
+    """The learning rate of an update as a share of its peak: it rises in the first `warmup` of the steps, then falls to 0."""
     rising = round(warmup * total)
     if step < rising:
         return (step + 1) / rising

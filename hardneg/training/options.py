@@ -1,4 +1,4 @@
-"""Everything that a training can be told, checked before it begins."""
+"""The options of a training, all checked before it begins."""
 
 from __future__ import annotations
 
@@ -28,34 +28,48 @@ class TrainOptions:
     """How to train.
 
     Attributes:
-        epochs: over the pairs; `steps`, if given, counts instead: updates of the weights.
-        batch_size: pairs a batch, of each rank.
-        accumulate: batches an update. Their negatives are their own; for more negatives take a larger batch with `mini_batch_size`.
-        mini_batch_size: texts encoded at once, with gradient caching (arXiv 2101.06983): the batch may be larger than memory.
-        negatives: mined ones a query; 0: in-batch negatives only.
-        negative_sampling: how they are drawn among the kept, a sampler spec.
-        curriculum: from random to mined ones.
-        filters, default_filters: which of the mined may be negatives; those that can, work in the loss, too.
-        refresh: when they are mined anew: `never` (once, at the start), `epoch`, `steps:N`, `staleness:...`.
-        share: of the documents that a refresh encodes, the rest is moved by a linear map.
-        depth: candidates kept per query.
-        index: see `make_index`.
-        lag: steps until a refresh is used: repeatable whatever the machine, as a step waits for it if need be. None:
-            half of what lies between two refreshes. `wait=False`: as soon as it is ready.
-        bank: rows of the memory bank, 0: none; `bank_age`: batches until a row is not used any more; `bank_start`: batches
-            until it is used at all, None: an epoch (while the encoder moves fast, old vectors teach it to tell old from
-            new); `bank_fresh`: share of its rows that is encoded anew before each batch, the others are moved along;
-            `momentum`: of the encoder that fills it, None: the trained one itself.
+        epochs: passes over the pairs.
+        steps: updates of the weights, instead of `epochs`.
+        batch_size: pairs per batch, on each rank.
+        accumulate: batches per update. Each batch keeps its own negatives; for more negatives use a larger batch with
+            `mini_batch_size`.
+        mini_batch_size: texts encoded at once, with gradient caching (arXiv 2101.06983), so that a batch may be larger
+            than memory.
+        negatives: mined negatives for each query; 0: in-batch negatives only.
+        negative_sampling: how they are drawn among the kept candidates: a sampler or its spec.
+        curriculum: from random negatives to mined ones.
+        filters: which candidates may be negatives. Filters that look at one pair only work in the loss, too.
+        default_filters: whether `empty` and `duplicate:text` are used.
+        refresh: when negatives are mined again: `never` (only at the start), `epoch`, `steps:N`, `staleness:...`.
+        share: share of the documents that a refresh encodes; the vectors of the others are drift-compensated.
+        depth: candidates kept for each query.
+        index: as for `make_index`; or a function that builds one.
+        lag: steps between starting a refresh and using it. Training is repeatable on any machine, because a step waits
+            for the refresh if it must. None: half the steps between two refreshes.
+        wait: False: use a refresh as soon as it is ready, whatever `lag` says; not repeatable.
+        bank: rows of the memory bank; 0: no bank.
+        bank_age: batches after which a row is no longer used; None: no limit.
+        bank_start: batches before the bank is used; None: one epoch. While the encoder moves fast, old vectors only
+            teach it to tell old from new.
+        bank_fresh: share of the bank that is encoded again before each batch; the rest is drift-compensated.
+        momentum: of a second encoder that fills the bank; None: the trained encoder fills it.
         temperature, learn_temperature, variants, dimensions: see `InfoNCE`.
-        learning_rate, weight_decay, warmup (share of the steps), lr_scheduler (`constant`, `linear` or `cosine` after the
-            warm-up), max_grad_norm (norm of the gradient, None: not at all).
-        amp: `no`, `bf16` or `fp16`.
-        evaluate_every: updates between evaluations, None: after every epoch; `measures`: the first decides which is best.
-        save_every: updates between checkpoints, None: after every epoch.
-        log_every: updates between two entries of the log.
-        query_prompt, document_prompt: texts before each.
+        learning_rate: its peak.
+        weight_decay: of AdamW.
+        warmup: share of the steps in which the learning rate rises.
+        lr_scheduler: how it falls after that: `constant`, `linear` or `cosine`.
+        max_grad_norm: norm to which gradients are clipped; None: no clipping.
+        amp: mixed precision: `no`, `bf16` or `fp16`.
+        evaluate_every: updates between evaluations; None: one epoch.
+        measures: what is evaluated; the first one decides which encoder is best.
+        save_every: updates between checkpoints; None: one epoch.
+        log_every: updates between two log entries.
+        query_prompt, document_prompt: text that is put before each query and each document.
         workers: processes that prepare batches.
-        seed: of everything that is random.
+        seed: of everything random.
+
+    Raises:
+        UsageError: an option has a value that cannot be used.
     """
 
     epochs: float = 3.0

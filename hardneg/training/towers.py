@@ -1,4 +1,4 @@
-"""The model that is trained: one encoder for both sides, or one for each."""
+"""The model: one encoder for queries and documents, or one for each."""
 
 from __future__ import annotations
 
