@@ -1,4 +1,4 @@
-"""What a search found for a block of queries, before and after it was judged."""
+"""Candidates: what a search found for a block of queries, and what filters may look at besides."""
 
 from __future__ import annotations
 
@@ -61,12 +61,12 @@ class Context:
 
     Attributes:
         pairs: the dataset.
-        open_index: gives the index that was searched, for scores of further pairs.
-        known: the positives of each query, and of those with the same text.
-        embed: gives (query vectors, index of the documents) of another encoder, for guide filters.
-        find_nearest: gives int32 `[n, m]`, the first few documents found for every query of the dataset, -1 where
-            there are fewer: for what looks across queries.
-        cache: what filters keep between blocks.
+        open_index: returns the vectors that were searched, to score further pairs.
+        known: the positives of each query, and of queries with the same text.
+        embed: returns (query vectors, document vectors) of another encoder, for guide filters.
+        find_nearest: returns int32 `[n, m]`, the first few documents found for every query of the dataset, -1 where there
+            are fewer, for filters that look across queries.
+        cache: whatever filters keep between blocks.
     """
 
     pairs: Pairs
@@ -78,7 +78,7 @@ class Context:
 
     @cached_property
     def titled(self) -> bool:
-        """Whether a document has a title, so that its body is another text than the whole."""
+        """Whether any document has a title, so that its body differs from the whole text."""
         return not np.array_equal(self.pairs.body_keys, self.pairs.document_keys)
 
     @cached_property

@@ -18,10 +18,12 @@ Predict = Callable[[list[tuple[str, str]]], Any]
 def cross_encoder_scores(
     context: Context, model: str, queries: NDArray[np.integer], documents: NDArray[np.integer]
 ) -> Float:
-    """float32 `[n, K]`: scores of these rows of queries `[n]` with these of documents `[n, K]`; -inf for -1.
+    """float32 `[n, K]`: scores of queries `[n]` with documents `[n, K]`, given as rows; -inf for -1.
 
-    `model`: a sentence-transformers cross-encoder, or `module:PKG.MOD:FACTORY` of an object with
-    `predict(pairs) -> scores`.
+    `model` is a sentence-transformers cross-encoder, or `module:PKG.MOD:FACTORY` of an object with `predict(pairs) -> scores`.
+
+    Raises:
+        UsageError: the model cannot be loaded, or scores a pair with NaN or infinity.
     """
     name = f"cross-encoder:{model}"
     if name not in context.cache:

@@ -51,22 +51,22 @@ def mine(
     """Mine hard negatives and write a run folder.
 
     Args:
-        source: what `read_pairs` takes, or a dataset that is read already.
+        source: anything that `read_pairs` takes, or a dataset that was read already.
         out: the run folder.
-        options: what decides the result.
+        options: everything that decides the result.
         vectors: (queries `[n, d]`, documents `[N, d]`), float16 or float32, instead of files or an encoder.
         encoder: a loaded encoder, instead of the one that the options name.
-        resume: go on with an interrupted run; its final bytes are those of an uninterrupted one.
-        overwrite: replace a run that stands at `out`.
-        force: use a posterior that was learned with another encoder.
-        threads, batch_size, device: how fast, never what (a model may round differently by batch size).
-        cache: folder for embeddings, to share them between runs; by default inside the run.
-        progress: told of the stages.
+        resume: continue an interrupted run; its final bytes are those of an uninterrupted one.
+        overwrite: replace the run in `out`.
+        force: use a posterior even if it was learned with another encoder.
+        threads, batch_size, device: decide the speed, not the result (a model may round differently by batch size).
+        cache: folder for embeddings, to share them between runs; by default they are kept inside the run.
+        progress: called with the stages.
         command: kept in run.json.
 
     Raises:
-        UsageError, DataError, RunError: see their messages. A run in which every candidate was
-            rejected is written whole before the DataError says so.
+        UsageError, DataError, RunError: see their messages. If every candidate was rejected, the run is written completely
+            before the DataError says so.
     """
     options = options or MineOptions()
     options.validate()
@@ -84,23 +84,25 @@ def mine(
             check_inputs(folder, inputs)
             return _mine(folder, inputs, options, chain, resources, command)
         except (DataError, UsageError, RunError):
-            # Bad input found before anything of worth was made: leave no half-made folder in the way of the next try.
+            # Bad input was found before anything of value was made: leave no half-made folder behind.
             if not resume and not any((folder / name).exists() for name in ("run.json", "embeddings", "candidates")):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
 def _finished_run(folder: Path, options: MineOptions) -> Run:
-    """The run that stands there already; RunError if it was mined with other options."""
+    """The finished run in this folder; RunError if it was mined with other options."""
     run = Run(folder)
     same_config(run.info["config"], options.to_json(), folder)
-    shutil.rmtree(folder / "progress", ignore_errors=True)  # killed between the last write and the cleaning up
+    shutil.rmtree(
+        folder / "progress", ignore_errors=True
+    )  # left if the process was killed between the last write and the clean-up
     return run
 
 
 @contextmanager
 def _torch_threads(threads: int | None) -> Iterator[None]:
-    """torch with that many threads, and with as many as before afterwards; None changes nothing."""
+    """Set the number of torch threads, and restore it afterwards; None changes nothing."""
     if threads is None:
         yield
         return
@@ -219,7 +221,7 @@ def _write(writer: PartWriter, part: int, judged: Judged, advance: Callable[[int
 
 
 def _queries_done(advance: Callable[[int], None], documents: int) -> Callable[[int], None]:
-    """Turns (query, document) pairs done into queries done, so that the bar moves within a part."""
+    """Turn (query, document) pairs done into queries done, so that the bar moves within a part."""
     done = [0, 0]
 
     def count(pairs: int) -> None:

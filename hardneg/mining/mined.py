@@ -1,4 +1,4 @@
-"""Mined candidates in memory, ready to be drawn from: of a run, or of a generation that is built while training."""
+"""Mined candidates in memory, ready to be drawn from: those of a run, or of a generation built while training."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Mined:
 
     @classmethod
     def of_run(cls, run: Run) -> Mined:
-        """What a run kept: more than its negatives, so that every epoch can draw others."""
+        """What a run kept: all kept candidates, not only its negatives, so that every epoch can draw others."""
         parts = list(Reopened(run))
         width = max((part.kept.shape[1] for part in parts), default=0)
 
@@ -60,9 +60,9 @@ class Mined:
 
         Args:
             neighbors: of every query.
-            ids: int64, the document (row of the corpus) that each row of the generation is.
-            pairs: the dataset: known positives are never kept.
-            context, chain: filters, and what they look at; None: only what is known.
+            ids: int64, the document (row of the corpus) of each row of the generation.
+            pairs: the dataset; its known positives are never kept.
+            context, chain: filters, and what they look at; None: only known positives are rejected.
         """
         if len(neighbors.documents) != len(pairs):
             raise UsageError(f"neighbors of {len(neighbors.documents):,} queries for a dataset of {len(pairs):,}")
@@ -71,7 +71,7 @@ class Mined:
         real = documents >= 0
         positives = pairs.positives.padded()
         lowest = np.full(len(pairs), np.nan, np.float32)
-        # A positive that was found has its score here; of one that was not, it is below the last.
+        # The score of a positive that was found is here; one that was not found scores below the last candidate.
         for j in range(positives.shape[1]):
             match = (documents == positives[:, j, None]) & (positives[:, j, None] >= 0)
             score = np.where(match.any(1), np.take_along_axis(neighbors.scores, match.argmax(1)[:, None], 1)[:, 0],
@@ -86,7 +86,7 @@ class Mined:
         return mined.filtered(chain, context)
 
     def filtered(self, chain: Chain, context: Context) -> Mined:
-        """Without what the chain rejects."""
+        """The same candidates, without those that the chain rejects."""
         kept = self.kept.copy()
         for start in range(0, len(kept), _ROWS):
             rows = np.arange(start, min(start + _ROWS, len(kept)))
@@ -94,7 +94,7 @@ class Mined:
         return replace(self, kept=kept)
 
     def candidates(self, rows: NDArray[np.integer]) -> Candidates:
-        """Of these queries."""
+        """The candidates of these queries."""
         queries = rows.astype(np.int64)
         empty = np.empty((len(rows), 0), np.float32)
         return Candidates(queries, self.documents[rows], self.scores[rows], self.positive_scores[rows], empty)

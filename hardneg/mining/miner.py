@@ -1,4 +1,4 @@
-"""Search -> filter -> sample, one block of queries at a time, everything as arrays."""
+"""The miner: search, filter and sample one block of queries at a time, all as arrays."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from hardneg.mining.samplers import Sampler, draw, query_keys
 from hardneg.storage.arrays import Float
 
 _BLOCK = 4096  # queries judged at once
-_AHEAD = 1 << 16  # queries searched at once, by an index to which a few cost nearly as much
+_AHEAD = 1 << 16  # queries searched at once, by an index for which a few cost nearly as much
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Candidates of a block of queries, what became of each, and the negatives among them.
+    """Candidates of a block of queries, the verdict on each, and the negatives among them.
 
     Attributes:
-        candidates: n queries, up to K documents each.
-        verdicts: uint8 `[n, K]`: 0 kept, else the number of the filter that rejected it.
-        chosen: int64 `[n, negatives]`, columns of the candidates that became negatives, -1 where there is none.
-        all_positive_scores: float32 `[n, p]`, scores of all positives, -inf where there is none.
-        widened: how many of the queries were searched deeper than the others.
-        false_probability: float32 `[n, negatives]`, how likely the chosen are relevant; None without a posterior.
+        candidates: of n queries, up to K documents each.
+        verdicts: uint8 `[n, K]`: 0 = kept, else the number of the filter that rejected it.
+        chosen: int64 `[n, negatives]`, columns of the candidates that became negatives; -1 where there is none.
+        all_positive_scores: float32 `[n, p]`, scores of all positives; -inf where there is none.
+        widened: number of queries that were searched deeper than the others.
+        false_probability: float32 `[n, negatives]`, P(relevant) of the chosen ones; None without a posterior.
     """
 
     candidates: Candidates
@@ -45,7 +45,7 @@ class Judged:
 
     @classmethod
     def joined(cls, blocks: Sequence[Judged]) -> Judged:
-        """Blocks one after the other, filled up to the widest."""
+        """Blocks one after the other, padded to the widest."""
         parts = [block.candidates for block in blocks]
         known = [block.false_probability for block in blocks if block.false_probability is not None]
         candidates = Candidates(
@@ -53,7 +53,7 @@ class Judged:
             _stacked([part.documents for part in parts], -1),
             _stacked([part.scores for part in parts], -np.inf),
             np.concatenate([part.positive_scores for part in parts]),
-            # Searched: their vectors are not needed any more.
+            # The search is done, so the vectors are no longer needed.
             np.empty((sum(len(part.queries) for part in parts), 0), np.float32),
         )
         return cls(
@@ -79,9 +79,9 @@ def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
 
 
 def _nearest(index: Index, vectors: Any) -> NDArray[np.int32]:
-    """The first few documents of every query: a search of its own, for filters that look across queries.
+    """The first few documents of every query, by a search of its own, for filters that look across queries.
 
-    No method of the miner: its context would hold the miner, and the index would outlive the pass.
+    This is not a method of the miner: its context would then hold the miner, and the index would outlive the pass.
     """
     few = min(NEAREST_FOUND, index.size)
     blocks = range(0, len(vectors), _AHEAD)
@@ -96,16 +96,16 @@ def choose_negatives(
     """Draw negatives among the candidates that were kept.
 
     Args:
-        chain: the filters, of which the last that knows says how likely the negatives are relevant.
-        sampler: that draws.
+        chain: the filters; the last one that gives a probability says how likely the negatives are relevant.
+        sampler: draws the negatives.
         context: what filters may look at.
         candidates: of n queries.
         verdicts: uint8 `[n, K]`, see `Judged`.
         all_positive: float32 `[n, p]`, scores of all positives.
-        negatives: how many a query.
+        negatives: how many for each query.
         seed: of the draw.
-        keys: uint64, one a query of the dataset, see `query_keys`.
-        widened: how many of the queries were searched deeper.
+        keys: uint64, one for each query of the dataset, see `query_keys`.
+        widened: number of queries that were searched deeper.
     """
     kept = (verdicts == 0) & candidates.real
     chosen = draw(sampler, candidates, kept, negatives, seed, keys[candidates.queries])
@@ -118,15 +118,15 @@ class Miner:
 
     Args:
         pairs: the dataset.
-        vectors: float `[n, d]` of its queries: an array, or what reads rows like one.
-        index: of its documents.
-        chain: filters.
-        sampler: how negatives are chosen among the kept.
-        depth: candidates a query.
-        max_depth: how deep a query is searched whose kept candidates are fewer than `negatives`.
-        negatives: wanted a query.
+        vectors: float `[n, d]` of its queries: an array, or anything that is read by rows like one.
+        index: over its documents.
+        chain: the filters.
+        sampler: draws negatives among the kept candidates.
+        depth: candidates for each query.
+        max_depth: how deep to search for a query with fewer kept candidates than `negatives`.
+        negatives: wanted for each query.
         seed: of the sampler.
-        embed: gives (query vectors, index) of a guide model.
+        embed: returns (query vectors, document vectors) of a guide model.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class Miner:
         return Judged.joined(blocks)
 
     def _search(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Neighbors:
-        """Neighbors of these queries; an index that reads all documents for any number of them is asked for many ahead."""
+        """Neighbors of these queries. An index that reads all documents for any number of queries is asked for many at once."""
         if self.index.resident:
             return self.index.search(np.asarray(self.vectors[start:stop], np.float32), self.depth, progress)
         at = start - self._ahead_start
@@ -186,7 +186,7 @@ class Miner:
         )  # fmt: skip
 
     def _widen(self, candidates: Candidates, verdicts: NDArray[np.uint8]) -> tuple[Candidates, NDArray[np.uint8], int]:
-        """Search deeper, four times each round, for the queries that ran out, and for no other."""
+        """Search four times deeper each round, only for the queries that have too few kept candidates."""
         widened = np.zeros(len(verdicts), bool)
         searched = self.depth
         while searched < self.max_depth:
@@ -228,7 +228,7 @@ def _merge(
     deeper: Candidates,
     judged: NDArray[np.uint8],
 ) -> tuple[Candidates, NDArray[np.uint8]]:
-    """The deeper candidates put in the place of those rows; the others are filled up with nothing."""
+    """The deeper candidates in the place of those rows; the other rows are padded."""
     extra = ((0, 0), (0, deeper.documents.shape[1] - candidates.documents.shape[1]))
     documents = np.pad(candidates.documents, extra, constant_values=-1)
     scores = np.pad(candidates.scores, extra, constant_values=-np.inf)

@@ -1,4 +1,4 @@
-"""What decides a mining pass."""
+"""The options of a mining pass."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from hardneg.storage.vectors import PRECISIONS
 
 @dataclass(frozen=True, kw_only=True)
 class MineOptions:
-    """What decides a mining pass.
+    """Everything that decides the result of a mining pass.
 
     Attributes:
-        encoder: `hashed`, `st:NAME_OR_PATH` or `module:PKG.MOD:FACTORY`; unused when embeddings are given.
-        query_embeddings, corpus_embeddings: `.npy` files of vectors in the order of the source's rows.
+        encoder: `hashed`, `st:NAME_OR_PATH` or `module:PKG.MOD:FACTORY`; not used if embeddings are given.
+        query_embeddings, corpus_embeddings: `.npy` files of vectors, in the order of the source's rows.
         index: `auto` (by the sizes), `exact`, `ivf` or `hnsw`; or an index, or a function that makes one (see `Index`).
-        recall: share of the nearest documents that an approximate index shall find; what it finds is measured.
+        recall: share of the nearest documents that an approximate index should find; what it really finds is measured.
         index_device: where an exact index searches: `cpu`, or `cuda`, whose scores differ by rounding.
         metric: `cosine`, `ip` or `l2`.
-        depth: candidates a query; None: 100, or the whole corpus when it is smaller.
-        max_depth: how deep a query is searched when filters leave it fewer than `negatives`; None: 4 * depth.
-        negatives: wanted a query.
-        filters: specs or `Filter` objects in order, after `known` and the defaults.
+        depth: candidates for each query; None: 100, or the whole corpus if it is smaller.
+        max_depth: how deep to search for a query that filters leave with fewer than `negatives`; None: 4 * depth.
+        negatives: wanted for each query.
+        filters: specs or `Filter` objects, applied in order after `known` and the default filters.
         default_filters: whether `empty` and `duplicate:text` are used.
         sampler: its spec, or an object with `log_weights(candidates)`.
         seed: of everything random.
-        query_prompt, document_prompt: put before each text.
+        query_prompt, document_prompt: text that is put before each query and each document.
         precision: number format of stored vectors.
         read: how to read the source.
     """
@@ -60,7 +60,7 @@ class MineOptions:
     read: ReadOptions = field(default_factory=ReadOptions)
 
     def validate(self) -> None:
-        """UsageError for everything that can be known to be wrong before any work starts."""
+        """Raise UsageError for everything that can be known to be wrong before any work starts."""
         parse_filters(self.filters, self.default_filters)
         parse_sampler(self.sampler)
         for name, value, known in (
@@ -87,7 +87,7 @@ class MineOptions:
             raise UsageError(f"the seed {self.seed} must be 0 to 2^63 - 1")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; filters, samplers and indexes that were given as objects are written as `spec_of` says."""
+        """Plain values; filters, samplers and indexes that are objects are written by `spec_of`."""
         value = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         value |= {"filters": [spec_of(each) for each in self.filters]}
         value |= {name: spec_of(getattr(self, name)) for name in ("sampler", "index")}

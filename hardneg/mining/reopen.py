@@ -1,4 +1,4 @@
-"""The candidates of a finished run as arrays again, part by part."""
+"""A finished run as arrays again, part by part."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Part:
 
     Attributes:
         number: of the part.
-        candidates: as the search gave them, without the queries' vectors.
-        all_positive_scores: float32 `[n, p]`, scores of all positives, -inf where there is none.
-        kept: bool `[n, K]`: what no filter rejected.
-        rejected_by_posterior: bool `[n, K]`: what only a posterior rejected, as far as is known.
+        candidates: as the search found them, without the queries' vectors.
+        all_positive_scores: float32 `[n, p]`, scores of all positives; -inf where there is none.
+        kept: bool `[n, K]`, what no filter rejected.
+        rejected_by_posterior: bool `[n, K]`, what a posterior rejected after every filter before it had kept it.
     """
 
     number: int
@@ -49,13 +49,14 @@ class Part:
 
 
 class Reopened:
-    """A run whose candidates are looked at again.
+    """The candidates of a finished run, to be filtered, judged or learned from again.
 
     Args:
         run: a finished run.
-        embeddings: folder where vectors of guides are kept.
-        pairs: its dataset, where that was read already.
-        batch_size, device: of guides.
+        embeddings: folder in which vectors of guide models are kept.
+        pairs: its dataset, if it was read already.
+        batch_size, device: of guide models.
+        progress: called with the stages.
     """
 
     def __init__(
@@ -147,9 +148,11 @@ def _places(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> NDArray[np.in
 
 
 def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
-    """The vectors `[n, d]` that a run was mined with, memory-mapped; None where it keeps none (it was mined with --cache).
+    """The vectors `[n, d]` that a run was mined with, memory-mapped; None if it keeps none (mined with --cache).
 
     Args:
+        run: the run.
+        pairs: its dataset.
         side: `queries` or `documents`.
 
     Raises:
@@ -177,7 +180,7 @@ def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
 
 
 def _index_opener(run: Run, pairs: Pairs) -> Callable[[], VectorStore]:
-    """Opens the document vectors only if a filter asks for them."""
+    """A function that opens the document vectors when a filter first needs them."""
 
     def open_index() -> VectorStore:
         vectors = open_run_vectors(run, pairs, "documents")

@@ -1,14 +1,14 @@
 """The run folder: what a mining pass leaves on disk, written so that it can be interrupted at any moment.
 
     run.json               what was done, with which inputs, and a SHA-256 of every file; written last
-    negatives.parquet      one row a query
-    candidates/part-*      one row a candidate, with its verdict
+    negatives.parquet      one row for each query
+    candidates/part-*      one row for each candidate, with its verdict
     source/                the dataset as it was read
     embeddings/            the vectors, unless they were given
-    progress/              only while the run is unfinished: one record a finished part
+    progress/              only while the run is unfinished: one record for each finished part
 
-A part is finished when its record is there; records are written after their files, so a killed run
-loses the part it was at and nothing else.
+A part is finished when its record exists. Records are written after their files, so a killed run loses only the part that it
+was working on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from hardneg.storage.arrow import numbers, read_parquet, strings, values_of
 from hardneg.storage.files import atomic_path, read_json, sha256_file, write_json
 
 SCHEMA_VERSION = 1
-PART_ROWS = 4096  # queries a part: fixed, so that the files do not depend on how the work was cut
+PART_ROWS = 4096  # queries in each part: fixed, so that the files do not depend on how the work was divided
 
 CANDIDATE_SCHEMA = pa.schema(
     [
@@ -105,8 +105,7 @@ def prepare(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Make `folder` ready to be written to.
 
     Raises:
-        RunError: it exists and neither `resume` nor `overwrite` says what to do with it, or it holds
-            something that is not a run.
+        RunError: it exists and neither `resume` nor `overwrite` is set, or it holds something that is not a run.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"{folder} is a file: --out takes a folder")
@@ -124,7 +123,7 @@ def prepare(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 class PartWriter:
-    """Writes parts and, at the end, the whole run.
+    """Writes the parts and, at the end, the whole run.
 
     Args:
         folder: the run folder.
@@ -140,7 +139,7 @@ class PartWriter:
         return part * PART_ROWS, min((part + 1) * PART_ROWS, len(self.pairs))
 
     def finished(self, part: int) -> bool:
-        """Whether this part is on disk, whole."""
+        """Whether this part is completely on disk."""
         record = self.folder / "progress" / f"part-{part:05d}.json"
         if not record.exists():
             return False
@@ -160,7 +159,7 @@ class PartWriter:
         write_json(self.folder / "progress" / f"part-{part:05d}.json", record)
 
     def finish(self, head: dict[str, Any]) -> dict[str, Any]:
-        """Join the parts, write run.json, remove what was only needed on the way; returns what run.json holds."""
+        """Join the parts, write run.json, remove what was needed only on the way; returns the content of run.json."""
         counts = Counts()
         files: dict[str, str] = {}
         for part in range(self.parts):
@@ -203,7 +202,7 @@ def write_parquet(path: Path, tables: Iterable[pa.Table]) -> None:
             use_dictionary=[name for name in names if scored is None or name not in scored],
             dictionary_pagesize_limit=1 << 26,
             column_encoding=scored,
-            write_statistics=["query_id"],  # least and greatest of all else help nobody, and cost half the time
+            write_statistics=["query_id"],  # minima and maxima of other columns help nobody, and cost half the time
         ) as writer,
     ):
         for table in itertools.chain([first], tables):
@@ -275,13 +274,13 @@ def count(judged: Judged, verdict_names: list[str]) -> Counts:
 
 
 class ScoreQuantiles:
-    """Quantiles of the scores of positives, of negatives, and of lowest positive minus negative, table by table."""
+    """Quantiles of positive scores, of negative scores, and of lowest positive minus negative, collected table by table."""
 
     def __init__(self) -> None:
         self._seen: dict[str, list[np.ndarray]] = {"positive": [], "negative": [], "difference": []}
 
     def see(self, table: pa.Table) -> pa.Table:
-        """Take note of a table's scores; returns the table."""
+        """Collect a table's scores; returns the table."""
         positive, negative = _values(table, "positive_scores"), _values(table, "negative_scores")
         lengths = [
             values_of(table[name].combine_chunks().value_lengths()) for name in ("positive_scores", "negative_scores")
@@ -315,8 +314,12 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
 class Run:
     """A finished run, opened for reading.
 
+    Args:
+        folder: the run folder.
+        verify: check the SHA-256 of every file.
+
     Raises:
-        RunError: there is none, it is unfinished, from another version, or a file does not fit its checksum.
+        RunError: there is no run, it is unfinished, from another version, or a file does not match its checksum.
     """
 
     def __init__(self, folder: str | Path, *, verify: bool = True) -> None:

@@ -1,9 +1,8 @@
 """Samplers: which of the kept candidates become negatives.
 
-Each draws without replacement by the Gumbel-top-k trick (Vieira 2014; Kool et al., arXiv 1903.06059):
-adding Gumbel noise to log weights and taking the largest is sampling in proportion to the weights. The
-noise of a (query, rank) depends only on the seed, the query's id and the rank, so that a subset of the
-queries, or another order of them, gives the same negatives.
+Each draws without replacement by the Gumbel-top-k trick (Vieira 2014; Kool et al., arXiv 1903.06059): adding Gumbel noise to
+log weights and taking the largest samples in proportion to the weights. The noise of a query and rank depends only on the
+seed, the query's id and the rank, so a subset of the queries, or another order, gives the same negatives.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class Sampler(Protocol):
     """Chooses negatives among the kept candidates: any object with this one method is a sampler."""
 
     def log_weights(self, candidates: Candidates) -> NDArray[np.float64] | None:
-        """float64 `[n, K]` log weights, up to a constant per row; None: no chance, the nearest win."""
+        """float64 `[n, K]` log weights, up to a constant per row; None takes the nearest without chance."""
         ...
 
 
@@ -43,7 +42,7 @@ class NamedSampler:
 
 @dataclass(frozen=True)
 class Top(NamedSampler):
-    """The nearest."""
+    """Takes the nearest candidates."""
 
     name = "top"
 
@@ -53,7 +52,7 @@ class Top(NamedSampler):
 
 @dataclass(frozen=True)
 class Uniform(NamedSampler):
-    """Any, with equal chances."""
+    """Draws all candidates with equal probability."""
 
     name = "uniform"
 
@@ -63,7 +62,7 @@ class Uniform(NamedSampler):
 
 @dataclass(frozen=True)
 class Softmax(NamedSampler):
-    """In proportion to exp(score / temperature)."""
+    """Draws in proportion to exp(score / temperature)."""
 
     name = "softmax"
 
@@ -75,10 +74,10 @@ class Softmax(NamedSampler):
 
 @dataclass(frozen=True)
 class SimANS(NamedSampler):
-    """Around the positive's score: in proportion to exp(-a (s - p - b)^2) (SimANS, arXiv 2210.11773).
+    """Draws near the positive's score, in proportion to exp(-a (s - p - b)^2) (SimANS, arXiv 2210.11773).
 
-    Several positives: the lowest counts. Without one, all candidates have equal chances. The paper's
-    a = 1 is for inner products of several units; cosines differ by hundredths, hence the default 100.
+    With several positives, p is the lowest score; without one, all candidates are equally likely. The paper's a = 1 is for inner
+    products of several units; cosines differ by hundredths, hence the default of 100.
     """
 
     name = "simans"
@@ -93,13 +92,15 @@ class SimANS(NamedSampler):
 
 
 def draw(sampler: Sampler, candidates: Candidates, kept: Mask, count: int, seed: int, keys: UInt) -> NDArray[np.int64]:
-    """Columns of the chosen candidates.
+    """Draw candidates and return their columns.
 
     Args:
-        kept: bool `[n, K]`, who may be chosen.
-        count: how many a query.
+        sampler: gives the weights.
+        candidates: of n queries.
+        kept: bool `[n, K]`, which candidates may be drawn.
+        count: negatives for each query.
         seed: of the noise.
-        keys: uint64 `[n]`, one number a query, from its id (see `query_keys`).
+        keys: uint64 `[n]`, a number for each query, made from its id (see `query_keys`).
 
     Returns:
         int64 `[n, count]` columns in order of rank; -1 where a query has fewer.
@@ -123,7 +124,7 @@ def draw(sampler: Sampler, candidates: Candidates, kept: Mask, count: int, seed:
 
 
 def gumbel(seed: int, keys: UInt, width: int) -> NDArray[np.float64]:
-    """float64 `[n, width]` standard Gumbel noise, a function of (seed, key, column) alone."""
+    """float64 `[n, width]`: standard Gumbel noise that depends only on seed, key and column."""
     columns = np.arange(1, width + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     bits = mix(mix(keys ^ mix(np.array([seed], np.uint64) + np.uint64(1)))[:, None] + columns)
     uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53

@@ -1,4 +1,4 @@
-"""Filter and sample again from the candidates of a run, without a new search."""
+"""Selection: filter and sample the candidates of a run again, without a new search."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from hardneg.registry import spec_of
 
 @dataclass(frozen=True, kw_only=True)
 class SelectOptions:
-    """What may be chosen anew: as in `MineOptions`; None keeps what the run has."""
+    """What to choose differently, as in `MineOptions`; None keeps what the run has."""
 
     filters: tuple[str | Filter, ...] | None = None
     default_filters: bool | None = None
@@ -42,17 +42,23 @@ def select(
     progress: Progress = silent,
     command: list[str] | None = None,
 ) -> Run:
-    """Judge the candidates of `run` again.
+    """Filter and sample the candidates of `run` again.
 
     Args:
         run: a finished run.
         options: what to change.
-        out: a new run folder; None replaces `run` (its run.json keeps the history).
-        overwrite: replace a run that stands at `out`.
-        force: use a posterior that was learned with another encoder.
+        out: a new run folder; None replaces `run`, whose run.json keeps the history.
+        overwrite: replace the run in `out`.
+        force: use a posterior even if it was learned with another encoder.
+        batch_size, device: of guide models.
+        progress: called with the stages.
+        command: kept in run.json.
 
     Returns:
-        The new run. Queries keep the candidates they have: none is searched deeper.
+        The new run. Queries keep the candidates they have; none is searched deeper.
+
+    Raises:
+        UsageError, RunError: see their messages.
     """
     run = run if isinstance(run, Run) else Run(run)
     chosen = _Selection.of(run, options)
@@ -79,7 +85,7 @@ def select(
 
 @dataclass(frozen=True)
 class _Selection:
-    """What a selection goes by: the run's configuration with the options in it, and what that names."""
+    """The configuration of a selection: that of the run with the options in it, and the parts that it names."""
 
     config: dict[str, Any]
     chain: Chain
@@ -87,7 +93,7 @@ class _Selection:
 
     @classmethod
     def of(cls, run: Run, options: SelectOptions) -> _Selection:
-        """UsageError for options that cannot be."""
+        """The selection for these options; UsageError if they cannot be used."""
         given = {name: value for name, value in vars(options).items() if value is not None}
         config = {**run.info["config"], **given}
         chain = parse_filters(config["filters"], config["default_filters"])
@@ -99,7 +105,7 @@ class _Selection:
 
 
 def _write_parts(reopened: Reopened, chosen: _Selection, writer: PartWriter, progress: Progress) -> None:
-    """Filter and sample every part of the run anew."""
+    """Filter and sample every part of the run."""
     config, depth = chosen.config, reopened.run.info["resolved"]["depth"]
     keys = query_keys(reopened.pairs.query_ids)
     advance = progress("select", len(reopened.pairs))
@@ -115,7 +121,7 @@ def _write_parts(reopened: Reopened, chosen: _Selection, writer: PartWriter, pro
 
 
 def _head(run: Run, chosen: _Selection, used: dict[str, str], command: list[str] | None) -> dict[str, Any]:
-    """What `run.json` of the selection says, besides what `PartWriter.finish` adds."""
+    """The content of the selection's `run.json`, except what `PartWriter.finish` adds."""
     info = run.info
     before = {"config": info["config"], "command": info["command"], "counts": info["counts"]}
     return {
@@ -143,7 +149,7 @@ def _without_posteriors(fingerprints: dict[str, Any]) -> dict[str, Any]:
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """A copy of a folder that shares its files where the file system can; both are only ever replaced, not written into."""
+    """Copy a folder, sharing its files where the file system can. Files in both are only ever replaced, never changed."""
 
     def link(a: str, b: str) -> None:
         try:

@@ -16,7 +16,7 @@ Options = dict[str, str]
 
 
 def split_spec(spec: str, what: str) -> tuple[str, list[str], Options]:
-    """`name:word,key=value` -> (name, words, options)."""
+    """Split `name:word,key=value` into (name, words, options)."""
     name, _, rest = spec.strip().partition(":")
     words: list[str] = []
     options: Options = {}
@@ -46,7 +46,7 @@ def written_spec(part: DataclassInstance, name: str, words: Sequence[str] = ()) 
 
 
 class SpecOptions:
-    """Typed access to the words and options of one spec; `done` refuses what nobody asked for."""
+    """Typed access to the words and options of one spec; `done` refuses what was not read."""
 
     def __init__(self, spec: str, what: str, words: list[str], options: Options) -> None:
         self.spec, self.what, self.words, self.options = spec, what, list(words), dict(options)

@@ -17,7 +17,7 @@ def parse_filter(spec: str | Filter) -> Filter:
     """The filter that `spec` describes, or `spec` itself if it is a filter.
 
     Raises:
-        UsageError: names what is wrong with the spec, and the nearest filter that exists.
+        UsageError: the message says what is wrong with the spec, and which filter comes nearest.
 
     >>> parse_filter("margin:relative=0.05")
     Margin(absolute=None, relative=0.05)
@@ -41,9 +41,12 @@ def parse_filters(specs: Sequence[str | Filter], defaults: bool = True, *, train
     """The chain of `known` (always first), the defaults (`empty`, `duplicate:text`), and `specs` in order.
 
     Args:
-        specs: as `parse_filter` takes them; a filter that stands in the chain already is not added twice.
+        specs: as for `parse_filter`; a filter that is in the chain already is not added again.
         defaults: whether the default filters are used.
-        training: whether filters that only work while training can be used.
+        training: whether filters that work only while training can be used.
+
+    >>> parse_filters(["rank:max=50"]).names
+    ['kept', 'known', 'empty', 'duplicate', 'rank']
     """
     chain: list[Filter] = [Known()]
     chain += [Empty(), Duplicate()] if defaults else []

@@ -1,7 +1,7 @@
-"""Filters: which candidates may be negatives. Each has a name, and says so for all candidates at once.
+"""The base of all filters, and chains of them.
 
-A filter is written `name:option=value,...` (see `parse_filter`), chained with `&`, and asked once per
-block of queries. The first filter that rejects a candidate writes its verdict.
+A filter says which candidates may be negatives, for a whole block of queries at once. It is written `name:option=value,...`
+(see `parse_filter`) and combined with `&`. The first filter of a chain that rejects a candidate writes its verdict.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ KEPT = "kept"
 
 @dataclass(frozen=True, kw_only=True)
 class Filter(ABC):
-    """Base of all filters: a subclass says which candidates may stay, and has a name.
+    """Base of all filters. A subclass has a name and says which candidates may stay.
 
     Attributes:
-        name: what stands in the verdict.
-        guesses: whether it guesses at relevance; what was judged not relevant is exempt from guesses.
-        only_in_training: for a filter that works only while training: the message that refuses it elsewhere.
+        name: the verdict of the candidates that the filter rejects.
+        guesses: whether the filter guesses at relevance. Documents that were judged not relevant are never rejected by a guess.
+        only_in_training: for a filter that works only while training, the message that refuses it elsewhere.
         words: fields that a spec writes without their names, as in `guide:st:NAME,margin=0.1`.
     """
 
@@ -44,18 +44,18 @@ class Filter(ABC):
 
     @abstractmethod
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
-        """bool `[n, K]`, True where the candidate may stay. Where `alive` is False, the answer is not used."""
+        """bool `[n, K]`, True where the candidate may stay. The answer is ignored where `alive` is False."""
 
     def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
-        """bool `[n]`: whether a document further down could pass this filter."""
+        """bool `[n]`: whether a document further down could pass."""
         return np.ones(len(candidates.queries), bool)
 
     def check(self, fingerprints: Mapping[str, Any], force: bool = False) -> dict[str, str]:
-        """Fingerprints of the files that the filter rests on, by name.
+        """Fingerprints of the files that the filter depends on, by name.
 
         Args:
-            fingerprints: of what the candidates were scored with.
-            force: use a file that was made with another encoder.
+            fingerprints: of the vectors that the candidates were scored with.
+            force: accept a file that was made with another encoder.
 
         Raises:
             RunError: such a file was made with another encoder.
@@ -63,7 +63,7 @@ class Filter(ABC):
         return {}
 
     def notes(self, config: Mapping[str, Any]) -> list[str]:
-        """What people should know of this filter in a selection so configured."""
+        """What users should know about this filter in a selection with this configuration."""
         return []
 
     def false_probability(
@@ -78,7 +78,7 @@ class Filter(ABC):
 
 @dataclass(frozen=True)
 class Chain:
-    """Filters in order."""
+    """Filters that are applied in order."""
 
     filters: Sequence[Filter]
 
@@ -95,7 +95,7 @@ class Chain:
         return names
 
     def verdicts(self, candidates: Candidates, context: Context) -> NDArray[np.uint8]:
-        """uint8 `[n, K]`: 0 = kept, i = rejected by the filter number i; meaningless where there is no document."""
+        """uint8 `[n, K]`: 0 = kept, i = rejected by filter number i. Without meaning where there is no document."""
         verdicts = np.zeros(candidates.documents.shape, np.uint8)
         alive = candidates.real.copy()
         judged: Mask | None = None
@@ -110,15 +110,15 @@ class Chain:
         return verdicts
 
     def check(self, fingerprints: Mapping[str, Any], force: bool = False) -> dict[str, str]:
-        """What each filter's `check` gives, together."""
+        """The fingerprints of all filters together."""
         return {name: sha256 for f in self.filters for name, sha256 in f.check(fingerprints, force).items()}
 
     def notes(self, config: Mapping[str, Any]) -> list[str]:
-        """What people should know of the filters in a selection so configured."""
+        """What users should know about the filters in a selection with this configuration."""
         return [note for f in self.filters for note in f.notes(config)]
 
     def false_probability(self, candidates: Candidates, context: Context, columns: NDArray[np.integer]) -> Float | None:
-        """float32 `[n, c]`: how likely the candidates in these columns are relevant, by the last filter that knows."""
+        """float32 `[n, c]`: P(relevant) of the candidates in these columns, by the last filter that gives one."""
         for f in reversed(self.filters):
             found = f.false_probability(candidates, context, columns)
             if found is not None:
@@ -134,7 +134,7 @@ class Chain:
 
 
 def lowest_scores(scores: Float) -> Float:
-    """float32 `[n]`: the lowest real score of each row of `[n, p]`; NaN where there is none (all -inf)."""
+    """float32 `[n]`: the lowest score of each row of `[n, p]`, ignoring -inf; NaN where nothing is left."""
     if scores.shape[1] == 0:
         return np.full(len(scores), np.nan, np.float32)
     lowest: Float = np.where(np.isneginf(scores), np.float32(np.inf), scores).min(1)

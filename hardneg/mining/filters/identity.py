@@ -40,8 +40,9 @@ class Empty(Filter):
 class Duplicate(Filter):
     """Rejects copies of a positive or of the query itself.
 
-    `near=None`: equal text after unicode (NFKC), case and white-space folding, with or without the title.
-    `near=x`: an embedding score of at least x with a positive or with the query.
+    Attributes:
+        near: None: reject equal texts, after folding unicode (NFKC), case and white space, with or without the title.
+            A number: reject documents with at least this embedding score with a positive or the query.
     """
 
     name = "duplicate"
@@ -58,7 +59,7 @@ class Duplicate(Filter):
         own = pairs.query_keys[candidates.queries]
         rows = np.concatenate([rows, np.arange(n)])
         copies = np.zeros(candidates.documents.shape, bool)
-        # Bodies count as well as whole documents: another title does not make it another text.
+        # Bodies are compared as well as whole documents: another title does not make another text.
         for keys in (pairs.document_keys, pairs.body_keys) if context.titled else (pairs.document_keys,):
             values = np.concatenate([keys[known.values], own])
             copies |= members(keys[candidates.documents], Ragged.from_pairs(rows[values != 0], values[values != 0], n))
@@ -76,7 +77,7 @@ class Duplicate(Filter):
 
 @dataclass(frozen=True, kw_only=True)
 class Distinct(Filter):
-    """Rejects a document whose text (folded) stands nearer to the query already, under another id."""
+    """Rejects a document if a nearer candidate has the same text (folded) under another id."""
 
     name = "distinct"
     guesses = False
@@ -94,7 +95,7 @@ class Distinct(Filter):
 
 @dataclass(frozen=True, kw_only=True)
 class Group(Filter):
-    """Rejects documents of the query's group or of a group of its positives; no group, no verdict."""
+    """Rejects documents of the query's group, or of a group of its positives. Documents without a group stay."""
 
     name = "group"
 

@@ -17,7 +17,7 @@ from hardneg.storage.arrays import Float, Mask
 
 @dataclass(frozen=True, kw_only=True)
 class Rank(Filter):
-    """Keeps ranks from `min` to `max`; rank 1 is the nearest document, known positives counted."""
+    """Keeps ranks from `min` to `max`. Rank 1 is the nearest document, and known positives are counted."""
 
     name = "rank"
     min: int = 1
@@ -51,10 +51,10 @@ class Score(Filter):
 
 
 def below_margin(scores: Float, positive: Float, absolute: float | None, relative: float | None) -> Mask:
-    """bool like `scores`: at least a margin below the positive's score (NV-Retriever, arXiv 2407.15831).
+    """bool like `scores`: what scores at least a margin below the positive (NV-Retriever, arXiv 2407.15831).
 
-    `absolute`: s <= p - absolute. `relative`: s <= p - |p| * relative, which asks for a lower score
-    whatever the sign of p. A NaN positive (there is none) rejects nothing.
+    `absolute`: s <= p - absolute. `relative`: s <= p - |p| * relative, which asks for a lower score whatever the sign of p.
+    Where the positive is NaN, because there is none, nothing is rejected.
     """
     keep: Mask = np.ones(np.broadcast_shapes(scores.shape, positive.shape), bool)
     if absolute is not None:
@@ -66,9 +66,9 @@ def below_margin(scores: Float, positive: Float, absolute: float | None, relativ
 
 @dataclass(frozen=True, kw_only=True)
 class Margin(Filter):
-    """Keeps what scores a margin below the query's positive; several positives: the lowest counts.
+    """Keeps what scores a margin below the query's positive; with several positives, below the lowest.
 
-    Queries without a positive have no margin: all their candidates stay.
+    Queries without a positive have no margin, and all their candidates stay.
     """
 
     name = "margin"

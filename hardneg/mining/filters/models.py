@@ -17,7 +17,7 @@ from hardneg.storage.arrays import Mask
 
 @dataclass(frozen=True, kw_only=True)
 class Guide(Filter):
-    """Keeps what a guide model, too, finds less relevant than the positive (GISTEmbed, arXiv 2402.16829)."""
+    """Keeps what a guide model also scores below the positive (GISTEmbed, arXiv 2402.16829)."""
 
     name = "guide"
     words = ("model",)
@@ -38,8 +38,10 @@ class Guide(Filter):
 class CrossEncoder(Filter):
     """Keeps what a cross-encoder finds not relevant (denoising of RocketQA, arXiv 2010.08191).
 
-    `max`: the highest score that may stay. `margin`: how far below the lowest positive's score it has
-    to be. `model`: see `cross_encoder_scores`.
+    Attributes:
+        model: see `cross_encoder_scores`.
+        max: the highest score that may stay.
+        margin: how far below the lowest positive's score a candidate must score.
     """
 
     name = "cross-encoder"
