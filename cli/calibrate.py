@@ -14,7 +14,9 @@ from .show import print_posterior, progress_bars
 @click.command()
 @click.argument("run")
 @click.argument("judgements", required=False, metavar="[F.csv]")
-@click.option("--alpha", type=float, default=0.05, show_default=True, help="Largest share of false negatives that you allow.")
+@click.option(
+    "--alpha", type=float, default=0.05, show_default=True, help="Largest share of false negatives that you allow."
+)
 @click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the guarantee.")
 @click.option(
     "--learn",
@@ -23,8 +25,16 @@ from .show import print_posterior, progress_bars
     help="What to learn from: auto · known (the positives alone) · hidden (hide one of several positives and look for it) · "
     "groups (they are the truth) · judged (all judgements, without a guarantee)",
 )
-@click.option("--feature", "features", multiple=True, metavar="NAME", help="A feature to learn from, for --learn judged and groups. Repeatable.")
-@click.option("--posterior", metavar="FILE", help="Certify the threshold of this posterior, with pairs that 'hardneg judge' drew for it.")
+@click.option(
+    "--feature",
+    "features",
+    multiple=True,
+    metavar="NAME",
+    help="A feature that --learn judged or groups uses. Repeatable.",
+)
+@click.option(
+    "--posterior", metavar="FILE", help="Certify the threshold of this posterior. Draw the pairs with 'hardneg judge'."
+)
 @click.option("--uncertified", is_flag=True, help="Write a posterior even if no threshold can be certified.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="[default: RUN/posterior.json]")

@@ -22,7 +22,9 @@ from .show import print_evaluation, progress_bars
     "--measure", "measures", multiple=True, metavar="NAME@K",
     help="ndcg@K · mrr@K · recall@K; repeatable.  [default: ndcg@10 mrr@10 recall@10 recall@100]",
 )  # fmt: skip
-@click.option("--metric", default="cosine", show_default=True, help="How given embeddings are compared: cosine · ip · l2.")
+@click.option(
+    "--metric", default="cosine", show_default=True, help="How given embeddings are compared: cosine · ip · l2."
+)
 @click.option("--skip-unknown", is_flag=True, help="Skip judgements that name unknown ids, and say how many.")
 @click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Folder in which embeddings are kept.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)

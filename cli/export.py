@@ -23,7 +23,7 @@ from .main import print_json
 )
 @click.option("--scores", is_flag=True, help="Include the scores of the mining pass.")
 @click.option(
-    "--short", default="null", show_default=True, help="What to do with n-tuple rows that have too few negatives: null (fill up) · skip"
+    "--short", default="null", show_default=True, help="N-tuple rows with too few negatives: null (fill up) · skip"
 )
 @click.option(
     "--max-positives", type=click.IntRange(1), help="Use at most this many positives of a query, the best-scored."

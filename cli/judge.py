@@ -15,13 +15,23 @@ from .show import progress_bars
 @click.argument("run")
 @click.option("--out", required=True, metavar="F.csv", type=click.Path(path_type=Path), help="The file to write.")
 @click.option("--sample", type=click.IntRange(1), default=300, show_default=True, help="Number of pairs to draw.")
-@click.option("--alpha", type=float, default=0.05, show_default=True, help="Share of false negatives that you want to guarantee.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--posterior", metavar="FILE", help="The posterior whose threshold you want to certify.  [default: one that is learned here]")
-@click.option("--judged", metavar="F.csv", help="A smaller sample that was judged before. Its judgements are copied.")
-@click.option("--cross-encoder", metavar="NAME_OR_PATH", help="Let this cross-encoder judge; also module:PKG.MOD:FACTORY.")
 @click.option(
-    "--cut", type=float, default=0.5, show_default=True, help="Score above which the cross-encoder calls a pair relevant."
+    "--alpha", type=float, default=0.05, show_default=True, help="Share of false negatives that you want to guarantee."
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--posterior", metavar="FILE", help="The posterior whose threshold you want to certify.  [default: learned here]"
+)
+@click.option("--judged", metavar="F.csv", help="A smaller sample that was judged before. Its judgements are copied.")
+@click.option(
+    "--cross-encoder", metavar="NAME_OR_PATH", help="Let this cross-encoder judge; also module:PKG.MOD:FACTORY."
+)
+@click.option(
+    "--cut",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="Score above which the cross-encoder calls a pair relevant.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the file.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was drawn as one JSON object on stdout.")

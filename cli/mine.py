@@ -33,12 +33,19 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
     show_default=True,
     help="Share of the nearest documents that ivf and hnsw should find. What they really find is measured. 1 means exact.",
 )
-@click.option("--index-device", default="cpu", show_default=True, help="Device on which an exact index searches: cpu · cuda")
 @click.option(
-    "--metric", default="cosine", show_default=True, help="cosine · ip (inner product) · l2 (minus the squared distance)"
+    "--index-device", default="cpu", show_default=True, help="Device on which an exact index searches: cpu · cuda"
 )
 @click.option(
-    "--depth", type=click.IntRange(1), help="Candidates kept for each query.  [default: 100, or all documents if there are fewer]"
+    "--metric",
+    default="cosine",
+    show_default=True,
+    help="cosine · ip (inner product) · l2 (minus the squared distance)",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(1),
+    help="Candidates kept for each query.  [default: 100, or all documents if there are fewer]",
 )
 @click.option(
     "--max-depth",
@@ -50,22 +57,34 @@ SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
 @click.option("--no-default-filters", is_flag=True, help="Use only 'known' and the filters given with --filter.")
 @click.option("--sampler", default="top", show_default=True, help=SAMPLER_HELP)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--precision", default="float16", show_default=True, help="Number format of stored vectors: float16 · float32")
+@click.option(
+    "--precision", default="float16", show_default=True, help="Number format of stored vectors: float16 · float32"
+)
 @click.option(
     "--split", default="train", show_default=True, help="Split of a BEIR folder, a saved dataset, or a built-in set."
 )
 @click.option(
     "--format", "format_", default="auto", show_default=True, help="auto · beir · pairs · flagembedding · tevatron"
 )
-@click.option("--query-column", metavar="NAME", help="Column of the queries. This and the next five are needed only for columns with unusual names.")
+@click.option(
+    "--query-column",
+    metavar="NAME",
+    help="Column of the queries. Only columns with unusual names need this and the next five.",
+)
 @click.option("--positive-column", metavar="NAME")
 @click.option("--id-column", metavar="NAME")
 @click.option("--document-id-column", metavar="NAME")
 @click.option("--group-column", metavar="NAME")
-@click.option("--relevance-column", metavar="NAME", help="Column of graded judgements: above 0 means relevant, 0 judged not relevant.")
+@click.option(
+    "--relevance-column",
+    metavar="NAME",
+    help="Column of graded judgements: above 0 means relevant, 0 judged not relevant.",
+)
 @click.option("--corpus", metavar="F", type=click.Path(path_type=Path), help="A file of further documents.")
 @click.option("--skip-unknown", is_flag=True, help="Skip judgements that name unknown ids, and say how many.")
-@click.option("--resume", is_flag=True, help="Continue an interrupted run. The result is the same as without the interruption.")
+@click.option(
+    "--resume", is_flag=True, help="Continue an interrupted run. The result is the same as without the interruption."
+)
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--force", is_flag=True, help="Use a posterior even if it was learned with another encoder.")
 @click.option(

@@ -23,9 +23,13 @@ _ENCODING = (
         show_default=True,
         help="hashed · hashed:FOLDER · st:NAME_OR_PATH · module:PKG.MOD:FACTORY",
     ),
-    click.option("--query-embeddings", metavar="F.npy", help="Vectors of the queries, in the order of the file. Skips encoding."),
     click.option(
-        "--corpus-embeddings", metavar="F.npy", help="Vectors of the documents, in the order of the file. Skips encoding."
+        "--query-embeddings", metavar="F.npy", help="Vectors of the queries, in the order of the file. Skips encoding."
+    ),
+    click.option(
+        "--corpus-embeddings",
+        metavar="F.npy",
+        help="Vectors of the documents, in the order of the file. Skips encoding.",
     ),
     click.option("--query-prompt", default="", help="Text that is put before each query."),
     click.option("--document-prompt", default="", help="Text that is put before each document."),

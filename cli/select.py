@@ -14,7 +14,9 @@ from .show import progress_bars
 
 @click.command()
 @click.argument("run")
-@click.option("--out", metavar="RUN2", help="Write a new run folder.  [default: replace RUN; run.json keeps the history]")
+@click.option(
+    "--out", metavar="RUN2", help="Write a new run folder.  [default: replace RUN; run.json keeps the history]"
+)
 @click.option(
     "--filter",
     "filters",
@@ -24,7 +26,9 @@ from .show import progress_bars
     help=FILTER_HELP + "  [default: those of the run]",
 )
 @click.option(
-    "--default-filters/--no-default-filters", default=None, help="Whether to use the filters 'empty' and 'duplicate:text'."
+    "--default-filters/--no-default-filters",
+    default=None,
+    help="Whether to use the filters 'empty' and 'duplicate:text'.",
 )
 @click.option("--sampler", help=SAMPLER_HELP + "  [default: that of the run]")
 @click.option("--negatives", type=click.IntRange(1), help="Negatives for each query.  [default: as in the run]")

@@ -35,7 +35,12 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
 @click.option("--split", default="train", show_default=True, help="Split of SOURCE to train on.")
 @click.option("--eval-source", metavar="SOURCE", help="Dataset to evaluate on.  [default: SOURCE]")
 @click.option("--eval-split", default="test", show_default=True, help="Split to evaluate on; none: no evaluation.")
-@click.option("--run", metavar="RUN", type=click.Path(path_type=Path), help="Take all negatives from this mining run instead of mining while training.")
+@click.option(
+    "--run",
+    metavar="RUN",
+    type=click.Path(path_type=Path),
+    help="Take all negatives from this run instead of mining while training.",
+)
 @click.option(
     "--self-supervised",
     is_flag=True,
@@ -63,16 +68,28 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
 )
 @click.option("--no-default-filters", is_flag=True, help="Use only 'known' and the filters given with --filter.")
 @click.option(
-    "--refresh", metavar="WHEN", help="When to mine again: never · epoch · steps:N · staleness:drift=0.05,check=100  [default: epoch]"
+    "--refresh",
+    metavar="WHEN",
+    help="When to mine again: never · epoch · steps:N · staleness:drift=0.05,check=100  [default: epoch]",
 )
-@_number("--share", 0.0, "Share of the documents that a refresh encodes; the others' vectors are drift-compensated.  [default: 1]")
+@_number(
+    "--share",
+    0.0,
+    "Share of the documents that a refresh encodes; the others' vectors are drift-compensated.  [default: 1]",
+)
 @_number("--depth", 1, "Candidates kept for each query.  [default: 50]")
 @_number("--lag", 0, "Steps between starting a refresh and using it.  [default: half the steps between two refreshes]")
-@click.option("--no-wait", is_flag=True, help="Use a refresh as soon as it is ready: training never waits, but is not repeatable.")
+@click.option(
+    "--no-wait", is_flag=True, help="Use a refresh as soon as it is ready: training never waits, but is not repeatable."
+)
 @_number("--bank", 0, "Rows of the memory bank; 0: no bank.  [default: 0]")
 @_number("--bank-age", 1, "Batches after which a row of the bank is no longer used.  [default: no limit]")
 @_number("--bank-start", 0, "Batches before the bank is used.  [default: one epoch]")
-@_number("--bank-fresh", 0.0, "Share of the bank that is encoded again before each batch; the rest is drift-compensated.  [default: 0]")
+@_number(
+    "--bank-fresh",
+    0.0,
+    "Share of the bank encoded again before each batch; the rest is drift-compensated.  [default: 0]",
+)
 @_number("--momentum", 0.0, "Momentum of a second encoder that fills the bank (MoCo).  [default: none]")
 @_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05]")
 @click.option("--learn-temperature", is_flag=True, help="Learn the temperature as well.")
@@ -81,12 +98,12 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
 @_number("--weight-decay", 0.0, "Weight decay of AdamW.  [default: 0]")
 @_number("--warmup", 0.0, "Share of the steps in which the learning rate rises.  [default: 0.1]")
 @click.option(
-    "--lr-scheduler", type=click.Choice(["constant", "linear", "cosine"]), help="How the learning rate falls after the warm-up.  [default: linear]"
+    "--lr-scheduler",
+    type=click.Choice(["constant", "linear", "cosine"]),
+    help="Learning rate after the warm-up.  [default: linear]",
 )
 @_number("--max-grad-norm", 0.0, "Norm to which gradients are clipped; 0: no clipping.  [default: 1]")
-@click.option(
-    "--amp", type=click.Choice(["no", "bf16", "fp16"]), help="Mixed precision.  [default: no]"
-)
+@click.option("--amp", type=click.Choice(["no", "bf16", "fp16"]), help="Mixed precision.  [default: no]")
 @_number("--evaluate-every", 1, "Updates between evaluations.  [default: one epoch]")
 @click.option(
     "--measure",
@@ -95,7 +112,9 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
     metavar="NAME@K",
     help="What to evaluate; the first one decides which encoder is best.  [default: ndcg@10 mrr@10 recall@100]",
 )
-@click.option("--zero-shot", is_flag=True, help="Also evaluate zero-shot classification: documents classified by the queries.")
+@click.option(
+    "--zero-shot", is_flag=True, help="Also evaluate zero-shot classification: documents classified by the queries."
+)
 @_number("--save-every", 1, "Updates between checkpoints.  [default: one epoch]")
 @_number("--log-every", 1, "Updates between two log entries.  [default: 10]")
 @click.option("--query-prompt", help="Text that is put before each query.")
@@ -106,7 +125,9 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
 @click.option("--tensorboard", is_flag=True, help="Also write for TensorBoard, in DIR/tensorboard.")
 @click.option(
-    "--resume", is_flag=True, help="Continue an interrupted training. The result is the same as without the interruption."
+    "--resume",
+    is_flag=True,
+    help="Continue an interrupted training. The result is the same as without the interruption.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the training in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on stdout.")

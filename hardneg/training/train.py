@@ -58,39 +58,37 @@ def train(
     warn: Callable[[str], None] = print,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train an encoder, or two, with mined negatives that are refreshed beside the training.
+    """Train one encoder or two with mined negatives, which are refreshed while the training goes on.
 
     Args:
-        pairs: what to train on.
-        model: `Towers`, or one encoder for both sides (see `Trainable`); it is trained in place.
+        pairs: the training data.
+        model: `Towers`, or one encoder for both sides (see `Trainable`). It is trained in place.
         out: the folder to write.
-        options: how.
-        evaluation: what is evaluated on; None: nothing, and the last encoder is the result.
-        run: candidates of a mining pass over `pairs`, used all the time instead of mining here.
-        queries, documents: what stands for the texts of `pairs` (images, say), see `Examples`.
-        device: see `world`; several are used if torchrun has started several processes.
-        resume: go on with an interrupted training: on the CPU the numbers are those of an uninterrupted one. (With
-            `wait=False`, they depend on how fast generations are built.)
-        overwrite: replace what stands in `out`.
-        callbacks: told the numbers.
-        tensorboard: write for TensorBoard, too.
-        warn: told what people should know; by default printed.
+        options: the settings.
+        evaluation: the evaluation data; None: no evaluation, and the last encoder is the result.
+        run: a mining run over `pairs` whose candidates are used throughout; nothing is mined during the training.
+        queries, documents: what replaces the texts of `pairs`, such as images (see `Examples`).
+        device: see `world`. Several devices are used if torchrun started several processes.
+        resume: continue an interrupted training. On the CPU the result is that of an uninterrupted one (with
+            `wait=False`, it depends on how fast generations are built).
+        overwrite: replace the contents of `out`.
+        callbacks: called with the numbers of each step and evaluation.
+        tensorboard: also write TensorBoard logs.
+        warn: called with each warning.
 
     Returns:
-        What stands in `train.json`.
+        The contents of `train.json`.
 
     Raises:
-        RunError: `out` is not empty, or the training to be resumed had other options or data. DataError: the loss is NaN.
+        RunError: `out` is not empty, or the interrupted training differs in options or data. DataError: the loss is NaN.
     """
-    options, out = options or TrainOptions(), Path(out)
+    start, options, out = time.perf_counter(), options or TrainOptions(), Path(out)
     held = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
-    start = time.perf_counter()
     with world(device) as here:
         torch.manual_seed(options.seed + here.rank)
         head = _prepare(out, pairs, options, here, resume, overwrite)
-        towers, batches, negatives, state = _parts(
-            _Inputs(pairs, queries, documents, run), model, out, options, here, resume, progress
-        )
+        inputs = _Inputs(pairs, queries, documents, run)
+        towers, batches, negatives, state = _parts(inputs, model, out, options, here, resume, progress)
         _tell_of_filters(negatives, out, here, warn)
         trainer = Trainer(
             towers, batches, negatives, options, here, folder=out / "checkpoints", warn=warn,
