@@ -192,7 +192,7 @@ def test_training_takes_objects_and_goes_on_with_them(pairs: Pairs, tmp_path: Pa
     """Filters, sampler and index as objects; interrupted, and resumed to the same weights."""
     common: dict[str, Any] = {
         "steps": 12, "batch_size": 8, "negatives": 2, "refresh": "steps:4", "depth": 20, "save_every": 4,
-        "filters": (Even(by=2), Margin(relative=0.01)), "negative_sampling": Farthest(), "index": Brute, "lag": 2,
+        "filters": (Even(by=3), Margin(relative=0.01)), "negative_sampling": Farthest(), "index": Brute, "lag": 2,
     }  # fmt: skip
     options = TrainOptions(**common)
 
@@ -213,7 +213,7 @@ def test_training_takes_objects_and_goes_on_with_them(pairs: Pairs, tmp_path: Pa
     hardneg.train(pairs, second, tmp_path / "cut", options, device="cpu", resume=True)
     assert (whole.table.weight == second.table.weight).all()
     written = json.loads((tmp_path / "cut" / "train.json").read_text())["options"]
-    assert written["filters"] == ["even:by=2", "margin:relative=0.01"]
+    assert written["filters"] == ["even:by=3", "margin:relative=0.01"]
     assert (written["negative_sampling"], written["index"]) == ("Farthest()", "brute")
     with pytest.raises(UsageError, match="the vectors change with every generation"):
         Recipe(index=ExactIndex(np.eye(2, dtype=np.float32)))  # type: ignore[arg-type]

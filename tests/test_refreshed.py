@@ -411,7 +411,7 @@ def test_closing_stops_at_once(documents: np.ndarray) -> None:
     assert len(calls) < built + 10
     assert not [t for t in threading.enumerate() if t.name.startswith("hardneg-generation")]
     assert index.search(many[:2], 1).scores.shape == (2, 1)
-    for act in (index.step, index.end_epoch, index.refresh, index.measure):
+    for act in (index.step, index.end_epoch, index.refresh, index.measure_staleness):
         with pytest.raises(UsageError, match="closed"):
             act()
     index.close()

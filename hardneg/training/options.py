@@ -170,22 +170,28 @@ class TrainOptions:
             raise RunError(f"these are no options of a training ({error!r})") from None
 
     def changed(self, before: Mapping[str, Any] | TrainOptions) -> list[str]:
-        """Names of the options that differ from those of an interrupted training, and may not.
+        """Return the names of options that differ from an interrupted training and must not.
 
         Args:
-            before: those options, or what `to_json` gave then, in this version or in 0.1.
+            before: the options of that training, or what their `to_json` gave, in this version or in 0.1.
 
         Raises:
-            RunError: these are no options of a training.
+            RunError: `before` does not hold the options of a training.
         """
-        before = before.to_json() if isinstance(before, TrainOptions) else before
+        before = _plain(before.to_json()) if isinstance(before, TrainOptions) else before
         if not isinstance(before, Mapping) or not isinstance(before.get("filters"), list):
             raise RunError("these are no options of a training")
         then = renamed.with_new_names(before, renamed.TRAIN_OPTIONS)
         then["filters"] = [renamed.filter_spec(str(spec)) for spec in before["filters"]]
-        now = json.loads(json.dumps(self.to_json()))
+        now = _plain(self.to_json())
         free = {"log_every", "save_every", "workers"}
         return [name for name in {**now, **then} if name not in free and now.get(name) != then.get(name)]
+
+
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as they stand in a file: tuples become lists."""
+    value: dict[str, Any] = json.loads(json.dumps(options))
+    return value
 
 
 def _at_least(name: str, value: float, low: int) -> None:
