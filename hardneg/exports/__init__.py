@@ -1,4 +1,4 @@
-"""A run's negatives in the forms that trainers read."""
+"""Exports write a run's negatives in the formats that training libraries read."""
 
 from hardneg.lazy import attach
 

@@ -1,4 +1,4 @@
-"""Writers: a run's negatives in the forms that trainers read."""
+"""Export the negatives of a run in the formats that training libraries read."""
 
 from __future__ import annotations
 
@@ -54,23 +54,24 @@ def export(
     max_positives: int | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write the negatives of `run`.
+    """Write the negatives of a run in an export format.
 
     Args:
+        run: a finished run.
         format: one of `EXPORT_FORMATS`.
-        out: a file ending in .jsonl, .parquet, .csv or .tsv, `-` for JSON lines on standard output; any
-            name for trec; a folder for beir.
-        scores: with the scores that mining gave.
-        short: n-tuple rows of queries with fewer negatives than asked: `null` fills them up with nulls,
-            `skip` leaves them out.
-        max_positives: use this many of a query's positives at most, the best-scored.
-        overwrite: replace what stands at `out`.
+        out: a file ending in .jsonl, .parquet, .csv or .tsv, or `-` for JSON lines on standard output; any file name
+            for trec; a folder for beir.
+        scores: whether to write the scores from mining.
+        short: for n-tuple, what to do with queries that have too few negatives: `null` pads them with nulls, `skip`
+            leaves them out.
+        max_positives: the most positives to use of a query, those with the highest scores; None: all.
+        overwrite: replace `out` if it exists.
 
     Returns:
-        Counts; queries without a positive cannot stand in a triplet or n-tuple, for example.
+        Counts of what was written and left out. A query without a positive, for example, fits no triplet or n-tuple.
 
     Raises:
-        UsageError: an option does not fit; DataError: `out` exists.
+        UsageError: an option cannot be used. DataError: `out` exists, or an id does not fit the format.
     """
     if format not in EXPORT_FORMATS:
         raise UsageError(f"unknown export format {format!r}.{suggestion(format, EXPORT_FORMATS)}")
@@ -84,7 +85,7 @@ def export(
     if str(out) != "-" and path.exists() and not overwrite:
         raise DataError(f"{out} exists: choose another --out, or replace it with --overwrite")
     pairs = run.pairs()
-    asked = int(run.info["config"]["negatives"])
+    count = int(run.info["config"]["negatives"])
     report = Exported()
     blocks = _blocks(run, pairs, max_positives)
     if format == "beir":
@@ -93,7 +94,7 @@ def export(
     if format == "trec":
         write_text(path, trec_lines(blocks, report))
         return report
-    tables = _tables(format, blocks, report, scores, asked, short)
+    tables = _tables(format, blocks, report, scores, count, short)
     if path.suffix == ".parquet":
         write_parquet(tables, path)
     elif str(out) == "-" or path.suffix == ".jsonl":
@@ -104,14 +105,15 @@ def export(
 
 
 def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block]:
+    """The queries of a run in blocks of `BLOCK_QUERIES`, with the texts of their documents; at least one block."""
     table = run.negatives()
-    nothing, space = strings(["", " "])
+    empty, space = strings(["", " "])
     rows_of = values_of(pc.index_in(table["query_id"], value_set=pairs.query_ids).combine_chunks())
-    whole = [_docs(table, name, pairs) for name in ("positive", "negative")]
+    both = [_docs(table, name, pairs) for name in ("positive", "negative")]
     for start in range(0, max(1, len(table)), BLOCK_QUERIES):
         release()
         block = np.arange(start, min(start + BLOCK_QUERIES, len(table)))
-        sides = [side.take(block) for side in whole]
+        sides = [side.take(block) for side in both]
         if max_positives is not None:
             sides[0] = sides[0].best(max_positives)
         rows, place = np.unique(np.concatenate([side.lists.values for side in sides]), return_inverse=True)
@@ -133,12 +135,12 @@ def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block
             pairs.document_ids.take(numbers(rows)),
             title,
             text,
-            pc.if_else(pc.equal(title, nothing), text, joined),
+            pc.if_else(pc.equal(title, empty), text, joined),
         )
 
 
 def _docs(table: pa.Table, side: str, pairs: Pairs) -> Docs:
-    """VectorStore rows and scores of a side's documents."""
+    """The documents of one side, `positive` or `negative`: their rows in the dataset, and their scores."""
     ids, scores = (table[f"{side}_{name}"].combine_chunks() for name in ("ids", "scores"))
     rows = values_of(pc.index_in(ids.flatten(), value_set=pairs.document_ids)).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(values_of(ids.value_lengths()), dtype=np.int64)])
@@ -151,21 +153,21 @@ TOO_FEW = "with fewer negatives than asked"
 
 
 def _tables(
-    format: str, blocks: Iterator[Block], report: Exported, scores: bool, asked: int, short: str
+    format: str, blocks: Iterator[Block], report: Exported, scores: bool, count: int, short: str
 ) -> Iterator[pa.Table]:
-    """One table a block; queries that the format cannot hold are counted and left out."""
+    """One table for each block. Queries that the format cannot hold are left out, and counted in `report`."""
     for block in blocks:
         needs = {NO_POSITIVE: block.positives.lists.lengths > 0} if format in NEED_POSITIVE else {}
         if format == "triplet":
             needs[NO_NEGATIVE] = block.negatives.lists.lengths > 0
         if format == "n-tuple" and short == "skip":
-            needs[TOO_FEW] = block.negatives.lists.lengths >= asked
+            needs[TOO_FEW] = block.negatives.lists.lengths >= count
         keep = np.ones(len(block.ids), bool)
         for reason, holds in needs.items():
             if missing := int((keep & ~holds).sum()):
                 report.left_out[reason] += missing
             keep &= holds
-        table = LAYOUTS[format](block.rows(keep), scores, asked)
+        table = LAYOUTS[format](block.rows(keep), scores, count)
         report.queries += int(keep.sum())
         report.rows += len(table)
         yield table

@@ -1,4 +1,4 @@
-"""Writers: tables, JSON lines, TREC runs and BEIR folders."""
+"""Writers for tables, JSON lines, TREC runs and BEIR folders."""
 
 from __future__ import annotations
 
@@ -30,18 +30,24 @@ BLOCK_QUERIES = 2048  # queries whose texts are in memory at once
 
 @dataclass
 class Exported:
-    """What was written, and what was not."""
+    """Counts of an export.
+
+    Attributes:
+        rows: number of rows that were written.
+        queries: number of queries that were written.
+        left_out: number of queries that were left out, by reason.
+    """
 
     rows: int = 0
     queries: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)  # reason -> queries
+    left_out: Counter[str] = field(default_factory=Counter)
 
 
 NO_NEGATIVE = "without a negative"
 
 
 def _plain(type: pa.DataType) -> pa.DataType:
-    """The type with 32-bit offsets, which every reader knows."""
+    """The same type with 32-bit offsets, which every Parquet reader supports."""
     if pa.types.is_large_string(type):
         return pa.string()
     if pa.types.is_large_list(type):
@@ -52,6 +58,7 @@ def _plain(type: pa.DataType) -> pa.DataType:
 
 
 def write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
+    """Write tables of one schema to a Parquet file; there must be at least one."""
     first = next(tables)
     schema = pa.schema([(f.name, _plain(f.type)) for f in first.schema])
     with (
@@ -63,22 +70,27 @@ def write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
 
 
 def ahead(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The same tables, each made while the one before is in use."""
+    """The same tables. Each one is made in the background while the previous one is used."""
     with ThreadPoolExecutor(1) as background:
-        coming = background.submit(next, tables, None)
-        while (table := coming.result()) is not None:
-            coming = background.submit(next, tables, None)
+        upcoming = background.submit(next, tables, None)
+        while (table := upcoming.result()) is not None:
+            upcoming = background.submit(next, tables, None)
             yield table
 
 
 def json_lines(tables: Iterator[pa.Table]) -> Iterator[str]:
+    """One JSON object for each row of the tables.
+
+    >>> list(json_lines(iter([pa.table({"query": ["a", "b"]})])))
+    ['{"query": "a"}\\n', '{"query": "b"}\\n']
+    """
     for table in tables:
         for row in table.to_pylist():
             yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
 def write_csv(tables: Iterator[pa.Table], path: Path) -> None:
-    """Lists and objects are written as JSON: a cell has no other way to hold them."""
+    """Write tables as CSV, or as TSV if the path does not end in `.csv`. Lists are written as JSON."""
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
         writer = csv.writer(f, delimiter="," if path.suffix == ".csv" else "\t", lineterminator="\n")
         for i, table in enumerate(tables):
@@ -90,6 +102,7 @@ def write_csv(tables: Iterator[pa.Table], path: Path) -> None:
 
 
 def write_text(path: Path, lines: Iterator[str]) -> None:
+    """Write lines to a file, or to standard output if the path is `-`."""
     if str(path) == "-":
         sys.stdout.writelines(lines)
         return
@@ -98,6 +111,7 @@ def write_text(path: Path, lines: Iterator[str]) -> None:
 
 
 def _pylists(side: Docs, ids: list[str]) -> Iterator[tuple[list[str], list[float]]]:
+    """(document ids, scores) of each query."""
     bounds = side.lists.offsets.tolist()
     places, scores = side.lists.values.tolist(), side.scores.tolist()
     for start, stop in itertools.pairwise(bounds):
@@ -105,21 +119,25 @@ def _pylists(side: Docs, ids: list[str]) -> Iterator[tuple[list[str], list[float
 
 
 def trec_lines(blocks: Iterator[Block], report: Exported) -> Iterator[str]:
-    """TREC run lines of the negatives: query, Q0, document, rank, score, tag."""
+    """The negatives as lines of a TREC run: query, Q0, document, rank, score, tag.
+
+    Queries without a negative are counted in `report.left_out`. DataError: an id holds white space.
+    """
     for block in blocks:
-        found = _pylists(block.negatives, block.document_ids.to_pylist())
-        for query, (documents, scores) in zip(block.ids.to_pylist(), found, strict=True):
+        negatives = _pylists(block.negatives, block.document_ids.to_pylist())
+        for query, (documents, scores) in zip(block.ids.to_pylist(), negatives, strict=True):
             if not documents:
                 report.left_out[NO_NEGATIVE] += 1
                 continue
-            _need_no_space(query, *documents)
+            _check_ids(query, *documents)
             report.queries += 1
             report.rows += len(documents)
             for rank, (document, score) in enumerate(zip(documents, scores, strict=True), 1):
                 yield f"{query} Q0 {document} {rank} {score:.6f} hardneg\n"
 
 
-def _need_no_space(*ids: str) -> None:
+def _check_ids(*ids: str) -> None:
+    """Raise DataError if an id is empty or holds white space, which separates fields in TREC files and qrels."""
     for id in ids:
         if not id or any(c.isspace() for c in id):
             raise DataError(
@@ -128,13 +146,13 @@ def _need_no_space(*ids: str) -> None:
 
 
 def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, report: Exported) -> None:
-    """corpus.jsonl, queries.jsonl and qrels/SPLIT.tsv: positives with score 1, negatives with score 0."""
+    """Write a BEIR folder: corpus.jsonl, queries.jsonl, and qrels/SPLIT.tsv with score 1 for positives and 0 for negatives."""
     split = run.info["config"]["read"]["split"]
     with (
         atomic_path(path / "qrels" / f"{split}.tsv") as temporary,
         open(temporary, "w", encoding="utf-8") as qrels,
-        atomic_path(path / "queries.jsonl") as other,
-        open(other, "w", encoding="utf-8") as queries,
+        atomic_path(path / "queries.jsonl") as temporary_queries,
+        open(temporary_queries, "w", encoding="utf-8") as queries,
     ):
         qrels.write("query-id\tcorpus-id\tscore\n")
         for block in blocks:
@@ -144,13 +162,14 @@ def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, repo
                 report.queries += 1
                 queries.write(json.dumps({"_id": query, "text": text}, ensure_ascii=False) + "\n")
                 for (documents, _), score in zip(lists, (1, 0), strict=True):
-                    _need_no_space(query, *documents)
+                    _check_ids(query, *documents)
                     report.rows += len(documents)
                     qrels.writelines(f"{query}\t{document}\t{score}\n" for document in documents)
     write_text(path / "corpus.jsonl", _corpus_lines(pairs))
 
 
 def _corpus_lines(pairs: Pairs) -> Iterator[str]:
+    """The lines of corpus.jsonl."""
     for start in range(0, len(pairs.document_ids), BLOCK_QUERIES):
         rows = np.arange(start, min(start + BLOCK_QUERIES, len(pairs.document_ids)))
         table = pairs.documents.columns(rows)

@@ -1,4 +1,4 @@
-"""The mining pass: search, filter, sample, write a run."""
+"""Mining: search candidates, filter them, sample negatives, and write a run."""
 
 from hardneg.lazy import attach
 

@@ -1,4 +1,4 @@
-"""Candidates: what a search found for a block of queries, and what filters may look at besides."""
+"""Candidates that a search found for a block of queries, and the context that filters judge them in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hardneg.errors import UsageError
 from hardneg.index.base import ScoredVectors
 from hardneg.storage.arrays import Float, Int, Mask, Ragged
 
-NEAREST_FOUND = 10  # documents of each query that `Context.nearest` gives
+NEAREST_FOUND = 10  # nearest documents of each query in `Context.nearest`
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,16 @@ class Candidates:
 
     @property
     def real(self) -> Mask:
+        """bool `[n, K]`: True where there is a document."""
         return self.documents >= 0
 
     @property
     def ranks(self) -> NDArray[np.int32]:
-        """int32 `[K]`: rank 1 is the nearest."""
+        """int32 `[K]`: the rank of each column, from 1 for the nearest document."""
         return np.arange(1, self.documents.shape[1] + 1, dtype=np.int32)
 
     def rows(self, rows: NDArray[np.integer]) -> Candidates:
+        """The candidates of the queries in these rows of the block."""
         return Candidates(
             self.queries[rows],
             self.documents[rows],
@@ -57,7 +59,7 @@ class Candidates:
 
 @dataclass
 class Context:
-    """What filters may look at besides the candidates.
+    """Everything that filters can use besides the candidates themselves.
 
     Attributes:
         pairs: the dataset.
@@ -66,7 +68,7 @@ class Context:
         embed: returns (query vectors, document vectors) of another encoder, for guide filters.
         find_nearest: returns int32 `[n, m]`, the first few documents found for every query of the dataset, -1 where there
             are fewer, for filters that look across queries.
-        cache: whatever filters keep between blocks.
+        cache: storage that filters share between blocks, such as loaded models.
     """
 
     pairs: Pairs
@@ -83,12 +85,14 @@ class Context:
 
     @cached_property
     def nearest(self) -> NDArray[np.int32]:
+        """The result of `find_nearest`, computed once; UsageError if the context has no `find_nearest`."""
         if self.find_nearest is None:
             raise UsageError(
-                "what other queries' positives say needs Context(find_nearest=...): the documents nearest to each"
+                "comparing queries needs Context(find_nearest=...), a function that returns the nearest documents of all"
             )
         return self.find_nearest()
 
     @cached_property
     def index(self) -> ScoredVectors:
+        """The result of `open_index`, opened once."""
         return self.open_index()

@@ -1,4 +1,4 @@
-"""Scores of a cross-encoder, which reads query and document together."""
+"""Scores of a cross-encoder: a model that reads query and document together."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ Predict = Callable[[list[tuple[str, str]]], Any]
 def cross_encoder_scores(
     context: Context, model: str, queries: NDArray[np.integer], documents: NDArray[np.integer]
 ) -> Float:
-    """float32 `[n, K]`: scores of queries `[n]` with documents `[n, K]`, given as rows; -inf for -1.
+    """float32 `[n, K]`: score each query of `queries` `[n]` with its row of `documents` `[n, K]`.
+
+    Both hold row numbers of the dataset. Where `documents` is -1, the score is -inf.
 
     `model` is a sentence-transformers cross-encoder, or `module:PKG.MOD:FACTORY` of an object with `predict(pairs) -> scores`.
 
@@ -30,26 +32,33 @@ def cross_encoder_scores(
         context.cache[name] = load_cross_encoder(model)
     predict: Predict = context.cache[name]
     rows, columns = np.nonzero(documents >= 0)
-    wanted, place = np.unique(documents[rows, columns], return_inverse=True)
-    asked_queries, texts = context.pairs.queries.take(queries), context.pairs.documents.take(wanted)
-    asked = [(asked_queries[i], texts[j]) for i, j in zip(rows.tolist(), place.ravel().tolist(), strict=True)]
-    answer = np.asarray(predict(asked), np.float32).reshape(len(asked)) if asked else np.empty(0, np.float32)
-    if not np.isfinite(answer).all():
-        bad = int(np.flatnonzero(~np.isfinite(answer))[0])
-        raise UsageError(f"the cross-encoder {model} scores the pair {asked[bad]!r} with {answer[bad]}")
+    distinct, positions = np.unique(documents[rows, columns], return_inverse=True)
+    query_texts, document_texts = context.pairs.queries.take(queries), context.pairs.documents.take(distinct)
+    pairs = [
+        (query_texts[i], document_texts[j]) for i, j in zip(rows.tolist(), positions.ravel().tolist(), strict=True)
+    ]
+    values = np.asarray(predict(pairs), np.float32).reshape(len(pairs)) if pairs else np.empty(0, np.float32)
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise UsageError(f"the cross-encoder {model} scores the pair {pairs[bad]!r} with {values[bad]}")
     scores = np.full(documents.shape, -np.inf, np.float32)
-    scores[rows, columns] = answer
+    scores[rows, columns] = values
     return scores
 
 
 def load_cross_encoder(model: str) -> Predict:
+    """Load a cross-encoder, named as in `cross_encoder_scores`, and return its `predict` function.
+
+    Raises:
+        MissingDependencyError: sentence-transformers is not installed. UsageError: the model cannot be loaded.
+    """
     if model.startswith("module:"):
         from hardneg.encoders.factory import call_factory
 
-        made = call_factory(model.removeprefix("module:"))
-        predict = getattr(made, "predict", None)
+        scorer = call_factory(model.removeprefix("module:"))
+        predict = getattr(scorer, "predict", None)
         if not callable(predict):
-            raise UsageError(f"{model}: the factory returned a {type(made).__name__} without predict(pairs)")
+            raise UsageError(f"{model}: the factory returned a {type(scorer).__name__} without predict(pairs)")
         return lambda pairs: predict(pairs)
     try:
         from sentence_transformers import CrossEncoder as Model

@@ -1,4 +1,4 @@
-"""The versions and the machine that a run was made with."""
+"""Package versions and machine details that a run records."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hardneg.index.ivf import IVFIndex
 
 
 def environment(index: Index) -> dict[str, Any]:
+    """The entry `environment` of `run.json`: versions, machine, and the threads, kernel and device of the index."""
     names = ("torch", "faiss-cpu", "numpy", "scikit-learn", "pyarrow")
     return {
         "python": platform.python_version(),
@@ -29,6 +30,7 @@ def environment(index: Index) -> dict[str, Any]:
 
 
 def package_version(package: str) -> str | None:
+    """The installed version of a package; None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Vectors of guide models, made at their first use and kept."""
+"""Embeddings of guide models, computed at first use and then reused."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from hardneg.mining.inputs import Resources
 def guide_embedder(
     pairs: Pairs, folder: Path, resources: Resources, *, seed: int = 0, precision: str = "float16"
 ) -> Callable[[str], tuple[Any, VectorStore]]:
-    """A function that gives (query vectors, document vectors) of the guide model that a spec names.
+    """Return a function that maps the spec of a guide model to its (query vectors, document vectors).
 
     Args:
         pairs: the dataset.
-        folder: of the run, where the vectors are kept unless `resources` names a cache.
-        resources: what encodes.
-        seed: of models that have no saved weights.
-        precision: number format of the vectors.
+        folder: the run folder, where the vectors are stored unless `resources` names a cache.
+        resources: batch size, device, cache and progress for encoding.
+        seed: random seed for encoders without saved weights.
+        precision: number format of the stored vectors.
     """
-    made: dict[str, tuple[Any, VectorStore]] = {}
+    by_spec: dict[str, tuple[Any, VectorStore]] = {}
 
     def vectors_of(spec: str) -> tuple[Any, VectorStore]:
-        if spec not in made:
+        if spec not in by_spec:
             guide = resources.encoder(spec, seed)
             fit(guide, pairs, resources.progress)
             queries, documents, _ = embed(
                 guide, pairs, resources.embeddings(folder), query_prompt="", document_prompt="", precision=precision,
                 progress=resources.progress, label="guide ",
             )  # fmt: skip
-            made[spec] = queries, VectorStore(documents, "cosine")
-        return made[spec]
+            by_spec[spec] = queries, VectorStore(documents, "cosine")
+        return by_spec[spec]
 
     return vectors_of

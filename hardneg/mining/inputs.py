@@ -1,4 +1,4 @@
-"""What a mining pass works on: the dataset, its vectors, and fingerprints of both."""
+"""Inputs of a mining pass: the dataset, its vectors, and the fingerprints of both."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ from hardneg.storage.files import read_json, sha256_file, write_json
 
 @dataclass
 class Inputs:
-    """What a pass works on.
+    """Inputs of a mining pass.
 
     Attributes:
         pairs: the dataset.
-        query_vectors: `[n, d]`, document_vectors: `[N, d]`, in the order of its rows.
-        fingerprints: of the dataset, the encoder and the vectors: what identifies the pass.
+        query_vectors: `[n, d]`, one row per query of the dataset, in its order.
+        document_vectors: `[N, d]`, one row per document of the dataset, in its order.
+        fingerprints: fingerprints of the dataset, the encoder and the vectors, by name. They identify the pass.
     """
 
     pairs: Pairs
@@ -39,7 +40,7 @@ class Inputs:
 
 
 class Clock:
-    """Seconds by stage."""
+    """Measures the seconds spent in each stage."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -54,14 +55,14 @@ class Clock:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a pass is carried out with. Nothing here changes its result.
+    """Settings that affect how a pass runs, but not its result.
 
     Attributes:
-        batch_size: texts that an encoder takes at once.
-        device: of encoders; None: what torch finds.
-        cache: folder for embeddings, to share them between runs; None: inside the run.
-        progress: told of the stages.
-        clock: takes their times.
+        batch_size: number of texts that an encoder processes at once.
+        device: device of the encoders; None: the one that torch finds.
+        cache: folder for embeddings that several runs share; None: keep them inside the run.
+        progress: callback that reports the progress of each stage.
+        clock: measures the time of each stage.
     """
 
     batch_size: int = 32
@@ -71,11 +72,11 @@ class Resources:
     clock: Clock = field(default_factory=Clock)
 
     def embeddings(self, folder: Path) -> Path:
-        """Where the embeddings of a run in `folder` stand."""
+        """Return the folder with the embeddings of the run in `folder`."""
         return Path(self.cache) if self.cache is not None else folder / "embeddings"
 
     def encoder(self, spec: str, seed: int) -> Encoder:
-        """The encoder that `spec` names."""
+        """Make the encoder that `spec` names."""
         return make_encoder(spec, seed=seed, device=self.device, batch_size=self.batch_size)
 
 
@@ -87,38 +88,45 @@ def open_inputs(
     encoder: Encoder | None,
     resources: Resources,
 ) -> Inputs:
-    """Read the dataset, and open its vectors or encode it; arguments as of `mine`."""
+    """Read the dataset, then open its vectors or encode it. The arguments are those of `mine`."""
     if isinstance(source, Pairs):
         pairs = source
         if not (folder / "source" / "dataset.json").exists():
-            save_pairs(pairs, folder / "source")  # a run stands alone: it can be exported and selected from
+            save_pairs(pairs, folder / "source")  # so that the run can be exported and selected from
     else:
         pairs = _read(str(source), folder, options, resources.progress)
     release()
     resources.clock.lap("read")
-    prints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
+    fingerprints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
     names = "query vectors", "corpus vectors"
     if options.query_embeddings is not None and options.corpus_embeddings is not None:
         names = options.query_embeddings, options.corpus_embeddings
         vectors = open_vectors(names[0]), open_vectors(names[1])
-        prints["query_embeddings"], prints["corpus_embeddings"] = (sha256_file(Path(name)) for name in names)
+        fingerprints["query_embeddings"], fingerprints["corpus_embeddings"] = (
+            sha256_file(Path(name)) for name in names
+        )
     if vectors is not None:
         queries = aligned(vectors[0], pairs.query_rows, pairs.source_query_rows, names[0], "queries")
         documents = aligned(vectors[1], pairs.document_rows, pairs.source_document_rows, names[1], "documents")
-        prints["encoder"] = None
+        fingerprints["encoder"] = None
         resources.clock.lap("embeddings")
-        return Inputs(pairs, queries, documents, prints)
+        return Inputs(pairs, queries, documents, fingerprints)
     return _encoded(
-        pairs, folder, options, encoder or resources.encoder(options.encoder, options.seed), resources, prints
+        pairs, folder, options, encoder or resources.encoder(options.encoder, options.seed), resources, fingerprints
     )
 
 
 def _encoded(
-    pairs: Pairs, folder: Path, options: MineOptions, encoder: Encoder, resources: Resources, prints: dict[str, Any]
+    pairs: Pairs,
+    folder: Path,
+    options: MineOptions,
+    encoder: Encoder,
+    resources: Resources,
+    fingerprints: dict[str, Any],
 ) -> Inputs:
-    """The inputs with vectors of `encoder`, and their fingerprints added to `prints`."""
+    """Encode the dataset, and add the fingerprints of the encoder and its vectors to `fingerprints`."""
     fit(encoder, pairs, resources.progress)
-    prints["encoder"] = encoder.fingerprint()
+    fingerprints["encoder"] = encoder.fingerprint()
     resources.clock.lap("encoder")
     queries, documents, keys = embed(
         encoder,
@@ -129,9 +137,9 @@ def _encoded(
         precision=options.precision,
         progress=resources.progress,
     )
-    prints["query_vectors"], prints["document_vectors"] = keys
+    fingerprints["query_vectors"], fingerprints["document_vectors"] = keys
     resources.clock.lap("encode")
-    return Inputs(pairs, queries, documents, prints)
+    return Inputs(pairs, queries, documents, fingerprints)
 
 
 def _read(source: str, folder: Path, options: MineOptions, progress: Progress) -> Pairs:
@@ -145,7 +153,7 @@ def _read(source: str, folder: Path, options: MineOptions, progress: Progress) -
 
 
 def check_config(folder: Path, options: MineOptions) -> None:
-    """RunError if the unfinished run in `folder` was started with other options; else they are written down."""
+    """Raise RunError if the unfinished run in `folder` has other options; record the options of a new run."""
     path = folder / "progress" / "config.json"
     if path.exists():
         same_config(read_json(path), options.to_json(), folder)
@@ -154,15 +162,17 @@ def check_config(folder: Path, options: MineOptions) -> None:
 
 
 def same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """RunError that names the options which differ."""
+    """Raise RunError if any option differs; the message names those that do."""
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
-        said = "; ".join(f"{name}: {before.get(name)!r} before, {now[name]!r} now" for name in changed)
-        raise RunError(f"{folder} was started with other options ({said}): resume with the same, or use --overwrite")
+        differences = "; ".join(f"{name}: {before.get(name)!r} before, {now[name]!r} now" for name in changed)
+        raise RunError(
+            f"{folder} was started with other options ({differences}): resume with the same options, or use --overwrite"
+        )
 
 
 def check_inputs(folder: Path, inputs: Inputs) -> None:
-    """RunError if the unfinished run in `folder` was started with other inputs; else they are written down."""
+    """Raise RunError if the unfinished run in `folder` has other inputs; record the inputs of a new run."""
     path = folder / "progress" / "inputs.json"
     if not path.exists():
         write_json(path, inputs.fingerprints)

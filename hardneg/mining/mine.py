@@ -1,4 +1,4 @@
-"""The mining pass: from a dataset to a run folder."""
+"""The mining pass turns a dataset into a run folder."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ def mine(
     """Mine hard negatives and write a run folder.
 
     Args:
-        source: anything that `read_pairs` takes, or a dataset that was read already.
+        source: anything that `read_pairs` takes, or a dataset in memory.
         out: the run folder.
-        options: everything that decides the result.
+        options: the options that decide the result; None: the defaults.
         vectors: (queries `[n, d]`, documents `[N, d]`), float16 or float32, instead of files or an encoder.
-        encoder: a loaded encoder, instead of the one that the options name.
+        encoder: a loaded encoder, used instead of the one that the options name.
         resume: continue an interrupted run; its final bytes are those of an uninterrupted one.
         overwrite: replace the run in `out`.
         force: use a posterior even if it was learned with another encoder.
-        threads, batch_size, device: decide the speed, not the result (a model may round differently by batch size).
-        cache: folder for embeddings, to share them between runs; by default they are kept inside the run.
-        progress: called with the stages.
-        command: kept in run.json.
+        threads, batch_size, device: these affect speed, not the result (but a model may round differently by batch size).
+        cache: folder for embeddings, to share them between runs; None: keep them inside the run.
+        progress: callback that reports the progress of each stage.
+        command: the command line, recorded in run.json.
 
     Raises:
         UsageError, DataError, RunError: see their messages. If every candidate was rejected, the run is written completely
@@ -84,7 +84,7 @@ def mine(
             check_inputs(folder, inputs)
             return _mine(folder, inputs, options, chain, resources, command)
         except (DataError, UsageError, RunError):
-            # Bad input was found before anything of value was made: leave no half-made folder behind.
+            # Bad input was found before any lasting work was done: do not leave a partial folder behind.
             if not resume and not any((folder / name).exists() for name in ("run.json", "embeddings", "candidates")):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
@@ -94,9 +94,8 @@ def _finished_run(folder: Path, options: MineOptions) -> Run:
     """The finished run in this folder; RunError if it was mined with other options."""
     run = Run(folder)
     same_config(run.info["config"], options.to_json(), folder)
-    shutil.rmtree(
-        folder / "progress", ignore_errors=True
-    )  # left if the process was killed between the last write and the clean-up
+    # `progress` is still there if the process was killed between the last write and the clean-up.
+    shutil.rmtree(folder / "progress", ignore_errors=True)
     return run
 
 
@@ -122,9 +121,9 @@ def _mine(
     """Build the index, mine every part, and write the run."""
     pairs, clock = inputs.pairs, resources.clock
     depth, max_depth = resolve_depth(options, len(pairs.document_ids))
-    built = resources.progress("index", 1)
+    advance = resources.progress("index", 1)
     index, recall = _index(inputs, options, depth)
-    built(1)
+    advance(1)
     miner = Miner(
         pairs,
         inputs.query_vectors,
@@ -166,24 +165,24 @@ def _mine(
 
 
 def _mine_parts(miner: Miner, writer: PartWriter, resources: Resources) -> None:
-    """Mine and write all parts that are not there yet.
+    """Mine and write all parts that are not on disk yet.
 
-    One part is written while the next is searched: a search leaves a worker idle at its end, and writing needs one.
+    One part is written while the next is searched: writing needs one worker, and a search leaves one idle at its end.
     """
     pairs, clock = miner.pairs, resources.clock
-    searched, written = (resources.progress(stage, len(pairs)) for stage in ("search", "write"))
+    advance_search, advance_write = (resources.progress(stage, len(pairs)) for stage in ("search", "write"))
     with ThreadPoolExecutor(1) as background:
         writing: Future[None] | None = None
         for part in range(writer.parts):
             start, stop = writer.span(part)
             if writer.finished(part):
-                searched(stop - start)
-                written(stop - start)
+                advance_search(stop - start)
+                advance_write(stop - start)
                 continue
-            judged = miner.mine(start, stop, _queries_done(searched, len(pairs.document_ids)))
+            judged = miner.mine(start, stop, _queries_done(advance_search, len(pairs.document_ids)))
             if writing is not None:
                 writing.result()
-            writing = background.submit(_write, writer, part, judged, written)
+            writing = background.submit(_write, writer, part, judged, advance_write)
             del judged
         clock.lap("search")
         if writing is not None:
@@ -192,6 +191,7 @@ def _mine_parts(miner: Miner, writer: PartWriter, resources: Resources) -> None:
 
 
 def _index(inputs: Inputs, options: MineOptions, depth: int) -> tuple[Index, Recall]:
+    """Build the index and measure its recall; DataError if the vectors do not fit together."""
     queries, documents = inputs.query_vectors, inputs.document_vectors
     if queries.shape[1] != documents.shape[1]:
         raise DataError(
@@ -206,6 +206,7 @@ def _index(inputs: Inputs, options: MineOptions, depth: int) -> tuple[Index, Rec
 
 
 def _missed(recall: Recall) -> list[str]:
+    """A warning for `run.json` if the index misses its target recall."""
     if recall.reached:
         return []
     return [
@@ -215,13 +216,14 @@ def _missed(recall: Recall) -> list[str]:
 
 
 def _write(writer: PartWriter, part: int, judged: Judged, advance: Callable[[int], None]) -> None:
+    """Write one part, free its memory, and report the progress."""
     writer.write(part, judged)
     release()
     advance(len(judged.verdicts))
 
 
 def _queries_done(advance: Callable[[int], None], documents: int) -> Callable[[int], None]:
-    """Turn (query, document) pairs done into queries done, so that the bar moves within a part."""
+    """Convert counts of scored (query, document) pairs to counts of queries, so that the progress moves within a part."""
     done = [0, 0]
 
     def count(pairs: int) -> None:
@@ -234,12 +236,13 @@ def _queries_done(advance: Callable[[int], None], documents: int) -> Callable[[i
 
 
 def _all_rejected(folder: Path, verdicts: dict[str, int]) -> str:
+    """The message for a run without any negative."""
     rejected = {name: n for name, n in verdicts.items() if name != "kept" and n}
     if not rejected:
         return f"no query has a candidate that could be a negative; the run with all candidates is in {folder}"
-    worst = max(rejected, key=lambda name: rejected[name])
+    strictest = max(rejected, key=lambda name: rejected[name])
     return (
-        f"all candidates were rejected, most of them ({rejected[worst]:,} of {sum(verdicts.values()):,}) by the filter "
-        f"{worst!r}: loosen it, or raise --depth. The run with every verdict is in {folder}; "
+        f"all candidates were rejected, most of them ({rejected[strictest]:,} of {sum(verdicts.values()):,}) by the filter "
+        f"{strictest!r}: loosen it, or raise --depth. The run with every verdict is in {folder}; "
         f"'hardneg select' filters it again without a new search"
     )

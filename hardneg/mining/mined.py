@@ -1,4 +1,4 @@
-"""Mined candidates in memory, ready to be drawn from: those of a run, or of a generation built while training."""
+"""Mined candidates in memory, from which a training draws negatives: those of a run, or of a refreshed index."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.storage.arrays import Float, Mask, members
 
-_ROWS = 4096  # queries that are filtered at once
+_ROWS = 4096  # queries filtered at once
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Mined:
     """Candidates of every query of a dataset, and which of them may be negatives.
 
     Attributes:
-        documents: int32 `[n, K]`, rows of the corpus, nearest first; -1 where there are fewer.
-        scores: float32 `[n, K]`; -inf where there is none.
-        positive_scores: float32 `[n]`, the lowest positive's; NaN without one.
-        kept: bool `[n, K]`.
+        documents: int32 `[n, K]`, rows of the corpus, nearest first; -1 where a query has fewer than K.
+        scores: float32 `[n, K]`, higher is nearer; -inf where there is no document.
+        positive_scores: float32 `[n]`, the lowest score of a query's positives; NaN without positives.
+        kept: bool `[n, K]`, True where the candidate may be a negative.
     """
 
     documents: NDArray[np.int32]
@@ -37,7 +37,7 @@ class Mined:
 
     @classmethod
     def of_run(cls, run: Run) -> Mined:
-        """What a run kept: all kept candidates, not only its negatives, so that every epoch can draw others."""
+        """The candidates of a run: all of them, not only its negatives, so that every epoch can draw others."""
         parts = list(Reopened(run))
         width = max((part.kept.shape[1] for part in parts), default=0)
 
@@ -56,22 +56,26 @@ class Mined:
         cls, neighbors: Neighbors, ids: NDArray[np.int64], pairs: Pairs, context: Context | None = None,
         chain: Chain | None = None,
     ) -> Mined:  # fmt: skip
-        """What a generation found for the queries of `pairs` (`generation.neighbors`, `generation.ids`).
+        """The candidates that a generation of a refreshed index found for the queries of `pairs`.
 
         Args:
-            neighbors: of every query.
-            ids: int64, the document (row of the corpus) of each row of the generation.
+            neighbors: the neighbors of every query (`generation.neighbors`).
+            ids: int64, the document (row of the corpus) of each row of the generation (`generation.ids`).
             pairs: the dataset; its known positives are never kept.
-            context, chain: filters, and what they look at; None: only known positives are rejected.
+            context: what filters can use besides the candidates; needed if there is a chain.
+            chain: the filters; None: reject only known positives.
+
+        Raises:
+            UsageError: the neighbors are of another number of queries, or a chain comes without a context.
         """
         if len(neighbors.documents) != len(pairs):
             raise UsageError(f"neighbors of {len(neighbors.documents):,} queries for a dataset of {len(pairs):,}")
-        found = neighbors.documents
-        documents = np.where(found >= 0, ids[found], -1).astype(np.int32)
+        rows = neighbors.documents
+        documents = np.where(rows >= 0, ids[rows], -1).astype(np.int32)
         real = documents >= 0
         positives = pairs.positives.padded()
         lowest = np.full(len(pairs), np.nan, np.float32)
-        # The score of a positive that was found is here; one that was not found scores below the last candidate.
+        # A positive among the neighbors has its score there. Any other scores below the last neighbor: use that score.
         for j in range(positives.shape[1]):
             match = (documents == positives[:, j, None]) & (positives[:, j, None] >= 0)
             score = np.where(match.any(1), np.take_along_axis(neighbors.scores, match.argmax(1)[:, None], 1)[:, 0],
@@ -82,11 +86,11 @@ class Mined:
         if chain is None:
             return mined
         if context is None:
-            raise UsageError("filters need a context to look at")
+            raise UsageError("filters need a context: give Context(...)")
         return mined.filtered(chain, context)
 
     def filtered(self, chain: Chain, context: Context) -> Mined:
-        """The same candidates, without those that the chain rejects."""
+        """The same candidates; those that the chain rejects are no longer kept."""
         kept = self.kept.copy()
         for start in range(0, len(kept), _ROWS):
             rows = np.arange(start, min(start + _ROWS, len(kept)))

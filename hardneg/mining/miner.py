@@ -1,4 +1,4 @@
-"""The miner: search, filter and sample one block of queries at a time, all as arrays."""
+"""The miner searches, filters and samples one block of queries at a time, all as arrays."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from hardneg.mining.filters.base import Chain, lowest_scores
 from hardneg.mining.samplers import Sampler, draw, query_keys
 from hardneg.storage.arrays import Float
 
-_BLOCK = 4096  # queries judged at once
-_AHEAD = 1 << 16  # queries searched at once, by an index for which a few cost nearly as much
+_BLOCK = 4096  # queries filtered at once
+_AHEAD = 1 << 16  # queries searched at once by an index for which a few queries cost nearly as much as many
 
 
 @dataclass(frozen=True)
@@ -28,12 +28,12 @@ class Judged:
     """Candidates of a block of queries, the verdict on each, and the negatives among them.
 
     Attributes:
-        candidates: of n queries, up to K documents each.
+        candidates: the candidates of n queries, up to K documents each.
         verdicts: uint8 `[n, K]`: 0 = kept, else the number of the filter that rejected it.
-        chosen: int64 `[n, negatives]`, columns of the candidates that became negatives; -1 where there is none.
+        chosen: int64 `[n, negatives]`, columns of the candidates that became negatives; -1 where a query has fewer.
         all_positive_scores: float32 `[n, p]`, scores of all positives; -inf where there is none.
         widened: number of queries that were searched deeper than the others.
-        false_probability: float32 `[n, negatives]`, P(relevant) of the chosen ones; None without a posterior.
+        false_probability: float32 `[n, negatives]`, P(relevant) of the chosen candidates; None without a posterior.
     """
 
     candidates: Candidates
@@ -45,9 +45,9 @@ class Judged:
 
     @classmethod
     def joined(cls, blocks: Sequence[Judged]) -> Judged:
-        """Blocks one after the other, padded to the widest."""
+        """Concatenate blocks, padded to the widest."""
         parts = [block.candidates for block in blocks]
-        known = [block.false_probability for block in blocks if block.false_probability is not None]
+        probabilities = [block.false_probability for block in blocks if block.false_probability is not None]
         candidates = Candidates(
             np.concatenate([part.queries for part in parts]),
             _stacked([part.documents for part in parts], -1),
@@ -62,11 +62,12 @@ class Judged:
             np.concatenate([block.chosen for block in blocks]),
             _stacked([block.all_positive_scores for block in blocks], -np.inf),
             sum(block.widened for block in blocks),
-            None if not known else np.concatenate(known),
+            None if not probabilities else np.concatenate(probabilities),
         )
 
 
 def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
+    """Concatenate tables of different widths, padded with `fill` to the widest."""
     if len(tables) == 1:
         return tables[0]
     width = max(table.shape[1] for table in tables)
@@ -79,14 +80,14 @@ def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
 
 
 def _nearest(index: Index, vectors: Any) -> NDArray[np.int32]:
-    """The first few documents of every query, by a search of its own, for filters that look across queries.
+    """Search the first few documents of every query, for filters that compare queries with each other.
 
     This is not a method of the miner: its context would then hold the miner, and the index would outlive the pass.
     """
     few = min(NEAREST_FOUND, index.size)
     blocks = range(0, len(vectors), _AHEAD)
-    found = [index.search(np.asarray(vectors[at : at + _AHEAD], np.float32), few) for at in blocks]
-    return np.concatenate([each.documents for each in found])
+    results = [index.search(np.asarray(vectors[at : at + _AHEAD], np.float32), few) for at in blocks]
+    return np.concatenate([each.documents for each in results])
 
 
 def choose_negatives(
@@ -96,15 +97,15 @@ def choose_negatives(
     """Draw negatives among the candidates that were kept.
 
     Args:
-        chain: the filters; the last one that gives a probability says how likely the negatives are relevant.
-        sampler: draws the negatives.
-        context: what filters may look at.
-        candidates: of n queries.
+        chain: the filters; the last one that estimates P(relevant) does so for the negatives.
+        sampler: the sampler that draws the negatives.
+        context: what filters can use besides the candidates.
+        candidates: the candidates of n queries.
         verdicts: uint8 `[n, K]`, see `Judged`.
         all_positive: float32 `[n, p]`, scores of all positives.
-        negatives: how many for each query.
-        seed: of the draw.
-        keys: uint64, one for each query of the dataset, see `query_keys`.
+        negatives: number of negatives for each query.
+        seed: seed of the sampler.
+        keys: uint64, a hash of the id of each query of the dataset, see `query_keys`.
         widened: number of queries that were searched deeper.
     """
     kept = (verdicts == 0) & candidates.real
@@ -118,15 +119,15 @@ class Miner:
 
     Args:
         pairs: the dataset.
-        vectors: float `[n, d]` of its queries: an array, or anything that is read by rows like one.
-        index: over its documents.
+        vectors: float `[n, d]`, the embeddings of its queries: an array, or an object that gives rows like one.
+        index: the index of its documents.
         chain: the filters.
-        sampler: draws negatives among the kept candidates.
-        depth: candidates for each query.
+        sampler: the sampler that draws negatives among the kept candidates.
+        depth: number of candidates for each query.
         max_depth: how deep to search for a query with fewer kept candidates than `negatives`.
-        negatives: wanted for each query.
-        seed: of the sampler.
-        embed: returns (query vectors, document vectors) of a guide model.
+        negatives: number of negatives for each query.
+        seed: seed of the sampler.
+        embed: function that returns (query vectors, document vectors) of a guide model.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Miner:
         self._ahead_start = 0
 
     def mine(self, start: int, stop: int, progress: Callable[[int], None] | None = None) -> Judged:
-        """Negatives of the queries in rows `start` to `stop`; `progress` as in `ExactIndex.search`."""
+        """Mine the queries in rows `start` to `stop`; `progress` is used as in `ExactIndex.search`."""
         blocks = []
         for at in range(start, stop, _BLOCK):
             blocks.append(self._mine(at, min(at + _BLOCK, stop), progress))
@@ -160,18 +161,22 @@ class Miner:
         return Judged.joined(blocks)
 
     def _search(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Neighbors:
-        """Neighbors of these queries. An index that reads all documents for any number of queries is asked for many at once."""
+        """The neighbors of these queries.
+
+        An index that reads all documents at every search (see `Index.resident`) searches many queries ahead at once.
+        """
         if self.index.resident:
             return self.index.search(np.asarray(self.vectors[start:stop], np.float32), self.depth, progress)
         at = start - self._ahead_start
         if not 0 <= at <= at + stop - start <= len(self._ahead.scores):
-            many = self.vectors[start : max(stop, start + _AHEAD)]
-            self._ahead = self.index.search(np.asarray(many, np.float32), self.depth, progress)
+            ahead = self.vectors[start : max(stop, start + _AHEAD)]
+            self._ahead = self.index.search(np.asarray(ahead, np.float32), self.depth, progress)
             at, self._ahead_start = 0, start
         rows = slice(at, at + stop - start)
         return Neighbors(self._ahead.scores[rows], self._ahead.documents[rows])
 
     def _mine(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Judged:
+        """Search, filter and sample one block of queries."""
         queries = np.arange(start, stop)
         vectors = np.asarray(self.vectors[start:stop], np.float32)
         all_positive = self.index.pair_scores(vectors, self.pairs.positives.take(queries).padded())
@@ -186,7 +191,11 @@ class Miner:
         )  # fmt: skip
 
     def _widen(self, candidates: Candidates, verdicts: NDArray[np.uint8]) -> tuple[Candidates, NDArray[np.uint8], int]:
-        """Search four times deeper each round, only for the queries that have too few kept candidates."""
+        """Search deeper for the queries that have too few kept candidates, four times as deep in each round.
+
+        Returns:
+            (candidates; their verdicts; number of queries that were searched deeper).
+        """
         widened = np.zeros(len(verdicts), bool)
         searched = self.depth
         while searched < self.max_depth:
@@ -228,7 +237,7 @@ def _merge(
     deeper: Candidates,
     judged: NDArray[np.uint8],
 ) -> tuple[Candidates, NDArray[np.uint8]]:
-    """The deeper candidates in the place of those rows; the other rows are padded."""
+    """Replace these rows by the deeper candidates, and pad the other rows to their width."""
     extra = ((0, 0), (0, deeper.documents.shape[1] - candidates.documents.shape[1]))
     documents = np.pad(candidates.documents, extra, constant_values=-1)
     scores = np.pad(candidates.scores, extra, constant_values=-np.inf)

@@ -19,24 +19,25 @@ from hardneg.storage.vectors import PRECISIONS
 
 @dataclass(frozen=True, kw_only=True)
 class MineOptions:
-    """Everything that decides the result of a mining pass.
+    """All options that decide the result of a mining pass.
 
     Attributes:
         encoder: `hashed`, `st:NAME_OR_PATH` or `module:PKG.MOD:FACTORY`; not used if embeddings are given.
         query_embeddings, corpus_embeddings: `.npy` files of vectors, in the order of the source's rows.
-        index: `auto` (by the sizes), `exact`, `ivf` or `hnsw`; or an index, or a function that makes one (see `Index`).
-        recall: share of the nearest documents that an approximate index should find; what it really finds is measured.
+        index: `exact`, `ivf`, `hnsw`, or `auto`, which decides by size; or an index, or a function that makes one
+            (see `Index`).
+        recall: share of the nearest documents that an approximate index should find; the share it does find is measured.
         index_device: where an exact index searches: `cpu`, or `cuda`, whose scores differ by rounding.
         metric: `cosine`, `ip` or `l2`.
-        depth: candidates for each query; None: 100, or the whole corpus if it is smaller.
+        depth: number of candidates for each query; None: 100, or the whole corpus if it is smaller.
         max_depth: how deep to search for a query that filters leave with fewer than `negatives`; None: 4 * depth.
-        negatives: wanted for each query.
+        negatives: number of negatives for each query.
         filters: specs or `Filter` objects, applied in order after `known` and the default filters.
-        default_filters: whether `empty` and `duplicate:text` are used.
-        sampler: its spec, or an object with `log_weights(candidates)`.
-        seed: of everything random.
+        default_filters: whether to use `empty` and `duplicate:text`.
+        sampler: a spec, or an object with `log_weights(candidates)`.
+        seed: seed of all random choices.
         query_prompt, document_prompt: text that is put before each query and each document.
-        precision: number format of stored vectors.
+        precision: number format of stored vectors, `float16` or `float32`.
         read: how to read the source.
     """
 
@@ -60,7 +61,7 @@ class MineOptions:
     read: ReadOptions = field(default_factory=ReadOptions)
 
     def validate(self) -> None:
-        """Raise UsageError for everything that can be known to be wrong before any work starts."""
+        """Raise UsageError for mistakes that can be found before any work starts."""
         parse_filters(self.filters, self.default_filters)
         parse_sampler(self.sampler)
         for name, value, known in (
@@ -77,7 +78,7 @@ class MineOptions:
         depth = 100 if self.depth is None else self.depth
         if self.negatives > depth:
             raise UsageError(
-                f"{self.negatives} negatives a query cannot come from {depth} candidates: raise --depth to {self.negatives} or more"
+                f"{self.negatives} negatives per query cannot come from {depth} candidates: raise --depth to {self.negatives} or more"
             )
         if self.max_depth is not None and self.max_depth < depth:
             raise UsageError(f"max depth {self.max_depth} is below the depth {depth}")
@@ -87,7 +88,7 @@ class MineOptions:
             raise UsageError(f"the seed {self.seed} must be 0 to 2^63 - 1")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; filters, samplers and indexes that are objects are written by `spec_of`."""
+        """The options as plain values. `spec_of` writes filters, samplers and indexes that are objects as text."""
         value = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         value |= {"filters": [spec_of(each) for each in self.filters]}
         value |= {name: spec_of(getattr(self, name)) for name in ("sampler", "index")}
@@ -98,7 +99,14 @@ class MineOptions:
 
 
 def resolve_depth(options: MineOptions, documents: int) -> tuple[int, int]:
-    """(depth, max depth) for a corpus of this size."""
+    """(depth, max depth) for a corpus of this many documents.
+
+    Raises:
+        DataError: the options ask for more candidates than there are documents.
+
+    >>> resolve_depth(MineOptions(depth=50), documents=1000)
+    (50, 200)
+    """
     if options.depth is not None and options.depth > documents:
         raise DataError(
             f"depth {options.depth} is more than the {documents:,} documents of the corpus: use --depth {documents} or less"

@@ -1,4 +1,4 @@
-"""A finished run as arrays again, part by part."""
+"""Reopen a finished run: read its candidates back into arrays, part by part."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from hardneg.storage.vectors import EmbeddingStore
 
 @dataclass(frozen=True)
 class Part:
-    """One part of a run.
+    """One part of a run: a block of queries and their candidates.
 
     Attributes:
-        number: of the part.
-        candidates: as the search found them, without the queries' vectors.
+        number: position of the part in the run, from 0.
+        candidates: the candidates that the search found, without the query vectors.
         all_positive_scores: float32 `[n, p]`, scores of all positives; -inf where there is none.
-        kept: bool `[n, K]`, what no filter rejected.
-        rejected_by_posterior: bool `[n, K]`, what a posterior rejected after every filter before it had kept it.
+        kept: bool `[n, K]`, True where no filter rejected the candidate.
+        rejected_by_posterior: bool `[n, K]`, True where a posterior was the first filter to reject the candidate.
     """
 
     number: int
@@ -49,14 +49,14 @@ class Part:
 
 
 class Reopened:
-    """The candidates of a finished run, to be filtered, judged or learned from again.
+    """A finished run whose candidates can be filtered, judged or learned from again. Iterating over it gives its parts.
 
     Args:
         run: a finished run.
-        embeddings: folder in which vectors of guide models are kept.
-        pairs: its dataset, if it was read already.
-        batch_size, device: of guide models.
-        progress: called with the stages.
+        embeddings: folder whose subfolder `embeddings` stores the vectors of guide models; None: the run folder.
+        pairs: the dataset of the run, if it is already in memory; None: read it from the run.
+        batch_size, device: settings for encoding with guide models.
+        progress: callback that reports the progress of encoding with guide models.
     """
 
     def __init__(
@@ -85,29 +85,31 @@ class Reopened:
 
     @property
     def parts(self) -> int:
+        """Number of parts."""
         return len(self.run.candidate_files())
 
     def __iter__(self) -> Iterator[Part]:
         return map(self.part, range(self.parts))
 
     def part(self, number: int) -> Part:
+        """Read the part at position `number`; RunError if its file does not fit the dataset."""
         path = self.run.candidate_files()[number]
         start, stop = number * PART_ROWS, min((number + 1) * PART_ROWS, len(self.pairs))
-        rows, place, table = _table(path, self.pairs, start, stop, ["document_id", "score", "verdict"])
-        shape = (stop - start, int(place.max(initial=-1)) + 1)
-        found = np.full(shape, -1, np.int32)
+        rows, columns, table = _table(path, self.pairs, start, stop, ["document_id", "score", "verdict"])
+        shape = (stop - start, int(columns.max(initial=-1)) + 1)
+        documents = np.full(shape, -1, np.int32)
         scores = np.full(shape, -np.inf, np.float32)
         kept, rejected = np.zeros(shape, bool), np.zeros(shape, bool)
-        found[rows, place] = _places(table["document_id"], self.pairs.document_ids, path)
-        scores[rows, place] = values_of(table["score"])
-        kept[rows, place] = pc.equal(table["verdict"], KEPT).to_numpy()
-        rejected[rows, place] = pc.starts_with(table["verdict"], "posterior").to_numpy()
-        part = self._positive_scores.take(np.arange(start, stop))
-        width = int(part.lengths.max(initial=0))
+        documents[rows, columns] = _positions(table["document_id"], self.pairs.document_ids, path)
+        scores[rows, columns] = values_of(table["score"])
+        kept[rows, columns] = pc.equal(table["verdict"], KEPT).to_numpy()
+        rejected[rows, columns] = pc.starts_with(table["verdict"], "posterior").to_numpy()
+        positives = self._positive_scores.take(np.arange(start, stop))
+        width = int(positives.lengths.max(initial=0))
         all_positive = np.full((stop - start, width), -np.inf, np.float32)
-        all_positive[np.arange(width) < part.lengths[:, None]] = part.values
+        all_positive[np.arange(width) < positives.lengths[:, None]] = positives.values
         empty = np.empty((stop - start, 0), np.float32)
-        candidates = Candidates(np.arange(start, stop), found, scores, lowest_scores(all_positive), empty)
+        candidates = Candidates(np.arange(start, stop), documents, scores, lowest_scores(all_positive), empty)
         return Part(number, candidates, all_positive, kept, rejected)
 
     @cached_property
@@ -120,67 +122,79 @@ class Reopened:
         nearest = np.full((len(self.pairs), NEAREST_FOUND), -1, np.int32)
         for number, path in enumerate(self.run.candidate_files()):
             start, stop = number * PART_ROWS, min((number + 1) * PART_ROWS, len(self.pairs))
-            rows, place, table = _table(path, self.pairs, start, stop, ["document_id"])
-            few = place < NEAREST_FOUND
-            documents = table["document_id"].filter(pa.array(few))
-            nearest[start + rows[few], place[few]] = _places(documents, self.pairs.document_ids, path)
+            rows, columns, table = _table(path, self.pairs, start, stop, ["document_id"])
+            first = columns < NEAREST_FOUND
+            documents = table["document_id"].filter(pa.array(first))
+            nearest[start + rows[first], columns[first]] = _positions(documents, self.pairs.document_ids, path)
         return nearest
 
 
 def _table(
     path: Path, pairs: Pairs, start: int, stop: int, columns: list[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], pa.Table]:
-    """(query of each row, counted from `start`; place of each among the query's; the columns) of one part."""
+    """Read one part of a run.
+
+    Returns:
+        (int64, the query of each table row, counted from `start`; int64, the position of each table row among
+        the candidates of its query; the table with the given columns).
+
+    Raises:
+        RunError: the queries are unknown, or in another order than in the dataset.
+    """
     table = read_parquet(path, ["query_id", *columns])
-    rows = _places(table["query_id"], pairs.query_ids.slice(start, stop - start), path)
+    rows = _positions(table["query_id"], pairs.query_ids.slice(start, stop - start), path)
     if len(rows) and (np.diff(rows) < 0).any():
         raise RunError(f"{path}: the queries are not in the order of the dataset: the run is damaged")
     counts = np.bincount(rows, minlength=stop - start)
     return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts), table
 
 
-def _places(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> NDArray[np.int64]:
-    places = pc.index_in(column, value_set=ids)
-    if places.null_count:
-        first = column.filter(pc.is_null(places))[0].as_py()
+def _positions(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> NDArray[np.int64]:
+    """int64: the position of each id of `column` in `ids`; RunError if one is missing."""
+    positions = pc.index_in(column, value_set=ids)
+    if positions.null_count:
+        first = column.filter(pc.is_null(positions))[0].as_py()
         raise RunError(f"{path}: the id {first!r} is not in the run's dataset: the run is damaged")
-    return values_of(places).astype(np.int64)
+    return values_of(positions).astype(np.int64)
 
 
 def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
-    """The vectors `[n, d]` that a run was mined with, memory-mapped; None if it keeps none (mined with --cache).
+    """Open the vectors `[n, d]` that a run was mined with, memory-mapped.
 
     Args:
-        run: the run.
-        pairs: its dataset.
+        run: a finished run.
+        pairs: the dataset of the run.
         side: `queries` or `documents`.
 
+    Returns:
+        The vectors, or None if the run stores none because it was mined with `--cache`.
+
     Raises:
-        RunError: a file of vectors that the run was given is missing or has changed.
+        RunError: the run was mined with a file of vectors that is now missing or has changed.
     """
     config, fingerprints = run.info["config"], run.info["fingerprints"]
     option = "query_embeddings" if side == "queries" else "corpus_embeddings"
     if config[option] is not None:
         path = Path(config[option])
         if not path.exists() or sha256_file(path) != fingerprints[option]:
-            raise RunError(f"{path} is missing or has changed since the run was made: its vectors are needed")
+            raise RunError(f"{path} is missing or has changed since the run was mined: its vectors are needed")
         rows = (
             (pairs.query_rows, pairs.source_query_rows)
             if side == "queries"
             else (pairs.document_rows, pairs.source_document_rows)
         )
         return aligned(open_vectors(path), *rows, str(path), side)
-    wanted = fingerprints.get("query_vectors" if side == "queries" else "document_vectors")
+    key = fingerprints.get("query_vectors" if side == "queries" else "document_vectors")
     for manifest in sorted((run.folder / "embeddings").glob(f"{side}-*/manifest.json")):
         head = read_json(manifest)
         store = EmbeddingStore(manifest.parent, head["key"], head["rows"], head["dimension"], head["dtype"])
-        if head["key"] == wanted and store.complete:
+        if head["key"] == key and store.complete:
             return store.open()
     return None
 
 
 def _index_opener(run: Run, pairs: Pairs) -> Callable[[], VectorStore]:
-    """A function that opens the document vectors when a filter first needs them."""
+    """Return a function that opens the document vectors, so that they are read only if a filter needs them."""
 
     def open_index() -> VectorStore:
         vectors = open_run_vectors(run, pairs, "documents")

@@ -1,14 +1,14 @@
-"""The run folder: what a mining pass leaves on disk, written so that it can be interrupted at any moment.
+"""The run folder: the files that a mining pass writes. It can be interrupted at any moment and resumed.
 
-    run.json               what was done, with which inputs, and a SHA-256 of every file; written last
+    run.json               the options, inputs and results, and a SHA-256 of every file; written last
     negatives.parquet      one row for each query
     candidates/part-*      one row for each candidate, with its verdict
     source/                the dataset as it was read
-    embeddings/            the vectors, unless they were given
+    embeddings/            the vectors, unless they were given or cached elsewhere
     progress/              only while the run is unfinished: one record for each finished part
 
-A part is finished when its record exists. Records are written after their files, so a killed run loses only the part that it
-was working on.
+A part is finished when its record exists. A record is written after its files, so a run that is killed loses only the part
+that it was working on.
 """
 
 from __future__ import annotations
@@ -58,21 +58,31 @@ NEGATIVE_SCHEMA = pa.schema(
 
 @dataclass
 class Counts:
-    """What is counted while parts are written."""
+    """Counts of a run, summed over its parts.
+
+    Attributes:
+        queries: number of queries.
+        candidates: number of candidates of all queries.
+        widened: number of queries that were searched deeper.
+        without_positives: number of queries without a positive.
+        verdicts: number of candidates by verdict.
+        negatives: number of queries by their number of negatives.
+    """
 
     queries: int = 0
     candidates: int = 0
     widened: int = 0
     without_positives: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
-    negatives: Counter[int] = field(default_factory=Counter)  # number of negatives -> queries with so many
+    negatives: Counter[int] = field(default_factory=Counter)
 
     def add(self, other: Counts) -> None:
+        """Add the counts of another part."""
         self.queries += other.queries
         self.candidates += other.candidates
         self.widened += other.widened
         self.without_positives += other.without_positives
-        self.verdicts.update(other.verdicts)  # += would drop filters that rejected nothing
+        self.verdicts.update(other.verdicts)  # `+=` would drop filters that rejected nothing
         self.negatives.update(other.negatives)
 
     def to_json(self) -> dict[str, Any]:
@@ -98,11 +108,12 @@ class Counts:
 
 
 def is_run(folder: Path) -> bool:
+    """Whether the folder holds a run, finished or not."""
     return (folder / "run.json").exists() or (folder / "progress").is_dir()
 
 
 def prepare(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make `folder` ready to be written to.
+    """Make `folder` ready for a run to be written to it.
 
     Raises:
         RunError: it exists and neither `resume` nor `overwrite` is set, or it holds something that is not a run.
@@ -127,8 +138,8 @@ class PartWriter:
 
     Args:
         folder: the run folder.
-        pairs: the dataset, for the ids.
-        verdict_names: names of the verdict codes.
+        pairs: the dataset; its ids are written.
+        verdict_names: the name of each verdict code, as from `Chain.names`.
     """
 
     def __init__(self, folder: Path, pairs: Pairs, verdict_names: list[str]) -> None:
@@ -136,10 +147,11 @@ class PartWriter:
         self.parts = -(-len(pairs) // PART_ROWS)
 
     def span(self, part: int) -> tuple[int, int]:
+        """(start, stop): the rows of the queries in this part."""
         return part * PART_ROWS, min((part + 1) * PART_ROWS, len(self.pairs))
 
     def finished(self, part: int) -> bool:
-        """Whether this part is completely on disk."""
+        """Whether this part is on disk, complete and undamaged."""
         record = self.folder / "progress" / f"part-{part:05d}.json"
         if not record.exists():
             return False
@@ -149,6 +161,7 @@ class PartWriter:
         )
 
     def write(self, part: int, judged: Judged) -> None:
+        """Write the files of a part, then its record."""
         start, stop = self.span(part)
         names = f"candidates/part-{part:05d}.parquet", f"progress/negatives-{part:05d}.parquet"
         write_parquet(self.folder / names[0], [candidate_table(judged, self.pairs, self.verdict_names)])
@@ -159,7 +172,14 @@ class PartWriter:
         write_json(self.folder / "progress" / f"part-{part:05d}.json", record)
 
     def finish(self, head: dict[str, Any]) -> dict[str, Any]:
-        """Join the parts, write run.json, remove what was needed only on the way; returns the content of run.json."""
+        """Join the parts, write run.json, and remove `progress/`.
+
+        Args:
+            head: entries of run.json, besides those that this method adds.
+
+        Returns:
+            The content of run.json.
+        """
         counts = Counts()
         files: dict[str, str] = {}
         for part in range(self.parts):
@@ -187,22 +207,22 @@ class PartWriter:
 
 
 def write_parquet(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write tables of one schema, one after the other."""
+    """Write tables of one schema to one file, one after the other."""
     tables = iter(tables)
     first = next(tables)
     names = first.schema.names
-    scored = {"score": "BYTE_STREAM_SPLIT"} if "score" in names else None  # floats that never repeat
+    scored = {"score": "BYTE_STREAM_SPLIT"} if "score" in names else None  # scores hardly ever repeat
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(
             temporary,
             first.schema,
             compression="zstd",
-            store_schema=False,  # columns that are dictionaries here are plain strings for every reader
+            store_schema=False,  # so that readers see plain strings, not dictionaries
             use_dictionary=[name for name in names if scored is None or name not in scored],
             dictionary_pagesize_limit=1 << 26,
             column_encoding=scored,
-            write_statistics=["query_id"],  # minima and maxima of other columns help nobody, and cost half the time
+            write_statistics=["query_id"],  # those of other columns are of no use, and cost half the time
         ) as writer,
     ):
         for table in itertools.chain([first], tables):
@@ -210,20 +230,21 @@ def write_parquet(path: Path, tables: Iterable[pa.Table]) -> None:
 
 
 def candidate_table(judged: Judged, pairs: Pairs, verdict_names: list[str]) -> pa.Table:
+    """The candidates of a part in `CANDIDATE_SCHEMA`, with dictionaries for its string columns."""
     candidates = judged.candidates
     real = candidates.real
     counts = real.sum(1)
-    flat = candidates.documents[real]
-    # Only the documents of this part go into its dictionary; marking them is cheaper than sorting them.
+    rows = candidates.documents[real]
+    # The dictionary holds only the documents of this part. Marking them is cheaper than sorting them.
     marked = np.zeros(len(pairs.document_ids), bool)
-    marked[flat] = True
+    marked[rows] = True
     used = np.flatnonzero(marked)
     code = np.cumsum(marked, dtype=np.int32) - 1
     queries = pa.DictionaryArray.from_arrays(
         numbers(np.repeat(np.arange(len(counts), dtype=np.int32), counts)),
         pairs.query_ids.take(numbers(candidates.queries)),
     )
-    documents = pa.DictionaryArray.from_arrays(numbers(code[flat]), pairs.document_ids.take(numbers(used)))
+    documents = pa.DictionaryArray.from_arrays(numbers(code[rows]), pairs.document_ids.take(numbers(used)))
     verdicts = pa.DictionaryArray.from_arrays(numbers(judged.verdicts[real].astype(np.int8)), strings(verdict_names))
     ranks = np.broadcast_to(candidates.ranks, real.shape)[real]
     columns = [queries, documents, numbers(ranks), numbers(candidates.scores[real]), verdicts]
@@ -231,12 +252,13 @@ def candidate_table(judged: Judged, pairs: Pairs, verdict_names: list[str]) -> p
 
 
 def negative_table(judged: Judged, pairs: Pairs) -> pa.Table:
+    """The negatives of a part in `NEGATIVE_SCHEMA`."""
     candidates = judged.candidates
     positives = pairs.positives.take(candidates.queries)
-    here = judged.chosen >= 0
-    rows, _ = np.nonzero(here)
-    columns = judged.chosen[here]
-    counts = here.sum(1)
+    real = judged.chosen >= 0
+    rows, _ = np.nonzero(real)
+    columns = judged.chosen[real]
+    counts = real.sum(1)
     positive_scores = judged.all_positive_scores[~np.isneginf(judged.all_positive_scores)]
     n = len(candidates.queries)
     arrays = [
@@ -248,7 +270,7 @@ def negative_table(judged: Judged, pairs: Pairs) -> pa.Table:
         _lists(counts, numbers(candidates.ranks[columns])),
         pa.nulls(n, pa.list_(pa.float32()))
         if judged.false_probability is None
-        else _lists(counts, numbers(judged.false_probability[here])),
+        else _lists(counts, numbers(judged.false_probability[real])),
     ]
     return pa.table(arrays, schema=NEGATIVE_SCHEMA)
 
@@ -260,6 +282,7 @@ def _lists(lengths: np.ndarray, values: pa.Array) -> pa.ListArray:
 
 
 def count(judged: Judged, verdict_names: list[str]) -> Counts:
+    """The counts of a part."""
     real = judged.candidates.real
     verdicts = np.bincount(judged.verdicts[real], minlength=len(verdict_names))
     negatives = np.bincount((judged.chosen >= 0).sum(1))
@@ -277,26 +300,27 @@ class ScoreQuantiles:
     """Quantiles of positive scores, of negative scores, and of lowest positive minus negative, collected table by table."""
 
     def __init__(self) -> None:
-        self._seen: dict[str, list[np.ndarray]] = {"positive": [], "negative": [], "difference": []}
+        self._scores: dict[str, list[np.ndarray]] = {"positive": [], "negative": [], "difference": []}
 
     def see(self, table: pa.Table) -> pa.Table:
-        """Collect a table's scores; returns the table."""
+        """Collect the scores of a table of negatives, and return the table unchanged."""
         positive, negative = _values(table, "positive_scores"), _values(table, "negative_scores")
         lengths = [
             values_of(table[name].combine_chunks().value_lengths()) for name in ("positive_scores", "negative_scores")
         ]
         lowest = np.full(len(table), np.nan, np.float32)
-        has = lengths[0] > 0
-        if has.any():
+        scored = lengths[0] > 0
+        if scored.any():
             starts = np.cumsum(lengths[0]) - lengths[0]
-            lowest[has] = np.minimum.reduceat(positive, starts[has])
+            lowest[scored] = np.minimum.reduceat(positive, starts[scored])
         difference = np.repeat(lowest, lengths[1]) - negative
-        for name, values in zip(self._seen, (positive, negative, difference[~np.isnan(difference)]), strict=True):
-            self._seen[name].append(values.copy())
+        for name, values in zip(self._scores, (positive, negative, difference[~np.isnan(difference)]), strict=True):
+            self._scores[name].append(values.copy())
         return table
 
     def quantiles(self) -> dict[str, dict[str, float] | None]:
-        return {name: _quantiles(np.concatenate(seen)) for name, seen in self._seen.items()}
+        """Mean and quantiles of the positive scores, the negative scores and their difference; None without scores."""
+        return {name: _quantiles(np.concatenate(arrays)) for name, arrays in self._scores.items()}
 
 
 def _values(table: pa.Table, name: str) -> np.ndarray:
@@ -307,8 +331,8 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
     if len(values) == 0:
         return None
     at = {"min": 0, "p5": 0.05, "p25": 0.25, "median": 0.5, "p75": 0.75, "p95": 0.95, "max": 1}
-    found = np.quantile(values, list(at.values()))
-    return {"mean": float(values.mean(dtype=np.float64)), **dict(zip(at, map(float, found), strict=True))}
+    quantiles = np.quantile(values, list(at.values()))
+    return {"mean": float(values.mean(dtype=np.float64)), **dict(zip(at, map(float, quantiles), strict=True))}
 
 
 class Run:
@@ -316,10 +340,10 @@ class Run:
 
     Args:
         folder: the run folder.
-        verify: check the SHA-256 of every file.
+        verify: whether to check the SHA-256 of every file.
 
     Raises:
-        RunError: there is no run, it is unfinished, from another version, or a file does not match its checksum.
+        RunError: there is no run, it is unfinished or from another version, or a file does not match its checksum.
     """
 
     def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
@@ -332,7 +356,7 @@ class Run:
         if self.info.get("schema_version") != SCHEMA_VERSION:
             raise RunError(
                 f"{folder}/run.json has schema version {self.info.get('schema_version')!r}, "
-                f"this version of hardneg reads {SCHEMA_VERSION}"
+                f"but this version of hardneg reads {SCHEMA_VERSION}"
             )
         for name, sha in self.info["files"].items() if verify else ():
             path = (self.folder / name).resolve()
@@ -348,7 +372,9 @@ class Run:
         return open_pairs(self.folder / "source")
 
     def negatives(self) -> pa.Table:
+        """The table `negatives.parquet`, with one row for each query."""
         return read_parquet(self.folder / "negatives.parquet").cast(NEGATIVE_SCHEMA)
 
     def candidate_files(self) -> list[Path]:
+        """The Parquet files with the candidates, one for each part, in order."""
         return [self.folder / name for name in sorted(self.info["files"]) if name.startswith("candidates/")]

@@ -1,6 +1,6 @@
-"""Samplers: which of the kept candidates become negatives.
+"""Samplers choose the negatives among the kept candidates.
 
-Each draws without replacement by the Gumbel-top-k trick (Vieira 2014; Kool et al., arXiv 1903.06059): adding Gumbel noise to
+Each one draws without replacement by the Gumbel-top-k trick (Vieira 2014; Kool et al., arXiv 1903.06059): adding Gumbel noise to
 log weights and taking the largest samples in proportion to the weights. The noise of a query and rank depends only on the
 seed, the query's id and the rank, so a subset of the queries, or another order, gives the same negatives.
 """
@@ -21,22 +21,26 @@ from hardneg.storage.arrays import Mask
 
 
 class Sampler(Protocol):
-    """Chooses negatives among the kept candidates: any object with this one method is a sampler."""
+    """Chooses negatives among the kept candidates. Any object with this one method is a sampler."""
 
     def log_weights(self, candidates: Candidates) -> NDArray[np.float64] | None:
-        """float64 `[n, K]` log weights, up to a constant per row; None takes the nearest without chance."""
+        """float64 `[n, K]`: log weights, up to a constant per row. None: take the nearest candidates, without randomness."""
         ...
 
 
 @dataclass(frozen=True)
 class NamedSampler:
-    """Base of the built-in samplers, which have a name and can be written as a spec."""
+    """Base class of the built-in samplers, which have a name and a spec."""
 
     name: ClassVar[str]
 
     @property
     def spec(self) -> str:
-        """How the sampler is written: its name, and the fields that differ from their defaults."""
+        """The sampler as text: its name, and the fields that differ from their defaults.
+
+        >>> Softmax(temperature=0.1).spec
+        'softmax:temperature=0.1'
+        """
         return written_spec(self, self.name)
 
 
@@ -95,24 +99,24 @@ def draw(sampler: Sampler, candidates: Candidates, kept: Mask, count: int, seed:
     """Draw candidates and return their columns.
 
     Args:
-        sampler: gives the weights.
-        candidates: of n queries.
-        kept: bool `[n, K]`, which candidates may be drawn.
-        count: negatives for each query.
-        seed: of the noise.
-        keys: uint64 `[n]`, a number for each query, made from its id (see `query_keys`).
+        sampler: the source of the weights.
+        candidates: the candidates of n queries.
+        kept: bool `[n, K]`, True where the candidate may be drawn.
+        count: number of candidates to draw for each query.
+        seed: seed of the Gumbel noise.
+        keys: uint64 `[n]`, a hash of each query's id (see `query_keys`).
 
     Returns:
-        int64 `[n, count]` columns in order of rank; -1 where a query has fewer.
+        int64 `[n, count]`, columns in order of rank; -1 where a query has fewer kept candidates.
     """
     n, width = kept.shape
     with np.errstate(invalid="ignore"):  # scores of -inf where there is no document
         weights = sampler.log_weights(candidates)
     if weights is None:
-        place = np.cumsum(kept, axis=1)
-        rows, columns = np.nonzero(kept & (place <= count))
+        position = np.cumsum(kept, axis=1)
+        rows, columns = np.nonzero(kept & (position <= count))
         out = np.full((n, count), -1, np.int64)
-        out[rows, place[rows, columns] - 1] = columns
+        out[rows, position[rows, columns] - 1] = columns
         return out
     values = np.where(kept, weights + gumbel(seed, keys, width), -np.inf)
     chosen = np.argsort(-values, axis=1, kind="stable")[:, :count]
@@ -133,7 +137,7 @@ def gumbel(seed: int, keys: UInt, width: int) -> NDArray[np.float64]:
 
 
 def query_keys(ids: pa.Array) -> UInt:
-    """uint64 `[n]`: a hash of each id (polynomial over its bytes modulo 2^64), for seeding only."""
+    """uint64 `[n]`: a hash of each id (a polynomial in its bytes modulo 2^64), used only as a seed."""
     ids = ids.cast(pa.large_string())
     if len(ids) == 0:
         return np.empty(0, np.uint64)
@@ -145,8 +149,8 @@ def query_keys(ids: pa.Array) -> UInt:
         else np.empty(0, np.uint8)
     )
     lengths = np.diff(offsets)
-    place = np.arange(len(data)) - np.repeat(offsets[:-1] - offsets[0], lengths)
+    position = np.arange(len(data)) - np.repeat(offsets[:-1] - offsets[0], lengths)
     powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, 0x100000001B3, np.uint64), dtype=np.uint64)
-    terms = np.append((data.astype(np.uint64) + np.uint64(1)) * powers[place], np.uint64(0))
+    terms = np.append((data.astype(np.uint64) + np.uint64(1)) * powers[position], np.uint64(0))
     sums = np.add.reduceat(terms, offsets[:-1] - offsets[0])
     return mix(np.where(lengths > 0, sums, np.uint64(0)) + lengths.astype(np.uint64))

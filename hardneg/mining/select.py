@@ -21,7 +21,7 @@ from hardneg.registry import spec_of
 
 @dataclass(frozen=True, kw_only=True)
 class SelectOptions:
-    """What to choose differently, as in `MineOptions`; None keeps what the run has."""
+    """Options of a selection, with the meaning they have in `MineOptions`. None keeps the value of the run."""
 
     filters: tuple[str | Filter, ...] | None = None
     default_filters: bool | None = None
@@ -47,15 +47,15 @@ def select(
     Args:
         run: a finished run.
         options: what to change.
-        out: a new run folder; None replaces `run`, whose run.json keeps the history.
+        out: a new run folder; None: replace `run`. run.json keeps the history of selections.
         overwrite: replace the run in `out`.
         force: use a posterior even if it was learned with another encoder.
-        batch_size, device: of guide models.
-        progress: called with the stages.
-        command: kept in run.json.
+        batch_size, device: settings for encoding with guide models.
+        progress: callback that reports the progress of each stage.
+        command: the command line, recorded in run.json.
 
     Returns:
-        The new run. Queries keep the candidates they have; none is searched deeper.
+        The new run. It has the same candidates as `run`: no query is searched deeper.
 
     Raises:
         UsageError, RunError: see their messages.
@@ -67,7 +67,7 @@ def select(
     if out is None:
         shutil.rmtree(folder, ignore_errors=True)
     elif folder.resolve() == run.folder.resolve():
-        raise UsageError(f"--out {out} is the run itself: leave --out away to replace it")
+        raise UsageError(f"--out {out} is the run itself: omit --out to replace it")
     prepare(folder, resume=False, overwrite=overwrite)
     reopened = Reopened(run, folder, batch_size=batch_size, device=device, progress=progress)
     for name in ("source", "embeddings"):
@@ -85,7 +85,10 @@ def select(
 
 @dataclass(frozen=True)
 class _Selection:
-    """The configuration of a selection: that of the run with the options in it, and the parts that it names."""
+    """The configuration of a selection, and the filters and sampler that it names.
+
+    The configuration is that of the run, with the options of the selection in place of its own.
+    """
 
     config: dict[str, Any]
     chain: Chain
@@ -123,7 +126,7 @@ def _write_parts(reopened: Reopened, chosen: _Selection, writer: PartWriter, pro
 def _head(run: Run, chosen: _Selection, used: dict[str, str], command: list[str] | None) -> dict[str, Any]:
     """The content of the selection's `run.json`, except what `PartWriter.finish` adds."""
     info = run.info
-    before = {"config": info["config"], "command": info["command"], "counts": info["counts"]}
+    previous = {"config": info["config"], "command": info["command"], "counts": info["counts"]}
     return {
         **{key: info[key] for key in ("hardneg_version", "resolved", "timings", "environment")},
         "fingerprints": {**_without_posteriors(info["fingerprints"]), **used},
@@ -131,7 +134,7 @@ def _head(run: Run, chosen: _Selection, used: dict[str, str], command: list[str]
         "command": command,
         "config": chosen.config,
         "seed": chosen.config["seed"],
-        "selections": [*info["selections"], before],
+        "selections": [*info["selections"], previous],
     }
 
 
@@ -145,11 +148,15 @@ def _replace(folder: Path, new: Path) -> None:
 
 
 def _without_posteriors(fingerprints: dict[str, Any]) -> dict[str, Any]:
+    """The fingerprints, except those of posterior files."""
     return {name: value for name, value in fingerprints.items() if not name.startswith("posterior:")}
 
 
 def _link_tree(source: Path, target: Path) -> None:
-    """Copy a folder, sharing its files where the file system can. Files in both are only ever replaced, never changed."""
+    """Copy a folder with hard links where the file system allows it.
+
+    That is safe because files in a run are replaced as a whole, never changed in place.
+    """
 
     def link(a: str, b: str) -> None:
         try:

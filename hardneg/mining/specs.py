@@ -1,4 +1,4 @@
-"""Filters and samplers as people write them: `margin:relative=0.05`, `softmax:temperature=0.1`."""
+"""Make filters and samplers from their specs: `margin:relative=0.05`, `softmax:temperature=0.1`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def parse_filter(spec: str | Filter) -> Filter:
     """The filter that `spec` describes, or `spec` itself if it is a filter.
 
     Raises:
-        UsageError: the message says what is wrong with the spec, and which filter comes nearest.
+        UsageError: the message says what is wrong with the spec, and suggests the nearest filter name.
 
     >>> parse_filter("margin:relative=0.05")
     Margin(absolute=None, relative=0.05)
@@ -30,27 +30,30 @@ def parse_filter(spec: str | Filter) -> Filter:
     name, words, options = split_spec(spec, "filter")
     make = registry.find("filter", name)
     values = SpecOptions(spec, "filter", words, options)
-    made = make(values)
+    parsed = make(values)
     values.done()
-    if not isinstance(made, Filter):
-        raise UsageError(f"filter {spec!r}: its function returned a {type(made).__name__}, which is no Filter")
-    return made
+    if not isinstance(parsed, Filter):
+        raise UsageError(f"filter {spec!r}: its function returned a {type(parsed).__name__}, which is no Filter")
+    return parsed
 
 
 def parse_filters(specs: Sequence[str | Filter], defaults: bool = True, *, training: bool = False) -> Chain:
-    """The chain of `known` (always first), the defaults (`empty`, `duplicate:text`), and `specs` in order.
+    """The chain of `known` (always first), the default filters (`empty`, `duplicate:text`), and `specs` in order.
 
     Args:
-        specs: as for `parse_filter`; a filter that is in the chain already is not added again.
-        defaults: whether the default filters are used.
-        training: whether filters that work only while training can be used.
+        specs: filters, as for `parse_filter`. A filter that is already in the chain is not added again.
+        defaults: whether to use the default filters.
+        training: whether to allow filters that work only while training.
+
+    Raises:
+        UsageError: a spec cannot be used, or its filter works only while training.
 
     >>> parse_filters(["rank:max=50"]).names
     ['kept', 'known', 'empty', 'duplicate', 'rank']
     """
     chain: list[Filter] = [Known()]
     chain += [Empty(), Duplicate()] if defaults else []
-    chain += [made for made in map(parse_filter, specs) if made not in chain]
+    chain += [each for each in map(parse_filter, specs) if each not in chain]
     for each in chain:
         if each.only_in_training and not training:
             raise UsageError(each.only_in_training)
@@ -68,7 +71,13 @@ _SAMPLERS: dict[str, Callable[[SpecOptions], Sampler]] = {
 def parse_sampler(spec: str | Sampler) -> Sampler:
     """The sampler that `spec` describes: `top`, `uniform`, `softmax:temperature=0.05` or `simans:a=100,b=0`.
 
-    An object with `log_weights(candidates)` is a sampler itself.
+    An object with `log_weights(candidates)` is a sampler already, and is returned unchanged.
+
+    Raises:
+        UsageError: the message says what is wrong with the spec.
+
+    >>> parse_sampler("softmax:temperature=0.1")
+    Softmax(temperature=0.1)
     """
     if not isinstance(spec, str):
         if callable(getattr(spec, "log_weights", None)):
@@ -78,9 +87,9 @@ def parse_sampler(spec: str | Sampler) -> Sampler:
     if name not in _SAMPLERS:
         raise UsageError(f"unknown sampler {name!r}.{suggestion(name, _SAMPLERS)}")
     values = SpecOptions(spec, "sampler", words, options)
-    made = _SAMPLERS[name](values)
+    sampler = _SAMPLERS[name](values)
     values.done()
-    return made
+    return sampler
 
 
 def _value(number: Any) -> float:

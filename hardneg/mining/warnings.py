@@ -1,4 +1,4 @@
-"""What was noticed in a dataset, in words."""
+"""Warnings about a dataset and its filters, for `run.json`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from hardneg.mining.specs import parse_filters
 
 
 def warnings(pairs: Pairs, options: MineOptions) -> list[str]:
-    """What was noticed in the dataset, in words."""
-    notes = pairs.notes
-    said = {
+    """Return the warnings for `run.json`, one sentence each."""
+    counts = pairs.notes
+    texts = {
         "empty_query_texts": "{} queries have an empty text: they were mined all the same",
         "empty_document_texts": "{} documents have an empty text: the filter 'empty' keeps them from being negatives",
         "repeated_query_rows": "{} rows repeat a query: their positives were put together",
@@ -23,13 +23,13 @@ def warnings(pairs: Pairs, options: MineOptions) -> list[str]:
         "groups_of_unknown_ids": "{} lines of groups.tsv name unknown ids",
     }
     chain = parse_filters(options.filters, options.default_filters)
-    found = chain.notes(options.to_json())
-    found += [text.format(f"{notes[name]:,}") for name, text in said.items() if notes.get(name)]
-    alone = int((pairs.positives.lengths == 0).sum())
-    if alone:
-        found.append(f"{alone:,} queries have no positive: margins and guides do not apply to them")
+    messages = chain.notes(options.to_json())
+    messages += [text.format(f"{counts[name]:,}") for name, text in texts.items() if counts.get(name)]
+    without_positive = int((pairs.positives.lengths == 0).sum())
+    if without_positive:
+        messages.append(f"{without_positive:,} queries have no positive: margins and guides do not apply to them")
     if pairs.document_groups is not None and not any(isinstance(f, Group) for f in chain.filters):
-        found.append(
+        messages.append(
             "the dataset has groups that no filter uses: --filter group rejects documents of the query's group"
         )
-    return found
+    return messages

@@ -1,4 +1,4 @@
-"""Filters: which candidates may be negatives. One file a family."""
+"""Filters decide which candidates may become negatives. Each family has its own file."""
 
 from hardneg.lazy import attach
 

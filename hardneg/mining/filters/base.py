@@ -1,4 +1,4 @@
-"""The base of all filters, and chains of them.
+"""The base class of all filters, and chains of filters.
 
 A filter says which candidates may be negatives, for a whole block of queries at once. It is written `name:option=value,...`
 (see `parse_filter`) and combined with `&`. The first filter of a chain that rejects a candidate writes its verdict.
@@ -23,11 +23,12 @@ KEPT = "kept"
 
 @dataclass(frozen=True, kw_only=True)
 class Filter(ABC):
-    """Base of all filters. A subclass has a name and says which candidates may stay.
+    """Base class of all filters. A subclass has a name and says which candidates may stay.
 
     Attributes:
         name: the verdict of the candidates that the filter rejects.
-        guesses: whether the filter guesses at relevance. Documents that were judged not relevant are never rejected by a guess.
+        guesses: whether the filter guesses at relevance. A chain never rejects a document by a guess if it was judged not
+            relevant to the query.
         only_in_training: for a filter that works only while training, the message that refuses it elsewhere.
         words: fields that a spec writes without their names, as in `guide:st:NAME,margin=0.1`.
     """
@@ -39,7 +40,7 @@ class Filter(ABC):
 
     @property
     def spec(self) -> str:
-        """How the filter is written: its name, and the fields that differ from their defaults."""
+        """The filter as text: its name, and the fields that differ from their defaults."""
         return written_spec(self, self.name, self.words)
 
     @abstractmethod
@@ -47,14 +48,14 @@ class Filter(ABC):
         """bool `[n, K]`, True where the candidate may stay. The answer is ignored where `alive` is False."""
 
     def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
-        """bool `[n]`: whether a document further down could pass."""
+        """bool `[n]`: whether a document further down the ranking could pass."""
         return np.ones(len(candidates.queries), bool)
 
     def check(self, fingerprints: Mapping[str, Any], force: bool = False) -> dict[str, str]:
         """Fingerprints of the files that the filter depends on, by name.
 
         Args:
-            fingerprints: of the vectors that the candidates were scored with.
+            fingerprints: fingerprints of the encoder and the vectors that the candidates were scored with.
             force: accept a file that was made with another encoder.
 
         Raises:
@@ -69,7 +70,10 @@ class Filter(ABC):
     def false_probability(
         self, candidates: Candidates, context: Context, columns: NDArray[np.integer] | None = None
     ) -> Float | None:
-        """float32 `[n, K]`, or `[n, c]` of these columns: P(relevant); None for a filter that gives no probability."""
+        """P(relevant) of the candidates, float32 `[n, K]`, or `[n, c]` for the given columns only.
+
+        None if the filter estimates no probability.
+        """
         return None
 
     def __and__(self, other: Filter | Chain) -> Chain:
@@ -78,7 +82,12 @@ class Filter(ABC):
 
 @dataclass(frozen=True)
 class Chain:
-    """Filters that are applied in order."""
+    """Filters that are applied in order.
+
+    >>> from hardneg.mining.filters import Margin, Rank
+    >>> (Margin(relative=0.05) & Rank(max=50)).names
+    ['kept', 'margin', 'rank']
+    """
 
     filters: Sequence[Filter]
 
@@ -87,7 +96,7 @@ class Chain:
 
     @property
     def names(self) -> list[str]:
-        """Verdicts in the order of their codes: `kept`, then each filter's name; a second `margin` is `margin#2`."""
+        """The verdicts by code: `kept`, then the name of each filter. A second `margin` is called `margin#2`."""
         names = [KEPT]
         for f in self.filters:
             count = sum(name.partition("#")[0] == f.name for name in names)
@@ -95,7 +104,7 @@ class Chain:
         return names
 
     def verdicts(self, candidates: Candidates, context: Context) -> NDArray[np.uint8]:
-        """uint8 `[n, K]`: 0 = kept, i = rejected by filter number i. Without meaning where there is no document."""
+        """uint8 `[n, K]`: 0 = kept, i = rejected by filter number i. Undefined where there is no document."""
         verdicts = np.zeros(candidates.documents.shape, np.uint8)
         alive = candidates.real.copy()
         judged: Mask | None = None
@@ -118,11 +127,11 @@ class Chain:
         return [note for f in self.filters for note in f.notes(config)]
 
     def false_probability(self, candidates: Candidates, context: Context, columns: NDArray[np.integer]) -> Float | None:
-        """float32 `[n, c]`: P(relevant) of the candidates in these columns, by the last filter that gives one."""
+        """float32 `[n, c]`: P(relevant) of the candidates in these columns, by the last filter that estimates it, or None."""
         for f in reversed(self.filters):
-            found = f.false_probability(candidates, context, columns)
-            if found is not None:
-                return found
+            probability = f.false_probability(candidates, context, columns)
+            if probability is not None:
+                return probability
         return None
 
     def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
@@ -134,7 +143,11 @@ class Chain:
 
 
 def lowest_scores(scores: Float) -> Float:
-    """float32 `[n]`: the lowest score of each row of `[n, p]`, ignoring -inf; NaN where nothing is left."""
+    """float32 `[n]`: the lowest score of each row of `[n, p]`, ignoring -inf; NaN where nothing is left.
+
+    >>> lowest_scores(np.array([[0.5, 0.25], [0.75, -np.inf], [-np.inf, -np.inf]], np.float32)).tolist()
+    [0.25, 0.75, nan]
+    """
     if scores.shape[1] == 0:
         return np.full(len(scores), np.nan, np.float32)
     lowest: Float = np.where(np.isneginf(scores), np.float32(np.inf), scores).min(1)

@@ -1,4 +1,4 @@
-"""Filters by what a document is: a known positive, empty, a copy, or of the query's group."""
+"""Filters that reject a document for what it is: a known positive, empty, a copy, or of the query's group."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ class Duplicate(Filter):
         known = context.known.take(candidates.queries)
         rows = known.row_numbers()
         n = len(candidates.queries)
-        own = pairs.query_keys[candidates.queries]
+        query_texts = pairs.query_keys[candidates.queries]
         rows = np.concatenate([rows, np.arange(n)])
         copies = np.zeros(candidates.documents.shape, bool)
         # Bodies are compared as well as whole documents: another title does not make another text.
         for keys in (pairs.document_keys, pairs.body_keys) if context.titled else (pairs.document_keys,):
-            values = np.concatenate([keys[known.values], own])
+            values = np.concatenate([keys[known.values], query_texts])
             copies |= members(keys[candidates.documents], Ragged.from_pairs(rows[values != 0], values[values != 0], n))
         return ~copies
 
@@ -86,10 +86,10 @@ class Distinct(Filter):
         keys = np.where(alive, context.pairs.document_keys[candidates.documents], -1)
         order = np.argsort(keys, axis=1, kind="stable")
         ordered = np.take_along_axis(keys, order, axis=1)
-        again = np.zeros(keys.shape, bool)
-        again[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
+        repeated = np.zeros(keys.shape, bool)
+        repeated[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
         keep = np.ones(keys.shape, bool)
-        np.put_along_axis(keep, order, ~again, axis=1)
+        np.put_along_axis(keep, order, ~repeated, axis=1)
         return keep
 
 
@@ -106,10 +106,10 @@ class Group(Filter):
                 "the filter 'group' needs groups: a column 'group' or 'label' (--group-column), or groups.tsv in a BEIR folder"
             )
         known = context.known.take(candidates.queries)
-        own = pairs.query_groups[candidates.queries]
-        rows = np.concatenate([known.row_numbers(), np.arange(len(own))])
-        values = np.concatenate([pairs.document_groups[known.values], own])
-        groups = Ragged.from_pairs(rows[values >= 0], values[values >= 0], len(own))
+        query_groups = pairs.query_groups[candidates.queries]
+        rows = np.concatenate([known.row_numbers(), np.arange(len(query_groups))])
+        values = np.concatenate([pairs.document_groups[known.values], query_groups])
+        groups = Ragged.from_pairs(rows[values >= 0], values[values >= 0], len(query_groups))
         return ~members(pairs.document_groups[candidates.documents], groups)
 
 
@@ -122,7 +122,7 @@ def empty_from_spec(v: SpecOptions) -> Filter:
 
 
 def duplicate_from_spec(v: SpecOptions) -> Filter:
-    if v.words == ["text"]:
+    if v.words == ["text"]:  # `duplicate:text` is another way to write the default
         v.words.clear()
     near = v.number("near")
     return Duplicate(near=near)

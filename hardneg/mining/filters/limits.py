@@ -1,4 +1,4 @@
-"""Filters by rank and score."""
+"""Filters that limit rank and score."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hardneg.storage.arrays import Float, Mask
 
 @dataclass(frozen=True, kw_only=True)
 class Rank(Filter):
-    """Keeps ranks from `min` to `max`. Rank 1 is the nearest document, and known positives are counted."""
+    """Keeps ranks from `min` to `max`. Rank 1 is the nearest document; known positives count as well."""
 
     name = "rank"
     min: int = 1
@@ -51,10 +51,13 @@ class Score(Filter):
 
 
 def below_margin(scores: Float, positive: Float, absolute: float | None, relative: float | None) -> Mask:
-    """bool like `scores`: what scores at least a margin below the positive (NV-Retriever, arXiv 2407.15831).
+    """bool like `scores`: True at least a margin below the positive's score (NV-Retriever, arXiv 2407.15831).
 
     `absolute`: s <= p - absolute. `relative`: s <= p - |p| * relative, which asks for a lower score whatever the sign of p.
-    Where the positive is NaN, because there is none, nothing is rejected.
+    A NaN positive means that there is none, and rejects nothing.
+
+    >>> below_margin(np.array([0.7, 0.79], np.float32), np.array([0.8], np.float32), 0.05, None).tolist()
+    [True, False]
     """
     keep: Mask = np.ones(np.broadcast_shapes(scores.shape, positive.shape), bool)
     if absolute is not None:
@@ -66,9 +69,13 @@ def below_margin(scores: Float, positive: Float, absolute: float | None, relativ
 
 @dataclass(frozen=True, kw_only=True)
 class Margin(Filter):
-    """Keeps what scores a margin below the query's positive; with several positives, below the lowest.
+    """Keeps candidates that score at least a margin below the query's positive; with several positives, below the lowest.
 
     Queries without a positive have no margin, and all their candidates stay.
+
+    Attributes:
+        absolute: margin in units of the score.
+        relative: margin as a share of the positive's score; see `below_margin`.
     """
 
     name = "margin"

@@ -1,4 +1,4 @@
-"""Filters that ask another model: a guide encoder or a cross-encoder."""
+"""Filters that use another model: a guide encoder or a cross-encoder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,12 @@ from hardneg.storage.arrays import Mask
 
 @dataclass(frozen=True, kw_only=True)
 class Guide(Filter):
-    """Keeps what a guide model also scores below the positive (GISTEmbed, arXiv 2402.16829)."""
+    """Keeps candidates that a guide model scores below the positive (GISTEmbed, arXiv 2402.16829).
+
+    Attributes:
+        model: spec of the guide encoder, as in `st:NAME`.
+        margin: how far below the lowest positive's score a candidate must score.
+    """
 
     name = "guide"
     words = ("model",)
@@ -30,18 +35,18 @@ class Guide(Filter):
         vectors, index = context.embed(self.model)
         queries = np.asarray(vectors[candidates.queries], np.float32)
         scores = index.pair_scores(queries, np.where(alive, candidates.documents, -1))
-        positives = lowest_scores(index.pair_scores(queries, context.pairs.positives.take(candidates.queries).padded()))
-        return below_margin(scores, positives[:, None], self.margin, None)
+        lowest = lowest_scores(index.pair_scores(queries, context.pairs.positives.take(candidates.queries).padded()))
+        return below_margin(scores, lowest[:, None], self.margin, None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossEncoder(Filter):
-    """Keeps what a cross-encoder finds not relevant (denoising of RocketQA, arXiv 2010.08191).
+    """Keeps candidates that a cross-encoder finds not relevant (denoising of RocketQA, arXiv 2010.08191).
 
     Attributes:
-        model: see `cross_encoder_scores`.
-        max: the highest score that may stay.
-        margin: how far below the lowest positive's score a candidate must score.
+        model: name of the cross-encoder, see `cross_encoder_scores`.
+        max: the highest score that a candidate may have; None: no limit.
+        margin: how far below the lowest positive's score a candidate must score; None: not checked.
     """
 
     name = "cross-encoder"
@@ -56,9 +61,9 @@ class CrossEncoder(Filter):
         )
         keep: Mask = scores <= (np.inf if self.max is None else np.float32(self.max))
         if self.margin is not None:
-            known = context.pairs.positives.take(candidates.queries).padded()
-            positive = lowest_scores(cross_encoder_scores(context, self.model, candidates.queries, known))
-            keep &= below_margin(scores, positive[:, None], self.margin, None)
+            positives = context.pairs.positives.take(candidates.queries).padded()
+            lowest = lowest_scores(cross_encoder_scores(context, self.model, candidates.queries, positives))
+            keep &= below_margin(scores, lowest[:, None], self.margin, None)
         return keep
 
 
