@@ -1,7 +1,7 @@
-"""Hard negatives for training embedding models: mined, filtered, sampled, diagnosed.
+"""Hard negatives for training embedding models: mining, filtering, sampling and diagnosis.
 
-The names that people type most stand here, the others in their rooms (`hardneg.index`, `hardneg.losses`, ...). Each is
-loaded when it is first used. They are listed in `__init__.pyi`.
+The most common names can be imported from here, the others from subpackages such as `hardneg.index` and
+`hardneg.losses`. Each module is loaded when one of its names is first used. `__init__.pyi` lists all names.
 """
 
 from hardneg.lazy import attach

@@ -1,4 +1,4 @@
-"""One small tree of exceptions. Every message says what was wrong, where, and what to do about it."""
+"""The exceptions of hardneg. Every message says what is wrong, where, and what to do about it."""
 
 from __future__ import annotations
 
@@ -7,23 +7,29 @@ from collections.abc import Iterable
 
 
 class HardnegError(Exception):
-    """Base of everything hardneg raises on purpose."""
+    """Base class of all exceptions that hardneg raises on purpose."""
 
 
 class DataError(HardnegError):
-    """The dataset, the embeddings or an input file is bad (CLI exit code 1)."""
+    """The dataset, the embeddings or an input file is invalid (CLI exit code 1)."""
 
 
 class RunError(HardnegError):
-    """A run folder is missing, foreign, damaged, or belongs to other inputs (CLI exit code 1)."""
+    """A run folder is missing or damaged, was not written by hardneg, or belongs to other inputs (CLI exit code 1)."""
 
 
 class UsageError(HardnegError):
-    """An option or an argument has a value that cannot be used (CLI exit code 2)."""
+    """An option or an argument has an invalid value (CLI exit code 2)."""
 
 
 class MissingDependencyError(UsageError):
-    """An optional extra is needed and not installed."""
+    """A package that belongs to an optional extra is needed but not installed.
+
+    Args:
+        package: name of the package.
+        extra: the extra of hardneg that installs it.
+        purpose: what needs the package, as the subject of the message.
+    """
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(
@@ -33,21 +39,31 @@ class MissingDependencyError(UsageError):
 
 
 def suggestion(value: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'margin'?`` when something close to `value` is known, else the list of what is known."""
+    """The end of a message about an unknown name: the most similar known name or, if none is similar, all of them.
+
+    >>> suggestion("margni", ["margin", "rank"])
+    " Did you mean 'margin'?"
+    >>> suggestion("x", ["margin", "rank"])
+    ' Known: margin, rank.'
+    """
     names = list(known)
-    near = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean {near[0]!r}?"
+    similar = difflib.get_close_matches(value, names, n=1, cutoff=0.5)
+    if similar:
+        return f" Did you mean {similar[0]!r}?"
     return f" Known: {', '.join(names)}."
 
 
 def first_few(items: Iterable[object], total: int | None = None, limit: int = 5) -> str:
-    """The first few items for a message: ``3, 17, 20 and 4 more``."""
-    shown = []
+    """The first few items, for a message. `total` is the number of all items, if `items` holds only some of them.
+
+    >>> first_few([3, 17, 20, 21], limit=2)
+    '3, 17 and 2 more'
+    """
+    listed = []
     count = 0
     for item in items:
         if count < limit:
-            shown.append(str(item))
+            listed.append(str(item))
         count += 1
-    more = (total if total is not None else count) - len(shown)
-    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")
+    more = (total if total is not None else count) - len(listed)
+    return ", ".join(listed) + (f" and {more:,} more" if more > 0 else "")

@@ -1,7 +1,7 @@
-"""Public names that load their module when they are first used.
+"""Lazy imports: public names of a package load their module when they are first used (PEP 562).
 
-The names of a package stand in one place, its `__init__.pyi`, as imports: type checkers read them there, and so does
-`attach` when the package is imported. (PEP 562; the same idea as the package lazy_loader of scientific-python.org.)
+The stub `__init__.pyi` of a package lists its names as imports. Type checkers read it, and `attach` reads it when the
+package is imported. The package lazy_loader of scientific-python.org works in the same way.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any
 
 
 def attach(package: str, init: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package.
+    """The functions `__getattr__` and `__dir__`, and the list `__all__`, for a package.
 
     Args:
-        package: its `__name__`.
-        init: its `__file__`; the stub stands beside it.
+        package: `__name__` of the package.
+        init: `__file__` of the package. The stub is in the same folder.
     """
     stub = ast.parse(Path(init).with_suffix(".pyi").read_text("utf-8"))
     homes = {
@@ -34,7 +34,7 @@ def attach(package: str, init: str) -> tuple[Callable[[str], Any], Callable[[], 
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module = import_module(homes[name])
-        # `from hardneg import losses`: a package of the package.
+        # A stub line `from hardneg import losses` names a subpackage.
         return import_module(f"{package}.{name}") if homes[name] == package else getattr(module, name)
 
     return load, lambda: names, names

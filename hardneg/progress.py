@@ -1,7 +1,7 @@
-"""Progress of long work, told through one small callback, so that the library needs no terminal.
+"""Progress of long computations, reported through a callback, so that the library does not depend on a terminal.
 
-`progress("encode documents", 5000)` starts a stage and returns a function; call that with the number of items done
-since the last call.
+`progress("encode documents", 5000)` starts a stage of 5000 items and returns a function. That function is called with
+the number of items finished since its last call.
 """
 
 from __future__ import annotations
@@ -13,5 +13,5 @@ Progress = Callable[[str, int], Advance]
 
 
 def silent(stage: str, total: int) -> Advance:
-    """Progress that shows nothing."""
+    """A `Progress` callback that ignores all reports."""
     return lambda count: None

@@ -1,7 +1,8 @@
-"""Parts that people name in a spec, found by name and imported when they are first asked for.
+"""The registry of datasets, encoders and filters that specs name. Each is imported when it is first used.
 
-`builtin:glyphs` names a dataset, `st:MODEL` an encoder, `margin:relative=0.05` a filter. The room that reads such names
-knows only this registry, so it need not import the rooms above it; and your own parts are found the same way:
+`builtin:glyphs` names a dataset, `st:MODEL` an encoder, and `margin:relative=0.05` a filter. Code that reads specs uses
+this registry instead of importing the modules, which may be in higher layers of the library. Register your own parts
+here:
 
 >>> from hardneg.registry import names, register
 >>> register("filter", "short", lambda options: None)
@@ -17,7 +18,7 @@ from typing import Any
 
 from hardneg.errors import UsageError, suggestion
 
-# What hardneg brings along: where each part's function stands.
+# The parts of hardneg: the module and the function of each, by kind and name.
 _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
     # read(split, builder)
     "dataset": {
@@ -49,42 +50,61 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
 }
 
 
+def _parts(kind: str) -> dict[str, str | Callable[..., Any]]:
+    if kind not in _PARTS:
+        raise UsageError(f"unknown kind {kind!r}.{suggestion(kind, _PARTS)}")
+    return _PARTS[kind]
+
+
 def names(kind: str) -> tuple[str, ...]:
-    """The names that are known for a `kind`: `dataset`, `encoder` or `filter`."""
-    return tuple(_PARTS[kind])
+    """The registered names of a kind: `dataset`, `encoder` or `filter`."""
+    return tuple(_parts(kind))
 
 
 def register(kind: str, name: str, part: Callable[..., Any]) -> None:
-    """Make `part` known as `name`, for this process.
+    """Register a dataset, an encoder or a filter under a name, in this process.
 
     Args:
-        kind: `dataset` (`read(split, builder)`), `encoder` (`make(rest, options)`) or `filter` (`make(options)`).
-        name: what stands before the colon of a spec. A name that is taken is replaced.
-        part: the function that is called with the rest of the spec.
+        kind: `dataset`, `encoder` or `filter`.
+        name: the part of a spec before the colon. If the name is taken, the new part replaces the old one.
+        part: the function behind the name: `read(split, builder)` for a dataset, `make(rest, options)` for an encoder,
+            where `rest` is the spec after the colon, and `make(options)` for a filter.
+
+    Raises:
+        UsageError: the kind is unknown, or the name is empty or has a colon or a comma.
     """
-    if kind not in _PARTS:
-        raise UsageError(f"unknown kind {kind!r}.{suggestion(kind, _PARTS)}")
+    parts = _parts(kind)
     if not name or ":" in name or "," in name:
-        raise UsageError(f"the name {name!r} cannot stand in a spec: leave out colons and commas")
-    _PARTS[kind][name] = part
+        raise UsageError(f"the name {name!r} cannot be used in a spec: it must not be empty or have a colon or a comma")
+    parts[name] = part
 
 
 def find(kind: str, name: str, what: str | None = None) -> Callable[..., Any]:
-    """The part called `name`; UsageError names the nearest that exists. `what` is the kind as a message says it."""
-    if name not in _PARTS[kind]:
-        raise UsageError(f"unknown {what or kind} {name!r}.{suggestion(name, _PARTS[kind])}")
-    part = _PARTS[kind][name]
+    """The function registered under a name.
+
+    Args:
+        kind: `dataset`, `encoder` or `filter`.
+        name: the part of a spec before the colon.
+        what: the kind in the words of the message; `kind` by default.
+
+    Raises:
+        UsageError: the kind or the name is unknown; the message suggests a similar one.
+    """
+    parts = _parts(kind)
+    if name not in parts:
+        raise UsageError(f"unknown {what or kind} {name!r}.{suggestion(name, parts)}")
+    part = parts[name]
     if isinstance(part, str):
         module, _, attribute = part.partition(":")
         part = getattr(import_module(module), attribute)
         assert callable(part)
-        _PARTS[kind][name] = part
+        parts[name] = part
     return part
 
 
 def spec_of(part: Any) -> str:
-    """How a filter, sampler or index is written down: its spec, else its name, else its text."""
+    """A filter, sampler or index as text: its attribute `spec`, else its `name`, else its `repr`; a string as it is."""
     if isinstance(part, str):
         return part
-    written = (getattr(part, attribute, None) for attribute in ("spec", "name"))
-    return next((text for text in written if isinstance(text, str)), repr(part))
+    texts = (getattr(part, attribute, None) for attribute in ("spec", "name"))
+    return next((text for text in texts if isinstance(text, str)), repr(part))

@@ -1,4 +1,4 @@
-"""Names that version 0.2 changed. The old ones are still read, from files and from the command line, until version 0.3."""
+"""Names that changed in version 0.2. Files and the command line may use the old names until version 0.3."""
 
 from __future__ import annotations
 
@@ -24,14 +24,22 @@ TRAIN_OPTIONS = {
 
 
 def with_new_names(value: Mapping[str, V], names: Mapping[str, str]) -> dict[str, V]:
-    """`value` with its old keys under their new names; a new name that is there already wins."""
-    out: dict[str, V] = {}
+    """A copy of `value` with old keys replaced by new ones. If both the old and the new key exist, the new one wins.
+
+    >>> with_new_names({"rate": "cosine", "seed": 1}, TRAIN_OPTIONS)
+    {'lr_scheduler': 'cosine', 'seed': 1}
+    """
+    renamed: dict[str, V] = {}
     for key, each in value.items():
-        out.setdefault(names.get(key, key), each)
-    return {**out, **{key: each for key, each in value.items() if key not in names}}
+        renamed.setdefault(names.get(key, key), each)
+    return {**renamed, **{key: each for key, each in value.items() if key not in names}}
 
 
 def filter_spec(spec: str) -> str:
-    """A filter's spec with the filter's new name."""
+    """The spec of a filter, with the new name of the filter.
+
+    >>> filter_spec("crowd:max=0.9")
+    'shared-neighbors:max=0.9'
+    """
     name, colon, rest = spec.strip().partition(":")
     return FILTERS[name] + colon + rest if name in FILTERS else spec

@@ -311,3 +311,13 @@ def test_bad_npy(tmp_path: Path, array: np.ndarray, message: str) -> None:
     (tmp_path / "y.npy").write_text("not numpy")
     with pytest.raises(DataError, match="not a readable .npy file"):
         open_vectors(tmp_path / "y.npy")
+
+
+@pytest.mark.parametrize("damage", [b"", b"not an array", None])
+def test_a_saved_encoder_with_a_damaged_table_is_refused(tmp_path: Path, damage: bytes | None) -> None:
+    """None: the file is missing."""
+    HashedEncoder(8, buckets=16).save(tmp_path)
+    table = tmp_path / "table.npy"
+    table.unlink() if damage is None else table.write_bytes(damage)
+    with pytest.raises(UsageError, match=r"table\.npy cannot be read"):
+        HashedEncoder.load(tmp_path)

@@ -231,3 +231,13 @@ def test_a_refreshed_index_is_saved_and_built_again(pairs: Pairs, tmp_path: Path
         assert first is not None
         found = index.search(encoder.encode(pairs.queries.slice(0, 60)), 5)
         assert (found.documents == first.documents).all()
+
+
+def test_an_unknown_kind_of_part_is_refused() -> None:
+    for act in (
+        registry.names,
+        lambda kind: registry.find(kind, "even"),
+        lambda kind: registry.register(kind, "x", print),
+    ):
+        with pytest.raises(UsageError, match=r"unknown kind 'filters'.*filter"):
+            act("filters")

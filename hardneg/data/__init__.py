@@ -1,4 +1,4 @@
-"""Where datasets come from: readers, and `Pairs`, the columns that everything else works on."""
+"""Datasets: readers for the usual formats, and `Pairs`, the columns that the rest of the library works on."""
 
 from hardneg.lazy import attach
 

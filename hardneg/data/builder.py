@@ -1,8 +1,7 @@
-"""From a stream of queries, documents and judgements to `Pairs`: one place where ids are made and checked.
+"""`Builder` collects the queries, documents and judgements of a dataset one by one, and makes and checks their ids.
 
-Texts go to disk as they come (to memory without a folder); what stays in memory is a few dozen bytes
-a row. The folder can be opened again: a run keeps its dataset, so that resuming and exporting need
-neither the source nor, for a pipe, its second reading.
+With a folder, texts are written to disk in batches as they arrive, and only some dozen bytes per row stay in memory.
+Without one, the texts stay in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _TEXT = pa.large_string()
 
 
 class _Column:
-    """Texts of one kind (queries or documents), with their ids and keys."""
+    """All texts of one kind (queries or documents), with their ids and keys."""
 
     def __init__(self, kind: str, titled: bool, path: Path | None) -> None:
         self.kind, self.titled = kind, titled
@@ -34,8 +33,8 @@ class _Column:
         self.schema = pa.schema([(name, _TEXT) for name in names])
         self.path = path
         self.pending: list[tuple[str, ...]] = []
-        self.unhashed: list[bytes] = []  # lengths and texts that `digest` has not seen yet
-        self.kept = {name: (bytearray(), array("q", [0])) for name in names}  # without a file: bytes, offsets
+        self.unhashed: list[bytes] = []  # lengths and texts that are not in `digest` yet
+        self.in_memory = {name: (bytearray(), array("q", [0])) for name in names}  # (bytes, offsets), without a file
         self.sink = self.writer = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,13 +46,13 @@ class _Column:
         self.rows = array("q")
         self.by_id: dict[str, int] = {}
         self.by_text: dict[bytes, int] = {}
-        self.text_of = array("q")  # 64 bits of each text's digest: another text under a known id is an error
-        self.made_ids = 0
+        self.text_digests = array("q")  # 64 bits per text, to notice when an id comes again with another text
+        self.next_id = 0
         self.source_rows = 0
         self.digest = hashlib.sha256()
 
     def add(self, id: str | None, title: str, text: str, where: str) -> tuple[int, bool]:
-        """Row of this text, and whether it is new. Without an id, equal texts are one row."""
+        """(row of this text, whether it is new). A text without an id is new if no earlier text equals it."""
         row = self.source_rows
         self.source_rows += 1
         whole = join_title(title, text)
@@ -62,29 +61,29 @@ class _Column:
             if id is not None:
                 id.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise DataError(f"{where}: the {self.kind} holds a lone surrogate, half a character: {error}") from None
+            raise DataError(f"{where}: the {self.kind} has a lone surrogate (half a character): {error}") from None
         short = hashlib.blake2b(encoded, digest_size=16).digest()
         digest = int.from_bytes(short[:8], "little", signed=True)
         if id is None:
             known = self.by_text.get(short)
             if known is not None:
                 return known, False
-            id = f"{self.kind[0]}{self.made_ids}"
+            id = f"{self.kind[0]}{self.next_id}"
             while id in self.by_id:
-                self.made_ids += 1
-                id = f"{self.kind[0]}{self.made_ids}"
-            self.made_ids += 1
+                self.next_id += 1
+                id = f"{self.kind[0]}{self.next_id}"
+            self.next_id += 1
         elif (known := self.by_id.get(id)) is not None:
-            if self.text_of[known] != digest:
+            if self.text_digests[known] != digest:
                 raise DataError(
                     f"{where}: {self.kind} id {id!r} stands for another text before (row {self.rows[known]}). "
-                    f"Give each text an id of its own"
+                    f"Give each text its own id"
                 )
             return known, False
         number = len(self.ids)
         self.by_id[id] = number
         self.by_text.setdefault(short, number)
-        self.text_of.append(digest)
+        self.text_digests.append(digest)
         self.ids.append(id)
         key = text_key(whole)
         self.keys.append(key)
@@ -97,33 +96,35 @@ class _Column:
         return number, True
 
     def _flush(self, where: str = "") -> None:
+        """Write the pending texts to the file, or to memory."""
         columns = list(zip(*self.pending, strict=True))
         self.pending = []
         self.sha256()
         if self.writer is not None:
             self.writer.write_batch(pa.record_batch([strings(column) for column in columns], schema=self.schema))
             return
-        for (data, offsets), column in zip(self.kept.values(), columns, strict=True):
+        for (data, offsets), column in zip(self.in_memory.values(), columns, strict=True):
             for text in column:
                 data += text.encode("utf-8")
                 offsets.append(len(data))
 
     def sha256(self) -> str:
-        """Of all texts so far, each with its length before it."""
+        """SHA-256 of all texts so far; each text is preceded by its length in bytes."""
         self.digest.update(b"".join(self.unhashed))
         self.unhashed = []
         return self.digest.hexdigest()
 
     def finish(self) -> Texts:
+        """Close the file, if there is one, and return the texts."""
         if self.pending:
             self._flush()
         self.by_id = {}
         self.by_text = {}
-        self.text_of = array("q")
+        self.text_digests = array("q")
         if self.path is None or self.writer is None or self.sink is None:
             columns = [
                 pa.Array.from_buffers(_TEXT, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-                for data, offsets in self.kept.values()
+                for data, offsets in self.in_memory.values()
             ]
             return Texts(pa.table(columns, schema=self.schema))
         self.writer.close()
@@ -133,10 +134,18 @@ class _Column:
 
 
 class Builder:
-    """Collects a dataset; `finish` gives the `Pairs`.
+    """Collects a dataset. `Pairs.from_contents(builder.finish(name))` is the result.
+
+    Every text has a row number, from 0, which the methods that add texts return. `where` is the place of a text in the
+    source, for messages.
 
     Args:
-        folder: where texts go; None keeps them in memory.
+        folder: folder to write the dataset to; None keeps it in memory.
+
+    >>> builder = Builder(None)
+    >>> builder.add_query("q", "capital of France?", where="line 1"), builder.add_document("d", "Paris", where="line 1")
+    (0, 0)
+    >>> builder.relate(0, 0, 1.0)
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -150,9 +159,15 @@ class Builder:
         self.notes: dict[str, int] = {}
 
     def add_query(self, id: str | None, text: Any, *, group: Any = None, where: str) -> int:
+        """Add a query, or find it if it is known; returns its row.
+
+        Without an id, the query gets one, and queries with equal texts are one query. DataError if the text is neither
+        a string nor None, or if the id is known with another text.
+        """
         return self._add(self.queries, self.query_groups, id, "", text, group, where)
 
     def add_document(self, id: str | None, text: Any, *, title: Any = "", group: Any = None, where: str) -> int:
+        """Add a document, or find it if it is known; returns its row. The rules for queries hold here as well."""
         return self._add(self.documents, self.document_groups, id, _text(title, "title", where), text, group, where)
 
     def _add(
@@ -167,33 +182,39 @@ class Builder:
         if group is not None and group != "":
             number = self.groups.setdefault(str(group), len(self.groups))
             if groups.setdefault(row, number) != number:
-                # One text with two labels belongs to both, which one number cannot say.
+                # A text can have only one group: the first one stays, and the conflict is counted.
                 self.count(f"{column.kind}_group_conflicts")
         return row
 
     def count(self, note: str, by: int = 1) -> None:
+        """Increase a counter in the dataset's notes."""
         self.notes[note] = self.notes.get(note, 0) + by
 
     def relate(self, query: int, document: int, score: float) -> None:
-        """A judgement: relevant when `score` > 0, else judged not relevant."""
+        """Judge a document for a query, both given by their rows: relevant if `score` > 0, otherwise not relevant."""
         self.relations.append((query, document, score))
 
     def set_group(self, kind: str, row: int, group: Any) -> None:
+        """Set the group of a `query` or a `document`, given by its row."""
         groups = self.query_groups if kind == "query" else self.document_groups
         groups[row] = self.groups.setdefault(str(group), len(self.groups))
 
     def finish(self, name: str, keep_queries: np.ndarray | None = None) -> DatasetContents:
-        """What `Pairs.from_contents` makes a dataset of; `keep_queries` (rows) limits it to the queries of a split.
+        """Finish the dataset, write it to the folder if there is one, and return it for `Pairs.from_contents`.
+
+        Args:
+            name: name of the source.
+            keep_queries: int64 rows of the queries to keep, such as those of a split; None keeps all.
 
         Raises:
-            DataError: no queries or no documents.
+            DataError: there are no queries or no documents.
         """
         if not self.documents.ids:
-            raise DataError(f"{name}: the corpus is empty: there is nothing to mine negatives from")
+            raise DataError(f"{name}: the corpus is empty, so there is nothing to mine negatives from")
         total = len(self.queries.ids)
         kept = np.arange(total) if keep_queries is None else keep_queries
         if len(kept) == 0:
-            raise DataError(f"{name}: there are no queries: there is nothing to mine negatives for")
+            raise DataError(f"{name}: there are no queries, so there is nothing to mine negatives for")
         columns = list(zip(*self.relations, strict=True)) if self.relations else [(), (), ()]
         q, d = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
         relevant = np.array(columns[2], np.float64) > 0
@@ -233,7 +254,7 @@ class Builder:
 
 
 def _text(value: Any, what: str, where: str) -> str:
-    """A text field: None is an empty one; numbers and other things are an error, not their `str`."""
+    """The value of a text field. None means empty; anything else that is not a string is an error, never converted."""
     if value is None:
         return ""
     if isinstance(value, str):
@@ -242,6 +263,7 @@ def _text(value: Any, what: str, where: str) -> str:
 
 
 def _numbers(groups: dict[int, int], n: int) -> np.ndarray:
+    """int64 `[n]`: the group of each row, -1 for none."""
     out = np.full(n, -1, np.int64)
     if groups:
         out[np.fromiter(groups.keys(), np.int64)] = np.fromiter(groups.values(), np.int64)
@@ -249,7 +271,7 @@ def _numbers(groups: dict[int, int], n: int) -> np.ndarray:
 
 
 def _without(negatives: Ragged, positives: Ragged, width: int) -> Ragged:
-    """Judgements of one pair that disagree count as relevant: a positive is never a known negative."""
+    """The judged negatives that are not also positives of the query: if judgements disagree, relevant wins."""
     rows = negatives.row_numbers()
-    clash = np.isin(rows * width + negatives.values, positives.row_numbers() * width + positives.values)
-    return Ragged.from_pairs(rows[~clash], negatives.values[~clash], len(negatives))
+    contradicted = np.isin(rows * width + negatives.values, positives.row_numbers() * width + positives.values)
+    return Ragged.from_pairs(rows[~contradicted], negatives.values[~contradicted], len(negatives))

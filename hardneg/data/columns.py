@@ -1,4 +1,4 @@
-"""Cells of untrusted rows: which column holds what, and values of the right kind or an error that says where."""
+"""Reads cells of untrusted rows. A function returns a value of the right kind or raises a DataError that says where."""
 
 from __future__ import annotations
 
@@ -11,7 +11,23 @@ from hardneg.errors import DataError, first_few, suggestion
 
 
 def find_column(row: Row, given: str | None, usual: tuple[str, ...], where: str) -> str | None:
-    """The column to read: the given one, or the first usual name that the row has; names differ in case at most."""
+    """The column to read: the given one, or the first usual name that the row has, ignoring case.
+
+    Args:
+        row: a row of the file.
+        given: the column that the user named; "" for none, None to guess.
+        usual: names to look for, in order.
+        where: place of the row, for the message.
+
+    Returns:
+        Name of the column; None if there is none.
+
+    Raises:
+        DataError: the row does not have the given column.
+
+    >>> find_column({"ID": "7", "Question": "why?"}, None, ("query", "question"), "line 1")
+    'Question'
+    """
     if given is not None:
         if given == "":
             return None
@@ -23,31 +39,35 @@ def find_column(row: Row, given: str | None, usual: tuple[str, ...], where: str)
 
 
 def need_column(row: Row, given: str | None, usual: tuple[str, ...], where: str, what: str) -> str:
-    """As `find_column`, for a column that there has to be."""
-    found = find_column(row, given, usual, where)
-    if found is None:
+    """Like `find_column`, but DataError if there is no such column. `what` names its content in the message."""
+    column = find_column(row, given, usual, where)
+    if column is None:
         raise DataError(
             f"{where}: no column looks like a {what}; it has: {', '.join(row) or 'none'}. "
             f"Usual names: {first_few(usual, limit=20)}. Name yours with --{what}-column"
         )
-    return found
+    return column
 
 
 def is_binary(value: Any) -> bool:
+    """Whether a label is 0 or 1, as a number, a text or a bool."""
     return value in (0, 1, "0", "1", True, False)
 
 
 def id_of(row: Row, column: str | None, where: str) -> str | None:
+    """The id in this column of a row; None without a column."""
     return None if column is None else as_id(row.get(column), where)
 
 
 def as_id(value: Any, where: str) -> str:
+    """An id, which must be a non-empty text or an integer, as text."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(f"{where}: the id is {value!r}, expected text or an integer")
     return str(value)
 
 
 def as_number(value: Any, what: str, where: str) -> float:
+    """A finite number. `what` names the value in the message."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -58,12 +78,14 @@ def as_number(value: Any, what: str, where: str) -> float:
 
 
 def need_cells(row: Row, names: tuple[str, ...], where: str) -> None:
+    """DataError if the row lacks one of these columns."""
     for name in names:
         if name not in row:
             raise DataError(f"{where}: there is no {name!r}; it has: {', '.join(row)}")
 
 
 def as_list(value: Any, what: str, where: str) -> list[Any]:
+    """The value, which must be a list. `what` names its column in the message."""
     if not isinstance(value, list):
         raise DataError(f"{where}: {what!r} is of type {type(value).__name__}, expected a list")
     return value

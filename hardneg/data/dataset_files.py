@@ -1,7 +1,7 @@
-"""The files of a dataset: texts, ids and labels in one folder, checked when they are opened again.
+"""The files of a dataset: texts, ids and labels in one folder. The labels are checked when it is opened.
 
-A run keeps its dataset this way, so that resuming and exporting need neither the source nor, for a pipe, a second
-reading of it.
+Each run keeps a copy of its dataset in this form. Resuming and exporting therefore do not need the source, which may
+have been a pipe.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from hardneg.storage.files import atomic_path, read_json, write_array, write_jso
 
 @dataclass(frozen=True)
 class DatasetContents:
-    """Everything that a dataset consists of, as it stands on disk; `Pairs` is made from it.
+    """The parts of a dataset, as its folder stores them. `Pairs.from_contents` makes a dataset of them.
 
     Attributes:
-        head: name, digests, notes and counts (`dataset.json`).
-        arrays: int64 labels, groups, keys and row numbers by name (`labels/*.npy`).
-        ids: Arrow strings of `query` and `document`.
-        texts: of the queries and of the documents.
+        head: name, digests, notes and counts (the file `dataset.json`).
+        arrays: int64 labels, groups, keys and row numbers by name (the files `labels/*.npy`).
+        ids: Arrow strings under `query` and `document`.
+        texts: the texts of the queries and of the documents.
     """
 
     head: dict[str, Any]
@@ -37,7 +37,7 @@ class DatasetContents:
 
 
 def labels_digest(arrays: dict[str, np.ndarray]) -> str:
-    """SHA-256 of all arrays and their names."""
+    """SHA-256 of the names and values of all arrays."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
         digest.update(name.encode() + arrays[name].astype(np.int64).tobytes())
@@ -45,7 +45,7 @@ def labels_digest(arrays: dict[str, np.ndarray]) -> str:
 
 
 def write_dataset(folder: Path, head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array]) -> None:
-    """Write everything but the texts; `dataset.json` comes last, so its presence means that all of it is there."""
+    """Write everything but the texts. `dataset.json` is written last, so if it exists the dataset is complete."""
     for name, column in arrays.items():
         write_array(folder / "labels" / f"{name}.npy", column)
     for kind, column in ids.items():
@@ -57,7 +57,7 @@ def write_dataset(folder: Path, head: dict[str, Any], arrays: dict[str, np.ndarr
 
 
 def read_dataset(folder: Path) -> DatasetContents:
-    """What `write_dataset` wrote, and the texts beside it; RunError when it is missing or damaged."""
+    """The dataset that `write_dataset` wrote, and the texts beside it; RunError if it is missing or damaged."""
     head = read_json(folder / "dataset.json")
     try:
         arrays = {path.stem: np.load(path, allow_pickle=False) for path in sorted((folder / "labels").glob("*.npy"))}
@@ -66,7 +66,7 @@ def read_dataset(folder: Path) -> DatasetContents:
             with pa.OSFile(str(folder / f"{kind}_ids.arrow"), "rb") as f:
                 ids[kind] = pa.ipc.open_file(f).read_all().column("id").combine_chunks()
         if labels_digest(arrays) != head["labels"]:
-            raise RunError(f"{folder}/labels does not fit {folder}/dataset.json: the run folder is damaged")
+            raise RunError(f"{folder}/labels does not match {folder}/dataset.json: the run folder is damaged")
         texts = Texts(path=folder / "queries.arrow"), Texts(path=folder / "corpus.arrow")
         return DatasetContents(head, arrays, ids, texts)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""Queries, documents and what is known about them, as columns: ids and labels in memory, texts on disk."""
+"""`Pairs`: queries, documents and their labels, as columns. Ids and labels are in memory, texts may be on disk."""
 
 from __future__ import annotations
 
@@ -20,23 +20,28 @@ from hardneg.storage.files import atomic_path
 
 @dataclass
 class Pairs:
-    """A dataset to mine: queries, a corpus, and which documents are positives of which query.
+    """A dataset to mine: n queries, a corpus of N documents, and the positives of each query.
 
-    Rows of queries and of documents are what everything else counts in; ids are for people and files.
+    The library identifies a query or a document by its row here, an integer from 0. Ids are used in files and messages.
 
     Attributes:
-        query_ids, document_ids: Arrow strings, distinct.
-        queries, documents: their texts.
-        positives: rows of the documents that are relevant to each query.
-        judged_negatives: rows of the documents that were judged and found not relevant.
-        query_keys, document_keys, body_keys: int64 keys of the folded texts (body: without the title);
-            0 = empty.
-        query_groups, document_groups: int64 group numbers, -1 where there is none; None without groups.
-        query_rows, document_rows: which row of the source file each stands in.
-        source_query_rows, source_document_rows: how many rows the source has.
-        digests: SHA-256 of all query texts and of all document texts, in order.
-        name: what the user called it.
-        notes: what was noticed while reading: counts by name.
+        query_ids, document_ids: Arrow strings `[n]` and `[N]`, distinct.
+        queries, documents: the texts, in the same order.
+        positives: for each query, rows of the documents that are relevant to it.
+        judged_negatives: for each query, rows of the documents that were judged not relevant to it.
+        query_keys: int64 `[n]` keys of the query texts (see `text_key`). Equal texts have equal keys; 0 means empty.
+        document_keys, body_keys: int64 `[N]` keys of the documents, with and without the title.
+        query_groups, document_groups: int64 group numbers, -1 for no group; None if the dataset has no groups.
+        query_rows, document_rows: int64 row of the source that each text first appeared in.
+        source_query_rows, source_document_rows: number of rows in the source, repetitions included.
+        digests: SHA-256 of the query texts (`queries`), of the document texts (`documents`) and of the labels
+            (`labels`).
+        name: name of the source, as the user gave it.
+        notes: counts of what the reader noticed, such as empty texts.
+
+    >>> pairs = Pairs.from_columns(["capital of France?"], ["Paris"], corpus=["Lyon"])
+    >>> len(pairs), len(pairs.document_ids), pairs.positives.padded().tolist()
+    (1, 2, [[0]])
     """
 
     query_ids: pa.Array
@@ -62,9 +67,9 @@ class Pairs:
         return len(self.query_ids)
 
     def known_positives(self) -> Ragged:
-        """The positives of each query and of every other query with the same folded text.
+        """For each query, its positives and those of all queries with the same folded text.
 
-        Two rows of one question with different answers must not get each other's answer as a negative.
+        If one question appears twice with different answers, neither may get the other's answer as a negative.
         """
         distinct, classes = np.unique(distinct_keys(self.query_keys), return_inverse=True)
         if len(distinct) == len(self):
@@ -75,17 +80,17 @@ class Pairs:
 
     @classmethod
     def from_contents(cls, contents: DatasetContents) -> Pairs:
-        """The dataset that a `Builder` has finished, or that was read from its folder."""
+        """The dataset from what `Builder.finish` or `read_dataset` returned."""
         head, arrays, ids, texts = contents.head, contents.arrays, contents.ids, contents.texts
         kept = arrays["kept"]
-        everything = len(kept) == len(arrays["query_keys"])
+        keeps_all = len(kept) == len(arrays["query_keys"])
         grouped = len(arrays["document_groups"]) > 0
         positives = Ragged(arrays["positive_offsets"], arrays["positive_values"]).take(kept)
         negatives = Ragged(arrays["negative_offsets"], arrays["negative_values"]).take(kept)
         return cls(
-            query_ids=ids["query"] if everything else ids["query"].take(numbers(kept)),
+            query_ids=ids["query"] if keeps_all else ids["query"].take(numbers(kept)),
             document_ids=ids["document"],
-            queries=texts[0] if everything else texts[0].select(kept),
+            queries=texts[0] if keeps_all else texts[0].select(kept),
             documents=texts[1],
             positives=positives,
             judged_negatives=negatives,
@@ -116,14 +121,15 @@ class Pairs:
         """A dataset from lists in memory.
 
         Args:
-            queries: one text a row; rows with equal texts are one query with several positives.
-            positives: the relevant text, or texts, of each row.
-            corpus: further documents.
-            query_ids: an id a row; rows with equal ids are one query.
-            groups: a label a row; documents of one group are never negatives of its queries
-                once the filter `group` is used.
-        """
+            queries: one text per row. Rows with equal texts become one query with several positives.
+            positives: the relevant text, or list of relevant texts, of each row.
+            corpus: additional documents.
+            query_ids: one id per row, if given. Rows with equal ids become one query.
+            groups: one label per row, if given. The filter `group` rejects documents in the query's group as negatives.
 
+        Raises:
+            DataError: there are no queries or no documents, or one id has two texts.
+        """
         builder = Builder(None)
         for i, (query, texts) in enumerate(zip(queries, positives, strict=True)):
             group = None if groups is None else groups[i]
@@ -137,13 +143,13 @@ class Pairs:
 
 
 def open_pairs(folder: Path) -> Pairs:
-    """The dataset that a `Builder` wrote to `folder`; RunError when it is not there or damaged."""
+    """The dataset that a `Builder` or `save_pairs` wrote to `folder`; RunError if it is missing or damaged."""
     return Pairs.from_contents(read_dataset(folder))
 
 
 def save_pairs(pairs: Pairs, folder: Path) -> None:
-    """Write a dataset that is in memory, so that `open_pairs` can open it."""
-    none = np.empty(0, np.int64)
+    """Write a dataset to `folder`, from where `open_pairs` can open it."""
+    no_groups = np.empty(0, np.int64)
     arrays = {
         "kept": np.arange(len(pairs)),
         "positive_offsets": pairs.positives.offsets,
@@ -153,8 +159,8 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         "query_keys": pairs.query_keys,
         "document_keys": pairs.document_keys,
         "body_keys": pairs.body_keys,
-        "query_groups": none if pairs.query_groups is None else pairs.query_groups,
-        "document_groups": none if pairs.document_groups is None else pairs.document_groups,
+        "query_groups": no_groups if pairs.query_groups is None else pairs.query_groups,
+        "document_groups": no_groups if pairs.document_groups is None else pairs.document_groups,
         "query_rows": pairs.query_rows,
         "document_rows": pairs.document_rows,
     }

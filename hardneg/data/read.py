@@ -1,8 +1,7 @@
-"""Readers: every kind of dataset that people have, streamed into one `Builder`.
+"""`read_pairs` reads a dataset from any supported source.
 
-A source is a BEIR folder, a saved Hugging Face dataset, or a file of pairs (JSON lines, CSV, TSV,
-Parquet, FlagEmbedding, Tevatron), or a built-in set. Everything in it is untrusted: every error names
-the file and the line.
+A source is a BEIR folder, a saved Hugging Face dataset, a file of pairs (JSON lines, CSV, TSV, Parquet, FlagEmbedding,
+Tevatron) or a built-in dataset. Its content is untrusted: every error names the file and the line.
 """
 
 from __future__ import annotations
@@ -31,12 +30,13 @@ def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | N
 
     Args:
         source: a path, `-` for JSON lines on standard input, or `builtin:NAME`.
-        options: how.
-        folder: where its texts go, so that memory does not grow with them; None keeps them in memory.
+        options: how to read it; by default, format and columns are guessed.
+        folder: a folder to write the dataset to, so that memory use does not grow with the texts; None keeps the texts
+            in memory.
 
     Raises:
-        DataError: something in it is wrong; the message says in which file and line.
-        UsageError: the source or an option names nothing that exists.
+        DataError: the source does not exist or its content is wrong; the message names the file and the line.
+        UsageError: the format, the built-in dataset or its split is unknown.
     """
     options = options or ReadOptions()
     if options.format not in FORMATS:
@@ -50,7 +50,9 @@ def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | N
     else:
         path = Path(source)
         if not path.exists():
-            raise DataError(f"{source} does not exist: SOURCE is a file, a folder, '-' or builtin:pycode")
+            raise DataError(
+                f"{source} does not exist; SOURCE is a file, a folder, '-' or builtin:NAME (as in builtin:pycode)"
+            )
         if path.is_dir() and (path / "corpus.jsonl").exists():
             keep = read_beir(path, builder, options.split, options.skip_unknown)
         else:
@@ -68,10 +70,10 @@ def _read_builtin(name: str, split: str, builder: Builder) -> None:
 
 
 def _read_rows(rows: Located, builder: Builder, options: ReadOptions, name: str) -> None:
-    """A file of pairs: the kind is told from its first row."""
+    """Read rows of pairs. The first row tells the layout, unless `options.format` names it."""
     first = next(rows, None)
     if first is None:
-        raise DataError(f"{name}: there are no rows: there is nothing to mine negatives for")
+        raise DataError(f"{name}: there are no rows, so there is nothing to mine negatives for")
     kind = options.format
     if kind in ("auto", "beir"):
         kind = (

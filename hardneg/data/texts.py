@@ -1,4 +1,4 @@
-"""Texts on disk or in memory, and the keys by which equal texts are found."""
+"""Texts on disk or in memory, and the keys that identify equal texts."""
 
 from __future__ import annotations
 
@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 from hardneg.storage.arrays import Int
 from hardneg.storage.arrow import numbers
 
-BATCH_ROWS = 256  # of texts on disk: fixed, so that row // BATCH_ROWS finds the batch
+BATCH_ROWS = 256  # rows of each batch on disk; the size is fixed, so row i is in batch i // BATCH_ROWS
 
 
 class Texts:
-    """A column of texts (and titles), in memory or in an Arrow file that is read as needed.
+    """A column of texts, with titles if they are documents.
 
-    Nothing of a file stays resident after it was used: a corpus may be larger than memory.
+    The texts are in memory (`table`) or in an Arrow file (`path`). A file is memory-mapped, and its pages are released
+    after each use, so a corpus may be larger than memory.
+
+    Args:
+        table: Arrow table with the column `text` and, for documents, `title`.
+        path: Arrow IPC file with the same columns, in batches of `BATCH_ROWS` rows.
     """
 
     def __init__(self, table: pa.Table | None = None, path: Path | None = None) -> None:
@@ -40,7 +45,7 @@ class Texts:
             self._batches = -(-len(table) // BATCH_ROWS)
 
     def select(self, rows: Int) -> Texts:
-        """The texts of these rows only."""
+        """A view of these rows, in this order; nothing is copied."""
         view = copy.copy(self)
         view._selected = rows
         return view
@@ -55,7 +60,7 @@ class Texts:
             self._map.madvise(mmap.MADV_DONTNEED)
 
     def batches(self) -> Iterator[list[str]]:
-        """Texts in row order, as they are embedded: the title, a space, the text."""
+        """All texts in row order, in batches. Each text is what an encoder gets: the title, a space, the text."""
         if self._selected is not None:
             for start in range(0, len(self._selected), BATCH_ROWS):
                 yield self.slice(start, min(start + BATCH_ROWS, len(self._selected)))
@@ -65,24 +70,25 @@ class Texts:
             self._release()
 
     def slice(self, start: int, stop: int) -> list[str]:
-        """Texts of the rows `start` to `stop`, as they are embedded."""
+        """The texts of the rows `start` to `stop - 1`, each with its title in front."""
         return self.take(np.arange(start, stop))
 
     def take(self, rows: NDArray[np.integer]) -> list[str]:
-        """Texts of these rows, in this order, as they are embedded."""
+        """The texts of these rows, in this order, each with its title in front."""
         return _joined(self.columns(rows))
 
     def columns(self, rows: NDArray[np.integer]) -> pa.Table:
-        """The columns `text` and, for documents, `title`, of these rows in this order."""
+        """The columns `text` and, for documents, `title` of these rows, in this order."""
         rows = np.asarray(rows, np.int64)
         if self._selected is not None:
             rows = self._selected[rows]
         if self._table is not None:
             return self._table.take(numbers(rows))
         wanted, inverse = np.unique(rows, return_inverse=True)
-        which = wanted // BATCH_ROWS
+        batch_of = wanted // BATCH_ROWS
         pieces = [
-            self._reader.get_batch(int(i)).take(numbers(wanted[which == i] - i * BATCH_ROWS)) for i in np.unique(which)
+            self._reader.get_batch(int(i)).take(numbers(wanted[batch_of == i] - i * BATCH_ROWS))
+            for i in np.unique(batch_of)
         ]
         self._release()
         return pa.Table.from_batches(pieces, self._reader.schema).combine_chunks().take(numbers(inverse.ravel()))
@@ -96,18 +102,33 @@ def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
 
 
 def join_title(title: str, text: str) -> str:
+    """The text as an encoder gets it: the title, a space, the text.
+
+    >>> join_title("Ada Lovelace", "wrote the first program.")
+    'Ada Lovelace wrote the first program.'
+    """
     return f"{title} {text}".strip() if title else text
 
 
 def fold(text: str) -> str:
-    """Equal for texts that differ only in unicode form (NFKC), case or white space."""
+    """The text in normal form. Texts that differ only in Unicode form (NFKC), case or white space fold alike.
+
+    >>> fold("  Straße\\n1") == fold("STRASSE 1")
+    True
+    """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     return " ".join(text.lower().split())
 
 
 def text_key(text: str) -> int:
-    """64 bits of the folded text, 0 for an empty one: equal keys mean equal texts, for all practical purposes."""
+    """An odd 63-bit hash (BLAKE2b) of the folded text, or 0 if that is empty.
+
+    Texts with equal keys are treated as equal.
+
+    >>> text_key("Hello  World") == text_key("hello world"), text_key(" ")
+    (True, 0)
+    """
     folded = fold(text)
     if not folded:
         return 0
@@ -115,6 +136,14 @@ def text_key(text: str) -> int:
 
 
 def distinct_keys(keys: Int, rows: Int | None = None) -> Int:
-    """int64 `[n]`: equal where the texts of these keys are; what has no text (key 0) is told apart by its row."""
-    numbers = np.arange(len(keys)) if rows is None else rows
-    return np.where(keys != 0, keys, -1 - numbers)
+    """Keys under which empty texts are distinct too, int64 `[n]`.
+
+    Args:
+        keys: int64 `[n]` from `text_key`; 0 means an empty text.
+        rows: int64 `[n]` that tell empty texts apart; 0 to n - 1 by default.
+
+    >>> distinct_keys(np.array([7, 0, 7, 0])).tolist()
+    [7, -2, 7, -4]
+    """
+    row_numbers = np.arange(len(keys)) if rows is None else rows
+    return np.where(keys != 0, keys, -1 - row_numbers)

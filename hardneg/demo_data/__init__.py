@@ -1,4 +1,4 @@
-"""Real data made from what is installed, for the demo, the tests and the examples."""
+"""Real datasets made from files of installed packages, for the demo, the tests and the examples."""
 
 from hardneg.lazy import attach
 

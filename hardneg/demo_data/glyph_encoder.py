@@ -1,4 +1,4 @@
-"""A small CLIP-like model: pictures of glyphs and their names to vectors of one space (CLIP, arXiv 2103.00020)."""
+"""A small model like CLIP (arXiv 2103.00020): it encodes pictures of glyphs and their names into one vector space."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ _CHUNK = 1024
 
 
 class GlyphEncoder(nn.Module):
-    """Texts that name a picture (see `hardneg.demo_data.glyphs`) go through a convolutional network, all others are hashed.
+    """Encodes pictures with a convolutional network, and all other texts with a `HashedEncoder`.
+
+    A picture is given as the text that names it (see `hardneg.demo_data.glyphs`).
 
     Args:
         dimension: d.
-        width: channels of the first layer.
-        seed: of the initialisation.
+        width: number of channels in the first convolution.
+        seed: seed of the initial weights.
     """
 
     def __init__(self, dimension: int = 128, width: int = 32, seed: int = 0) -> None:
@@ -55,14 +57,15 @@ class GlyphEncoder(nn.Module):
 
     @property
     def fitted(self) -> bool:
+        """Whether the encoder of the names is fitted."""
         return self.names.fitted
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Look at the names among `texts`."""
+        """Fit the encoder of the names to the names in `texts`, or to all texts if there are none."""
         self.names.fit([text for text in texts if parse_glyph(text) is None] or list(texts))
 
     def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
-        """float32 `[n, d]` of unit length, with gradients; a prompt stands before names only."""
+        """Unit vectors of n texts, float32 `[n, d]`, with gradients. The prompt is put before names only."""
         glyphs = [parse_glyph(text) for text in texts]
         drawn = [i for i, glyph in enumerate(glyphs) if glyph is not None]
         named = [i for i, glyph in enumerate(glyphs) if glyph is None]
@@ -70,8 +73,8 @@ class GlyphEncoder(nn.Module):
         parts = []
         if drawn:
             images = np.stack([bitmap(*glyph) for glyph in glyphs if glyph is not None])
-            light = torch.from_numpy(images).to(device)[:, None].float() / 127.5 - 1
-            parts.append(nn.functional.normalize(self.pictures(light), dim=1))
+            pixels = torch.from_numpy(images).to(device)[:, None].float() / 127.5 - 1
+            parts.append(nn.functional.normalize(self.pictures(pixels), dim=1))
         if named:
             parts.append(self.names.vectors([texts[i] for i in named], prompt=prompt))
         if len(parts) == 1:
@@ -81,7 +84,7 @@ class GlyphEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
-        """float32 `[n, d]`, unit length."""
+        """Unit vectors of n texts, float32 `[n, d]`."""
         training = self.training
         self.eval()
         parts = [
@@ -92,13 +95,14 @@ class GlyphEncoder(nn.Module):
         return np.concatenate(parts) if parts else np.empty((0, self.dimension), np.float32)
 
     def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
         digest = hashlib.sha256(b"glyphs-1")
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors`."""
+        """Write `config.json` and `model.safetensors` to `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(
@@ -110,19 +114,19 @@ class GlyphEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> GlyphEncoder:
-        """An encoder that `save` wrote; UsageError when there is none."""
+        """Load an encoder that `save` wrote; UsageError if the folder holds none."""
         folder = Path(folder)
         config = saved_config("glyphs", folder)
         try:
             encoder = cls(config["dimension"], config["width"], config["seed"])
             encoder.load_state_dict(load_file(folder / "model.safetensors"))
         except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UsageError(f"glyphs:{folder} is not a saved glyph encoder ({first})") from None
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise UsageError(f"glyphs:{folder} is not a saved glyph encoder ({reason})") from None
         encoder.names.fitted = True
         return encoder
 
 
 def from_spec(folder: str, options: EncoderOptions) -> GlyphEncoder:
-    """`glyphs`, or `glyphs:FOLDER` with saved weights."""
+    """Make the encoder of the spec `glyphs`, or `glyphs:FOLDER` with saved weights."""
     return GlyphEncoder.load(folder) if folder else GlyphEncoder(seed=options.seed)

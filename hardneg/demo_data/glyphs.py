@@ -1,7 +1,8 @@
-"""Glyphs: pictures of characters in the fonts that matplotlib ships, named by their Unicode names.
+"""The dataset `glyphs`: Unicode names as queries, and pictures of the characters as documents.
 
-A document is a picture, written as the text `glyph:U+0041/DejaVuSans`: who encodes it draws it (`bitmap`). Letters that look
-the same in several scripts (A of Latin, Greek, Cyrillic) are natural false negatives, and share a group.
+The pictures are drawn in the fonts that matplotlib ships. A document is a text such as `glyph:U+0041/DejaVuSans`, from
+which the encoder draws the picture (see `bitmap`). Letters that look the same in several scripts, such as the A of
+Latin, Greek and Cyrillic, are natural false negatives. They share a group.
 """
 
 from __future__ import annotations
@@ -22,24 +23,27 @@ from hardneg.errors import DataError, MissingDependencyError, suggestion
 
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSansMono")
 
-SIZE = 32  # pixels of a picture's side
+SIZE = 32  # height and width of a picture in pixels
 
-_POINTS, _BASELINE = 22, 24  # of the characters; the row they stand on
+_POINTS, _BASELINE = 22, 24  # size of the font; row of the picture that characters stand on
 
-_TEST_SHARE = 10
+_TEST_SHARE = 10  # one character in ten is in the test split
 
 _GLYPH = re.compile(r"glyph:U\+([0-9A-F]{4,6})/([A-Za-z-]+)")
 
 
 def read_glyphs(split: str, builder: Builder) -> None:
-    """Unicode name -> pictures of the character, one a font; one character in ten is in the test split."""
+    """Add the characters of a split to `builder`.
+
+    A query is the Unicode name of a character. Its positives are the pictures of the character, one per font.
+    """
     for code, name in _named(sorted(_codes(FONTS[0]))):
         chosen = hashlib.sha256(str(code).encode()).digest()[0] % _TEST_SHARE == 0
         if chosen != (split == "test"):
             continue
         picture = bitmap(code, FONTS[0])
         if not picture.any():
-            continue  # a kind of space
+            continue  # white space
         group = hashlib.sha256(picture.tobytes()).hexdigest()[:16]
         label = f"U+{code:04X}"
         query = builder.add_query(label, name, group=group, where=label)
@@ -50,6 +54,7 @@ def read_glyphs(split: str, builder: Builder) -> None:
 
 
 def _named(codes: list[int]) -> Iterator[tuple[int, str]]:
+    """(code, Unicode name) of the characters that have a name."""
     for code in codes:
         name = unicodedata.name(chr(code), "")
         if name:
@@ -57,19 +62,35 @@ def _named(codes: list[int]) -> Iterator[tuple[int, str]]:
 
 
 def parse_glyph(text: str) -> tuple[int, str] | None:
-    """(code, font) of a text that names a picture; None for any other text."""
+    """(code, font) of a text that names a picture; None for any other text.
+
+    Raises:
+        DataError: the text names a font or a code that does not exist.
+
+    >>> parse_glyph("glyph:U+0041/DejaVuSans"), parse_glyph("latin capital letter a")
+    ((65, 'DejaVuSans'), None)
+    """
     match = _GLYPH.fullmatch(text)
     if match is None:
         return None
     code, font = int(match.group(1), 16), match.group(2)
-    if font not in FONTS or code > 0x10FFFF:
+    if code > 0x10FFFF:
+        raise DataError(f"{text}: there is no such picture: the last code point is U+10FFFF")
+    if font not in FONTS:
         raise DataError(f"{text}: there is no such picture.{suggestion(font, FONTS)}")
     return code, font
 
 
 @cache
 def bitmap(code: int, font: str) -> NDArray[np.uint8]:
-    """uint8 `[SIZE, SIZE]`, 0 = background: the character standing on a fixed row, in the middle; cut off where too large."""
+    """The picture of a character, uint8 `[SIZE, SIZE]`, read-only. The background is 0.
+
+    The character is centered horizontally and its baseline is a fixed row. Parts outside the picture are cut off.
+
+    Raises:
+        DataError: the font does not have the character, or matplotlib does not ship the font.
+        MissingDependencyError: matplotlib is not installed.
+    """
     face = _font(font)
     if code not in _codes(font):
         raise DataError(f"glyph:U+{code:04X}/{font}: the font has no such character")
@@ -91,11 +112,13 @@ def bitmap(code: int, font: str) -> NDArray[np.uint8]:
 
 @cache
 def _codes(font: str) -> frozenset[int]:
+    """The code points of all characters of a font."""
     return frozenset(_font(font).get_charmap())
 
 
 @cache
 def _font(name: str) -> Any:
+    """The matplotlib font of this name, at the size of the pictures."""
     try:
         import matplotlib
         from matplotlib.ft2font import FT2Font

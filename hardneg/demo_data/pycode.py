@@ -1,4 +1,8 @@
-"""Real data made from what is on the machine: nothing to download, the same for a given Python and its packages."""
+"""The dataset `pycode`: docstrings as queries, and the Python functions they describe as documents.
+
+The functions come from installed Python sources, so nothing is downloaded. The dataset depends on the versions of
+Python and of the packages.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +25,7 @@ from hardneg.errors import DataError
 
 PACKAGES = ("numpy", "sklearn", "torch")
 
-_TEST_SHARE = 10  # one function in ten goes to the test split
+_TEST_SHARE = 10  # one function in ten is in the test split
 
 _SKIP = {"test", "tests", "testing", "idlelib", "site-packages", "lib2to3", "__pycache__", "turtledemo", "_vendor"}
 
@@ -30,15 +34,15 @@ _CHILD = (
     "from hardneg.demo_data.pycode import _functions; json.dump([_functions(f) for f in job['files']], sys.stdout)"
 )
 
-_MOST_CHARACTERS = 2000  # of one function: what follows says little about what it is for
+_MAX_CHARACTERS = 2000  # per function; the beginning is enough to tell its purpose
 
 
 def read_pycode(split: str, builder: Builder) -> None:
-    """Fill `builder` with docstrings and the functions they describe.
+    """Add the functions of a split to `builder`.
 
-    A query is the first line of a docstring, its positive the source of the function without the docstring, from the
-    standard library and the installed numpy, scikit-learn and torch. Functions with equal docstrings answer each other's
-    query: they are natural false negatives, and share a group.
+    A query is the first line of a docstring. Its positive is the source of the function without the docstring. The
+    sources are the standard library and the installed numpy, scikit-learn and torch. Functions whose docstrings have
+    the same first line answer each other's query. They are natural false negatives, and share a group.
 
     Raises:
         DataError: there are no such sources on this machine.
@@ -47,7 +51,7 @@ def read_pycode(split: str, builder: Builder) -> None:
     seen: set[bytes] = set()
     for label, question, code in rows:
         digest = hashlib.sha256(fold(code).encode("utf-8", "replace")).digest()
-        # The function alone decides its split, so no function is in both; copies under other names count once.
+        # The split depends on the source alone, so no function is in both splits. Copies are added only once.
         if digest in seen or (digest[0] % _TEST_SHARE == 0) != (split == "test"):
             continue
         seen.add(digest)
@@ -55,25 +59,25 @@ def read_pycode(split: str, builder: Builder) -> None:
         query = builder.add_query(f"q:{label}", question, group=group, where=label)
         builder.relate(query, builder.add_document(label, code, group=group, where=label), 1)
     if not seen:
-        raise DataError("builtin:pycode: no Python sources with docstrings are on this machine")
+        raise DataError("builtin:pycode: this machine has no Python sources with docstrings")
 
 
-@functools.lru_cache(maxsize=1)  # both splits, and a demo that reads them, parse half a million lines once
+@functools.lru_cache(maxsize=1)  # so that reading both splits parses half a million lines only once
 def _all_functions(files: tuple[tuple[str, str], ...]) -> list[list[tuple[str, str, str]]]:
-    """`_functions` of every file, in order, by several processes.
+    """The result of `_functions` for each file, in order. Several child processes share the work.
 
-    Plain child processes: a pool of multiprocessing would import the caller's main module again, and fail in a script that
-    has no `if __name__ == "__main__"`.
+    They are plain child processes because a multiprocessing pool would import the caller's main module again, which
+    fails in a script without `if __name__ == "__main__"`.
     """
     count = max(1, min(_workers(), len(files)))
 
     def work(part: int) -> list[list[tuple[str, str, str]]]:
         job = json.dumps({"path": sys.path, "files": files[part::count]})
-        done = subprocess.run([sys.executable, "-c", _CHILD], input=job, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise DataError(f"reading Python sources failed in a child process: {done.stderr.strip()[-500:]}")
-        found: list[list[tuple[str, str, str]]] = json.loads(done.stdout)
-        return found
+        child = subprocess.run([sys.executable, "-c", _CHILD], input=job, capture_output=True, text=True, check=False)
+        if child.returncode:
+            raise DataError(f"reading Python sources failed in a child process: {child.stderr.strip()[-500:]}")
+        functions: list[list[tuple[str, str, str]]] = json.loads(child.stdout)
+        return functions
 
     with ThreadPoolExecutor(count) as pool:
         parts = list(pool.map(work, range(count)))
@@ -81,11 +85,12 @@ def _all_functions(files: tuple[tuple[str, str], ...]) -> list[list[tuple[str, s
 
 
 def _workers() -> int:
+    """Number of child processes: the available cores, but at most 8."""
     return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 def _source_files() -> Iterator[tuple[str, str]]:
-    """(module-like label, path) of every source file, in a fixed order."""
+    """(label, path) of every source file, in a fixed order. The label is the path in the library or package."""
     roots = [("", Path(sysconfig.get_paths()["stdlib"]))]
     for package in PACKAGES:
         spec = importlib.util.find_spec(package)
@@ -99,15 +104,15 @@ def _source_files() -> Iterator[tuple[str, str]]:
 
 
 def _functions(file: tuple[str, str]) -> list[tuple[str, str, str]]:
-    """(label, first docstring line, source without the docstring) of the functions of one file."""
+    """(label, first line of the docstring, source without the docstring) of each documented function in one file."""
     name, path = file
     try:
         source = Path(path).read_text("utf-8")
         tree = ast.parse(source)
     except (SyntaxError, UnicodeDecodeError, OSError, RecursionError, ValueError):
-        return []  # not Python of this version: the standard library ships such files on purpose
+        return []  # not valid in this version of Python; the standard library ships such files on purpose
     lines = source.splitlines(keepends=True)
-    found = []
+    functions = []
     for node, scope in _walk(tree, ()):
         question = _question(node)
         first = node.body[0]
@@ -119,13 +124,14 @@ def _functions(file: tuple[str, str]) -> list[tuple[str, str, str]]:
         code = _dedented(head + rest)
         if len(code) >= 60:
             label = f"{name}:{'.'.join((*scope, node.name))}@{node.lineno}"
-            found.append((label, question, code[:_MOST_CHARACTERS]))
-    return found
+            functions.append((label, question, code[:_MAX_CHARACTERS]))
+    return functions
 
 
 def _walk(
     node: ast.AST, scope: tuple[str, ...]
 ) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, tuple[str, ...]]]:
+    """(function, names of the functions and classes around it) of every function below `node`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
             yield child, scope
@@ -137,7 +143,7 @@ def _walk(
 
 
 def _question(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
-    """The docstring's first line, when it says something: three words at least."""
+    """The first line of the docstring, if it has at least three words and at most 200 characters; otherwise None."""
     docstring = ast.get_docstring(node)
     if not docstring:
         return None
@@ -146,5 +152,6 @@ def _question(node: ast.FunctionDef | ast.AsyncFunctionDef) -> str | None:
 
 
 def _dedented(lines: list[str]) -> str:
+    """The lines as one text, without the indentation of the first line."""
     indent = len(lines[0]) - len(lines[0].lstrip()) if lines else 0
     return "".join(line[indent:] if line[:indent].isspace() or not indent else line for line in lines).strip()

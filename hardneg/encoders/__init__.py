@@ -1,4 +1,4 @@
-"""What turns texts into vectors."""
+"""Encoders, which turn texts into vectors."""
 
 from hardneg.lazy import attach
 

@@ -1,4 +1,4 @@
-"""What an encoder is."""
+"""Protocols of encoders: what an encoder must have, and what it may have."""
 
 from __future__ import annotations
 
@@ -15,40 +15,44 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Anything that turns texts into vectors."""
+    """An encoder: any object that turns texts into vectors and has these three members."""
 
     @property
     def dimension(self) -> int:
-        """Components d of each vector."""
+        """d, the number of components of each vector."""
         ...
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
-        """float32 `[len(texts), d]`; `prompt` stands before each text, or is handled as the model wants it."""
+        """The vectors of n texts, float32 `[n, d]`. `prompt` is put before each text, or handled by the model."""
         ...
 
     def fingerprint(self) -> str:
-        """Changes whenever the vectors would: a hash of the weights and of what else decides them."""
+        """A hash of the weights and of all else that the vectors depend on. It changes whenever the vectors do."""
         ...
 
 
 @runtime_checkable
 class Fittable(Protocol):
-    """An encoder that looks at the dataset before it can encode."""
+    """An encoder that must be fitted to a sample of the dataset's texts before it can encode."""
 
-    def fit(self, texts: Sequence[str]) -> None: ...
+    def fit(self, texts: Sequence[str]) -> None:
+        """Fit the encoder to a sample of queries and documents."""
+        ...
 
     @property
-    def fitted(self) -> bool: ...
+    def fitted(self) -> bool:
+        """Whether the encoder can encode already."""
+        ...
 
 
 @runtime_checkable
 class Trainable(Encoder, Protocol):
-    """An encoder that can be trained: a `torch.nn.Module`, too."""
+    """An encoder that can be trained. It must also be a `torch.nn.Module`."""
 
     def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
-        """float `[n, d]`, with gradients, on the device of the weights."""
+        """The vectors of n texts, float `[n, d]`, with gradients, on the device of the weights."""
         ...
 
     def save(self, folder: str | Path) -> None:
-        """Write it to where a spec (`hashed:FOLDER`, `st:FOLDER`) can load it from."""
+        """Write the encoder to a folder, from which a spec such as `hashed:FOLDER` or `st:FOLDER` can load it."""
         ...

@@ -1,4 +1,4 @@
-"""From texts to vectors on disk, each computed once for what it is made of."""
+"""Encodes the texts of a dataset to vectors on disk, and reuses vectors that are there already."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from hardneg.progress import Progress
 from hardneg.storage.files import fingerprint
 from hardneg.storage.vectors import EmbeddingStore
 
-_SAMPLE = 8192  # texts that an encoder looks at which does not say how many it wants
+_SAMPLE = 8192  # number of texts to fit on, for encoders without the attribute `sample`
 
-_CHUNK = 1024  # texts handed to the encoder at once: its own batches are cut from these, sorted by length
+_CHUNK = 1024  # texts passed to the encoder at once, from which it may form batches of similar length
 
 
 def fit(encoder: Encoder, pairs: Pairs, progress: Progress) -> None:
-    """Let an encoder that has to (see `Fittable`) look at an even sample of queries and documents."""
+    """Fit the encoder on evenly spaced queries and documents, if it is `Fittable` and not fitted yet."""
     if not isinstance(encoder, Fittable) or encoder.fitted:
         return
     advance = progress("fit encoder", 1)
     half = getattr(encoder, "sample", _SAMPLE) // 2
-    texts = _even(pairs.queries, len(pairs), half) + _even(pairs.documents, len(pairs.document_ids), half)
-    encoder.fit(texts)
+    queries = _evenly_spaced(pairs.queries, len(pairs), half)
+    documents = _evenly_spaced(pairs.documents, len(pairs.document_ids), half)
+    encoder.fit(queries + documents)
     advance(1)
 
 
-def _even(texts: Texts, total: int, count: int) -> list[str]:
+def _evenly_spaced(texts: Texts, total: int, count: int) -> list[str]:
+    """Up to `count` of the `total` texts, at evenly spaced rows."""
     return texts.take(np.unique(np.linspace(0, total - 1, min(count, total)).astype(np.int64)))
 
 
@@ -46,10 +48,25 @@ def embed(
     progress: Progress,
     label: str = "",
 ) -> tuple[Any, Any, tuple[str, str]]:
-    """(query vectors, document vectors, their keys), memory-mapped from `folder`, encoded where they are missing.
+    """Encode queries and documents, or reuse vectors in `folder` that have the same key.
 
-    The key of each set is a hash of the encoder's weights, the prompt, the texts and the number format:
-    vectors of another checkpoint are never taken for these.
+    The key is a hash of the encoder's weights, the prompt, the texts and the number format, so vectors of another
+    checkpoint are never reused.
+
+    Args:
+        encoder: a fitted encoder.
+        pairs: the dataset, with n queries and N documents.
+        folder: where the vectors are stored.
+        query_prompt, document_prompt: text put before each query and each document.
+        precision: number format on disk, `float16` or `float32`.
+        progress: called for the queries and for the documents.
+        label: put before `queries` and `documents` in the names of the stages.
+
+    Returns:
+        (query vectors `[n, d]`, document vectors `[N, d]`, both memory-mapped; the keys of the two).
+
+    Raises:
+        DataError: the encoder returned vectors of the wrong shape, or some that are not finite in the number format.
     """
     weights = encoder.fingerprint()
     sides = {

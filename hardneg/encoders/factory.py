@@ -1,4 +1,4 @@
-"""Encoders by name, as people write them on the command line."""
+"""Makes encoders from specs, such as `hashed` or `st:NAME_OR_PATH`."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FORMS = "hashed, st:NAME_OR_PATH, glyphs, module:PKG.MOD:FACTORY"
 
 @dataclass(frozen=True)
 class EncoderOptions:
-    """What an encoder is made with besides its spec.
+    """Options for making an encoder, in addition to its spec.
 
     Attributes:
-        seed: of the initial weights, for encoders that have no saved ones.
-        device: for sentence-transformers models; None: what torch finds.
-        batch_size: texts a batch, for sentence-transformers models.
+        seed: seed of the initial weights, for encoders without saved weights.
+        device: device of sentence-transformers models; None lets the model choose.
+        batch_size: texts per batch, for sentence-transformers models.
     """
 
     seed: int = 0
@@ -32,11 +32,12 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
 
     Args:
         spec: `hashed`, `hashed:FOLDER` (saved weights), `st:NAME_OR_PATH`, `glyphs`, `glyphs:FOLDER`,
-            `module:PKG.MOD:FACTORY`, or a name that `hardneg.registry.register` was given.
+            `module:PKG.MOD:FACTORY`, or a name registered with `hardneg.registry.register`, with `:` and a value if it
+            takes one.
         seed, device, batch_size: see `EncoderOptions`.
 
     Raises:
-        UsageError: the spec names nothing that can be loaded.
+        UsageError: the spec is unknown or incomplete, or the encoder cannot be loaded.
 
     >>> make_encoder("hashed", seed=1).dimension
     256
@@ -45,34 +46,38 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
     known = registry.names("encoder")
     if kind not in known:
         raise UsageError(f"unknown encoder {spec!r}.{suggestion(kind, known)} Forms: {FORMS}")
-    made = registry.find("encoder", kind)(rest, EncoderOptions(seed, device, batch_size))
-    return checked_encoder(made, spec)
+    encoder = registry.find("encoder", kind)(rest, EncoderOptions(seed, device, batch_size))
+    return checked_encoder(encoder, spec)
 
 
 def checked_encoder(made: object, spec: str) -> Encoder:
-    """`made` itself; UsageError if it lacks what every encoder has."""
+    """`made` itself, if it is an encoder; UsageError if it lacks a member that every encoder has."""
     if isinstance(made, Encoder):
         return made
     missing = [name for name in ("dimension", "encode", "fingerprint") if not hasattr(made, name)]
     raise UsageError(
-        f"{spec}: the factory returned a {type(made).__name__}, which is no encoder: it lacks {', '.join(missing)}"
+        f"{spec}: the factory returned a {type(made).__name__}, which is not an encoder: it lacks {', '.join(missing)}"
     )
 
 
 def incomplete(spec: str) -> UsageError:
-    """The error for a spec without the name that its kind needs."""
+    """The error for a spec that lacks the name of the model or of the function."""
     return UsageError(f"the encoder {spec!r} is incomplete: write st:NAME_OR_PATH or module:PKG.MOD:FACTORY")
 
 
 def from_module(rest: str, options: EncoderOptions) -> object:
-    """What the function named by `module:PKG.MOD:FACTORY` returns."""
+    """Make the encoder of the spec `module:PKG.MOD:FACTORY`; `rest` is the part after `module:`."""
     if not rest:
         raise incomplete("module:")
     return call_factory(rest)
 
 
 def call_factory(spec: str) -> object:
-    """What the function named by `PKG.MOD:FACTORY` returns."""
+    """Import the module PKG.MOD, call its function FACTORY without arguments, and return the result.
+
+    Raises:
+        UsageError: `spec` is incomplete, the module cannot be imported, or it has no such function.
+    """
     module_name, _, name = spec.partition(":")
     if not module_name or not name:
         raise UsageError(f"module:{spec} is incomplete: write module:PKG.MOD:FACTORY")

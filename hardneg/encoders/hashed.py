@@ -1,8 +1,8 @@
-"""The embedded default: hashed words and character trigrams -> EmbeddingBag, mean, unit length.
+"""The default encoder: the mean of the vectors of a text's hashed features, scaled to unit length.
 
-It needs no download and no GPU, trains like any `nn.Module`, and retrieves sensibly before any
-training: `fit` sets the table to latent semantic analysis (Deerwester et al. 1990), the right singular
-vectors of the TF-IDF matrix of a sample of the texts, times the inverse document frequencies.
+It needs no download and no GPU, and trains like any `nn.Module`. It retrieves sensibly even without training, because
+`fit` initializes the table by latent semantic analysis (Deerwester et al. 1990): the right singular vectors of the
+TF-IDF matrix of a sample of the texts, times the inverse document frequencies.
 """
 
 from __future__ import annotations
@@ -24,15 +24,22 @@ from hardneg.storage.files import write_array, write_json
 
 
 class HashedEncoder(nn.Module):
-    """Texts to unit vectors.
+    """Encodes texts to unit vectors from their hashed words, word pairs and character trigrams.
 
     Args:
         dimension: d.
-        buckets: rows of the table; features that hash alike share one.
-        sample: texts that `fit` looks at, at most.
-        seed: of the initialisation.
-        dropout: share of a text's features that is left out at random in training mode, each time anew: another view of
-            the text, which is what self-supervised training needs (SimCSE, arXiv 2104.08821, on the inputs).
+        buckets: number of rows in the table of vectors. Features with the same hash share a row.
+        sample: maximum number of texts to fit on.
+        seed: seed of the initial weights.
+        dropout: probability of leaving out each feature of a text, drawn anew for every forward pass in training mode.
+            Self-supervised training needs it: two passes see two views of a text (SimCSE, arXiv 2104.08821, which
+            applies dropout inside the network).
+
+    Raises:
+        UsageError: `dropout` is not in [0, 1).
+
+    >>> HashedEncoder(dimension=4, seed=1).encode(["a text", "another"]).shape
+    (2, 4)
     """
 
     def __init__(
@@ -45,12 +52,12 @@ class HashedEncoder(nn.Module):
         self.dropout = dropout
         self.table = nn.EmbeddingBag(buckets + 1, dimension, mode="mean")
         generator = np.random.default_rng(seed)
-        start = generator.standard_normal((buckets + 1, dimension), np.float32) / np.sqrt(np.float32(dimension))
-        self.table.weight = nn.Parameter(torch.from_numpy(start))
+        initial = generator.standard_normal((buckets + 1, dimension), np.float32) / np.sqrt(np.float32(dimension))
+        self.table.weight = nn.Parameter(torch.from_numpy(initial))
         self.fitted = False
 
     def fit(self, texts: Sequence[str]) -> None:
-        """Set the table from `texts`: an even sample of the dataset's queries and documents."""
+        """Initialize the table from `texts`, a sample of the dataset's queries and documents."""
         from scipy.sparse import csr_matrix
         from sklearn.decomposition import TruncatedSVD
         from threadpoolctl import threadpool_limits
@@ -66,16 +73,16 @@ class HashedEncoder(nn.Module):
         components = min(self.dimension, n - 1)
         table = self.table.weight.detach().numpy() * np.float32(0.3)
         if components >= 1:
-            # One thread: sums in another order would give other weights on another number of cores.
+            # One thread, so that the order of summation, and with it the weights, do not depend on the number of cores.
             with threadpool_limits(1):
                 svd = TruncatedSVD(components, n_iter=2, random_state=self.seed).fit(matrix)
-            seen = counts > 0
-            table[seen, :components] = svd.components_.T[seen].astype(np.float32)
-            table[seen, components:] = 0
-            # Features that the sample never had keep random directions, as long as the others are on average.
-            size = np.sqrt(np.mean(np.sum(table[seen] ** 2, axis=1)))
-            rest = table[~seen]
-            table[~seen] = (
+            in_sample = counts > 0
+            table[in_sample, :components] = svd.components_.T[in_sample].astype(np.float32)
+            table[in_sample, components:] = 0
+            # Features outside the sample keep random directions, at 0.3 of the root mean square length of the others.
+            size = np.sqrt(np.mean(np.sum(table[in_sample] ** 2, axis=1)))
+            rest = table[~in_sample]
+            table[~in_sample] = (
                 rest * np.float32(0.3 * size) / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
             )
         with torch.no_grad():
@@ -83,14 +90,14 @@ class HashedEncoder(nn.Module):
         self.fitted = True
 
     def forward(self, features: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
-        """float `[n, d]` of unit length, from int64 features `[m]` and the starts `[n]` of each text's."""
+        """Unit vectors of n texts, float `[n, d]`, from int64 features `[m]` and int64 offsets `[n]` where each text starts."""
         if self.training and self.dropout:
-            features, offsets = self._thinned(features, offsets)
+            features, offsets = self._drop_features(features, offsets)
         out: torch.Tensor = nn.functional.normalize(self.table(features, offsets), dim=1)
         return out
 
-    def _thinned(self, features: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Without some of the features; the first of a text that would lose all stays."""
+    def _drop_features(self, features: torch.Tensor, offsets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Leave out random features. A text that would lose all of them keeps its first one."""
         kept = torch.rand(len(features), device=features.device) >= self.dropout
         ends = torch.cat([offsets[1:], offsets.new_tensor([len(features)])])
         before = torch.cat([offsets.new_zeros(1), kept.cumsum(0)])
@@ -99,7 +106,7 @@ class HashedEncoder(nn.Module):
         return features[kept], starts
 
     def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
-        """float32 `[n, d]` of unit length, on the device of the weights, with gradients."""
+        """Unit vectors of n texts, float32 `[n, d]`, with gradients, on the device of the weights."""
         if prompt:
             texts = [prompt + text for text in texts]
         features, offsets = hashed_features(texts, self.buckets)
@@ -109,7 +116,7 @@ class HashedEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
-        """float32 `[n, d]`, unit length. An empty text has a vector of its own, never zeros. Without dropout."""
+        """Unit vectors of n texts, float32 `[n, d]`, without dropout. Empty texts share one vector, not zero."""
         training = self.training
         self.eval()
         out = np.empty((len(texts), self.dimension), np.float32)
@@ -120,6 +127,7 @@ class HashedEncoder(nn.Module):
         return out
 
     def fingerprint(self) -> str:
+        """SHA-256 of the weights."""
         digest = hashlib.sha256(b"hashed-1")
         digest.update(self.table.weight.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -140,16 +148,19 @@ class HashedEncoder(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> HashedEncoder:
-        """An encoder that `save` wrote; UsageError when there is none."""
+        """Load an encoder that `save` wrote; UsageError if the folder holds none."""
         folder = Path(folder)
         config = saved_config("hashed", folder)
-        table = np.load(folder / "table.npy", allow_pickle=False)
+        try:
+            table = np.load(folder / "table.npy", allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise UsageError(f"hashed:{folder}: table.npy cannot be read ({error}): save the encoder again") from None
         try:
             encoder = cls(
                 config["dimension"], config["buckets"], config["sample"], config["seed"], config.get("dropout", 0.0)
             )
         except (KeyError, TypeError) as error:
-            raise UsageError(f"hashed:{folder}: config.json is not one of a hashed encoder ({error})") from None
+            raise UsageError(f"hashed:{folder}: config.json is not that of a hashed encoder ({error})") from None
         if table.shape != tuple(encoder.table.weight.shape):
             raise UsageError(
                 f"hashed:{folder}: table.npy has shape {table.shape}, config.json says {tuple(encoder.table.weight.shape)}"
@@ -161,5 +172,5 @@ class HashedEncoder(nn.Module):
 
 
 def from_spec(folder: str, options: EncoderOptions) -> HashedEncoder:
-    """`hashed`, or `hashed:FOLDER` with saved weights."""
+    """Make the encoder of the spec `hashed`, or `hashed:FOLDER` with saved weights."""
     return HashedEncoder.load(folder) if folder else HashedEncoder(seed=options.seed)

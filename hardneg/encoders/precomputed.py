@@ -1,4 +1,4 @@
-"""Vectors that somebody else computed: `.npy` files in the order of the dataset's files."""
+"""Opens precomputed vectors: `.npy` files with one vector per row of the source."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hardneg.storage.arrays import Rows
 
 
 def open_vectors(path: str | Path) -> np.ndarray:
-    """A memory map of a `.npy` of floats `[n, d]`; DataError when it is something else."""
+    """A memory map of a `.npy` file of floats `[n, d]`; DataError if the file is missing or holds anything else."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
@@ -28,10 +28,20 @@ def open_vectors(path: str | Path) -> np.ndarray:
 
 
 def aligned(array: Any, rows: np.ndarray, source_rows: int, name: str, what: str) -> Any:
-    """The vectors of the dataset's rows.
+    """The vectors of the dataset's n queries or documents, in their order.
 
-    `rows` says which row of the source each item stands in; `source_rows` how many the source has. A
-    file with a vector for each row of the source, or one for each distinct item in order, is accepted.
+    Args:
+        array: `[m, d]`: one vector per row of the source, or one per distinct item of the dataset.
+        rows: int64 `[n]`: the row of the source that each item comes from.
+        source_rows: number of rows in the source.
+        name: name of the file, for the message.
+        what: `queries` or `documents`, for the message.
+
+    Returns:
+        `array` itself, or a view of its selected rows, `[n, d]`.
+
+    Raises:
+        DataError: m is neither `source_rows` nor n.
     """
     if len(array) == source_rows:
         if len(rows) == source_rows:
@@ -41,5 +51,5 @@ def aligned(array: Any, rows: np.ndarray, source_rows: int, name: str, what: str
         return array
     distinct = f" ({len(rows):,} distinct)" if len(rows) != source_rows else ""
     raise DataError(
-        f"{name}: {len(array):,} vectors for {source_rows:,} {what}{distinct}: give one vector a row, in the order of the file"
+        f"{name}: {len(array):,} vectors for {source_rows:,} {what}{distinct}; give one vector per source row, in order"
     )

@@ -1,4 +1,4 @@
-"""Encoders saved in a folder."""
+"""Reads the configuration of saved encoders."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hardneg.storage.files import read_json
 
 
 def saved_config(kind: str, folder: Path) -> dict[str, Any]:
-    """`config.json` of an encoder of this kind that was saved; UsageError when there is none."""
+    """The `config.json` of an encoder saved in `folder`; UsageError if there is none. `kind` is used in the message."""
     if not (folder / "config.json").exists():
         raise UsageError(f"{kind}:{folder}: there is no saved encoder (no config.json)")
     return read_json(folder / "config.json")

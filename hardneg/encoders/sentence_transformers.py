@@ -1,4 +1,4 @@
-"""Any sentence-transformers model as an `Encoder`."""
+"""Use any sentence-transformers model as an encoder."""
 
 from __future__ import annotations
 
@@ -18,12 +18,16 @@ from hardneg.errors import MissingDependencyError, UsageError
 
 
 class SentenceTransformersEncoder(nn.Module):
-    """A model by name or local path; it can be trained.
+    """A sentence-transformers model as an encoder that can be trained.
 
     Args:
-        name: as `SentenceTransformer` takes it; or a loaded model.
-        device: by default what torch finds.
-        batch_size: texts a batch.
+        name: name or path of the model, as `SentenceTransformer` takes it, or a loaded model.
+        device: device of the model; None lets sentence-transformers choose. Ignored for a loaded model.
+        batch_size: texts per batch in `encode`.
+
+    Raises:
+        MissingDependencyError: sentence-transformers is not installed.
+        UsageError: the model cannot be loaded.
     """
 
     def __init__(self, name: Any, device: str | None = None, batch_size: int = 32) -> None:
@@ -36,9 +40,9 @@ class SentenceTransformersEncoder(nn.Module):
             try:
                 self.model = SentenceTransformer(name, device=device)
             except (OSError, ValueError) as error:
-                first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise UsageError(
-                    f"st:{name}: the model cannot be loaded ({first}). Give the folder of a saved model, "
+                    f"st:{name}: the model cannot be loaded ({reason}). Give the folder of a saved model, "
                     f"or a name that this machine can reach"
                 ) from error
         else:
@@ -48,18 +52,19 @@ class SentenceTransformersEncoder(nn.Module):
 
     @property
     def dimension(self) -> int:
+        """d, the number of components of each vector."""
         return int(self.model.get_embedding_dimension())
 
     def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
-        """`[n, d]` as the model returns them, on its device, with gradients."""
+        """The vectors of n texts, `[n, d]`, as the model returns them, on its device, with gradients."""
         device = next(self.model.parameters()).device
         features = self.model.preprocess(list(texts), prompt=prompt or None)
-        here = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
-        out: torch.Tensor = self.model(here)["sentence_embedding"]
+        on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
+        out: torch.Tensor = self.model(on_device)["sentence_embedding"]
         return out
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
-        """float32 `[n, d]`, as the model returns them (not normalized unless the model does)."""
+        """The vectors of n texts, float32 `[n, d]`, as the model returns them: normalized only if it does that."""
         vectors = self.model.encode(
             list(texts),
             prompt=prompt or None,
@@ -70,7 +75,10 @@ class SentenceTransformersEncoder(nn.Module):
         return np.asarray(vectors, np.float32)
 
     def fingerprint(self) -> str:
-        """Hash of every weight and buffer, of the modules' make-up and of the length limit: not of the name."""
+        """A hash of all weights and buffers, of the names and types of the modules, and of the maximum sequence length.
+
+        The name of the model is not part of it.
+        """
         digest = hashlib.sha256(b"sentence-transformers-1")
         modules = [(name, type(module).__name__) for name, module in self.model.named_children()]
         digest.update(json.dumps([modules, self.model.max_seq_length], default=str).encode())
@@ -81,12 +89,12 @@ class SentenceTransformersEncoder(nn.Module):
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write the model as sentence-transformers does: `st:FOLDER` loads it."""
+        """Write the model in the format of sentence-transformers. The spec `st:FOLDER` loads it."""
         self.model.save_pretrained(str(folder))
 
 
 def from_spec(name: str, options: EncoderOptions) -> SentenceTransformersEncoder:
-    """`st:NAME_OR_PATH`."""
+    """Make the encoder of the spec `st:NAME_OR_PATH`."""
     if not name:
         raise incomplete("st:")
     return SentenceTransformersEncoder(name, device=options.device, batch_size=options.batch_size)

@@ -1,4 +1,4 @@
-"""Files, arrays and vectors on disk: written whole or not at all, checked when they are read."""
+"""Files, arrays and vectors on disk. They are written whole or not at all, and checked when they are read."""
 
 from hardneg.lazy import attach
 

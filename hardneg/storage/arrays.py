@@ -1,4 +1,4 @@
-"""Arrays read in pieces: ragged lists, several shards as one array, selected rows of a file."""
+"""Array types: several shards read as one array, selected rows of an array, and lists of different lengths."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ Mask = NDArray[np.bool_]
 
 
 class Sharded:
-    """Several `[n_i, d]` arrays read as one `[N, d]`: slices and integer rows, nothing else; never copied whole."""
+    """Several `[n_i, d]` arrays read as one `[N, d]` array, without copying them into one.
+
+    The only index is a slice or an integer array of rows.
+
+    >>> both = Sharded([np.zeros((2, 3), np.float32), np.ones((1, 3), np.float32)])
+    >>> both.shape, both[np.array([2, 0])].tolist()
+    ((3, 3), [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
+    """
 
     ndim = 2
 
@@ -38,8 +45,8 @@ class Sharded:
         out = np.empty((len(rows), self.shape[1]), self.dtype)
         shard = np.searchsorted(self.starts, rows, "right") - 1
         for i in np.unique(shard):
-            here = np.flatnonzero(shard == i)
-            out[here] = self.parts[i][rows[here] - self.starts[i]]
+            places = np.flatnonzero(shard == i)
+            out[places] = self.parts[i][rows[places] - self.starts[i]]
         return out
 
     def _span(self, start: int, stop: int) -> NDArray[np.floating]:
@@ -52,7 +59,12 @@ class Sharded:
 
 
 class Rows:
-    """Selected rows of an array, read on demand: what maps documents to the rows of an embedding file."""
+    """Selected rows of an array, read on demand, such as the rows of an embedding file that belong to the documents.
+
+    Args:
+        array: `[N, d]`, such as a memory map.
+        rows: integers `[n]`: row i of the result is `array[rows[i]]`.
+    """
 
     ndim = 2
 
@@ -66,20 +78,29 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, rows: slice | NDArray[np.integer]) -> NDArray[np.floating]:
-        wanted: NDArray[np.floating] = self.array[self.rows[rows]]
-        return wanted
+        selected: NDArray[np.floating] = self.array[self.rows[rows]]
+        return selected
 
 
 @dataclass(frozen=True)
 class Ragged:
-    """Lists of different lengths in two arrays: row i is `values[offsets[i]:offsets[i + 1]]`."""
+    """n lists of integers, of different lengths, in two arrays. List i is `values[offsets[i]:offsets[i + 1]]`.
 
-    offsets: Int  # [n + 1]
-    values: Int  # [m]
+    Attributes:
+        offsets: int64 `[n + 1]`, ascending from 0 to m.
+        values: int64 `[m]`.
+
+    >>> lists = Ragged.from_pairs(np.array([2, 0, 2]), np.array([7, 5, 6]), 3)
+    >>> lists.padded().tolist()
+    [[5, -1], [-1, -1], [6, 7]]
+    """
+
+    offsets: Int
+    values: Int
 
     @classmethod
     def from_pairs(cls, rows: Int, values: Int, n: int) -> Ragged:
-        """From (row, value) pairs in any order; each row's values come out sorted and distinct."""
+        """n lists from (row, value) pairs in any order, each `[m]`. The values of each list are sorted and distinct."""
         if len(rows):
             order = np.lexsort((values, rows))
             rows, values = rows[order], values[order]
@@ -95,20 +116,22 @@ class Ragged:
 
     @property
     def lengths(self) -> Int:
+        """int64 `[n]`: the length of each list."""
         return np.diff(self.offsets)
 
     def row_numbers(self) -> Int:
-        """The row of each value, `[m]`."""
+        """int64 `[m]`: the list that each value belongs to."""
         return np.repeat(np.arange(len(self)), self.lengths)
 
     def take(self, rows: NDArray[np.integer]) -> Ragged:
+        """The lists at these rows, in this order."""
         lengths = self.lengths[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
         return Ragged(offsets, self.values[places])
 
     def padded(self, fill: int = -1) -> Int:
-        """`[n, longest]`, filled up with `fill`."""
+        """int64 `[n, longest]`: one list per row, padded at the end with `fill`."""
         lengths = self.lengths
         table = np.full((len(self), int(lengths.max(initial=0))), fill, np.int64)
         table[np.arange(table.shape[1]) < lengths[:, None]] = self.values
@@ -116,28 +139,31 @@ class Ragged:
 
 
 def members(values: NDArray[np.integer], sets: Ragged) -> Mask:
-    """bool `[n, K]`: whether `values[i, j]` is one of row i of `sets`.
+    """bool `[n, K]`: whether `values[i, j]` is in list i of `sets`.
 
-    Work is proportional to K times the number of set members, or K log of it for rows with many.
+    Each row costs at most 8 K comparisons and, if its list has more than 8 values, K binary searches.
+
+    >>> members(np.array([[1, 2, 3]]), Ragged(np.array([0, 2]), np.array([2, 9]))).tolist()
+    [[False, True, False]]
     """
-    found = np.zeros(values.shape, bool)
+    is_member = np.zeros(values.shape, bool)
     lengths = sets.lengths
     for j in range(min(8, int(lengths.max(initial=0)))):
         rows = np.flatnonzero(lengths > j)
         member = sets.values[sets.offsets[rows] + j][:, None]
         if len(rows) == len(values):  # the usual case, without copies
-            found |= values == member
+            is_member |= values == member
         else:
-            found[rows] |= values[rows] == member
-    many = np.flatnonzero(lengths > 8)
-    if len(many):
-        # One sorted array of (row, value) keys serves all long rows at once.
-        part = sets.take(many)
-        uniques, codes = np.unique(part.values, return_inverse=True)
+            is_member[rows] |= values[rows] == member
+    long_rows = np.flatnonzero(lengths > 8)
+    if len(long_rows):
+        # One sorted array of (row, value) keys answers for all long lists at once.
+        long_sets = sets.take(long_rows)
+        uniques, codes = np.unique(long_sets.values, return_inverse=True)
         width = len(uniques)
-        keys = np.sort(part.row_numbers() * width + codes.ravel())
-        place = np.searchsorted(uniques, values[many]).clip(max=width - 1)
-        wanted = np.arange(len(many))[:, None] * width + place
+        keys = np.sort(long_sets.row_numbers() * width + codes.ravel())
+        place = np.searchsorted(uniques, values[long_rows]).clip(max=width - 1)
+        wanted = np.arange(len(long_rows))[:, None] * width + place
         hit = keys[np.searchsorted(keys, wanted).clip(max=len(keys) - 1)] == wanted
-        found[many] |= hit & (uniques[place] == values[many])
-    return found
+        is_member[long_rows] |= hit & (uniques[place] == values[long_rows])
+    return is_member

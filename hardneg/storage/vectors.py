@@ -1,4 +1,4 @@
-"""Embeddings on disk: shards with checksums, written once and read as one memory-mapped array."""
+"""Vectors on disk, in shards with checksums. They are read as one memory-mapped array."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from hardneg.errors import DataError
 from hardneg.storage.arrays import Sharded
 from hardneg.storage.files import read_json, sha256_file, write_array, write_json
 
-PRECISIONS = ("float16", "float32")  # number formats of stored vectors
+PRECISIONS = ("float16", "float32")  # number formats for stored vectors
 SHARD_ROWS = 16384
 
 
 class EmbeddingStore:
-    """Vectors on disk: `<folder>/part-00000.npy`, ... and `manifest.json` with a SHA-256 for each.
+    """N vectors in a folder: the shards `part-00000.npy`, ... and `manifest.json` with the SHA-256 of each shard.
 
-    `key` says what the vectors are of (weights, prompt, texts, number format); a folder with another
-    key is never reused. A shard is written whole or not at all, so an interrupted encoding goes on
-    with the first shard that is missing.
+    Shards are written whole or not at all, so an interrupted encoding continues with the first missing shard.
+
+    Args:
+        folder: where the files are, or will be.
+        key: identifies the vectors: a hash of the weights, the prompt, the texts and the number format. Shards in the
+            folder that have another key are not reused.
+        rows: N.
+        dimension: d.
+        dtype: number format on disk, one of `PRECISIONS`.
+
+    Raises:
+        RunError: the manifest is damaged.
     """
 
     def __init__(self, folder: Path, key: str, rows: int, dimension: int, dtype: str = "float16") -> None:
@@ -33,21 +42,29 @@ class EmbeddingStore:
         if manifest.exists():
             stored = read_json(manifest)
             if {name: stored.get(name) for name in self.head} == self.head:
-                self.parts = [part for part in stored["parts"] if self._whole(part)]
-        self._wanted = [min(SHARD_ROWS, rows - start) for start in range(0, rows, SHARD_ROWS)]
+                self.parts = [part for part in stored["parts"] if self._intact(part)]
+        self._shard_rows = [min(SHARD_ROWS, rows - start) for start in range(0, rows, SHARD_ROWS)]
 
-    def _whole(self, part: dict[str, Any]) -> bool:
+    def _intact(self, part: dict[str, Any]) -> bool:
         path = self.folder / str(part["file"])
         return path.parent == self.folder and path.is_file() and sha256_file(path) == part["sha256"]
 
     def fill(self, encode: Callable[[int, int], NDArray[np.floating]], advance: Callable[[int], None]) -> None:
-        """Write the missing shards; `encode(start, stop)` gives the vectors of those rows, `[stop - start, d]`."""
-        have = {int(part["start"]): part for part in self.parts}
+        """Encode and write the missing shards.
+
+        Args:
+            encode: `encode(start, stop)` returns the vectors of these rows, `[stop - start, d]`.
+            advance: called with the number of rows of each shard that exists already.
+
+        Raises:
+            DataError: `encode` returned vectors of another shape, or some that are not finite in the number format.
+        """
+        existing = {int(part["start"]): part for part in self.parts}
         self.parts = []
-        for i, count in enumerate(self._wanted):
+        for i, count in enumerate(self._shard_rows):
             start = i * SHARD_ROWS
-            if start in have:
-                self.parts.append(have[start])
+            if start in existing:
+                self.parts.append(existing[start])
                 advance(count)
                 continue
             vectors = encode(start, start + count)
@@ -58,12 +75,12 @@ class EmbeddingStore:
                 )
             with np.errstate(over="ignore"):
                 cast = vectors.astype(self.dtype)
-            lost = ~np.isfinite(cast).all(1)
-            if lost.any():
-                first = start + int(np.flatnonzero(lost)[0])
+            bad = ~np.isfinite(cast).all(1)
+            if bad.any():
+                first = start + int(np.flatnonzero(bad)[0])
                 raise DataError(
-                    f"{int(lost.sum()):,} vectors are NaN or infinite as {self.dtype}, the first in row {first}: "
-                    f"the encoder returned such values, or they need --precision float32"
+                    f"{int(bad.sum()):,} vectors are NaN or infinite as {self.dtype}, the first in row {first}: "
+                    f"either the encoder returned such values, or they need --precision float32"
                 )
             path = self.folder / f"part-{i:05d}.npy"
             self.parts.append({"file": path.name, "start": start, "rows": count, "sha256": write_array(path, cast)})
@@ -71,9 +88,10 @@ class EmbeddingStore:
 
     @property
     def complete(self) -> bool:
-        return [part["rows"] for part in self.parts] == self._wanted
+        """Whether all shards are written."""
+        return [part["rows"] for part in self.parts] == self._shard_rows
 
     def open(self) -> NDArray[np.floating] | Sharded:
-        """All vectors, memory-mapped, read as one `[N, d]` array."""
+        """All vectors as one memory-mapped `[N, d]` array. The store must be complete."""
         maps = [np.load(self.folder / part["file"], mmap_mode="r", allow_pickle=False) for part in self.parts]
         return maps[0] if len(maps) == 1 else Sharded(maps)

@@ -1,1 +1,1 @@
-"""One file a format: from what people have to a `Builder`."""
+"""One module per file format. Each reads its format into a `Builder`."""

@@ -1,4 +1,4 @@
-"""BEIR folders: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, and perhaps groups.tsv."""
+"""Reads BEIR folders: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, optionally, groups.tsv."""
 
 from __future__ import annotations
 
@@ -14,7 +14,20 @@ from hardneg.errors import DataError
 
 
 def read_beir(path: Path, builder: Builder, split: str, skip_unknown: bool) -> np.ndarray:
-    """corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv, perhaps groups.tsv; returns the rows of the split's queries."""
+    """Read a BEIR folder into `builder`.
+
+    Args:
+        path: folder with corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, optionally, groups.tsv.
+        builder: receives the queries of all splits, the documents, and the judgements of `split`.
+        split: name of the split.
+        skip_unknown: count judgements with unknown ids instead of raising an error.
+
+    Returns:
+        int64 `[n]`: the rows of the split's queries, sorted. Queries that no split names are included.
+
+    Raises:
+        DataError: a file is missing, or a line of it is wrong.
+    """
     splits = sorted(p.stem for p in (path / "qrels").glob("*.tsv"))
     if split not in splits:
         raise DataError(
@@ -22,7 +35,7 @@ def read_beir(path: Path, builder: Builder, split: str, skip_unknown: bool) -> n
         )
     if not (path / "queries.jsonl").exists():
         raise DataError(
-            f"{path}/queries.jsonl does not exist: a BEIR folder has corpus.jsonl, queries.jsonl and qrels/"
+            f"{path}/queries.jsonl does not exist; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/"
         )
     documents: dict[str, int] = {}
     queries: dict[str, int] = {}
@@ -32,17 +45,18 @@ def read_beir(path: Path, builder: Builder, split: str, skip_unknown: bool) -> n
     for where, row in open_json_lines(path / "queries.jsonl"):
         id = _beir_id(row, where)
         queries[id] = builder.add_query(id, row.get("text"), where=where)
-    ours = _read_qrels(path / "qrels" / f"{split}.tsv", queries, documents, builder, skip_unknown)
+    judged = _read_qrels(path / "qrels" / f"{split}.tsv", queries, documents, builder, skip_unknown)
     if (path / "groups.tsv").exists():
         _read_groups(path / "groups.tsv", queries, documents, builder)
-    # A query that no split names belongs to every one: it has no positive, and is kept.
+    # A query that no split names belongs to every split. It has no positive, and is kept.
     others = [_queries_of(path / "qrels" / f"{name}.tsv", queries) for name in splits if name != split]
-    elsewhere = np.concatenate([*others, np.empty(0, np.int64)])
-    foreign = np.setdiff1d(elsewhere, ours)
-    return np.setdiff1d(np.arange(len(builder.queries.ids)), foreign)
+    in_others = np.concatenate([*others, np.empty(0, np.int64)])
+    only_in_others = np.setdiff1d(in_others, judged)
+    return np.setdiff1d(np.arange(len(builder.queries.ids)), only_in_others)
 
 
 def _qrels_rows(path: Path) -> Iterator[tuple[str, str, str, float]]:
+    """(place in the file, query id, document id, score) of each line."""
     for where, row in separated(path, "\t"):
         values = list(row.values())
         if len(values) == 4:  # TREC: query, iteration, document, relevance
@@ -53,13 +67,14 @@ def _qrels_rows(path: Path) -> Iterator[tuple[str, str, str, float]]:
 
 
 def _queries_of(path: Path, queries: dict[str, int]) -> np.ndarray:
-    """Rows of the queries that a qrels file names."""
+    """Sorted rows of the known queries that a qrels file names, int64 `[n]`."""
     return np.array(sorted({queries[q] for _, q, _, _ in _qrels_rows(path) if q in queries}), np.int64)
 
 
 def _read_qrels(
     path: Path, queries: dict[str, int], documents: dict[str, int], builder: Builder, skip_unknown: bool
 ) -> np.ndarray:
+    """Add the judgements of one qrels file; returns the sorted rows of its queries, int64 `[n]`."""
     named = set()
     unknown: list[str] = []
     for where, query, document, score in _qrels_rows(path):
@@ -68,7 +83,7 @@ def _read_qrels(
             if not skip_unknown:
                 raise DataError(
                     f"{where}: the {what} id {id!r} is unknown: it is not in the {'queries' if what == 'query' else 'corpus'}. "
-                    f"Correct the file, or count and skip such lines with --skip-unknown"
+                    f"Correct the file, or skip such lines with --skip-unknown (they are counted)"
                 )
             unknown.append(id)
             continue

@@ -1,4 +1,4 @@
-"""A file of further documents."""
+"""Reads additional documents into the corpus."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ TEXT_COLUMNS = ("text", "document", "passage", "contents", "content", "positive"
 
 
 def read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
-    """More documents: {_id, title, text} or any column of texts."""
+    """Read additional documents into `builder`.
+
+    Args:
+        path: a file whose rows have a text column (see `TEXT_COLUMNS`) and, optionally, an id and a title; or a BEIR
+            folder, of which corpus.jsonl is read.
+        builder: receives the documents.
+        options: `split` names the split of a saved dataset.
+
+    Raises:
+        DataError: the file does not exist, or a row has no text column.
+    """
     if path.is_dir() and (path / "corpus.jsonl").exists():
         path = path / "corpus.jsonl"
     if not path.exists():

@@ -1,4 +1,4 @@
-"""FlagEmbedding files: a query with lists of positive and negative texts."""
+"""Reads FlagEmbedding files, in which each row has a query and lists of positive and negative texts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from hardneg.data.readers.rows import Row
 
 
 class FlagEmbeddingRows:
-    """{"query": text, "pos": [texts], "neg": [texts]}: `neg` joins the pool of candidates."""
+    """Reads rows `{"query": text, "pos": [texts], "neg": [texts]}`.
+
+    The texts of `neg` become documents of the corpus. They are not taken as judged negatives of the query.
+    """
 
     def __init__(self, builder: Builder) -> None:
         self.builder = builder

@@ -1,4 +1,4 @@
-"""Rows that each hold a query and its positives: JSON lines, CSV, TSV, Parquet, saved datasets."""
+"""Reads rows that hold a query and its positives, from any container: JSON lines, CSV, TSV, Parquet, saved datasets."""
 
 from __future__ import annotations
 
@@ -29,7 +29,19 @@ _NEGATIVE_COLUMN = re.compile(r"negatives?(_\d+)?|neg")
 
 
 class PairRows:
-    """Rows with a query and one or more positives, perhaps ids, a group, a judgement, negatives."""
+    """Reads rows with a query and one or more positives.
+
+    A row may also have ids, a group, a relevance judgement, and negatives. Texts in negative columns become documents
+    of the corpus. They are not taken as judged negatives of the query.
+
+    Args:
+        builder: receives the queries, documents and judgements.
+        options: names of the columns. Those that are None are guessed from the usual names.
+        first: place and content of the first row. The columns found in it are read from all rows.
+
+    Raises:
+        DataError: the first row has no column of queries or of positives.
+    """
 
     def __init__(self, builder: Builder, options: ReadOptions, first: tuple[str, Row]) -> None:
         self.builder = builder
@@ -47,7 +59,7 @@ class PairRows:
             and self.relevance is None
             and is_binary(row["label"])
         ):
-            # (text, text, 0/1) is the usual labelled pair; any other label is a class.
+            # A label of 0 or 1 is the judgement of a labelled pair. Any other label is a class.
             self.group, self.relevance = None, "label"
         self.negatives = [name for name in row if _NEGATIVE_COLUMN.fullmatch(name)]
 
@@ -66,7 +78,7 @@ class PairRows:
         score = 1.0 if self.relevance is None else as_number(row.get(self.relevance), self.relevance, where)
         for i, positive in enumerate(texts):
             if positive is None and self.relevance is None:
-                continue  # a query without a positive is a query all the same
+                continue  # the query is kept, without a positive
             id = as_id(ids[i], where) if self.document_id else None
             self.builder.relate(query, self.builder.add_document(id, positive, group=group, where=where), score)
         for name in self.negatives:

@@ -1,4 +1,7 @@
-"""Streams of rows: JSON lines, CSV, TSV, Parquet and saved Hugging Face datasets, each row with the place it stands in."""
+"""Reads rows of JSON lines, CSV, TSV, Parquet and saved Hugging Face datasets.
+
+Each row comes with its place, as in "pairs.csv, line 3", for error messages.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +18,19 @@ from hardneg.errors import DataError
 
 Row = Mapping[str, Any]
 
-Located = Iterator[tuple[str, Row]]  # where it stands, and what it holds
+Located = Iterator[tuple[str, Row]]  # (place in the source, row)
 
 
 def located_rows(path: Path, split: str = "train") -> Located:
-    """The rows of a file or of a saved Hugging Face dataset, each with the place it stands in."""
+    """The rows of a file or of a saved Hugging Face dataset, each with its place.
+
+    Args:
+        path: a .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .pq file, or the folder of a saved dataset.
+        split: split of a saved dataset that has several.
+
+    Raises:
+        DataError: the kind of file is unknown or, while iterating, a row cannot be read.
+    """
     if path.is_dir():
         return _saved_dataset(path, split)
     suffix = path.suffix.lower()
@@ -30,16 +41,23 @@ def located_rows(path: Path, split: str = "train") -> Located:
     if suffix in (".parquet", ".pq"):
         return _parquet(path)
     raise DataError(
-        f"{path}: cannot tell what this is from its name; expected .jsonl, .csv, .tsv, .parquet or a folder"
+        f"{path}: cannot tell what this is from its name; expected a .jsonl, .csv, .tsv or .parquet file, or a folder"
     )
 
 
 def open_json_lines(path: Path) -> Located:
+    """The rows of a JSON-lines file."""
     with open(path, "rb") as f:
         yield from json_lines(f, str(path))
 
 
 def json_lines(stream: IO[bytes], name: str) -> Located:
+    """The rows of a stream of JSON lines; `name` stands for the stream in messages.
+
+    >>> import io
+    >>> list(json_lines(io.BytesIO(b'{"query": "q"}'), "standard input"))
+    [('standard input, line 1', {'query': 'q'})]
+    """
     for number, line in enumerate(stream, 1):
         if line.isspace():
             continue
@@ -60,9 +78,10 @@ def json_lines(stream: IO[bytes], name: str) -> Located:
 
 
 def separated(path: Path, delimiter: str) -> Located:
+    """The rows of a CSV or TSV file. The first line names the columns."""
     csv.field_size_limit(1 << 27)
     with open(path, encoding="utf-8-sig", newline="") as f:
-        # TSV of the retrieval world (qrels, MS MARCO) has no quoting.
+        # TSV files of retrieval datasets (qrels, MS MARCO) are usually written without quoting.
         quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if delimiter == "," or _quoted(path) else csv.QUOTE_NONE
         reader = csv.reader(f, delimiter=delimiter, quoting=quoting, strict=True)
         header: list[str] | None = None
@@ -90,7 +109,7 @@ def separated(path: Path, delimiter: str) -> Located:
 
 
 def _quoted(path: Path) -> bool:
-    """Whether a TSV was written with quoting: its header or a field starts with a quote and ends with one."""
+    """Whether a TSV file is quoted: some field in its first 64 KiB starts and ends with a double quote."""
     with open(path, "rb") as f:
         return any(
             field.startswith(b'"') and field.endswith(b'"')
@@ -112,7 +131,7 @@ def _parquet(path: Path) -> Located:
 
 
 def _saved_dataset(path: Path, split: str) -> Located:
-    """A dataset as `datasets.Dataset.save_to_disk` writes it: Arrow streams, named by state.json."""
+    """The rows of a dataset that `datasets.Dataset.save_to_disk` wrote: Arrow streams that state.json lists."""
     if (path / "dataset_dict.json").exists():
         splits = sorted(p.parent.name for p in path.glob("*/state.json"))
         if split not in splits:
@@ -123,7 +142,7 @@ def _saved_dataset(path: Path, split: str) -> Located:
     state = path / "state.json"
     if not state.exists():
         raise DataError(
-            f"{path}: this folder is no dataset: a BEIR folder has corpus.jsonl, a saved Hugging Face dataset state.json"
+            f"{path}: this folder is no dataset; expected corpus.jsonl (BEIR) or state.json (a saved Hugging Face dataset)"
         )
     try:
         files = [str(item["filename"]) for item in json.loads(state.read_text("utf-8"))["_data_files"]]

@@ -1,4 +1,4 @@
-"""Tevatron files: a query with positive and negative passages."""
+"""Reads Tevatron files, in which each row has a query and lists of positive and negative passages."""
 
 from __future__ import annotations
 
@@ -11,7 +11,11 @@ from hardneg.errors import DataError
 
 
 class TevatronRows:
-    """{"query_id", "query", "positive_passages": [{"docid", "title", "text"}], "negative_passages": [...]}."""
+    """Reads rows `{"query_id", "query", "positive_passages": [...], "negative_passages": [...]}`.
+
+    A passage is `{"docid", "title", "text"}`. Negative passages become documents of the corpus. They are not
+    taken as judged negatives of the query.
+    """
 
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
