@@ -1,13 +1,19 @@
-"""First passes: fast approximate products of documents with a block of queries, and how wrong they can be.
+"""First passes: fast approximate scores of documents for a block of queries, with a bound on their error.
 
-Each kernel multiplies in a cheap number format and says, per query, by how much its approximate score
-can differ from the true one. The bound is what makes a search built on them exact: a document whose
-approximate score is more than a bound below the k-th best true score cannot belong to the top k.
+Each kernel multiplies in a cheap number format and states, per query, how much its approximate score can differ from the true
+one. This bound makes the search exact: if the approximate score of a document is more than the bound below the k-th best true
+score, the document cannot belong to the top k.
 
-With q' and d' the rounded vectors, ``q.d - q'.d' = (q - q').d + q'.(d - d')``, so by Cauchy-Schwarz
-``|q.d - q'.d'| <= |q - q'| |d| + |q'| |d - d'|``; the norms on the right are measured, not assumed.
-Sums of d products in float32 add at most ``d 2^-24 |q| |d|`` (Higham, Accuracy and Stability of
-Numerical Algorithms, 2nd ed., section 3.1).
+With q' and d' the rounded vectors, ``q.d - q'.d' = (q - q').d + q'.(d - d')``. By Cauchy-Schwarz, ``|q.d - q'.d'| <=
+|q - q'| |d| + |q'| |d - d'|``. The norms on the right are measured on the vectors, not assumed.
+
+An example in two dimensions, with a format that keeps one decimal. The query (0.62, 0.78) becomes (0.6, 0.8), with an error of
+norm 0.028; the document (0.31, 0.95) becomes (0.3, 1.0), with an error of norm 0.051. The true product is 0.933 and the
+approximate one 0.98. They differ by 0.047, and the bound allows 0.028 * 0.999 + 1.0 * 0.051 = 0.079. If the k-th best true score
+is 1.10, the document is out, because 0.98 + 0.079 < 1.10. The float32 score need not be computed.
+
+Float32 sums of d products add at most ``d 2^-24 |q| |d|`` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+section 3.1).
 """
 
 from __future__ import annotations
@@ -32,22 +38,22 @@ UNIT_ROUNDOFF = 2.0**-24
 
 @dataclass(frozen=True)
 class Tile:
-    """Documents of one tile, rounded: `values` `[T, d]`, and what the error bound needs."""
+    """The rounded documents of one tile, `values` `[T, d]`, and the numbers that the error bound needs."""
 
     values: torch.Tensor
-    largest_norm: float  # of the unrounded vectors, centred if the kernel centres
-    largest_error: float  # norm of the rounding error
-    unit: float = 1.0  # true value of 1 in `values`
+    largest_norm: float  # of the unrounded vectors; they are centered if the kernel centres
+    largest_error: float  # largest norm of a rounding error
+    unit: float = 1.0  # the number that 1 stands for in `values`
     bias: torch.Tensor | None = None  # [T, 1] added to the products: l2 only
 
     def rows(self, rows: slice | Int) -> Tile:
-        """Some of the documents; a slice gives a view."""
+        """Select documents. A slice gives a view."""
         return replace(self, values=self.values[rows], bias=None if self.bias is None else self.bias[rows])
 
 
 @dataclass(frozen=True)
 class QueryBlock:
-    """Queries, rounded: approximate score = product * `unit` * `tile.unit` + `offset`, wrong by at most `bound`."""
+    """Rounded queries. The approximate score is product * `unit` * `tile.unit` + `offset`; `Kernel.bound` bounds its error."""
 
     values: torch.Tensor  # [n, d], or packed
     norms: Float  # [n] of the unrounded vectors
@@ -59,15 +65,15 @@ class QueryBlock:
     absolute_sums: Float
 
     def rows(self, rows: NDArray[np.integer]) -> QueryBlock:
-        """Some of the queries, as long as they are not packed."""
+        """Select queries. This works only before `Kernel.packed`."""
         values = self.values[torch.from_numpy(rows)]
         return QueryBlock(values, *(getattr(self, f.name)[rows] for f in fields(self)[1:]))
 
 
 class Scale(NamedTuple):
-    """Scores as levels: level i of query q is the score `lowest[q] + i * step[q]`; level 0 is anything below."""
+    """Scores as levels: level i of query q is the score `lowest[q] + i * step[q]`. Level 0 is every score below level 1."""
 
-    lowest: Float  # [n]; +inf: nothing is wanted
+    lowest: Float  # [n]; +inf: no document is wanted
     step: Float  # [n]
 
     def rows(self, rows: NDArray[np.integer]) -> Scale:
@@ -75,9 +81,9 @@ class Scale(NamedTuple):
 
 
 class Kernel(ABC):
-    """A number format.
+    """Base class of the first passes. A kernel rounds vectors to one number format and multiplies in it.
 
-    `sample` `[m, d]` (some documents) is where a kernel looks before it chooses how to round.
+    `sample` `[m, d]` holds some of the documents. A kernel chooses its rounding by them.
     """
 
     name: str
@@ -88,14 +94,14 @@ class Kernel(ABC):
 
     @abstractmethod
     def tile(self, documents: Float, scale: Float | None = None, spread: Spread = map) -> Tile:
-        """Round documents `[T, d]`, each multiplied by its `scale` `[T]`; `spread` as `map`, perhaps by many workers."""
+        """Round documents `[T, d]`, each multiplied by its `scale` `[T]`. `spread` works like `map`, possibly with many workers."""
 
     @abstractmethod
     def rounded(self, queries: Float) -> QueryBlock:
         """Round queries `[n, d]`."""
 
     def packed(self, queries: QueryBlock) -> QueryBlock:
-        """Rounded queries in the order in which the product reads them; what the other methods take."""
+        """Reorder rounded queries for the product. All other methods take packed queries."""
         return queries
 
     @abstractmethod
@@ -106,15 +112,15 @@ class Kernel(ABC):
     def levels(
         self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        """Documents that reach their query's threshold.
+        """Find the documents that reach the threshold of each query.
 
         Returns:
-            (int32 positions in `[T, n]`, flattened; uint8 levels, 1 or more), in order of position. A level
-            is the approximate score but for one step at most.
+            (int32 positions in the flattened `[T, n]`; uint8 levels of 1 or more), in order of position. A level differs from the
+            approximate score by at most one step.
         """
 
     def bound(self, queries: QueryBlock, tile: Tile) -> Float:
-        """float32 `[n]`: how far an approximate score can be from the float32 score of the re-ranking."""
+        """float32 `[n]`: the largest possible difference between an approximate score and the float32 score of the rescoring."""
         rounding = queries.errors * tile.largest_norm + queries.rounded_norms * tile.largest_error
         # Both the product here and the float32 re-ranking sum d terms in float32; the factor 4 covers
         # the two of them, the rotation or centring before, and the thresholds' own arithmetic.
@@ -123,12 +129,12 @@ class Kernel(ABC):
         return total
 
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
-        """float32 `[n]`: what writing the result down adds."""
+        """float32 `[n]`: the error that is added when the result is stored."""
         return np.zeros(len(queries.norms), np.float32)
 
 
 class Workspace:
-    """One worker's buffer, used again and again: fresh pages would cost as much as the product."""
+    """The buffer of one worker. It is reused, because fresh memory pages would cost as much as the product."""
 
     def __init__(self) -> None:
         self._buffer: torch.Tensor | None = None
@@ -140,7 +146,7 @@ class Workspace:
 
 
 class FloatKernel(Kernel):
-    """float32 as it is, or rounded to bfloat16 with float32 sums."""
+    """float32 unchanged, or rounded to bfloat16 with float32 sums."""
 
     def __init__(self, sample: Float, dtype: torch.dtype) -> None:
         super().__init__(sample)
@@ -201,17 +207,17 @@ class FloatKernel(Kernel):
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
         if self.dtype == torch.float32:
             return super().output_error(queries, tile)
-        # The result is rounded to 8 significant bits: half a unit in the last place is 2^-9 of it.
+        # bfloat16 rounds the result to 8 significant bits: half a unit in the last place is 2^-9 of it.
         return (2.0**-8 * queries.rounded_norms * (tile.largest_norm + tile.largest_error)).astype(np.float32)
 
 
 def spans(rows: int, most: int = 512) -> list[slice]:
-    """Some rows at a time: temporaries stay small."""
+    """Split rows into spans, so that temporary arrays stay small."""
     return [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
 
 
 def scaled_part(documents: Float, span: slice, scale: Float | None) -> torch.Tensor:
-    """Some documents, scaled, as a copy."""
+    """A scaled copy of some documents."""
     part = torch.tensor(documents[span])
     return part if scale is None else part.mul_(torch.from_numpy(scale[span, None]))
 
@@ -222,5 +228,5 @@ def row_norms(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def largest_norm(vectors: torch.Tensor) -> float:
-    # Computed in float32 like everything that it bounds; a hair more covers its own rounding.
+    # Computed in float32 like everything that it bounds; a small surplus covers its own rounding.
     return float(torch.linalg.vector_norm(vectors, dim=1).max()) * (1 + 1e-5)

@@ -1,10 +1,17 @@
-"""One tile of documents against one block of queries: cheap products, a threshold, float32 for what is left.
+"""Exact search in one tile: approximate scores, a threshold for each query, and float32 scores for the documents above it.
 
-Each query has a threshold. When earlier tiles left k neighbors, it is the k-th of them. Before that it is a
-guess, from the products with a sample of the tile, that some more than k documents will pass; what passes is
-scored in float32, and if the k-th true score then lies more than the kernel's error bound above the guess, no
-document outside can belong to the top k: the guess is certified. The few queries for which it is not are
-scanned again with a lower one. So the answer is exact whatever was guessed.
+When earlier tiles have left k neighbors, the threshold of a query is the score of the k-th of them. Before that it is estimated
+from a sample of the tile, so that somewhat more than k documents pass. The documents that pass are scored again in float32.
+
+The estimate is then certified. If the k-th best float32 score, less the kernel's error bound, is at least the threshold, no
+other document can belong to the top k. Queries that fail this test are scanned again with a lower threshold. The answer is
+therefore exact, whatever the estimate was.
+
+An example with k = 2 and an error bound of 0.05. Five documents have the approximate scores 0.81, 0.42, 0.78, 0.55 and 0.70.
+With the threshold 0.68, the first, third and fifth pass; their float32 scores are 0.80, 0.77 and 0.73. The second best is 0.77,
+and 0.77 - 0.05 = 0.72 is above 0.68. A document that did not pass scores at most 0.68 + 0.05 = 0.73, which is less than 0.77:
+certified. With the threshold 0.75, only the first and the third pass, and 0.72 is below 0.75. The fifth document could still
+score up to 0.75, and one just below the threshold up to 0.80. The query is scanned again with the threshold 0.72.
 """
 
 from __future__ import annotations
@@ -22,21 +29,21 @@ from hardneg.index.kernels import LEVELS, UNIT_ROUNDOFF, Kernel, QueryBlock, Sca
 from hardneg.index.topk import RunningTopK, pair_products
 from hardneg.storage.arrays import Float, Int
 
-_QUERIES = 1024  # of one block: the more, the more often a document that is in the cache is scored again
+_QUERIES = 1024  # queries in one block: with more of them, a document in the cache is used more often
 
-_PRODUCT_BYTES = 3 << 19  # of one chunk of products: they are looked at while they are in the cache
+_PRODUCT_BYTES = 3 << 19  # bytes of one chunk of products: they are examined while they are in the cache
 
-_SAMPLE = 2048  # documents that the first guess is made from
+_SAMPLE = 2048  # documents that the first estimate is made from
 
-_GENEROSITY = 1.6  # how many times k documents shall pass a guess: those within the error bound, and bad luck
+_GENEROSITY = 1.6  # times k documents should pass an estimate: a reserve for the error bound and for chance
 
-_MOST_WAITING = 1 << 20  # passed pairs that wait to be scored
+_MOST_WAITING = 1 << 20  # pairs that passed and await rescoring
 
-_WORTH_COUNTING = 0.5  # of k pairs a query: below that, hardly any query has enough of them to leave some out
+_WORTH_COUNTING = 0.5  # share of k pairs per query: with fewer, hardly any query has pairs that could be left out
 
 
 def rows_at_once(queries: int, threads: int, most: int = 0) -> int:
-    """Queries in one block: a multiple of 8, at most `most` (0: 1,024), fewer when that keeps all workers busy."""
+    """Number of queries in one block: a multiple of 8, at most `most` (0: 1,024), and fewer if that keeps all workers busy."""
     share = -(-max(1, queries) // threads)
     blocks = -(-share // (most or _QUERIES))
     rows = -(-share // blocks)
@@ -44,26 +51,26 @@ def rows_at_once(queries: int, threads: int, most: int = 0) -> int:
 
 
 def documents_at_once(kernel: Kernel, queries: int) -> int:
-    """Documents whose products with so many queries are looked at together."""
+    """Number of documents to multiply with a block of `queries` queries before the products are examined."""
     return max(64, _PRODUCT_BYTES // (kernel.bytes_a_product * max(1, queries)))
 
 
 def padded(queries: Float, fill: int) -> Float:
-    """`fill` rows of zeros added."""
+    """Append `fill` rows of zeros."""
     return np.concatenate([queries, np.zeros((fill, queries.shape[1]), np.float32)]) if fill else queries
 
 
 class Block:
-    """Some queries, rounded once for all tiles.
+    """A block of queries, rounded once for all tiles.
 
     Args:
-        kernel: of the first pass.
+        kernel: the first pass.
         exact: the queries, float32 `[n, d]`.
-        best: int64 `[n, k]`, their neighbors so far, unsorted (see `pack`).
+        best: int64 `[n, k]`, the best neighbors so far, unsorted (see `pack`).
     """
 
     def __init__(self, kernel: Kernel, exact: Float, best: Int) -> None:
-        self.exact = padded(exact, -len(exact) % 8)  # products are looked at eight at a time
+        self.exact = padded(exact, -len(exact) % 8)  # products are examined eight at a time
         self.best = best
         self.rounded = kernel.packed(kernel.rounded(self.exact))
 
@@ -73,15 +80,15 @@ class Block:
 
 
 class TileDocuments:
-    """A tile as its scans need it.
+    """The documents of a tile, rounded and in float32.
 
     Args:
-        kernel: of the first pass.
+        kernel: the first pass.
         tile: the rounded documents.
-        vectors: the documents themselves, float32 `[T, d]`.
-        rows: int64 `[T]`, where in the corpus they stand.
-        finish: turns float32 products (squared distances for l2) and corpus rows into scores.
-        squared: whether scores are minus squared distances.
+        vectors: the documents in float32, `[T, d]`.
+        rows: int64 `[T]`, the rows of these documents in the corpus.
+        finish: converts float32 products (squared distances for l2) and corpus rows to scores.
+        squared: whether scores are negative squared distances.
     """
 
     def __init__(
@@ -109,7 +116,12 @@ class TileDocuments:
 def score_range(
     kernel: Kernel, rounded: QueryBlock, tile: Tile, squared: bool
 ) -> tuple[QueryBlock, Float, Float, Float]:
-    """(queries whose approximate scores are scores, error bound, lowest and highest possible score), the last three `[n]`."""
+    """Scale approximate scores, and bound them.
+
+    Returns:
+        (queries whose approximate scores are on the scale of the scores, error bound, lowest possible score, highest possible
+        score); the last three are float32 `[n]`.
+    """
     largest, bound = np.float32(tile.largest_norm), kernel.bound(rounded, tile)
     if not squared:
         span = rounded.norms * largest
@@ -122,12 +134,12 @@ def score_range(
 
 
 class ThresholdFilter:
-    """Thresholds for one tile, and the pairs that passed them and wait to be scored.
+    """The thresholds for one tile, and the pairs that passed them and await rescoring.
 
     Args:
         documents: the tile.
-        topk: of the queries.
-        rounded: the queries.
+        topk: the running top-k of the queries.
+        rounded: the rounded queries.
     """
 
     def __init__(self, documents: TileDocuments, topk: RunningTopK, rounded: QueryBlock) -> None:
@@ -140,24 +152,24 @@ class ThresholdFilter:
 
     def set_scale(self, lowest: Float) -> None:
         lowest = lowest.copy()
-        lowest[self.topk.real :] = np.inf  # what only fills up the block
+        lowest[self.topk.real :] = np.inf  # the padding of the block
         step = np.maximum((self.most - lowest) / LEVELS, np.float32(1e-30))
         self.scale = Scale(lowest - step, step)
 
     @property
     def safe(self) -> Float:
-        """float32 `[n]`: nothing whose approximate score is below can matter."""
+        """float32 `[n]`: a document whose approximate score is below this cannot belong to the top k."""
         safe: Float = np.maximum(self.topk.floor - self.bound, self.least)
         return safe
 
     def add(self, positions: NDArray[np.int32], levels: NDArray[np.uint8]) -> bool:
-        """Pairs that passed: documents of the tile * n + queries. True when there are so many that they shall be rescored."""
+        """Add pairs that passed, as `document of the tile * n + query`. Returns True when enough pairs wait to be rescored."""
         self._waiting.append((positions, levels))
         self._count += len(levels)
         return self._count > _MOST_WAITING
 
     def rescore(self) -> None:
-        """Score what waits, as far as it can matter, and hand it to the topk."""
+        """Compute the float32 scores of the waiting pairs that can still matter, and add them to the top-k."""
         waiting, count = self._waiting, self._count
         self._waiting, self._count = [], 0
         if count == 0:
@@ -167,7 +179,7 @@ class ThresholdFilter:
         documents = positions // np.int32(self.n)
         columns = documents * np.int32(self.n)
         np.subtract(positions, columns, out=columns)
-        enough = np.zeros(self.n, np.uint8)  # the highest level that k documents span, 0: none
+        enough = np.zeros(self.n, np.uint8)  # the highest level that k documents reach; 0: none
         if count >= _WORTH_COUNTING * self.n * topk.k:
             counts = np.bincount(columns * np.int64(256) + levels, minlength=256 * self.n)
             reached = counts.astype(np.int32).reshape(self.n, 256)[:, :0:-1].cumsum(1, dtype=np.int32)
@@ -175,7 +187,7 @@ class ThresholdFilter:
         likely = levels >= enough[columns]
         first = np.flatnonzero(likely)
         scores = self._scores(columns[first], documents[first])
-        # k documents have at least the lowest of these scores. What else can reach it, or the floor?
+        # k documents have at least the lowest of these scores. Which others can reach it, or the floor?
         lowest = np.full(self.n, np.inf, np.float32)
         np.minimum.at(lowest, columns[first], scores)
         sure = np.maximum(topk.floor, np.where(enough > 0, lowest, -np.inf))
@@ -187,14 +199,14 @@ class ThresholdFilter:
         topk.add(columns[both], scores, self.documents.rows[documents[both]])
 
     def _scores(self, columns: NDArray[np.int32], documents: NDArray[np.int32]) -> Float:
-        """float32 `[m]` true scores of these pairs; fastest when each document's stand together."""
+        """float32 `[m]`: scores of these pairs. It is fastest when the pairs of each document are adjacent."""
         tile, rows = self.documents, documents.astype(np.int64)
         products = pair_products(self.topk.exact, columns, tile.vectors, rows, tile.squared)
         return tile.finish(products, tile.rows[rows])
 
 
 class TileScan(TileDocuments):
-    """All documents of a tile, for every query. Called by the workers; writes into the neighbors of their blocks."""
+    """Scan all documents of a tile for every query. Workers call it; it updates the neighbors of their blocks."""
 
     def __call__(self, block: Block) -> None:
         """Merge the tile's nearest documents into the block's neighbors."""
@@ -222,11 +234,13 @@ class TileScan(TileDocuments):
 
 
 class _Attempt:
-    """One scan of a tile for a block.
+    """One scan of a tile for a block, with one choice of thresholds.
 
     Args:
-        floor: float32 `[n]`, a score that k documents of the corpus are known to reach; -inf if there is none.
-        generosity: how many times k documents shall pass where nothing is known.
+        scan: the tile.
+        block: the queries.
+        floor: float32 `[n]`, a score that k documents of the corpus are known to reach; -inf if none is known.
+        generosity: where nothing is known, the threshold is estimated to let this many times k documents pass.
     """
 
     def __init__(self, scan: TileScan, block: Block, floor: Float, generosity: float) -> None:
@@ -235,7 +249,7 @@ class _Attempt:
         self.passing = ThresholdFilter(scan, self.topk, block.rounded)
 
     def run(self) -> NDArray[np.bool_]:
-        """bool `[real]`: whether the query's neighbors in the topk are proven right."""
+        """bool `[real]`: whether the neighbors of the query in the top-k are certified."""
         scan, passing, topk = self.scan, self.passing, self.topk
         safe = passing.safe
         blind = np.isneginf(topk.floor)
@@ -257,22 +271,22 @@ class _Attempt:
         self.topk.merge()
 
     def _guess(self) -> Float:
-        """float32 `[n]`: a threshold that somewhat more than k documents of the tile will pass."""
+        """float32 `[n]`: an estimated threshold that somewhat more than k documents of the tile will pass."""
         size, sampled, k = self.scan.size, len(self.scan.sample.values), self.topk.k
         if k > size:
             return self.passing.least
         if sampled == size:
-            # Not even a guess: k documents have true scores of at least the k-th approximate one less the bound.
+            # This needs no certificate: k documents have true scores of at least the k-th approximate one less the bound.
             return self._kth_of_sample(k, 1) - 2 * self.passing.bound
         expected = self.generosity * k * sampled / size
         rank = math.ceil(expected + 2 * math.sqrt(expected) + 1)
         if rank >= sampled:
             return self.passing.least
-        # The best of groups of documents will do, and is cheaper to order.
+        # The best of each group of documents is enough, and cheaper to order.
         return self._kth_of_sample(rank, next((g for g in (8, 4, 2) if sampled // g >= 8 * rank), 1))
 
     def _kth_of_sample(self, k: int, group: int) -> Float:
-        """float32 `[n]`: the k-th largest of the approximate scores with the sample, only the best of each group seen."""
+        """float32 `[n]`: the k-th largest approximate score in the sample, counting only the best document of each group."""
         sample, seen, n = self.scan.sample, [], self.topk.n
         for start in range(0, len(sample.values), 256):
             scores = self.scan.kernel.scores(self.passing.rounded, sample.rows(slice(start, start + 256)))

@@ -1,4 +1,10 @@
-"""The neighbors of some queries while documents go by."""
+"""The running top-k: the best documents of some queries while documents stream by.
+
+Found documents wait in a list and are merged in batches, because merging each of them at once would cost more than scoring it.
+
+An example with k = 2. A query has the neighbors 0.80 and 0.77, so its floor is 0.77. The documents 0.79 and 0.60 are found: 0.60
+is below the floor and dropped at once, 0.79 waits. The next merge leaves 0.80 and 0.79, and raises the floor to 0.79.
+"""
 
 from __future__ import annotations
 
@@ -18,16 +24,16 @@ _TABLE = 1 << 22  # cells of a table that is filled up to its longest row
 
 
 class RunningTopK:
-    """The best k documents of n queries so far, and found ones that wait until merging them is worth it.
+    """The best k documents of n queries so far, and the found documents that are not merged yet.
 
     Args:
-        exact: the queries, float32 `[n, d]`; the last of them may only fill up.
-        best: int64 `[real, k]`, their neighbors so far, unsorted (see `pack`); changed in place.
-        floor: float32 `[n]`, scores that k documents of the corpus are known to reach; -inf: nothing is known.
+        exact: the queries, float32 `[n, d]`; rows after the first `real` are padding.
+        best: int64 `[real, k]`, the best neighbors so far, unsorted (see `pack`); changed in place.
+        floor: float32 `[n]`, scores that k documents of the corpus are known to reach; -inf if none is known.
 
     Attributes:
         floor: float32 `[n]`: no document that scores less can belong to the k best.
-        waiting: found documents that are not merged yet.
+        waiting: number of found documents that are not merged yet.
     """
 
     def __init__(self, exact: Float, best: Int, floor: Float | None = None) -> None:
@@ -43,7 +49,7 @@ class RunningTopK:
         np.maximum(floor, unpacked(self.best.min(1))[0], out=floor)
 
     def add(self, columns: NDArray[np.int32], scores: Float, documents: Int) -> None:
-        """Documents `[m]` (rows of the corpus) with their true scores for the queries `columns` `[m]`; none twice."""
+        """Add documents `[m]` (rows of the corpus) with their true scores for the queries `columns` `[m]`. No pair may occur twice."""
         wanted = np.flatnonzero(scores >= self.floor[columns])
         self._found.append(
             (columns[wanted], pack(torch.from_numpy(scores[wanted]), torch.from_numpy(documents[wanted])).numpy())
@@ -51,13 +57,13 @@ class RunningTopK:
         self.waiting += len(wanted)
 
     def merge(self) -> None:
-        """Put what waits among the neighbors."""
+        """Merge the waiting documents into the neighbors."""
         found, self._found, self.waiting = self._found, [], 0
         if not found:
             return
         columns, keys = (np.concatenate(parts) for parts in zip(*found, strict=True))
         lengths = np.bincount(columns, minlength=self.real)
-        # Queries by how many pairs they have, so that tables of several are full; some have many times more than most.
+        # Group queries with similar numbers of pairs, so that their tables are full: some have many times more than most.
         by_length = np.argsort(lengths, kind="stable")
         lengths = lengths[by_length]
         rank = np.empty(self.real, np.uint16)  # 16 bits: a radix sort
@@ -82,7 +88,7 @@ class RunningTopK:
 
 
 def _groups(lengths: Int) -> Iterator[tuple[int, int]]:
-    """Spans of ascending `lengths` that are alike; those without any pair are left out."""
+    """Spans of similar values in ascending `lengths`; zeros are left out."""
     start = int(np.searchsorted(lengths, 1))
     while start < len(lengths):
         widest = max(16, int(1.3 * lengths[start]))
@@ -94,9 +100,9 @@ def _groups(lengths: Int) -> Iterator[tuple[int, int]]:
 def pair_products(
     queries: Float, left: NDArray[np.integer], documents: Float, right: NDArray[np.integer], squared: bool
 ) -> Float:
-    """float32 `[m]`: inner products (squared distances) of rows `left` of `queries` with rows `right` of `documents`.
+    """float32 `[m]`: inner products (or squared distances) of rows `left` of `queries` with rows `right` of `documents`.
 
-    One function for whole searches and single pairs: their scores are the same, bit for bit.
+    Whole searches and single pairs both use this function, so their scores are equal bit for bit.
     """
     products = np.empty(len(left), np.float32)
     pairwise = faiss.pairwise_indexed_L2sqr if squared else faiss.pairwise_indexed_inner_product
@@ -114,10 +120,14 @@ def pair_products(
 
 
 def pack(scores: Tensor, documents: Tensor) -> Tensor:
-    """One integer a neighbor, larger = better: the score in order-preserving bits, then the lower row first.
+    """Pack each neighbor into one integer; larger is better. It holds the score in order-preserving bits, then the row.
 
     Args:
-        scores: float32 `[...]`, documents: int64 `[...]`, rows of the corpus.
+        scores: float32 `[...]`.
+        documents: int64 `[...]`, rows of the corpus.
+
+    Returns:
+        int64 `[...]`. Of equal scores, the lower row is larger.
 
     >>> keys = pack(torch.tensor([0.5, 0.5, -1.0]), torch.tensor([7, 3, 0]))
     >>> torch.argsort(keys, descending=True).tolist()  # equal scores: the lower row first
@@ -132,7 +142,7 @@ def pack(scores: Tensor, documents: Tensor) -> Tensor:
 
 
 def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """(scores, int32 documents) of packed neighbors; -inf and -1 where there is none."""
+    """Unpack neighbors to (scores, int32 documents); -inf and -1 where there is none."""
     bits = (keys >> 32).int()
     bits ^= (bits >> 31) & 0x7FFFFFFF
     documents = (0xFFFFFFFF - (keys & 0xFFFFFFFF)).int()
@@ -141,6 +151,6 @@ def unpack(keys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpacked(keys: Int) -> tuple[Float, NDArray[np.int32]]:
-    """`unpack` for arrays."""
+    """`unpack` for numpy arrays."""
     scores, documents = unpack(torch.from_numpy(keys.copy()))  # torch takes no reversed arrays
     return scores.numpy(), documents.numpy()
