@@ -1,4 +1,4 @@
-"""What every index answers, whatever it does inside."""
+"""The protocol that every index implements, and the result of a search."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ METRICS = ("cosine", "ip", "l2")
 class Neighbors(NamedTuple):
     """The nearest documents of each query, nearest first.
 
-    `scores` is float32 `[n, k]`, higher is nearer: cosine, inner product, or minus the squared
-    Euclidean distance for the metric `l2`. `documents` is int32 `[n, k]`: row numbers of the corpus.
-    Equal scores are ordered by row number, so the answer is one and the same on every run.
+    `scores` is float32 `[n, k]`, higher is nearer: cosine, inner product, or the negative squared Euclidean distance for the metric
+    `l2`. `documents` is int32 `[n, k]`: rows of the corpus. Equal scores are ordered by row, so that every run gives the same
+    answer.
     """
 
     scores: NDArray[np.float32]
@@ -27,11 +27,11 @@ class Neighbors(NamedTuple):
 
 @runtime_checkable
 class ScoredVectors(Protocol):
-    """Vectors of documents, and how pairs with them are scored: an index without its search."""
+    """Vectors of documents, and the scores of pairs with them: an index without the search."""
 
     @property
     def documents(self) -> Any:
-        """The vectors `[N, d]`, float16 or float32, read by slices and by integer rows."""
+        """The vectors `[N, d]`, float16 or float32. Slices and arrays of integer rows select from them."""
         ...
 
     @property
@@ -57,36 +57,40 @@ class ScoredVectors(Protocol):
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> NDArray[np.float32]:
         """Scores of given pairs.
 
-        `queries` is `[n, d]`, `documents` is `[n, p]` of corpus rows, -1 where there is none.
-        Returns float32 `[n, p]`, -inf where there is none, bit for bit the scores that `search` gives.
+        Args:
+            queries: float `[n, d]`.
+            documents: int `[n, p]`, rows of the corpus; -1 where there is none.
+
+        Returns:
+            float32 `[n, p]`, -inf where there is none. The scores equal those of `search`, bit for bit.
         """
         ...
 
 
 @runtime_checkable
 class Index(ScoredVectors, Protocol):
-    """A searchable corpus of vectors: everything that mining, refreshing and diagnosing ask of an index.
+    """A searchable corpus of vectors, with all that mining, refreshing and diagnosing need.
 
-    `hardneg.index.VectorStore` has all of it but `search`, so an index of your own is a subclass with that one method.
+    `hardneg.index.VectorStore` implements everything but `search`. Your own index is a subclass that adds this one method.
     """
 
     @property
     def name(self) -> str:
-        """How the index is written down."""
+        """The name of the kind of index, as in `run.json` and `--index`."""
         ...
 
     @property
     def resident(self) -> bool:
-        """Whether the index searches in memory of its own.
+        """Whether the index searches in its own memory.
 
-        One that does not reads all documents at each call of `search`, and is therefore asked for many queries at once.
+        Other indexes read all documents at each call of `search`; callers pass them many queries at once.
         """
         ...
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
-        """The `k` nearest documents of each row of `queries` `[n, d]`; `progress` is told of (query, document) pairs."""
+        """The `k` nearest documents of each row of `queries` `[n, d]`. `progress` receives numbers of (query, document) pairs."""
         ...
 
 
-# An index by name, one that is built, or a function (or class) that builds one from vectors and a metric.
+# The name of an index, an index, or a function (or class) that builds one from vectors and a metric.
 IndexSpec = str | Index | Callable[[Any, str], Index]

@@ -1,11 +1,11 @@
-"""Exact search on a GPU: half-precision products, maxima of blocks, float32 for what can matter.
+"""Exact search on a GPU: half-precision products, maxima of blocks, and float32 for the documents that can matter.
 
-The same idea as on the processor (see `exact`), with what a GPU is good at. In each tile the k-th largest maximum of
-blocks of 16 products is a score that k documents reach; whatever lies within the error bound of it, or of the k-th
-true score so far, is scored again in float32. Nothing that belongs to the answer can be lost.
+The method is that of the CPU (see `exact`), adapted to a GPU. In each tile, products are grouped in blocks of 16. The k-th
+largest of the block maxima is a score that k documents reach. Documents within the error bound of it, or of the k-th true score
+so far, are scored again in float32. No document of the answer can be lost.
 
-The corpus stays where it is: tiles of it are copied through pinned memory while the tile before is searched, so it
-may be larger than the device's memory; rounded tiles stay on the device as long as they fit.
+The corpus stays in host memory. Its tiles are copied through pinned memory while the previous tile is searched, so that it may
+be larger than the device's memory. Rounded tiles stay on the device as long as they fit.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ from hardneg.progress import Advance
 
 _TILE_ROWS = 65536
 
-_QUERIES = 1024  # multiplied with a tile at once
+_QUERIES = 1024  # queries multiplied with a tile at once
 
-_BLOCK = 16  # products of which only the largest is looked at first
+_BLOCK = 16  # products in a block, of which only the largest is examined first
 
-_PAIRS = 1 << 21  # scored again at once
+_PAIRS = 1 << 21  # pairs scored again at once
 
 
 class DeviceIndex(VectorStore):
-    """All documents in one matrix, searched completely on a torch device.
+    """An index that compares every query with every document on a torch device.
+
+    Scores are float32 sums computed on the device. They differ from those of a CPU by rounding; `pair_scores` gives the same scores
+    as `search`, bit for bit.
 
     Args:
         documents, metric: see `VectorStore`.
-        device: `cuda`, `cuda:1`, ... or `cpu`, which is there to test on.
-        resident_bytes: of rounded documents that may stay on the device; by default half of its free memory.
-
-    Scores are float32 sums of the device: they differ from those of a processor by rounding, and `pair_scores` gives
-    the same ones, bit for bit.
+        device: `cuda`, `cuda:1`, ... or `cpu`, which is meant for tests.
+        resident_bytes: bytes of rounded documents that may stay on the device; by default half of its free memory.
 
     Raises:
-        UsageError: a device that is not there.
+        UsageError: the device does not exist.
     """
 
     name = "exact"
@@ -72,13 +72,13 @@ class DeviceIndex(VectorStore):
             resident_bytes = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 0
         self._budget = resident_bytes
         self._kept: dict[int, _Tile] = {}
-        # Squared distances of far away points need all 24 bits.
+        # Squared distances of distant points need all 24 bits.
         self._dtype = torch.float32 if self.squared else torch.float16
         norms = self._inverse_norms[self._inverse_norms > 0]
         self._largest = float(1 / norms.min()) if len(norms) else 1.0
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
-        """As `ExactIndex.search`."""
+        """See `ExactIndex.search`."""
         exact = torch.from_numpy(self.prepared(queries, k)).to(self.device)
         best = torch.full((len(exact), k), NOTHING, dtype=torch.int64, device=self.device)
         with torch.inference_mode(), _full_precision():
@@ -93,7 +93,7 @@ class DeviceIndex(VectorStore):
         return Neighbors(scores.cpu().numpy(), documents.cpu().numpy())
 
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> NDArray[np.float32]:
-        """As `VectorStore.pair_scores`, in the device's arithmetic."""
+        """See `VectorStore.pair_scores`; computed in the device's arithmetic."""
         exact = torch.from_numpy(self.prepared(queries)).to(self.device)
         out = np.full(documents.shape, -np.inf, np.float32)
         rows, columns = np.nonzero(documents >= 0)
@@ -128,7 +128,7 @@ class DeviceIndex(VectorStore):
     # Tiles.
 
     def _tiles(self) -> Iterator[_Tile]:
-        """One after the other; the next is on its way while one is searched."""
+        """Yield the tiles one after the other. The next one is copied while one is searched."""
         starts = range(0, self.size, _TILE_ROWS)
         with ThreadPoolExecutor(1) as reader:
             coming: Future[_Tile] = reader.submit(self._tile, 0)
@@ -161,7 +161,7 @@ class DeviceIndex(VectorStore):
         return tile
 
     def _rounded(self, start: int, vectors: torch.Tensor, scale: torch.Tensor) -> _Tile:
-        """Documents divided by the largest length (by their own, for cosine), so that none is longer than 1."""
+        """Documents divided by the largest length (for cosine, each by its own), so that none is longer than 1."""
         factor = scale[:, None] if self.metric == "cosine" else 1 / self._largest
         unit = vectors * factor
         values = unit.to(self._dtype)
@@ -172,7 +172,7 @@ class DeviceIndex(VectorStore):
     # One tile, one block of queries.
 
     def _merge(self, tile: _Tile, exact: torch.Tensor, queries: _Queries, best: torch.Tensor) -> None:
-        """Put the tile's nearest documents among the best `[n, k]`, in place."""
+        """Merge the tile's nearest documents into the best `[n, k]`, in place."""
         k = best.shape[1]
         products = torch.mm(queries.values, tile.values.t())
         unit = queries.norms * (1.0 if self.metric == "cosine" else self._largest)  # true score of 1 in the products
@@ -204,7 +204,7 @@ class DeviceIndex(VectorStore):
     def _reached(self, products: torch.Tensor, k: int) -> torch.Tensor:
         """float32 `[n]`: a value that k of the products `[n, T]` reach; -inf if there are fewer.
 
-        The k-th largest of the maxima of blocks: k blocks hold a product as large.
+        It is the k-th largest of the block maxima: k blocks each hold a product that large.
         """
         size = products.shape[1]
         block = next(b for b in (_BLOCK, 4, 1) if size // b >= 2 * k or b == 1)
@@ -218,7 +218,7 @@ class DeviceIndex(VectorStore):
 
 @dataclass(frozen=True)
 class _Queries:
-    """Unit vectors in half precision `[n, d]`, lengths and rounding errors `[n]`."""
+    """Unit vectors in half precision `[n, d]`, and their lengths and rounding errors `[n]`."""
 
     values: torch.Tensor
     norms: torch.Tensor
@@ -230,7 +230,7 @@ class _Queries:
 
 @dataclass(frozen=True)
 class _Tile:
-    """Documents on the device: as they are `[T, d]`, rounded, and what their scores need."""
+    """Documents on the device: unrounded `[T, d]`, rounded, and what their scores need."""
 
     start: int
     vectors: torch.Tensor
@@ -241,7 +241,7 @@ class _Tile:
     copied: torch.cuda.Event | None
 
     def ready(self) -> None:
-        """Let the present stream wait until the copy is complete, and keep its memory while that stream uses it."""
+        """Make the current stream wait until the copy is complete, and keep its memory while that stream uses it."""
         if self.copied is None:
             return
         stream = torch.cuda.current_stream(self.vectors.device)
@@ -253,7 +253,7 @@ class _Tile:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Products in float32 shall be in float32, and sums of half precision products as well."""
+    """Compute float32 products in full float32, and sum half-precision products in float32."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction
     matmul.allow_tf32 = matmul.allow_fp16_reduced_precision_reduction = False

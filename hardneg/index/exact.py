@@ -1,12 +1,11 @@
-"""Exact nearest neighbors: a cheap first pass over everything, float32 for the few that can matter.
+"""Exact nearest neighbors: a cheap first pass over all documents, and float32 for the few that can matter.
 
-The corpus is read tile by tile, the queries block by block (see `scan`). In each tile a kernel (see
-`kernels`) gives approximate scores; whatever its error bound cannot rule out is scored again in float32.
-Nothing that belongs to the top k can be lost: the answer equals a full float32 search, and it
-does not depend on tiles, blocks, threads or the kernel.
+The corpus is read tile by tile, the queries block by block (see `thresholds`). In each tile a kernel (see `kernels`) computes
+approximate scores. Documents that its error bound cannot exclude are scored again in float32. No document of the top k can be
+lost: the answer equals a full float32 search, and does not depend on tiles, blocks, threads or the kernel.
 
-Cost: 2 n N d operations in the kernel's format, some 2 k float32 products a query in addition.
-Memory beyond queries, corpus and answer: under 256 MB, whatever the corpus.
+Cost: 2 n N d operations in the kernel's format, and about 2 k float32 products per query.
+Memory, in addition to queries, corpus and answer: under 256 MB, whatever the size of the corpus.
 """
 
 from __future__ import annotations
@@ -23,20 +22,24 @@ from hardneg.index.topk import NOTHING
 from hardneg.index.vectors import Documents, VectorStore, workers
 from hardneg.progress import Advance
 
-_CACHE_BYTES = 64 << 20  # rounded documents kept for the next search
+_CACHE_BYTES = 64 << 20  # bytes of rounded documents that are kept for the next search
 
 
 class ExactIndex(VectorStore):
-    """All documents in one matrix, searched completely.
+    """An index that compares every query with every document.
 
     Args:
         documents, metric, threads: see `VectorStore`.
-        kernel: format of the first pass, one of `KERNELS`, or `auto`: the fastest here. It changes the
-            speed, never the answer.
+        kernel: number format of the first pass, one of `KERNELS`, or `auto`: the fastest on this machine. It changes the speed,
+            never the answer.
 
     Raises:
-        DataError: no documents, a NaN or infinite value, or, for cosine, a zero vector.
-        UsageError: an unknown metric or kernel.
+        DataError: there are no documents, or a vector has a NaN or infinite value, or is zero with the metric `cosine`.
+        UsageError: the metric or the kernel is unknown.
+
+    >>> vectors = np.eye(4, dtype=np.float32)
+    >>> ExactIndex(vectors).search(vectors[2:3], k=1).documents.tolist()
+    [[2]]
     """
 
     name = "exact"
@@ -54,7 +57,7 @@ class ExactIndex(VectorStore):
 
     @property
     def resident(self) -> bool:
-        """Whether rounded documents stay in memory between searches, so that small searches cost no more."""
+        """Whether rounded documents stay in memory between searches, which makes small searches cheaper."""
         tiles = -(-self.size // self.tile_rows)
         return self.kernel.name == "int8" and tiles * self.tile_rows * self.dimension <= _CACHE_BYTES
 
@@ -63,7 +66,7 @@ class ExactIndex(VectorStore):
 
         Args:
             queries: float `[n, d]`.
-            k: how many, at most N.
+            k: number of neighbors, at most N.
             progress: called with the number of (query, document) pairs done since the last call.
 
         Returns:

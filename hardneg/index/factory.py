@@ -1,4 +1,4 @@
-"""Which index, and how good it is: made by name or by size, tuned to a recall, and measured."""
+"""Make an index by name or by size, tune it to a recall, and measure its recall."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from hardneg.index.vectors import Documents
 
 INDEXES = ("auto", "exact", "ivf", "hnsw")
 
-_SAMPLE = 2048  # queries that are searched exactly: half to tune, half to measure
+_SAMPLE = 2048  # queries that are searched exactly: half for tuning, half for measuring
 
 
 def fastest_index(documents: int, queries: int) -> str:
-    """`exact` or `ivf`, whichever was faster from nothing to the answer; HNSW never was (benchmarks/RESULTS.md).
+    """`exact` or `ivf`, whichever was faster to build and search in total; HNSW never was (benchmarks/RESULTS.md).
 
-    Depends on the sizes alone: the same work gets the same index on every machine.
+    The choice depends only on the sizes: the same work gets the same index on every machine.
     """
-    # A map pays when many queries share its cost, and when a list is a small part of the corpus.
+    # Centroids pay off when many queries share their cost, and when a list is a small part of the corpus.
     return "ivf" if documents >= 100_000 and queries >= 16_384 else "exact"
 
 
@@ -42,22 +42,22 @@ def make_index(
     device: str = "cpu",
     **settings: Any,
 ) -> tuple[Index, Recall]:
-    """An index, tuned to a recall that is measured against exact search.
+    """Make an index, tuned to a recall that is measured against exact search.
 
     Args:
-        name: one of `INDEXES`; or an index over `documents`, or a function that makes one (see `Index`): its recall is
-            measured, but nothing is tuned.
+        name: one of `INDEXES`; or an index over `documents`, or a function that makes one (see `Index`). The recall of a given
+            index is measured, but it is not tuned.
         documents, metric, threads: see `VectorStore`.
-        queries: float `[n, d]`, all that will be asked, or some like them; a sample of them is searched exactly. By
-            default the documents themselves.
-        k: neighbors that will be asked for; the recall is measured at k.
+        queries: float `[n, d]`, the queries to be searched, or similar ones. A sample of them is searched exactly. By default the
+            documents themselves.
+        k: the number of neighbors to be searched for; the recall is measured at k.
         recall: target, above 0 and at most 1.
-        seed: of the sample and of the map.
-        device: of an exact index, `cuda` for example; scores on another device differ by rounding.
-        settings: of the index, see its class.
+        seed: random seed of the samples of queries and of documents.
+        device: device of an exact index, `cuda` for example. Scores on another device differ by rounding.
+        settings: settings of the index, see its class.
 
     Raises:
-        UsageError: an unknown name, a recall that cannot be, or an object that is no index of these documents.
+        UsageError: the name is unknown, the recall is out of range, or the object is not an index of these documents.
 
     >>> index, recall = make_index("auto", np.eye(4, dtype=np.float32))
     >>> index.name, recall.measured
@@ -91,7 +91,7 @@ def make_index(
 def _given_index(
     given: IndexSpec, documents: Documents, metric: str, queries: Any, k: int, recall: float, seed: int
 ) -> tuple[Index, Recall]:
-    """An index that a caller has built or has a function for, once it is checked, and its recall."""
+    """Check an index that a caller built, or build it with the given function, and measure its recall."""
     ready = isinstance(given, Index) and not isinstance(given, type)
     index: Any = given if ready or not callable(given) else given(documents, metric)
     wanted = ("name", "resident", "documents", "metric", "threads", "size", "dimension", "search", "pair_scores")
@@ -114,7 +114,7 @@ def _given_index(
 
 
 def tuned(index: IVFIndex | HNSWIndex, queries: Any, k: int, recall: float, seed: int = 0) -> Recall:
-    """Tune an index on one half of a sample of the queries, and measure it on the other."""
+    """Tune an index on one half of a sample of the queries, and measure it on the other half."""
     chosen = np.random.default_rng(seed).permutation(len(queries))[:_SAMPLE]
     halves = np.sort(chosen[::2]), np.sort(chosen[1::2] if len(chosen) > 1 else chosen)
     exact = ExactIndex(index.documents, index.metric, threads=index.threads)

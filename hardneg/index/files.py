@@ -1,7 +1,7 @@
-"""Indexes on disk: `index.json` with what it is and a SHA-256 of every file beside it.
+"""Indexes on disk: `index.json` describes the index and holds a SHA-256 of every other file.
 
-Nothing is read before its checksum is right, and nothing is used before it fits the documents: numbers are checked
-for range, and the graph reaches faiss only after that.
+No file is read before its checksum is verified, and no number is used before it is checked against the documents. The graph
+reaches faiss only after that.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from hardneg.index.vectors import Documents
 from hardneg.storage.files import atomic_path, check_file, read_array, read_json, sha256_file, write_array, write_json
 
 SCHEMA = "hardneg-index-1"
-_SAMPLE = 1024  # documents that a checksum of the vectors looks at
+_SAMPLE = 1024  # documents in a checksum of the vectors
 
 
 def vectors_checksum(documents: Documents) -> str:
-    """SHA-256 of the shape and of an even sample of rows: tells another corpus or another encoder, not one changed row."""
+    """SHA-256 of the shape and of an even sample of rows. It detects another corpus or encoder, but not one changed row."""
     rows = np.unique(np.linspace(0, len(documents) - 1, min(len(documents), _SAMPLE)).astype(np.int64))
     digest = hashlib.sha256(str(tuple(documents.shape)).encode())
     digest.update(np.ascontiguousarray(documents[rows], np.float32).tobytes())
@@ -36,7 +36,7 @@ def vectors_checksum(documents: Documents) -> str:
 
 
 def save_index(index: Index, folder: str | Path) -> None:
-    """Write an index, without its documents. Of an index of your own only the name is written: it is built anew."""
+    """Write an index without its documents. For your own kind of index only the name is written; loading builds it again."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
@@ -67,14 +67,14 @@ def load_index(
     device: str = "cpu",
     build: Callable[[Any, str], Index] | None = None,
 ) -> Index:
-    """The index that was saved in `folder`, over the same documents.
+    """Load the index that was saved in `folder`, over the same documents.
 
     Args:
-        folder: where `save_index` wrote it.
+        folder: the folder that `save_index` wrote.
         documents: the vectors `[N, d]`.
-        threads: of the index.
-        device: of an exact index, which may be another one than before.
-        build: makes an index that hardneg does not know how to save, from the vectors and the metric.
+        threads: number of threads of the index.
+        device: device of an exact index; it may differ from the device before.
+        build: builds an index of your own kind from the vectors and the metric.
 
     Raises:
         RunError: the folder holds no index, is damaged, or belongs to other documents; the message says which.
@@ -172,7 +172,7 @@ def _hnsw(folder: Path, documents: Documents, metric: str, settings: dict[str, A
 
 
 def _links_stay_inside(graph: faiss.IndexHNSWFlat) -> bool:
-    """Whether a walk through the graph meets only documents that there are."""
+    """Whether all links of the graph lead to existing documents."""
     links, offsets, levels = (
         faiss.vector_to_array(vector) for vector in (graph.hnsw.neighbors, graph.hnsw.offsets, graph.hnsw.levels)
     )

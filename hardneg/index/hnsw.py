@@ -1,7 +1,7 @@
-"""Approximate neighbors through a graph: faiss's HNSW (Malkov and Yashunin 2018), scored like every other index here.
+"""HNSW: approximate search in a graph, with faiss (Malkov and Yashunin 2018), scored like every other index here.
 
-Building it costs more than a whole search with the other indexes; it is for corpora that are asked again and again
-by few queries at a time.
+Building the graph costs more than a whole search with the other indexes. It suits a corpus that is searched again and again,
+with few queries at a time.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from hardneg.index.vectors import Documents, VectorStore
 from hardneg.progress import Advance
 
 _CHUNK = 65536  # documents added at once
-_QUERIES = 4096  # searched at once
+_QUERIES = 4096  # queries searched at once
 _WIDEST = 4096
 
 
 class HNSWIndex(VectorStore):
-    """A navigable graph over the documents.
+    """An index that searches a navigable graph of the documents.
+
+    Documents are added on one thread: with several, the graph would differ from run to run.
 
     Args:
         documents, metric, threads: see `VectorStore`. The graph keeps a float32 copy of the documents.
-        links: of each document (M).
-        ef_construction: candidates looked at for each document that is added (efConstruction).
+        links: links per document (M).
+        ef_construction: candidates examined for each document that is added (efConstruction).
         ef_search: candidates that a search keeps (efSearch); never fewer than k. See `tune`.
-        graph: a graph that was built over the same documents.
-
-    Documents are added on one thread: with several, the graph would differ from run to run.
+        graph: an existing graph over the same documents.
     """
 
     name = "hnsw"
@@ -63,7 +63,7 @@ class HNSWIndex(VectorStore):
         self.graph = graph
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
-        """The `k` nearest documents that the graph leads to; -1 and -inf where it led to fewer."""
+        """The `k` nearest documents that the search of the graph finds; -1 and -inf where it finds fewer."""
         exact = self.prepared(queries, k)
         found = np.empty((len(exact), k), np.int32)
         scores = np.empty((len(exact), k), np.float32)
@@ -85,13 +85,13 @@ class HNSWIndex(VectorStore):
     def _ordered(
         self, queries: NDArray[np.floating], near: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Scored as `pair_scores` does, best first, equal scores by row."""
+        """Score like `pair_scores`, best first, equal scores by row."""
         scores = self.pair_scores(queries, near)
         order = np.lexsort((near, -scores), axis=1)
         return np.take_along_axis(scores, order, 1), np.take_along_axis(near, order, 1).astype(np.int32)
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
-        """Double `ef_search` until `recall` of the true neighbors `truth` `[n, k]` are found, or it is 4,096."""
+        """Double `ef_search` until the search finds `recall` of the true neighbors `truth` `[n, k]`, or `ef_search` is 4,096."""
         k = truth.shape[1]
         self.ef_search = max(k, 32)
         while self.ef_search < min(_WIDEST, self.size):

@@ -1,4 +1,4 @@
-"""First passes in 8-bit integers, on the processor's quantized linear layer."""
+"""First passes in 8-bit integers, with the processor's quantized linear layer."""
 
 from __future__ import annotations
 
@@ -26,16 +26,15 @@ from hardneg.storage.arrays import Float
 
 
 class Int8Kernel(Kernel):
-    """8-bit integers, exact integer sums; what is below the threshold leaves the product as zero.
+    """8-bit integers with exact integer sums. Scores below the threshold leave the product as zero.
 
-    Documents share one step, so that their integer scores compare without another pass; each query has
-    its own. Two exact transformations keep the step small whatever the encoder: documents are centred
-    (q.d = q.(d - m) + q.m, and q.m is one number a query), and the space is rotated when a few
-    components dominate, as they do in many transformers.
+    All documents share one step, so that their integer scores compare without another pass; each query has its own step. Two exact
+    transformations keep the steps small for every encoder. Documents are centered: q.d = q.(d - m) + q.m, and q.m is one number per
+    query. And the space is rotated if a few components dominate, as they do in many transformers.
 
-    The product is oneDNN's quantized linear layer, with the queries as its weights. Its epilogue scales a
-    query's scores, subtracts its threshold (the bias) and rounds to an unsigned byte, so that memory sees one
-    byte a pair, nearly always zero, instead of four that have to be compared.
+    The product is oneDNN's quantized linear layer, with the queries as its weights. Its epilogue scales the scores of a query,
+    subtracts its threshold (the bias) and rounds to an unsigned byte. So each pair writes one byte to memory, nearly always zero,
+    instead of four bytes that must be compared.
     """
 
     name = "int8"
@@ -43,7 +42,7 @@ class Int8Kernel(Kernel):
 
     def __init__(self, sample: Float) -> None:
         super().__init__(sample)
-        self._width = self.dimension + -self.dimension % 4  # integer products take four at a time
+        self._width = self.dimension + -self.dimension % 4  # integer products take four values at a time
         self.center = np.zeros(self.dimension, np.float32)
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
         if np.linalg.norm(sample - mean, axis=1).mean() < 0.9 * np.linalg.norm(sample, axis=1).mean():
@@ -139,7 +138,7 @@ _ZERO = 128  # documents are stored as unsigned bytes: integer products of unsig
 
 
 def _linear(queries: QueryBlock, tile: Tile, factor: Float, offset: Float, dtype: torch.dtype) -> torch.Tensor:
-    """`[T, n]`: factor * (integer product) + offset, rounded and saturated where `dtype` is an integer's."""
+    """`[T, n]`: factor * (integer product) + offset, rounded and saturated if `dtype` is an integer type."""
     n = len(factor)
     bias = offset - _ZERO * queries.sums * factor
     made: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
@@ -162,7 +161,7 @@ def _linear(queries: QueryBlock, tile: Tile, factor: Float, offset: Float, dtype
 
 @functools.cache
 def int8_is_exact(dimension: int) -> bool:
-    """Whether this processor and this torch have the int8 product, and it comes out exact on the largest values."""
+    """Whether this processor and this torch have the int8 product, and it is exact for the largest values."""
     if dimension > 1 << 15:  # sums would leave 32 bits
         return False
     width = dimension + -dimension % 4

@@ -1,12 +1,13 @@
-"""Approximate neighbors when all queries are known: every list of documents is read once, for all who look there.
+"""Inverted file: approximate search that reads each list of documents once, for all queries that probe it.
 
-An inverted file (Sivic and Zisserman 2003): documents lie in the list of their nearest centroid, a query looks into
-the few lists whose centroids are most promising. Libraries built for one query at a time walk lists of documents
-for each; here queries are grouped by list, and each list is one matrix product with all the queries that look
-into it. Within the lists that a query looks into the answer is exact, by the same bounds as a full search.
+Documents are stored in the list of their nearest centroid, and a query probes the few lists whose centroids are most promising
+(Sivic and Zisserman 2003). Libraries that serve one query at a time walk the lists for each query. Here all queries are known:
+they are grouped by list, and each list is one matrix product with all the queries that probe it. Within the probed lists the
+answer is exact, by the same bounds as a full search.
 
-Cost: L d operations a document and sample point for the map, the documents read twice, 2 d operations for each
-(query, document) that share a list; memory beyond queries, corpus and answer some 8 bytes a document and 200 MB.
+Cost: L d operations per document and sample point for the centroids, two reads of the documents, and 2 d operations for each
+(query, document) pair that shares a list. Memory, in addition to queries, corpus and answer: about 8 bytes per document and
+200 MB.
 """
 
 from __future__ import annotations
@@ -39,34 +40,34 @@ from hardneg.progress import Advance
 from hardneg.storage.arrays import Float, Int
 
 MOST_LISTS = 1 << 15
-_QUERIES = 1 << 16  # of one block: the more, the more of them share a list
-_PART = 1024  # queries multiplied with a list at once
+_QUERIES = 1 << 16  # queries in one block: with more of them, more share a list
+_PART = 1024  # queries that are multiplied with a list at once
 _COLUMNS, _ROWS = 32, 128  # their number, and that of the documents, is rounded up to these
-_READ = 2048  # documents gathered at once
+_READ = 2048  # documents that are gathered at once
 _MOST_FOUND = 1 << 21  # scored pairs that wait to be merged
 
 
 def default_lists(size: int) -> int:
-    """Lists for a corpus of this size: the square root, which keeps their number as large as they are."""
+    """Number of lists for a corpus of this size: the square root, so that there are about as many lists as documents in each."""
     return int(min(MOST_LISTS, max(1, round(size**0.5))))
 
 
 class IVFIndex(VectorStore):
-    """Documents in lists around centroids; only the most promising lists of each query are searched.
+    """An index that stores documents in lists around centroids, and searches the most promising lists of each query.
 
     Args:
         documents, metric, threads: see `VectorStore`.
-        lists: how many; by default the square root of N.
-        probe_margin: a query looks into the lists whose centroids score at most so much worse than its best one, and into
-            further ones while they hold fewer than k documents; see `tune`.
-        kernel: format of the products, see `ExactIndex`.
-        seed: of the sample that the centroids are made from.
-        centroids: centroids to use again, for example those of the last generation.
-        order: the lists themselves, (`order`, `offsets`), when they are known.
+        lists: number of lists; by default the square root of N.
+        probe_margin: a query probes the lists whose centroids score at most this much worse than its best one, and further lists
+            while they hold fewer than k documents; see `tune`.
+        kernel: number format of the products, see `ExactIndex`.
+        seed: random seed of the sample that the centroids are trained on.
+        centroids: existing centroids, for example those of the last generation.
+        order: existing lists, as (`order`, `offsets`).
 
     Attributes:
         order: int32 `[N]`, rows of the corpus, list by list.
-        offsets: int64 `[L + 1]`, where lists begin in `order`.
+        offsets: int64 `[L + 1]`, where each list begins in `order`.
     """
 
     name = "ivf"
@@ -106,11 +107,11 @@ class IVFIndex(VectorStore):
 
     @property
     def sizes(self) -> Int:
-        """int64 `[L]`: documents of each list."""
+        """int64 `[L]`: number of documents in each list."""
         return np.diff(self.offsets)
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
-        """The `k` nearest documents of each query among those in the lists that it looks into; arguments as in `ExactIndex.search`."""
+        """The `k` nearest documents of each query within the lists that it probes. The arguments are those of `ExactIndex.search`."""
         exact = self.prepared(queries, k)
         best = np.full((len(exact), k), NOTHING, np.int64)
         with workers(self.threads) as pool:
@@ -133,11 +134,11 @@ class IVFIndex(VectorStore):
         return Neighbors(*(np.concatenate(side) for side in zip(*found, strict=True)))
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
-        """Choose the probe margin with which `recall` of the true neighbors `truth` `[n, k]` of `queries` `[n, d]` are found."""
+        """Choose the probe margin that finds `recall` of the true neighbors `truth` `[n, k]` of `queries` `[n, d]`."""
         self.probe_margin = float(np.quantile(self._margins(self.prepared(queries), truth), recall, method="higher"))
 
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
-        """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` in the lists that each query looks into."""
+        """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` in the lists that each query probes."""
         exact = self.prepared(queries)
         with workers(self.threads) as pool:
             asked = _Asked(*self.centroids.probe(exact, self.probe_margin, pool.map))
@@ -157,7 +158,7 @@ class IVFIndex(VectorStore):
         return lists
 
     def _asked(self, exact: Float, k: int, pool: Executor) -> _Asked:
-        """Who looks where: the promising lists, and for some queries further ones until they hold k documents."""
+        """Choose the lists of each query: the promising ones, and further ones until they hold k documents."""
         asked = _Asked(*self.centroids.probe(exact, self.probe_margin, pool.map))
         margins = self._margins_to_hold(exact, k, asked, pool)
         if (margins > np.float32(self.probe_margin)).any():
@@ -165,7 +166,7 @@ class IVFIndex(VectorStore):
         return asked
 
     def _margins_to_hold(self, exact: Float, k: int, asked: _Asked, pool: Executor) -> Float:
-        """float32 `[n]`: the probe margin, doubled for those queries whose lists would hold fewer than k documents."""
+        """float32 `[n]`: the probe margin, doubled for queries whose lists would hold fewer than k documents."""
         margins = np.full(len(exact), self.probe_margin, np.float32)
         short, mine, lists = np.arange(len(exact)), asked.queries, asked.lists
         while len(short):
@@ -176,7 +177,7 @@ class IVFIndex(VectorStore):
         return margins
 
     def _floor(self, exact: Float, first: NDArray[np.int32], k: int, pool: Executor) -> Float:
-        """float32 `[n]`: a score that k documents of each query's `first` list margins; -inf if it has fewer."""
+        """float32 `[n]`: a score that k documents of the query's `first` list reach; -inf if the list has fewer."""
         floor = np.full(len(exact), -np.inf, np.float32)
         queries, offsets = by_list(first, self.lists)
         kernel = make_kernel("float32", exact[:1])
@@ -196,7 +197,7 @@ class IVFIndex(VectorStore):
         return floor
 
     def _tiles(self, asked: _Asked, most: int) -> Iterator[_Tile]:
-        """Stretches of `order`, at most `most` documents; lists that nobody looks into are not read."""
+        """Split `order` into tiles of at most `most` documents. Lists that no query probes are not read."""
         tile: _Tile | None = None
         for number in np.unique(asked.lists).tolist():
             start, stop = self.offsets[number : number + 2].tolist()
@@ -227,7 +228,7 @@ class IVFIndex(VectorStore):
 
 @dataclass
 class _Tile:
-    """Documents order[start:stop]; `lists`: (list, its documents in the tile)."""
+    """Documents order[start:stop]. `lists` holds pairs (list, its documents in the tile)."""
 
     start: int
     stop: int
@@ -235,7 +236,7 @@ class _Tile:
 
 
 class _Asked(NamedTuple):
-    """(query, list) pairs `[p]`, queries ascending; `first`: the nearest list of each query `[n]`."""
+    """The probed (query, list) pairs `[p]`, queries ascending. `first` is the nearest list of each query, `[n]`."""
 
     queries: Int
     lists: NDArray[np.int32]
@@ -243,10 +244,10 @@ class _Asked(NamedTuple):
 
 
 class _Block:
-    """Some queries, and which of them look into each list."""
+    """Some queries, and which of them probe each list."""
 
     def __init__(self, index: IVFIndex, exact: Float, best: Int, floor: Float, asked: _Asked, span: slice) -> None:
-        fill = 8 - len(exact) % 8  # at least one that asks for nothing
+        fill = 8 - len(exact) % 8  # at least one row of padding
         exact = padded(exact, fill)
         self.topk = RunningTopK(exact, best, np.concatenate([floor, np.full(fill, -np.inf, np.float32)]))
         self.rounded = index.kernel.rounded(exact)
@@ -255,13 +256,13 @@ class _Block:
         self.columns = (asked.queries[mine] - span.start)[order].astype(np.int32)
 
     def asking(self, number: int) -> NDArray[np.int32]:
-        """Queries of the block that look into a list."""
+        """The queries of the block that probe a list."""
         mine: NDArray[np.int32] = self.columns[self.offsets[number] : self.offsets[number + 1]]
         return mine
 
 
 class _ListScan(TileDocuments):
-    """Some lists of documents, each for the queries that look into it. Called by the workers."""
+    """Some lists of documents, scanned for the queries that probe them. Workers call it."""
 
     lists: list[tuple[int, slice]]
 
@@ -281,8 +282,8 @@ class _ListScan(TileDocuments):
             topk.merge()
 
     def _multiply(self, passing: ThresholdFilter, columns: NDArray[np.int32], documents: slice) -> bool:
-        """Whether so many pairs wait that they shall be rescored."""
-        # Few shapes: the library that multiplies prepares anew for each that it has not seen.
+        """Multiply, and return whether enough pairs wait to be rescored."""
+        # Use few shapes: the matrix library prepares each new shape again.
         fill = np.full(-len(columns) % _COLUMNS, passing.n - 1, np.int32)
         columns = np.concatenate([columns, fill]) if len(fill) else columns
         queries, scale = self.kernel.packed(passing.rounded.rows(columns)), passing.scale.rows(columns)
@@ -290,7 +291,7 @@ class _ListScan(TileDocuments):
         chunk, full = max(_ROWS, chunk - chunk % _ROWS), False
         for start in range(documents.start, documents.stop, chunk):
             stop = min(start + chunk, documents.stop)
-            # The rows that fill up a shape are those of the next list: what they give is cut off.
+            # The rows that pad a shape belong to the next list: their results are cut off.
             part = self.tile.rows(slice(start, stop + -(stop - start) % _ROWS))
             positions, levels = self.kernel.levels(queries, part, scale, self.workspace)
             count = np.searchsorted(positions, (stop - start) * width)

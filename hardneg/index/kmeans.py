@@ -1,8 +1,8 @@
-"""A coarse map of the corpus: centroids, which one each vector is nearest to, and how to look there first.
+"""k-means: the centroids of a corpus, and the lists that each query probes.
 
-Lloyd's k-means on a sample (as in faiss; Jegou et al. 2011, Product quantization for nearest neighbor search,
-section IV). Products are made in bfloat16 where the processor has it: a vector between two lists may then land in
-the farther one, which costs recall that is measured anyway, and never a wrong score.
+Lloyd's algorithm on a sample (as in faiss; Jegou et al. 2011, Product quantization for nearest neighbor search, section IV).
+Products are computed in bfloat16 where the processor supports it. A vector between two lists may then land in the farther one.
+That can cost recall, which is measured, but never gives a wrong score.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ _ROWS = 1024  # vectors compared at once
 
 _ITERATIONS = 8
 
-_POINTS = 64  # of the sample, a centroid
+_POINTS = 64  # vectors of the sample per centroid
 
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself. Not measured: an index must come out the same every time."""
+    """Whether this processor multiplies bfloat16 natively. This is not measured, because an index must be the same every time."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
 class Centroids:
-    """Centroids of a corpus.
+    """The centroids of the inverted lists.
 
     Args:
         centroids: float32 `[L, d]`.
-        metric: how queries choose among them.
+        metric: the metric by which queries choose lists.
     """
 
     def __init__(self, centroids: Float, metric: str) -> None:
@@ -56,7 +56,7 @@ class Centroids:
 
     @classmethod
     def train(cls, corpus: VectorStore, count: int, seed: int, pool: Executor) -> Centroids:
-        """`count` centroids from a sample of the corpus: directions, where all documents are of one length."""
+        """Train `count` centroids on a sample of the corpus. They are directions if all documents are of one length."""
         metric = "cosine" if corpus.one_length else corpus.metric
         generator = np.random.default_rng(seed)
         chosen = generator.choice(corpus.size, min(corpus.size, _POINTS * count), replace=False)
@@ -74,7 +74,7 @@ class Centroids:
         return len(self.vectors)
 
     def _compare(self, vectors: Float, inner: bool) -> torch.Tensor:
-        """`[n, L]`: larger is nearer; by inner product alone if `inner`."""
+        """`[n, L]`: the comparison of queries with centroids, larger is nearer; by inner product alone if `inner`."""
         if self.metric == "cosine" or inner:
             return torch.mm(torch.from_numpy(vectors).to(self._factor.dtype), self._factor)
         centred = torch.from_numpy(vectors - self._mean).to(self._factor.dtype)
@@ -83,7 +83,7 @@ class Centroids:
     def assign(
         self, read: Callable[[slice], Float], size: int, spread: Callable[..., Iterable[Any]] = map
     ) -> NDArray[np.int32]:
-        """int32 `[size]`: the list of each vector; `read` gives them by rows."""
+        """int32 `[size]`: the list of each vector. `read` returns vectors by row."""
         out = np.empty(size, np.int32)
 
         def some(rows: slice) -> None:
@@ -95,13 +95,13 @@ class Centroids:
     def probe(
         self, queries: Float, margin: float | Float, spread: Callable[..., Iterable[Any]] = map
     ) -> tuple[Int, NDArray[np.int32], NDArray[np.int32]]:
-        """The lists whose centroid compares at most `margin` (one, or `[n]`) worse than the best.
+        """The lists whose centroid compares at most `margin` (a number, or `[n]`) worse than the best one.
 
-        How many depends on the query: one in a dense place needs few, one between many needs many; at equal recall
-        a margin reads a half to a quarter of the documents that a fixed number of lists reads.
+        The number of lists depends on the query: one in a dense place needs few, one between many centroids needs many. At equal
+        recall a margin reads a half to a quarter of the documents that a fixed number of lists reads.
 
         Returns:
-            (int64 `[p]` queries ascending, int32 `[p]` their lists, int32 `[n]` the best list of each).
+            (int64 `[p]` queries ascending, int32 `[p]` their lists, int32 `[n]` the best list of each query).
         """
         best = np.empty(len(queries), np.int32)
         margin = np.broadcast_to(np.asarray(margin, np.float32), len(queries))
@@ -118,14 +118,14 @@ class Centroids:
         return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found]), best
 
     def margins(self, queries: Float, lists: NDArray[np.integer], spread: Callable[..., Iterable[Any]] = map) -> Float:
-        """float32 `[n, k]`: the least margin with which each query looks into those lists `[n, k]`."""
+        """float32 `[n, k]`: the smallest margin with which each query probes those lists `[n, k]`."""
         parts = spread(
             lambda rows: np.take_along_axis(self._behind(queries[rows]), lists[rows], 1), spans(len(queries), _ROWS)
         )
         return np.concatenate([np.empty((0, lists.shape[1]), np.float32), *parts])
 
     def _behind(self, queries: Float) -> Float:
-        """float32 `[n, L]`: by how much each centroid compares worse than the query's best."""
+        """float32 `[n, L]`: how much worse each centroid compares than the query's best one."""
         if self.metric != "l2":  # so that one margin suits queries of any length
             lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries))
             queries = queries / np.maximum(lengths, np.float32(1e-30))[:, None]
@@ -135,9 +135,9 @@ class Centroids:
 
 
 def _means(sample: Float, nearest: NDArray[np.int32], before: Float, generator: np.random.Generator) -> Float:
-    """float32 `[L, d]`: means of the vectors of each list; a list without any starts again at a random vector."""
+    """float32 `[L, d]`: the mean of the vectors of each list. An empty list gets a random vector."""
     counts = np.bincount(nearest, minlength=len(before)).astype(np.float32)
-    # On one thread, so in one order.
+    # One thread gives one order of summation.
     sums = torch.zeros(before.shape).index_add_(0, torch.from_numpy(nearest), torch.from_numpy(sample))
     means: Float = (sums / torch.from_numpy(np.maximum(counts, 1))[:, None]).numpy()
     empty = np.flatnonzero(counts == 0)
@@ -146,7 +146,7 @@ def _means(sample: Float, nearest: NDArray[np.int32], before: Float, generator: 
 
 
 def _order_bits(values: torch.Tensor) -> NDArray[Any]:
-    """The bits of floats as integers that compare like them: numpy finds the largest integer at memory speed."""
+    """The bits of floats as integers with the same order, because numpy finds the largest integer at memory speed."""
     bits: NDArray[Any] = values.view(torch.int16 if values.dtype == torch.bfloat16 else torch.int32).numpy()
     info = np.iinfo(bits.dtype)
     sign = bits >> (info.bits - 1)
@@ -156,7 +156,7 @@ def _order_bits(values: torch.Tensor) -> NDArray[Any]:
 
 
 def by_list(lists: NDArray[np.integer], count: int) -> tuple[Int, Int]:
-    """(positions, offsets): positions[offsets[l]:offsets[l + 1]] are those where `lists` is l, ascending."""
+    """(positions, offsets): positions[offsets[l]:offsets[l + 1]] are the positions where `lists` is l, ascending."""
     order = np.argsort(lists.astype(np.uint16), kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(lists, minlength=count))])
     return order, offsets

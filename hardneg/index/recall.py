@@ -1,4 +1,4 @@
-"""How many of the true neighbors an index finds."""
+"""Recall: the share of the true neighbors that an index finds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def shares_found(found: NDArray[np.integer], truth: NDArray[np.integer]) -> NDArray[np.float64]:
-    """float64 `[n]`: recall, the share of the true neighbors `truth` `[n, k]` among those `found` `[n, j]`."""
+    """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` among the found ones `found` `[n, j]`."""
     size = int(max(truth.max(initial=0), found.max(initial=0))) + 2
     rows = np.arange(len(truth))[:, None] * np.int64(size)
     shares: NDArray[np.float64] = np.isin(truth + rows, found + rows).mean(1)
@@ -18,9 +18,9 @@ def shares_found(found: NDArray[np.integer], truth: NDArray[np.integer]) -> NDAr
 
 
 def others(found: NDArray[np.int32], rows: NDArray[np.integer]) -> NDArray[np.int32]:
-    """`[n, k - 1]`: what was found `[n, k]` for documents, without the documents themselves, which stand in these rows.
+    """`[n, k - 1]`: the neighbors `[n, k]` of documents without the documents themselves, which have these rows.
 
-    Where copies came before the document itself, the last is left out instead.
+    If a document is missing among its own neighbors, because copies came first, the last neighbor is dropped instead.
     """
     own = found == rows[:, None]
     own[~own.any(1), -1] = True
@@ -30,14 +30,14 @@ def others(found: NDArray[np.int32], rows: NDArray[np.integer]) -> NDArray[np.in
 
 @dataclass(frozen=True)
 class Recall:
-    """How many of the true neighbors an index finds.
+    """The measured recall of an index.
 
     Attributes:
-        measured: recall@k on queries that were not used to tune; 1 for an exact index, which need not be measured.
-        error: standard error of it.
-        target: what was asked for.
-        k: neighbors a query.
-        queries: how many it was measured on.
+        measured: recall@k on queries that were not used for tuning; 1 for an exact index, which is not measured.
+        error: standard error of `measured`.
+        target: the requested recall.
+        k: number of neighbors per query.
+        queries: number of queries in the measurement.
     """
 
     measured: float
@@ -48,7 +48,7 @@ class Recall:
 
     @property
     def reached(self) -> bool:
-        """Whether the target is reached, but for the error of the measurement."""
+        """Whether the target is reached, within the error of the measurement."""
         return self.measured + self.error >= self.target
 
     def to_json(self) -> dict[str, Any]:

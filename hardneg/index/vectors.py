@@ -1,4 +1,4 @@
-"""The vectors of a corpus and how pairs are scored: what every index shares."""
+"""The vectors of a corpus and the scores of pairs, which all indexes share."""
 
 from __future__ import annotations
 
@@ -23,20 +23,24 @@ from hardneg.storage.arrays import Float, Rows, Sharded
 Documents = NDArray[np.floating] | Sharded | Rows
 
 
-TILE_BYTES = 96 << 20  # float32 documents of one tile
+TILE_BYTES = 96 << 20  # bytes of the float32 documents of one tile
 
 
 class VectorStore:
-    """Documents and a metric.
+    """The vectors of a corpus, with a metric.
 
     Args:
         documents: float16 or float32 `[N, d]`, an array or a memory map; not copied.
-        metric: `cosine`, `ip` (inner product) or `l2` (score = minus the squared distance).
-        threads: worker threads; by default as many as torch uses.
+        metric: `cosine`, `ip` (inner product) or `l2` (the score is the negative squared distance).
+        threads: number of worker threads; by default as many as torch uses.
 
     Raises:
-        DataError: no documents, a NaN or infinite value, or, for cosine, a zero vector.
-        UsageError: an unknown metric.
+        DataError: there are no documents, or a vector has a NaN or infinite value, or is zero with the metric `cosine`.
+        UsageError: the metric is unknown.
+
+    >>> store = VectorStore(np.eye(3, dtype=np.float32))
+    >>> store.pair_scores(np.eye(3, dtype=np.float32)[:1], np.array([[0, 1]])).tolist()
+    [[1.0, 0.0]]
     """
 
     name = "vectors"
@@ -54,7 +58,7 @@ class VectorStore:
 
     @property
     def resident(self) -> bool:
-        """Whether searching reads memory of its own; see `Index.resident`."""
+        """Whether the index searches in its own memory; see `Index.resident`."""
         return False
 
     @property
@@ -67,12 +71,12 @@ class VectorStore:
 
     @property
     def squared(self) -> bool:
-        """Whether scores are minus squared distances."""
+        """Whether scores are negative squared distances."""
         return self.metric == "l2"
 
     @property
     def one_length(self) -> bool:
-        """Whether all documents count as equally long, so that every metric orders them as cosine does."""
+        """Whether all documents count as equally long, so that every metric orders them like cosine."""
         shortest = float(self._inverse_norms.max())
         return self.metric == "cosine" or 0 < shortest <= 1.002 * float(self._inverse_norms.min())
 
@@ -91,7 +95,7 @@ class VectorStore:
         return out
 
     def prepared(self, queries: NDArray[np.floating], k: int | None = None) -> Float:
-        """float32 `[n, d]`: the queries as they are scored; DataError or UsageError for what cannot be searched."""
+        """float32 `[n, d]`: the queries, normalized for cosine. Raises DataError or UsageError for queries that cannot be searched."""
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise DataError(
                 f"queries have shape {list(queries.shape)}, but the corpus has {self.dimension} dimensions: "
@@ -108,7 +112,7 @@ class VectorStore:
         return exact
 
     def finish(self, products: Float, documents: NDArray[np.integer]) -> Float:
-        """Scores from float32 products (squared distances for l2) with these rows of the corpus."""
+        """Convert float32 products (squared distances for l2) with these rows of the corpus to scores."""
         if self.metric == "cosine":
             scaled: Float = products * self._inverse_norms[documents]
             return scaled
@@ -116,18 +120,18 @@ class VectorStore:
         return signed
 
     def vectors(self, rows: slice | NDArray[np.integer]) -> Float:
-        """float32 `[m, d]`: documents as they are scored but for `finish`."""
+        """float32 `[m, d]`: documents as the products read them, before `finish`."""
         return np.ascontiguousarray(self.documents[rows], np.float32)
 
     def scaled(self, rows: slice | NDArray[np.integer]) -> Float:
-        """float32 `[m, d]`: documents, unit vectors for cosine."""
+        """float32 `[m, d]`: documents, normalized for cosine."""
         vectors = np.array(self.documents[rows], np.float32)
         if self.metric == "cosine":
             vectors *= self._inverse_norms[rows, None]
         return vectors
 
     def make_kernel(self, name: str) -> Kernel:
-        """The kernel called `name`, or the fastest here for `auto`, fitted to a sample of the documents."""
+        """Make the kernel called `name`, or the fastest one on this machine for `auto`, fitted to a sample of the documents."""
         if name not in ("auto", *KERNELS):
             raise UsageError(f"unknown kernel {name!r}.{suggestion(name, ('auto', *KERNELS))}")
         if name == "int8" and not int8_is_exact(self.dimension):
@@ -141,7 +145,7 @@ class VectorStore:
         return make_kernel(name, self.scaled(slice(0, None, max(1, self.size // 4096))))
 
     def tile(self, kernel: Kernel, vectors: Float, rows: slice | NDArray[np.integer], spread: Spread = map) -> Tile:
-        """`vectors` `[T, d]`, which stand in these rows, rounded."""
+        """Round `vectors` `[T, d]`, which are these rows of the corpus."""
         tile = kernel.tile(vectors, self._inverse_norms[rows] if self.metric == "cosine" else None, spread)
         if self.squared:
             bias = -0.5 * np.einsum("ij,ij->i", vectors, vectors)
@@ -150,13 +154,13 @@ class VectorStore:
 
     @property
     def tile_rows(self) -> int:
-        """Documents of one tile."""
+        """Number of documents in one tile."""
         return min(65536, max(1, TILE_BYTES // (4 * self.dimension)))
 
 
 @contextmanager
 def workers(threads: int) -> Iterator[Executor]:
-    """A pool of threads each of which multiplies and selects alone: while one selects, another multiplies."""
+    """A pool of threads that multiply and select independently: while one selects, another multiplies."""
     outer = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)
     try:
@@ -173,7 +177,7 @@ def _single_thread() -> None:
 
 
 def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zero_allowed: bool = False) -> Float:
-    """float32 `[n]` Euclidean norms; raises DataError naming the first rows that hold NaN, Inf or only zeros."""
+    """float32 `[n]` Euclidean norms. Raises DataError that names the first rows with NaN, an infinite value or only zeros."""
     norms = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), 16384):
         part = np.asarray(vectors[start : start + 16384], np.float32)
