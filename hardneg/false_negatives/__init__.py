@@ -1,4 +1,4 @@
-"""How likely a candidate is a relevant document that nobody labelled, and what can be promised about that."""
+"""False negatives: how likely a candidate is a relevant document that nobody labelled, and what can be guaranteed about it."""
 
 from hardneg.lazy import attach
 

@@ -1,4 +1,4 @@
-"""From a run, with or without judgements, to a posterior and its threshold."""
+"""Calibration: from a run, with or without judgements, to a posterior and its threshold."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LEARN = ("auto", "known", "hidden", "groups", "judged")
 
 
 class NotCertified(DataError):
-    """The judgements do not show that any threshold keeps the promise (CLI exit code 1)."""
+    """The judgements do not certify any threshold (CLI exit code 1)."""
 
 
 def judge(
@@ -54,18 +54,19 @@ def judge(
     cut: float = 0.5,
     progress: Progress = silent,
 ) -> Drawn:
-    """Draw candidates of a run to be judged, and write them as CSV.
+    """Draw candidates of a run for judging, and write them as CSV.
 
     Args:
         run: a finished run.
         out: the CSV file.
-        sample: how many. A larger one with the same run, alpha, seed and posterior contains the smaller.
-        alpha: share of false negatives that shall be promised: pairs are drawn near where it will be decided.
-        seed: of the draw.
-        posterior: whose threshold shall be certified; None: one learned from the known positives.
-        judged: a file judged before, whose judgements are taken over.
-        cross_encoder: judges instead of people: 1 where its score is above `cut`.
-        progress: told of the stages.
+        sample: number of pairs. With the same run, alpha, seed and posterior, a larger sample contains the smaller one.
+        alpha: share of false negatives to be guaranteed. Pairs are drawn near the thresholds that this alpha decides between.
+        seed: random seed of the draw.
+        posterior: the posterior whose threshold is to be certified; None: one learned from the known positives.
+        judged: a file of earlier judgements; they are copied to the new file.
+        cross_encoder: judges the pairs instead of people: relevant if its score is above `cut`.
+        cut: see `cross_encoder`.
+        progress: called with the progress of each stage.
 
     Raises:
         DataError, UsageError: see their messages.
@@ -107,21 +108,21 @@ def calibrate(
 
     Args:
         run: a finished run.
-        judgements: a CSV file as `judge` writes it, filled in. With its held-out pairs the threshold is certified; by
-            the others the posterior's level is set. None: the threshold is where the model expects alpha.
-        alpha: the share of false negatives among the negatives that is allowed.
-        confidence: of the guarantee.
-        learn: `known` (positives alone), `hidden` (one of several positives is hidden and looked for), `groups` (the
-            dataset's groups are the truth), `judged` (from all judgements; then nothing is certified), or `auto`:
-            hidden or known.
-        features: names for `judged` and `groups`; None: chosen by cross-validation.
-        posterior: learned before, that `judge` drew for: its threshold is certified, nothing new is learned but its level.
-        uncertified: return a posterior with an expected threshold where none can be certified.
-        seed: of samples.
-        progress: told of the stages.
+        judgements: a CSV file that `judge` wrote, filled in. Its held-out pairs certify the threshold; its other pairs set the level
+            of the posterior. None: the threshold is where the model expects a share of alpha.
+        alpha: the allowed share of false negatives among the negatives.
+        confidence: confidence of the guarantee.
+        learn: the training data. `known`: the known positives only. `hidden`: one of several positives is hidden and searched for.
+            `groups`: the dataset's groups are the truth. `judged`: all judgements, which then certify nothing. `auto`: hidden or
+            known.
+        features: feature names for `judged` and `groups`; None: chosen by cross-validation.
+        posterior: the posterior that `judge` drew for. Its threshold is certified; only its level is learned.
+        uncertified: return a posterior with an expected threshold if none can be certified.
+        seed: random seed of samples.
+        progress: called with the progress of each stage.
 
     Raises:
-        NotCertified: there are too few judgements, or too many of them are false; the message says how many more.
+        NotCertified: there are too few judgements, or too many of them are false; the message says how many more are needed.
         DataError, UsageError: see their messages.
     """
     _check_rates(alpha, confidence)
@@ -151,7 +152,7 @@ def _certified(
     uncertified: bool,
     progress: Progress,
 ) -> Posterior:
-    """`start` with its level set by some judgements, and the highest threshold that the held-out ones certify."""
+    """Set the level of `start` with some judgements, and choose the highest threshold that the held-out ones certify."""
     population = Population(run, features, start.model, progress)
     place = _places(judged, population)
     final, level = _level(start.model, population, judged, place)
@@ -199,7 +200,7 @@ def _check_rates(alpha: float, confidence: float) -> None:
 
 
 def _check_choices(learn: str, features: Sequence[str] | None, posterior: Posterior | None, judged: bool) -> None:
-    """UsageError for choices that do not go together."""
+    """Raise UsageError for options that exclude each other."""
     if learn not in LEARN:
         raise UsageError(f"learn must be one of {', '.join(LEARN)}, not {learn!r}")
     if learn == "judged" and not judged:
@@ -230,14 +231,14 @@ def _finished(
 
 
 def _expected(learned: Learned, population: Population, alpha: float) -> Posterior:
-    """With the threshold at which the model expects alpha false negatives, or as near as it comes."""
+    """Return the posterior with the threshold at which the model expects a share of alpha, or the nearest one."""
     threshold = expected_threshold(population, alpha)
     found = population.expected(threshold)
     return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found)
 
 
 def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
-    """Which of the open candidates each judged pair is; DataError for what is none."""
+    """The positions of the judged pairs among the open candidates. Raises DataError for pairs that are not among them."""
     pairs = population.pairs
     keys = pairs.query * np.int64(len(population.run.pairs.document_ids)) + pairs.document
     wanted = judged.query * np.int64(len(population.run.pairs.document_ids)) + judged.document
@@ -250,9 +251,9 @@ def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
 def _level(
     model: LogisticModel, population: Population, judged: Judgements, place: NDArray[np.int64]
 ) -> tuple[LogisticModel, dict[str, float]]:
-    """The model with its level set by the judgements that are not held out (Platt 1999): its order stays.
+    """The model, rescaled by the judgements that are not held out (Platt 1999). The order of candidates does not change.
 
-    Judgements of one class, or that turn the order round, leave it as it is.
+    The model stays as it is if the judgements have one class only or would reverse the order.
     """
     used = ~judged.held_out
     odds = logit(population.probabilities[place[used]].astype(np.float64).clip(1e-6, 1 - 1e-6))
@@ -261,7 +262,7 @@ def _level(
     if len(relevant) >= 2 and relevant.any() and not relevant.all():
         weights = np.where(np.isnan(judged.inclusion[used]), 1.0, 1 / judged.inclusion[used])
         weights = np.minimum(weights / weights.mean(), 10.0)
-        # A wide prior around the scale that the model came with.
+        # A wide prior around the model's own scale.
         fitted = LogisticRegression(C=10.0, max_iter=1000).fit(odds[:, None], relevant, weights)
         if fitted.coef_[0, 0] > 0:
             level = {"slope": float(fitted.coef_[0, 0]), "shift": float(fitted.intercept_[0])}
@@ -277,11 +278,11 @@ def _moved(probability: NDArray[np.float64], level: dict[str, float]) -> NDArray
 
 
 def _share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> float:
-    """The chance with which every pair that could become a negative was judged; DataError unless the file shows it.
+    """The chance with which each pair that could become a negative was judged. Raises DataError unless the file shows it.
 
     Args:
-        held: which of the open candidates were held out.
-        able: bool, which of them could become negatives with one of the thresholds.
+        held: positions of the held-out pairs among the open candidates.
+        able: bool, the open candidates that could become negatives with one of the thresholds.
     """
     chances = np.unique(judged.inclusion[judged.held_out])
     if len(chances) != 1 or np.isnan(chances[0]):
@@ -291,7 +292,7 @@ def _share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> float:
         )
     share = float(chances[0])
     expected = share * int(able.sum())
-    # A hundredth: on another machine, the last bits of a model may move a candidate across a threshold.
+    # Allow a hundredth: on another machine, the last bits of a model may move a candidate across a threshold.
     if able[held].mean() < 0.99 or abs(len(held) - expected) > 1 + 0.01 * expected:
         raise DataError(
             f"{len(held):,} pairs are held out, {int(able[held].sum()):,} of them could become negatives, and "

@@ -1,4 +1,4 @@
-"""What a posterior looks at: numbers that say something about the relevance of a (query, candidate) pair."""
+"""The features of a posterior: numbers that indicate the relevance of a (query, candidate) pair."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ RISING = frozenset(FEATURES) - {"margin", "log_rank"}
 
 
 def check_features(names: Sequence[str]) -> None:
-    """UsageError for a feature that there is not."""
+    """Raise UsageError for unknown features."""
     for name in names:
         kind, colon, model = name.partition(":")
         if (kind + colon) not in FEATURES or (colon and not model):
@@ -55,19 +55,19 @@ def rises(name: str) -> bool:
 
 
 class PairFeatures:
-    """Features of the candidates of any block of queries.
+    """The features of the candidates, for any block of queries.
 
-    Whatever serves all blocks (the neighbor graph, votes, vectors of guides) is made when it is first needed.
+    What all blocks share (the neighbor graph, votes, vectors of guide models) is computed when it is first needed.
 
     Args:
-        context: of the pass.
-        positives: of every query; None: those of the dataset. Fewer of them where some are hidden to be found again.
+        context: the context of the mining pass.
+        positives: the positives of every query; None: those of the dataset. Pass fewer of them to hide some.
     """
 
     def __init__(self, context: Context, positives: Ragged | None = None) -> None:
         self.context = context
         self.positives = context.pairs.positives if positives is None else positives
-        # What is made stands with the context, not here: all blocks share it, and it dies with the pass.
+        # These are stored with the context: all blocks share them, and they are freed with the pass.
         self.cache: dict[str, Any] = context.cache if positives is None else {}
 
     @property
@@ -100,14 +100,14 @@ class PairFeatures:
 
         Args:
             names: see `FEATURES`.
-            candidates: of n queries.
-            columns: int `[n, c]`, only these of the candidates, -1 where there is none; the answer is `[n, c]` then.
+            candidates: the candidates of n queries.
+            columns: int `[n, c]`, columns of the candidates, -1 where there is none. The features are then `[n, c]`.
         """
         return _Block(self, candidates, columns).of(names)
 
 
 class _Block:
-    """Features of one block of queries; what several of them need is computed once."""
+    """The features of one block of queries. What several of them need is computed once."""
 
     def __init__(self, features: PairFeatures, candidates: Candidates, columns: NDArray[np.integer] | None) -> None:
         self.all, self.candidates = features, candidates
@@ -181,7 +181,7 @@ class _Block:
 
     @cached_property
     def known(self) -> Float:
-        """float32 `[n]`: the lowest positive's score; without one, that of the nearest document."""
+        """float32 `[n]`: the lowest score of a positive; without a positive, the score of the nearest document."""
         lowest = self.candidates.positive_scores
         return np.where(np.isnan(lowest), self.candidates.scores[:, 0], lowest)
 
@@ -195,7 +195,7 @@ class _Block:
         return self._highest(scores, "score")
 
     def _highest(self, compare: Callable[[NDArray[np.integer], NDArray[np.integer]], Float], without: str) -> Float:
-        """The highest of what the positives say; the feature `without` where there is none."""
+        """The highest value over the positives; the feature `without` where there is no positive."""
         best = np.full(self.documents.shape, -np.inf, np.float32)
         for j in range(self.positives.shape[1]):
             rows = np.flatnonzero(self.positives[:, j] >= 0)

@@ -22,10 +22,10 @@ from hardneg.storage.files import fingerprint, sha256_file
 
 @dataclass(frozen=True, kw_only=True)
 class SharedNeighbors(Filter):
-    """Keeps what shares few nearest neighbors with the query, its positive, and the positives of queries like it.
+    """Keeps documents that share few nearest neighbors with the query, its positive, and the positives of similar queries.
 
     Attributes:
-        max: the largest mean of the three cosines of neighbor vectors that may stay, 0 to 1; see `shared_neighbors`.
+        max: the highest mean of the three cosines of neighbor vectors that is kept, 0 to 1; see `shared_neighbors`.
     """
 
     name = "shared-neighbors"
@@ -40,12 +40,12 @@ class SharedNeighbors(Filter):
 
 @dataclass(frozen=True, kw_only=True)
 class PosteriorFilter(Filter):
-    """Keeps what is likely enough to be a true negative, by a learned posterior (`hardneg calibrate`).
+    """Keeps documents that a learned posterior (`hardneg calibrate`) finds unlikely to be relevant.
 
     Attributes:
-        posterior: that says how likely a candidate is relevant.
-        file: where it was read from; empty for one that is only in memory.
-        threshold: the highest probability of relevance that may stay; None: the posterior's own.
+        posterior: estimates how likely a candidate is relevant.
+        file: the file of the posterior; empty if it is only in memory.
+        threshold: the highest probability of relevance that is kept; None: the posterior's own threshold.
     """
 
     name = "posterior"
@@ -68,13 +68,13 @@ class PosteriorFilter(Filter):
         return probability
 
     def check(self, fingerprints: Mapping[str, Any], force: bool = False) -> dict[str, str]:
-        """The SHA-256 of the posterior's file; RunError if it was learned with another encoder, unless `force`."""
+        """The SHA-256 of the posterior's file. Raises RunError if it was learned with another encoder, unless `force`."""
         check_identity(self.posterior, fingerprints, self.file or "the posterior", force)
         content = sha256_file(Path(self.file)) if self.file else fingerprint(self.posterior.to_json())
         return {f"posterior:{self.file}": content}
 
     def notes(self, config: Mapping[str, Any]) -> list[str]:
-        """What is to be said of the guarantee if it does not hold for a selection so configured."""
+        """A warning if the guarantee does not hold for this selection."""
         guarantee = self.posterior.guarantee
         if guarantee is None:
             return []
@@ -90,12 +90,13 @@ class PosteriorFilter(Filter):
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedPosterior(Filter):
-    """A posterior that a training learns itself, from what its first generation finds (`posterior:learned`).
+    """A posterior that a training learns from its first generation (`posterior:learned`).
 
-    Not from later ones: an encoder that was trained on the known positives finds them better than other relevant
-    documents, and they are no fair sample any more.
+    It does not learn from later generations. An encoder that was trained on the known positives ranks them higher than other
+    relevant documents, so they are no longer a fair sample.
 
-    `threshold`: the highest probability of relevance that a negative may have.
+    Attributes:
+        threshold: the highest probability of relevance that a negative may have; None: the posterior's own threshold.
     """
 
     name = "posterior"

@@ -1,14 +1,18 @@
-"""How sure one can be of the share of false negatives: learn then test.
+"""Guarantees for the share of false negatives: learn then test.
 
-A threshold is certified by rejecting the hypothesis that the share of false negatives among its negatives is above alpha
-(Learn then Test, Angelopoulos, Bates, Candes, Jordan and Lei 2021, arXiv 2110.01052). Thresholds are tested from the
-strictest on, until one fails: so all that passed hold together, at the same confidence, without a correction for their
-number (fixed sequence testing).
+A threshold is certified by rejecting the hypothesis that the share of false negatives among its negatives is above alpha (Learn
+then Test, Angelopoulos, Bates, Candes, Jordan and Lei 2021, arXiv 2110.01052). The strictest threshold is tested first, then the
+next, until one fails. All thresholds that passed hold together, at the same confidence, without a correction for their number
+(fixed sequence testing).
 
-Assumed: the judgements are right; the pairs were drawn as `hardneg judge` draws them, with every pair that could become
-a negative having the same chance; and neither the posterior nor the thresholds were chosen by these judgements. Nothing
-is assumed of the posterior: a bad one only leaves easier negatives. The guarantee is for the negatives of that run, as
-they are selected with that threshold, sampler and number.
+Assumptions: the judgements are right; the pairs were drawn as `hardneg judge` draws them, so that each pair that could become a
+negative had the same chance; and neither the posterior nor the thresholds were chosen with these judgements. Nothing is assumed
+about the posterior: a bad one only leaves easier negatives. The guarantee covers the negatives of that run, as selected with
+that threshold, sampler and number.
+
+An example: 160 of the negatives of a threshold were judged, and 2 of them were relevant. Were a share of alpha = 0.05 false, 8
+would be expected. So few as 2 have a Poisson probability of about 0.014, which is below 0.05: the threshold passes at a
+confidence of 95 %.
 """
 
 from __future__ import annotations
@@ -23,14 +27,14 @@ from scipy.stats import poisson
 
 @dataclass(frozen=True)
 class Test:
-    """What judgements say of one threshold.
+    """The test of one threshold.
 
     Attributes:
-        threshold: of the posterior.
-        negatives: how many there are with it.
-        judged: how many of them were judged.
-        false: how many of those were relevant.
-        p: the largest probability of so few, were the share above alpha.
+        threshold: a threshold of the posterior.
+        negatives: number of negatives with this threshold.
+        judged: how many of these were judged.
+        false: how many of the judged ones were relevant.
+        p: the highest probability of so few, if the share were above alpha.
         passed: whether this and all stricter thresholds passed.
     """
 
@@ -43,11 +47,11 @@ class Test:
 
 
 def p_value(false: int, judged_share: float, negatives: int, alpha: float) -> float:
-    """Probability of finding at most `false` false negatives, were their share alpha or more.
+    """The probability of finding at most `false` false negatives if their share were alpha or more.
 
-    Each of the `negatives` was judged with chance `judged_share`, without replacement. The number of false ones found
-    is then at most as spread as a Poisson number of the same mean (Hoeffding 1956; Anderson and Samuels 1967: the lower
-    tail of a Poisson-binomial number is below the Poisson tail, up to its mean less 1).
+    Each of the `negatives` was judged with chance `judged_share`, without replacement. The number of false ones found is then at
+    most as spread as a Poisson number of the same mean (Hoeffding 1956; Anderson and Samuels 1967: the lower tail of a
+    Poisson-binomial number is below the Poisson tail, up to its mean less 1).
     """
     mean = alpha * negatives * judged_share
     if judged_share >= 1:
@@ -64,7 +68,7 @@ def certify(
     alpha: float,
     confidence: float,
 ) -> list[Test]:
-    """Tests of all thresholds, which ascend; see `Test`."""
+    """Test all thresholds, which must ascend; see `Test`."""
     tests, passing = [], True
     for threshold, count, seen, found in zip(thresholds, negatives, judged, false, strict=True):
         p = p_value(found, judged_share, count, alpha)
@@ -74,9 +78,9 @@ def certify(
 
 
 def judgements_needed(tests: Sequence[Test], alpha: float, confidence: float, now: int) -> int | None:
-    """How many judgements in all would probably do, drawn the same way; None: no number would, as it looks.
+    """The total number of judgements, drawn the same way, that would probably certify a threshold; None if no number would.
 
-    Goes by the strictest threshold, and by the share of false ones found there (half a one added): enough for an even
+    It goes by the strictest threshold and the share of false ones found there (with half a one added). The number gives an even
     chance of passing.
     """
     strictest = tests[0]

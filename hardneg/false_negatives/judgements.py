@@ -1,4 +1,4 @@
-"""Pairs to be judged: drawn with known chances, written for people or programs to fill in, read back with care."""
+"""Judgements: draw pairs with known chances, write them for people or programs to judge, and read them back."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ class Drawn:
     """Pairs drawn from the open candidates of a run.
 
     Attributes:
-        place: int64 `[m]`, which of the open candidates.
-        inclusion: float64 `[m]`, chance of each to be drawn into its part.
-        held_out: bool `[m]`: for the guarantee; the others are to learn from.
+        place: int64 `[m]`, positions among the open candidates.
+        inclusion: float64 `[m]`, the chance of each pair to be drawn into its part.
+        held_out: bool `[m]`, True for the pairs that test the guarantee; the others are for learning.
     """
 
     place: NDArray[np.int64]
@@ -54,12 +54,12 @@ class Drawn:
 
 
 def draw_pairs(population: Population, rungs: Ladder, sample: int, seed: int) -> Drawn:
-    """Draw `sample` pairs, or all there are.
+    """Draw `sample` pairs, or all of them if there are fewer.
 
-    Three quarters are held out for the guarantee: any pair that is a negative with one of the ladder's thresholds has
-    the same chance. The others are spread over strata of probability and rank. A larger sample with the same seed
-    contains the smaller one: every pair has a random number, and the lowest are taken (sequential Poisson sampling,
-    Ohlsson 1998; with equal chances that is simple random sampling).
+    Three quarters are held out for the guarantee: each pair that is a negative with one of the ladder's thresholds has the same
+    chance. The others are spread over strata of probability and rank. A larger sample with the same seed contains the smaller one:
+    each pair has a random number, and the lowest are taken (sequential Poisson sampling, Ohlsson 1998; with equal chances this is
+    simple random sampling).
     """
     pairs = population.pairs
     keys = query_keys(population.run.pairs.query_ids)[pairs.query] ^ mix(
@@ -82,7 +82,7 @@ def draw_pairs(population: Population, rungs: Ladder, sample: int, seed: int) ->
 def _lowest(
     random: NDArray[np.float64], weight: NDArray[np.float64], count: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """(places, chances) of the `count` lowest ratios of random number to weight."""
+    """(positions, chances) of the `count` lowest ratios of random number to weight."""
     with np.errstate(divide="ignore"):
         ratio = np.where(weight > 0, random / weight, np.inf)
     order = np.argsort(ratio, kind="stable")[: count + 1]
@@ -95,7 +95,7 @@ def _lowest(
 
 
 def _spread(probability: NDArray[np.float32], rank: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Weights that give every stratum of probability and rank the same chance."""
+    """Weights that give each stratum of probability and rank the same chance."""
     certain = np.searchsorted([0.05, 0.2, 0.5, 0.8], probability)
     ranked = np.searchsorted(np.quantile(rank, np.linspace(0, 1, _STRATA + 1)[1:-1]) if len(rank) else [0], rank)
     stratum = certain * _STRATA + ranked
@@ -107,7 +107,7 @@ def _spread(probability: NDArray[np.float32], rank: NDArray[np.int32]) -> NDArra
 def write_judgements(
     path: Path, population: Population, drawn: Drawn, relevant: list[int | None] | None = None
 ) -> None:
-    """The pairs as CSV, one a line, best judged in the order they stand; `relevant` is empty where it is not given."""
+    """Write the pairs as CSV, one per line, in the order in which to judge them. `relevant` is empty where it is not given."""
     pairs = population.run.pairs
     shown = population.pairs.take(drawn.place)
     ids = [
@@ -129,7 +129,7 @@ def write_judgements(
                 "part": HELD_OUT if drawn.held_out[i] else FIT,
             }
         )  # fmt: skip
-    # Shuffled by the order of their ids' hashes: nobody shall guess from the order which pairs are suspected.
+    # Shuffled by the hashes of their ids, so that the order does not reveal which pairs are suspected.
     order = np.argsort(mix(query_keys(pa.array([f"{a}\t{b}" for a, b in zip(*ids, strict=True)], pa.string()))))
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
         writer = csv.DictWriter(f, COLUMNS)
@@ -144,9 +144,9 @@ class Judgements:
     Attributes:
         query, document: int64 `[m]`, rows of the dataset.
         relevant: bool `[m]`.
-        inclusion: float64 `[m]`, chance of being drawn; NaN where the file does not say.
-        held_out: bool `[m]`.
-        skipped: how many rows of the file were not judged.
+        inclusion: float64 `[m]`, the chance of being drawn; NaN if the file does not state it.
+        held_out: bool `[m]`, True for the pairs that test the guarantee.
+        skipped: number of rows of the file without a judgement.
     """
 
     query: NDArray[np.int64]
@@ -158,11 +158,11 @@ class Judgements:
 
 
 def read_judgements(path: Path, pairs: Pairs) -> Judgements:
-    """What was judged.
+    """Read judged pairs.
 
     Raises:
-        DataError: a missing column, a value of `relevant` that is not 0 or 1, ids that are not in the dataset,
-            contradictory judgements of one pair, a pair held out that was not judged, or too few judgements.
+        DataError: a column is missing, a value of `relevant` is not 0 or 1, ids are not in the dataset, two judgements of one pair
+            differ, a held-out pair was not judged, or there are too few judgements.
     """
     rows = _rows(path)
     judged = [(line, row) for line, row in rows if row["relevant"].strip()]
@@ -194,7 +194,7 @@ def read_judgements(path: Path, pairs: Pairs) -> Judgements:
 
 
 def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
-    """DataError if some of the judged pairs, the strange ones, are not among the candidates."""
+    """Raise DataError if some judged pairs are not among the candidates."""
     if strange.any():
         first = int(np.flatnonzero(strange)[0])
         pair = (
@@ -208,7 +208,7 @@ def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line, row) of a CSV file."""
+    """(line, row) for each row of a CSV file."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as f:
             reader = csv.DictReader(f)
@@ -250,7 +250,7 @@ def _chance(text: str | None, line: int, path: Path) -> float:
 def judge_with(
     predict: Callable[[list[tuple[str, str]]], Any], population: Population, drawn: Drawn, cut: float
 ) -> list[int | None]:
-    """Judgements of a cross-encoder: 1 where its score is above `cut`."""
+    """Judge pairs with a cross-encoder: relevant if its score is above `cut`."""
     pairs = population.run.pairs
     shown = population.pairs.take(drawn.place)
     asked = list(zip(pairs.queries.take(shown.query), pairs.documents.take(shown.document), strict=True))

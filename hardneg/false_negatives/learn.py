@@ -1,4 +1,4 @@
-"""From evidence to a posterior: a logistic model of the features, learned from judged pairs or from known positives alone."""
+"""Learn a posterior: a logistic model of the features, from judged pairs or from known positives only."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Double = NDArray[np.float64]
 
 Values = Mapping[str, Float]
 
-# What is tried on judged pairs, the simplest first.
+# Feature sets to try on judged pairs, simplest first.
 LADDER: tuple[tuple[str, ...], ...] = (
     SHARED_FEATURES,
     (*SHARED_FEATURES, "margin"),
     (*SHARED_FEATURES, "margin", "local_score_query", "local_score_positive"),
 )
 
-# What the query alone says of a candidate: known positives can be told by it without looking at the positive itself.
+# Features of the query alone. They recognize known positives without using the positive itself.
 TELLING = ("shared_query", "score", "log_rank", "local_score_query")
 
 _BINS = 40  # of a view, each with the same number of candidates
@@ -48,7 +48,7 @@ _LEAST = 1e-4  # probability: below, nothing can be said
 
 
 class _Scaled:
-    """Features side by side, each with mean 0 and deviation 1."""
+    """Features as columns, each with mean 0 and standard deviation 1."""
 
     def __init__(self, values: Values, names: Sequence[str]) -> None:
         self.names = tuple(names)
@@ -58,7 +58,7 @@ class _Scaled:
         self.table = (table - self.mean) / self.deviation
 
     def logistic(self, weights: Double, intercept: float) -> LogisticModel:
-        """The same model on the features as they are."""
+        """The same model for unscaled features."""
         plain = weights / self.deviation
         return LogisticModel(self.names, tuple(map(float, plain)), float(intercept - plain @ self.mean))
 
@@ -71,16 +71,16 @@ def fit_judged(
     names: Sequence[str] | None = None,
     seed: int = 0,
 ) -> tuple[LogisticModel, dict[str, Any]]:
-    """A logistic model of judged pairs.
+    """Fit a logistic model to judged pairs.
 
     Args:
         values: features of m pairs, by name.
         relevant: bool `[m]`.
-        weights: `[m]`, how many candidates each stands for (1 / inclusion probability).
-        queries: `[m]`: pairs of one query are left out together when a model is tested.
-        names: features to use; None: the rung of `LADDER` with the best cross-validated log loss; a longer one has to
-            be better than a shorter one by a standard error (Breiman et al. 1984).
-        seed: of the folds.
+        weights: `[m]`, the number of candidates that each pair represents (1 / inclusion probability).
+        queries: `[m]`, the query of each pair. Pairs of one query are left out together in cross-validation.
+        names: features to use; None: the rung of `LADDER` with the best cross-validated log loss. A longer rung must beat a shorter
+            one by a standard error (Breiman et al. 1984).
+        seed: random seed of the folds.
 
     Returns:
         The model, and a report with its cross-validated log loss and calibration.
@@ -89,7 +89,7 @@ def fit_judged(
         DataError: all judgements are of one class.
     """
     check_classes(relevant)
-    # Weights that differ a hundredfold would leave a few pairs to decide everything.
+    # With weights that differ a hundredfold, a few pairs would decide everything.
     clipped = np.minimum(weights / np.mean(weights), 10.0)
     best: tuple[Double, Double, tuple[str, ...]] | None = None
     for rung in LADDER if names is None else [tuple(names)]:
@@ -111,7 +111,7 @@ def fit_judged(
 
 
 def check_classes(relevant: Mask) -> None:
-    """DataError unless there are relevant and not relevant pairs."""
+    """Raise DataError unless there are both relevant and irrelevant pairs."""
     if len(relevant) == 0 or relevant.all() or not relevant.any():
         which = "relevant" if len(relevant) and relevant.all() else "not relevant"
         raise DataError(
@@ -123,7 +123,7 @@ def check_classes(relevant: Mask) -> None:
 def _cross_validated(
     values: Values, relevant: Mask, weights: Double, queries: NDArray[np.integer], names: Sequence[str], seed: int
 ) -> Double:
-    """P(relevant) of every pair by a model that saw no pair of its query."""
+    """P(relevant) of each pair, by a model that was fitted without the pairs of its query."""
     folds = min(5, len(np.unique(queries)))
     if folds < 2:
         raise DataError("the judged pairs are all of one query: judge pairs of several")
@@ -140,7 +140,7 @@ def _cross_validated(
 
 
 def _fit(values: Values, relevant: Mask, weights: Double, names: Sequence[str]) -> LogisticModel:
-    """A logistic model whose weights have the sign that they must have: what has the other one is left out."""
+    """Fit a logistic model whose weights have the required sign. Features whose weight has the other sign are left out."""
     used = list(names)
     while True:
         scaled = _Scaled(values, used)
@@ -158,10 +158,10 @@ def _fit(values: Values, relevant: Mask, weights: Double, names: Sequence[str]) 
 
 
 def calibration(predicted: Double, relevant: Mask, weights: Double, bins: int = 10) -> dict[str, Any]:
-    """How far predicted probabilities are from what they turned out to be.
+    """Measure how far predicted probabilities are from the observed shares.
 
-    `ece` is the expected calibration error (Naeini et al. 2015): the mean gap between predicted and observed share over
-    `bins` groups of equal size; `reliability` holds the groups as [predicted, observed, pairs].
+    `ece` is the expected calibration error (Naeini et al. 2015): the mean gap between the predicted and the observed share over
+    `bins` groups of equal size. `reliability` holds the groups as [predicted, observed, pairs].
     """
     groups = np.array_split(np.argsort(predicted, kind="stable"), min(bins, len(predicted)))
     rows = [
@@ -178,24 +178,24 @@ def calibration(predicted: Double, relevant: Mask, weights: Double, bins: int = 
 
 
 def fit_known(values: Values, known: Mask, *, hidden: bool = False) -> tuple[LogisticModel, dict[str, Any]]:
-    """A logistic model learned without a single judgement (positive-unlabelled learning).
+    """Fit a logistic model without any judgement (positive-unlabelled learning).
 
-    The known positives are taken for a random sample of all that is relevant (selected completely at random, Elkan and
-    Noto 2008), so the share of known ones among candidates, at any value of a feature, is the share of relevant ones
-    there, times a constant. The constant is read where the share of known ones is highest, as if all were relevant
-    there (best bin estimation, Garg et al. 2021, arXiv 2111.00980): if they are not, the posterior is too high, and
-    too much is rejected rather than too little. That place is looked for with all that the query says of a candidate
-    (`TELLING`): the purer it is, the less is the posterior too high.
+    The known positives are assumed to be a random sample of all relevant documents (selected completely at random, Elkan and Noto
+    2008). Then the share of known positives among candidates, at each value of a feature, is the share of relevant ones times a
+    constant. The constant is read where the share of known ones is highest, as if all candidates were relevant there (best bin
+    estimation, Garg et al. 2021, arXiv 2111.00980). If they are not all relevant, the posterior is too high: it rejects too much
+    rather than too little. To find that place, everything that the query says about a candidate is used (`TELLING`): the purer the
+    place, the smaller the error.
 
-    That calibrates what the query says, `shared_query`. What compares a candidate with the positive says nothing of the
-    positive itself, so it cannot be calibrated alone. But the crowds are measured alike, and so they count alike: the
-    model is a logistic one of their sum, whose level and slope are such that its mean agrees with the calibrated view at
-    any value of it (generalised expectation criteria, Mann and McCallum 2010).
+    This calibrates `shared_query`, the view of the query. The features that compare a candidate with the positive say nothing about
+    the positive itself, so they cannot be calibrated alone. But all three shared-neighbor cosines are measured in the same way, so
+    they get the same weight. The model is a logistic function of their sum. Its level and slope are chosen so that its mean agrees
+    with the calibrated view at each value of that view (generalized expectation criteria, Mann and McCallum 2010).
 
     Args:
         values: `SHARED_FEATURES` and `TELLING` of m candidates, by name.
-        known: bool `[m]`, which of them are known positives.
-        hidden: whether those were hidden when the features were computed: then the sum is calibrated itself.
+        known: bool `[m]`, True for known positives.
+        hidden: whether the known positives were hidden when the features were computed. The sum is then calibrated directly.
 
     Raises:
         DataError: fewer than 20 known positives are among the candidates.
@@ -218,7 +218,7 @@ def fit_known(values: Values, known: Mask, *, hidden: bool = False) -> tuple[Log
         "known_positives": found,
         "candidates": rest,
         "relevant_share": float(view.target @ view.count / view.count.sum()),
-        # Known and unknown ones together, less the known.
+        # Known and unknown ones together, minus the known ones.
         "relevant_share_range": [max(0.0, (found / bound - found) / rest) for bound in bounds],
         "assumption": "known positives are a random sample of the relevant, and somewhere nearly all candidates are "
         "relevant; if not, the posterior is too high and too much is rejected",
@@ -227,8 +227,11 @@ def fit_known(values: Values, known: Mask, *, hidden: bool = False) -> tuple[Log
 
 
 def _labelled_rate(seen: Double, known: Mask) -> tuple[float, tuple[float, float]]:
-    """The share of known positives among the relevant: the highest lower bound (Clopper-Pearson) of their share among
-    candidates that look at least so relevant; and that share's own two bounds, the larger first."""
+    """The share of known positives among relevant candidates, and two bounds of it.
+
+    It is the highest lower bound (Clopper-Pearson) of the share of known positives among candidates that look at least this
+    relevant. The two bounds of that share follow, the larger first.
+    """
     order = np.argsort(-seen, kind="stable")
     hits = np.cumsum(known[order])
     total = np.arange(1, len(hits) + 1)
@@ -241,7 +244,7 @@ def _labelled_rate(seen: Double, known: Mask) -> tuple[float, tuple[float, float
 
 
 def _unlabelled(seen: Double, known: Mask, rate: float) -> Callable[[Double], Double]:
-    """P(relevant | not known, what is seen), as a function: isotonic in what is seen."""
+    """P(relevant | not known, the view), as a function that is isotonic in the view."""
     share = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip").fit(seen, known.astype(np.float64))
 
     def probability(at: Double) -> Double:
@@ -253,7 +256,7 @@ def _unlabelled(seen: Double, known: Mask, rate: float) -> Callable[[Double], Do
 
 @dataclass(frozen=True)
 class _View:
-    """Candidates in bins of what one view sees, and the share of relevant ones that it expects in each."""
+    """Candidates in bins of one view, with the share of relevant ones that the view expects in each bin."""
 
     bin: NDArray[np.int64]
     count: Double
@@ -269,7 +272,7 @@ def _view(seen: Double, expected: Double) -> _View:
 
 
 def _agreeing(total: Double, view: _View) -> tuple[float, float]:
-    """(slope, level) of the logistic model of `total` whose mean agrees with the view: least cross-entropy, bin by bin."""
+    """(slope, level) of the logistic model of `total` whose mean agrees with the view: least cross-entropy over the bins."""
     m = len(total)
 
     def loss(x: Double) -> tuple[float, Double]:
@@ -278,7 +281,7 @@ def _agreeing(total: Double, view: _View) -> tuple[float, float]:
         value = -view.count @ (view.target * np.log(mean) + (1 - view.target) * np.log(1 - mean)) / m
         gap = ((1 - view.target) / (1 - mean) - view.target / mean) / m
         pull = gap[view.bin] * p * (1 - p)
-        # A little pull to gentle slopes: where classes come apart whole, the slope would grow for ever.
+        # A weak prior for small slopes: with perfectly separated classes, the slope would grow without limit.
         return float(value) + _GENTLE * x[0] ** 2, np.array([total @ pull + 2 * _GENTLE * x[0], pull.sum()])
 
     found = minimize(loss, np.array([3.0, -4.0]), jac=True, method="L-BFGS-B", bounds=[(0.0, None), (None, None)]).x

@@ -1,4 +1,4 @@
-"""Words in common: what a dense encoder may overlook."""
+"""Lexical similarity: words in common, which a dense encoder may overlook."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.data.texts import Texts
 from hardneg.storage.arrays import Float
 
-_WORDS = 1 << 20  # places that words are hashed to
+_WORDS = 1 << 20  # number of hash buckets for words
 
 _TEXTS = 8192  # texts hashed at once
 
@@ -30,11 +30,11 @@ class Lexical:
         self._queries = _weighted(_hashed(hasher, pairs.queries, len(pairs)), idf)
 
     def with_queries(self, queries: NDArray[np.integer], documents: NDArray[np.integer]) -> Float:
-        """float32 `[n, K]`: cosines of these queries with these documents, -1: none, 0."""
+        """float32 `[n, K]`: cosines of these queries with these documents; 0 where the document is -1."""
         return _cosines(self._queries[queries], self._documents, documents)
 
     def with_documents(self, rows: NDArray[np.integer], documents: NDArray[np.integer]) -> Float:
-        """float32 `[n, K]`: cosines of these documents `[n]` with those `[n, K]`, -1: none, 0."""
+        """float32 `[n, K]`: cosines of these documents `[n]` with those `[n, K]`; 0 where the document is -1."""
         return _cosines(self._documents[rows], self._documents, documents)
 
 

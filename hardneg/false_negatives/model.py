@@ -1,4 +1,4 @@
-"""The false-negative posterior: how likely a candidate is relevant, from its features; kept as plain JSON."""
+"""The false-negative posterior: the probability that a candidate is relevant, from its features. It is stored as plain JSON."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class LogisticModel:
     """P(relevant | features) = 1 / (1 + exp(-(intercept + sum of weight * feature))).
 
     Attributes:
-        features: names, see `hardneg.false_negatives.features`.
-        weights: one each, on the features as they are.
-        intercept: of the sum.
+        features: names of the features, see `hardneg.false_negatives.features`.
+        weights: one weight for each feature, unscaled.
+        intercept: intercept of the sum.
     """
 
     features: tuple[str, ...]
@@ -40,7 +40,7 @@ class LogisticModel:
     intercept: float
 
     def logit(self, values: Mapping[str, A]) -> A:
-        """The sum, elementwise: for numpy arrays or torch tensors of any shape, by feature name."""
+        """The sum, elementwise, for numpy arrays or torch tensors of any shape, by feature name."""
         total: Any = self.intercept
         for name, weight in zip(self.features, self.weights, strict=True):
             value: Any = values[name]
@@ -49,12 +49,12 @@ class LogisticModel:
         return logit
 
     def probability(self, values: Mapping[str, Float]) -> Double:
-        """float64 like the features: P(relevant).
+        """float64 in the shape of the features: P(relevant).
 
-        The one formula by which candidates are judged, learned from and certified: feature by feature in double
-        precision, so the same bits whatever the block.
+        This one function serves filtering, learning and certifying. It adds feature by feature in double precision, so that bits do
+        not depend on the block.
         """
-        from scipy.special import expit  # not before it is needed: mining without a posterior does not load SciPy
+        from scipy.special import expit  # imported late: mining without a posterior does not load SciPy
 
         probability: Double = expit(self.logit({name: values[name].astype(np.float64) for name in self.features}))
         return probability
@@ -62,14 +62,14 @@ class LogisticModel:
 
 @dataclass(frozen=True)
 class Posterior(LogisticModel):
-    """A logistic model of relevance, and the probability from which candidates are rejected.
+    """A logistic model of relevance, with the probability above which candidates are rejected.
 
     Attributes:
-        threshold: candidates that are more likely to be relevant are rejected.
-        source: what it was learned from, one of `SOURCES`.
-        fingerprints: of what the features were computed with: a posterior is no good for another encoder.
-        report: how it was learned and how well it is calibrated, for people.
-        guarantee: what was certified of the threshold, and under which selection; None: nothing was.
+        threshold: candidates with a higher probability of relevance are rejected.
+        source: the training data, one of `SOURCES`.
+        fingerprints: fingerprints of the encoder and vectors. A posterior is not valid for another encoder.
+        report: how the posterior was learned and how well it is calibrated, for people.
+        guarantee: what was certified for the threshold, and for which selection; None: nothing.
 
     >>> posterior = Posterior(("score",), (2.0,), -1.0, threshold=0.2, source="judgements")
     >>> posterior.probability({"score": np.float32([0.5])})
@@ -107,7 +107,7 @@ class Posterior(LogisticModel):
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: str) -> Self:
-        """RunError, naming `where`, for what is no posterior of this version."""
+        """Make a posterior from JSON. Raises RunError, naming `where`, if it is not a posterior of this version."""
         if value.get("kind") != "hardneg posterior":
             raise RunError(f"{where} is no posterior: hardneg calibrate writes them")
         if value.get("schema_version") != SCHEMA_VERSION:
@@ -135,25 +135,25 @@ class Posterior(LogisticModel):
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """RunError when there is none, or not one of this version."""
+        """Load a posterior. Raises RunError if the file does not exist or is not a posterior of this version."""
         return cls.from_json(read_json(Path(path)), str(path))
 
 
 def identity(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
-    """Of a run's fingerprints, those that tell what its scores were made with: the encoder's weights, or given vectors."""
+    """The fingerprints of a run that identify its scores: the encoder's weights, or the given vectors."""
     if fingerprints.get("encoder") is not None:
         return {"encoder": str(fingerprints["encoder"])}
     return {name: fingerprints.get(name) for name in ("query_embeddings", "corpus_embeddings")}
 
 
 def selection_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's configuration decides which of the candidates that a posterior keeps become negatives."""
+    """The options of a run that decide which of the kept candidates become negatives."""
     chosen = {name: config[name] for name in ("sampler", "negatives", "seed", "default_filters")}
     return {**chosen, "filters": [spec for spec in config["filters"] if not spec.startswith("posterior:")]}
 
 
 def check_identity(posterior: Posterior, fingerprints: Mapping[str, Any], where: str, force: bool = False) -> None:
-    """RunError if `posterior` was learned with another encoder than the one of these fingerprints, unless `force`."""
+    """Raise RunError if `posterior` was learned with another encoder than that of these fingerprints, unless `force`."""
     now = identity(fingerprints)
     if posterior.fingerprints != now and not force:
         said = "; ".join(

@@ -1,4 +1,4 @@
-"""All candidates of a run that a posterior may judge, their probabilities, and the negatives that a threshold leaves."""
+"""The candidates of a run that a posterior may reject, their probabilities, and the negatives that a threshold leaves."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _MOST = 2_000_000  # candidates that a posterior is learned from
 
 
 def open_to_judgement(part: Part) -> Mask:
-    """bool `[n, K]`: what all filters but a posterior let pass."""
+    """bool `[n, K]`: True for candidates that pass all filters but the posterior."""
     return part.kept | part.rejected_by_posterior
 
 
 @dataclass(frozen=True)
 class Found:
-    """What was found for the queries of a dataset: by a mining pass, or by a generation while training.
+    """Candidates found for the queries of a dataset, by a mining pass or by a generation of a training.
 
     Attributes:
-        context: of the search.
-        depth: candidates a query, at most.
-        blocks: gives candidates of some queries, and bool `[n, K]`: which are open to judgement. Every query comes once.
+        context: the context of the search.
+        depth: highest number of candidates per query.
+        blocks: yields the candidates of some queries, with bool `[n, K]` for those open to judgement. Each query comes once.
     """
 
     context: Context
@@ -57,7 +57,7 @@ class Learnable:
 
     Attributes:
         values: features of m candidates, by name.
-        known: bool `[m]`: which are known positives (hidden ones, where some were hidden).
+        known: bool `[m]`, True for known positives (for the hidden ones, if some were hidden).
         query, document: int `[m]`, rows of the dataset.
     """
 
@@ -104,7 +104,7 @@ def learnable(
 
 @dataclass(frozen=True)
 class OpenPairs:
-    """Candidates that nothing but a posterior rejects.
+    """Candidates that no filter but a posterior rejects.
 
     Attributes:
         query: int64 `[m]`, rows of the dataset's queries.
@@ -123,12 +123,12 @@ class OpenPairs:
 
 
 class Population:
-    """Every open candidate with its probability of relevance by one model.
+    """All open candidates of a run, with their probabilities of relevance by one model.
 
     Args:
-        run: whose candidates they are.
-        features: how features are computed.
-        model: of the posterior.
+        run: the run of the candidates.
+        features: computes the features.
+        model: the model of the posterior.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Population:
 
     @cached_property
     def probabilities(self) -> Float:
-        """float32 `[m]`: of all open candidates, in the order of `pairs`."""
+        """float32 `[m]`: the probabilities of all open candidates, in the order of `pairs`."""
         return np.concatenate([probability[open_] for _, open_, probability in self.parts])
 
     @cached_property
@@ -168,13 +168,13 @@ class Population:
         return OpenPairs(*(np.concatenate(each) for each in found))
 
     def negatives(self, threshold: float) -> Mask:
-        """bool: which of the open candidates become negatives with this threshold."""
+        """bool `[m]`: the open candidates that become negatives with this threshold."""
         return np.concatenate(
             [chosen[open_] for chosen, (_, open_, _) in zip(self._chosen(threshold), self.parts, strict=True)]
         )
 
     def expected(self, threshold: float) -> float:
-        """The mean probability of the negatives of a threshold, 0 without any."""
+        """The mean probability of the negatives of a threshold; 0 if there are none."""
         chosen = self.negatives(threshold)
         return float(self.probabilities[chosen].mean(dtype=np.float64)) if chosen.any() else 0.0
 
@@ -189,11 +189,11 @@ class Population:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Thresholds to choose from, and the negatives of each.
+    """The thresholds to choose from, and the negatives of each.
 
     Attributes:
-        thresholds: float32 values, rising.
-        chosen: for each, bool `[m]`: which of the open candidates become negatives.
+        thresholds: float32, ascending.
+        chosen: for each threshold, bool `[m]`: the open candidates that become negatives.
     """
 
     thresholds: tuple[float, ...]
@@ -206,9 +206,9 @@ _FILLED = 0.95  # of the negatives that there are without a threshold
 
 
 def ladder(population: Population, alpha: float) -> Ladder:
-    """Thresholds from the lowest that leaves nearly all queries their negatives to where alpha is expected to be reached.
+    """Thresholds from the lowest that leaves nearly all queries their negatives to the one where alpha is expected.
 
-    They depend on the candidates and the model alone, never on judgements.
+    They depend only on the candidates and the model, never on judgements.
     """
     low = strictest(population)
     high = _first(_steps(population), lambda t: population.expected(t) > alpha)
@@ -219,7 +219,7 @@ def ladder(population: Population, alpha: float) -> Ladder:
 
 
 def strictest(population: Population) -> float:
-    """The lowest threshold that leaves nearly all the negatives there are without one."""
+    """The lowest threshold that leaves nearly all of the negatives that there are without a threshold."""
     every = int(population.negatives(1.0).sum())
     low = _first(_steps(population), lambda t: int(population.negatives(t).sum()) >= _FILLED * every)
     # Between two probabilities that occur, so that rounding moves no candidate across.
@@ -228,9 +228,9 @@ def strictest(population: Population) -> float:
 
 
 def expected_threshold(population: Population, alpha: float) -> float:
-    """The highest threshold with which alpha of the negatives are expected to be false, if the model is right.
+    """The highest threshold with which the model expects at most a share of alpha false negatives.
 
-    Never below `strictest`: a model that expects more everywhere must not leave nothing.
+    It is never below `strictest`, so that a model that expects more everywhere still leaves negatives.
     """
     low, high = strictest(population), 1.0
     if population.expected(low) > alpha:
@@ -242,13 +242,13 @@ def expected_threshold(population: Population, alpha: float) -> float:
 
 
 def _steps(population: Population) -> NDArray[np.float64]:
-    """Probabilities that occur, from the lowest to the highest."""
+    """The probabilities that occur, ascending."""
     wanted = np.linspace(0, 1, 201)
     return np.unique(np.quantile(population.probabilities, wanted, method="higher")).astype(np.float64)
 
 
 def _first(steps: NDArray[np.float64], holds: Callable[[float], bool]) -> float:
-    """The first of `steps` for which `holds`, which holds for all after it; the last if it holds for none."""
+    """The first of `steps` for which `holds`. If it holds for one, it holds for all after it; if for none, the last is returned."""
     low, high = 0, len(steps) - 1
     while low < high:
         middle = (low + high) // 2

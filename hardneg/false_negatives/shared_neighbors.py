@@ -1,16 +1,15 @@
-"""Shared nearest neighbors: the sign of relevance that no score of a pair can give.
+"""Shared nearest neighbors: evidence of relevance that the score of a single pair cannot give.
 
-Two texts that mean the same may lie somewhat apart and still have the same neighbors. The *neighbor vector* of a document
-counts, for every document of the corpus, how many of the document's nearest ones have it among their own nearest: shared
-nearest neighbors (Jarvis and Patrick 1973) after a local query expansion, which is what made them strong in person
-re-identification (Zhong et al. 2017, arXiv 1701.08398). The cosine of two neighbor vectors says how much two texts stand in
-the same neighborhood.
+Two texts with the same meaning may lie somewhat apart and still have the same neighbors. The *neighbor vector* of a document
+counts, for every document of the corpus, how many of the document's nearest ones have it among their own nearest. This is shared
+nearest neighbors (Jarvis and Patrick 1973) after a local query expansion, which made them strong in person re-identification
+(Zhong et al. 2017, arXiv 1701.08398). The cosine of two neighbor vectors measures how far two texts share their neighborhood.
 
-An example with 3 neighbors each. Document 0 is near 0, 1, 2; document 1 near 1, 0, 3; document 2 near 2, 0, 1. Seeds 0, 1, 2
-have 0 among their nearest three times, 1 three times, 2 twice, 3 once: the neighbor vector of document 0 is {0: 3, 1: 3,
-2: 2, 3: 1}.
+An example with 3 neighbors each. Document 0 is near 0, 1, 2; document 1 near 1, 0, 3; document 2 near 2, 0, 1. The seeds 0, 1, 2
+have document 0 among their nearest three times, 1 three times, 2 twice and 3 once. The neighbor vector of document 0 is
+{0: 3, 1: 3, 2: 2, 3: 1}.
 
-All counts are integers, so no answer depends on the order of a sum.
+All counts are integers, so no result depends on the order of a sum.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ NEAREST = 50  # nearest documents of each document, itself included
 
 EXPANSION = NEAREST_FOUND  # nearest documents whose own neighbors are counted (local query expansion)
 
-WIDTH = 128  # entries that are kept of a neighbor vector, the largest
+WIDTH = 128  # largest entries of a neighbor vector that are kept
 
 VOTERS = 16  # other queries whose positives vote
 
-_LISTED = 64  # queries that are looked at for a document that was found for more
+_LISTED = 64  # queries examined for a document that was found for more of them
 
-_VOTES = 64  # entries of a positive's neighbor vector that are voted for
+_VOTES = 64  # entries of a positive's neighbor vector that get a vote
 
-_POOLED = 256  # members that are kept of what was voted for
+_POOLED = 256  # members with most votes that are kept
 
-_POSITIVES = 4  # positives of a voter that are looked at
+_POSITIVES = 4  # positives of a voter that are used
 
 _BLOCK = 16384  # documents whose neighbors are searched at once
 
-_ROWS = 512  # neighbor vectors made at once
+_ROWS = 512  # neighbor vectors computed at once
 
 _GATHERED = 1 << 18  # members looked up at once
 
@@ -59,11 +58,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class NeighborVectors:
-    """NeighborGraph of n documents or queries, as sparse vectors over N documents.
+    """The neighbor vectors of n documents or queries, as sparse vectors over N documents.
 
     Attributes:
         members: int32 `[n, w]`, rows of the corpus, each once; N where there are fewer.
-        counts: uint8 `[n, w]`, how often each was counted; 0 where there are fewer.
+        counts: uint8 `[n, w]`, the count of each member; 0 where there are fewer.
     """
 
     members: NDArray[np.int32]
@@ -86,13 +85,13 @@ class NeighborVectors:
 
 @dataclass(frozen=True)
 class NeighborGraph:
-    """The nearest neighbors of every document of a corpus, and their neighbor vectors.
+    """The nearest neighbors of every document of a corpus, and the neighbor vectors of all documents.
 
     Attributes:
-        near: int32 `[N, k]`: every document, then its nearest others, nearest first; -1 where there are fewer.
-        farthest_score: float32 `[N]`: score of the farthest of those others; -inf where there is none.
+        near: int32 `[N, k]`: each document, then its nearest others, nearest first; -1 where there are fewer.
+        farthest_score: float32 `[N]`: the score of the farthest of those others; -inf where there is none.
         vectors: the neighbor vector of every document.
-        threads: how many count at once.
+        threads: number of threads that count.
     """
 
     near: NDArray[np.int32]
@@ -102,7 +101,7 @@ class NeighborGraph:
 
     @classmethod
     def of(cls, corpus: ScoredVectors, nearest: int = NEAREST) -> NeighborGraph:
-        """Search the `nearest` - 1 nearest others of every document, and count."""
+        """Search the `nearest` - 1 nearest others of every document, and count them."""
         near, farthest_score = neighbor_graph(corpus, nearest - 1)
         near = np.concatenate([np.arange(len(near), dtype=np.int32)[:, None], near], axis=1)
         parts = _in_threads(
@@ -118,7 +117,7 @@ class NeighborGraph:
         """The neighbor vectors of queries.
 
         Args:
-            found: `[n, m]`, the documents found for each, nearest first; -1 where there are fewer.
+            found: `[n, m]`, the documents found for each query, nearest first; -1 where there are fewer.
         """
         parts = _in_threads(
             lambda rows: count_neighbors(self.near, found[rows, :EXPANSION]), len(found), _ROWS, self.threads
@@ -126,10 +125,10 @@ class NeighborGraph:
         return NeighborVectors.joined(parts)
 
     def similarities(self, anchors: Sequence[NeighborVectors], documents: NDArray[np.integer]) -> list[Float]:
-        """Cosines of each row's neighbor vectors with those of that row's documents.
+        """Cosines of the neighbor vectors of each row with those of the documents of that row.
 
         Args:
-            anchors: one to three times `[n]` neighbor vectors: of queries, of positives, of votes. They are looked up together.
+            anchors: one to three sets of `[n]` neighbor vectors: of queries, of positives, of votes. They are looked up together.
             documents: `[n, K]` rows of the corpus, -1 where there is none.
 
         Returns:
@@ -137,7 +136,7 @@ class NeighborGraph:
         """
         step = max(1, _GATHERED // max(1, documents.shape[1] * self.vectors.members.shape[1]))
         products = np.empty(documents.shape, np.uint64)
-        # Every thread has one share of the rows, and one set of tables that it uses again and again.
+        # Each thread has one share of the rows, and reuses one set of tables.
         shares = min(self.threads, -(-len(documents) // step)) or 1
         bounds = np.linspace(0, len(documents), shares + 1).astype(int)
 
@@ -158,12 +157,12 @@ class NeighborGraph:
 
 
 class _Table:
-    """Neighbor vectors of a few queries, spread out over all documents to be looked up in.
+    """Neighbor vectors of a few queries, expanded over all documents for lookups.
 
     Args:
-        graph: of the documents.
-        rows: queries at once.
-        width: documents a query.
+        graph: the graph of the documents.
+        rows: number of queries at once.
+        width: number of documents per query.
     """
 
     def __init__(self, graph: NeighborGraph, rows: int, width: int) -> None:
@@ -176,7 +175,7 @@ class _Table:
         self.found = np.empty((rows, width, members), np.uint64)
 
     def products(self, anchors: list[NeighborVectors], documents: NDArray[np.integer], out: NDArray[np.uint64]) -> None:
-        """Products of all the anchors with the documents' vectors, in one number: one look-up serves them all."""
+        """Products of all anchors with the documents' vectors, packed into one number, so that one lookup serves them all."""
         n, line = len(documents), self.line[: len(documents)]
         for i, anchor in enumerate(anchors):
             self.table[line, anchor.members] += anchor.counts.astype(np.uint64) << np.uint64(i * _BITS)
@@ -192,26 +191,26 @@ class _Table:
 
 
 class Votes:
-    """Votes of other queries' positives: queries that find the same documents have positives of one kind.
+    """Votes of similar queries: queries that retrieve the same documents have positives of the same kind.
 
-    A query's own neighbors are the nearest of what is relevant; known positives are random members of it. Pooled over
-    `VOTERS` queries, they show how far the relevant documents extend.
+    A query's own neighbors are the nearest of its relevant documents; known positives are random ones of them. Pooled over `VOTERS`
+    queries, the positives show how far the relevant documents extend.
 
     Args:
-        graph: of the documents.
+        graph: the graph of the documents.
         nearest: int32 `[n, m]`, the nearest documents of every query of the dataset, -1 where there are fewer.
-        positives: of every query.
+        positives: the positives of every query.
     """
 
     def __init__(self, graph: NeighborGraph, nearest: NDArray[np.integer], positives: Ragged) -> None:
         self.graph, self.positives = graph, positives
         self.nearest = nearest[:, :EXPANSION]
         rows, columns = np.nonzero((self.nearest >= 0) & (positives.lengths > 0)[:, None])
-        # For every document the queries that found it and have a positive: those that can vote.
+        # For every document, the queries that found it and have a positive: those that can vote.
         self.finders = Ragged.from_pairs(self.nearest[rows, columns].astype(np.int64), rows, graph.size)
 
     def of(self, queries: NDArray[np.integer]) -> NeighborVectors:
-        """The pooled neighbor vectors of the voters' positives, one for each of these rows of queries; empty without voters."""
+        """The pooled neighbor vectors of the voters' positives, one for each of these queries; empty without voters."""
         return NeighborVectors.joined(
             _in_threads(lambda rows: self._of(queries[rows]), len(queries), _ROWS // 4, self.graph.threads)
         )
@@ -219,7 +218,7 @@ class Votes:
     def _of(self, queries: NDArray[np.integer]) -> NeighborVectors:
         n = len(self.positives)
         found = self.nearest[queries]
-        # Evenly spread ones of a long list.
+        # From a long list, evenly spread ones.
         lengths = np.minimum(self.finders.lengths, _LISTED)[found] * (found >= 0)
         place = np.arange(min(_LISTED, int(lengths.max(initial=1))))
         stride = np.maximum(self.finders.lengths[found], _LISTED)[:, :, None] * place // _LISTED
@@ -255,8 +254,11 @@ class Votes:
 
 
 def neighbor_graph(corpus: ScoredVectors, k: int) -> tuple[NDArray[np.int32], Float]:
-    """The nearest other documents of every document, nearest first, int32 `[N, k]`, -1 where there are fewer; and the
-    score of the farthest of them, float32 `[N]`, -inf where there is none."""
+    """The nearest other documents of every document, and the score of the farthest of them.
+
+    Returns:
+        (int32 `[N, k]`, nearest first, -1 where there are fewer; float32 `[N]`, -inf where there is none).
+    """
     index, _ = make_index("auto", corpus.documents, corpus.metric, k=min(k + 1, corpus.size), threads=corpus.threads)
     graph = np.full((corpus.size, k), -1, np.int32)
     farthest = np.full(corpus.size, -np.inf, np.float32)
@@ -271,7 +273,7 @@ def neighbor_graph(corpus: ScoredVectors, k: int) -> tuple[NDArray[np.int32], Fl
 
 
 def count_neighbors(near: NDArray[np.int32], seeds: NDArray[np.integer]) -> NeighborVectors:
-    """Neighbor vectors of seeds, `[n, s]` rows of the corpus, -1 where there is none: how often each document is near one."""
+    """Neighbor vectors of seeds `[n, s]`, rows of the corpus or -1: how often each document is near a seed."""
     size = len(near)
     found = near[seeds].astype(np.int64)
     found[seeds < 0] = size
@@ -288,12 +290,12 @@ def most_counted(
 
     Args:
         ids: `[n, m]`, 0 to `size` - 1; `size` where there is none.
-        weights: `[n, m]`, 0 or more; those of an id are added up.
+        weights: `[n, m]`, 0 or more. The weights of equal ids are added.
 
     Returns:
-        int64 `[n, width]` ids, largest weight first, equal ones by id, `size` where there are fewer; their weights.
+        int64 `[n, width]` ids, largest weight first, equal weights by id, `size` where there are fewer; and their weights.
     """
-    # An id and its weight in one number: sorting numbers is several times as fast as sorting places.
+    # An id and its weight in one number: sorting numbers is several times as fast as sorting positions.
     bits = np.uint64(int(weights.max(initial=0)).bit_length())
     packed = np.sort((ids.astype(np.uint64) << bits) | weights.astype(np.uint64), axis=1).ravel()
     ids = (packed >> bits).astype(np.int64)
@@ -315,7 +317,7 @@ def most_counted(
 
 
 def _in_threads(work: Callable[[slice], T], rows: int, step: int, threads: int) -> list[T]:
-    """What `work` gives for each span of `step` rows, in order; several threads, as numpy's array work lets them."""
+    """The results of `work` for each span of `step` rows, in order, computed by several threads."""
     spans = [slice(start, min(start + step, rows)) for start in range(0, max(rows, 1), step)]
     if threads == 1 or len(spans) == 1:
         return [work(span) for span in spans]

@@ -1,9 +1,9 @@
-"""The posterior while training: one inner product a pair, cheap enough for a whole bank and for the loss.
+"""Sketches: the posterior as one inner product per pair, cheap enough for a whole memory bank and for the loss.
 
-A posterior of shared neighbors is linear in three cosines of sparse vectors. Hashing those vectors with random signs to a few
-hundred components keeps their inner products but for noise of about 1 / sqrt(components) (count sketch, Charikar, Chen
-and Farach-Colton 2002; feature hashing, Weinberger et al. 2009, arXiv 0902.2206). The weighted sum of a query's three
-neighbor vectors is then one vector, and P(relevant) of any document is a logistic function of one inner product.
+A posterior of shared neighbors is linear in three cosines of sparse vectors. Hashing these vectors with random signs to a few
+hundred components keeps their inner products up to noise of about 1 / sqrt(components) (count sketch, Charikar, Chen and
+Farach-Colton 2002; feature hashing, Weinberger et al. 2009, arXiv 0902.2206). The weighted sum of a query's three neighbor
+vectors is then one vector, and P(relevant) of any document is a logistic function of one inner product.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Sketch:
     """Vectors whose inner products are log odds of relevance.
 
     Attributes:
-        queries: float32 `[n, m]`, one row a query of the dataset.
-        documents: float32 `[N, m]`, one row a document.
-        intercept: of the log odds.
+        queries: float32 `[n, m]`, one row for each query of the dataset.
+        documents: float32 `[N, m]`, one row for each document.
+        intercept: intercept of the log odds.
     """
 
     queries: torch.Tensor
@@ -42,11 +42,11 @@ class Sketch:
 
     @classmethod
     def blank(cls, queries: int, documents: int) -> Sketch:
-        """One that suspects nothing."""
+        """A sketch that gives no document any probability of relevance."""
         return cls(torch.zeros(queries, 1), torch.zeros(documents, 1), -float(np.finfo(np.float32).max))
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Sketch:
-        """The same on another device, or in another number format."""
+        """The same sketch on another device, or in another number format."""
         return Sketch(self.queries.to(device, dtype), self.documents.to(device, dtype), self.intercept)
 
     def logit(self, queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
@@ -54,8 +54,8 @@ class Sketch:
 
         Args:
             queries: int64 `[B]`, rows of the dataset's queries.
-            documents: int64 `[S]` rows of the corpus, compared with every query: the answer is `[B, S]`; or `[B, K]`,
-                those of each query: the answer is `[B, K]`.
+            documents: int64 `[S]`, rows of the corpus that every query is compared with: the result is `[B, S]`. Or `[B, K]`, rows for
+                each query: the result is `[B, K]`.
         """
         mine, theirs = self.queries[queries], self.documents[documents]
         if documents.ndim == 1:
@@ -63,21 +63,21 @@ class Sketch:
         return torch.einsum("bm,bkm->bk", mine, theirs).float() + self.intercept
 
     def probability(self, queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-        """P(relevant), shaped as `logit`: drop what is above a threshold, or weigh every negative by 1 less it."""
+        """P(relevant), in the shape of `logit`. Drop negatives above a threshold, or weight each by 1 minus it."""
         return torch.sigmoid(self.logit(queries, documents))
 
 
 def make_sketch(posterior: Posterior, context: Context, components: int = 512, seed: int = 0) -> Sketch:
-    """Sketches of all queries and documents of a dataset.
+    """Make the sketches of all queries and documents of a dataset.
 
     Args:
-        posterior: of shared-neighbor features only, which `hardneg calibrate` gives by default.
-        context: of the dataset; `find_nearest` gives the documents found for every query, the best ten at least.
-        components: m; the log odds carry noise of about the weights' size / sqrt(m).
-        seed: of the hash.
+        posterior: a posterior of shared-neighbor features only, which `hardneg calibrate` gives by default.
+        context: the context of the dataset. `find_nearest` gives the documents found for every query, at least the best ten.
+        components: m. The log odds carry noise of about the size of the weights / sqrt(m).
+        seed: random seed of the hash.
 
     Raises:
-        UsageError: the posterior looks at other features, too.
+        UsageError: the posterior has other features, too.
     """
     others = [name for name in posterior.features if name not in SHARED_FEATURES]
     if others:
@@ -109,7 +109,7 @@ def _of_queries(
     signs: NDArray[np.int8],
     components: int,
 ) -> Float:
-    """The weighted sums of the queries' neighbor vectors; the query's own takes the place of a missing one, as in the features."""
+    """The weighted sums of the queries' neighbor vectors. The query's own vector replaces a missing one, as in the features."""
     graph, nearest = features.graph, features.context.nearest
     own = _hashed(graph.of_queries(nearest[rows]), places, signs, components)
     parts = {"shared_query": own}
@@ -132,7 +132,7 @@ def _of_queries(
 
 
 def _hash(size: int, components: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-    """(component, sign) of every document as an entry of a neighbor vector; one more, without weight, for none."""
+    """(component, sign) of every document as an entry of a neighbor vector, and one more, with weight 0, for none."""
     bits = mix(np.arange(size, dtype=np.uint64) + mix(np.array([seed], np.uint64)))
     places = (bits % np.uint64(components)).astype(np.int64)
     signs = np.where(bits >> np.uint64(63), 1, -1).astype(np.int8)
@@ -140,7 +140,7 @@ def _hash(size: int, components: int, seed: int) -> tuple[NDArray[np.int64], NDA
 
 
 def _hashed(vectors: NeighborVectors, places: NDArray[np.int64], signs: NDArray[np.int8], components: int) -> Float:
-    """float32 `[n, components]`: the neighbor vectors, of length 1, hashed."""
+    """float32 `[n, components]`: the neighbor vectors, normalized and hashed."""
     n = len(vectors.members)
     values = vectors.counts * signs[vectors.members] / np.maximum(vectors.lengths, 1)[:, None]
     cells = np.arange(n)[:, None] * components + places[vectors.members]

@@ -1,4 +1,4 @@
-"""Where a posterior is learned from: known positives, hidden ones, groups, judgements."""
+"""The training data of a posterior: known positives, hidden positives, groups or judgements."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from hardneg.mining.reopen import Reopened
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Float, Ragged
 
-HIDEABLE = 200  # queries with several positives, from which on hiding one of them is worth it
+HIDEABLE = 200  # number of queries with several positives from which hiding one of them pays off
 
-_GROUPED = 200_000  # pairs that are learned from where groups tell the truth
+_GROUPED = 200_000  # pairs to learn from when groups are the truth
 
 _LONGEST = LADDER[-1]
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A model, what it was learned from, and a report on it."""
+    """A model, its training data, and a report on it."""
 
     model: LogisticModel
     source: str
@@ -37,7 +37,7 @@ class Learned:
 def family(
     run: Reopened, features: PairFeatures, posterior: Posterior | None, learn: str, seed: int, progress: Progress
 ) -> Learned:
-    """The posterior whose thresholds are certified: the given one, or what can be learned without judgements."""
+    """The posterior whose thresholds are certified: the given one, or one learned without judgements."""
     if posterior is not None:
         check_identity(posterior, run.run.info["fingerprints"], "the posterior")
         return Learned(
@@ -61,7 +61,7 @@ def learn_from(
     seed: int,
     progress: Progress = silent,
 ) -> Learned:
-    """Without judgements. `learn`: see `calibrate`. DataError where nothing can be learned that way."""
+    """Learn without judgements. `learn`: see `calibrate`. Raises DataError if nothing can be learned that way."""
     positives = found.context.pairs.positives
     if learn == "groups":
         return from_groups(found, features, names, seed, progress)
@@ -81,7 +81,7 @@ def learn_from(
 
 
 def hide(positives: Ragged, seed: int) -> tuple[Ragged, Ragged]:
-    """(one random positive of every query that has several, all others)."""
+    """(one random positive of each query that has several, all other positives)."""
     rng = np.random.default_rng(seed)
     several = np.flatnonzero(positives.lengths > 1)
     places = positives.offsets[several] + rng.integers(positives.lengths[several])
