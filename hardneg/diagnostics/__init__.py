@@ -1,4 +1,4 @@
-"""Whether negatives are any good: measurements, findings, reports."""
+"""Diagnosis of negatives: measurements, findings and reports."""
 
 from hardneg.lazy import attach
 

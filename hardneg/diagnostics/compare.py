@@ -1,4 +1,4 @@
-"""What has changed between two runs over one dataset: other filters, another encoder, a later generation."""
+"""Compare two runs over one dataset that differ in their filters, encoder or generation."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ ABSENT = "not a candidate"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run against another.
+    """The comparison of a run with an earlier one.
 
     Attributes:
-        before, after: the diagnoses.
-        overlap: share of a query's negatives (of the run that has fewer) that both runs have, mean over queries.
-        hardness_shift: mean score of a query's negatives after less before; scores of two encoders are two scales.
-        staleness: how far the documents' vectors have moved from one encoder or generation to the next (`drift`, and the
-            `overlap` of their neighborhoods); None where a run keeps none, or those of another size.
-        flow: verdict before -> verdict after -> candidates.
+        before, after: the two diagnoses.
+        overlap: the share of a query's negatives that both runs have, of the run with fewer; mean over queries.
+        hardness_shift: the mean score of a query's negatives, after minus before. Scores of two encoders are on two scales.
+        staleness: how far the document vectors moved from one encoder or generation to the other (`drift`, and the `overlap` of
+            their neighborhoods); None if a run has no vectors, or vectors of another size.
+        flow: number of candidates by verdict before and verdict after.
         changes: findings that are new, gone, or of another severity.
     """
 
@@ -65,7 +65,7 @@ def compare(
     first: Run | str, second: Run | str, *, temperature: float = 0.05, thresholds: Thresholds | None = None, seed: int = 0,
     progress: Progress = silent,
 ) -> Comparison:  # fmt: skip
-    """Compare two runs over the same queries and documents; UsageError if they are not."""
+    """Compare two runs over the same queries and documents. Raises UsageError if they differ in these."""
     runs = [Run(run) if isinstance(run, str) else run for run in (first, second)]
     found = [
         diagnose(run, temperature=temperature, thresholds=thresholds, seed=seed, progress=progress) for run in runs
@@ -87,7 +87,7 @@ def compare(
 
 
 def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int64]:
-    """How many documents each row of both has in common, `[n]`."""
+    """`[n]`: the number of documents that the rows of both have in common."""
     out = np.zeros(len(a), np.int64)
     for j in range(a.shape[1]):
         out += ((a[:, j, None] == b) & (a[:, j, None] >= 0)).any(1)
@@ -102,7 +102,7 @@ def _staleness(a: Subject, b: Subject, seed: int) -> Staleness | None:
 
 
 def _flow(pairs: Pairs, first: Run, second: Run, progress: Progress) -> dict[str, dict[str, int]]:
-    """Every candidate of either run, by its verdict in both; part by part, so that memory stays small."""
+    """Count the candidates of either run by their verdicts in both, part by part, so that memory stays small."""
     total: Counter[tuple[str, str]] = Counter()
     files = first.candidate_files(), second.candidate_files()
     advance = progress("verdicts", len(files[0]))
@@ -128,7 +128,7 @@ def _flow(pairs: Pairs, first: Run, second: Run, progress: Progress) -> dict[str
 
 
 def _verdicts(path: Any, query_ids: pa.Array, document_ids: pa.Array) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
-    """(sorted keys of the pairs, code of each one's verdict, names of the verdicts) of a part."""
+    """(sorted keys of the pairs, code of each pair's verdict, names of the verdicts) of a part."""
     table = read_parquet(path, ["query_id", "document_id", "verdict"])
     rows = values_of(pc.index_in(table["query_id"].cast(pa.string()), value_set=query_ids)).astype(np.int64)
     documents = values_of(pc.index_in(table["document_id"], value_set=document_ids)).astype(np.int64)

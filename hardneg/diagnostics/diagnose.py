@@ -1,4 +1,4 @@
-"""From a run to what was measured of it and what is wrong with it."""
+"""Diagnose a run: measure its negatives, and find what is wrong with them."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from hardneg.refresh.staleness import SAMPLE
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Numbers and findings.
+    """Measurements and findings.
 
     Attributes:
-        subject: what was diagnosed.
-        measured: see `hardneg.diagnostics.measures`.
-        findings: the worst first.
+        subject: the diagnosed negatives.
+        measured: numbers by name, see `hardneg.diagnostics.measures`.
+        findings: the findings, worst first.
     """
 
     subject: Subject
@@ -46,7 +46,7 @@ class Diagnosis:
 
     @property
     def worst(self) -> str | None:
-        """The highest severity, None without findings."""
+        """The highest severity; None without findings."""
         return self.findings[0].severity if self.findings else None
 
     def fails(self, level: str) -> bool:
@@ -78,11 +78,11 @@ def diagnose(
 
     Args:
         run: a run, or its folder.
-        temperature: of the loss they are for.
-        encoder: as it is now: says how stale the run is, from a sample of documents that is encoded anew.
-        thresholds: from where on a number is a finding.
-        rules: findings of your own, beside the built-in ones.
-        seed: of the samples.
+        temperature: temperature of the loss that will use the negatives.
+        encoder: the encoder as it is now. It encodes a sample of the documents again, to measure how stale the run is.
+        thresholds: the limits beyond which a number becomes a finding.
+        rules: your own findings, in addition to the built-in ones.
+        seed: random seed of the samples.
     """
     run = Run(run) if isinstance(run, str) else run
     advance = progress("read run", 1)
@@ -101,7 +101,7 @@ def examine(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Diagnosis:
-    """Diagnose negatives that are in memory; arguments as for `diagnose`."""
+    """Diagnose negatives in memory. The arguments are those of `diagnose`."""
     if not temperature > 0:
         raise UsageError(f"temperature={temperature} must be above 0")
     rng = np.random.default_rng(seed)

@@ -20,8 +20,9 @@ class Estimate:
     """A number that was estimated from a sample.
 
     Attributes:
-        value: the estimate; low, high: ends of an interval of 95 % (normal approximation).
-        sample: what it rests on.
+        value: the estimate.
+        low, high: the ends of a 95 % interval (normal approximation).
+        sample: the number of values that the estimate is based on.
     """
 
     value: float
@@ -31,7 +32,7 @@ class Estimate:
 
     @classmethod
     def mean_of(cls, values: NDArray[Any]) -> Estimate:
-        """Of the mean of independent values; all NaN without any."""
+        """The mean of independent values, with its interval; all NaN if there are none."""
         found = np.asarray(values, np.float64)
         found = found[np.isfinite(found)]
         if len(found) == 0:
@@ -41,14 +42,14 @@ class Estimate:
 
     @classmethod
     def share_of(cls, values: NDArray[Any]) -> Estimate:
-        """The same of values between 0 and 1, with an interval that is within them."""
+        """The mean of values between 0 and 1, with an interval within these limits."""
         found = cls.mean_of(values)
         return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0)) if found.sample else found
 
 
 @dataclass
 class Measurements:
-    """Numbers by name, and ids to look at by name."""
+    """Numbers by name, and ids of examples by name."""
 
     numbers: dict[str, Any] = field(default_factory=dict)
     ids: dict[str, Ids] = field(default_factory=dict)
@@ -67,12 +68,12 @@ def _finite(value: Any) -> Any:
 
 
 def sampled(total: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most so many of `total` rows, sorted."""
+    """At most this many of `total` rows, sorted."""
     return np.arange(total) if total <= most else np.sort(rng.choice(total, most, replace=False))
 
 
 def unit(vectors: Any, rows: NDArray[np.integer]) -> Float:
-    """float32 `[m, d]`: these rows, of length 1."""
+    """float32 `[m, d]`: these rows, normalized."""
     chosen = np.asarray(vectors[np.asarray(rows)], np.float32)
     of_length_one: Float = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12)
     return of_length_one
@@ -88,7 +89,7 @@ def finite_mean(values: NDArray[Any]) -> float:
 
 
 def row_means(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Mean of each row's finite values, NaN without any."""
+    """The mean of the finite values in each row; NaN if there are none."""
     known = np.isfinite(values)
     count = known.sum(1)
     total = np.where(known, values, 0).astype(np.float64).sum(1)

@@ -1,4 +1,4 @@
-"""Measurements in words: the rows of tables on the terminal and in reports."""
+"""Labels of measurements: the rows of tables on the terminal and in reports."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _NUMBERS = (
 
 
 def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(label, value, what else is to be said) of a diagnosis's numbers."""
+    """(label, value, remark) for each of a diagnosis's numbers."""
     rows = []
     for label, name, form in _NUMBERS:
         number, said = numbers.get(name), label.format(numbers.get("false_source"))
@@ -47,7 +47,7 @@ def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def comparison_rows(value: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(label, before, after) of two diagnoses, and what they have in common."""
+    """(label, before, after) for two diagnoses, and what they have in common."""
     sides = [
         {label: number for label, number, _ in number_rows(value[name]["numbers"])} for name in ("before", "after")
     ]

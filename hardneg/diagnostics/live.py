@@ -1,4 +1,4 @@
-"""The same while training: how hard the negatives are, how old, and whether the space collapses, every so many steps."""
+"""Diagnosis during training: hardness and age of the negatives, and collapse of the space, at regular steps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from hardneg.refresh.refreshed_index import RefreshedIndex
 
 
 class Diagnostics:
-    """A callback of `hardneg.train`, or called in a loop of your own.
+    """Measures batches during training, as a callback of `hardneg.train` or in your own loop.
 
     Args:
-        writer: of TensorBoard (`torch.utils.tensorboard.SummaryWriter`), or anything with `add_scalar` and `add_histogram`;
+        writer: a TensorBoard writer (`torch.utils.tensorboard.SummaryWriter`), or any object with `add_scalar` and `add_histogram`;
             None: the numbers are only kept in `history`.
-        every: steps between two looks.
-        rows: of a batch that are looked at, at most: bounds the cost.
+        every: steps between two measurements.
+        rows: the largest number of rows of a batch that are measured; it bounds the cost.
     """
 
     def __init__(self, writer: Any = None, *, every: int = 50, rows: int = 512) -> None:
@@ -36,17 +36,18 @@ class Diagnostics:
         self, step: int, queries: Tensor, documents: Tensor, mined: Tensor | None = None, *, bank: MemoryBank | None = None,
         index: RefreshedIndex | None = None, statistics: dict[str, Tensor] | None = None,
     ) -> dict[str, float] | None:  # fmt: skip
-        """Look at a step, if it is one in `every`.
+        """Measure a step if it is due.
 
         Args:
-            step: counted from 1.
-            queries: `[B, d]`, documents: `[B + M, d]`: the positives first, then mined negatives.
-            mined: int64 `[B, K]`, which documents are whose negatives, -1: none.
-            bank, index: where they are used.
-            statistics: of the loss (`InfoNCE.statistics`).
+            step: number of the step, from 1.
+            queries: `[B, d]`.
+            documents: `[B + M, d]`: the positives first, then mined negatives.
+            mined: int64 `[B, K]`, rows of `documents` that are the negatives of each query; -1 where there is none.
+            bank, index: the memory bank and the refreshed index, if there are any.
+            statistics: statistics of the loss (`InfoNCE.statistics`).
 
         Returns:
-            What was measured, by name; None if it was not this step's turn.
+            The measurements by name; None if the step is not due.
         """
         if step % self.every:
             return None
@@ -72,7 +73,7 @@ class Diagnostics:
         return values
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """The trainer's own numbers are not written twice."""
+        """Does nothing: the trainer's own numbers are written elsewhere."""
 
     def close(self) -> None:
         if self.writer is not None and hasattr(self.writer, "flush"):

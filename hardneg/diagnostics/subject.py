@@ -1,4 +1,4 @@
-"""What is diagnosed: the negatives of a run as arrays, with whatever vectors and labels there are."""
+"""The subject of a diagnosis: the negatives of a run as arrays, with the vectors and labels that exist."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ class Subject:
     """Negatives of n queries, and what is known about them.
 
     Attributes:
-        name: for people.
+        name: a name for people.
         pairs: the dataset.
         documents: int32 `[n, K]`, rows of the corpus, in the order of the run; -1 where a query has fewer than K.
         scores: float32 `[n, K]`, NaN where there is none.
-        ranks: int32 `[n, K]`, among the candidates; 0 where there is none.
-        probability: float32 `[n, K]`, of being relevant, by a posterior, NaN where it was not asked; None without one.
-        positive: float32 `[n]`, the lowest positive's score; NaN without one.
-        asked: negatives that were asked for.
-        vectors: (queries `[n, d]`, documents `[N, d]`), None where they are not at hand.
-        info: of the run (`run.json`).
-        told_by: what `probability` rests on.
+        ranks: int32 `[n, K]`, ranks among the candidates; 0 where there is none.
+        probability: float32 `[n, K]`, the posterior's probability of being relevant, NaN where it is unknown; None without a
+            posterior.
+        positive: float32 `[n]`, the lowest score of a positive; NaN without one.
+        asked: the requested number of negatives per query.
+        vectors: (queries `[n, d]`, documents `[N, d]`); None if they are not available.
+        info: the contents of the run's `run.json`.
+        told_by: the source of `probability`.
     """
 
     name: str
@@ -56,13 +57,13 @@ class Subject:
 
     @property
     def counts(self) -> NDArray[np.int64]:
-        """Negatives of each query, `[n]`."""
+        """`[n]`: number of negatives of each query."""
         counts: NDArray[np.int64] = self.real.sum(1)
         return counts
 
     @classmethod
     def of_run(cls, run: Run) -> Subject:
-        """RunError if the files do not belong together."""
+        """Read a run. Raises RunError if its files do not belong together."""
         pairs, table = run.pairs(), run.negatives().combine_chunks()
         if len(table) != len(pairs):
             raise RunError(f"{run.folder}: negatives of {len(table):,} queries, but the dataset has {len(pairs):,}")

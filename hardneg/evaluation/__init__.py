@@ -1,4 +1,4 @@
-"""How well an encoder retrieves."""
+"""Evaluation: how well an encoder retrieves."""
 
 from hardneg.lazy import attach
 

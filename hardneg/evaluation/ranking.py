@@ -1,4 +1,4 @@
-"""How well a ranking finds what is relevant. Relevance is yes or no; every measure is the mean over the queries."""
+"""Ranking measures. Relevance is binary; every measure is the mean over the queries."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MEASURES = ("ndcg", "mrr", "recall")
 
 
 def parse_measures(names: Sequence[str]) -> list[tuple[str, int]]:
-    """`ndcg@10` -> ("ndcg", 10); UsageError for what is no measure."""
+    """Parse names of measures: `ndcg@10` -> ("ndcg", 10). Raises UsageError for unknown measures."""
     out = []
     for name in names:
         kind, _, depth = name.lower().partition("@")
@@ -27,15 +27,15 @@ def parse_measures(names: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def rank_measures(found: NDArray[np.integer], relevant: Ragged, names: Sequence[str]) -> dict[str, Double]:
-    """Measures of n rankings.
+    """Compute measures of n rankings.
 
     Args:
-        found: int `[n, K]`, documents, best first, -1 where there is none; K is at least the deepest of the measures, or
-            the whole corpus.
-        relevant: of every query; each has one at least.
-        names: `ndcg@K`: sum over relevant ones at ranks r of 1 / log2(r + 1), over the largest possible (Jarvelin and
-            Kekalainen 2002, binary gains). `mrr@K`: 1 / rank of the first relevant one, 0 if there is none in K.
-            `recall@K`: share of the relevant that are in K.
+        found: int `[n, K]`, documents, best first, -1 where there is none. K is at least the depth of the deepest measure, or the
+            size of the corpus.
+        relevant: the relevant documents of every query, at least one each.
+        names: `ndcg@K`: the sum of 1 / log2(r + 1) over the ranks r of relevant documents, divided by the largest possible sum
+            (Jarvelin and Kekalainen 2002, binary gains). `mrr@K`: 1 / rank of the first relevant document, 0 if there is none in
+            the first K. `recall@K`: the share of the relevant documents in the first K.
 
     Returns:
         float64 `[n]` by name.
@@ -43,7 +43,7 @@ def rank_measures(found: NDArray[np.integer], relevant: Ragged, names: Sequence[
     hits = members(found, relevant) & (found >= 0)
     ranks = np.arange(1, found.shape[1] + 1)
     gains = 1 / np.log2(ranks + 1)
-    # The largest possible gain of m relevant ones is that of the first m ranks.
+    # The largest possible gain of m relevant documents is that of the first m ranks.
     ideal = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(1, int(relevant.lengths.max(initial=0)) + 1) + 1))])
     out: dict[str, Double] = {}
     for name, (kind, depth) in zip(names, parse_measures(names), strict=True):

@@ -1,4 +1,4 @@
-"""How well an encoder retrieves: every query with a positive against the whole corpus."""
+"""Retrieval: every query that has a positive, against the whole corpus."""
 
 from __future__ import annotations
 
@@ -31,10 +31,11 @@ class Evaluation:
     """Means over queries.
 
     Attributes:
-        means: by measure.
+        means: mean by measure.
         errors: standard errors of the means.
-        queries: that were evaluated; without_positives: that could not be.
-        documents: of the corpus.
+        queries: number of evaluated queries.
+        without_positives: number of queries without a positive, which cannot be evaluated.
+        documents: number of documents in the corpus.
     """
 
     means: dict[str, float]
@@ -56,14 +57,15 @@ class Evaluation:
 def evaluate_vectors(
     pairs: Pairs, queries: Any, documents: Any, names: Sequence[str] = DEFAULT, metric: str = "cosine"
 ) -> Evaluation:
-    """Evaluate vectors of a dataset, by exact search.
+    """Evaluate the vectors of a dataset, by exact search.
 
-    A document with the id of the query is left out of its ranking, as BEIR does.
+    A document with the id of the query is left out of its ranking, as in BEIR.
 
     Args:
         pairs: the dataset.
-        queries: `[n, d]`, documents: `[N, d]`, in the order of its rows.
-        names: see `rank_measures`.
+        queries: `[n, d]`, one row per query of the dataset, in its order.
+        documents: `[N, d]`, one row per document of the dataset, in its order.
+        names: names of measures, see `rank_measures`.
         metric: `cosine`, `ip` or `l2`.
 
     Raises:
@@ -100,7 +102,7 @@ def evaluate(
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Encode a dataset and evaluate; vectors are kept in `cache`, if given, under a hash of the encoder's weights."""
+    """Encode a dataset and evaluate it. With `cache`, vectors are kept there under a hash of the encoder's weights."""
     parse_measures(names)
     fit(encoder, pairs, progress)
     with tempfile.TemporaryDirectory() as place:
@@ -112,13 +114,13 @@ def evaluate(
 
 
 def _same_ids(pairs: Pairs) -> NDArray[np.int64]:
-    """int64 `[n]`: the document with each query's id, -1 where there is none."""
+    """int64 `[n]`: the document with the id of each query, -1 where there is none."""
     places = pc.fill_null(pc.index_in(pairs.query_ids, value_set=pairs.document_ids), -1)
     return values_of(places).astype(np.int64)
 
 
 def _without(near: NDArray[np.int32], own: NDArray[np.int64]) -> NDArray[np.int32]:
-    """`near` with each row's own document moved to the end, as none."""
+    """`near` without each row's own document; the row is filled up with -1."""
     found = (near == own[:, None]) & (own[:, None] >= 0)
     order = np.argsort(found, axis=1, kind="stable")
     moved = np.take_along_axis(np.where(found, -1, near), order, axis=1)

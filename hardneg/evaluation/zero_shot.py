@@ -1,4 +1,4 @@
-"""Zero-shot classification: documents classified by the queries they are nearest to."""
+"""Zero-shot classification: each document is classified by its nearest query."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from hardneg.storage.arrays import Ragged, members
 
 
 def zero_shot(pairs: Pairs, queries: Any, documents: Any) -> dict[str, float]:
-    """Documents classified by queries: `zero-shot@1`, and with groups `zero-shot-group@1` (any query of the group is right).
+    """Classify documents by queries, and return the shares that are right.
+
+    `zero-shot@1` counts documents whose nearest query is relevant. With groups, `zero-shot-group@1` also counts those whose nearest
+    query is of their group.
 
     Args:
-        pairs: the dataset; documents that are relevant to no query are left out.
-        queries: `[n, d]`, documents: `[N, d]`.
+        pairs: the dataset. Documents that are relevant to no query are left out.
+        queries: `[n, d]`.
+        documents: `[N, d]`.
     """
     relevant = Ragged.from_pairs(pairs.positives.values, pairs.positives.row_numbers(), len(pairs.document_ids))
     rows = np.flatnonzero(relevant.lengths > 0)

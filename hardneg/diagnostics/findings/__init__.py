@@ -1,1 +1,1 @@
-"""What is wrong, in words: findings, the rules that find them, and their thresholds."""
+"""Findings: what is wrong, in words; the rules that find it, and their thresholds."""

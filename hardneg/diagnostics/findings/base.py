@@ -1,4 +1,4 @@
-"""What a finding is, and the base of the rules that find them: a subclass is a finding of your own."""
+"""Findings, and the base class of the rules that make them. Your own finding is a subclass of `FindingRule`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ SEVERITIES = ("info", "warning", "error")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong.
+    """A problem of the negatives.
 
     Attributes:
-        code: a short name that stays the same.
+        code: a short name that never changes.
         severity: one of `SEVERITIES`.
-        text: what is wrong, in a sentence.
-        number: the name of what was measured; value: what it is; threshold: what it was compared with.
-        ids: queries or documents to look at.
+        text: the problem, in a sentence.
+        number: the name of the measurement.
+        value: the measured value.
+        threshold: the limit that the value was compared with.
+        ids: example queries or documents.
         fix: the command or option that would help.
     """
 
@@ -42,26 +44,26 @@ class Finding:
 
 
 class FindingRule(ABC):
-    """One kind of finding: `hardneg.diagnose(run, rules=[MyRule()])` asks it after the built-in ones.
+    """A kind of finding. `hardneg.diagnose(run, rules=[MyRule()])` applies it after the built-in rules.
 
-    `measure` may measure something new; `check` says whether a measurement is a finding.
+    `measure` may add measurements; `check` decides whether they are a finding.
     """
 
     def measure(self, subject: Subject, rng: np.random.Generator) -> Measurements:
-        """Numbers, and ids to look at, by name; by default nothing beyond the built-in measurements.
+        """Numbers by name, and ids of examples by name. By default there are none in addition to the built-in measurements.
 
         Args:
             subject: the negatives of the run, as arrays.
-            rng: for samples.
+            rng: random generator for samples.
         """
         return Measurements()
 
     @abstractmethod
     def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
-        """The finding, if there is one.
+        """The finding; None if there is none.
 
         Args:
-            measured: everything that was measured, by the built-in measures and by the rules.
+            measured: all measurements, of the built-in measures and of the rules.
             thresholds: the limits that the user set.
-            run: the run's folder, for commands that would help.
+            run: the folder of the run, for commands that would help.
         """

@@ -1,4 +1,4 @@
-"""The findings: when a measurement is one, what is said, and what would help."""
+"""The built-in rules: when a measurement becomes a finding, what the finding says, and what would help."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from hardneg.diagnostics.findings.thresholds import Thresholds
 
 @dataclass(frozen=True)
 class ThresholdRule(FindingRule):
-    """A number that is a finding above or below its threshold.
+    """A rule for a number that should not be above, or below, a threshold.
 
     Attributes:
-        code, number, ids: see `Finding`; `ids` names some of what was measured.
+        code, number: see `Finding`.
+        ids: the name of measured ids.
         info, warning, error: names of thresholds.
-        text, fix: with `{v}` for the number and the name of anything else that was measured; in a fix `{run}`, `{out}` and
-            `{posterior}` as a shell wants them.
-        above: whether the number is too high; else it is too low.
-        chance: name of what chance gives: below five times that nothing is said.
+        text, fix: templates. `{v}` is the number, other names are other measurements; a fix may also use `{run}`, `{out}` and
+            `{posterior}`, which are quoted for a shell.
+        above: whether high values are bad; otherwise low ones are.
+        chance: the name of the value expected by chance. A number below five times that value is no finding.
     """
 
     code: str
@@ -37,7 +38,7 @@ class ThresholdRule(FindingRule):
     info: str = ""
 
     def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
-        """The finding with the highest severity whose threshold the whole interval of the number passes."""
+        """The finding of the highest severity whose threshold the whole interval of the number passes."""
         number = measured.numbers.get(self.number)
         if number is None:
             return None
@@ -64,7 +65,7 @@ class ThresholdRule(FindingRule):
 
 
 class UnknownFalseNegatives(FindingRule):
-    """Nothing says how many negatives are relevant: neither a posterior, nor groups, nor hidden positives."""
+    """Nothing tells how many negatives are relevant: there is no posterior, and there are no groups or hidden positives."""
 
     def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
         if measured.numbers.get("false_source") != "range" or not math.isfinite(measured.numbers["false_high"]):
@@ -164,6 +165,6 @@ RULES: tuple[FindingRule, ...] = (
 
 
 def find(measured: Measurements, thresholds: Thresholds, run: str, rules: Sequence[FindingRule] = ()) -> list[Finding]:
-    """The findings of the built-in rules and of `rules`, the worst first."""
+    """The findings of the built-in rules and of `rules`, worst first."""
     found = [rule.check(measured, thresholds, run) for rule in (*RULES, *rules)]
     return sorted((each for each in found if each is not None), key=lambda each: -SEVERITIES.index(each.severity))

@@ -1,4 +1,4 @@
-"""Limits above or below which a measurement becomes a finding."""
+"""Thresholds above or below which a measurement becomes a finding."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from hardneg.errors import UsageError, suggestion
 
 @dataclass(frozen=True)
 class Thresholds:
-    """From where on a number is worth a word. Each is a warning, and an error where there are two.
+    """The limits of all findings. A limit gives a warning; where there are two, the second gives an error.
 
-    They lie between what seven runs without a planted fault gave and what the fault gives that each is for; what false
-    negatives cost was measured by training with them (both: `benchmarks/thresholds.py`, "Limits of a diagnosis" in
+    Each limit lies between the values of seven runs without a planted fault and the value with the fault that it is meant for. The
+    cost of false negatives was measured by training with them (both: `benchmarks/thresholds.py`, "Limits of a diagnosis" in
     `benchmarks/RESULTS.md`).
 
     Attributes:
-        false_share, false_share_error: of negatives that are relevant. Up to 0.05 they cost nothing that could be measured,
-            with 0.3 about half is lost of what mined negatives gain over random ones (Banking77).
-        easy, easy_error: hardness between random (0) and positive (1).
-        above_positive: share of negatives that score above the positive; only for information, as an encoder that is to
-            be trained finds many.
-        near_duplicates: share of a query's negatives that repeat another one; corpus_near_duplicates: of the corpus.
-        hub, hub_error: share of the queries that one document is a negative of (five times what chance gives, at least).
-        rank, rank_error: effective rank as a share of the largest possible.
-        mean_cosine_error: of two random documents.
+        false_share, false_share_error: share of negatives that are relevant. Up to 0.05 no cost could be measured; 0.3 costs about
+            half of what mined negatives gain over random ones (Banking77).
+        easy, easy_error: hardness, between random documents (0) and positives (1).
+        above_positive: share of negatives that score above the positive. It is only information, because an untrained encoder finds
+            many.
+        near_duplicates: share of a query's negatives that repeat another one.
+        corpus_near_duplicates: the same share in the corpus.
+        hub, hub_error: share of the queries that have the same document as a negative (at least five times the share by chance).
+        rank, rank_error: effective rank, as a share of the largest possible.
+        mean_cosine_error: mean cosine of two random documents.
         effective: effective number of negatives at the temperature, as a share.
-        surface_auc, lexical_auc: of telling negatives from positives by looks, and by words.
-        at_longest: share of documents that are exactly as long as the longest.
-        few, few_error: share of queries with fewer negatives than asked.
-        recall: of the index.
-        drift, overlap: against an encoder as it is now (ANCE refreshes long before; see `Schedule`).
-        stale_scores_error: share of scores that the run's own vectors do not give.
+        surface_auc, lexical_auc: AUC of telling negatives from positives by their form, and by their words.
+        at_longest: share of documents that are exactly as long as the longest one.
+        few, few_error: share of queries with fewer negatives than requested.
+        recall: recall of the index.
+        drift, overlap: compared with the encoder as it is now (ANCE refreshes long before; see `Schedule`).
+        stale_scores_error: share of scores that do not match the run's own vectors.
     """
 
     false_share: float = 0.05
@@ -62,7 +63,7 @@ class Thresholds:
 
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:
-        """From a JSON object of some of them; UsageError names what is not understood."""
+        """Load some or all limits from a JSON object. Raises UsageError that names what is not understood."""
         try:
             value = json.loads(Path(path).read_text("utf-8"))
         except FileNotFoundError:

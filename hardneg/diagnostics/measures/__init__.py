@@ -1,1 +1,1 @@
-"""What is measured of negatives, one kind a file."""
+"""The measurements of negatives, one kind per file."""

@@ -5,15 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-COLLAPSE = 0.25  # of the effective rank at the start: below that the model is said to collapse
+COLLAPSE = 0.25  # share of the initial effective rank below which the space has collapsed
 
 
 @torch.no_grad()
 def effective_rank(vectors: Tensor) -> float:
-    """exp of the entropy of the normalized singular values (Roy and Vetterli 2007): how many directions are in use.
+    """exp of the entropy of the normalized singular values (Roy and Vetterli 2007): the number of directions in use.
 
     Args:
-        vectors: `[n, d]`; 1 if all are alike, min(n, d) at most.
+        vectors: `[n, d]`.
+
+    Returns:
+        1 if all vectors are alike, at most min(n, d).
+
+    >>> round(effective_rank(torch.eye(4)), 6)
+    4.0
     """
     values = torch.linalg.svdvals(vectors.float())
     total = values.sum()
@@ -25,15 +31,16 @@ def effective_rank(vectors: Tensor) -> float:
 
 @torch.no_grad()
 def batch_hardness(queries: Tensor, documents: Tensor, mined: Tensor) -> dict[str, float]:
-    """How near the mined negatives of a batch are.
+    """Measure how near the mined negatives of a batch are.
 
     Args:
-        queries: `[B, d]`, documents: `[B + M, d]`: the positives first.
-        mined: int64 `[B, K]`, rows of `documents`, -1: none.
+        queries: `[B, d]`.
+        documents: `[B + M, d]`, the positives first.
+        mined: int64 `[B, K]`, rows of `documents`; -1 where there is none.
 
     Returns:
-        `negative`: their mean cosine; `margin`: mean cosine of the positive less that of the hardest; `violations`: share of
-        queries whose hardest is nearer than the positive.
+        `negative`: mean cosine of the negatives. `margin`: mean cosine of the positive minus that of the hardest negative.
+        `violations`: share of queries whose hardest negative is nearer than the positive.
     """
     real = mined >= 0
     some = real.any(1) if mined.numel() else real.new_zeros(len(queries))
@@ -51,11 +58,11 @@ def batch_hardness(queries: Tensor, documents: Tensor, mined: Tensor) -> dict[st
 
 
 class Collapse:
-    """Says once that the vectors of the documents have come to lie in few directions.
+    """Warns once when the document vectors have collapsed to few directions.
 
     Attributes:
-        first: effective rank of the first batches that were looked at.
-        said: whether it was said.
+        first: effective rank of the first measured batches.
+        said: whether it has warned.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Queries that fell short of negatives."""
+"""Completeness: queries with too few negatives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hardneg.diagnostics.subject import Subject
 
 
 def completeness(subject: Subject) -> Measurements:
-    """`few`: share of queries with fewer negatives than asked, `none`: without any, `no_positive`: without a positive."""
+    """Shares of queries: `few`, with fewer negatives than requested; `none`, without any; `no_positive`, without a positive."""
     counts = subject.counts
     total = max(1, len(counts))
     few = np.flatnonzero(counts < subject.asked)

@@ -1,4 +1,4 @@
-"""Whether the negatives are many different documents, and whether a few of them are everywhere."""
+"""Diversity: whether the negatives are many different documents, and whether a few of them are everywhere."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from hardneg.storage.arrays import Float
 
 
 def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
-    """Whether the negatives are many different ones.
+    """Measure whether the negatives are many different documents.
 
-    `distinct`: distinct documents of all negatives, as a share; `coverage`: share of the corpus that is a negative;
-    `near_duplicates`: share of a query's negatives that have a cosine above 0.95 with an earlier one of them;
-    `corpus_near_duplicates`: share of documents whose nearest other one is that near (of a sample against a sample);
-    `cluster_coverage`: share of the corpus's clusters (k-means of a sample, 64 of them, fewer where it is small) that hold a
-    negative; `cluster_entropy`: entropy of negatives over clusters, over that of the documents: 1 = spread as the corpus is.
+    `distinct`: distinct documents as a share of all negatives. `coverage`: share of the corpus that is a negative.
+    `near_duplicates`: share of a query's negatives with a cosine above 0.95 with an earlier negative of the same query.
+    `corpus_near_duplicates`: share of documents whose nearest other one is that near (of a sample against a sample).
+    `cluster_coverage`: share of the corpus's clusters that hold a negative (k-means of a sample into 64 clusters, fewer for a small
+    corpus). `cluster_entropy`: entropy of the negatives over the clusters, divided by that of the documents; 1 means that the
+    negatives are spread like the corpus.
     """
     out = Measurements()
     used = np.unique(subject.documents[subject.real])
@@ -46,11 +47,11 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
 
 
 def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dict[str, float]:
-    """Where negatives and documents (of a sample, `[m, d]`) lie among clusters of the documents."""
+    """The clusters of negatives and of documents (of a sample, `[m, d]`) among the clusters of the documents."""
     assert subject.vectors is not None
     import faiss
 
-    count = min(64, len(vectors) // 39)  # fewer points a cluster than that, faiss finds too few
+    count = min(64, len(vectors) // 39)  # faiss warns about fewer points per cluster
     if count < 2:
         return {}
     few = np.ascontiguousarray(vectors[sampled(len(vectors), 20000, rng)])
@@ -73,10 +74,10 @@ def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dic
 
 
 def hubness(subject: Subject) -> Measurements:
-    """Documents that are negatives of very many queries (Radovanovic et al. 2010, JMLR 11).
+    """Measure hubs: documents that are negatives of very many queries (Radovanovic et al. 2010, JMLR 11).
 
-    `hub_skew`: skewness of how often a document is a negative; `hub_share`: share of queries that the most frequent one is a
-    negative of.
+    `hub_skew`: skewness of how often a document is a negative. `hub_share`: share of the queries that have the most frequent
+    document as a negative.
     """
     times = np.bincount(subject.documents[subject.real], minlength=len(subject.pairs.document_ids)).astype(np.float64)
     spread = times.std()

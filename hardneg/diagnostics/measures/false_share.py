@@ -1,4 +1,4 @@
-"""How many negatives are relevant."""
+"""The share of negatives that are relevant."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from hardneg.diagnostics.subject import Subject
 
 
 def false_negatives(subject: Subject) -> Measurements:
-    """The share of negatives that are relevant. `false_source` says on what it rests.
+    """Measure the share of negatives that are relevant. `false_source` names the evidence.
 
-    `posterior`: mean of `negative_false_probability`. `groups`: share in the query's group, where the dataset has groups and
-    they were not filtered by. `hidden positives`: mean of the posterior that those teach (see `with_hidden_positives`). Else
-    `range`: from none to those that score above the positive.
+    `posterior`: the mean of `negative_false_probability`. `groups`: the share in the group of the query, if the dataset has groups
+    that no filter used. `hidden positives`: the mean of a posterior learned from hidden positives (see `with_hidden_positives`).
+    `range`, otherwise: from none up to the share that scores above the positive.
     """
     out = Measurements()
     real = subject.real

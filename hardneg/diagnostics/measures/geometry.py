@@ -1,4 +1,4 @@
-"""The embedding space: alignment, uniformity, effective rank."""
+"""Geometry of the embedding space: alignment, uniformity and effective rank."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from hardneg.diagnostics.subject import Subject
 
 
 def geometry(subject: Subject, rng: np.random.Generator) -> Measurements:
-    """The space itself: `alignment`, mean squared distance of query and positive, and `uniformity`, log of the mean of
-    exp(-2 |x - y|^2) over documents (Wang and Isola 2020, arXiv 2005.10242); `effective_rank` of the documents (Roy and
-    Vetterli 2007), `dimension`, how many there could be, and `rank_share` of these; `mean_cosine` of two random documents.
+    """Measure the embedding space.
+
+    `alignment`: mean squared distance of query and positive. `uniformity`: log of the mean of exp(-2 |x - y|^2) over documents (both:
+    Wang and Isola 2020, arXiv 2005.10242). `effective_rank` of the documents (Roy and Vetterli 2007); `dimension`, its largest
+    possible value; `rank_share`, the ratio of the two. `mean_cosine`: mean cosine of two random documents.
     """
     out = Measurements()
     if subject.vectors is None:

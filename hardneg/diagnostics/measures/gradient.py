@@ -1,4 +1,4 @@
-"""What each negative contributes to the gradient of InfoNCE."""
+"""The share of the InfoNCE gradient that each negative contributes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from hardneg.diagnostics.subject import Subject
 
 
 def gradient(subject: Subject, temperature: float) -> Measurements:
-    """What each negative contributes to the gradient of InfoNCE: softmax weights of its negatives at a temperature.
+    """Measure what each negative contributes to the gradient of InfoNCE: its softmax weight at a temperature.
 
     dL/ds_j = w_j / t with w_j = exp(s_j / t) / (exp(s_p / t) + sum exp(s / t)) (Wang and Liu 2021, arXiv 2012.09740).
-    `effective_negatives`: exp of the entropy of the w_j among a query's negatives, mean over queries. `positive_weight`: mean
-    of the positive's own softmax weight, 1 = nothing left to learn. `temperature_low`, `temperature_high`: where the effective
-    number is a quarter and four fifths of the negatives; `effective_by_temperature`: the number along a ladder of them.
+    `effective_negatives`: exp of the entropy of the w_j of a query's negatives, mean over queries. `positive_weight`: mean softmax
+    weight of the positive; at 1 nothing is left to learn. `temperature_low`, `temperature_high`: the temperatures at which the
+    effective number is a quarter and four fifths of the negatives. `effective_by_temperature`: the effective number on a ladder of
+    temperatures.
     """
     out = Measurements()
     rows = np.flatnonzero(np.isfinite(subject.positive) & (subject.counts > 1))

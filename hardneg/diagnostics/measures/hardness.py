@@ -1,4 +1,4 @@
-"""How near the negatives are, compared with positives and random documents."""
+"""Hardness: how near the negatives are, compared with positives and random documents."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from hardneg.diagnostics.subject import Subject
 
 
 def hardness(subject: Subject, rng: np.random.Generator) -> Measurements:
-    """How near the negatives are, compared with the positives and with random documents.
+    """Measure how near the negatives are, compared with the positives and with random documents.
 
-    `margin`: mean of the lowest positive's score less a negative's; `above_positive`: share of negatives that score higher than
-    it; `relative`: (negatives - random) / (positives - random) of mean cosines, 0 for random negatives, 1 for those as near as
-    positives; `score_by_place`, `margin_by_place`: in the order of the run, the hardest first; `overlap`: probability that a
-    random negative scores higher than a random positive (Mann and Whitney 1947).
+    `margin`: mean of the lowest positive's score minus the score of a negative. `above_positive`: share of negatives that score
+    higher than the positive. `relative`: (negatives - random) / (positives - random) of mean cosines; 0 for random negatives, 1 for
+    negatives as near as positives. `score_by_place`, `margin_by_place`: the same by position in the run, hardest first. `overlap`:
+    the probability that a random negative scores higher than a random positive (Mann and Whitney 1947).
     """
     out = Measurements()
     gap = subject.positive[:, None] - subject.scores

@@ -1,4 +1,4 @@
-"""How many negatives are relevant, told by positives that were hidden: for runs without a posterior and without groups."""
+"""The share of relevant negatives, estimated with hidden positives: for runs without a posterior and without groups."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
 
-_QUERIES = 4096  # whose negatives are looked at
+_QUERIES = 4096  # queries whose negatives are estimated
 
 
 def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progress = silent) -> Subject:
-    """With the probabilities of a posterior that is learned from hidden positives, of a sample of the queries.
+    """Add the probabilities of a posterior that is learned from hidden positives, for a sample of the queries.
 
-    Where queries have several positives, one of each is hidden and looked for among the candidates: what is said of it is
-    what would be said of a relevant document that nobody labelled (see `hardneg.calibrate`).
+    One positive of each query that has several is hidden and searched for among the candidates. What is measured for it is what would
+    be measured for a relevant document that nobody labelled (see `hardneg.calibrate`).
 
     Returns:
-        The same, where something better is known, or fewer than 200 queries have several positives, or none was found.
+        A new subject; or the same one, if it already has better evidence, if fewer than 200 queries have several positives, or if
+        no hidden positive was found.
     """
     pairs = subject.pairs
     grouped = pairs.query_groups is not None and pairs.document_groups is not None

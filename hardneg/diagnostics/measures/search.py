@@ -1,4 +1,4 @@
-"""Whether the search found what is nearest: with the run's own vectors, and with those of the encoder as it is now."""
+"""Search quality: whether the search found the nearest documents, for the run's own vectors and for the encoder as it is now."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ from hardneg.diagnostics.subject import Subject
 from hardneg.refresh.staleness import Staleness, staleness_between
 from hardneg.storage.arrays import Float
 
-_QUERIES = 256  # that are searched exactly, fewer in a corpus so large that it would take longer than
+_QUERIES = 256  # queries that are searched exactly; fewer if the corpus is so large that it would take longer than
 
 _OPERATIONS = 2e11
 
 _BLOCK = 16384  # documents compared at once
 
-_CLOSE = 1e-5  # scores nearer than this are taken for equal; of large ones, this share
+_CLOSE = 1e-5  # scores closer than this count as equal; for large scores, a relative difference
 
 
 def search_quality(subject: Subject, rng: np.random.Generator) -> Measurements:
-    """What the search is worth, measured on a sample with the run's vectors.
+    """Measure the search on a sample, with the run's vectors.
 
-    `recall`: share of the documents as near as a query's farthest negative that the index found: of rank r, with n documents
-    nearer in truth, r / (n + 1). `recall_said`: what the index had measured of itself; it stands for `recall` where the run
-    has no vectors any more. `score_error`: mean difference between the scores in the run and those that its vectors give
-    now, `stale_scores`: the share that differ by more than float16 can explain: the vectors are others than those that were
-    searched.
+    `recall`: share of the documents at least as near as a query's farthest negative that the index found. If that negative has rank r
+    and n documents are nearer, this is r / (n + 1). `recall_said`: the recall that the index measured itself; it replaces `recall`
+    if the run has no vectors. `score_error`: mean difference between the scores in the run and those of its vectors.
+    `stale_scores`: share of scores that differ by more than float16 rounding. Such a run was searched with other vectors.
     """
     resolved = subject.info["resolved"]
     said = float(resolved["recall"]["measured"])
@@ -52,7 +51,7 @@ def search_quality(subject: Subject, rng: np.random.Generator) -> Measurements:
 
 
 def _recall(subject: Subject, rows: NDArray[np.int64], metric: str) -> NDArray[np.float64]:
-    """float64 `[m]`: of each of these queries, the share found of what is as near as its farthest negative."""
+    """float64 `[m]`: for each query, the share found of the documents at least as near as its farthest negative."""
     assert subject.vectors is not None
     last = subject.ranks[rows].argmax(1)
     rank = subject.ranks[rows, last].astype(np.float64)
@@ -77,18 +76,18 @@ def _vectors(vectors: NDArray[np.generic], rows: NDArray[np.integer], metric: st
 
 
 def _scores(queries: Float, documents: Float, metric: str) -> Float:
-    """float32 `[m]`, row by row; of l2 without what is the same for all documents of a query."""
+    """float32 `[m]`, row by row; for l2, without the part that is equal for all documents of a query."""
     products: Float = (queries * documents).sum(1)
     return products if metric != "l2" else 2 * products - (documents**2).sum(1)
 
 
 def moved(subject: Subject, fresh: NDArray[np.floating], rows: NDArray[np.int64]) -> Staleness:
-    """How far the documents have moved: the run's vectors against fresh ones `[m, d]` of these rows."""
+    """How far the documents have moved: the run's vectors against new ones `[m, d]` of these rows."""
     assert subject.vectors is not None
     return staleness_between(np.asarray(subject.vectors[1][rows], np.float32), np.asarray(fresh, np.float32), 0)
 
 
 def staleness(subject: Subject, fresh: NDArray[np.floating], rows: NDArray[np.int64]) -> Measurements:
-    """`drift` and `overlap` (see `Staleness`) between the run's document vectors and fresh ones of the same rows."""
+    """`drift` and `overlap` (see `Staleness`) between the run's document vectors and new ones of the same rows."""
     found = moved(subject, fresh, rows)
     return Measurements({"drift": found.drift, "overlap_with_fresh": found.overlap, "fresh_sample": found.sample})

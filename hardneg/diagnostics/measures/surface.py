@@ -1,4 +1,4 @@
-"""Whether negatives can be told from positives without the query: then a model learns that instead."""
+"""Surface bias: whether negatives can be told from positives without the query. A model would learn that instead."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 _SAMPLE = 4000  # of either kind
 
-_CHARACTERS = 2000  # of a text, in which words are looked for
+_CHARACTERS = 2000  # characters of a text that are searched for words
 
-_TELLING = 5  # words of either kind that are named
+_TELLING = 5  # words that are named for either kind
 
 
 def looks(texts: list[str]) -> NDArray[np.float64]:
-    """float64 `[n, 7]`: log of characters and of words, mean length of words, shares of digits, capitals, punctuation, and of
+    """float64 `[n, 7]`, the form of each text.
+
+    The columns: log of the number of characters and of words, mean length of words, shares of digits, capitals, punctuation, and of
     characters outside ASCII.
     """
     out = np.zeros((len(texts), 7))
@@ -40,15 +42,15 @@ def looks(texts: list[str]) -> NDArray[np.float64]:
 
 
 def surface_bias(subject: Subject, rng: np.random.Generator) -> Measurements:
-    """How well negatives and positives are told apart by what they are without the query.
+    """Measure how well negatives and positives can be told apart without the query.
 
-    Each is the area under the curve of a logistic regression, cross-validated by document: 0.5 = they are of one kind, 1 =
-    told apart without reading the query (hypothesis-only baselines, Gururangan et al. 2018, arXiv 1803.02324).
+    Both AUCs are those of a logistic regression, cross-validated by document. 0.5 means that the texts are of one kind, 1 that they
+    can be told apart without reading the query (hypothesis-only baselines, Gururangan et al. 2018, arXiv 1803.02324).
 
-    `surface_auc`: by `looks`. `lexical_auc`: by the words that occur; `telling_words`: those that tell most, `-word` of
-    negatives and `+word` of positives. `length_ratio`: median length of negatives over that of positives. `at_longest`: share
-    of the corpus's documents that have exactly the length of the longest one, in characters, words or bytes, whichever is
-    the most: texts that were cut off.
+    `surface_auc`: by `looks`. `lexical_auc`: by the words that occur. `telling_words`: the most informative words, `-word` for
+    negatives and `+word` for positives. `length_ratio`: median length of negatives divided by that of positives. `at_longest`: share
+    of the documents that have exactly the length of the longest one, in characters, words or bytes, whichever share is the largest:
+    such texts were truncated.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -89,7 +91,7 @@ def _model() -> LogisticRegression:
 
 
 def _told_apart(features: Any, kinds: NDArray[np.integer], documents: NDArray[np.integer]) -> float:
-    """AUC of predictions for documents that the model has not seen."""
+    """AUC of predictions for documents that the model was not fitted on."""
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
@@ -99,7 +101,7 @@ def _told_apart(features: Any, kinds: NDArray[np.integer], documents: NDArray[np
 
 
 def _words(texts: list[str]) -> tuple[Any, NDArray[np.str_]]:
-    """(which words each text has, a sparse matrix; the words): those of three texts or more."""
+    """(sparse matrix of the words in each text; the words): words that occur in three texts or more."""
     from sklearn.feature_extraction.text import CountVectorizer
 
     vectorizer = CountVectorizer(binary=True, min_df=3, max_features=20_000, dtype=np.float64)
@@ -111,7 +113,7 @@ def _words(texts: list[str]) -> tuple[Any, NDArray[np.str_]]:
 
 
 def _telling(words: Any, kinds: NDArray[np.integer], names: NDArray[np.str_]) -> list[str]:
-    """Words in the order of what they add to the difference of the two kinds: weight times difference of their shares."""
+    """Words ordered by their contribution to the difference of the two kinds: weight times difference of their shares."""
     weights = _model().fit(words, kinds).coef_[0]
     shares = [np.asarray(words[kinds == kind].mean(0)).ravel() for kind in (0, 1)]
     added = weights * (shares[1] - shares[0])

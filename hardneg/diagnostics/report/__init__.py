@@ -1,1 +1,1 @@
-"""One self-contained HTML file: findings, charts, numbers, and queries to look at."""
+"""HTML reports: one self-contained file with findings, charts, numbers and example queries."""

@@ -1,4 +1,4 @@
-"""The pictures of a report, as Vega-Lite specifications: binned here, so that they stay small whatever the run's size."""
+"""The charts of a report, as Vega-Lite specifications. The data are binned, so that they stay small whatever the run's size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _COLOURS = {"positive": "#2a9d8f", "negative": "#e76f51", "random": "#8d99ae"}
 
 
 def charts(found: Diagnosis) -> dict[str, Spec]:
-    """Specifications by name; a chart without data is left out."""
+    """Specifications by name. A chart without data is left out."""
     alt = _altair()
     made = {
         "scores": _scores(alt, found),
@@ -32,7 +32,7 @@ def charts(found: Diagnosis) -> dict[str, Spec]:
 
 
 def comparison_charts(found: Comparison) -> dict[str, Spec]:
-    """Specifications of the pictures of two runs."""
+    """Specifications of the charts of two runs."""
     alt = _altair()
     rows = [
         {"before": before, "after": after, "candidates": count}
@@ -65,7 +65,7 @@ def _altair() -> Any:
 
 
 def _chart(alt: Any, rows: list[dict[str, Any]], title: str) -> Any:
-    # `inline` data: Altair would write a frame of its own otherwise, and warn of many rows.
+    # Use `inline` data: otherwise Altair would write a data frame of its own and warn about many rows.
     return alt.Chart(alt.Data(values=rows), title=title).properties(width="container", height=230)
 
 

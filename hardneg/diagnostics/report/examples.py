@@ -1,4 +1,4 @@
-"""Queries to look at: their texts, and every candidate with its score and verdict, side by side."""
+"""Example queries: their texts, and their candidates with score and verdict."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hardneg.diagnostics.subject import Subject
 from hardneg.mining.run import PART_ROWS, Run
 from hardneg.storage.arrow import read_parquet
 
-_SHOWN = 14  # candidates of a query
+_SHOWN = 14  # candidates per query
 
-_CUT = 320  # characters of a text
+_CUT = 320  # characters per text
 
 
 def choose(subject: Subject, most: int) -> list[tuple[int, str]]:
-    """(row, why) of the queries to show: the most suspicious, and those with the hardest negatives."""
+    """(row, reason) of the queries to show: the most suspicious ones, and those with the hardest negatives."""
     with np.errstate(invalid="ignore"):
         gap = np.nan_to_num(subject.positive[:, None] - subject.scores, nan=np.inf)
     hardest = np.argsort(gap.min(1), kind="stable")
@@ -42,7 +42,7 @@ def choose(subject: Subject, most: int) -> list[tuple[int, str]]:
 
 
 def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]]:
-    """One entry a query: its texts, positives, and candidates in the order of their ranks."""
+    """One entry per query: its texts, its positives, and its candidates in the order of their ranks."""
     chosen = choose(subject, most)
     rows = np.array([row for row, _ in chosen], np.int64)
     found = _candidates(run, subject, rows)
@@ -82,7 +82,7 @@ def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]
 
 
 def _candidates(run: Run, subject: Subject, rows: NDArray[np.int64]) -> dict[int, list[tuple[int, int, float, str]]]:
-    """(document, rank, score, verdict) of these queries' candidates: the negatives, and the nearest of the others."""
+    """(document, rank, score, verdict) of the candidates of these queries: the negatives, and the nearest of the others."""
     files = run.candidate_files()
     out: dict[int, list[tuple[int, int, float, str]]] = {int(row): [] for row in rows}
     query_ids = subject.pairs.query_ids.cast(pa.string())

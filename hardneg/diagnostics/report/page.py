@@ -1,8 +1,8 @@
-"""One self-contained HTML file: findings, charts, numbers, and queries to look at.
+"""One self-contained HTML file: findings, charts, numbers, and example queries.
 
-Nothing in it asks the network for anything, and its Content-Security-Policy would not let it: the only scripts that run are
-the two whose SHA-256 the policy names. Texts of the dataset are data (JSON in a script element that is no script) and
-become text nodes.
+The file requests nothing from the network, and its Content-Security-Policy forbids it. The only scripts that run are the two
+whose SHA-256 the policy names. Texts of the dataset are data (JSON in a script element that is not executed) and become text
+nodes.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ from hardneg.storage.files import atomic_path
 
 @dataclass(frozen=True)
 class Page:
-    """What a report shows.
+    """The contents of a report.
 
     Attributes:
-        title, lead: what it is of.
-        findings: cards, the worst first.
+        title, lead: the title, and the sentence below it.
+        findings: cards, worst first.
         charts: specifications by name.
-        numbers: rows of the table: label, value, what else is to be said.
-        examples: see `hardneg.diagnostics.report.examples`; total: of how many queries.
+        numbers: rows of the table: label, value, remark.
+        examples: see `hardneg.diagnostics.report.examples`.
+        total: the number of queries in the run.
     """
 
     title: str
@@ -50,13 +51,13 @@ class Page:
 
 
 def write_report(found: Diagnosis, run: Run, path: str | Path, most: int = 200) -> None:
-    """Write the report of a run, whole or not at all.
+    """Write the report of a run. The file is complete or not written at all.
 
     Args:
-        found: what `diagnose` said of the run.
-        run: for the candidates of the queries that are shown.
+        found: the diagnosis of the run.
+        run: the run, for the candidates of the queries that are shown.
         path: the file.
-        most: queries that are shown.
+        most: highest number of queries that are shown.
 
     Raises:
         MissingDependencyError: the extra `report` is not installed.
@@ -65,7 +66,7 @@ def write_report(found: Diagnosis, run: Run, path: str | Path, most: int = 200) 
 
 
 def report_page(found: Diagnosis, run: Run, most: int = 200) -> Page:
-    """What `write_report` writes; arguments as there."""
+    """The page that `write_report` writes. The arguments are the same."""
     subject = found.subject
     counts = {s: sum(f.severity == s for f in found.findings) for s in ("error", "warning", "info")}
     said = ", ".join(f"{n} {name}{'s' if n != 1 and name != 'info' else ''}" for name, n in counts.items() if n)
@@ -77,7 +78,7 @@ def report_page(found: Diagnosis, run: Run, most: int = 200) -> Page:
 
 
 def write_comparison(found: Comparison, path: str | Path) -> None:
-    """Write the report of a comparison; arguments as for `write_report`."""
+    """Write the report of a comparison. The arguments are those of `write_report`."""
     before, after = found.before.subject, found.after.subject
     changes = [replace(finding, text=f"{change}: {finding.text}") for change, finding in found.changes]
     lead = f"{found.overlap.value:.0%} of the negatives are in both. " + ("" if changes else "No finding has changed.")
@@ -93,7 +94,7 @@ def write_page(page: Page, path: str | Path) -> None:
 
 
 def render(page: Page) -> str:
-    """The HTML."""
+    """The page as HTML."""
     try:
         from jinja2 import Environment
         from markupsafe import Markup
@@ -102,7 +103,7 @@ def render(page: Page) -> str:
     library = _library()
     home = files("hardneg.diagnostics.report")
     script = home.joinpath("report.js").read_text("utf-8")
-    # `<` could end the element that the data stand in; JSON may write it as an escape.
+    # `<` could end the element that contains the data; JSON may write it as an escape.
     data = json.dumps({"charts": page.charts, "examples": page.examples}, ensure_ascii=False, allow_nan=False)
     data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -115,13 +116,13 @@ def render(page: Page) -> str:
 
 @cache
 def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed, as vl-convert carries them."""
+    """Vega, Vega-Lite and Vega-Embed, as packaged in vl-convert."""
     try:
         from vl_convert import javascript_bundle
     except ImportError:
         raise MissingDependencyError("vl-convert-python", "report", "the HTML report") from None
     text: str = javascript_bundle(None)
-    # The parser of HTML must not find the end of the element inside it, whatever a string in the library says.
+    # The HTML parser must not find the end of the element inside it, whatever strings the library contains.
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
