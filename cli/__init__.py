@@ -1,1 +1,1 @@
-"""The `hardneg` command, packaged as `hardneg_cli`: what people see; all work is in `hardneg`."""
+"""The command line of hardneg, packaged as `hardneg_cli`. It parses options and prints; `hardneg` does the work."""

@@ -1,4 +1,4 @@
-"""hardneg calibrate"""
+"""The command `hardneg calibrate`."""
 
 from __future__ import annotations
 
@@ -15,30 +15,54 @@ from .show import print_posterior, progress_bars
 @click.argument("run")
 @click.argument("judgements", required=False, metavar="[F.csv]")
 @click.option(
-    "--alpha", type=float, default=0.05, show_default=True, help="Largest share of false negatives that you allow."
+    "--out", metavar="FILE", type=click.Path(path_type=Path), help="File to write.  [default: RUN/posterior.json]"
 )
-@click.option("--confidence", type=float, default=0.95, show_default=True, help="Confidence of the guarantee.")
+@click.option(
+    "--alpha",
+    type=float,
+    default=0.05,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of false negatives that you allow among the negatives.",
+)
+@click.option(
+    "--confidence",
+    type=float,
+    default=0.95,
+    show_default=True,
+    metavar="X",
+    help="Confidence with which the guarantee holds, at least 0.5. Used with F.csv.",
+)
 @click.option(
     "--learn",
     default="auto",
     show_default=True,
-    help="What to learn from: auto · known (the positives alone) · hidden (hide one of several positives and look for it) · "
-    "groups (they are the truth) · judged (all judgements, without a guarantee)",
+    metavar="HOW",
+    help="What to learn from: known (the known positives) · hidden (for queries with several positives, one that is "
+    "hidden) · groups (the groups of the dataset) · judged (the judgements in F.csv, without a guarantee) · auto (hidden "
+    "or known).",
 )
 @click.option(
     "--feature",
     "features",
     multiple=True,
     metavar="NAME",
-    help="A feature that --learn judged or groups uses. Repeatable.",
+    help="Use this feature with --learn judged or groups. Repeat the option for several.  [default: chosen by "
+    "cross-validation]",
 )
 @click.option(
-    "--posterior", metavar="FILE", help="Certify the threshold of this posterior. Draw the pairs with 'hardneg judge'."
+    "--posterior",
+    metavar="FILE",
+    help="Certify the threshold of this posterior instead of learning one. F.csv must be drawn for it ('hardneg judge "
+    "--posterior').",
 )
-@click.option("--uncertified", is_flag=True, help="Write a posterior even if no threshold can be certified.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="[default: RUN/posterior.json]")
-@click.option("--json", "as_json", is_flag=True, help="Print the posterior as JSON on stdout.")
+@click.option(
+    "--uncertified", is_flag=True, help="If no threshold can be certified, write a posterior without a guarantee."
+)
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of all random choices."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the posterior as one JSON object on stdout.")
 def calibrate(
     run: str,
     judgements: str | None,
@@ -48,10 +72,15 @@ def calibrate(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Learn how likely each candidate of RUN is a false negative, and choose the threshold for rejecting it.
+    """Learn how likely each candidate of RUN is a false negative, and choose a threshold for rejecting candidates.
 
-    Without judgements, the command learns from the known positives alone and sets the threshold where it expects a share
-    ALPHA of false negatives. With a file of judgements (see 'hardneg judge'), it certifies the threshold or refuses to.
+    The command writes a file, called a posterior, for the filter 'posterior'.
+
+    Without F.csv, it learns from the known positives and chooses the threshold at which it expects a share of --alpha
+    false negatives. This is an estimate.
+
+    With F.csv, a file of judgements from 'hardneg judge', it certifies a threshold: with --confidence, at most a share
+    of --alpha of the negatives is false. If no threshold can be certified, it says whether more judgements would help.
 
     \b
     Examples:
@@ -63,7 +92,7 @@ def calibrate(
     from hardneg.false_negatives.model import Posterior
 
     with progress_bars() as progress:
-        made = run_calibrate(
+        learned = run_calibrate(
             run,
             judgements,
             features=features or None,
@@ -72,8 +101,8 @@ def calibrate(
             **given,
         )
     path = Path(run) / "posterior.json" if out is None else out
-    made.save(path)
+    learned.save(path)
     if as_json:
-        print_json(made.to_json())
+        print_json(learned.to_json())
     else:
-        print_posterior(made.to_json(), run, str(path))
+        print_posterior(learned.to_json(), run, str(path))

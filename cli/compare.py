@@ -1,4 +1,4 @@
-"""hardneg compare"""
+"""The command `hardneg compare`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ def compare(
 ) -> None:
     """Show what changed from RUN_A to RUN_B, two runs over the same dataset.
 
+    The command compares the numbers and findings of 'hardneg diagnose', and counts the candidates whose verdict
+    changed.
+
     \b
     Examples:
       hardneg compare run run2
@@ -29,8 +32,8 @@ def compare(
 
     limits = None if thresholds is None else Thresholds.load(thresholds)
     with progress_bars() as progress:
-        found = run_compare(run_a, run_b, temperature=temperature, thresholds=limits, seed=seed, progress=progress)
-        value = found.to_json()
+        comparison = run_compare(run_a, run_b, temperature=temperature, thresholds=limits, seed=seed, progress=progress)
+        value = comparison.to_json()
         if html is not None:
-            write_comparison(found, html)
+            write_comparison(comparison, html)
     (print_json if as_json else print_comparison)(value)

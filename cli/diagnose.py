@@ -1,4 +1,4 @@
-"""hardneg diagnose"""
+"""The command `hardneg diagnose`."""
 
 from __future__ import annotations
 
@@ -11,18 +11,23 @@ from .show import print_diagnosis, progress_bars
 
 @click.command()
 @click.argument("run")
-@diagnosing
-@click.option("--encoder", metavar="SPEC", help="The encoder as it is now, to measure how stale the run is.")
+@click.option(
+    "--encoder", metavar="SPEC", help="The encoder as it is now, to measure how far it has moved since RUN was mined."
+)
 @click.option(
     "--fail-on",
     type=click.Choice(["info", "warning", "error"]),
-    help="Exit with code 3 if there is a finding of this severity or higher.",
+    help="Exit with code 3 if there is a finding of this severity or a higher one.",
 )
+@diagnosing
 def diagnose(
     run: str, temperature: float, encoder: str | None, thresholds: str | None, fail_on: str | None, html: str | None, seed: int,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Check whether the negatives of RUN are any good, and say what would help.
+
+    The command measures, for example, how hard the negatives are, how many of them are false negatives, and how
+    diverse they are. It prints the numbers and its findings, the most severe first, each with a suggestion.
 
     \b
     Examples:
@@ -38,16 +43,16 @@ def diagnose(
 
     limits = None if thresholds is None else Thresholds.load(thresholds)
     with progress_bars() as progress:
-        now = None if encoder is None else make_encoder(encoder)
+        present = None if encoder is None else make_encoder(encoder)
         opened = Run(run)
-        found = run_diagnose(
-            opened, temperature=temperature, encoder=now, thresholds=limits, seed=seed, progress=progress
+        diagnosis = run_diagnose(
+            opened, temperature=temperature, encoder=present, thresholds=limits, seed=seed, progress=progress
         )
-        value = found.to_json()
+        value = diagnosis.to_json()
         if html is not None:
             advance = progress("report", 1)
-            write_report(found, opened, html)
+            write_report(diagnosis, opened, html)
             advance(1)
     (print_json if as_json else print_diagnosis)(value)
-    if fail_on is not None and found.fails(fail_on):
+    if fail_on is not None and diagnosis.fails(fail_on):
         raise click.exceptions.Exit(3)

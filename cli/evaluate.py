@@ -1,4 +1,4 @@
-"""hardneg evaluate"""
+"""The command `hardneg evaluate`."""
 
 from __future__ import annotations
 
@@ -14,23 +14,53 @@ from .show import print_evaluation, progress_bars
 
 @click.command()
 @click.argument("source")
+@click.option(
+    "--split",
+    default="test",
+    show_default=True,
+    metavar="NAME",
+    help="Split to evaluate on, of a BEIR folder, a saved dataset or a built-in dataset.",
+)
+@click.option(
+    "--skip-unknown",
+    is_flag=True,
+    help="Skip judgements with unknown ids in a BEIR folder and report their number, instead of stopping.",
+)
+@click.option(
+    "--measure",
+    "measures",
+    multiple=True,
+    metavar="NAME@K",
+    help="Measure to compute: ndcg@K · mrr@K · recall@K. Repeat the option for several.  [default: ndcg@10 mrr@10 "
+    "recall@10 recall@100]",
+)
 @encoding
 @click.option(
-    "--split", default="test", show_default=True, help="Split of a BEIR folder, a saved dataset, or a built-in set."
+    "--cache",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Folder that keeps the vectors, to use them again.",
 )
 @click.option(
-    "--measure", "measures", multiple=True, metavar="NAME@K",
-    help="ndcg@K · mrr@K · recall@K; repeatable.  [default: ndcg@10 mrr@10 recall@10 recall@100]",
-)  # fmt: skip
-@click.option(
-    "--metric", default="cosine", show_default=True, help="How given embeddings are compared: cosine · ip · l2."
+    "--metric",
+    default="cosine",
+    show_default=True,
+    metavar="NAME",
+    help="Score of given embeddings: cosine · ip (inner product) · l2 (minus the squared distance).",
 )
-@click.option("--skip-unknown", is_flag=True, help="Skip judgements that name unknown ids, and say how many.")
-@click.option("--cache", metavar="FOLDER", type=click.Path(path_type=Path), help="Folder in which embeddings are kept.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of the initial weights of an encoder without saved weights.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the measures as one JSON object on stdout.")
 def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any) -> None:
-    """Measure how well an encoder retrieves the positives of SOURCE from its whole corpus.
+    """Measure how well an encoder finds the positives of SOURCE in its whole corpus.
+
+    SOURCE is a dataset, as for 'hardneg mine'.
 
     \b
     Examples:
@@ -58,16 +88,16 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
             documents = aligned(
                 open_vectors(files[1]), pairs.document_rows, pairs.source_document_rows, files[1], "documents"
             )
-            found = evaluate_vectors(pairs, queries, documents, names, given["metric"])
+            evaluation = evaluate_vectors(pairs, queries, documents, names, given["metric"])
         else:
             encoder = make_encoder(
                 given["encoder"], seed=given["seed"], device=given["device"], batch_size=given["batch_size"]
             )
-            found = run_evaluate(
+            evaluation = run_evaluate(
                 pairs, encoder, names, progress=progress,
                 **{name: given[name] for name in ("query_prompt", "document_prompt", "cache")},
             )  # fmt: skip
     if as_json:
-        print_json(found.to_json())
+        print_json(evaluation.to_json())
     else:
-        print_evaluation(found.to_json(), source)
+        print_evaluation(evaluation.to_json(), source)

@@ -1,4 +1,4 @@
-"""hardneg export"""
+"""The command `hardneg export`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,30 @@ from .main import print_json
     "--format",
     "format_",
     required=True,
-    help="triplet · n-tuple · labeled-pair · labeled-list · flagembedding · tevatron · trec · beir",
+    metavar="NAME",
+    help="Format to write: triplet · n-tuple · labeled-pair · labeled-list · flagembedding · tevatron · trec · beir.",
 )
 @click.option(
     "--out",
     required=True,
     metavar="F",
-    help="A .jsonl, .parquet, .csv or .tsv file; '-': JSON lines on stdout; a folder for beir.",
-)
-@click.option("--scores", is_flag=True, help="Include the scores of the mining pass.")
-@click.option(
-    "--short", default="null", show_default=True, help="N-tuple rows with too few negatives: null (fill up) · skip"
-)
-@click.option(
-    "--max-positives", type=click.IntRange(1), help="Use at most this many positives of a query, the best-scored."
+    help="A .jsonl, .parquet, .csv or .tsv file; '-' for JSON lines on stdout; any file for trec; a folder for beir.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
+@click.option("--scores", is_flag=True, help="Also write the scores from mining.")
+@click.option(
+    "--short",
+    default="null",
+    show_default=True,
+    metavar="HOW",
+    help="What n-tuple does with queries that have too few negatives: null (fill up with nulls) · skip.",
+)
+@click.option(
+    "--max-positives",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Most positives to write for each query, those with the highest scores.  [default: all]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object on stdout.")
 def export(
     run: str,
@@ -40,7 +48,10 @@ def export(
     overwrite: bool,
     as_json: bool,
 ) -> None:
-    """Write the negatives of RUN in a format that trainers read.
+    """Write the negatives of RUN in a format that training libraries read.
+
+    A format may be unable to hold some queries, such as those without a positive. The command says how many it left
+    out.
 
     \b
     Examples:
@@ -48,14 +59,14 @@ def export(
       hardneg export run --format n-tuple --scores --out - | head -1
     """
     if as_json and out == "-":
-        raise click.UsageError("--json and --out - both want stdout")
+        raise click.UsageError("--json and --out - exclude each other: both print to stdout")
     from hardneg.exports.export import export as run_export
     from hardneg.mining.run import Run
 
     report = run_export(
         Run(run), format_, out, scores=scores, short=short, max_positives=max_positives, overwrite=overwrite
     )
-    click.echo(f"wrote {report.rows:,} rows of {report.queries:,} queries to {out}", err=True)
+    click.echo(f"wrote {report.rows:,} rows for {report.queries:,} queries to {out}", err=True)
     for reason, count in report.left_out.items():
         click.echo(f"left out: {count:,} queries {reason}", err=True)
     if as_json:

@@ -1,4 +1,4 @@
-"""hardneg judge"""
+"""The command `hardneg judge`."""
 
 from __future__ import annotations
 
@@ -13,34 +13,51 @@ from .show import progress_bars
 
 @click.command()
 @click.argument("run")
-@click.option("--out", required=True, metavar="F.csv", type=click.Path(path_type=Path), help="The file to write.")
-@click.option("--sample", type=click.IntRange(1), default=300, show_default=True, help="Number of pairs to draw.")
+@click.option("--out", required=True, metavar="F.csv", type=click.Path(path_type=Path), help="CSV file to write.")
+@click.option("--overwrite", is_flag=True, help="Replace the file at --out, with the judgements in it.")
 @click.option(
-    "--alpha", type=float, default=0.05, show_default=True, help="Share of false negatives that you want to guarantee."
+    "--sample", type=click.IntRange(1), default=300, show_default=True, metavar="N", help="Number of pairs to draw."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option(
-    "--posterior", metavar="FILE", help="The posterior whose threshold you want to certify.  [default: learned here]"
+    "--alpha",
+    type=float,
+    default=0.05,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of false negatives that you want to guarantee. Give the same to 'hardneg calibrate'.",
 )
-@click.option("--judged", metavar="F.csv", help="A smaller sample that was judged before. Its judgements are copied.")
 @click.option(
-    "--cross-encoder", metavar="NAME_OR_PATH", help="Let this cross-encoder judge; also module:PKG.MOD:FACTORY."
+    "--posterior",
+    metavar="FILE",
+    help="Posterior whose threshold you want to certify.  [default: one learned from the known positives]",
+)
+@click.option(
+    "--judged",
+    metavar="F.csv",
+    help="File that you have judged already, with a smaller sample. Its judgements are copied.",
+)
+@click.option(
+    "--cross-encoder",
+    metavar="NAME_OR_PATH",
+    help="Let this cross-encoder judge the pairs: a sentence-transformers model, or module:PKG.MOD:FACTORY (your own).",
 )
 @click.option(
     "--cut",
     type=float,
     default=0.5,
     show_default=True,
-    help="Score above which the cross-encoder calls a pair relevant.",
+    metavar="X",
+    help="Score above which the cross-encoder judges a pair as relevant.",
 )
-@click.option("--overwrite", is_flag=True, help="Replace the file.")
-@click.option("--json", "as_json", is_flag=True, help="Print what was drawn as one JSON object on stdout.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of the sample.")
+@click.option("--json", "as_json", is_flag=True, help="Print the numbers of pairs as one JSON object on stdout.")
 def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
-    """Draw candidates of RUN to be judged, and write them as a CSV file with an empty column 'relevant'.
+    """Draw candidates of RUN, for you or a cross-encoder to judge, and write them to a CSV file.
 
-    Write 1 (relevant, so a false negative) or 0 in that column, and give the file to 'hardneg calibrate'. Three quarters
-    of the pairs (part 'hold-out') are for the guarantee, the others for learning. A larger --sample with the same
-    options contains the smaller one.
+    Write 1 (relevant, so a false negative) or 0 (not relevant) into the column 'relevant', and give the file to
+    'hardneg calibrate'. Three quarters of the pairs (part 'hold-out') are for the guarantee, the others for learning.
+
+    A larger --sample contains the smaller one if all other options are the same, so you can add judgements later.
 
     \b
     Examples:
@@ -64,6 +81,6 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
     if as_json:
         print_json(value)
         return
-    click.echo(f"{value['pairs']:,} pairs in {out}, {value['held_out']:,} of them held out for the guarantee")
-    done = "judged by the cross-encoder" if given["cross_encoder"] else "write 1 (relevant) or 0 into 'relevant'"
-    click.echo(f"next: {done}, then: hardneg calibrate {run} {out} --alpha {given['alpha']:g}")
+    click.echo(f"wrote {value['pairs']:,} pairs to {out}, {value['held_out']:,} of them held out for the guarantee")
+    todo = "" if given["cross_encoder"] else "write 1 (relevant) or 0 into the column 'relevant', then: "
+    click.echo(f"next: {todo}hardneg calibrate {run} {out} --alpha {given['alpha']:g}")

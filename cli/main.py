@@ -1,4 +1,4 @@
-"""The command group, and the exit code for each kind of error."""
+"""The `hardneg` command with its subcommands, and the exit code for each kind of error."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from hardneg.errors import HardnegError, UsageError, suggestion
 _COMMANDS = {
     "mine": (".mine", "Find hard negatives for every query of a dataset."),
     "select": (".select", "Filter and sample the candidates of a run again, without a new search."),
-    "judge": (".judge", "Draw candidates of a run for people or a cross-encoder to judge."),
+    "export": (".export", "Write the negatives of a run in a format that training libraries read."),
+    "diagnose": (".diagnose", "Check whether the negatives of a run are any good, and say what would help."),
+    "compare": (".compare", "Show what changed between two runs over the same dataset."),
+    "judge": (".judge", "Draw candidates of a run, for people or a cross-encoder to judge."),
     "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
     "train": (".train", "Train an encoder with negatives that are mined again as it learns."),
     "evaluate": (".evaluate", "Measure how well an encoder retrieves: nDCG, MRR, recall."),
-    "diagnose": (".diagnose", "Check whether the negatives of a run are any good, and say what would help."),
-    "compare": (".compare", "Show what changed between two runs over the same dataset."),
-    "demo": (".demo", "Run everything on built-in data in a few minutes: mine, train, evaluate, diagnose."),
-    "export": (".export", "Write the negatives of a run in a format that trainers read."),
+    "demo": (".demo", "Try everything on built-in data in a few minutes."),
 }
 
 
 class _Commands(click.Group):
-    """Loads a command only when it is called, so that `hardneg --help` does not load torch."""
+    """A group that imports a command only when it is called, so that `hardneg --help` does not load torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -55,19 +55,30 @@ class _Commands(click.Group):
 def cli() -> None:
     """Hard negatives for training embedding models.
 
+    A hard negative is a document that is near a query, yet not relevant to it. 'hardneg mine' finds hard negatives and
+    writes them to a folder, called a run. The other commands filter, check and export a run, or train an encoder.
+
     \b
     Try:
       hardneg demo
       hardneg mine builtin:pycode --out run
       hardneg export run --format triplet --out triplets.jsonl
+      hardneg mine --help
     """
 
 
 def main(args: list[str] | None = None) -> NoReturn:
-    """Run the command; exit code 0 done, 1 bad data or run, 2 wrong usage, 3 --fail-on tripped, 130 interrupted."""
+    """Run a command and exit the process.
+
+    Exit codes: 0 for success, 1 for bad data or a bad run, 2 for wrong usage, 3 for a finding at the level of
+    --fail-on, 130 for an interruption.
+
+    Args:
+        args: the arguments; None: those of the process.
+    """
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        # The code of a command that exits on purpose (`--fail-on`) is what click returns here.
+        # If a command exits on purpose (`--fail-on`), click returns its exit code here.
         result = cli.main(args=args, prog_name="hardneg", standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except click.exceptions.Exit as error:
@@ -76,19 +87,22 @@ def main(args: list[str] | None = None) -> NoReturn:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted; --resume continues where it stopped", err=True)
+        click.echo(
+            "interrupted. 'hardneg mine' and 'hardneg train' continue where they stopped with --resume", err=True
+        )
         code = 130
     except HardnegError as error:
         click.echo(f"error: {error}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
-        # The reader of the pipe has gone (`| head`): there is nobody to write to.
+        # The reader of the pipe has finished, as in `| head`. This is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         click.echo(
-            f"error: {where}{error.strerror or error}. Check the path, its permissions and the free space", err=True
+            f"error: {where}{error.strerror or error}. Check the path, its permissions and the free disk space",
+            err=True,
         )
         code = 1
     except MemoryError:
@@ -102,4 +116,5 @@ def _interrupt(signum: int, frame: object) -> None:
 
 
 def print_json(value: Any) -> None:
+    """Print a value as JSON on stdout."""
     click.echo(json.dumps(value, ensure_ascii=False, indent=2))

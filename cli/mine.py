@@ -1,4 +1,4 @@
-"""hardneg mine"""
+"""The command `hardneg mine`."""
 
 from __future__ import annotations
 
@@ -9,97 +9,157 @@ from typing import Any
 import click
 
 from .main import print_json
-from .options import encoding, filter_spec
+from .options import (
+    FILTER_HELP,
+    FILTERS_AND_SAMPLERS,
+    FORCE_HELP,
+    NO_DEFAULT_FILTERS_HELP,
+    Sectioned,
+    encoding,
+    filter_spec,
+)
 from .show import print_summary, progress_bars, summary, warn
 
-FILTER_HELP = (
-    "A filter. Repeat the option for several; they apply in order, after 'known', 'empty' and 'duplicate:text'. "
-    "duplicate:near=0.95 · distinct · group · rank:min=10,max=100 · score:min=0.2,max=0.8 · margin:absolute=0.05 · "
-    "margin:relative=0.05 · shared-neighbors:max=0.25 · guide:st:NAME,margin=0 · cross-encoder:NAME,max=0.3 · "
-    "posterior:FILE,threshold=0.1"
-)
-SAMPLER_HELP = "top · uniform · softmax:temperature=0.05 · simans:a=100,b=0"
+_SECTIONS = {
+    "out": "Output",
+    "split": "Reading SOURCE",
+    "encoder": "Vectors",
+    "index": "Search",
+    "filters": "Filters and negatives",
+    "threads": "Other options",
+}
 
 
-@click.command()
+@click.command(cls=Sectioned, sections=_SECTIONS, epilog=FILTERS_AND_SAMPLERS)
 @click.argument("source")
-@click.option("--out", required=True, metavar="RUN", help="The run folder to write.")
+@click.option("--out", required=True, metavar="RUN", help="Folder to write the run to.")
+@click.option(
+    "--resume", is_flag=True, help="Continue an interrupted run. The result is the same as without the interruption."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on stdout.")
+@click.option(
+    "--split",
+    default="train",
+    show_default=True,
+    metavar="NAME",
+    help="Split to read of a BEIR folder, a saved dataset or a built-in dataset.",
+)
+@click.option(
+    "--format",
+    "format_",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Format of SOURCE: beir · pairs · flagembedding · tevatron · auto (recognize it).",
+)
+@click.option(
+    "--query-column",
+    metavar="NAME",
+    help="Column of the queries. The usual names are recognized, for this and the next five columns.",
+)
+@click.option("--positive-column", metavar="NAME", help="Column of the relevant text, or of a list of relevant texts.")
+@click.option("--id-column", metavar="NAME", help="Column of the ids of the queries.")
+@click.option("--document-id-column", metavar="NAME", help="Column of the ids of the relevant texts.")
+@click.option(
+    "--group-column",
+    metavar="NAME",
+    help="Column of a label. With the filter 'group', texts with the label of the query are not its negatives.",
+)
+@click.option(
+    "--relevance-column",
+    metavar="NAME",
+    help="Column of judgements: above 0 means relevant, 0 means judged not relevant.",
+)
+@click.option(
+    "--corpus", metavar="F", type=click.Path(path_type=Path), help="File or BEIR folder with additional documents."
+)
+@click.option(
+    "--skip-unknown",
+    is_flag=True,
+    help="Skip judgements with unknown ids in a BEIR folder and report their number, instead of stopping.",
+)
 @encoding
-@click.option("--index", default="auto", show_default=True, help="auto (by the sizes) · exact · ivf · hnsw")
+@click.option(
+    "--precision",
+    default="float16",
+    show_default=True,
+    metavar="NAME",
+    help="Number format of the stored vectors: float16 · float32.",
+)
+@click.option(
+    "--cache",
+    metavar="FOLDER",
+    type=click.Path(path_type=Path),
+    help="Folder that keeps the vectors, so that several runs can share them.  [default: inside the run]",
+)
+@click.option(
+    "--index",
+    default="auto",
+    show_default=True,
+    metavar="NAME",
+    help="Search index: exact · ivf and hnsw (approximate) · auto (exact or ivf, by the size of the data).",
+)
 @click.option(
     "--recall",
     type=float,
     default=0.95,
     show_default=True,
-    help="Share of the nearest documents that ivf and hnsw should find. What they really find is measured. 1 means exact.",
+    metavar="SHARE",
+    help="Share of the nearest documents that ivf and hnsw should find. They are tuned to it, and the share that they "
+    "do find is measured. With 1, the search is exact.",
 )
 @click.option(
-    "--index-device", default="cpu", show_default=True, help="Device on which an exact index searches: cpu · cuda"
+    "--index-device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Device on which an exact index searches: cpu · cuda.",
 )
 @click.option(
     "--metric",
     default="cosine",
     show_default=True,
-    help="cosine · ip (inner product) · l2 (minus the squared distance)",
+    metavar="NAME",
+    help="Score of a query and a document: cosine · ip (inner product) · l2 (minus the squared distance).",
 )
 @click.option(
     "--depth",
     type=click.IntRange(1),
-    help="Candidates kept for each query.  [default: 100, or all documents if there are fewer]",
+    metavar="N",
+    help="Candidates for each query: the documents nearest to it.  [default: 100, or all documents if there are fewer]",
 )
 @click.option(
     "--max-depth",
     type=click.IntRange(1),
-    help="How deep the search may go for a query that is left with too few candidates.  [default: 4 * depth]",
+    metavar="N",
+    help="How deep to search for a query that the filters leave with too few negatives.  [default: 4 * depth]",
 )
-@click.option("--negatives", type=click.IntRange(1), default=7, show_default=True, help="Negatives for each query.")
 @click.option("--filter", "filters", multiple=True, callback=filter_spec, metavar="SPEC", help=FILTER_HELP)
-@click.option("--no-default-filters", is_flag=True, help="Use only 'known' and the filters given with --filter.")
-@click.option("--sampler", default="top", show_default=True, help=SAMPLER_HELP)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--no-default-filters", is_flag=True, help=NO_DEFAULT_FILTERS_HELP)
+@click.option("--force", is_flag=True, help=FORCE_HELP)
 @click.option(
-    "--precision", default="float16", show_default=True, help="Number format of stored vectors: float16 · float32"
+    "--sampler",
+    default="top",
+    show_default=True,
+    metavar="SPEC",
+    help="How negatives are drawn among the candidates that pass the filters; all samplers are listed below.",
 )
 @click.option(
-    "--split", default="train", show_default=True, help="Split of a BEIR folder, a saved dataset, or a built-in set."
+    "--negatives", type=click.IntRange(1), default=7, show_default=True, metavar="N", help="Negatives for each query."
 )
 @click.option(
-    "--format", "format_", default="auto", show_default=True, help="auto · beir · pairs · flagembedding · tevatron"
+    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of all random choices."
 )
-@click.option(
-    "--query-column",
-    metavar="NAME",
-    help="Column of the queries. Only columns with unusual names need this and the next five.",
-)
-@click.option("--positive-column", metavar="NAME")
-@click.option("--id-column", metavar="NAME")
-@click.option("--document-id-column", metavar="NAME")
-@click.option("--group-column", metavar="NAME")
-@click.option(
-    "--relevance-column",
-    metavar="NAME",
-    help="Column of graded judgements: above 0 means relevant, 0 judged not relevant.",
-)
-@click.option("--corpus", metavar="F", type=click.Path(path_type=Path), help="A file of further documents.")
-@click.option("--skip-unknown", is_flag=True, help="Skip judgements that name unknown ids, and say how many.")
-@click.option(
-    "--resume", is_flag=True, help="Continue an interrupted run. The result is the same as without the interruption."
-)
-@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@click.option("--force", is_flag=True, help="Use a posterior even if it was learned with another encoder.")
-@click.option(
-    "--cache",
-    metavar="FOLDER",
-    type=click.Path(path_type=Path),
-    help="Folder for embeddings, so that several runs can share them.",
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: all cores]")
-@click.option("--json", "as_json", is_flag=True, help="Print the closing table as one JSON object on stdout.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads.  [default: all cores]")
 def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
-    """Find hard negatives for every query of SOURCE: search, filter, sample.
+    """Find hard negatives for every query of SOURCE.
 
-    SOURCE is a BEIR folder; a .jsonl, .csv, .tsv or .parquet file of pairs ("-": JSON lines on stdin); a
-    saved Hugging Face dataset; a FlagEmbedding or Tevatron file; or builtin:pycode.
+    For each query, the command searches the nearest documents (the candidates), rejects candidates with filters, and
+    draws the negatives among the others. The run folder records every candidate and which filter rejected it.
+
+    SOURCE is a BEIR folder; a .jsonl, .csv, .tsv or .parquet file of pairs ("-": JSON lines on stdin); a saved Hugging
+    Face dataset; a FlagEmbedding or Tevatron file; or a built-in dataset, builtin:pycode or builtin:glyphs.
 
     \b
     Examples:
@@ -152,6 +212,7 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
 
 
 def report(info: dict[str, Any], out: str, as_json: bool) -> None:
+    """Print the summary of a run with the content `info` of its run.json, and its warnings on stderr."""
     value = summary(info, out)
     warn(value["warnings"])
     if as_json:

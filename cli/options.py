@@ -1,8 +1,8 @@
-"""Options that several commands share, and the old names of options."""
+"""Options and help texts that several commands share, and the old names of options."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import click
@@ -13,45 +13,134 @@ Command = Callable[..., Any]
 
 
 def _dashed(name: str) -> str:
+    """The name of the option for a field, such as `--lr-scheduler` for `lr_scheduler`."""
     return "--" + name.replace("_", "-")
 
 
+ENCODER_HELP = (
+    "hashed (built in, needs no download) · st:NAME_OR_PATH (a sentence-transformers model) · glyphs (for "
+    "builtin:glyphs) · hashed:FOLDER and glyphs:FOLDER (saved by 'hardneg train') · module:PKG.MOD:FACTORY (your own)"
+)
+FILTER_HELP = (
+    "Reject candidates with this filter; all filters are listed below. Repeat the option for several filters: they "
+    "apply in order."
+)
+NO_DEFAULT_FILTERS_HELP = "Switch off the filters 'empty' and 'duplicate:text'. The filter 'known' stays on."
+FORCE_HELP = "Use a posterior even if it was learned with another encoder."
+FILTERS_AND_SAMPLERS = """
+\b
+Filters, in the form in which --filter takes them:
+  known                         (always on, applies first) rejects the known
+                                positives of the query
+  empty                         (on by default) rejects documents without text
+  duplicate:text                (on by default) rejects documents with the same
+                                text as a positive or the query
+  duplicate:near=0.95           rejects documents with a score of 0.95 or more
+                                with a positive or the query
+  distinct                      rejects documents with the same text as a nearer
+                                candidate
+  group                         rejects documents of the group of the query or
+                                of its positives
+  rank:min=10,max=100           keeps these ranks; rank 1 is the nearest document
+  score:min=0.2,max=0.8         keeps these scores
+  margin:absolute=0.05          keeps scores at least 0.05 below the score of the
+                                positive
+  margin:relative=0.05          keeps scores at least 5 % below the score of the
+                                positive
+  shared-neighbors:max=0.25     rejects documents that share many nearest
+                                neighbors with the query and its positives
+  guide:st:NAME,margin=0        keeps documents that another encoder also scores
+                                below the positive
+  cross-encoder:NAME,max=0.3    keeps documents that a cross-encoder scores at
+                                most 0.3
+  posterior:FILE,threshold=0.1  rejects documents that are false negatives with a
+                                probability above 0.1 ('hardneg calibrate'
+                                writes FILE and chooses a threshold)
+  posterior:learned             (only in 'hardneg train') learns such a posterior
+                                when the training mines for the first time
+A document that was judged not relevant to the query is rejected by 'empty',
+'duplicate' and 'distinct' only: the other filters guess at relevance.
+
+\b
+Samplers, with their default values:
+  top                           takes the nearest candidates
+  uniform                       draws all candidates equally often
+  softmax:temperature=0.05      draws nearer candidates more often, in proportion
+                                to exp(score / temperature)
+  simans:a=100,b=0              draws candidates that score like the positive
+                                most often (SimANS, arXiv 2210.11773)
+"""
+
 _ENCODING = (
     click.option(
-        "--encoder",
-        default="hashed",
-        show_default=True,
-        help="hashed · hashed:FOLDER · st:NAME_OR_PATH · module:PKG.MOD:FACTORY",
+        "--encoder", default="hashed", show_default=True, metavar="SPEC",
+        help=f"Encoder that turns texts into vectors: {ENCODER_HELP}.",
     ),
     click.option(
-        "--query-embeddings", metavar="F.npy", help="Vectors of the queries, in the order of the file. Skips encoding."
+        "--query-embeddings", metavar="F.npy",
+        help="Vectors of the queries, in the order of SOURCE, instead of an encoder. Needs --corpus-embeddings.",
     ),
     click.option(
-        "--corpus-embeddings",
-        metavar="F.npy",
-        help="Vectors of the documents, in the order of the file. Skips encoding.",
+        "--corpus-embeddings", metavar="F.npy",
+        help="Vectors of the documents, in the order of SOURCE, instead of an encoder. Needs --query-embeddings.",
     ),
-    click.option("--query-prompt", default="", help="Text that is put before each query."),
-    click.option("--document-prompt", default="", help="Text that is put before each document."),
+    click.option("--query-prompt", default="", metavar="TEXT", help="Text that is put before each query."),
+    click.option("--document-prompt", default="", metavar="TEXT", help="Text that is put before each document."),
     click.option(
-        "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts per batch, for st: encoders."
+        "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N",
+        help="Texts that an st: encoder encodes at once.",
     ),
-    click.option("--device", help="Device of st: encoders.  [default: a GPU if torch finds one]"),
-)
+    click.option(
+        "--device", metavar="NAME",
+        help="Device of an st: encoder, such as cpu or cuda.  [default: a GPU if torch finds one]",
+    ),
+)  # fmt: skip
 _DIAGNOSING = (
+    click.option("--html", metavar="F.html", help="Also write a report, as one HTML file that needs no network."),
     click.option(
-        "--temperature", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True,
-        help="Temperature of the loss that will train on the negatives.",
+        "--temperature", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True, metavar="X",
+        help="Temperature of the loss that the negatives will be used in.",
     ),
-    click.option("--thresholds", metavar="F.json", help="A JSON object with limits above or below which a number becomes a finding."),
-    click.option("--html", metavar="F.html", help="Also write a report as one self-contained HTML file."),
-    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the samples that are measured."),
+    click.option(
+        "--thresholds", metavar="F.json",
+        help="JSON file that changes the limits of findings: an object with names and values of "
+        "hardneg.diagnostics.Thresholds.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N",
+        help="Seed of the samples that are measured.",
+    ),
     click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout."),
 )  # fmt: skip
 
 
-class Renamed(click.Command):
-    """A command that still takes the options and filters of version 0.1 under their old names, with a note on stderr."""
+class Sectioned(click.Command):
+    """A command whose help lists the options in sections.
+
+    Args:
+        sections: the heading of each section, by the name of its first option.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        heading = "Options"
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                heading = self.sections.get(parameter.name or "", heading)
+                sections.setdefault(heading, []).append(record)
+        width = min(30, max(len(name) for records in sections.values() for name, _ in records))
+        for heading, records in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name.ljust(width), text) for name, text in records])
+
+
+class Renamed(Sectioned):
+    """A command that still accepts the option names of version 0.1, with a note on stderr."""
 
     OLD: ClassVar[dict[str, str]] = {"--views": "--self-supervised"}
     OLD.update({_dashed(old): _dashed(new) for old, new in renamed.TRAIN_OPTIONS.items()})
@@ -61,32 +150,34 @@ class Renamed(click.Command):
         return super().parse_args(ctx, [self._new(argument, known) for argument in args])
 
     def _new(self, argument: str, known: set[str]) -> str:
+        """The argument with the new name of its option; `known` are the names that the command has."""
         name, equals, value = argument.partition("=")
         new = self.OLD.get(name)
         if new is not None and name not in known and new in known:
-            click.echo(f"note: {name} is called {new} now; the old name goes with version 0.3", err=True)
+            click.echo(f"note: {name} is called {new} now; version 0.3 will no longer know the old name", err=True)
             return new + equals + value
         return argument
 
 
 def filter_spec(ctx: click.Context, parameter: click.Parameter, specs: tuple[str, ...]) -> tuple[str, ...]:
-    """Filters by their new names; a note on stderr where an old one was typed."""
+    """The specs of filters with their new names. A note on stderr names each filter that was given by an old name."""
     for spec in specs:
         new = renamed.filter_spec(spec)
         if new != spec:
             click.echo(
-                f"note: the filter {spec!r} is written {new!r} now; the old name goes with version 0.3", err=True
+                f"note: the filter {spec!r} is written {new!r} now; version 0.3 will no longer know the old name",
+                err=True,
             )
     return tuple(map(renamed.filter_spec, specs))
 
 
 def encoding(command: Command) -> Command:
-    """Options that say how texts become vectors, or which files hold the vectors."""
+    """Add the options that say how texts become vectors, or which files hold the vectors."""
     return _with(_ENCODING, command)
 
 
 def diagnosing(command: Command) -> Command:
-    """Options of the commands that diagnose runs."""
+    """Add the options of the commands that diagnose runs."""
     return _with(_DIAGNOSING, command)
 
 

@@ -1,4 +1,4 @@
-"""hardneg select"""
+"""The command `hardneg select`."""
 
 from __future__ import annotations
 
@@ -7,41 +7,59 @@ from typing import Any
 
 import click
 
-from .mine import FILTER_HELP, SAMPLER_HELP, report
-from .options import filter_spec
+from .mine import report
+from .options import FILTER_HELP, FILTERS_AND_SAMPLERS, FORCE_HELP, filter_spec
 from .show import progress_bars
 
 
-@click.command()
+@click.command(epilog=FILTERS_AND_SAMPLERS)
 @click.argument("run")
 @click.option(
-    "--out", metavar="RUN2", help="Write a new run folder.  [default: replace RUN; run.json keeps the history]"
+    "--out",
+    metavar="RUN2",
+    help="Folder to write a new run to.  [default: replace the negatives of RUN; run.json keeps the history]",
 )
+@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option(
     "--filter",
     "filters",
     multiple=True,
     callback=filter_spec,
     metavar="SPEC",
-    help=FILTER_HELP + "  [default: those of the run]",
+    help=FILTER_HELP + "  [default: the filters of the run]",
 )
 @click.option(
     "--default-filters/--no-default-filters",
     default=None,
-    help="Whether to use the filters 'empty' and 'duplicate:text'.",
+    help="Switch the filters 'empty' and 'duplicate:text' on or off.  [default: as in the run]",
 )
-@click.option("--sampler", help=SAMPLER_HELP + "  [default: that of the run]")
-@click.option("--negatives", type=click.IntRange(1), help="Negatives for each query.  [default: as in the run]")
-@click.option("--seed", type=click.IntRange(0), help="[default: that of the run]")
-@click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
-@click.option("--force", is_flag=True, help="Use a posterior even if it was learned with another encoder.")
+@click.option("--force", is_flag=True, help=FORCE_HELP)
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, help="Texts per batch, for guide models."
+    "--sampler",
+    metavar="SPEC",
+    help="How negatives are drawn among the candidates that pass the filters; all samplers are listed below.  "
+    "[default: the sampler of the run]",
 )
-@click.option("--device", help="Device of guide models.")
-@click.option("--json", "as_json", is_flag=True, help="Print the closing table as one JSON object on stdout.")
+@click.option(
+    "--negatives", type=click.IntRange(1), metavar="N", help="Negatives for each query.  [default: as in the run]"
+)
+@click.option(
+    "--seed", type=click.IntRange(0), metavar="N", help="Seed of all random choices.  [default: the seed of the run]"
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Texts that the model of the filter 'guide' encodes at once.",
+)
+@click.option("--device", metavar="NAME", help="Device of the model of the filter 'guide', such as cpu or cuda.")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on stdout.")
 def select(run: str, out: str | None, filters: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Filter and sample the candidates of RUN again, without a new search.
+
+    Options that are not given keep their value from the run. The candidates stay the same: no query is searched deeper.
 
     \b
     Examples:

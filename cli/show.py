@@ -1,4 +1,4 @@
-"""What people see: progress while work goes on, a table when it is done. The only place that knows rich."""
+"""Output for people: progress bars, notes and tables. Only this module uses rich."""
 
 from __future__ import annotations
 
@@ -20,13 +20,18 @@ Advance = Callable[[int], None]
 
 
 class _Rate(ProgressColumn):
+    """The column of a progress bar with the items per second."""
+
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed or 0:,.0f}/s" if task.total != 1 else "")
 
 
 @contextmanager
 def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Advance]]:
-    """A `hardneg.progress.Progress` on stderr: bars on a terminal, a line a finished stage elsewhere."""
+    """Show progress on stderr, through a callback as in `hardneg.progress`.
+
+    On a terminal it shows bars, elsewhere it prints a line when a stage is finished. `quiet` shows nothing.
+    """
     console = Console(stderr=True)
     if quiet:
         yield lambda stage, total: lambda count: None
@@ -50,15 +55,17 @@ def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Advance]
 
 
 def _lines(console: Console) -> Callable[[str, int], Advance]:
+    """A progress callback that prints a line when a stage is finished."""
+
     def start(stage: str, total: int) -> Advance:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         done = 0
 
         def advance(count: int) -> None:
             nonlocal done
             before, done = done, done + count
             if before < total <= done:
-                seconds = time.perf_counter() - begun
+                seconds = time.perf_counter() - started
                 rate = f", {total / max(seconds, 1e-9):,.0f}/s" if total > 1 else ""
                 console.print(f"{stage}: {total:,} in {seconds:.1f} s{rate}", highlight=False)
 
@@ -68,27 +75,34 @@ def _lines(console: Console) -> Callable[[str, int], Advance]:
 
 
 def warn(messages: list[str]) -> None:
+    """Print notes on stderr."""
     console = Console(stderr=True)
     for message in messages:
         console.print(f"[yellow]note:[/yellow] {message}", highlight=False)
 
 
 def say(message: str) -> None:
+    """Print a message in bold on stderr."""
     Console(stderr=True).print(f"[bold]{message}[/bold]", highlight=False, soft_wrap=True)
 
 
 def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
-    """What the closing table says, as one object."""
+    """The summary of a run, which is printed as a table or as JSON.
+
+    Args:
+        info: the content of run.json.
+        out: the run folder, as the user wrote it.
+    """
     counts = info["counts"]
-    asked = info["config"]["negatives"]
+    wanted = info["config"]["negatives"]
     negatives = {int(k): v for k, v in counts["negatives"].items()}
     return {
         "run": out,
         "queries": counts["queries"],
         "candidates": counts["candidates"],
         "negatives": sum(k * v for k, v in negatives.items()),
-        "negatives_asked": asked,
-        "queries_with_fewer_negatives": sum(v for k, v in negatives.items() if k < asked),
+        "negatives_asked": wanted,
+        "queries_with_fewer_negatives": sum(v for k, v in negatives.items() if k < wanted),
         "queries_without_negatives": negatives.get(0, 0),
         "queries_without_positives": counts["without_positives"],
         "queries_searched_deeper": counts["widened"],
@@ -102,11 +116,16 @@ def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
 
 
 def index_text(name: str, recall: dict[str, Any]) -> str:
-    """``ivf, recall@100 0.957``"""
+    """The name of the index and its measured recall, if it was measured.
+
+    >>> index_text("ivf", {"k": 100, "measured": 0.957, "queries": 1024})
+    'ivf, recall@100 0.957'
+    """
     return f"{name}, recall@{recall['k']} {recall['measured']:.3f}" if recall["queries"] else name
 
 
 def print_summary(value: dict[str, Any]) -> None:
+    """Print what `summary` returned as tables."""
     console = Console()
     counts = Table(title=f"mined {value['run']}", title_justify="left", show_header=False)
     counts.add_column()
@@ -143,6 +162,7 @@ def print_summary(value: dict[str, Any]) -> None:
 
 
 def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
+    """Print a posterior (as JSON values) that was learned from `run` and saved to `path`."""
     console = Console()
     report, guarantee = value["report"], value["guarantee"]
     table = Table(title=f"posterior {path}", title_justify="left", show_header=False)
@@ -152,41 +172,40 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
     for label, key, form in (
         ("known positives among the candidates", "known_positives", "{:,}"),
         ("judged pairs", "judged", "{:,}"),
-        ("of them relevant", "relevant", "{:,}"),
-        ("relevant among the candidates, estimated", "relevant_share", "{:.1%}"),
+        ("judged pairs that are relevant", "relevant", "{:,}"),
+        ("relevant candidates (estimate)", "relevant_share", "{:.1%}"),
         ("expected calibration error", "ece", "{:.3f}"),
     ):
         if key in report:
             table.add_row(label, form.format(report[key]))
     if "relevant_share_range" in report:
         low, high = report["relevant_share_range"]
-        table.add_row("  and how sure", f"{low:.1%} to {high:.1%}")
+        table.add_row("  interval of that estimate", f"{low:.1%} to {high:.1%}")
     for name, weight in value["features"].items():
         table.add_row(f"weight of {name}", f"{weight:.3f}")
     table.add_row("threshold", f"{value['threshold']:.4g}")
     if guarantee is None:
         table.add_row("guarantee", "none")
     else:
-        said = f"at most {guarantee['alpha']:.1%} false, confidence {guarantee['confidence']:.0%}"
-        table.add_row("guarantee", said)
-        table.add_row("  found", f"{guarantee['false']} false of {guarantee['judged']} judged negatives")
+        table.add_row("guarantee", f"at most {guarantee['alpha']:.1%} false, confidence {guarantee['confidence']:.0%}")
+        table.add_row("  evidence", f"{guarantee['false']} false of {guarantee['judged']} judged negatives")
     console.print(table)
     if guarantee is None and "expected" in report:
-        more = (
-            "" if report["expected"] <= report["alpha"] * 1.001 else f", more than {report['alpha']:.1%}: no stricter"
-        )
-        more += " threshold would leave enough negatives" if more else ""
+        more = ""
+        if not report["expected"] <= report["alpha"] * 1.001:
+            more = f". That is more than {report['alpha']:.1%}, but a stricter threshold would leave too few negatives"
         console.print(
-            f"With this threshold the model expects {report['expected']:.1%} false negatives{more}. That is an estimate, no "
-            f"guarantee. For one: hardneg judge {run} --out F.csv",
+            f"With this threshold, the model expects {report['expected']:.1%} false negatives{more}. This is an "
+            f"estimate, not a guarantee. For a guarantee, judge some candidates: hardneg judge {run} --out F.csv",
             highlight=False,
         )
     if "assumption" in report:
-        console.print(f"Assumed: {report['assumption']}.", highlight=False)
+        console.print(f"Assumption: {report['assumption']}.", highlight=False)
     console.print(f"next: hardneg select {run} --filter posterior:{path}", highlight=False)
 
 
 def print_evaluation(value: dict[str, Any], source: str) -> None:
+    """Print the measures of an encoder on a dataset."""
     console = Console()
     table = Table(title=f"evaluated {source}", title_justify="left")
     table.add_column("measure")
@@ -195,43 +214,55 @@ def print_evaluation(value: dict[str, Any], source: str) -> None:
     for name, mean in value["means"].items():
         table.add_row(name, f"{mean:.4f}", f"{value['standard_errors'][name]:.4f}")
     console.print(table)
-    left = value["queries_without_positives"]
-    more = f"; {left:,} more have no positive in this split" if left else ""
+    skipped = value["queries_without_positives"]
+    more = f"; {skipped:,} more queries have no positive in this split" if skipped else ""
     console.print(f"{value['queries']:,} queries, {value['documents']:,} documents{more}", highlight=False)
 
 
 class LiveNumbers:
-    """A line of a training's numbers every few seconds, on stderr, above the bars."""
+    """A callback that prints a line of a training's numbers every few seconds, on stderr, above the bars.
+
+    Args:
+        seconds: the shortest time between two lines. Evaluations and refreshes are always printed.
+    """
 
     def __init__(self, seconds: float = 10.0) -> None:
         self.console, self.seconds, self.last = Console(stderr=True), seconds, time.perf_counter()
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        found = {name.partition("/")[2]: value for name, value in values.items() if name.startswith("evaluation/")}
-        if found:
-            found.pop("seconds", None)
-            said = "  ".join(f"{name} {value:.4f}" for name, value in found.items())
-            self.console.print(f"[bold]step {step:,}: {said}[/bold]", highlight=False, soft_wrap=True)
+        measures = {name.partition("/")[2]: value for name, value in values.items() if name.startswith("evaluation/")}
+        if measures:
+            measures.pop("seconds", None)
+            text = "  ".join(f"{name} {value:.4f}" for name, value in measures.items())
+            self.console.print(f"[bold]step {step:,}: {text}[/bold]", highlight=False, soft_wrap=True)
             return
         now = time.perf_counter()
         if now - self.last < self.seconds and "swap_seconds" not in values:
             return
         self.last = now
-        shown = [f"loss {values['loss']:.4f}", f"temperature {values['temperature']:.3f}"]
-        shown += [f"masked {values['masked']:.1%}", f"positive {values['positive']:.3f}"]
+        parts = [f"loss {values['loss']:.4f}", f"temperature {values['temperature']:.3f}"]
+        parts += [f"masked {values['masked']:.1%}", f"positive {values['positive']:.3f}"]
         for name, form in (
             ("negative", "{:.3f}"), ("margin", "{:+.3f}"), ("effective_rank", "{:.0f}"), ("bank_rows", "{:,.0f}"),
             ("bank_age", "{:.1f}"), ("generation", "{:.0f}"), ("age", "{:.0f}"), ("drift", "{:.3f}"),
         ):  # fmt: skip
             if name in values:
-                shown.append(f"{name.replace('_', ' ')} " + form.format(values[name]))
-        self.console.print(f"step {step:,}: " + ", ".join(shown), highlight=False, soft_wrap=True)
+                parts.append(f"{name.replace('_', ' ')} " + form.format(values[name]))
+        self.console.print(f"step {step:,}: " + ", ".join(parts), highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         pass
 
 
 def print_training(value: dict[str, Any], out: str, source: str, kind: str | None) -> None:
+    """Print the results of a training.
+
+    Args:
+        value: the content of train.json.
+        out: the folder of the training.
+        source: the training data.
+        kind: the kind of encoder, as in its spec, to suggest the next command; None: suggest none.
+    """
     console = Console()
     if value["evaluations"]:
         table = Table(title=f"trained {out}", title_justify="left")
@@ -243,10 +274,12 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
             table.add_row(f"{int(row['step']):,}", *(f"{row[name]:.4f}" for name in names), style=mark)
         console.print(table)
     generations = len(value["generations"])
-    again = f", negatives mined anew {generations} times" if generations else ""
-    console.print(f"{value['steps']:,} steps in {value['seconds']:.1f} s{again}", highlight=False, soft_wrap=True)
+    refreshes = f", negatives mined again {generations} times" if generations else ""
+    console.print(f"{value['steps']:,} steps in {value['seconds']:.1f} s{refreshes}", highlight=False, soft_wrap=True)
     which = "best" if value["best"] is not None else "last"
-    console.print(f"the encoder lies in {out}/{which}, numbers in {out}/log.jsonl", highlight=False, soft_wrap=True)
+    console.print(
+        f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl", highlight=False, soft_wrap=True
+    )
     if kind is not None:
         console.print(
             f"next: hardneg mine {source} --encoder {kind}:{out}/{which} --out run", highlight=False, soft_wrap=True
@@ -257,6 +290,7 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 
 def print_diagnosis(value: dict[str, Any]) -> None:
+    """Print the numbers and findings of a diagnosis."""
     console = Console()
     table = Table(
         title=f"diagnosed {value['run']}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
@@ -268,7 +302,7 @@ def print_diagnosis(value: dict[str, Any]) -> None:
         table.add_row(*row)
     console.print(table)
     if not value["findings"]:
-        console.print("[green]nothing is wrong[/green]")
+        console.print("[green]no problems found[/green]")
     for finding in value["findings"]:
         colour = _COLOURS[finding["severity"]]
         console.print(
@@ -281,9 +315,10 @@ def print_diagnosis(value: dict[str, Any]) -> None:
 
 
 def print_comparison(value: dict[str, Any]) -> None:
+    """Print what changed between two runs."""
     console = Console()
     names = [value[side]["run"] for side in ("before", "after")]
-    table = Table(title=f"{names[1]} against {names[0]}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=f"{names[1]} compared with {names[0]}", title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     for name in ("before", "after"):
         table.add_column(name, justify="right", no_wrap=True)

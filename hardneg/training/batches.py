@@ -1,4 +1,4 @@
-"""Batches of pairs: what a training step encodes, and what the memory bank adds to it."""
+"""Batches of pairs for a training step, and the rows of the memory bank that go with them."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from hardneg.training.towers import Towers
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of pairs; every document stands in it once, however often it is a negative.
+    """One batch of pairs. It holds every document once, even if several queries have it as a negative.
 
     Attributes:
-        queries: B items.
-        documents: P + M items: the positives, one a query, then the mined negatives.
-        query_rows: int64 `[B]`, document_rows: int64 `[B + M]`: rows of the dataset.
-        mined: int64 `[B, K]`: where each query's mined negatives stand among the documents; -1: on another rank.
+        queries: the B queries: texts, or the items that replace them.
+        documents: B + M documents: first the positive of each query, then the M distinct mined negatives.
+        query_rows: int64 `[B]`, the rows of the queries in the dataset.
+        document_rows: int64 `[B + M]`, the rows of the documents in the dataset.
+        mined: int64 `[B, K]`, the positions in `documents` of the K mined negatives of each query; -1 for a document
+            that another rank encodes.
     """
 
     queries: list[Any]
@@ -42,6 +44,7 @@ class Batch:
 
     @classmethod
     def of(cls, examples: Sequence[ExampleTexts]) -> Batch:
+        """Collate the examples that a sampler has drawn into one batch."""
         positives = [e.rows.positive for e in examples]
         place = {row: i for i, row in enumerate(positives)}
         items = [e.positive for e in examples]
@@ -59,35 +62,42 @@ class Batch:
         )
 
     def without_others(self, world: World) -> Batch:
-        """Without mined negatives that another rank encodes: the loss gathers the vectors of all."""
+        """The batch without mined negatives that another rank encodes.
+
+        Each document is encoded by one rank only, because the loss gathers the vectors of all ranks.
+        """
         size = len(self.queries)
         rows = self.document_rows.to(world.device)
         ranks = Ranks.here(size, world.device)
         positives, mined = ranks.gathered(rows[:size]), ranks.gathered(rows[size:])
         owner = ranks.gathered(torch.full_like(rows[size:], world.rank))
+        # The positives of all ranks are encoded anyway. A negative that several ranks drew belongs to the lowest rank.
         kept = ~torch.isin(rows[size:], torch.cat([positives, mined[owner < world.rank]])).cpu()
         kept = torch.cat([torch.ones(size, dtype=torch.bool), kept])
         places = torch.where(kept, kept.cumsum(0) - 1, -1)
-        documents = [item for item, stays in zip(self.documents, kept.tolist(), strict=True) if stays]
+        documents = [item for item, keep in zip(self.documents, kept.tolist(), strict=True) if keep]
         return Batch(self.queries, documents, self.query_rows, self.document_rows[kept], places[self.mined])
 
 
 class TrainingBatches:
-    """The batches of a training, with the rows of its memory bank.
+    """The batches of a training, and its memory bank.
 
-    In a loop: `for batch in batches()`, `bank_view()` for the loss, `used(...)` after each batch, and `updated()` after
-    each update of the weights.
+    A training loop iterates over `batches()`, passes `bank_view()` to the loss, calls `used(...)` after each batch, and
+    calls `updated()` after each update of the weights.
 
     Args:
-        pairs: what to train on.
-        towers: the model, of which a momentum encoder is a copy.
-        options: of the training.
-        world: the ranks.
-        queries, documents: what stands for the texts of `pairs`, see `Examples`.
+        pairs: the training data.
+        towers: the model. A momentum encoder starts as a copy of it.
+        options: the options of the training.
+        world: the ranks of the training.
+        queries, documents: items that replace the texts of `pairs`; see `Examples`.
 
     Attributes:
-        sampler: draws the batches, and owns the bank.
-        momentum: the encoder that fills the bank; None: the trained one does.
+        sampler: draws the batches and owns the bank.
+        momentum: the momentum encoder that fills the bank; None: the trained encoder fills it.
+
+    Raises:
+        UsageError: there are too few pairs for one batch on every rank.
     """
 
     def __init__(
@@ -100,7 +110,7 @@ class TrainingBatches:
         whole = options.batch_size * world.size
         if world.size > 1 and trainable < whole:
             raise UsageError(
-                f"{trainable:,} pairs are too few for batches of {options.batch_size} on {world.size} ranks"
+                f"{trainable:,} pairs are too few for batches of {options.batch_size} on each of {world.size} ranks"
             )
         bank = None
         if options.bank:
@@ -114,7 +124,7 @@ class TrainingBatches:
         self.loader: DataLoader[Any] = DataLoader(
             Examples(pairs, queries, documents), batch_sampler=self.sampler, collate_fn=Batch.of,
             num_workers=options.workers, persistent_workers=options.workers > 0,
-            generator=torch.Generator().manual_seed(options.seed),  # its own: starting anew must not move the model's
+            generator=torch.Generator().manual_seed(options.seed),  # so that it never draws from the model's generator
         )  # fmt: skip
         self.momentum = None
         if bank is not None and options.momentum is not None:
@@ -125,20 +135,28 @@ class TrainingBatches:
         return self.sampler.bank
 
     def batches(self) -> Iterator[Batch]:
-        """Those of this epoch that were not trained on yet."""
+        """The batches of this epoch that were not trained on yet.
+
+        Raises:
+            UsageError: the pairs do not fill a single batch.
+        """
         self.sampler.rewind()
-        found = False
+        some = False
         for batch in self.loader:
-            found = True
+            some = True
             yield batch if self.world.size == 1 else batch.without_others(self.world)
-        if not found and self.sampler.done == 0:
+        if not some and self.sampler.done == 0:
+            whole = self.options.batch_size * self.world.size
             raise UsageError(
-                f"not one batch of {self.options.batch_size * self.world.size} pairs without a repeated query or positive can "
-                f"be made of {len(self.sampler.trainable):,} pairs: take a smaller batch_size"
+                f"{len(self.sampler.trainable):,} pairs do not fill one batch of {whole} in which no query and no "
+                f"positive is repeated: take a smaller batch_size"
             )
 
     def bank_view(self) -> BankView | None:
-        """The bank's rows for this batch; some are encoded anew and the others moved along if the options say so."""
+        """The bank's rows for the next batch; None without a bank, or before it is used.
+
+        With the option `bank_fresh`, a share of the rows is first encoded again, and the others are drift-compensated.
+        """
         bank = self.sampler.bank
         if bank is None or not self.sampler.bank_in_use:
             return None
@@ -147,11 +165,18 @@ class TrainingBatches:
         return self.sampler.bank_view()
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
+        """The unit vectors of these documents, by the encoder as it is now."""
         vectors = self.towers.encode(self.documents.take(rows.numpy()), "document")
         return torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
 
     def used(self, batch: Batch, documents: Tensor) -> None:
-        """A batch was trained on, with these vectors `[B + M, d]` of its documents: they go to the bank."""
+        """Count a batch that was trained on, and write its documents to the bank.
+
+        Args:
+            batch: the batch.
+            documents: `[B + M, d]`, the vectors of its documents. With a momentum encoder, its vectors are written
+                instead.
+        """
         if self.sampler.bank is None:
             self.sampler.advance()
             return
@@ -161,14 +186,14 @@ class TrainingBatches:
         self.sampler.advance(unit, batch.document_rows.to(unit.device))
 
     def updated(self) -> None:
-        """The weights were updated."""
+        """Move the momentum encoder, if there is one. Call this after each update of the weights."""
         if self.momentum is not None:
             self.momentum.update(self.towers)
 
     def state(self) -> dict[str, Any]:
-        """Tensors and plain values."""
+        """The state of the sampler, the bank and the momentum encoder, as tensors and plain values."""
         sampler = self.sampler.state_dict()
-        bank = sampler.pop("bank", None)  # beside the sampler, where version 0.1 kept it
+        bank = sampler.pop("bank", None)  # beside the sampler, as in checkpoints of version 0.1
         return {
             "sampler": sampler,
             "bank": bank,
@@ -176,7 +201,7 @@ class TrainingBatches:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         self.sampler.load_state_dict({**state["sampler"], "bank": state["bank"]})
         if self.momentum is not None:
             self.momentum.load_state_dict(state["momentum"])

@@ -1,4 +1,4 @@
-"""Callbacks: the numbers of a training, every few steps, for the log, TensorBoard and people."""
+"""Callbacks receive the numbers of a training: the log file, TensorBoard, and your own."""
 
 from __future__ import annotations
 
@@ -15,24 +15,42 @@ from hardneg.errors import MissingDependencyError
 
 
 class Callback(Protocol):
-    """Receives the numbers of a training. If it raises a `HardnegError`, the training stops."""
+    """Receives the numbers of a training. An exception that it raises, such as a `HardnegError`, stops the training."""
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Scalars of a step, by name; of an evaluation, `evaluation/ndcg@10` and so on."""
+        """Receive the numbers of a step, by name. The names of an evaluation start with `evaluation/`."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Called once, when the training ends or fails."""
+        ...
 
 
 @runtime_checkable
 class Watcher(Callback, Protocol):
     """A callback that also receives the vectors of every step, such as `hardneg.Diagnostics`."""
 
-    def batch(self, step: int, queries: Tensor, documents: Tensor, mined: Tensor | None = None, **more: Any) -> Any: ...
+    def batch(self, step: int, queries: Tensor, documents: Tensor, mined: Tensor | None = None, **more: Any) -> Any:
+        """Receive the vectors of the last batch of a step, without gradients.
+
+        Args:
+            step: the number of the step.
+            queries: `[B, d]`.
+            documents: `[B + M, d]`, first the positive of each query, then the mined negatives.
+            mined: int64 `[B, K]`, the rows of `documents` with the mined negatives of each query; -1 for a document
+                that another rank encodes.
+            more: `bank`, `index` and `statistics` (of the loss).
+        """
+        ...
 
 
 class LogFile:
-    """`log.jsonl`: one JSON object an entry. Entries after `step` are dropped, because a resumed training writes them again."""
+    """Writes `log.jsonl`, one JSON object for each entry.
+
+    Args:
+        path: the file. Entries that it has already are kept up to `step`.
+        step: the step from which the training continues. Later entries are dropped, because they will be written again.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         kept = []
@@ -43,7 +61,7 @@ class LogFile:
                     if entry["step"] <= step:
                         kept.append(line)
                 except (ValueError, KeyError, TypeError):
-                    continue  # cut off where the process was killed
+                    continue  # a line that was cut off when the process was killed
         path.write_text("".join(line + "\n" for line in kept), "utf-8")
         self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
@@ -57,7 +75,15 @@ class LogFile:
 
 
 class TensorBoard:
-    """Scalars for TensorBoard, in a folder."""
+    """Writes the numbers for TensorBoard.
+
+    Args:
+        folder: the folder to write to.
+        step: the step from which the training continues. TensorBoard hides entries after it.
+
+    Raises:
+        MissingDependencyError: TensorBoard is not installed.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         try:
@@ -75,5 +101,9 @@ class TensorBoard:
 
 
 def mean_of(rows: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-    """Means of the loss's statistics over several batches."""
+    """The mean of each of the loss's statistics over several batches.
+
+    >>> mean_of([{"loss": torch.tensor(1.0)}, {"loss": torch.tensor(2.0)}])
+    {'loss': 1.5}
+    """
     return {name: float(torch.stack([row[name].float() for row in rows]).mean()) for name in rows[0]} if rows else {}

@@ -1,9 +1,12 @@
-"""Checkpoints: each is a folder that is written under another name and then renamed, so it is complete or absent.
+"""Checkpoints of a training.
 
-step-00000500/state.json             plain values, with the names of tensors in their places
+Each checkpoint is a folder. It is written under a temporary name and then renamed, so it is either complete or absent.
+
+step-00000500/state.json             plain values; a tensor is replaced by its name
 step-00000500/state.safetensors      the tensors
-step-00000500/rank-1.safetensors     random numbers of the other ranks
-step-00000500/generations/           the index in use, and the one being built
+step-00000500/rank-1.json            the state of the random generators of rank 1, and so on for the other ranks
+step-00000500/rank-1.safetensors     their tensors
+step-00000500/generations/           the generation in use, and the next one if it was being built
 """
 
 from __future__ import annotations
@@ -31,23 +34,40 @@ _TENSOR, _MAP = "tensor:", "pairs:"
 
 
 def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
-    """A JSON-able copy of nested dicts, lists and numbers; tensors go to `tensors`, under names that stand in their places."""
+    """Split nested dicts, lists and plain values into a part for JSON and tensors.
+
+    Args:
+        value: the nested values.
+        tensors: receives the tensors by name.
+        place: the path of `value`, used for names and messages.
+
+    Returns:
+        A copy for JSON, in which the name of a tensor replaces it.
+
+    Raises:
+        RunError: a value of another type.
+
+    >>> tensors = {}
+    >>> packed = pack({"step": 3, "weights": torch.ones(2)}, tensors)
+    >>> list(tensors), unpack(packed, tensors)
+    (['0.weights'], {'step': 3, 'weights': tensor([1., 1.])})
+    """
     if isinstance(value, Tensor):
         name = f"{len(tensors)}{place}"
-        tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors takes no tensor that shares memory
+        tensors[name] = value.detach().cpu().contiguous().clone()  # safetensors refuses tensors that share memory
         return {_TENSOR: name}
     if isinstance(value, dict):
-        # As pairs: JSON would turn keys that are numbers (an optimizer's) into texts.
+        # Dicts become lists of pairs, because JSON would turn an optimizer's integer keys into strings.
         return {_MAP: [[key, pack(each, tensors, f"{place}.{key}")] for key, each in value.items()]}
     if isinstance(value, list | tuple):
         return [pack(each, tensors, place) for each in value]
     if value is None or isinstance(value, str | bool | int | float):
         return value
-    raise RunError(f"a {type(value).__name__} at {place or 'the top'} cannot be kept in a checkpoint")
+    raise RunError(f"a checkpoint cannot hold a {type(value).__name__} (at {place or 'the top level'})")
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `pack` took apart; tuples have become lists."""
+    """Undo `pack`, except that tuples become lists."""
     if isinstance(value, dict):
         if _TENSOR in value:
             return tensors[value[_TENSOR]]
@@ -58,7 +78,7 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Of every generator that a model may draw from, numpy's old one among them."""
+    """The state of every random generator that a model may draw from: torch's, numpy's global one, and Python's."""
     name, keys, place, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     version, words, following = random.getstate()
     state: dict[str, Any] = {
@@ -78,6 +98,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random(state: dict[str, Any], device: torch.device) -> None:
+    """Set the random generators to a state that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     name, keys, place, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), place, has_gauss, gauss))  # noqa: NPY002
@@ -90,12 +111,15 @@ def restore_random(state: dict[str, Any], device: torch.device) -> None:
 def write(
     folder: Path, step: int, state: dict[str, Any], world: World, save_more: Callable[[Path], None], keep: int = 1
 ) -> None:
-    """Write the checkpoint of a step, of which `keep` stay; called by all ranks.
+    """Write the checkpoint of a step. All ranks must call this.
 
     Args:
-        folder: of all checkpoints.
-        state: see `pack`; of the first rank.
-        save_more: writes the generations into a folder that it is given; those that the last checkpoint has are there.
+        folder: the folder of all checkpoints.
+        step: the training step.
+        state: what to save, in a form that `pack` accepts. Only that of rank 0 is written.
+        world: the ranks.
+        save_more: writes the generations to a folder, which already holds those of the previous checkpoint.
+        keep: number of checkpoints to keep; older ones are deleted.
     """
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
     if world.leads:
@@ -121,13 +145,13 @@ def write(
 
 
 def latest(folder: Path) -> Path | None:
-    """The folder of the last complete checkpoint."""
+    """The folder of the last complete checkpoint; None: there is none."""
     found = [path for path in sorted(folder.glob("step-*")) if re.fullmatch(r"step-\d{8,}", path.name)]
     return found[-1] if found else None
 
 
 def read(folder: Path, world: World) -> dict[str, Any]:
-    """What was written of this checkpoint; RunError when it is damaged or foreign."""
+    """The state in a checkpoint, with the random generators of this rank; RunError if the checkpoint is damaged."""
     state = _read_tensors(folder / "state")
     if not world.leads:
         path = folder / f"rank-{world.rank}"
@@ -136,6 +160,7 @@ def read(folder: Path, world: World) -> dict[str, Any]:
 
 
 def _write_tensors(path: Path, state: dict[str, Any]) -> None:
+    """Write a state to two files, `path` with the suffixes .json and .safetensors."""
     tensors: dict[str, Tensor] = {}
     packed = pack(state, tensors)
     file = path.with_suffix(".safetensors")
@@ -146,20 +171,28 @@ def _write_tensors(path: Path, state: dict[str, Any]) -> None:
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:
+    """Read a state that `_write_tensors` wrote; RunError if it is damaged."""
     head, file = read_json(path.with_suffix(".json")), path.with_suffix(".safetensors")
     if head.get("schema") != SCHEMA:
-        raise RunError(f"{path}.json: schema {head.get('schema')!r}, expected {SCHEMA!r}: train anew with --overwrite")
+        raise RunError(
+            f"{path}.json: schema {head.get('schema')!r}, expected {SCHEMA!r}: start a new training with --overwrite"
+        )
     if not file.is_file() or sha256_file(file) != head.get("sha256"):
-        raise RunError(f"{file} is missing or damaged: train anew with --overwrite")
+        raise RunError(f"{file} is missing or damaged: start a new training with --overwrite")
     try:
         state: dict[str, Any] = unpack(head["state"], load_file(file))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(f"{path}.json does not describe a checkpoint ({error!r}): train anew with --overwrite") from None
+        raise RunError(
+            f"{path}.json does not describe a checkpoint ({error!r}): start a new training with --overwrite"
+        ) from None
     return state
 
 
 def _link(source: Path, target: Path) -> None:
-    """The files of a folder under another name without a copy, where the file system can: they are never changed."""
+    """Link the files of a folder into another one, or copy them where the file system has no links.
+
+    Links are safe, because the files never change.
+    """
 
     def link(one: str, other: str) -> str:
         try:

@@ -1,4 +1,4 @@
-"""The ranks of a training: processes that torchrun started, one for each device, or this process alone."""
+"""The ranks of a training: the processes that torchrun started, one for each device, or this process alone."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class World:
     """The ranks of a training, seen from one of them.
 
     Attributes:
-        rank: number of this process; rank 0 writes files and prints.
+        rank: the number of this process, from 0. Rank 0 writes files and prints.
         size: number of ranks.
-        device: that this rank computes on.
+        device: the device that this rank computes on.
     """
 
     rank: int
@@ -32,17 +32,18 @@ class World:
 
     @property
     def leads(self) -> bool:
+        """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
     def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model; with several ranks, wrapped so that its gradients are averaged over them."""
+        """The model, wrapped with several ranks by DistributedDataParallel, which averages gradients over the ranks."""
         if self.size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
             return model
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
 
     def average_gradients(self, module: nn.Module) -> None:
-        """Average the gradients of a small module that is not wrapped, such as the temperature of a loss."""
+        """Average the gradients of a small module that is not wrapped, such as a loss with a learned temperature."""
         if self.size == 1:
             return
         for parameter in module.parameters():
@@ -51,33 +52,37 @@ class World:
                 parameter.grad /= self.size
 
     def wait(self) -> None:
-        """Wait until all ranks have come here."""
+        """Wait until all ranks have called this."""
         if self.size > 1:
             dist.barrier()
 
     def broadcast_int(self, value: int) -> int:
-        """The value that rank 0 has."""
+        """Return the value that rank 0 passes, on all ranks."""
         if self.size == 1:
             return value
-        word = torch.tensor([value], dtype=torch.int64, device=self.device)
-        dist.broadcast(word, 0)
-        return int(word)
+        tensor = torch.tensor([value], dtype=torch.int64, device=self.device)
+        dist.broadcast(tensor, 0)
+        return int(tensor)
 
     def broadcast_array(self, array: NDArray[np.generic] | None, dtype: type) -> NDArray[np.generic]:
-        """The array `[n, k]` that rank 0 passes; the other ranks pass None."""
+        """Return the array `[n, k]` that rank 0 passes, on all ranks. The other ranks pass None."""
         shape = [self.broadcast_int(0 if array is None else array.shape[axis]) for axis in (0, 1)]
-        here: NDArray[np.generic] = np.zeros(shape, dtype) if array is None else np.ascontiguousarray(array, dtype)
-        copy = torch.from_numpy(here.copy()).to(self.device)
-        dist.broadcast(copy, 0)
-        return copy.cpu().numpy()
+        local: NDArray[np.generic] = np.zeros(shape, dtype) if array is None else np.ascontiguousarray(array, dtype)
+        tensor = torch.from_numpy(local.copy()).to(self.device)
+        dist.broadcast(tensor, 0)
+        return tensor.cpu().numpy()
 
 
 @contextmanager
 def world(device: str | None = None) -> Iterator[World]:
-    """The ranks that torchrun has started (by its environment variables), or this process alone.
+    """Join the ranks that torchrun started, which its environment variables describe, or use this process alone.
 
     Args:
-        device: `cpu`, `cuda`, `cuda:1`; None: a GPU if there is one.
+        device: `cpu`, `cuda`, or one GPU such as `cuda:1`; None: a GPU if there is one. With several ranks on GPUs,
+            each rank uses the GPU of its number on its machine.
+
+    Raises:
+        UsageError: the device is unknown or not there.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -86,18 +91,18 @@ def world(device: str | None = None) -> Iterator[World]:
     except RuntimeError as error:
         raise UsageError(f"device {kind!r}: {str(error).splitlines()[0]}") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"device {kind!r}: torch sees no CUDA device here. Use --device cpu")
+        raise UsageError(f"device {kind!r}: torch finds no CUDA device on this machine. Use --device cpu")
     if size == 1:
         yield World(0, 1, chosen)
         return
     if chosen.type == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
-    mine = not dist.is_initialized()
-    if mine:
+    must_join = not dist.is_initialized()
+    if must_join:
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield World(rank, size, chosen)
     finally:
-        if mine:
+        if must_join:
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a training is evaluated on."""
+"""The dataset that a training is evaluated on."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class EvaluationSet:
     """A dataset to evaluate on.
 
     Attributes:
-        pairs: a dataset that is not trained on.
-        queries, documents: what stands for its texts, see `Examples`.
-        zero_shot: measure `zero-shot@1`, too: the share of documents whose nearest query is one that they are relevant to
-            (queries are the names of classes that nobody trained on); with groups also `zero-shot-group@1`: or one of the
-            same group.
+        pairs: the dataset, which should not be part of the training data.
+        queries, documents: items that replace its texts; see `Examples`.
+        zero_shot: also measure zero-shot classification, where the queries are the names of classes. `zero-shot@1` is
+            the share of documents that are relevant to their nearest query. `zero-shot-group@1`, for datasets with
+            groups, also counts documents whose nearest query is of their group.
     """
 
     pairs: Pairs
@@ -33,6 +33,12 @@ class EvaluationSet:
     zero_shot: bool = False
 
     def evaluate(self, towers: Towers, names: Sequence[str]) -> dict[str, float]:
+        """Encode the whole dataset, and return its measures by name.
+
+        Args:
+            towers: the model.
+            names: retrieval measures, such as `ndcg@10`.
+        """
         queries = _encoded(towers, self.queries or self.pairs.queries, len(self.pairs), "query")
         documents = _encoded(towers, self.documents or self.pairs.documents, len(self.pairs.document_ids), "document")
         means = evaluate_vectors(self.pairs, queries, documents, names).means
@@ -40,6 +46,7 @@ class EvaluationSet:
 
 
 def _encoded(towers: Towers, items: Items, count: int, side: str) -> NDArray[np.float32]:
+    """float32 `[count, d]`: the vectors of all items of one side, `query` or `document`."""
     rows = np.arange(count)
     vectors: NDArray[np.float32] = encode_rows(towers.encode, items, rows, rows, side, "float32", lambda: False)
     return vectors

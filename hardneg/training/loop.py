@@ -1,4 +1,4 @@
-"""The training loop: loss, update, bank, refresh, evaluation, log and checkpoints, resumable at any step."""
+"""The training loop: loss, weight update, memory bank, refresh, evaluation, log and checkpoints."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ Evaluate = Callable[[Towers], dict[str, float]]
 
 @dataclass
 class Progressed:
-    """How far a training has come: what checkpoints hold besides weights and negatives.
+    """The progress of a training, as checkpoints keep it.
 
     Attributes:
-        step: updates of the weights so far.
-        evaluations: one entry each, with its `step`.
-        best: the evaluation with the highest first measure; None: no evaluation yet.
+        step: number of weight updates so far.
+        evaluations: the measures of each evaluation by name, with its `step`.
+        best: the evaluation whose first measure is the highest; None: there was no evaluation yet.
         warnings: all warnings so far.
     """
 
@@ -52,19 +52,22 @@ class Progressed:
 
 
 class Trainer:
-    """Trains towers with InfoNCE. `hardneg.train` sets one up.
+    """Trains towers with the InfoNCE loss. `hardneg.train` creates one.
 
     Args:
         towers: the model, on the device of `world`.
-        batches: what is trained on, with the bank.
-        negatives: mined candidates and the masks of the filters.
-        options: of the training.
-        world: the ranks.
-        folder: where checkpoints go; None: none are written.
-        evaluate: evaluates the towers, on the first rank; None: no evaluation.
+        batches: the batches, and the memory bank.
+        negatives: the mined negatives, and the masks of the filters.
+        options: the options of the training.
+        world: the ranks of the training.
+        folder: the folder of the checkpoints; None: write none.
+        evaluate: evaluates the towers, on rank 0 only; None: no evaluation.
         callbacks: called with the numbers of a step or an evaluation.
         on_best: called after an evaluation that is the best so far.
         warn: called with each warning.
+
+    Raises:
+        UsageError: two towers on several ranks with `mini_batch_size`.
     """
 
     def __init__(
@@ -77,9 +80,9 @@ class Trainer:
         self.folder, self.evaluate, self.callbacks, self.on_best = folder, evaluate, list(callbacks), on_best
         self.warn = warn
         if options.mini_batch_size is not None and world.size > 1 and not towers.shared:
-            # Gradients are exchanged with the last chunk, which one tower alone encodes.
+            # Ranks exchange gradients with the last mini-batch, but only one of the towers encodes that.
             raise UsageError(
-                "two towers on several ranks cannot be trained with mini_batch_size: take a smaller batch_size instead"
+                "two towers on several ranks cannot be trained with mini_batch_size: use a smaller batch_size instead"
             )
         self.criterion = InfoNCE(
             options.temperature, learn_temperature=options.learn_temperature,
@@ -100,11 +103,11 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
         self.done, self.collapse = Progressed(), Collapse()
-        self._batches = 0  # since the last update
+        self._batches = 0  # number of batches since the last update
         self._statistics: list[dict[str, Tensor]] = []
 
     def fit(self, progress: Progress = silent) -> Progressed:
-        """Train to the end, from the present step."""
+        """Train from the present step to the last one, and return the progress."""
         advance = progress("train", self.total)
         advance(self.done.step)
         self.towers.train()
@@ -128,13 +131,13 @@ class Trainer:
     # One step.
 
     def _backward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Add the gradients of a batch; return the vectors of its queries and documents, detached."""
+        """Add the gradients of a batch, and return the vectors of its queries and documents without gradients."""
         bank = self.batches.bank_view()
         masks = self.negatives.masks(batch, bank)
-        made: list[Tensor] = []
+        vectors: list[Tensor] = []
 
         def loss(queries: Tensor, documents: Tensor) -> Tensor:
-            made[:] = queries.detach(), documents.detach()
+            vectors[:] = queries.detach(), documents.detach()
             size = len(queries)
             value: Tensor = self.criterion(
                 queries, documents[:size], shared=documents[size:], bank=None if bank is None else bank.vectors, **masks
@@ -153,12 +156,12 @@ class Trainer:
                     ]
                     for items, side in ((batch.queries, "query"), (batch.documents, "document"))
                 ]
-                cached_backward(lambda chunk: self.model(*chunk), sides, loss, no_sync=self._no_sync)
+                cached_backward(lambda mini_batch: self.model(*mini_batch), sides, loss, no_sync=self._no_sync)
         self._statistics.append(self.criterion.statistics)
-        return made[0], made[1]
+        return vectors[0], vectors[1]
 
     def _update(self) -> bool:
-        """Update the weights if enough batches have added their gradients; return whether it did."""
+        """Count a batch, and update the weights after every `accumulate` batches. Return whether they were updated."""
         self._batches += 1
         if self._batches < self.options.accumulate:
             return False
@@ -175,17 +178,20 @@ class Trainer:
         return True
 
     def _autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision, if the options ask for it."""
         if self.options.amp == "no":
             return nullcontext()
         return torch.autocast(self.world.device.type, _AMP[self.options.amp])
 
     def _no_sync(self) -> AbstractContextManager[Any]:
-        found: AbstractContextManager[Any] = self.model.no_sync() if self.world.size > 1 else nullcontext()  # type: ignore[operator]
-        return found
+        """A context in which ranks exchange no gradients."""
+        context: AbstractContextManager[Any] = self.model.no_sync() if self.world.size > 1 else nullcontext()  # type: ignore[operator]
+        return context
 
-    # Log, evaluation, checkpoints.
+    # Log and evaluation.
 
     def _report(self, batch: Batch, queries: Tensor, documents: Tensor, fresh: bool) -> None:
+        """Pass the numbers of a step to the callbacks. `fresh`: a new generation has just come into use."""
         step, bank, index = self.done.step, self.batches.bank, self.negatives.index
         for callback in self.callbacks:
             if isinstance(callback, Watcher):
@@ -197,8 +203,8 @@ class Trainer:
         self._statistics = []
         if not math.isfinite(values["loss"]):
             raise DataError(
-                f"step {step}: the loss is {values['loss']}. Lower the learning rate, or use bf16 instead of fp16; the last "
-                f"checkpoint is from before"
+                f"step {step}: the loss is {values['loss']}. Lower the learning rate, or use bf16 instead of fp16. "
+                f"The last checkpoint was written before this step"
             )
         if not self.world.leads:
             return
@@ -214,39 +220,39 @@ class Trainer:
             values |= {"drift": staleness.drift, "overlap": staleness.overlap}
         if fresh:
             values["swap_seconds"] = self.negatives.swap_seconds
-        said = self.collapse.look(rank)
-        if said is not None:
-            self.done.warnings.append(f"step {step}: {said}")
+        warning = self.collapse.look(rank)
+        if warning is not None:
+            self.done.warnings.append(f"step {step}: {warning}")
             self.warn(self.done.warnings[-1])
-        self._tell(values)
+        self._log(values)
 
-    def _tell(self, values: dict[str, float]) -> None:
+    def _log(self, values: dict[str, float]) -> None:
         for callback in self.callbacks:
             callback.log(self.done.step, values)
 
     def _evaluate_and_save(self) -> None:
+        """Evaluate and write a checkpoint, each if it is due at this step."""
         step, last = self.done.step, self.done.step == self.total
         every = self.options.evaluate_every or self.per_epoch
         if self.evaluate is not None and (step % every == 0 or last) and self.world.leads:
             start = time.perf_counter()
-            found = self.evaluate(self.towers)
+            measures = self.evaluate(self.towers)
             self.towers.train()
-            self.done.evaluations.append({"step": step, **found})
+            self.done.evaluations.append({"step": step, **measures})
             first = self.options.measures[0]
-            if self.done.best is None or found[first] > self.done.best[first]:
+            if self.done.best is None or measures[first] > self.done.best[first]:
                 self.done.best = self.done.evaluations[-1]
                 if self.on_best is not None:
                     self.on_best()
-            self._tell(
-                {**{f"evaluation/{n}": v for n, v in found.items()}, "evaluation/seconds": time.perf_counter() - start}
-            )
+            values = {f"evaluation/{name}": value for name, value in measures.items()}
+            self._log({**values, "evaluation/seconds": time.perf_counter() - start})
         if self.folder is not None and (step % (self.options.save_every or self.per_epoch) == 0 or last):
             checkpoint.write(self.folder, step, self.state(), self.world, self.negatives.save)
 
     # Checkpoints.
 
     def state(self) -> dict[str, Any]:
-        """Everything that a checkpoint holds, except random numbers and generations."""
+        """Everything that a checkpoint holds, except the random generators and the generations of the index."""
         return {
             "progress": vars(self.done),
             "collapse": vars(self.collapse),

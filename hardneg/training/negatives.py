@@ -1,4 +1,4 @@
-"""Mined negatives while training: generations of the index, the filters, and what both say in the loss."""
+"""Mined negatives during a training: they come from generations of the index, and filters choose among them."""
 
 from __future__ import annotations
 
@@ -31,23 +31,33 @@ from hardneg.training.towers import Towers
 
 
 class MinedNegatives:
-    """Gives a sampler the candidates of the generation in use, and the loss the masks of the filters.
+    """Mines negatives during a training, and refreshes them.
 
-    In a loop: `masks` for the loss, `updated` after an update of the weights (True: the sampler draws from other
-    candidates now, so begin its batches again), `end_epoch` after an epoch.
+    It gives the sampler the candidates of the generation in use, and the loss the masks of the filters. A training loop
+    passes `masks(...)` to the loss, calls `updated()` after each update of the weights, and `end_epoch()` after each
+    epoch. When `updated()` returns True, the sampler draws from new candidates, and the loop must start its batches
+    again.
 
     Args:
-        pairs: what to train on.
-        towers: the model, whose weights are copied for every generation.
-        options: of the training.
-        world: the ranks; the first builds the generations.
-        sampler: that is told the candidates.
-        run: candidates of a mining pass, used instead of mining here.
-        queries, documents: what stands for the texts of `pairs`, see `Examples`.
-        embed: see `Context`.
-        resume: a folder that `save` wrote.
-        step: of the model.
-        learned: what `state` gave of the filters.
+        pairs: the training data.
+        towers: the model. Its weights are copied for every generation.
+        options: the options of the training.
+        world: the ranks of the training; rank 0 builds the generations.
+        sampler: the sampler that receives the candidates.
+        run: a mining run whose candidates are used; None: mine during the training.
+        queries, documents: items that replace the texts of `pairs`; see `Examples`.
+        embed: encodes the dataset with a guide model; see `Context`.
+        resume: a folder that `save` wrote, to continue from.
+        step: the training step of the model.
+        learned: the state of the filters in a checkpoint (`OnlineFilters.state`).
+
+    Attributes:
+        filters: the filters, as masks of the loss.
+        index: the index that is refreshed; None: on other ranks than 0, with `run`, and if nothing is mined.
+        swap_seconds: the time that it took to put the generation in use into use.
+
+    Raises:
+        UsageError: options that do not fit the data, or a run over another dataset.
     """
 
     def __init__(
@@ -85,25 +95,26 @@ class MinedNegatives:
             self._use_run(run)
 
     def masks(self, batch: Batch, bank: BankView | None) -> dict[str, Any]:
-        """What the filters say of everything in this step, as arguments of `InfoNCE`."""
+        """The filters' verdicts on all documents of this step, as keyword arguments of `InfoNCE.forward`."""
         device = self.world.device
         documents, size = batch.document_rows.to(device), len(batch.queries)
-        none = documents.new_empty(0)
-        rows = Rows(batch.query_rows.to(device), documents[:size], documents[size:], none if bank is None else bank.ids)
-        return self.filters.masks(rows)
+        bank_rows = documents.new_empty(0) if bank is None else bank.ids
+        return self.filters.masks(Rows(batch.query_rows.to(device), documents[:size], documents[size:], bank_rows))
 
     def updated(self) -> bool:
-        """The weights were updated. True: other candidates are in use now, begin the sampler's batches again."""
+        """Count an update of the weights. Returns True if new candidates are in use: then start the batches again."""
         return self._swapped(lambda index: index.step())
 
     def end_epoch(self) -> None:
+        """Mark the end of an epoch, for the sampler and the index."""
         self.sampler.end_epoch()
         self._swapped(lambda index: index.end_epoch())
 
-    def _swapped(self, tell: Callable[[RefreshedIndex], bool]) -> bool:
+    def _swapped(self, advance: Callable[[RefreshedIndex], bool]) -> bool:
+        """Advance the index of rank 0, and use its new generation on all ranks if there is one."""
         if not self.mines:
             return False
-        swapped = bool(self.world.broadcast_int(int(self.index is not None and tell(self.index))))
+        swapped = bool(self.world.broadcast_int(int(self.index is not None and advance(self.index))))
         if swapped:
             self._use_generation()
         return swapped
@@ -111,12 +122,14 @@ class MinedNegatives:
     # Generations.
 
     def _lag(self, batches: int) -> int:
+        """Steps between the start of a refresh and its use; `batches` is the number of batches in an epoch."""
         schedule = Schedule.parse(self.options.refresh)
         updates = max(1, batches // self.options.accumulate)
         between = schedule.steps or (schedule.check if schedule.measures else updates)
         return self.options.lag if self.options.lag is not None else between // 2
 
     def _use_generation(self) -> None:
+        """Give the candidates of the generation in use to the sampler, on all ranks."""
         start = time.perf_counter()
         mined = None
         if self.index is not None:
@@ -132,7 +145,7 @@ class MinedNegatives:
         self.swap_seconds = time.perf_counter() - start
 
     def _shared(self, mined: Mined | None) -> Mined:
-        """What the first rank mined, and the sketches that it made, on all ranks."""
+        """The candidates that rank 0 mined, on all ranks; the filters share their sketches as well."""
         tables = [None] * 4 if mined is None else [
             mined.documents, mined.scores, mined.positive_scores[:, None], mined.kept
         ]  # fmt: skip
@@ -144,16 +157,19 @@ class MinedNegatives:
         )
 
     def _use_run(self, run: Run) -> None:
+        """Give the candidates of a run to the sampler; UsageError if it was mined from another dataset."""
         reopened = Reopened(run)
-        mine, theirs = self.pairs.digests, reopened.pairs.digests
-        if any(mine.get(name) != theirs.get(name) for name in ("queries", "documents")):
-            raise UsageError(f"the run {run.folder} was mined for another dataset than {self.pairs.name}")
+        trained, mined = self.pairs.digests, reopened.pairs.digests
+        if any(trained.get(name) != mined.get(name) for name in ("queries", "documents")):
+            raise UsageError(f"the run {run.folder} was mined from another dataset than {self.pairs.name}")
         self.sampler.use(self.filters.use(Mined.of_run(run), reopened.context))
 
     def _context(self, generation: Generation | None) -> Context:
+        """What filters can use besides the candidates; None: only what needs no generation."""
+
         def index() -> Any:
             if generation is None:
-                raise UsageError("no generation was built yet")
+                raise UsageError("a filter asked for vectors before the first generation was built")
             return generation.index
 
         def nearest() -> NDArray[np.int32]:
@@ -166,11 +182,11 @@ class MinedNegatives:
     # Checkpoints.
 
     def save(self, folder: Path) -> None:
-        """Write the generations."""
+        """Write the generations of the index to a folder."""
         if self.index is not None:
             self.index.save(folder)
 
     def close(self) -> None:
-        """Stop a build that is under way."""
+        """Stop the build of a generation, if one is under way."""
         if self.index is not None:
             self.index.close()

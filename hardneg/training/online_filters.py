@@ -1,4 +1,4 @@
-"""A chain of filters at work in the loss: what it rejects among candidates is no negative in the batch and the bank either."""
+"""Filters in the loss: what they would reject among the candidates is no negative in the batch or the bank either."""
 
 from __future__ import annotations
 
@@ -31,18 +31,19 @@ from hardneg.mining.filters.models import Guide
 from hardneg.mining.mined import Mined
 from hardneg.training.distributed import World
 
-_APART = 1.0  # log odds below the limit, at most, where nothing speaks for relevance: more than a sketch's noise
+# Log odds of a document that shares no neighbors with the query: at least this far below the limit, as a sketch has noise.
+_BELOW_LIMIT = 1.0
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Who takes part in a step: rows of the dataset, int64.
+    """The queries and documents of a step, as rows of the dataset, int64.
 
     Attributes:
-        queries: `[B]`.
-        positives: `[B]`.
-        shared: `[M]`, mined negatives.
-        bank: `[S]`.
+        queries: `[B]`, the queries.
+        positives: `[B]`, the positive of each query.
+        shared: `[M]`, the mined negatives, which are compared with every query.
+        bank: `[S]`, the documents in the memory bank.
     """
 
     queries: Tensor
@@ -52,30 +53,37 @@ class Rows:
 
 
 class OnlineFilters:
-    """The filters of a chain, as arguments of `InfoNCE`.
+    """A chain of filters, applied to the loss: it turns them into arguments of `InfoNCE`.
 
-    `known` and copies of known positives are masked by id, `group` by group, `margin` and `guide` by score, `shared-neighbors` and
-    `posterior` by a sketch that is made anew with every generation (see `make_sketch`), for `posterior:learned` of a
-    posterior that is learned at the first. What cannot be said of a pair by one inner product (ranks, a cross-encoder) works
-    on mined candidates only.
+    - `known` and `duplicate` mask by id; documents with the same text count as one.
+    - `group` masks by group.
+    - `margin` and `guide` mask by score.
+    - `shared-neighbors` and `posterior` mask by a sketch (see `make_sketch`), which is made again for every generation.
+      The posterior of `posterior:learned` is learned once, at the first generation.
+
+    All other filters, such as `rank` and `cross-encoder`, need more than one inner product for each pair. They work on
+    mined candidates only.
 
     Args:
         chain: the filters.
         pairs: the dataset.
-        context: its known positives, and `embed` for guides.
-        device: where the masks are needed.
-        seed: of the sample that a posterior is learned from.
+        context: the known positives of the dataset, and `embed` for guide models.
+        device: the device of the masks.
+        seed: seed of the sample that a posterior is learned from.
 
     Attributes:
-        fixed: the filters that need not be learned.
-        mined_only: names of the filters that do not work here.
-        posterior: what the sketch is made of, given or learned.
-        unlearned: why none was learned that should have been.
+        fixed: the filters of the chain without `posterior:learned`.
+        mined_only: names of the filters that work on mined candidates only.
+        posterior: the posterior behind the sketch, given or learned; None: there is none, or it is not learned yet.
+        unlearned: why no posterior could be learned; None: nothing went wrong.
+
+    Raises:
+        UsageError: the dataset lacks the groups that the filter `group` needs, or the texts that `guide` needs.
     """
 
     def __init__(self, chain: Chain, pairs: Pairs, context: Context, device: torch.device, seed: int = 0) -> None:
         self.pairs, self.device, self.seed = pairs, device, seed
-        # Copies of a text are one document here: none of them is a negative of a query that another is a positive of.
+        # Copies of a text count as one document: if one is a positive of a query, none of the others is its negative.
         _, first, places = np.unique(distinct_keys(pairs.document_keys), return_index=True, return_inverse=True)
         self.canonical = torch.from_numpy(first[places.ravel()]).to(device)
         self.known = context.known
@@ -94,22 +102,22 @@ class OnlineFilters:
         self.posterior, self.limit = (None, self.to_learn.threshold) if self.to_learn else _sketched(chain)
         self.sketch: Sketch | None = None
         self.unlearned: str | None = None
-        here = (Known, Duplicate, Margin, Guide, Group, SharedNeighbors, PosteriorFilter, LearnedPosterior)
-        self.mined_only = [each.name for each in chain.filters if not isinstance(each, (*here, Empty, Distinct))]
+        in_loss = (Known, Duplicate, Margin, Guide, Group, SharedNeighbors, PosteriorFilter, LearnedPosterior)
+        self.mined_only = [each.name for each in chain.filters if not isinstance(each, (*in_loss, Empty, Distinct))]
         self._guide_vectors = None if self.guide is None else _guide_vectors(self.guide, context)
 
     @property
     def needs_neighbors(self) -> bool:
-        """Whether a generation is needed even where no negatives are mined: for a sketch."""
+        """Whether a sketch is used. It needs the neighbors that a generation finds, even if no negatives are mined."""
         return self.posterior is not None or self.to_learn is not None
 
     def variants(self, given: Variants) -> Variants:
-        """With what the filters have to say: the strictest margin, the threshold of the posterior."""
+        """`given`, with the limits of the filters: the strictest margin, the guide's margin, the posterior's threshold."""
         for name in ("absolute", "relative"):
             margins = [getattr(each, name) for each in self.margins if getattr(each, name) is not None]
-            own = getattr(given, f"margin_{name}")
-            if margins or own is not None:
-                strictest = max([*margins, *([] if own is None else [own])])
+            own_margin = getattr(given, f"margin_{name}")
+            if margins or own_margin is not None:
+                strictest = max([*margins, *([] if own_margin is None else [own_margin])])
                 given = replace(given, **{f"margin_{name}": strictest})
         if self.guide is not None:
             given = replace(given, guide_margin=self.guide.margin)
@@ -118,14 +126,14 @@ class OnlineFilters:
         return given
 
     def use(self, mined: Mined, context: Context) -> Mined:
-        """Look at another generation, and make its sketch; at the first one learn what is to be learned.
+        """Use a new generation: make its sketch. At the first one, learn the posterior of `posterior:learned`.
 
         Args:
-            mined: its candidates; `fixed` has been asked for already.
-            context: `nearest` and `index` are its.
+            mined: the candidates of the generation, after the filters in `fixed`.
+            context: the context with the index and the nearest documents of the generation.
 
         Returns:
-            `mined` without what a learned posterior rejects.
+            `mined`, in which the candidates that a learned posterior rejects are no longer kept.
         """
         if self.to_learn is not None:
             if self.posterior is None and self.unlearned is None:
@@ -139,90 +147,100 @@ class OnlineFilters:
         return mined
 
     def _learn(self, mined: Mined, context: Context) -> None:
-        everyone = np.arange(len(mined.documents))
-        found = Found(context, mined.documents.shape[1], lambda: [(mined.candidates(everyone), mined.kept)])
+        """Learn a posterior from these candidates, or note in `unlearned` why that is not possible."""
+        queries = np.arange(len(mined.documents))
+        found = Found(context, mined.documents.shape[1], lambda: [(mined.candidates(queries), mined.kept)])
         try:
-            made = learn_from(found, PairFeatures(context), "auto", None, self.seed)
+            learned = learn_from(found, PairFeatures(context), "auto", None, self.seed)
         except DataError as error:
             self.unlearned = str(error)
             return
-        # Learned of near candidates. What stands in no crowd of the query's is not suspected, whatever was learned.
-        level = min(made.model.intercept, float(logit(min(max(self.limit, 1e-6), 1 - 1e-6))) - _APART)
+        # The model was learned from near candidates, but the loss applies it to any document. Lower the intercept, so that
+        # a document that shares no neighbors with the query always stays below the limit.
+        model = learned.model
+        intercept = min(model.intercept, float(logit(min(max(self.limit, 1e-6), 1 - 1e-6))) - _BELOW_LIMIT)
         self.posterior = Posterior(
-            made.model.features, made.model.weights, level, self.limit, made.source, {}, made.report
+            model.features, model.weights, intercept, self.limit, learned.source, {}, learned.report
         )
 
     def state(self) -> dict[str, Any]:
-        """What was learned: plain values."""
+        """What was learned, as plain values for a checkpoint."""
         if self.to_learn is None:
             return {}
         return {"posterior": None if self.posterior is None else self.posterior.to_json(), "unlearned": self.unlearned}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Go on with what `state` gave, before a generation is looked at."""
+        """Continue from what `state` returned. Call this before the first `use`."""
         if self.to_learn is not None:
-            made = state["posterior"]
-            self.posterior = None if made is None else Posterior.from_json(made, "the checkpoint")
+            posterior = state["posterior"]
+            self.posterior = None if posterior is None else Posterior.from_json(posterior, "the checkpoint")
             self.unlearned = state["unlearned"]
 
     def share(self, world: World) -> None:
-        """Take over the sketch of the first rank."""
+        """Copy the sketch of rank 0 to all ranks."""
         if not self.needs_neighbors:
             return
-        mine = self.sketch
-        level = None if mine is None else np.array([[mine.intercept]])
-        tables = [None, None] if mine is None else [mine.queries.cpu().numpy(), mine.documents.cpu().numpy()]
+        sketch = self.sketch
+        intercept = None if sketch is None else np.array([[sketch.intercept]])
+        tables = [None, None] if sketch is None else [sketch.queries.cpu().numpy(), sketch.documents.cpu().numpy()]
         queries, documents = (
             torch.from_numpy(world.broadcast_array(table, np.float32)).to(self.device) for table in tables
         )
-        self.sketch = Sketch(queries, documents, float(world.broadcast_array(level, np.float64)[0, 0]))
+        self.sketch = Sketch(queries, documents, float(world.broadcast_array(intercept, np.float64)[0, 0]))
 
     def masks(self, rows: Rows) -> dict[str, Any]:
-        """Arguments of `InfoNCE.forward`."""
+        """Keyword arguments of `InfoNCE.forward` that mask the documents of a step."""
         queries = rows.queries.cpu().numpy()
         known = torch.from_numpy(self.known.take(queries).padded()).to(self.device)
-        out: dict[str, Any] = {
-            "ids": self._sides(rows, lambda documents: self.canonical[documents]),
+        masks: dict[str, Any] = {
+            "ids": self._per_role(rows, lambda documents: self.canonical[documents]),
             "known_ids": torch.where(known >= 0, self.canonical[known], -1),
         }
         if self.grouped:
             assert self.pairs.query_groups is not None
             assert self._document_groups is not None
             groups = self._document_groups
-            mine = torch.from_numpy(self.pairs.query_groups[queries]).to(self.device)
-            out["groups"] = self._sides(rows, lambda documents: groups[documents], mine)
+            query_groups = torch.from_numpy(self.pairs.query_groups[queries]).to(self.device)
+            masks["groups"] = self._per_role(rows, lambda documents: groups[documents], query_groups)
         if self.sketch is not None:
-            theirs = self.sketch.documents
-            out["sketches"] = self._sides(rows, lambda documents: theirs[documents], self.sketch.queries[rows.queries])
-            out["intercept"] = self.sketch.intercept
+            sketched = self.sketch.documents
+            query_sketches = self.sketch.queries[rows.queries]
+            masks["sketches"] = self._per_role(rows, lambda documents: sketched[documents], query_sketches)
+            masks["intercept"] = self.sketch.intercept
         if self._guide_vectors is not None:
-            of_queries, of_documents = self._guide_vectors
-            mine = self._unit(of_queries, rows.queries)
-            out["guide"] = self._sides(rows, lambda documents: self._unit(of_documents, documents), mine)
-        return out
+            query_vectors, document_vectors = self._guide_vectors
+            of_queries = self._unit(query_vectors, rows.queries)
+            masks["guide"] = self._per_role(rows, lambda documents: self._unit(document_vectors, documents), of_queries)
+        return masks
 
-    def _sides(self, rows: Rows, of: Callable[[Tensor], Tensor], mine: Tensor | None = None) -> PerRole:
-        return PerRole(mine, of(rows.positives)[:, None], shared=of(rows.shared), bank=of(rows.bank))
+    def _per_role(self, rows: Rows, of: Callable[[Tensor], Tensor], queries: Tensor | None = None) -> PerRole:
+        """An attribute of the step's documents, which `of` looks up by row, and of its queries."""
+        return PerRole(queries, of(rows.positives)[:, None], shared=of(rows.shared), bank=of(rows.bank))
 
     def _unit(self, vectors: Any, rows: Tensor) -> Tensor:
+        """These rows of an array of vectors, scaled to length 1, on the device of the masks."""
         chosen: NDArray[np.float32] = np.asarray(vectors[rows.cpu().numpy()], np.float32)
         return torch.nn.functional.normalize(torch.from_numpy(chosen).to(self.device), dim=1)
 
 
 def _sketched(chain: Chain) -> tuple[Posterior | None, float]:
-    """(What the sketch is made of, the probability from which on a pair is no negative)."""
-    own = next((each for each in reversed(chain.filters) if isinstance(each, PosteriorFilter)), None)
-    if own is not None:
-        return own.posterior, own.posterior.threshold if own.threshold is None else own.threshold
+    """The posterior that sketches are made of, and the highest probability of relevance that a negative may have.
+
+    The posterior is that of the last filter `posterior`. Without one, `shared-neighbors` is written as a posterior.
+    """
+    last = next((each for each in reversed(chain.filters) if isinstance(each, PosteriorFilter)), None)
+    if last is not None:
+        return last.posterior, last.posterior.threshold if last.threshold is None else last.threshold
     shared = next((each for each in chain.filters if isinstance(each, SharedNeighbors)), None)
     if shared is None:
         return None, 0.5
-    # The mean of three cosines is above `max` exactly where these log odds are above 0.
+    # The log odds of this posterior are above 0 exactly where the mean of the three cosines is above `max`.
     return Posterior(tuple(SHARED_FEATURES), (1 / 3,) * 3, -shared.max, 0.5, "known positives"), 0.5
 
 
 def _guide_vectors(guide: Guide, context: Context) -> tuple[Any, Any]:
+    """The vectors of all queries and of all documents by the guide model."""
     if context.embed is None:
-        raise UsageError("the filter 'guide' needs the texts of the dataset, and a Context(embed=...)")
+        raise UsageError("the filter 'guide' needs the texts of the dataset: give a Context with embed=...")
     queries, corpus = context.embed(guide.model)
     return queries, corpus.documents

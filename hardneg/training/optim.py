@@ -1,4 +1,4 @@
-"""The optimizer's learning-rate scheduler."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import math
 
 
 def rate_at(step: int, total: int, warmup: float, kind: str) -> float:
-    """The learning rate of an update as a share of its peak: it rises in the first `warmup` of the steps, then falls to 0."""
-    rising = round(warmup * total)
-    if step < rising:
-        return (step + 1) / rising
-    left = (total - step) / max(1, total - rising)
+    """The learning rate of an update, as a share of its peak.
+
+    The rate rises linearly during the warm-up. Then it stays constant, or falls to 0.
+
+    Args:
+        step: the update, from 0.
+        total: number of updates of the training.
+        warmup: share of the updates that the warm-up takes.
+        kind: how the rate goes on after the warm-up: `constant`, `linear` or `cosine`.
+
+    >>> [rate_at(step, 5, 0.4, "linear") for step in range(5)]
+    [0.5, 1.0, 1.0, 0.6666666666666666, 0.3333333333333333]
+    """
+    warmup_steps = round(warmup * total)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    left = (total - step) / max(1, total - warmup_steps)
     if kind == "constant":
         return 1.0
     return max(0.0, left) if kind == "linear" else 0.5 * (1 + math.cos(math.pi * (1 - max(0.0, left))))

@@ -1,4 +1,4 @@
-"""The options of a training, all checked before it begins."""
+"""The options of a training."""
 
 from __future__ import annotations
 
@@ -25,51 +25,78 @@ AMP = ("no", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How to train.
+    """The options of a training, checked when they are created. The attributes are grouped by topic.
 
-    Attributes:
-        epochs: passes over the pairs.
-        steps: updates of the weights, instead of `epochs`.
+    Duration and batches:
+        epochs: number of passes over the pairs; may be a fraction.
+        steps: number of weight updates, which replaces `epochs`; None: train for `epochs`.
         batch_size: pairs per batch, on each rank.
-        accumulate: batches per update. Each batch keeps its own negatives; for more negatives use a larger batch with
-            `mini_batch_size`.
-        mini_batch_size: texts encoded at once, with gradient caching (arXiv 2101.06983), so that a batch may be larger
-            than memory.
+        accumulate: batches per weight update (gradient accumulation). Negatives are not shared between these batches.
+            For more negatives, use a larger batch with `mini_batch_size`.
+        mini_batch_size: texts encoded at once, so that a batch can be larger than memory (gradient caching, arXiv
+            2101.06983); None: encode the whole batch at once.
+
+    Mined negatives:
         negatives: mined negatives for each query; 0: in-batch negatives only.
-        negative_sampling: how they are drawn among the kept candidates: a sampler or its spec.
-        curriculum: from random negatives to mined ones.
-        filters: which candidates may be negatives. Filters that look at one pair only work in the loss, too.
-        default_filters: whether `empty` and `duplicate:text` are used.
-        refresh: when negatives are mined again: `never` (only at the start), `epoch`, `steps:N`, `staleness:...`.
-        share: share of the documents that a refresh encodes; the vectors of the others are drift-compensated.
-        depth: candidates kept for each query.
-        index: as for `make_index`; or a function that builds one.
-        lag: steps between starting a refresh and using it. Training is repeatable on any machine, because a step waits
-            for the refresh if it must. None: half the steps between two refreshes.
-        wait: False: use a refresh as soon as it is ready, whatever `lag` says; not repeatable.
-        bank: rows of the memory bank; 0: no bank.
-        bank_age: batches after which a row is no longer used; None: no limit.
-        bank_start: batches before the bank is used; None: one epoch. While the encoder moves fast, old vectors only
-            teach it to tell old from new.
-        bank_fresh: share of the bank that is encoded again before each batch; the rest is drift-compensated.
-        momentum: of a second encoder that fills the bank; None: the trained encoder fills it.
-        temperature, learn_temperature, variants, dimensions: see `InfoNCE`.
-        learning_rate: its peak.
-        weight_decay: of AdamW.
+        negative_sampling: how negatives are drawn among the kept candidates: a sampler, or its spec such as
+            `simans:a=100`.
+        curriculum: how the share of mined negatives grows from random to mined ones.
+        filters: filters or their specs, which decide which candidates may be negatives. Filters that judge a pair by
+            itself also mask entries of the loss (see `OnlineFilters`).
+        default_filters: whether to use the filters `empty` and `duplicate:text`.
+
+    Refresh:
+        refresh: when to mine again, with the weights of that time: `never` (only before the first step), `epoch`,
+            `steps:N`, or `staleness:...`, which measures how far the encoder has moved (see `Schedule`).
+        share: share of the documents that a refresh encodes. The vectors of the others are drift-compensated.
+        depth: candidates for each query.
+        index: spec of the index, as for `make_index`, or a function that builds one.
+        lag: steps between the start of a refresh and its use; None: half the steps between two refreshes. A step waits
+            for the refresh if necessary, so that a training can be repeated on any machine.
+        wait: False: use a refresh as soon as it is ready, whatever `lag` says. Such a training cannot be repeated
+            exactly.
+
+    Memory bank:
+        bank: number of rows; 0: no bank.
+        bank_age: number of batches after which a row is no longer used; None: no limit.
+        bank_start: number of batches before the bank is used; None: one epoch. While the encoder moves fast, old
+            vectors only teach it to tell old from new.
+        bank_fresh: share of the rows that is encoded again before each batch. The other rows are drift-compensated.
+        momentum: share of its weights that a momentum encoder keeps at each update. This second encoder fills the bank
+            (MoCo, arXiv 1911.05722); None: the trained encoder fills the bank.
+
+    Loss:
+        temperature: the temperature at the start; see `InfoNCE`.
+        learn_temperature: whether the temperature is learned.
+        variants: variants of the loss; see `Variants`.
+        dimensions: lengths to which vectors are cut, so that short vectors are useful as well (Matryoshka, arXiv
+            2205.13147); None: whole vectors only.
+
+    Optimizer:
+        learning_rate: the highest learning rate, at the end of the warm-up.
+        weight_decay: weight decay of AdamW.
         warmup: share of the steps in which the learning rate rises.
-        lr_scheduler: how it falls after that: `constant`, `linear` or `cosine`.
-        max_grad_norm: norm to which gradients are clipped; None: no clipping.
+        lr_scheduler: the learning rate after the warm-up: `constant`, or falling to 0 as `linear` or `cosine`.
+        max_grad_norm: the norm to which gradients are clipped; None: no clipping.
         amp: mixed precision: `no`, `bf16` or `fp16`.
-        evaluate_every: updates between evaluations; None: one epoch.
-        measures: what is evaluated; the first one decides which encoder is best.
-        save_every: updates between checkpoints; None: one epoch.
-        log_every: updates between two log entries.
-        query_prompt, document_prompt: text that is put before each query and each document.
-        workers: processes that prepare batches.
-        seed: of everything random.
+
+    Evaluation, checkpoints and log:
+        evaluate_every: steps between two evaluations; None: one epoch.
+        measures: what is evaluated. The first measure decides which encoder is the best.
+        save_every: steps between two checkpoints; None: one epoch.
+        log_every: steps between two log entries.
+
+    Other options:
+        query_prompt: text that is put before each query.
+        document_prompt: text that is put before each document.
+        workers: number of processes that prepare batches; 0: the training process prepares them.
+        seed: seed of all random choices.
 
     Raises:
         UsageError: an option has a value that cannot be used.
+
+    >>> TrainOptions(steps=1000, batch_size=128, refresh="steps:200").negatives
+    4
     """
 
     epochs: float = 3.0
@@ -126,17 +153,15 @@ class TrainOptions:
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise UsageError(f"max_grad_norm={self.max_grad_norm} must be above 0, or None")
         if not 0 <= self.warmup <= 1:
-            raise UsageError(f"warmup={self.warmup} is a share of the steps: 0 to 1")
+            raise UsageError(f"warmup={self.warmup} is a share of the steps: it must be 0 to 1")
         for name in ("momentum", "bank_age", "bank_fresh", "bank_start"):
             if getattr(self, name) and not self.bank:
-                raise UsageError(f"{name} is of the bank: give bank, too")
+                raise UsageError(f"{name} is of the bank: give the option bank as well")
         if not 0 <= self.bank_fresh <= 1 or (self.momentum is not None and self.bank_fresh):
-            raise UsageError(
-                f"bank_fresh={self.bank_fresh} must be 0 to 1, and 0 where a momentum encoder fills the bank"
-            )
+            raise UsageError(f"bank_fresh={self.bank_fresh} must be 0 to 1, and 0 if a momentum encoder fills the bank")
         if self.variants.hard_weight != 1:
             raise UsageError(
-                "the trainer's mined negatives are negatives of the whole batch: hard_weight has no meaning"
+                "mined negatives are shared by the whole batch here, so hard_weight has no meaning: leave it at 1"
             )
         for name, known in (("lr_scheduler", LR_SCHEDULERS), ("amp", AMP)):
             if getattr(self, name) not in known:
@@ -146,10 +171,10 @@ class TrainOptions:
         parse_filters(self.filters, self.default_filters, training=True)
         parse_measures(self.measures)
         if not self.measures:
-            raise UsageError("measures must name one or more: the first decides which checkpoint is best")
+            raise UsageError("measures must name one or more: the first decides which encoder is the best")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; filters and samplers that were given as objects become their specs."""
+        """The options as plain values. Filters, samplers and indexes that are objects become their specs."""
         whole = {each.name: getattr(self, each.name) for each in fields(self)}
         whole |= {"filters": [spec_of(each) for each in self.filters]}
         whole |= {name: spec_of(getattr(self, name)) for name in ("negative_sampling", "index")}
@@ -157,7 +182,7 @@ class TrainOptions:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainOptions:
-        """The options that `to_json` gave, in this version or in 0.1; RunError for anything else."""
+        """The options that `to_json` returned, in this version or in 0.1; RunError for anything else."""
         try:
             given: dict[str, Any] = {
                 name: tuple(each) if isinstance(each, list) else each
@@ -167,20 +192,20 @@ class TrainOptions:
             given |= {"curriculum": Curriculum(**given["curriculum"]), "variants": Variants(**given["variants"])}
             return cls(**given)
         except (KeyError, TypeError, AttributeError) as error:
-            raise RunError(f"these are no options of a training ({error!r})") from None
+            raise RunError(f"these are not the options of a training ({error!r})") from None
 
     def changed(self, before: Mapping[str, Any] | TrainOptions) -> list[str]:
         """Return the names of options that differ from an interrupted training and must not.
 
         Args:
-            before: the options of that training, or what their `to_json` gave, in this version or in 0.1.
+            before: the options of that training, or what their `to_json` returned, in this version or in 0.1.
 
         Raises:
             RunError: `before` does not hold the options of a training.
         """
         before = _plain(before.to_json()) if isinstance(before, TrainOptions) else before
         if not isinstance(before, Mapping) or not isinstance(before.get("filters"), list):
-            raise RunError("these are no options of a training")
+            raise RunError("these are not the options of a training")
         then = renamed.with_new_names(before, renamed.TRAIN_OPTIONS)
         then["filters"] = [renamed.filter_spec(str(spec)) for spec in before["filters"]]
         now = _plain(self.to_json())
@@ -189,7 +214,7 @@ class TrainOptions:
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
-    """The options as they stand in a file: tuples become lists."""
+    """The options as a JSON file holds them: tuples become lists."""
     value: dict[str, Any] = json.loads(json.dumps(options))
     return value
 

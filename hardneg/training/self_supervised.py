@@ -1,4 +1,4 @@
-"""Self-supervised pairs: every document is its own query, seen through the encoder's dropout (SimCSE, arXiv 2104.08821)."""
+"""Self-supervised pairs: every document is its own query, seen through dropout (SimCSE, arXiv 2104.08821)."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from hardneg.storage.arrow import numbers
 
 
 def two_views(pairs: Pairs) -> Pairs:
-    """The documents of a dataset, each the query for itself and the only one that is relevant to it.
+    """A dataset without labels, in which every document is a query whose only relevant document is itself.
 
-    What the dataset says of relevance is not looked at. Two views differ by what the encoder leaves out at random while it
-    is trained: `HashedEncoder(dropout=0.3)`, or a transformer's own dropout. Empty documents are left out.
+    The queries and judgements of `pairs` are ignored, and empty documents get no query. The encoder needs dropout, such
+    as `HashedEncoder(dropout=0.3)` or that of a transformer: it makes two different vectors of the same text while
+    training.
+
+    >>> pairs = two_views(Pairs.from_columns(["question"], ["answer"], corpus=["another text"]))
+    >>> pairs.queries.slice(0, 2)
+    ['answer', 'another text']
     """
     rows = np.flatnonzero(pairs.document_keys != 0)
     none = np.empty(0, np.int64)

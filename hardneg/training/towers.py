@@ -1,4 +1,4 @@
-"""The model: one encoder for queries and documents, or one for each."""
+"""The model that is trained: one encoder for queries and documents, or one for each."""
 
 from __future__ import annotations
 
@@ -17,13 +17,22 @@ SIDES = ("query", "document")
 
 
 class Towers(nn.Module):
-    """Encoders of queries and of documents, of whatever modality.
+    """The encoders of queries and of documents, for texts or any other items.
 
     Args:
-        query: a module with `dimension`, `vectors(items, prompt=)`, `encode(items, prompt=)` and `save(folder)`, such as
-            `HashedEncoder` and `SentenceTransformersEncoder` (see `hardneg.encoders.base.Trainable`).
-        document: the same for documents; None: `query` encodes both.
-        query_prompt, document_prompt: text before each.
+        query: the encoder of queries: a `torch.nn.Module` with `dimension`, `vectors(items, prompt=)`,
+            `encode(items, prompt=)` and `save(folder)`, such as `HashedEncoder` or `SentenceTransformersEncoder` (see
+            `hardneg.encoders.base.Trainable`).
+        document: the encoder of documents; None: `query` encodes both.
+        query_prompt, document_prompt: text that is put before each query and each document.
+
+    Raises:
+        UsageError: an encoder lacks one of these members, or their dimensions differ.
+
+    >>> from hardneg.encoders.hashed import HashedEncoder
+    >>> towers = Towers(HashedEncoder(8))
+    >>> towers.dimension, towers.shared
+    (8, True)
     """
 
     def __init__(self, query: Any, document: Any = None, *, query_prompt: str = "", document_prompt: str = "") -> None:
@@ -32,13 +41,13 @@ class Towers(nn.Module):
             missing = [name for name in ("dimension", "vectors", "encode", "save") if not hasattr(each, name)]
             if missing or not isinstance(each, nn.Module):
                 raise UsageError(
-                    f"{type(each).__name__} cannot be trained: it has to be a torch.nn.Module with dimension, "
+                    f"{type(each).__name__} cannot be trained: it must be a torch.nn.Module with dimension, "
                     f"vectors(texts, prompt=), encode(texts, prompt=) and save(folder)"
                     + (f", and lacks {', '.join(missing)}" if missing else "")
                 )
         if document is not None and document.dimension != query.dimension:
             raise UsageError(
-                f"the towers give vectors of {query.dimension} and {document.dimension} components: they must be alike"
+                f"the towers return vectors of {query.dimension} and {document.dimension} components: both must be equal"
             )
         self.query_tower = query
         self.document_tower = document if document is not query else None
@@ -46,24 +55,26 @@ class Towers(nn.Module):
 
     @property
     def dimension(self) -> int:
+        """d, the number of components of each vector."""
         return int(self.query_tower.dimension)
 
     @property
     def shared(self) -> bool:
+        """Whether one encoder serves queries and documents."""
         return self.document_tower is None
 
     def tower(self, side: str) -> Trainable:
-        """The encoder of `query` or `document`."""
+        """The encoder of a side, `query` or `document`."""
         chosen: Any = self.query_tower if side == "query" or self.document_tower is None else self.document_tower
         trainable: Trainable = chosen
         return trainable
 
     def forward(self, items: Sequence[Any], side: str) -> Tensor:
-        """float `[n, d]`, with gradients."""
+        """The vectors of n items of a side, float `[n, d]`, with gradients."""
         return self.tower(side).vectors(items, prompt=self.prompts[side])
 
     def encode(self, items: Sequence[Any], side: str) -> NDArray[np.float32]:
-        """float32 `[n, d]`, without gradients, in evaluation mode."""
+        """The vectors of n items of a side, float32 `[n, d]`, without gradients and without dropout."""
         training = self.training
         self.eval()
         vectors = self.tower(side).encode(items, prompt=self.prompts[side])
@@ -71,7 +82,7 @@ class Towers(nn.Module):
         return vectors
 
     def save(self, folder: Path) -> None:
-        """One encoder: in `folder` itself. Two: in its folders `query` and `document`."""
+        """Write a shared encoder to `folder`, or two encoders to its subfolders `query` and `document`."""
         if self.shared:
             self.tower("query").save(folder)
         else:

@@ -1,9 +1,12 @@
-"""From a dataset and an encoder to a trained encoder in a folder.
+"""Train an encoder, and write it to a folder with everything that was measured.
 
-DIR/train.json       options, data, evaluations, generations; `finished` at the end
-DIR/best/            the encoder with the best evaluation; DIR/last/: that of the last step
-DIR/log.jsonl        numbers of every few steps; DIR/tensorboard/: the same, if asked for
-DIR/checkpoints/     the last one: interrupted, the training goes on from it
+DIR/train.json       the options, the data, the evaluations and the generations; `finished` is true at the end
+DIR/best/            the encoder with the best evaluation
+DIR/last/            the encoder after the last step
+DIR/log.jsonl        the numbers of every few steps
+DIR/tensorboard/     the same for TensorBoard, if asked for
+DIR/posterior.json   the posterior that `posterior:learned` learned, if it is used
+DIR/checkpoints/     the last checkpoint, from which an interrupted training continues
 """
 
 from __future__ import annotations
@@ -58,53 +61,59 @@ def train(
     warn: Callable[[str], None] = print,
     progress: Progress = silent,
 ) -> dict[str, Any]:
-    """Train one encoder or two with mined negatives, which are refreshed while the training goes on.
+    """Train an encoder (or one for each side) with mined negatives, which are mined again as it learns.
 
     Args:
         pairs: the training data.
         model: `Towers`, or one encoder for both sides (see `Trainable`). It is trained in place.
         out: the folder to write.
-        options: the settings.
+        options: the options; None: the defaults.
         evaluation: the evaluation data; None: no evaluation, and the last encoder is the result.
-        run: a mining run over `pairs` whose candidates are used throughout; nothing is mined during the training.
-        queries, documents: what replaces the texts of `pairs`, such as images (see `Examples`).
-        device: see `world`. Several devices are used if torchrun started several processes.
-        resume: continue an interrupted training. On the CPU the result is that of an uninterrupted one (with
-            `wait=False`, it depends on how fast generations are built).
-        overwrite: replace the contents of `out`.
-        callbacks: called with the numbers of each step and evaluation.
+        run: a mining run over `pairs`. Its candidates are used throughout, and nothing is mined during the training.
+        queries, documents: items that replace the texts of `pairs`, such as images; see `Examples`.
+        device: `cpu`, `cuda`, `cuda:1`; None: a GPU if there is one. Under torchrun each process has its own.
+        resume: continue an interrupted training. On the CPU the result is the same as without the interruption (with
+            `options.wait` False, it depends on how fast generations are built).
+        overwrite: replace the training in `out`.
+        callbacks: called with the numbers of logged steps and of evaluations.
         tensorboard: also write TensorBoard logs.
-        warn: called with each warning.
+        warn, progress: called with each warning, and with the progress of each stage.
 
     Returns:
         The contents of `train.json`.
 
     Raises:
-        RunError: `out` is not empty, or the interrupted training differs in options or data. DataError: the loss is NaN.
+        RunError: `out` is not empty, or the interrupted training has other options or data. DataError: the loss is NaN or
+            infinite. UsageError: an option does not fit the data, the model or the machine.
     """
     start, options, out = time.perf_counter(), options or TrainOptions(), Path(out)
-    held = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
+    held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
     with world(device) as here:
         torch.manual_seed(options.seed + here.rank)
         head = _prepare(out, pairs, options, here, resume, overwrite)
         inputs = _Inputs(pairs, queries, documents, run)
         towers, batches, negatives, state = _parts(inputs, model, out, options, here, resume, progress)
-        _tell_of_filters(negatives, out, here, warn)
+        _report_filters(negatives, out, here, warn)
         trainer = Trainer(
             towers, batches, negatives, options, here, folder=out / "checkpoints", warn=warn,
             callbacks=_callbacks(callbacks, out, here, state, tensorboard), on_best=lambda: save_encoder(towers, out / "best"),
-            evaluate=None if held is None else lambda towers: held.evaluate(towers, options.measures),
+            evaluate=None if held_out is None else lambda towers: held_out.evaluate(towers, options.measures),
         )  # fmt: skip
         result = {**head, **_trained(trainer, state, progress), "seconds": round(time.perf_counter() - start, 2)}
-        if here.leads:
-            save_encoder(towers, out / "last")
-            write_json(out / "train.json", result)
+        _finish(towers, out, result, here)
         return result
+
+
+def _finish(towers: Towers, out: Path, result: dict[str, Any], here: World) -> None:
+    """Write the last encoder and `train.json`; rank 0 does."""
+    if here.leads:
+        save_encoder(towers, out / "last")
+        write_json(out / "train.json", result)
 
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What is trained on; see `train`."""
+    """The data of a training; see `train`."""
 
     pairs: Pairs
     queries: Items | None
@@ -115,7 +124,7 @@ class _Inputs:
 def _parts(
     inputs: _Inputs, model: Any, out: Path, options: TrainOptions, here: World, resume: bool, progress: Progress
 ) -> tuple[Towers, TrainingBatches, MinedNegatives, dict[str, Any] | None]:
-    """The model, its batches and negatives, and the state of the checkpoint that is resumed, if there is one."""
+    """The model, its batches and negatives, and the state of the checkpoint to continue from, if there is one."""
     folder = checkpoint.latest(out / "checkpoints") if resume else None
     prompts = {"query_prompt": options.query_prompt, "document_prompt": options.document_prompt}
     towers = model if isinstance(model, Towers) else Towers(model, **prompts)
@@ -139,8 +148,8 @@ def _parts(
     return towers, batches, negatives, state
 
 
-def _tell_of_filters(negatives: MinedNegatives, out: Path, here: World, warn: Callable[[str], None]) -> None:
-    """Say which filters do not reach the loss; write down the posterior that was learned."""
+def _report_filters(negatives: MinedNegatives, out: Path, here: World, warn: Callable[[str], None]) -> None:
+    """Warn of filters that do not work in the loss, and save the posterior that was learned."""
     filters = negatives.filters
     for name in filters.mined_only:
         warn(f"the filter {name!r} works on mined candidates only, not on batch and bank")
@@ -153,7 +162,7 @@ def _tell_of_filters(negatives: MinedNegatives, out: Path, here: World, warn: Ca
 def _callbacks(
     callbacks: Sequence[Callback], out: Path, here: World, state: dict[str, Any] | None, tensorboard: bool
 ) -> list[Callback]:
-    """The caller's callbacks and the logs; none on ranks that do not write."""
+    """The caller's callbacks and the logs, on rank 0; no callbacks on other ranks."""
     if not here.leads:
         return []
     step = 0 if state is None else int(state["progress"]["step"])
@@ -165,7 +174,7 @@ def _callbacks(
 
 
 def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
-    """Train to the end, from `state` if there is one; what `train.json` says of it."""
+    """Train to the end, from `state` if there is one. Returns the results for `train.json`."""
     index = trainer.negatives.index
     try:
         if state is not None:
@@ -189,7 +198,11 @@ def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress)
 def _prepare(
     out: Path, pairs: Pairs, options: TrainOptions, here: World, resume: bool, overwrite: bool
 ) -> dict[str, Any]:
-    """The head of `train.json`, written; RunError if the folder is not as it should be."""
+    """Prepare the folder, write the head of `train.json` and return it.
+
+    Raises:
+        RunError: the folder holds something else, a training that must not be replaced, or none that can be resumed.
+    """
     head: dict[str, Any] = {
         "schema": SCHEMA,
         "finished": False,
@@ -201,9 +214,9 @@ def _prepare(
     if resume:
         before = read_json(path)
         if before.get("schema") != SCHEMA:
-            raise RunError(f"{path}: schema {before.get('schema')!r}, expected {SCHEMA!r}: train anew with --overwrite")
+            raise RunError(f"{path}: schema {before.get('schema')!r}, expected {SCHEMA!r}: replace it with --overwrite")
         if before.get("finished"):
-            raise RunError(f"{out}: this training is finished. Train anew with --overwrite, or elsewhere")
+            raise RunError(f"{out}: this training is finished. Replace it with --overwrite, or choose another folder")
         changed = options.changed(before.get("options") or {})
         changed += [name for name in ("ranks",) if before[name] != head[name]]
         changed += [
@@ -213,7 +226,8 @@ def _prepare(
         ]
         if changed:
             raise RunError(
-                f"{out}: the training to be resumed had other {', '.join(changed)}: use the same, or --overwrite"
+                f"{out}: the interrupted training had other {', '.join(changed)}: use the same, or replace it with "
+                f"--overwrite"
             )
         if checkpoint.latest(out / "checkpoints") is None and here.leads:
             (out / "log.jsonl").unlink(missing_ok=True)
@@ -222,9 +236,9 @@ def _prepare(
     if here.leads:
         if out.exists() and any(out.iterdir()):
             if not path.exists():
-                raise RunError(f"{out} holds something that is no training: choose another folder")
+                raise RunError(f"{out} holds files, but no training: choose another folder")
             if not overwrite:
-                raise RunError(f"{out} holds a training already: --resume goes on with it, --overwrite replaces it")
+                raise RunError(f"{out} already holds a training: --resume goes on with it, --overwrite replaces it")
             shutil.rmtree(out)
         out.mkdir(parents=True, exist_ok=True)
         write_json(path, head)
@@ -233,7 +247,7 @@ def _prepare(
 
 
 def save_encoder(towers: Towers, folder: Path) -> None:
-    """Write the encoder in place of the one that is there."""
+    """Write the encoder to a folder. An encoder in the folder is replaced only once the new one is complete."""
     temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     for path in (temporary, old):
         shutil.rmtree(path, ignore_errors=True)
