@@ -1,4 +1,4 @@
-"""The house: rooms on floors, no circles, no file and no function too long, and nothing unsafe or heavy where it must not be."""
+"""The structure of the code: import order, no import cycles, short files and functions, no unsafe or heavy imports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hardneg"
-# From the ground up. A room imports only from rooms that stand before it in this list.
+# A package imports only from packages before it in this list.
 ROOMS = (
     "errors", "hashing", "lazy", "memory", "progress", "renamed", "registry", "storage", "data", "encoders", "index",
     "losses", "mining", "false_negatives", "refresh", "bank", "evaluation", "exports", "demo_data", "diagnostics", "training",

@@ -1,4 +1,4 @@
-"""Diagnosis of negatives: measurements, findings and reports."""
+"""Diagnose negatives: measure them, report problems, and write HTML reports."""
 
 from hardneg.lazy import attach
 

@@ -1,4 +1,4 @@
-"""Compare two runs over one dataset that differ in their filters, encoder or generation."""
+"""Compare two runs over the same dataset, mined with other filters, another encoder or in a later generation."""
 
 from __future__ import annotations
 
@@ -32,13 +32,17 @@ class Comparison:
     """The comparison of a run with an earlier one.
 
     Attributes:
-        before, after: the two diagnoses.
-        overlap: the share of a query's negatives that both runs have, of the run with fewer; mean over queries.
-        hardness_shift: the mean score of a query's negatives, after minus before. Scores of two encoders are on two scales.
-        staleness: how far the document vectors moved from one encoder or generation to the other (`drift`, and the `overlap` of
-            their neighborhoods); None if a run has no vectors, or vectors of another size.
-        flow: number of candidates by verdict before and verdict after.
-        changes: findings that are new, gone, or of another severity.
+        before, after: the diagnoses of the earlier and the later run.
+        overlap: the number of negatives that both runs chose for a query, divided by the number in the run with fewer;
+            mean over queries.
+        hardness_shift: the mean score of a query's negatives in the later run, minus that in the earlier run; mean over
+            queries. It means little if the runs used different encoders, whose scores are on different scales.
+        staleness: how far the document vectors moved between the runs: their `drift`, and the `overlap` of their
+            neighborhoods. None if a run has no vectors, or if the sizes of the vectors differ.
+        flow: `flow[verdict in the earlier run][verdict in the later run]` is the number of candidates with these
+            verdicts. A pair that is a candidate in only one run has the verdict `ABSENT` in the other.
+        changes: the findings that differ, each with its change: `new`, `gone`, or `worse` or `better` for another
+            severity.
     """
 
     before: Diagnosis
@@ -50,11 +54,12 @@ class Comparison:
     changes: list[tuple[str, Finding]]
 
     def to_json(self) -> dict[str, Any]:
-        shown = {name: vars(getattr(self, name)) for name in ("overlap", "hardness_shift")}
+        """The comparison as printed by `hardneg compare --json`."""
+        estimates = {name: vars(getattr(self, name)) for name in ("overlap", "hardness_shift")}
         return {
             "before": self.before.to_json(),
             "after": self.after.to_json(),
-            **{n: {k: None if v != v else v for k, v in each.items()} for n, each in shown.items()},
+            **{n: {k: None if v != v else v for k, v in each.items()} for n, each in estimates.items()},
             "staleness": None if self.staleness is None else asdict(self.staleness),
             "verdict_flow": self.flow,
             "changes": [{"change": change, **finding.to_json()} for change, finding in self.changes],
@@ -65,29 +70,44 @@ def compare(
     first: Run | str, second: Run | str, *, temperature: float = 0.05, thresholds: Thresholds | None = None, seed: int = 0,
     progress: Progress = silent,
 ) -> Comparison:  # fmt: skip
-    """Compare two runs over the same queries and documents. Raises UsageError if they differ in these."""
+    """Compare two runs over the same queries and documents.
+
+    Args:
+        first: the earlier run, or the path of its folder.
+        second: the later run, or the path of its folder.
+        temperature: the temperature of the loss that you will train with.
+        thresholds: the limits beyond which a number becomes a finding; None for the default limits.
+        seed: the random seed for drawing samples.
+        progress: a callback that receives the progress.
+
+    Raises:
+        RunError: a run is damaged.
+        UsageError: the runs have different queries or documents.
+    """
     runs = [Run(run) if isinstance(run, str) else run for run in (first, second)]
-    found = [
+    diagnoses = [
         diagnose(run, temperature=temperature, thresholds=thresholds, seed=seed, progress=progress) for run in runs
     ]
-    a, b = (diagnosis.subject for diagnosis in found)
+    a, b = (diagnosis.subject for diagnosis in diagnoses)
     for kind in ("query_ids", "document_ids"):
         if not getattr(a.pairs, kind).cast(pa.string()).equals(getattr(b.pairs, kind).cast(pa.string())):
             raise UsageError(
-                f"{a.name} and {b.name} are over other {kind.replace('_', ' ')}: only runs over one dataset compare"
+                f"{a.name} and {b.name} have different {kind.replace('_', ' ')}: only runs over one dataset compare"
             )
     shared = _shared(a.documents, b.documents)
     fewer = np.minimum(a.counts, b.counts)
-    some = fewer > 0
+    both = fewer > 0  # queries with negatives in both runs
     means = [np.where(s.real, s.scores, 0).sum(1) / np.maximum(s.counts, 1) for s in (a, b)]
     return Comparison(
-        found[0], found[1], Estimate.mean_of(shared[some] / fewer[some]), Estimate.mean_of((means[1] - means[0])[some]),
-        _staleness(a, b, seed), _flow(a.pairs, runs[0], runs[1], progress), _changes(found[0].findings, found[1].findings),
+        diagnoses[0], diagnoses[1],
+        Estimate.mean_of(shared[both] / fewer[both]), Estimate.mean_of((means[1] - means[0])[both]),
+        _staleness(a, b, seed), _flow(a.pairs, runs[0], runs[1], progress),
+        _changes(diagnoses[0].findings, diagnoses[1].findings),
     )  # fmt: skip
 
 
 def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int64]:
-    """`[n]`: the number of documents that the rows of both have in common."""
+    """int64 `[n]`: the number of documents that occur both in a row of `a` and in the same row of `b`. -1 is padding."""
     out = np.zeros(len(a), np.int64)
     for j in range(a.shape[1]):
         out += ((a[:, j, None] == b) & (a[:, j, None] >= 0)).any(1)
@@ -95,6 +115,7 @@ def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def _staleness(a: Subject, b: Subject, seed: int) -> Staleness | None:
+    """How far a sample of the document vectors moved from `a` to `b`; None if they cannot be compared."""
     if a.vectors is None or b.vectors is None or a.vectors[1].shape != b.vectors[1].shape:
         return None
     rows = sampled(len(a.pairs.document_ids), SAMPLE, np.random.default_rng(seed))
@@ -102,7 +123,10 @@ def _staleness(a: Subject, b: Subject, seed: int) -> Staleness | None:
 
 
 def _flow(pairs: Pairs, first: Run, second: Run, progress: Progress) -> dict[str, dict[str, int]]:
-    """Count the candidates of either run by their verdicts in both, part by part, so that memory stays small."""
+    """Count the candidates of both runs by their verdicts before and after.
+
+    The parts of the runs are read one after another, to use little memory.
+    """
     total: Counter[tuple[str, str]] = Counter()
     files = first.candidate_files(), second.candidate_files()
     advance = progress("verdicts", len(files[0]))
@@ -111,12 +135,13 @@ def _flow(pairs: Pairs, first: Run, second: Run, progress: Progress) -> dict[str
         query_ids = pairs.query_ids.slice(start, PART_ROWS).cast(pa.string())
         sides = [_verdicts(path, query_ids, pairs.document_ids) for path in paths]
         keys = np.union1d(sides[0][0], sides[1][0])
-        names = []
-        for own, verdicts, known in sides:
-            place = np.searchsorted(own, keys).clip(max=max(len(own) - 1, 0))
-            there = own[place] == keys if len(own) else np.zeros(len(keys), bool)
-            names.append((np.where(there, verdicts[place] if len(own) else 0, len(known)), [*known, ABSENT]))
-        (one, left), (two, right) = names
+        coded = []
+        for side_keys, verdicts, names in sides:
+            row = np.searchsorted(side_keys, keys).clip(max=max(len(side_keys) - 1, 0))
+            present = side_keys[row] == keys if len(side_keys) else np.zeros(len(keys), bool)
+            codes = np.where(present, verdicts[row] if len(side_keys) else 0, len(names))
+            coded.append((codes, [*names, ABSENT]))
+        (one, left), (two, right) = coded
         counts = np.bincount(one * len(right) + two, minlength=len(left) * len(right)).reshape(len(left), len(right))
         for i, j in zip(*np.nonzero(counts), strict=True):
             total[(left[i], right[j])] += int(counts[i, j])
@@ -128,19 +153,25 @@ def _flow(pairs: Pairs, first: Run, second: Run, progress: Progress) -> dict[str
 
 
 def _verdicts(path: Any, query_ids: pa.Array, document_ids: pa.Array) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
-    """(sorted keys of the pairs, code of each pair's verdict, names of the verdicts) of a part."""
+    """Read the verdicts of one part of a run.
+
+    Returns:
+        (int64, a sorted key for each pair of query and document; int64, the code of each pair's verdict; the verdict
+        that each code stands for).
+    """
     table = read_parquet(path, ["query_id", "document_id", "verdict"])
     rows = values_of(pc.index_in(table["query_id"].cast(pa.string()), value_set=query_ids)).astype(np.int64)
     documents = values_of(pc.index_in(table["document_id"], value_set=document_ids)).astype(np.int64)
-    known = pc.unique(table["verdict"])
-    codes = values_of(pc.index_in(table["verdict"], value_set=known)).astype(np.int64)
+    names = pc.unique(table["verdict"])
+    codes = values_of(pc.index_in(table["verdict"], value_set=names)).astype(np.int64)
     keys = rows * len(document_ids) + documents
     order = np.argsort(keys, kind="stable")
-    return keys[order], codes[order], known.to_pylist()
+    return keys[order], codes[order], names.to_pylist()
 
 
 def _changes(before: list[Finding], after: list[Finding]) -> list[tuple[str, Finding]]:
-    then, now = ({finding.code: finding for finding in reversed(found)} for found in (before, after))
+    """(change, finding) for each code whose finding is new, gone, worse or better, the most severe first."""
+    then, now = ({finding.code: finding for finding in reversed(findings)} for findings in (before, after))
     out = [("new", now[code]) for code in now.keys() - then.keys()]
     out += [("gone", then[code]) for code in then.keys() - now.keys()]
     for code in then.keys() & now.keys():

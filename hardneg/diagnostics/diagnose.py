@@ -1,4 +1,4 @@
-"""Diagnose a run: measure its negatives, and find what is wrong with them."""
+"""Diagnose a run: measure its negatives and report problems."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from hardneg.refresh.staleness import SAMPLE
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Measurements and findings.
+    """The result of a diagnosis.
 
     Attributes:
-        subject: the diagnosed negatives.
-        measured: numbers by name, see `hardneg.diagnostics.measures`.
-        findings: the findings, worst first.
+        subject: the negatives that were diagnosed.
+        measured: the measurements by name. The modules of `hardneg.diagnostics.measures` define them.
+        findings: the problems that were found, the most severe first.
     """
 
     subject: Subject
@@ -46,16 +46,17 @@ class Diagnosis:
 
     @property
     def worst(self) -> str | None:
-        """The highest severity; None without findings."""
+        """The highest severity among the findings; None if there are no findings."""
         return self.findings[0].severity if self.findings else None
 
     def fails(self, level: str) -> bool:
-        """Whether there is a finding of this severity or a higher one."""
+        """Whether any finding has this severity or a higher one. Raises UsageError for an unknown severity."""
         if level not in SEVERITIES:
-            raise UsageError(f"unknown severity {level!r}: one of {', '.join(SEVERITIES)}")
+            raise UsageError(f"unknown severity {level!r}; known: {', '.join(SEVERITIES)}")
         return any(SEVERITIES.index(finding.severity) >= SEVERITIES.index(level) for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
+        """The diagnosis as printed by `hardneg diagnose --json`."""
         return {
             "run": self.subject.name,
             "verdicts": self.subject.info["counts"]["verdicts"],
@@ -74,15 +75,27 @@ def diagnose(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Diagnosis:
-    """Diagnose the negatives of a run.
+    """Measure the negatives of a run and report problems.
 
     Args:
-        run: a run, or its folder.
-        temperature: temperature of the loss that will use the negatives.
-        encoder: the encoder as it is now. It encodes a sample of the documents again, to measure how stale the run is.
-        thresholds: the limits beyond which a number becomes a finding.
-        rules: your own findings, in addition to the built-in ones.
-        seed: random seed of the samples.
+        run: a run, or the path of its folder.
+        temperature: the temperature of the loss that you will train with.
+        encoder: the encoder in its present state. It encodes a sample of the documents again, to measure how stale the
+            run is. None skips this measurement.
+        thresholds: the limits beyond which a number becomes a finding; None for the default limits.
+        rules: your own rules, applied after the built-in ones.
+        seed: the random seed for drawing samples.
+        progress: a callback that receives the progress.
+
+    Raises:
+        RunError: the run is damaged.
+        UsageError: the temperature is not above 0, or the encoder cannot be compared with the vectors of the run.
+
+    >>> from hardneg import MineOptions, Pairs, mine
+    >>> pairs = Pairs.from_columns(["a b", "c d"], ["e f", "g h"], corpus=["i j", "k l"])
+    >>> run = mine(pairs, "run", MineOptions(negatives=1))
+    >>> diagnose(run).measured.numbers["queries"]
+    2
     """
     run = Run(run) if isinstance(run, str) else run
     advance = progress("read run", 1)
@@ -101,7 +114,7 @@ def examine(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Diagnosis:
-    """Diagnose negatives in memory. The arguments are those of `diagnose`."""
+    """Like `diagnose`, for negatives in memory. The other arguments are those of `diagnose`."""
     if not temperature > 0:
         raise UsageError(f"temperature={temperature} must be above 0")
     rng = np.random.default_rng(seed)
@@ -119,20 +132,23 @@ def examine(
     )
     advance = progress("measure", len(steps) + (encoder is not None))
     for step in steps:
-        _add(measured, step())
+        _merge(measured, step())
         advance(1)
     if encoder is not None:
-        _add(measured, _against(subject, encoder, rng, progress))
+        _merge(measured, _encoder_staleness(subject, encoder, rng, progress))
         advance(1)
     for rule in rules:
-        _add(measured, rule.measure(subject, rng))
+        _merge(measured, rule.measure(subject, rng))
     return Diagnosis(subject, measured, find(measured, thresholds or Thresholds(), subject.name, rules))
 
 
-def _against(subject: Subject, encoder: Encoder, rng: np.random.Generator, progress: Progress) -> Measurements:
+def _encoder_staleness(
+    subject: Subject, encoder: Encoder, rng: np.random.Generator, progress: Progress
+) -> Measurements:
+    """Encode a sample of the documents again, and compare the vectors with those of the run."""
     if subject.vectors is None:
         raise UsageError(
-            f"{subject.name} keeps no vectors that the encoder's could be compared with: mine without --cache"
+            f"{subject.name} has no stored vectors to compare with those of the encoder; mine again without --cache"
         )
     fit(encoder, subject.pairs, progress)
     rows = sampled(len(subject.pairs.document_ids), SAMPLE, rng)
@@ -140,12 +156,12 @@ def _against(subject: Subject, encoder: Encoder, rng: np.random.Generator, progr
     fresh = encoder.encode(subject.pairs.documents.take(rows), prompt=prompt)
     if fresh.shape[1] != subject.vectors[1].shape[1]:
         raise UsageError(
-            f"the encoder gives vectors of {fresh.shape[1]} components, the run has {subject.vectors[1].shape[1]}: "
-            f"it is another model"
+            f"the encoder makes vectors with {fresh.shape[1]} components, but those of the run have "
+            f"{subject.vectors[1].shape[1]}: it is another model"
         )
     return staleness(subject, fresh, rows)
 
 
-def _add(whole: Measurements, part: Measurements) -> None:
-    whole.numbers |= part.numbers
-    whole.ids |= part.ids
+def _merge(measured: Measurements, more: Measurements) -> None:
+    measured.numbers |= more.numbers
+    measured.ids |= more.ids

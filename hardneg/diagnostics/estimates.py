@@ -1,4 +1,4 @@
-"""Estimates with intervals, and measurements by name."""
+"""Estimates with confidence intervals, and measurements by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hardneg.storage.arrays import Float
 
 Ids = list[str]
 
-LISTED = 10  # ids named with a finding
+LISTED = 10  # number of example ids listed for a finding
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,12 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        low, high: the ends of a 95 % interval (normal approximation).
-        sample: the number of values that the estimate is based on.
+        low, high: the ends of its 95 % confidence interval, 1.96 standard errors from `value` (normal approximation).
+        sample: the number of values that it was estimated from.
+
+    >>> estimate = Estimate.mean_of(np.array([0.0, 1.0] * 50))
+    >>> estimate.value, round(estimate.low, 3), round(estimate.high, 3), estimate.sample
+    (0.5, 0.402, 0.598, 100)
     """
 
     value: float
@@ -32,29 +36,35 @@ class Estimate:
 
     @classmethod
     def mean_of(cls, values: NDArray[Any]) -> Estimate:
-        """The mean of independent values, with its interval; all NaN if there are none."""
-        found = np.asarray(values, np.float64)
-        found = found[np.isfinite(found)]
-        if len(found) == 0:
+        """Estimate the mean of independent values. Values that are not finite are left out; NaN if none remain."""
+        finite = np.asarray(values, np.float64)
+        finite = finite[np.isfinite(finite)]
+        if len(finite) == 0:
             return cls(np.nan, np.nan, np.nan, 0)
-        mean, half = float(found.mean()), 1.96 * float(found.std()) / float(np.sqrt(len(found)))
-        return cls(mean, mean - half, mean + half, len(found))
+        mean, half = float(finite.mean()), 1.96 * float(finite.std()) / float(np.sqrt(len(finite)))
+        return cls(mean, mean - half, mean + half, len(finite))
 
     @classmethod
     def share_of(cls, values: NDArray[Any]) -> Estimate:
-        """The mean of values between 0 and 1, with an interval within these limits."""
-        found = cls.mean_of(values)
-        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0)) if found.sample else found
+        """Estimate the mean of values between 0 and 1. The interval is clipped to these limits."""
+        mean = cls.mean_of(values)
+        return replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0)) if mean.sample else mean
 
 
 @dataclass
 class Measurements:
-    """Numbers by name, and ids of examples by name."""
+    """The measurements of negatives.
+
+    Attributes:
+        numbers: the measured values by name: an `Estimate`, a number, a list of numbers, or a word.
+        ids: ids of example queries or documents, by name.
+    """
 
     numbers: dict[str, Any] = field(default_factory=dict)
     ids: dict[str, Ids] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
+        """The measurements as JSON values. Numbers that are not finite become None."""
         numbers = {n: asdict(v) if isinstance(v, Estimate) else v for n, v in self.numbers.items()}
         return {"numbers": _finite(numbers), "ids": self.ids}
 
@@ -68,28 +78,34 @@ def _finite(value: Any) -> Any:
 
 
 def sampled(total: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most this many of `total` rows, sorted."""
+    """int64: at most `most` of the rows 0 to `total` - 1, drawn without replacement and sorted."""
     return np.arange(total) if total <= most else np.sort(rng.choice(total, most, replace=False))
 
 
 def unit(vectors: Any, rows: NDArray[np.integer]) -> Float:
-    """float32 `[m, d]`: these rows, normalized."""
+    """float32 `[m, d]`: the given rows of `vectors`, normalized to length 1."""
     chosen = np.asarray(vectors[np.asarray(rows)], np.float32)
-    of_length_one: Float = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12)
-    return of_length_one
+    normalized: Float = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12)
+    return normalized
 
 
 def names_of(ids: Any, rows: NDArray[np.integer]) -> Ids:
+    """The ids of the given rows."""
     return [ids[int(row)].as_py() for row in rows]
 
 
 def finite_mean(values: NDArray[Any]) -> float:
-    found = values[np.isfinite(values)]
-    return float(found.mean()) if len(found) else np.nan
+    """The mean of the finite values; NaN if there are none."""
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else np.nan
 
 
 def row_means(values: NDArray[Any]) -> NDArray[np.float64]:
-    """The mean of the finite values in each row; NaN if there are none."""
+    """float64 `[n]`: the mean of the finite values in each row; NaN for a row without any.
+
+    >>> row_means(np.array([[1.0, np.nan, 3.0], [np.nan, np.nan, np.nan]])).tolist()
+    [2.0, nan]
+    """
     known = np.isfinite(values)
     count = known.sum(1)
     total = np.where(known, values, 0).astype(np.float64).sum(1)
@@ -97,4 +113,5 @@ def row_means(values: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def column_means(values: NDArray[Any]) -> NDArray[np.float64]:
+    """The same as `row_means`, for each column."""
     return row_means(values.T)

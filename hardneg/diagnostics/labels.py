@@ -1,4 +1,4 @@
-"""Labels of measurements: the rows of tables on the terminal and in reports."""
+"""Labels of measurements, for the tables on the terminal and in reports."""
 
 from __future__ import annotations
 
@@ -31,23 +31,40 @@ _NUMBERS = (
 
 
 def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(label, value, remark) for each of a diagnosis's numbers."""
+    """Label the numbers of a diagnosis.
+
+    Args:
+        numbers: the value of `numbers` in the JSON of the diagnosis.
+
+    Returns:
+        (label, value, remark) for each number that was measured. The remark of an estimate is its interval.
+
+    >>> number_rows({"recall": 0.987})
+    [('recall of the index', '0.987', '')]
+    """
     rows = []
-    for label, name, form in _NUMBERS:
-        number, said = numbers.get(name), label.format(numbers.get("false_source"))
+    for template, name, form in _NUMBERS:
+        number, label = numbers.get(name), template.format(numbers.get("false_source"))
         if isinstance(number, dict) and number["value"] is not None:
             interval = f"{form.format(number['low'])} to {form.format(number['high'])}"
-            rows.append((said, form.format(number["value"]), interval))
+            rows.append((label, form.format(number["value"]), interval))
         elif number is not None and not isinstance(number, dict):
-            rows.append((said, form.format(number), ""))
+            rows.append((label, form.format(number), ""))
     if numbers.get("temperature_low") is not None:
-        span = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
-        rows.append(("temperature; those that use them", f"{numbers['temperature']:.3g}", span))
+        suitable = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
+        rows.append(("temperature; those that use them", f"{numbers['temperature']:.3g}", suitable))
     return rows
 
 
 def comparison_rows(value: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """(label, before, after) for two diagnoses, and what they have in common."""
+    """Label the numbers of a comparison.
+
+    Args:
+        value: the JSON of the comparison.
+
+    Returns:
+        (label, before, after) for each number of the two diagnoses, then (label, value, "") for what the runs share.
+    """
     sides = [
         {label: number for label, number, _ in number_rows(value[name]["numbers"])} for name in ("before", "after")
     ]

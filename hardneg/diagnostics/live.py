@@ -1,4 +1,4 @@
-"""Diagnosis during training: hardness and age of the negatives, and collapse of the space, at regular steps."""
+"""Diagnostics during training: hardness and age of the negatives, and collapse of the vectors, every few steps."""
 
 from __future__ import annotations
 
@@ -14,18 +14,30 @@ from hardneg.refresh.refreshed_index import RefreshedIndex
 
 
 class Diagnostics:
-    """Measures batches during training, as a callback of `hardneg.train` or in your own loop.
+    """Measures training batches, as a callback of `hardneg.train` or in your own training loop.
 
     Args:
-        writer: a TensorBoard writer (`torch.utils.tensorboard.SummaryWriter`), or any object with `add_scalar` and `add_histogram`;
-            None: the numbers are only kept in `history`.
-        every: steps between two measurements.
-        rows: the largest number of rows of a batch that are measured; it bounds the cost.
+        writer: a TensorBoard writer (`torch.utils.tensorboard.SummaryWriter`), or any object with `add_scalar` and
+            `add_histogram`. None keeps the numbers in `history` only.
+        every: the number of steps from one measurement to the next.
+        rows: the largest number of rows of a batch to measure. It limits the cost of a measurement.
+
+    Attributes:
+        history: the measurements of each measured step, by name, with its number as `step`.
+        warnings: one message if the vectors have collapsed.
+
+    Raises:
+        UsageError: `every` is below 1, or `rows` below 2.
+
+    >>> watch = Diagnostics(every=10)
+    >>> queries = torch.eye(3)
+    >>> watch.batch(10, queries, queries, mined=torch.tensor([[1], [2], [0]]))["margin"]
+    1.0
     """
 
     def __init__(self, writer: Any = None, *, every: int = 50, rows: int = 512) -> None:
         if every < 1 or rows < 2:
-            raise UsageError(f"every={every} must be 1 or more, rows={rows} 2 or more")
+            raise UsageError(f"every={every} must be 1 or more, and rows={rows} must be 2 or more")
         self.writer, self.every, self.rows = writer, every, rows
         self.history: list[dict[str, float]] = []
         self.warnings: list[str] = []
@@ -36,18 +48,19 @@ class Diagnostics:
         self, step: int, queries: Tensor, documents: Tensor, mined: Tensor | None = None, *, bank: MemoryBank | None = None,
         index: RefreshedIndex | None = None, statistics: dict[str, Tensor] | None = None,
     ) -> dict[str, float] | None:  # fmt: skip
-        """Measure a step if it is due.
+        """Measure a step if its number is a multiple of `every`.
 
         Args:
-            step: number of the step, from 1.
-            queries: `[B, d]`.
-            documents: `[B + M, d]`: the positives first, then mined negatives.
-            mined: int64 `[B, K]`, rows of `documents` that are the negatives of each query; -1 where there is none.
-            bank, index: the memory bank and the refreshed index, if there are any.
-            statistics: statistics of the loss (`InfoNCE.statistics`).
+            step: the number of the step, from 1.
+            queries: `[B, d]`, the query vectors.
+            documents: `[B + M, d]`, the document vectors: the positive of each query, then the mined negatives.
+            mined: int64 `[B, K]`, the rows of `documents` that are the mined negatives of each query; -1 is padding.
+            bank: the memory bank, to measure the age of its rows.
+            index: the refreshed index, to measure its age and staleness.
+            statistics: the statistics of the loss (`InfoNCE.statistics`).
 
         Returns:
-            The measurements by name; None if the step is not due.
+            The measurements by name; None if the step is not measured.
         """
         if step % self.every:
             return None
@@ -64,18 +77,19 @@ class Diagnostics:
             values |= {"bank_rows": ages["rows"], "bank_age": ages["mean_age"]}
         if index is not None:
             values |= {"age": float(index.age), "drift": index.staleness.drift, "overlap": index.staleness.overlap}
-        said = self._collapse.look(rank)
-        if said is not None:
-            self.warnings.append(f"step {step}: {said}")
+        warning = self._collapse.look(rank)
+        if warning is not None:
+            self.warnings.append(f"step {step}: {warning}")
         self.history.append({"step": step, **values})
         if self.writer is not None:
             self._write(step, values, queries[:size], documents, None if mined is None else mined[:size], bank)
         return values
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Does nothing: the trainer's own numbers are written elsewhere."""
+        """Do nothing. The trainer calls this with its own numbers, which other callbacks write."""
 
     def close(self) -> None:
+        """Flush the writer."""
         if self.writer is not None and hasattr(self.writer, "flush"):
             self.writer.flush()
 
