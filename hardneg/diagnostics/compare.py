@@ -107,7 +107,7 @@ def compare(
 
 
 def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int64]:
-    """int64 `[n]`: the number of documents that occur both in a row of `a` and in the same row of `b`. -1 is padding."""
+    """int64 `[n]`: the number of documents that are both in a row of `a` and in the same row of `b`."""
     out = np.zeros(len(a), np.int64)
     for j in range(a.shape[1]):
         out += ((a[:, j, None] == b) & (a[:, j, None] >= 0)).any(1)

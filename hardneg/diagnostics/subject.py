@@ -70,7 +70,9 @@ class Subject:
         """Read the negatives of a run. Raises RunError if its files do not match its dataset."""
         pairs, table = run.pairs(), run.negatives().combine_chunks()
         if len(table) != len(pairs):
-            raise RunError(f"{run.folder}: negatives.parquet has {len(table):,} queries, but the dataset has {len(pairs):,}")
+            raise RunError(
+                f"{run.folder}: negatives.parquet has {len(table):,} queries, but the dataset has {len(pairs):,}"
+            )
         column = table["negative_ids"].combine_chunks()
         lengths = values_of(pc.list_value_length(column)).astype(np.int64)
         width = max(int(lengths.max(initial=0)), 1)

@@ -1,1 +1,1 @@
-"""Findings: what is wrong, in words; the rules that find it, and their thresholds."""
+"""Findings (problems of the negatives, in words), the rules that report them, and the thresholds of the rules."""

@@ -1,4 +1,4 @@
-"""Findings, and the base class of the rules that make them. Your own finding is a subclass of `FindingRule`."""
+"""Findings, and the base class of the rules that report them. To report your own, write a subclass of `FindingRule`."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class Finding:
     """A problem of the negatives.
 
     Attributes:
-        code: a short name that never changes.
+        code: a short name of the problem. It stays the same in all versions.
         severity: one of `SEVERITIES`.
         text: the problem, in a sentence.
-        number: the name of the measurement.
-        value: the measured value.
+        number: the name of the measurement that shows the problem.
+        value: the value of that measurement.
         threshold: the limit that the value was compared with.
-        ids: example queries or documents.
-        fix: the command or option that would help.
+        ids: ids of example queries or documents.
+        fix: a command or a change that would help.
     """
 
     code: str
@@ -40,30 +40,45 @@ class Finding:
     fix: str = ""
 
     def to_json(self) -> dict[str, Any]:
+        """The finding as JSON values."""
         return asdict(self)
 
 
 class FindingRule(ABC):
-    """A kind of finding. `hardneg.diagnose(run, rules=[MyRule()])` applies it after the built-in rules.
+    """A rule that reports one kind of finding.
 
-    `measure` may add measurements; `check` decides whether they are a finding.
+    `measure` may add measurements. `check` decides from all measurements whether there is a finding. To use your own
+    rule, call `hardneg.diagnose(run, rules=[MyRule()])`, which applies it after the built-in rules.
+
+    >>> class FewQueries(FindingRule):
+    ...     def check(self, measured, thresholds, run):
+    ...         n = measured.numbers["queries"]
+    ...         return Finding("few-queries", "info", f"only {n} queries", "queries", n, 100) if n < 100 else None
+    >>> FewQueries().check(Measurements({"queries": 20}), Thresholds(), "run").text
+    'only 20 queries'
     """
 
     def measure(self, subject: Subject, rng: np.random.Generator) -> Measurements:
-        """Numbers by name, and ids of examples by name. By default there are none in addition to the built-in measurements.
+        """Measure what `check` needs in addition to the built-in measurements; by default, nothing.
 
         Args:
             subject: the negatives of the run, as arrays.
-            rng: random generator for samples.
+            rng: the random generator for drawing samples.
+
+        Returns:
+            The additional numbers and example ids, by name.
         """
         return Measurements()
 
     @abstractmethod
     def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
-        """The finding; None if there is none.
+        """Decide whether there is a finding.
 
         Args:
-            measured: all measurements, of the built-in measures and of the rules.
-            thresholds: the limits that the user set.
-            run: the folder of the run, for commands that would help.
+            measured: all measurements: the built-in ones, and those of all rules.
+            thresholds: the limits that the user set, or the default limits.
+            run: the folder of the run, for use in the command of `Finding.fix`.
+
+        Returns:
+            The finding; None if there is none.
         """

@@ -1,4 +1,4 @@
-"""The built-in rules: when a measurement becomes a finding, what the finding says, and what would help."""
+"""The built-in rules: when a measurement becomes a finding, and the text and fix of the finding."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from hardneg.diagnostics.findings.thresholds import Thresholds
 
 @dataclass(frozen=True)
 class ThresholdRule(FindingRule):
-    """A rule for a number that should not be above, or below, a threshold.
+    """A rule that compares one number with a threshold for each severity.
 
     Attributes:
-        code, number: see `Finding`.
-        ids: the name of measured ids.
-        info, warning, error: names of thresholds.
-        text, fix: templates. `{v}` is the number, other names are other measurements; a fix may also use `{run}`, `{out}` and
-            `{posterior}`, which are quoted for a shell.
-        above: whether high values are bad; otherwise low ones are.
-        chance: the name of the value expected by chance. A number below five times that value is no finding.
+        code, number: as in `Finding`.
+        text, fix: templates of the finding's text and fix. `{v}` stands for the number, and the name of a measurement
+            for its value. Both may also use `{run}`, `{out}` and `{posterior}`, which are quoted for a shell.
+        info, warning, error: the name of the threshold for each severity; empty for none.
+        ids: the name of the measured ids to list as examples; empty for none.
+        above: True if the number should not be above the threshold, False if it should not be below it.
+        chance: the name of the measurement of the value expected by chance; empty for none. The threshold is at least
+            five times that value.
     """
 
     code: str
@@ -38,36 +39,43 @@ class ThresholdRule(FindingRule):
     info: str = ""
 
     def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
-        """The finding of the highest severity whose threshold the whole interval of the number passes."""
+        """Report the highest severity whose threshold is exceeded.
+
+        An estimate exceeds a threshold only if its whole interval lies beyond it.
+        """
         number = measured.numbers.get(self.number)
         if number is None:
             return None
-        value, sure = (
+        value, bound = (
             (number.value, number.low if self.above else number.high)
             if isinstance(number, Estimate)
             else (number, number)
         )
-        if not math.isfinite(sure):
+        if not math.isfinite(bound):
             return None
-        least = 5 * float(measured.numbers.get(self.chance, 0.0))
+        least_limit = 5 * float(measured.numbers.get(self.chance, 0.0))
         for severity, name in (("error", self.error), ("warning", self.warning), ("info", self.info)):
             if not name:
                 continue
             limit = float(getattr(thresholds, name))
-            limit = max(limit, least) if self.chance else limit
-            if sure > limit if self.above else sure < limit:
-                said = {**measured.numbers, "v": value, "run": shlex.quote(run), "out": shlex.quote(f"{run}-2")}
-                said["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
-                text, fix = self.text.format(**said), self.fix.format(**said)
+            limit = max(limit, least_limit) if self.chance else limit
+            if bound > limit if self.above else bound < limit:
+                values = {**measured.numbers, "v": value, "run": shlex.quote(run), "out": shlex.quote(f"{run}-2")}
+                values["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
+                text, fix = self.text.format(**values), self.fix.format(**values)
                 ids = measured.ids.get(self.ids, [])
                 return Finding(self.code, severity, text, self.number, float(value), limit, ids, fix)
         return None
 
 
 class UnknownFalseNegatives(FindingRule):
-    """Nothing tells how many negatives are relevant: there is no posterior, and there are no groups or hidden positives."""
+    """Reports that the share of false negatives is unknown.
+
+    This is so for a run without a posterior whose dataset has no groups and too few hidden positives to learn from.
+    """
 
     def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Report the share of negatives that score above the positive, as an upper limit of the share that is false."""
         if measured.numbers.get("false_source") != "range" or not math.isfinite(measured.numbers["false_high"]):
             return None
         high = float(measured.numbers["false_high"])
@@ -165,6 +173,13 @@ RULES: tuple[FindingRule, ...] = (
 
 
 def find(measured: Measurements, thresholds: Thresholds, run: str, rules: Sequence[FindingRule] = ()) -> list[Finding]:
-    """The findings of the built-in rules and of `rules`, worst first."""
-    found = [rule.check(measured, thresholds, run) for rule in (*RULES, *rules)]
-    return sorted((each for each in found if each is not None), key=lambda each: -SEVERITIES.index(each.severity))
+    """Apply the built-in rules and `rules`.
+
+    Returns:
+        The findings, the most severe first.
+
+    >>> [finding.code for finding in find(Measurements({"recall": 0.5}), Thresholds(), "run")]
+    ['recall']
+    """
+    findings = [rule.check(measured, thresholds, run) for rule in (*RULES, *rules)]
+    return sorted((each for each in findings if each is not None), key=lambda each: -SEVERITIES.index(each.severity))

@@ -1,4 +1,4 @@
-"""Thresholds above or below which a measurement becomes a finding."""
+"""The thresholds at which a measurement becomes a finding."""
 
 from __future__ import annotations
 
@@ -12,30 +12,40 @@ from hardneg.errors import UsageError, suggestion
 
 @dataclass(frozen=True)
 class Thresholds:
-    """The limits of all findings. A limit gives a warning; where there are two, the second gives an error.
+    """The limits of all findings.
 
-    Each limit lies between the values of seven runs without a planted fault and the value with the fault that it is meant for. The
-    cost of false negatives was measured by training with them (both: `benchmarks/thresholds.py`, "Limits of a diagnosis" in
-    `benchmarks/RESULTS.md`).
+    Beyond a limit, a number becomes a warning. Beyond a limit whose name ends in `_error`, it becomes an error. Most
+    are upper limits; `easy`, `rank`, `effective`, `recall` and `overlap` are lower limits.
+
+    Each limit lies between the values of seven runs without a planted fault and the value of a run with the planted
+    fault that it should detect. The cost of false negatives was measured by training with them. See
+    `benchmarks/thresholds.py`, and "Limits of a diagnosis" in `benchmarks/RESULTS.md`.
 
     Attributes:
-        false_share, false_share_error: share of negatives that are relevant. Up to 0.05 no cost could be measured; 0.3 costs about
-            half of what mined negatives gain over random ones (Banking77).
-        easy, easy_error: hardness, between random documents (0) and positives (1).
-        above_positive: share of negatives that score above the positive. It is only information, because an untrained encoder finds
-            many.
-        near_duplicates: share of a query's negatives that repeat another one.
-        corpus_near_duplicates: the same share in the corpus.
-        hub, hub_error: share of the queries that have the same document as a negative (at least five times the share by chance).
-        rank, rank_error: effective rank, as a share of the largest possible.
-        mean_cosine_error: mean cosine of two random documents.
-        effective: effective number of negatives at the temperature, as a share.
-        surface_auc, lexical_auc: AUC of telling negatives from positives by their form, and by their words.
-        at_longest: share of documents that are exactly as long as the longest one.
-        few, few_error: share of queries with fewer negatives than requested.
-        recall: recall of the index.
-        drift, overlap: compared with the encoder as it is now (ANCE refreshes long before; see `Schedule`).
-        stale_scores_error: share of scores that do not match the run's own vectors.
+        false_share, false_share_error: the share of negatives that are relevant. A share of up to 0.05 had no
+            measurable cost. A share of 0.3 costs about half of what mined negatives gain over random ones (Banking77).
+        easy, easy_error: the hardness, on a scale from random documents (0) to positives (1).
+        above_positive: the share of negatives that score above the positive. The finding is only information, because
+            an untrained encoder finds many such negatives.
+        near_duplicates: the share of a query's negatives that nearly repeat another one.
+        corpus_near_duplicates: the share of documents that have a near copy in the corpus.
+        hub, hub_error: the share of queries that have the same document as a negative. The limit is at least five times
+            the share expected by chance.
+        rank, rank_error: the effective rank, divided by the largest possible rank.
+        mean_cosine_error: the mean cosine of two random documents.
+        effective: the effective number of negatives at the temperature, divided by the number of negatives.
+        surface_auc: the AUC of telling negatives from positives by their form.
+        lexical_auc: the AUC of telling negatives from positives by their words.
+        at_longest: the share of documents that are exactly as long as the longest one.
+        few, few_error: the share of queries with fewer negatives than requested.
+        recall: the recall of the index.
+        drift: the drift of the encoder since the run was mined (see `Staleness`). A training with refreshed negatives
+            (ANCE) refreshes them long before this limit; see `Schedule`.
+        overlap: the share of nearest documents that have stayed the same since then.
+        stale_scores_error: the share of scores that do not match the vectors of the run.
+
+    >>> Thresholds(hub=0.2).hub
+    0.2
     """
 
     false_share: float = 0.05
@@ -63,7 +73,14 @@ class Thresholds:
 
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:
-        """Load some or all limits from a JSON object. Raises UsageError that names what is not understood."""
+        """Load some or all limits from a JSON file; the others keep their defaults.
+
+        Args:
+            path: a file with a JSON object of numbers, for example `{"hub": 0.2}`.
+
+        Raises:
+            UsageError: the file is missing or not valid JSON, a name is unknown, or a value is not a finite number.
+        """
         try:
             value = json.loads(Path(path).read_text("utf-8"))
         except FileNotFoundError:
@@ -71,11 +88,11 @@ class Thresholds:
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise UsageError(f"{path} is not readable as JSON ({error})") from None
         if not isinstance(value, dict):
-            raise UsageError(f"{path} must hold a JSON object of thresholds")
+            raise UsageError(f"{path} must hold a JSON object that maps names of thresholds to numbers")
         names = [each.name for each in fields(cls)]
         for name, number in value.items():
             if name not in names:
-                raise UsageError(f"{path}: there is no threshold {name!r}.{suggestion(name, names)}")
+                raise UsageError(f"{path}: unknown threshold {name!r}.{suggestion(name, names)}")
             if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
                 raise UsageError(f"{path}: the threshold {name} is {number!r}, expected a number")
         return cls(**value)

@@ -1,1 +1,1 @@
-"""The measurements of negatives, one kind per file."""
+"""Measurements of negatives, one kind per module."""

@@ -1,22 +1,24 @@
-"""Hardness and effective rank of one training batch, and the collapse of its vectors."""
+"""Measurements of one training batch: hardness, effective rank, and collapse of the vectors."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-COLLAPSE = 0.25  # share of the initial effective rank below which the space has collapsed
+COLLAPSE = 0.25  # the vectors have collapsed below this share of the first measured effective rank
 
 
 @torch.no_grad()
 def effective_rank(vectors: Tensor) -> float:
-    """exp of the entropy of the normalized singular values (Roy and Vetterli 2007): the number of directions in use.
+    """The number of directions that vectors use: exp of the entropy of their normalized singular values.
+
+    Source: Roy and Vetterli 2007, "The effective rank".
 
     Args:
         vectors: `[n, d]`.
 
     Returns:
-        1 if all vectors are alike, at most min(n, d).
+        A number between 1 (all vectors are parallel) and min(n, d).
 
     >>> round(effective_rank(torch.eye(4)), 6)
     4.0
@@ -31,38 +33,46 @@ def effective_rank(vectors: Tensor) -> float:
 
 @torch.no_grad()
 def batch_hardness(queries: Tensor, documents: Tensor, mined: Tensor) -> dict[str, float]:
-    """Measure how near the mined negatives of a batch are.
+    """Measure how near the mined negatives of a batch are to their queries.
 
     Args:
         queries: `[B, d]`.
-        documents: `[B + M, d]`, the positives first.
-        mined: int64 `[B, K]`, rows of `documents`; -1 where there is none.
+        documents: `[B + M, d]`: the positive of each query, then the mined negatives.
+        mined: int64 `[B, K]`, the rows of `documents` that are the mined negatives of each query; -1 is padding.
 
     Returns:
-        `negative`: mean cosine of the negatives. `margin`: mean cosine of the positive minus that of the hardest negative.
-        `violations`: share of queries whose hardest negative is nearer than the positive.
+        `negative`: the mean cosine of a query and its mined negatives. `margin`: the cosine of the positive minus the
+        cosine of the hardest mined negative; mean over queries. `violations`: the share of queries whose hardest mined
+        negative is nearer than the positive. Empty if there are no mined negatives.
+
+    >>> batch_hardness(torch.eye(2), torch.eye(2), torch.tensor([[1], [0]]))
+    {'negative': 0.0, 'margin': 1.0, 'violations': 0.0}
     """
     real = mined >= 0
-    some = real.any(1) if mined.numel() else real.new_zeros(len(queries))
-    if not bool(some.any()):
+    with_mined = real.any(1) if mined.numel() else real.new_zeros(len(queries))
+    if not bool(with_mined.any()):
         return {}
     q, d = (torch.nn.functional.normalize(x.float(), dim=1) for x in (queries, documents))
     positive = (q * d[: len(q)]).sum(1)
     negative = torch.einsum("bd,bkd->bk", q, d[mined.clamp(min=0)])
-    hardest = negative.masked_fill(~real, -torch.inf).amax(1)[some]
+    hardest = negative.masked_fill(~real, -torch.inf).amax(1)[with_mined]
     return {
         "negative": float(negative[real].mean()),
-        "margin": float((positive[some] - hardest).mean()),
-        "violations": float((hardest > positive[some]).float().mean()),
+        "margin": float((positive[with_mined] - hardest).mean()),
+        "violations": float((hardest > positive[with_mined]).float().mean()),
     }
 
 
 class Collapse:
-    """Warns once when the document vectors have collapsed to few directions.
+    """Warns once when the document vectors have collapsed to a few directions.
 
     Attributes:
-        first: effective rank of the first measured batches.
-        said: whether it has warned.
+        first: the effective rank at the first call; None before it.
+        said: True once it has warned.
+
+    >>> collapse = Collapse()
+    >>> [collapse.look(rank) is not None for rank in (100.0, 30.0, 20.0, 10.0)]
+    [False, False, True, False]
     """
 
     def __init__(self) -> None:
@@ -70,6 +80,11 @@ class Collapse:
         self.said = False
 
     def look(self, rank: float) -> str | None:
+        """Compare an effective rank with the first one.
+
+        Returns:
+            A warning at the first rank below `COLLAPSE` times the first one; otherwise None.
+        """
         self.first = self.first if self.first is not None else rank
         if self.said or rank >= COLLAPSE * self.first:
             return None

@@ -1,4 +1,4 @@
-"""Completeness: queries with too few negatives."""
+"""Completeness: how many queries have too few negatives."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from hardneg.diagnostics.subject import Subject
 
 
 def completeness(subject: Subject) -> Measurements:
-    """Shares of queries: `few`, with fewer negatives than requested; `none`, without any; `no_positive`, without a positive."""
+    """Measure how many queries have too few negatives.
+
+    The numbers are:
+
+    - `queries`, `documents`: the size of the dataset.
+    - `asked`: the requested number of negatives per query.
+    - `few`: the share of queries with fewer negatives than requested.
+    - `none`: the share of queries without negatives.
+    - `no_positive`: the share of queries without positives.
+    """
     counts = subject.counts
     total = max(1, len(counts))
     few = np.flatnonzero(counts < subject.asked)

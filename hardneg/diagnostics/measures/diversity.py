@@ -1,4 +1,4 @@
-"""Diversity: whether the negatives are many different documents, and whether a few of them are everywhere."""
+"""Diversity: how many different documents the negatives are, and whether some are negatives of very many queries."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from hardneg.storage.arrays import Float
 
 
 def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
-    """Measure whether the negatives are many different documents.
+    """Measure how many different documents the negatives are.
 
-    `distinct`: distinct documents as a share of all negatives. `coverage`: share of the corpus that is a negative.
-    `near_duplicates`: share of a query's negatives with a cosine above 0.95 with an earlier negative of the same query.
-    `corpus_near_duplicates`: share of documents whose nearest other one is that near (of a sample against a sample).
-    `cluster_coverage`: share of the corpus's clusters that hold a negative (k-means of a sample into 64 clusters, fewer for a small
-    corpus). `cluster_entropy`: entropy of the negatives over the clusters, divided by that of the documents; 1 means that the
-    negatives are spread like the corpus.
+    The numbers are as follows. All but the first two need vectors.
+
+    - `distinct`: the number of different documents among the negatives, divided by the number of negatives.
+    - `coverage`: the share of the corpus that is a negative of any query.
+    - `near_duplicates`: the share of a query's negatives whose cosine with an earlier negative of the query is above
+      0.95; mean over queries.
+    - `corpus_near_duplicates`: the share of documents whose cosine with the nearest other document is above 0.95. A
+      sample is compared with a larger sample.
+    - `cluster_coverage`: the share of the corpus's clusters that contain a negative. The clusters come from k-means on
+      a sample of the documents. There are 64, or fewer for a small corpus.
+    - `cluster_entropy`: the entropy of the negatives over the clusters, divided by that of the documents. It is 1 if
+      the negatives are spread like the corpus.
     """
     out = Measurements()
     used = np.unique(subject.documents[subject.real])
@@ -37,8 +43,8 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
     some = sampled(len(subject.pairs.document_ids), 4000, rng)
     everything = sampled(len(subject.pairs.document_ids), 50000, rng)
     vectors = unit(subject.vectors[1], everything)
-    found = ExactIndex(vectors).search(unit(subject.vectors[1], some), min(2, len(everything)))
-    other = found.scores[np.arange(len(some)), -1] if found.scores.shape[1] > 1 else np.zeros(len(some))
+    nearest = ExactIndex(vectors).search(unit(subject.vectors[1], some), min(2, len(everything)))
+    other = nearest.scores[np.arange(len(some)), -1] if nearest.scores.shape[1] > 1 else np.zeros(len(some))
     out.numbers["corpus_near_duplicates"] = Estimate.share_of(other > 0.95)
     repeated_rows = some[other > 0.95][:LISTED]
     out.ids["near_duplicate_documents"] = names_of(subject.pairs.document_ids, repeated_rows)
@@ -47,23 +53,23 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
 
 
 def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dict[str, float]:
-    """The clusters of negatives and of documents (of a sample, `[m, d]`) among the clusters of the documents."""
+    """`cluster_coverage` and `cluster_entropy`. `vectors` are those of a sample of the documents, float32 `[m, d]`."""
     assert subject.vectors is not None
     import faiss
 
-    count = min(64, len(vectors) // 39)  # faiss warns about fewer points per cluster
+    count = min(64, len(vectors) // 39)  # faiss warns if a cluster has fewer than 39 points
     if count < 2:
         return {}
-    few = np.ascontiguousarray(vectors[sampled(len(vectors), 20000, rng)])
-    kmeans = faiss.Kmeans(few.shape[1], count, niter=10, seed=0, spherical=True)
-    kmeans.train(few)
+    sample = np.ascontiguousarray(vectors[sampled(len(vectors), 20000, rng)])
+    kmeans = faiss.Kmeans(sample.shape[1], count, niter=10, seed=0, spherical=True)
+    kmeans.train(sample)
     negatives = subject.documents[subject.real]
     if len(negatives) == 0:
         return {}
     chosen = rng.choice(negatives, min(len(negatives), 20000), replace=False)
     counts = [
         np.bincount(ExactIndex(kmeans.centroids).search(rows, 1).documents[:, 0], minlength=count).astype(np.float64)
-        for rows in (unit(subject.vectors[1], chosen), few)
+        for rows in (unit(subject.vectors[1], chosen), sample)
     ]
     shares = [each / each.sum() for each in counts]
     entropies = [float(-(s[s > 0] * np.log(s[s > 0])).sum()) for s in shares]
@@ -76,8 +82,11 @@ def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dic
 def hubness(subject: Subject) -> Measurements:
     """Measure hubs: documents that are negatives of very many queries (Radovanovic et al. 2010, JMLR 11).
 
-    `hub_skew`: skewness of how often a document is a negative. `hub_share`: share of the queries that have the most frequent
-    document as a negative.
+    The numbers are:
+
+    - `hub_skew`: the skewness of the number of times that each document is a negative.
+    - `hub_share`: the share of queries that have the most frequent negative.
+    - `hub_expected`: the share of queries that a document is a negative of by chance.
     """
     times = np.bincount(subject.documents[subject.real], minlength=len(subject.pairs.document_ids)).astype(np.float64)
     spread = times.std()

@@ -1,4 +1,4 @@
-"""The share of negatives that are relevant."""
+"""False negatives: the share of negatives that are relevant."""
 
 from __future__ import annotations
 
@@ -9,19 +9,26 @@ from hardneg.diagnostics.subject import Subject
 
 
 def false_negatives(subject: Subject) -> Measurements:
-    """Measure the share of negatives that are relevant. `false_source` names the evidence.
+    """Measure the share of negatives that are relevant.
 
-    `posterior`: the mean of `negative_false_probability`. `groups`: the share in the group of the query, if the dataset has groups
-    that no filter used. `hidden positives`: the mean of a posterior learned from hidden positives (see `with_hidden_positives`).
-    `range`, otherwise: from none up to the share that scores above the positive.
+    The numbers are `false_share`, the estimated share, and `false_source`, the evidence for it. The evidence is the
+    first of these that exists:
+
+    - `posterior`: the share is the mean of `negative_false_probability`.
+    - `groups`: the share of negatives in the group of their query. It is 0 if a filter removed them.
+    - `hidden positives`: the share is the mean probability according to a posterior learned from hidden positives (see
+      `with_hidden_positives`).
+    - `range`: nothing tells the share, so there is no `false_share`. Instead, `false_low` is 0, and `false_high` is the
+      share of negatives that score above the positive.
     """
     out = Measurements()
     real = subject.real
     if subject.probability is not None:
         shares, source = np.where(real, subject.probability, np.nan), subject.told_by
     elif subject.pairs.query_groups is not None and subject.pairs.document_groups is not None:
-        mine, theirs = subject.pairs.query_groups[:, None], subject.pairs.document_groups[subject.documents]
-        shares, source = np.where(real & (mine >= 0), (mine == theirs) & (mine >= 0), np.nan), "groups"
+        query_group = subject.pairs.query_groups[:, None]
+        same = query_group == subject.pairs.document_groups[subject.documents]
+        shares, source = np.where(real & (query_group >= 0), same & (query_group >= 0), np.nan), "groups"
     else:
         above = np.where(
             real & np.isfinite(subject.positive)[:, None], subject.scores > subject.positive[:, None], np.nan

@@ -11,11 +11,16 @@ from hardneg.diagnostics.subject import Subject
 
 
 def geometry(subject: Subject, rng: np.random.Generator) -> Measurements:
-    """Measure the embedding space.
+    """Measure the embedding space on samples of the normalized vectors. Without vectors, nothing is measured.
 
-    `alignment`: mean squared distance of query and positive. `uniformity`: log of the mean of exp(-2 |x - y|^2) over documents (both:
-    Wang and Isola 2020, arXiv 2005.10242). `effective_rank` of the documents (Roy and Vetterli 2007); `dimension`, its largest
-    possible value; `rank_share`, the ratio of the two. `mean_cosine`: mean cosine of two random documents.
+    The numbers are:
+
+    - `alignment`: the mean squared distance between a query and its positive (Wang and Isola 2020, arXiv 2005.10242).
+    - `uniformity`: the log of the mean of exp(-2 |x - y|^2) over pairs of documents (from the same paper).
+    - `mean_cosine`: the mean cosine of two random documents.
+    - `effective_rank`: the effective rank of the documents (Roy and Vetterli 2007).
+    - `dimension`: the number of components of a vector.
+    - `rank_share`: `effective_rank` divided by `dimension`.
     """
     out = Measurements()
     if subject.vectors is None:
@@ -25,8 +30,9 @@ def geometry(subject: Subject, rng: np.random.Generator) -> Measurements:
     with_positive = np.flatnonzero(subject.pairs.positives.lengths > 0)
     chosen = with_positive[sampled(len(with_positive), 4096, rng)]
     if len(chosen):
-        mine = subject.pairs.positives.take(chosen)
-        cosine = (unit(subject.vectors[0], chosen) * unit(subject.vectors[1], mine.values[mine.offsets[:-1]])).sum(1)
+        positives = subject.pairs.positives.take(chosen)
+        first = positives.values[positives.offsets[:-1]]
+        cosine = (unit(subject.vectors[0], chosen) * unit(subject.vectors[1], first)).sum(1)
         out.numbers["alignment"] = Estimate.mean_of(2 - 2 * cosine)
     if len(vectors) > 1:
         cosines = vectors @ vectors.T

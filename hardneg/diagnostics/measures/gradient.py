@@ -10,13 +10,22 @@ from hardneg.diagnostics.subject import Subject
 
 
 def gradient(subject: Subject, temperature: float) -> Measurements:
-    """Measure what each negative contributes to the gradient of InfoNCE: its softmax weight at a temperature.
+    """Measure how much each negative contributes to the gradient of InfoNCE at a temperature t.
 
-    dL/ds_j = w_j / t with w_j = exp(s_j / t) / (exp(s_p / t) + sum exp(s / t)) (Wang and Liu 2021, arXiv 2012.09740).
-    `effective_negatives`: exp of the entropy of the w_j of a query's negatives, mean over queries. `positive_weight`: mean softmax
-    weight of the positive; at 1 nothing is left to learn. `temperature_low`, `temperature_high`: the temperatures at which the
-    effective number is a quarter and four fifths of the negatives. `effective_by_temperature`: the effective number on a ladder of
-    temperatures.
+    The gradient with respect to the score s_j of a negative is w_j / t. The softmax weight w_j is
+    exp(s_j / t) / (exp(s_p / t) + sum_k exp(s_k / t)), where s_p is the score of the positive and k runs over the
+    negatives (Wang and Liu 2021, arXiv 2012.09740). Queries without a positive or with one negative are left out.
+
+    The numbers are:
+
+    - `temperature`: the given temperature.
+    - `effective_negatives`: exp of the entropy of the weights of a query's negatives, after these are normalized to sum
+      to 1; mean over queries.
+    - `effective_share`: the same, divided by the number of the query's negatives.
+    - `positive_weight`: the mean softmax weight of the positive. At 1, nothing is left to learn.
+    - `effective_by_temperature`: (temperature, effective number) for 40 temperatures from 0.002 to 1.
+    - `temperature_low`, `temperature_high`: the lowest of these temperatures at which the effective share is at least
+      0.25, and at least 0.8.
     """
     out = Measurements()
     rows = np.flatnonzero(np.isfinite(subject.positive) & (subject.counts > 1))
@@ -33,23 +42,25 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
         number: NDArray[np.float64] = np.exp(-(w * np.log(np.maximum(w, 1e-300))).sum(1))
         return number
 
-    at = effective(temperature)
+    numbers = effective(temperature)
     hardest = scores.max(1)
     high = np.maximum(hardest, positive)
     total = np.exp((scores - high[:, None]) / temperature).sum(1) + np.exp((positive - high) / temperature)
     out.numbers |= {
         "temperature": temperature,
-        "effective_negatives": Estimate.mean_of(at),
-        "effective_share": float((at / count).mean()),
+        "effective_negatives": Estimate.mean_of(numbers),
+        "effective_share": float((numbers / count).mean()),
         "positive_weight": float((np.exp((positive - high) / temperature) / total).mean()),
     }
     ladder = np.geomspace(0.002, 1.0, 40)
-    some = sampled(len(rows), 5000, np.random.default_rng(0))
-    scores, count = scores[some], count[some]
-    along = [effective(t) for t in ladder]
-    shares = np.array([float((numbers / count).mean()) for numbers in along])
-    out.numbers["effective_by_temperature"] = [[float(t), float(n.mean())] for t, n in zip(ladder, along, strict=True)]
+    sample = sampled(len(rows), 5000, np.random.default_rng(0))
+    scores, count = scores[sample], count[sample]
+    by_temperature = [effective(t) for t in ladder]
+    shares = np.array([float((n / count).mean()) for n in by_temperature])
+    out.numbers["effective_by_temperature"] = [
+        [float(t), float(n.mean())] for t, n in zip(ladder, by_temperature, strict=True)
+    ]
     for name, target in (("temperature_low", 0.25), ("temperature_high", 0.8)):
-        place = int(np.searchsorted(shares, target))
-        out.numbers[name] = float(ladder[min(place, len(ladder) - 1)])
+        step = int(np.searchsorted(shares, target))
+        out.numbers[name] = float(ladder[min(step, len(ladder) - 1)])
     return out

@@ -1,4 +1,4 @@
-"""The share of relevant negatives, estimated with hidden positives: for runs without a posterior and without groups."""
+"""Estimate false negatives with hidden positives, for runs that have neither a posterior nor groups."""
 
 from __future__ import annotations
 
@@ -17,18 +17,25 @@ from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
 
-_QUERIES = 4096  # queries whose negatives are estimated
+_QUERIES = 4096  # the largest number of queries whose negatives get probabilities
 
 
 def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progress = silent) -> Subject:
-    """Add the probabilities of a posterior that is learned from hidden positives, for a sample of the queries.
+    """Estimate how likely the negatives of a sample of queries are relevant, by hiding known positives.
 
-    One positive of each query that has several is hidden and searched for among the candidates. What is measured for it is what would
-    be measured for a relevant document that nobody labelled (see `hardneg.calibrate`).
+    For each query with several positives, one of them is treated as if it were unlabelled. It then stands for the
+    relevant documents that nobody labelled. A posterior learns from the hidden positives among the candidates to tell
+    relevant documents from others (see `hardneg.calibrate`).
+
+    Args:
+        subject: the negatives of `run`.
+        run: the run.
+        seed: the random seed for hiding positives and drawing queries.
+        progress: a callback that receives the progress.
 
     Returns:
-        A new subject; or the same one, if it already has better evidence, if fewer than 200 queries have several positives, or if
-        no hidden positive was found.
+        A copy of `subject` with `probability`. Or `subject` itself, if it has a posterior or groups, which are better
+        evidence, if fewer than 200 queries have several positives, or if the posterior could not be learned.
     """
     pairs = subject.pairs
     grouped = pairs.query_groups is not None and pairs.document_groups is not None
@@ -44,6 +51,6 @@ def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progr
     empty = np.empty((len(rows), 0), np.float32)
     block = Candidates(rows, subject.documents[rows], subject.scores[rows], subject.positive[rows], empty)
     probability = np.full(subject.documents.shape, np.nan, np.float32)
-    told = model.probability(features.of(model.features, block))
-    probability[rows] = np.where(subject.real[rows], told, np.nan)
+    predicted = model.probability(features.of(model.features, block))
+    probability[rows] = np.where(subject.real[rows], predicted, np.nan)
     return replace(subject, probability=probability, told_by="hidden positives")

@@ -1,4 +1,4 @@
-"""Search quality: whether the search found the nearest documents, for the run's own vectors and for the encoder as it is now."""
+"""Search quality: whether the index found the nearest documents, and whether they are still the nearest ones."""
 
 from __future__ import annotations
 
@@ -11,26 +11,33 @@ from hardneg.diagnostics.subject import Subject
 from hardneg.refresh.staleness import Staleness, staleness_between
 from hardneg.storage.arrays import Float
 
-_QUERIES = 256  # queries that are searched exactly; fewer if the corpus is so large that it would take longer than
+_QUERIES = 256  # the largest number of queries to search exactly
 
-_OPERATIONS = 2e11
+_OPERATIONS = 2e11  # floating-point operations to spend on the exact search; with a large corpus, fewer queries fit
 
-_BLOCK = 16384  # documents compared at once
+_BLOCK = 16384  # documents that are compared at once
 
-_CLOSE = 1e-5  # scores closer than this count as equal; for large scores, a relative difference
+_CLOSE = 1e-5  # scores s and t count as equal if |s - t| <= _CLOSE * (1 + |t|)
 
 
 def search_quality(subject: Subject, rng: np.random.Generator) -> Measurements:
-    """Measure the search on a sample, with the run's vectors.
+    """Check the search of a run against the run's own vectors, on a sample of the queries.
 
-    `recall`: share of the documents at least as near as a query's farthest negative that the index found. If that negative has rank r
-    and n documents are nearer, this is r / (n + 1). `recall_said`: the recall that the index measured itself; it replaces `recall`
-    if the run has no vectors. `score_error`: mean difference between the scores in the run and those of its vectors.
-    `stale_scores`: share of scores that differ by more than float16 rounding. Such a run was searched with other vectors.
+    The numbers are:
+
+    - `index`: the kind of the index.
+    - `recall`: the share of documents that the index found, among those at least as near as a query's farthest
+      negative. If that negative has rank r and n documents are nearer, this is r / (n + 1). Without vectors, it equals
+      `recall_said`.
+    - `recall_said`: the recall recorded in the run.
+    - `score_error`: the mean absolute difference between the scores in the run and those of its vectors. Measured for
+      the cosine metric only.
+    - `stale_scores`: the share of these differences that are above 0.01, which is more than float16 rounding explains.
+      If it is high, the run was searched with other vectors.
     """
     resolved = subject.info["resolved"]
-    said = float(resolved["recall"]["measured"])
-    out = Measurements({"index": resolved["index"], "recall": said, "recall_said": said})
+    stored_recall = float(resolved["recall"]["measured"])
+    out = Measurements({"index": resolved["index"], "recall": stored_recall, "recall_said": stored_recall})
     if subject.vectors is None:
         return out
     metric = subject.info["config"]["metric"]
@@ -51,7 +58,7 @@ def search_quality(subject: Subject, rng: np.random.Generator) -> Measurements:
 
 
 def _recall(subject: Subject, rows: NDArray[np.int64], metric: str) -> NDArray[np.float64]:
-    """float64 `[m]`: for each query, the share found of the documents at least as near as its farthest negative."""
+    """float64 `[m]`: the recall for each of the queries in `rows`, as defined in `search_quality`."""
     assert subject.vectors is not None
     last = subject.ranks[rows].argmax(1)
     rank = subject.ranks[rows, last].astype(np.float64)
@@ -67,27 +74,41 @@ def _recall(subject: Subject, rows: NDArray[np.int64], metric: str) -> NDArray[n
         if metric == "l2":
             scores = 2 * scores - (documents**2).sum(1)
         nearer += (scores > (limit + _CLOSE * (1 + limit.abs()))[:, None]).sum(1)
-    found: NDArray[np.float64] = np.minimum(rank / (nearer.numpy() + 1), 1)
-    return found
+    recall: NDArray[np.float64] = np.minimum(rank / (nearer.numpy() + 1), 1)
+    return recall
 
 
 def _vectors(vectors: NDArray[np.generic], rows: NDArray[np.integer], metric: str) -> Float:
+    """float32 `[m, d]`: the given rows of `vectors`, normalized if the metric is cosine."""
     return unit(vectors, rows) if metric == "cosine" else np.asarray(vectors[np.asarray(rows)], np.float32)
 
 
 def _scores(queries: Float, documents: Float, metric: str) -> Float:
-    """float32 `[m]`, row by row; for l2, without the part that is equal for all documents of a query."""
+    """float32 `[m]`: the score of each query and the document in the same row.
+
+    For l2, this is the negative squared distance plus |query|^2, which is the same for all documents of a query.
+    """
     products: Float = (queries * documents).sum(1)
     return products if metric != "l2" else 2 * products - (documents**2).sum(1)
 
 
 def moved(subject: Subject, fresh: NDArray[np.floating], rows: NDArray[np.int64]) -> Staleness:
-    """How far the documents have moved: the run's vectors against new ones `[m, d]` of these rows."""
+    """Compare the run's vectors of the documents in `rows` with fresh vectors `[m, d]` of the same documents."""
     assert subject.vectors is not None
     return staleness_between(np.asarray(subject.vectors[1][rows], np.float32), np.asarray(fresh, np.float32), 0)
 
 
 def staleness(subject: Subject, fresh: NDArray[np.floating], rows: NDArray[np.int64]) -> Measurements:
-    """`drift` and `overlap` (see `Staleness`) between the run's document vectors and new ones of the same rows."""
-    found = moved(subject, fresh, rows)
-    return Measurements({"drift": found.drift, "overlap_with_fresh": found.overlap, "fresh_sample": found.sample})
+    """Measure how far the encoder has moved since the run was mined.
+
+    Args:
+        subject: negatives with vectors.
+        fresh: `[m, d]`, vectors of a sample of the documents from the encoder in its present state.
+        rows: int64 `[m]`, the rows of these documents.
+
+    Returns:
+        `drift` and `overlap_with_fresh`: the drift and overlap of the document vectors, as defined by `Staleness`.
+        `fresh_sample`: the number of documents in the sample.
+    """
+    change = moved(subject, fresh, rows)
+    return Measurements({"drift": change.drift, "overlap_with_fresh": change.overlap, "fresh_sample": change.sample})

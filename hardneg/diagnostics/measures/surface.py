@@ -1,4 +1,7 @@
-"""Surface bias: whether negatives can be told from positives without the query. A model would learn that instead."""
+"""Surface bias: whether negatives can be told from positives without the query.
+
+If they can, a model may learn the difference in form or words instead of relevance.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +16,22 @@ from hardneg.diagnostics.subject import Subject
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
 
-_SAMPLE = 4000  # of either kind
+_SAMPLE = 4000  # the largest number of negatives, and of positives
 
-_CHARACTERS = 2000  # characters of a text that are searched for words
+_CHARACTERS = 2000  # characters at the start of a text whose words are counted
 
-_TELLING = 5  # words that are named for either kind
+_TELLING = 5  # half the largest number of telling words to list
 
 
 def looks(texts: list[str]) -> NDArray[np.float64]:
-    """float64 `[n, 7]`, the form of each text.
+    """Describe the form of each text by seven numbers.
 
-    The columns: log of the number of characters and of words, mean length of words, shares of digits, capitals, punctuation, and of
-    characters outside ASCII.
+    Returns:
+        float64 `[n, 7]`. The columns are log(1 + characters), log(1 + words), characters per word, and the shares of
+        digits, ASCII capitals, ASCII punctuation and non-ASCII characters.
+
+    >>> looks(["Ab1,"]).round(2).tolist()
+    [[1.61, 0.69, 4.0, 0.25, 0.25, 0.25, 0.0]]
     """
     out = np.zeros((len(texts), 7))
     for i, text in enumerate(texts):
@@ -42,15 +49,21 @@ def looks(texts: list[str]) -> NDArray[np.float64]:
 
 
 def surface_bias(subject: Subject, rng: np.random.Generator) -> Measurements:
-    """Measure how well negatives and positives can be told apart without the query.
+    """Measure how well negatives can be told from positives without the query.
 
-    Both AUCs are those of a logistic regression, cross-validated by document. 0.5 means that the texts are of one kind, 1 that they
-    can be told apart without reading the query (hypothesis-only baselines, Gururangan et al. 2018, arXiv 1803.02324).
+    Both AUCs are those of a logistic regression, cross-validated by document. An AUC of 0.5 means that negatives and
+    positives look alike; 1 means that they can always be told apart without reading the query. Such a classifier is
+    known as a hypothesis-only baseline (Gururangan et al. 2018, arXiv 1803.02324). With fewer than 20 negatives or 20
+    positives, nothing is measured.
 
-    `surface_auc`: by `looks`. `lexical_auc`: by the words that occur. `telling_words`: the most informative words, `-word` for
-    negatives and `+word` for positives. `length_ratio`: median length of negatives divided by that of positives. `at_longest`: share
-    of the documents that have exactly the length of the longest one, in characters, words or bytes, whichever share is the largest:
-    such texts were truncated.
+    The numbers are:
+
+    - `surface_auc`: the AUC by the form of the texts (see `looks`).
+    - `lexical_auc`: the AUC by the words that occur. The ids `telling_words` list the most informative words, as
+      `-word` for negatives and `+word` for positives.
+    - `length_ratio`: the median length of negatives divided by that of positives.
+    - `at_longest`: the share of documents that are exactly as long as the longest one, in characters, words or bytes,
+      whichever share is largest. If it is high, the texts were truncated.
     """
     from sklearn.preprocessing import StandardScaler
 
@@ -63,11 +76,11 @@ def surface_bias(subject: Subject, rng: np.random.Generator) -> Measurements:
     documents, kinds = np.concatenate(sides), np.repeat([0, 1], [len(part) for part in sides])
     texts = subject.pairs.documents.take(documents)
     features = looks(texts)
-    out.numbers["surface_auc"] = _told_apart(StandardScaler().fit_transform(features), kinds, documents)
+    out.numbers["surface_auc"] = _cross_validated_auc(StandardScaler().fit_transform(features), kinds, documents)
     words, names = _words(texts)
     if len(names):
-        out.numbers["lexical_auc"] = _told_apart(words, kinds, documents)
-        out.ids["telling_words"] = _telling(words, kinds, names)
+        out.numbers["lexical_auc"] = _cross_validated_auc(words, kinds, documents)
+        out.ids["telling_words"] = _telling_words(words, kinds, names)
     lengths = [np.expm1(features[kinds == kind, 0]) for kind in (0, 1)]
     out.numbers["length_ratio"] = float(np.median(lengths[0]) / max(1.0, float(np.median(lengths[1]))))
     rows = sampled(len(subject.pairs.document_ids), 2 * _SAMPLE, rng)
@@ -90,8 +103,8 @@ def _model() -> LogisticRegression:
     return LogisticRegression(solver="liblinear", random_state=0)
 
 
-def _told_apart(features: Any, kinds: NDArray[np.integer], documents: NDArray[np.integer]) -> float:
-    """AUC of predictions for documents that the model was not fitted on."""
+def _cross_validated_auc(features: Any, kinds: NDArray[np.integer], documents: NDArray[np.integer]) -> float:
+    """The AUC of telling positives (1) from negatives (0). Each document is predicted by a model fitted without it."""
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import GroupKFold, cross_val_predict
 
@@ -101,21 +114,29 @@ def _told_apart(features: Any, kinds: NDArray[np.integer], documents: NDArray[np
 
 
 def _words(texts: list[str]) -> tuple[Any, NDArray[np.str_]]:
-    """(sparse matrix of the words in each text; the words): words that occur in three texts or more."""
+    """Find which words occur in which text.
+
+    Returns:
+        (sparse float64 matrix with a row for each text and a column for each word, 1 where the word occurs; the words).
+        Words that occur in fewer than three texts are left out.
+    """
     from sklearn.feature_extraction.text import CountVectorizer
 
     vectorizer = CountVectorizer(binary=True, min_df=3, max_features=20_000, dtype=np.float64)
     try:
-        found = vectorizer.fit_transform([text[:_CHARACTERS] for text in texts])
+        occurrences = vectorizer.fit_transform([text[:_CHARACTERS] for text in texts])
     except ValueError:  # no word is left
         return None, np.array([], np.str_)
-    return found, vectorizer.get_feature_names_out()
+    return occurrences, vectorizer.get_feature_names_out()
 
 
-def _telling(words: Any, kinds: NDArray[np.integer], names: NDArray[np.str_]) -> list[str]:
-    """Words ordered by their contribution to the difference of the two kinds: weight times difference of their shares."""
+def _telling_words(words: Any, kinds: NDArray[np.integer], names: NDArray[np.str_]) -> list[str]:
+    """List the words that contribute most to the difference between negatives (kind 0) and positives (kind 1).
+
+    The contribution of a word is its weight in the model times the difference of its frequencies.
+    """
     weights = _model().fit(words, kinds).coef_[0]
     shares = [np.asarray(words[kinds == kind].mean(0)).ravel() for kind in (0, 1)]
-    added = weights * (shares[1] - shares[0])
-    chosen = np.argsort(-added, kind="stable")[: 2 * _TELLING]
-    return [f"{'+' if weights[i] > 0 else '-'}{names[i]}" for i in chosen if added[i] > 0]
+    contributions = weights * (shares[1] - shares[0])
+    chosen = np.argsort(-contributions, kind="stable")[: 2 * _TELLING]
+    return [f"{'+' if weights[i] > 0 else '-'}{names[i]}" for i in chosen if contributions[i] > 0]

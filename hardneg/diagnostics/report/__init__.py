@@ -1,1 +1,1 @@
-"""HTML reports: one self-contained file with findings, charts, numbers and example queries."""
+"""HTML reports: each is one self-contained file with findings, charts, numbers and example queries."""

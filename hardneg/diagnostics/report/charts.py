@@ -1,4 +1,4 @@
-"""The charts of a report, as Vega-Lite specifications. The data are binned, so that they stay small whatever the run's size."""
+"""The charts of a report, as Vega-Lite specifications. They hold binned data, so that large runs have small reports."""
 
 from __future__ import annotations
 
@@ -15,45 +15,45 @@ Spec = dict[str, Any]
 
 _BINS = 60
 
-_COLOURS = {"positive": "#2a9d8f", "negative": "#e76f51", "random": "#8d99ae"}
+_COLORS = {"positive": "#2a9d8f", "negative": "#e76f51", "random": "#8d99ae"}
 
 
 def charts(found: Diagnosis) -> dict[str, Spec]:
-    """Specifications by name. A chart without data is left out."""
+    """The charts of a diagnosis, by name. A chart without data is left out."""
     alt = _altair()
-    made = {
+    drawn = {
         "scores": _scores(alt, found),
         "margins": _margins(alt, found),
         "verdicts": _verdicts(alt, found),
         "temperature": _temperature(alt, found),
         "hubs": _hubs(alt, found),
     }
-    return {name: chart.to_dict() for name, chart in made.items() if chart is not None}
+    return {name: chart.to_dict() for name, chart in drawn.items() if chart is not None}
 
 
 def comparison_charts(found: Comparison) -> dict[str, Spec]:
-    """Specifications of the charts of two runs."""
+    """The charts of a comparison, by name. A chart without data is left out."""
     alt = _altair()
     rows = [
         {"before": before, "after": after, "candidates": count}
-        for before, flow in found.flow.items()
-        for after, count in flow.items()
+        for before, row in found.flow.items()
+        for after, count in row.items()
     ]
-    base = _chart(alt, rows, "Verdicts, before (rows) and after").encode(
+    base = _chart(alt, rows, "Verdicts before (rows) and after (columns)").encode(
         x=alt.X("after:N", axis=alt.Axis(labelAngle=-30)), y=alt.Y("before:N")
     )
     heat = base.mark_rect().encode(
         color=alt.Color("candidates:Q", scale=alt.Scale(type="symlog", scheme="tealblues"), legend=None),
         tooltip=["before:N", "after:N", alt.Tooltip("candidates:Q", format=",")],
     )
-    words = base.mark_text(color="#d62828").encode(text=alt.Text("candidates:Q", format=".3~s"))
-    made = {"flow": (heat + words).to_dict()} if rows else {}
-    pieces = []
+    counts = base.mark_text(color="#d62828").encode(text=alt.Text("candidates:Q", format=".3~s"))
+    flow = {"flow": (heat + counts).to_dict()} if rows else {}
+    scores = {}
     for name, diagnosis in (("before", found.before), ("after", found.after)):
         subject = diagnosis.subject
-        pieces.append((name, subject.scores[subject.real]))
-    chart = _histograms(alt, dict(pieces), {"before": "#8d99ae", "after": "#e76f51"}, "Scores of the negatives")
-    return made | ({} if chart is None else {"scores": chart.to_dict()})
+        scores[name] = subject.scores[subject.real]
+    chart = _histograms(alt, scores, {"before": "#8d99ae", "after": "#e76f51"}, "Scores of the negatives")
+    return flow | ({} if chart is None else {"scores": chart.to_dict()})
 
 
 def _altair() -> Any:
@@ -65,17 +65,18 @@ def _altair() -> Any:
 
 
 def _chart(alt: Any, rows: list[dict[str, Any]], title: str) -> Any:
-    # Use `inline` data: otherwise Altair would write a data frame of its own and warn about many rows.
+    # Pass inline data: Altair limits the number of rows of a data frame.
     return alt.Chart(alt.Data(values=rows), title=title).properties(width="container", height=230)
 
 
 def _scores(alt: Any, found: Diagnosis) -> Any:
     subject = found.subject
     kinds = {"positive": subject.positive[np.isfinite(subject.positive)], "negative": subject.scores[subject.real]}
-    return _histograms(alt, kinds, _COLOURS, "Scores of positives and negatives")
+    return _histograms(alt, kinds, _COLORS, "Scores of positives and negatives")
 
 
-def _histograms(alt: Any, kinds: dict[str, NDArray[Any]], colours: dict[str, str], title: str) -> Any:
+def _histograms(alt: Any, kinds: dict[str, NDArray[Any]], colors: dict[str, str], title: str) -> Any:
+    """A chart with a histogram for each kind of value; the bars of a kind sum to 1. None if there are no values."""
     kinds = {name: values for name, values in kinds.items() if len(values)}
     if not kinds:
         return None
@@ -88,7 +89,7 @@ def _histograms(alt: Any, kinds: dict[str, NDArray[Any]], colours: dict[str, str
             {"from": float(a), "to": float(b), "share": float(s), "kind": name}
             for a, b, s in zip(edges[:-1], edges[1:], share, strict=True)
         ]
-    scale = alt.Scale(domain=list(kinds), range=[colours[name] for name in kinds])
+    scale = alt.Scale(domain=list(kinds), range=[colors[name] for name in kinds])
     return _chart(alt, rows, title).mark_bar(opacity=0.6).encode(
         x=alt.X("from:Q", title="score", bin="binned"), x2="to:Q",
         y=alt.Y("share:Q", title="share", stack=None, axis=alt.Axis(format="%")),
@@ -102,8 +103,8 @@ def _margins(alt: Any, found: Diagnosis) -> Any:
     rows = [{"place": i + 1, "margin": v} for i, v in enumerate(values) if np.isfinite(v)]
     if not rows:
         return None
-    chart = _chart(alt, rows, "Positive less negative, hardest first")
-    return chart.mark_line(point=True, color=_COLOURS["negative"]).encode(
+    chart = _chart(alt, rows, "Positive minus negative, hardest first")
+    return chart.mark_line(point=True, color=_COLORS["negative"]).encode(
         x=alt.X("place:O", title="place among the negatives", axis=alt.Axis(labelAngle=0)), y=alt.Y("margin:Q", title="mean margin"),
         tooltip=["place:O", alt.Tooltip("margin:Q", format=".4f")],
     )  # fmt: skip
@@ -126,17 +127,18 @@ def _temperature(alt: Any, found: Diagnosis) -> Any:
     if not curve:
         return None
     rows = [{"temperature": t, "negatives": n} for t, n in curve]
-    base = _chart(alt, rows, "Negatives that count, by temperature")
+    title = "Effective number of negatives, by temperature"
+    base = _chart(alt, rows, title)
     line = base.mark_line(color="#6d597a").encode(
         x=alt.X("temperature:Q", title="temperature", scale=alt.Scale(type="log")), y=alt.Y("negatives:Q", title="effective number"),
         tooltip=[alt.Tooltip("temperature:Q", format=".3f"), alt.Tooltip("negatives:Q", format=".2f")],
     )  # fmt: skip
-    now = (
+    rule = (
         alt.Chart(alt.Data(values=[{"now": numbers["temperature"]}]))
         .mark_rule(strokeDash=[4, 4])
         .encode(x=alt.X("now:Q", title="temperature"))
     )
-    return (line + now).properties(width="container", height=230, title="Negatives that count, by temperature")
+    return (line + rule).properties(width="container", height=230, title=title)
 
 
 def _hubs(alt: Any, found: Diagnosis) -> Any:
@@ -150,7 +152,7 @@ def _hubs(alt: Any, found: Diagnosis) -> Any:
     ]
     if not rows:
         return None
-    return _chart(alt, rows, "Documents that are negatives most often").mark_bar(color="#b56576").encode(
+    return _chart(alt, rows, "Documents that are negatives of the most queries").mark_bar(color="#b56576").encode(
         x=alt.X("queries:Q", title="queries"), tooltip=["document:N", "queries:Q"],
         y=alt.Y("document:N", title=None, sort="-x", axis=alt.Axis(labelLimit=170)),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Example queries: their texts, and their candidates with score and verdict."""
+"""The example queries of a report: their texts, and their candidates with scores and verdicts."""
 
 from __future__ import annotations
 
@@ -13,44 +13,65 @@ from hardneg.diagnostics.subject import Subject
 from hardneg.mining.run import PART_ROWS, Run
 from hardneg.storage.arrow import read_parquet
 
-_SHOWN = 14  # candidates per query
+_CANDIDATES = 14  # the largest number of candidates per query
 
-_CUT = 320  # characters per text
+_CHARACTERS = 320  # the largest number of characters per text
 
 
 def choose(subject: Subject, most: int) -> list[tuple[int, str]]:
-    """(row, reason) of the queries to show: the most suspicious ones, and those with the hardest negatives."""
+    """Choose the queries to show: those with the most suspicious negatives, and those with the hardest ones.
+
+    Args:
+        subject: the negatives.
+        most: the largest number of queries.
+
+    Returns:
+        (row of the query, reason for showing it).
+    """
     with np.errstate(invalid="ignore"):
-        gap = np.nan_to_num(subject.positive[:, None] - subject.scores, nan=np.inf)
-    hardest = np.argsort(gap.min(1), kind="stable")
+        margins = np.nan_to_num(subject.positive[:, None] - subject.scores, nan=np.inf)
+    hardest = np.argsort(margins.min(1), kind="stable")
     if subject.probability is not None:
         suspicion = np.nan_to_num(subject.probability, nan=-1.0).max(1)
-        what = "likely false negative"
+        reason = "likely false negative"
     else:
         suspicion = np.where(np.isfinite(subject.positive), np.nan_to_num(subject.scores, nan=-np.inf).max(1), -np.inf)
-        what = "negative with a very high score"
+        reason = "negative with a very high score"
     suspicious = np.argsort(-suspicion, kind="stable")
     chosen: dict[int, str] = {}
     for one, other in zip(suspicious.tolist(), hardest.tolist(), strict=True):
         if len(chosen) >= most:
             break
         if subject.counts[one]:
-            chosen.setdefault(one, what)
+            chosen.setdefault(one, reason)
         if subject.counts[other] and len(chosen) < most:
-            chosen.setdefault(other, "negative nearer than the positive" if gap[other].min() < 0 else "small margin")
+            chosen.setdefault(
+                other, "negative nearer than the positive" if margins[other].min() < 0 else "small margin"
+            )
     return list(chosen.items())
 
 
 def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]]:
-    """One entry per query: its texts, its positives, and its candidates in the order of their ranks."""
+    """Collect what a report shows of its example queries.
+
+    Args:
+        run: the run, to read the candidates from.
+        subject: the negatives of the run.
+        most: the largest number of queries.
+
+    Returns:
+        For each query: its id, its text, the reason for showing it, up to three positives, the lowest score of a
+        positive, and candidates in the order of their ranks.
+    """
     chosen = choose(subject, most)
     rows = np.array([row for row, _ in chosen], np.int64)
-    found = _candidates(run, subject, rows)
+    candidates = _candidates(run, subject, rows)
     first = {row: subject.pairs.positives.take(np.array([row])).values[:3] for row, _ in chosen}
-    shown = [document for entries in found.values() for document, *_ in entries]
-    wanted = np.unique(np.array(shown + [int(d) for rows_ in first.values() for d in rows_], np.int64))
-    texts = dict(zip(wanted.tolist(), map(_cut, subject.pairs.documents.take(wanted)), strict=True))
-    asked = dict(zip(rows.tolist(), map(_cut, subject.pairs.queries.take(rows)), strict=True))
+    shown = [document for entries in candidates.values() for document, *_ in entries]
+    shown += [int(document) for positives in first.values() for document in positives]
+    needed = np.unique(np.array(shown, np.int64))
+    texts = dict(zip(needed.tolist(), map(_shortened, subject.pairs.documents.take(needed)), strict=True))
+    queries = dict(zip(rows.tolist(), map(_shortened, subject.pairs.queries.take(rows)), strict=True))
     out = []
     for row, why in chosen:
         probability = {} if subject.probability is None else dict(
@@ -58,7 +79,7 @@ def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]
         )  # fmt: skip
         negatives = set(subject.documents[row][subject.real[row]].tolist())
         entries = []
-        for document, rank, score, verdict in found[row]:
+        for document, rank, score, verdict in candidates[row]:
             chance = probability.get(document)
             entries.append({
                 "id": subject.pairs.document_ids[document].as_py(),
@@ -73,7 +94,7 @@ def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]
         out.append({
             "id": subject.pairs.query_ids[row].as_py(),
             "why": why,
-            "query": asked[row],
+            "query": queries[row],
             "positives": [texts[int(document)] for document in first[row]],
             "positive_score": None if np.isnan(positive) else round(positive, 4),
             "candidates": entries,
@@ -82,7 +103,11 @@ def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]
 
 
 def _candidates(run: Run, subject: Subject, rows: NDArray[np.int64]) -> dict[int, list[tuple[int, int, float, str]]]:
-    """(document, rank, score, verdict) of the candidates of these queries: the negatives, and the nearest of the others."""
+    """Read candidates of the queries in `rows`: their negatives first, then the nearest other candidates.
+
+    Returns:
+        For each row, (document, rank, score, verdict) of each candidate, in the order of their ranks.
+    """
     files = run.candidate_files()
     out: dict[int, list[tuple[int, int, float, str]]] = {int(row): [] for row in rows}
     query_ids = subject.pairs.query_ids.cast(pa.string())
@@ -104,11 +129,11 @@ def _candidates(run: Run, subject: Subject, rows: NDArray[np.int64]) -> dict[int
         for place, document, rank, score, verdict in columns:
             out[int(here[place])].append((document, rank, score, verdict))
     for row, entries in out.items():
-        mine = set(subject.documents[row][subject.real[row]].tolist())
-        first = sorted(entries, key=lambda e: (e[0] not in mine, e[1]))[:_SHOWN]
+        negatives = set(subject.documents[row][subject.real[row]].tolist())
+        first = sorted(entries, key=lambda e: (e[0] not in negatives, e[1]))[:_CANDIDATES]
         out[row] = sorted(first, key=lambda e: e[1])
     return out
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _CUT else text[:_CUT] + " …"
+def _shortened(text: str) -> str:
+    return text if len(text) <= _CHARACTERS else text[:_CHARACTERS] + " …"

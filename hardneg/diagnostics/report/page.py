@@ -1,8 +1,8 @@
-"""One self-contained HTML file: findings, charts, numbers, and example queries.
+"""Write a report as one self-contained HTML file with findings, charts, numbers and example queries.
 
-The file requests nothing from the network, and its Content-Security-Policy forbids it. The only scripts that run are the two
-whose SHA-256 the policy names. Texts of the dataset are data (JSON in a script element that is not executed) and become text
-nodes.
+The file requests nothing from the network, and its Content-Security-Policy forbids such requests. The policy allows two
+scripts only, which it names by their SHA-256. The texts of the dataset cannot run as code: the file holds them as
+JSON in a script element that is not executed, and the page shows them as text nodes.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ class Page:
     """The contents of a report.
 
     Attributes:
-        title, lead: the title, and the sentence below it.
-        findings: cards, worst first.
-        charts: specifications by name.
-        numbers: rows of the table: label, value, remark.
-        examples: see `hardneg.diagnostics.report.examples`.
+        title: the title.
+        lead: the summary below the title.
+        findings: the findings to show, the most severe first.
+        charts: Vega-Lite specifications by name.
+        numbers: the rows of the table of numbers: (label, value, remark).
+        examples: the example queries, from `hardneg.diagnostics.report.examples`.
         total: the number of queries in the run.
     """
 
@@ -51,13 +52,13 @@ class Page:
 
 
 def write_report(found: Diagnosis, run: Run, path: str | Path, most: int = 200) -> None:
-    """Write the report of a run. The file is complete or not written at all.
+    """Write the report of a run to an HTML file. The file is written completely or not at all.
 
     Args:
         found: the diagnosis of the run.
-        run: the run, for the candidates of the queries that are shown.
-        path: the file.
-        most: highest number of queries that are shown.
+        run: the run, to read the candidates of the example queries from.
+        path: the path of the file.
+        most: the largest number of example queries.
 
     Raises:
         MissingDependencyError: the extra `report` is not installed.
@@ -66,35 +67,46 @@ def write_report(found: Diagnosis, run: Run, path: str | Path, most: int = 200) 
 
 
 def report_page(found: Diagnosis, run: Run, most: int = 200) -> Page:
-    """The page that `write_report` writes. The arguments are the same."""
+    """The page that `write_report` writes. The arguments are those of `write_report`."""
     subject = found.subject
     counts = {s: sum(f.severity == s for f in found.findings) for s in ("error", "warning", "info")}
-    said = ", ".join(f"{n} {name}{'s' if n != 1 and name != 'info' else ''}" for name, n in counts.items() if n)
+    problems = ", ".join(f"{n} {name}{'s' if n != 1 and name != 'info' else ''}" for name, n in counts.items() if n)
     lead = f"{len(subject.pairs):,} queries, {len(subject.pairs.document_ids):,} documents, "
-    lead += f"{int(subject.real.sum()):,} negatives. {said or 'Nothing is wrong'}."
+    lead += f"{int(subject.real.sum()):,} negatives. {problems or 'No problems found'}."
     numbers = number_rows(found.to_json()["numbers"])
-    title, shown = f"Negatives of {subject.name}", examples(run, subject, most)
-    return Page(title, lead, found.findings, charts(found), numbers, shown, len(subject.pairs))
+    title, queries = f"Negatives of {subject.name}", examples(run, subject, most)
+    return Page(title, lead, found.findings, charts(found), numbers, queries, len(subject.pairs))
 
 
 def write_comparison(found: Comparison, path: str | Path) -> None:
-    """Write the report of a comparison. The arguments are those of `write_report`."""
+    """Write the report of a comparison to an HTML file. The file is written completely or not at all.
+
+    Args:
+        found: the comparison.
+        path: the path of the file.
+
+    Raises:
+        MissingDependencyError: the extra `report` is not installed.
+    """
     before, after = found.before.subject, found.after.subject
     changes = [replace(finding, text=f"{change}: {finding.text}") for change, finding in found.changes]
-    lead = f"{found.overlap.value:.0%} of the negatives are in both. " + ("" if changes else "No finding has changed.")
-    title = f"{after.name} against {before.name}"
+    lead = f"{found.overlap.value:.0%} of the negatives are in both runs. " + (
+        "" if changes else "No finding has changed."
+    )
+    title = f"{after.name} compared with {before.name}"
     numbers = comparison_rows(found.to_json())
     write_page(Page(title, lead, changes, comparison_charts(found), numbers, [], len(after.pairs)), path)
 
 
 def write_page(page: Page, path: str | Path) -> None:
+    """Write a page to an HTML file. The file is written completely or not at all."""
     text = render(page)
     with atomic_path(Path(path)) as temporary:
         temporary.write_text(text, "utf-8")
 
 
 def render(page: Page) -> str:
-    """The page as HTML."""
+    """Render a page as HTML. Raises MissingDependencyError if the extra `report` is not installed."""
     try:
         from jinja2 import Environment
         from markupsafe import Markup
@@ -103,7 +115,7 @@ def render(page: Page) -> str:
     library = _library()
     home = files("hardneg.diagnostics.report")
     script = home.joinpath("report.js").read_text("utf-8")
-    # `<` could end the element that contains the data; JSON may write it as an escape.
+    # A `<` in a text could end the script element that holds the data, so write it as a JSON escape.
     data = json.dumps({"charts": page.charts, "examples": page.examples}, ensure_ascii=False, allow_nan=False)
     data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
@@ -116,15 +128,16 @@ def render(page: Page) -> str:
 
 @cache
 def _library() -> str:
-    """Vega, Vega-Lite and Vega-Embed, as packaged in vl-convert."""
+    """The JavaScript of Vega, Vega-Lite and Vega-Embed, from the package vl-convert."""
     try:
         from vl_convert import javascript_bundle
     except ImportError:
         raise MissingDependencyError("vl-convert-python", "report", "the HTML report") from None
     text: str = javascript_bundle(None)
-    # The HTML parser must not find the end of the element inside it, whatever strings the library contains.
+    # Escape what would end the script element or open a comment in it, so that the HTML parser reads all of it.
     return text.replace("</script", "<\\/script").replace("<!--", "<\\!--")
 
 
 def _hashed(script: str) -> str:
+    """The SHA-256 of a script, as a source expression of a Content-Security-Policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"

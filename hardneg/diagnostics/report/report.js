@@ -1,5 +1,5 @@
 "use strict";
-// Every text of the dataset goes in as text: nothing here parses HTML.
+// All texts of the dataset become text nodes: nothing here parses HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const dark = window.matchMedia("(prefers-color-scheme: dark)");
 
@@ -17,10 +17,10 @@ function draw() {
 }
 
 function node(kind, name, text) {
-  const made = document.createElement(kind);
-  if (name) made.className = name;
-  if (text !== undefined) made.textContent = text;
-  return made;
+  const element = document.createElement(kind);
+  if (name) element.className = name;
+  if (text !== undefined) element.textContent = text;
+  return element;
 }
 
 function bar(score, kind) {
@@ -31,33 +31,33 @@ function bar(score, kind) {
 }
 
 function card(example) {
-  const made = node("article", "card example");
-  made.append(node("div", "soft", example.id + " · " + example.why), node("div", "text query", example.query));
+  const element = node("article", "card example");
+  element.append(node("div", "soft", example.id + " · " + example.why), node("div", "text query", example.query));
   const sides = node("div", "sides"), left = node("div"), right = node("div");
   left.append(node("div", "verdict", "positive" + (example.positive_score === null ? "" : " " + example.positive_score.toFixed(3))));
   if (example.positive_score !== null) left.append(bar(example.positive_score, "positive"));
   for (const text of example.positives) left.append(node("div", "text", text));
   for (const candidate of example.candidates) {
     const side = candidate.negative ? right : left;
-    let said = "rank " + candidate.rank + " · " + candidate.score.toFixed(3) + " · ";
-    said += candidate.negative ? "negative" : candidate.verdict === "kept" ? "kept, not drawn" : "rejected: " + candidate.verdict;
-    if (candidate.probability !== null) said += " · P(relevant) " + candidate.probability.toFixed(2);
-    side.append(node("div", candidate.negative ? "verdict kept" : "verdict", said + " · " + candidate.id));
+    let label = "rank " + candidate.rank + " · " + candidate.score.toFixed(3) + " · ";
+    label += candidate.negative ? "negative" : candidate.verdict === "kept" ? "kept, but not sampled" : "rejected: " + candidate.verdict;
+    if (candidate.probability !== null) label += " · P(relevant) " + candidate.probability.toFixed(2);
+    side.append(node("div", candidate.negative ? "verdict kept" : "verdict", label + " · " + candidate.id));
     side.append(bar(candidate.score, ""), node("div", "text", candidate.text));
   }
   sides.append(left, right);
-  made.append(sides);
-  return made;
+  element.append(sides);
+  return element;
 }
 
-const cards = data.examples.map((example) => ({ made: null, example, text: JSON.stringify(example).toLowerCase() }));
+const cards = data.examples.map((example) => ({ element: null, example, text: JSON.stringify(example).toLowerCase() }));
 const list = document.getElementById("examples"), search = document.getElementById("search"), count = document.getElementById("count");
 
 function show() {
   const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
   const found = cards.filter((entry) => words.every((word) => entry.text.includes(word)));
-  for (const entry of found) entry.made = entry.made || card(entry.example);
-  list.replaceChildren(...found.map((entry) => entry.made));
+  for (const entry of found) entry.element = entry.element || card(entry.example);
+  list.replaceChildren(...found.map((entry) => entry.element));
   count.textContent = found.length + " of " + cards.length + " queries";
 }
 
