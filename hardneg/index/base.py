@@ -14,11 +14,15 @@ METRICS = ("cosine", "ip", "l2")
 
 
 class Neighbors(NamedTuple):
-    """The nearest documents of each query, nearest first.
+    """The k nearest documents of each of n queries, nearest first.
 
-    `scores` is float32 `[n, k]`, higher is nearer: cosine, inner product, or the negative squared Euclidean distance for the metric
-    `l2`. `documents` is int32 `[n, k]`: rows of the corpus. Equal scores are ordered by row, so that every run gives the same
-    answer.
+    Documents with equal scores are ordered by row, so that every run gives the same answer. If an approximate index
+    finds fewer than k documents, the rest of the row has the score -inf and the document -1.
+
+    Attributes:
+        scores: float32 `[n, k]`; a higher score is nearer. The score is the cosine, the inner product or, for the
+            metric `l2`, the negative squared Euclidean distance.
+        documents: int32 `[n, k]`, the row of each document in the corpus.
     """
 
     scores: NDArray[np.float32]
@@ -27,11 +31,11 @@ class Neighbors(NamedTuple):
 
 @runtime_checkable
 class ScoredVectors(Protocol):
-    """Vectors of documents, and the scores of pairs with them: an index without the search."""
+    """The vectors of the documents, and the scores of (query, document) pairs. This is an index without the search."""
 
     @property
     def documents(self) -> Any:
-        """The vectors `[N, d]`, float16 or float32. Slices and arrays of integer rows select from them."""
+        """The vectors `[N, d]`, float16 or float32. They can be indexed by a slice or by an integer array of rows."""
         ...
 
     @property
@@ -41,56 +45,63 @@ class ScoredVectors(Protocol):
 
     @property
     def threads(self) -> int:
-        """Worker threads."""
+        """The number of worker threads."""
         ...
 
     @property
     def size(self) -> int:
-        """Number of documents N."""
+        """The number of documents, N."""
         ...
 
     @property
     def dimension(self) -> int:
-        """Number of components d of each vector."""
+        """The number of components of each vector, d."""
         ...
 
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Scores of given pairs.
+        """The scores of each query with p given documents.
 
         Args:
             queries: float `[n, d]`.
-            documents: int `[n, p]`, rows of the corpus; -1 where there is none.
+            documents: int `[n, p]`, rows of the corpus. -1 stands for no document.
 
         Returns:
-            float32 `[n, p]`, -inf where there is none. The scores equal those of `search`, bit for bit.
+            float32 `[n, p]`; -inf where there is no document. The scores equal those of `search`, bit for bit.
         """
         ...
 
 
 @runtime_checkable
 class Index(ScoredVectors, Protocol):
-    """A searchable corpus of vectors, with all that mining, refreshing and diagnosing need.
+    """A corpus of vectors that can be searched. It has everything that mining, refreshing and diagnosing need.
 
-    `hardneg.index.VectorStore` implements everything but `search`. Your own index is a subclass that adds this one method.
+    `hardneg.index.VectorStore` implements everything but `search`. To write your own index, make a subclass of it that
+    adds this one method.
     """
 
     @property
     def name(self) -> str:
-        """The name of the kind of index, as in `run.json` and `--index`."""
+        """The name of this kind of index. `run.json` and `--index` use it."""
         ...
 
     @property
     def resident(self) -> bool:
-        """Whether the index searches in its own memory.
+        """Whether `search` uses data that the index keeps in memory.
 
-        Other indexes read all documents at each call of `search`; callers pass them many queries at once.
+        Any other index reads all documents at each call of `search`, so callers pass it many queries at once.
         """
         ...
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
-        """The `k` nearest documents of each row of `queries` `[n, d]`. `progress` receives numbers of (query, document) pairs."""
+        """The `k` nearest documents of each query.
+
+        Args:
+            queries: float `[n, d]`.
+            k: number of neighbors, at most N.
+            progress: called with the number of (query, document) pairs that were finished since its last call.
+        """
         ...
 
 
-# The name of an index, an index, or a function (or class) that builds one from vectors and a metric.
+# Ways to name an index: its name, the index itself, or a function (or class) that builds it from vectors and a metric.
 IndexSpec = str | Index | Callable[[Any, str], Index]

@@ -1,11 +1,12 @@
-"""Exact search on a GPU: half-precision products, maxima of blocks, and float32 for the documents that can matter.
+"""Exact search on a GPU: half-precision products, and float32 scores for the few documents that can matter.
 
-The method is that of the CPU (see `exact`), adapted to a GPU. In each tile, products are grouped in blocks of 16. The k-th
-largest of the block maxima is a score that k documents reach. Documents within the error bound of it, or of the k-th true score
-so far, are scored again in float32. No document of the answer can be lost.
+The method is that of the CPU (see `exact`), adapted to a GPU. The products of a query with a tile are split into groups
+of 16 documents. The k-th largest of the group maxima is an approximate score that k documents reach. A document that is
+further below this score, or below the k-th best true score so far, than the error bounds allow cannot belong to the top
+k. All others are rescored in float32, so no document of the answer can be lost.
 
-The corpus stays in host memory. Its tiles are copied through pinned memory while the previous tile is searched, so that it may
-be larger than the device's memory. Rounded tiles stay on the device as long as they fit.
+The corpus stays in host memory and may be larger than the memory of the device. Each tile is copied through pinned
+memory while the tile before it is searched. Rounded tiles stay on the device for the next search, as long as they fit.
 """
 
 from __future__ import annotations
@@ -26,28 +27,30 @@ from hardneg.index.topk import NOTHING, pack, unpack
 from hardneg.index.vectors import Documents, VectorStore
 from hardneg.progress import Advance
 
-_TILE_ROWS = 65536
+_TILE_ROWS = 65536  # documents in one tile
 
-_QUERIES = 1024  # queries multiplied with a tile at once
+_QUERIES = 1024  # queries that are multiplied with a tile at once
 
-_BLOCK = 16  # products in a block, of which only the largest is examined first
+_GROUP = 16  # products in a group, of which only the largest is examined at first
 
-_PAIRS = 1 << 21  # pairs scored again at once
+_PAIRS = 1 << 21  # pairs that are rescored at once
 
 
 class DeviceIndex(VectorStore):
-    """An index that compares every query with every document on a torch device.
+    """An index that compares every query with every document, on a torch device such as a GPU.
 
-    Scores are float32 sums computed on the device. They differ from those of a CPU by rounding; `pair_scores` gives the same scores
-    as `search`, bit for bit.
+    Scores are float32 sums that the device computes. They differ from the scores of a CPU by rounding. `search` and
+    `pair_scores` give the same scores, bit for bit.
 
     Args:
         documents, metric: see `VectorStore`.
-        device: `cuda`, `cuda:1`, ... or `cpu`, which is meant for tests.
-        resident_bytes: bytes of rounded documents that may stay on the device; by default half of its free memory.
+        device: `cuda`, `cuda:1` and so on; `cpu` is meant for tests.
+        resident_bytes: bytes of documents that may stay on the device between searches; by default half of its free
+            memory.
 
     Raises:
-        UsageError: the device does not exist.
+        DataError: as for `VectorStore`.
+        UsageError: the metric is unknown, or the device cannot be used.
     """
 
     name = "exact"
@@ -66,19 +69,19 @@ class DeviceIndex(VectorStore):
             self.device = torch.device(device)
             torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise UsageError(f"the device {str(device)!r} cannot be used: {first}") from None
+            first_line = str(error).strip().splitlines()[0]
+            raise UsageError(f"the device {str(device)!r} cannot be used: {first_line}") from None
         if resident_bytes is None:
             resident_bytes = torch.cuda.mem_get_info(self.device)[0] // 2 if self.device.type == "cuda" else 0
         self._budget = resident_bytes
         self._kept: dict[int, _Tile] = {}
-        # Squared distances of distant points need all 24 bits.
+        # Half precision is too coarse for squared distances, which are small differences of large numbers.
         self._dtype = torch.float32 if self.squared else torch.float16
         norms = self._inverse_norms[self._inverse_norms > 0]
         self._largest = float(1 / norms.min()) if len(norms) else 1.0
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
-        """See `ExactIndex.search`."""
+        """The `k` nearest documents of each query. Arguments and errors are those of `ExactIndex.search`."""
         exact = torch.from_numpy(self.prepared(queries, k)).to(self.device)
         best = torch.full((len(exact), k), NOTHING, dtype=torch.int64, device=self.device)
         with torch.inference_mode(), _full_precision():
@@ -93,7 +96,7 @@ class DeviceIndex(VectorStore):
         return Neighbors(scores.cpu().numpy(), documents.cpu().numpy())
 
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> NDArray[np.float32]:
-        """See `VectorStore.pair_scores`; computed in the device's arithmetic."""
+        """float32 `[n, p]`: as in `VectorStore.pair_scores`, but computed on the device."""
         exact = torch.from_numpy(self.prepared(queries)).to(self.device)
         out = np.full(documents.shape, -np.inf, np.float32)
         rows, columns = np.nonzero(documents >= 0)
@@ -101,9 +104,9 @@ class DeviceIndex(VectorStore):
         with torch.inference_mode():
             for start in range(0, len(rows), chunk):
                 r, c = rows[start : start + chunk], columns[start : start + chunk]
-                wanted, place = np.unique(documents[r, c], return_inverse=True)
-                vectors = torch.from_numpy(self.vectors(wanted)).to(self.device)
-                scale = torch.from_numpy(self._inverse_norms[wanted]).to(self.device)
+                distinct, place = np.unique(documents[r, c], return_inverse=True)
+                vectors = torch.from_numpy(self.vectors(distinct)).to(self.device)
+                scale = torch.from_numpy(self._inverse_norms[distinct]).to(self.device)
                 left, right = (torch.from_numpy(np.ascontiguousarray(side)).to(self.device) for side in (r, place))
                 out[r, c] = self._scores(exact, left, vectors, right, scale).cpu().numpy()
         return out
@@ -111,35 +114,37 @@ class DeviceIndex(VectorStore):
     def _scores(
         self, exact: torch.Tensor, left: torch.Tensor, vectors: torch.Tensor, right: torch.Tensor, scale: torch.Tensor
     ) -> torch.Tensor:
-        """float32 `[m]`: true scores of rows `left` of the queries with rows `right` of the vectors."""
-        made = []
+        """float32 `[m]`: the true scores of m pairs, rows `left` of the queries with rows `right` of the vectors."""
+        parts = []
         for start in range(0, len(left), _PAIRS):
             q, d = exact[left[start : start + _PAIRS]], vectors[right[start : start + _PAIRS]]
-            made.append(-(q - d).square().sum(1) if self.squared else (q * d).sum(1))
-        scores = torch.cat(made) if made else torch.empty(0, device=exact.device)
+            parts.append(-(q - d).square().sum(1) if self.squared else (q * d).sum(1))
+        scores = torch.cat(parts) if parts else torch.empty(0, device=exact.device)
         return scores * scale[right] if self.metric == "cosine" else scores
 
     def _rounded_queries(self, exact: torch.Tensor) -> _Queries:
+        """Divide queries by their lengths, and round them."""
         norms = exact.norm(dim=1)
-        unit = exact / norms.clamp(min=1e-30)[:, None]  # so that half precision neither overflows nor vanishes
+        unit = exact / norms.clamp(min=1e-30)[:, None]  # so that half precision neither overflows nor underflows
         values = unit.to(self._dtype)
         return _Queries(values, norms, (unit - values.float()).norm(dim=1) + 1e-7)
 
     # Tiles.
 
     def _tiles(self) -> Iterator[_Tile]:
-        """Yield the tiles one after the other. The next one is copied while one is searched."""
+        """Yield the tiles in order. While one is searched, the next one is copied to the device."""
         starts = range(0, self.size, _TILE_ROWS)
         with ThreadPoolExecutor(1) as reader:
-            coming: Future[_Tile] = reader.submit(self._tile, 0)
+            next_tile: Future[_Tile] = reader.submit(self._tile, 0)
             for start in starts:
-                tile = coming.result()
+                tile = next_tile.result()
                 if start + _TILE_ROWS < self.size:
-                    coming = reader.submit(self._tile, start + _TILE_ROWS)
+                    next_tile = reader.submit(self._tile, start + _TILE_ROWS)
                 tile.ready()
                 yield tile
 
     def _tile(self, start: int) -> _Tile:
+        """The tile that begins at row `start`. It is copied to the device unless it is there already."""
         if start in self._kept:
             return self._kept[start]
         rows = slice(start, min(start + _TILE_ROWS, self.size))
@@ -161,7 +166,11 @@ class DeviceIndex(VectorStore):
         return tile
 
     def _rounded(self, start: int, vectors: torch.Tensor, scale: torch.Tensor) -> _Tile:
-        """Documents divided by the largest length (for cosine, each by its own), so that none is longer than 1."""
+        """Round the documents of a tile. First scale them to lengths of at most 1.
+
+        For cosine each document is divided by its own length, for the other metrics by the largest length in the
+        corpus.
+        """
         factor = scale[:, None] if self.metric == "cosine" else 1 / self._largest
         unit = vectors * factor
         values = unit.to(self._dtype)
@@ -172,24 +181,25 @@ class DeviceIndex(VectorStore):
     # One tile, one block of queries.
 
     def _merge(self, tile: _Tile, exact: torch.Tensor, queries: _Queries, best: torch.Tensor) -> None:
-        """Merge the tile's nearest documents into the best `[n, k]`, in place."""
+        """Merge the nearest documents of the tile into `best` `[n, k]`, the packed neighbors so far, in place."""
         k = best.shape[1]
         products = torch.mm(queries.values, tile.values.t())
-        unit = queries.norms * (1.0 if self.metric == "cosine" else self._largest)  # true score of 1 in the products
+        # The score that a product of 1 stands for.
+        unit = queries.norms * (1.0 if self.metric == "cosine" else self._largest)
         dimension = exact.shape[1]
         bound = queries.errors + tile.error + 4 * (dimension + 8) * UNIT_ROUNDOFF
         floor = unpack(best.min(dim=1).values)[0]
         if tile.half_lengths is not None:
-            # Only what orders the documents: q.d - |d|^2 / (2 |q|), in units of |q| times the largest length.
+            # Of -|q - d|^2, only q.d - |d|^2 / 2 depends on the document. Its unit is |q| times the largest length.
             ratio = self._largest / queries.norms.clamp(min=1e-30)
             products = products - ratio[:, None] * tile.half_lengths
-            # True scores are rounded at the size of (|q| + |d|)^2, whichever of the two is longer.
+            # The rounding error of a true score grows with (|q| + |d|)^2, whichever of the two vectors is longer.
             bound = bound * (1 + ratio) ** 2 * (1 + 1 / ratio)
             floor = (floor + queries.norms.square()) / 2
         elif self._dtype != torch.float32:
-            bound = bound + 2.0**-10  # the product itself is rounded to 11 bits; no product is larger than 1
+            bound = bound + 2.0**-10  # products are at most 1 and are stored with 11 significant bits
         floor = torch.where(floor.isneginf(), floor, floor / unit.clamp(min=1e-30))
-        lowest = torch.maximum(floor - bound, self._reached(products, k) - 2 * bound)
+        lowest = torch.maximum(floor - bound, self._kth_maximum(products, k) - 2 * bound)
         passed = (products.float() >= lowest[:, None]).nonzero()
         left, right = passed[:, 0], passed[:, 1]
         keys = pack(self._scores(exact, left, tile.vectors, right, tile.scale), right + tile.start)
@@ -201,47 +211,48 @@ class DeviceIndex(VectorStore):
         table[left, k + torch.arange(len(left), device=exact.device) - first[left]] = keys
         best.copy_(table.topk(k, dim=1, sorted=False).values)
 
-    def _reached(self, products: torch.Tensor, k: int) -> torch.Tensor:
-        """float32 `[n]`: a value that k of the products `[n, T]` reach; -inf if there are fewer.
+    def _kth_maximum(self, products: torch.Tensor, k: int) -> torch.Tensor:
+        """float32 `[n]`: a value that at least k of the products `[n, T]` of each query reach; -inf if T is below k.
 
-        It is the k-th largest of the block maxima: k blocks each hold a product that large.
+        It is the k-th largest of the group maxima: k groups have a product that large.
         """
         size = products.shape[1]
-        block = next(b for b in (_BLOCK, 4, 1) if size // b >= 2 * k or b == 1)
-        if size // block < k:
+        group = next(g for g in (_GROUP, 4, 1) if size // g >= 2 * k or g == 1)
+        if size // group < k:
             return torch.full((len(products),), -torch.inf, device=products.device)
-        whole = size - size % block
-        maxima = products[:, :whole].reshape(len(products), -1, block).amax(2).float()
+        whole = size - size % group
+        maxima = products[:, :whole].reshape(len(products), -1, group).amax(2).float()
         kth: torch.Tensor = maxima.topk(k, dim=1, sorted=False).values.amin(1)
         return kth
 
 
 @dataclass(frozen=True)
 class _Queries:
-    """Unit vectors in half precision `[n, d]`, and their lengths and rounding errors `[n]`."""
+    """Queries that were divided by their lengths and rounded."""
 
-    values: torch.Tensor
-    norms: torch.Tensor
-    errors: torch.Tensor
+    values: torch.Tensor  # [n, d], float16, or float32 for l2
+    norms: torch.Tensor  # float32 [n], the lengths
+    errors: torch.Tensor  # float32 [n], bounds on the norms of the rounding errors
 
     def rows(self, rows: slice) -> _Queries:
+        """Some of the queries."""
         return _Queries(self.values[rows], self.norms[rows], self.errors[rows])
 
 
 @dataclass(frozen=True)
 class _Tile:
-    """Documents on the device: unrounded `[T, d]`, rounded, and what their scores need."""
+    """The documents of one tile, on the device."""
 
-    start: int
-    vectors: torch.Tensor
-    values: torch.Tensor
-    scale: torch.Tensor  # [T] inverse lengths
-    error: torch.Tensor  # the largest rounding error
-    half_lengths: torch.Tensor | None  # [T] half the squared lengths: l2 only
-    copied: torch.cuda.Event | None
+    start: int  # the row of the first document in the corpus
+    vectors: torch.Tensor  # float32 [T, d], not scaled
+    values: torch.Tensor  # [T, d], scaled to lengths of at most 1 and rounded: float16, or float32 for l2
+    scale: torch.Tensor  # float32 [T], inverse lengths
+    error: torch.Tensor  # a bound on the norm of every rounding error
+    half_lengths: torch.Tensor | None  # float32 [T], half the squared lengths after scaling; only for l2
+    copied: torch.cuda.Event | None  # marks the end of copying and rounding; None on a CPU
 
     def ready(self) -> None:
-        """Make the current stream wait until the copy is complete, and keep its memory while that stream uses it."""
+        """Make the current stream wait until the tile is complete, and keep its memory while that stream uses it."""
         if self.copied is None:
             return
         stream = torch.cuda.current_stream(self.vectors.device)

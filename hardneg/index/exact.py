@@ -1,10 +1,11 @@
-"""Exact nearest neighbors: a cheap first pass over all documents, and float32 for the few that can matter.
+"""Exact nearest neighbors: a cheap first pass over all documents, and float32 scores for the few that can matter.
 
-The corpus is read tile by tile, the queries block by block (see `thresholds`). In each tile a kernel (see `kernels`) computes
-approximate scores. Documents that its error bound cannot exclude are scored again in float32. No document of the top k can be
-lost: the answer equals a full float32 search, and does not depend on tiles, blocks, threads or the kernel.
+The corpus is split into tiles and the queries into blocks. For each tile and block, a kernel (see `kernels`) computes
+approximate scores. Documents that the kernel's error bound cannot exclude are rescored in float32 (see `thresholds`).
+No document of the top k can be lost. The answer equals that of a full float32 search, and does not depend on the tiles,
+the blocks, the number of threads or the kernel.
 
-Cost: 2 n N d operations in the kernel's format, and about 2 k float32 products per query.
+Cost: 2 n N d operations in the kernel's number format, and about 2 k float32 products per query.
 Memory, in addition to queries, corpus and answer: under 256 MB, whatever the size of the corpus.
 """
 
@@ -22,7 +23,7 @@ from hardneg.index.topk import NOTHING
 from hardneg.index.vectors import Documents, VectorStore, workers
 from hardneg.progress import Advance
 
-_CACHE_BYTES = 64 << 20  # bytes of rounded documents that are kept for the next search
+_CACHE_BYTES = 64 << 20  # at most this many bytes of rounded documents are kept for the next search
 
 
 class ExactIndex(VectorStore):
@@ -30,12 +31,13 @@ class ExactIndex(VectorStore):
 
     Args:
         documents, metric, threads: see `VectorStore`.
-        kernel: number format of the first pass, one of `KERNELS`, or `auto`: the fastest on this machine. It changes the speed,
-            never the answer.
+        kernel: the number format of the first pass: one of `KERNELS`, or `auto` for the fastest on this machine. It
+            changes the speed, never the answer. The metric `l2` always uses `float32`.
 
     Raises:
-        DataError: there are no documents, or a vector has a NaN or infinite value, or is zero with the metric `cosine`.
-        UsageError: the metric or the kernel is unknown.
+        DataError: there are no documents, a vector has a NaN or infinite value, or, for the metric `cosine`, a vector
+            is zero.
+        UsageError: the metric or the kernel is unknown, or this machine cannot run the kernel.
 
     >>> vectors = np.eye(4, dtype=np.float32)
     >>> ExactIndex(vectors).search(vectors[2:3], k=1).documents.tolist()
@@ -57,7 +59,7 @@ class ExactIndex(VectorStore):
 
     @property
     def resident(self) -> bool:
-        """Whether rounded documents stay in memory between searches, which makes small searches cheaper."""
+        """Whether all rounded documents stay in memory between searches, which makes small searches cheaper."""
         tiles = -(-self.size // self.tile_rows)
         return self.kernel.name == "int8" and tiles * self.tile_rows * self.dimension <= _CACHE_BYTES
 
@@ -67,26 +69,32 @@ class ExactIndex(VectorStore):
         Args:
             queries: float `[n, d]`.
             k: number of neighbors, at most N.
-            progress: called with the number of (query, document) pairs done since the last call.
+            progress: called with the number of (query, document) pairs that were finished since its last call.
 
         Returns:
-            Neighbors, float32 scores and int32 rows, both `[n, k]`.
+            The neighbors: float32 scores and int32 rows, both `[n, k]`.
+
+        Raises:
+            DataError: the queries have another dimension than the documents, a query has a NaN or infinite value, or,
+                for the metric `cosine`, a query is zero.
+            UsageError: `k` is not between 1 and N.
         """
         exact = self.prepared(queries, k)
         best = np.full((len(exact), k), NOTHING, np.int64)
         with workers(self.threads) as pool:
             rows = rows_at_once(len(exact), self.threads)
-            cut = spans(max(1, len(exact)), rows)
-            blocks = list(pool.map(lambda span: Block(self.kernel, exact[span], best[span]), cut))
+            query_spans = spans(max(1, len(exact)), rows)
+            blocks = list(pool.map(lambda span: Block(self.kernel, exact[span], best[span]), query_spans))
             for start in range(0, self.size, self.tile_rows):
                 scan = self._scan(start, pool)
                 for block, _ in zip(blocks, pool.map(scan, blocks), strict=True):
                     if progress is not None:
                         progress(len(block.best) * scan.size)
-            done = list(pool.map(Block.neighbors, blocks))
-        return Neighbors(*(np.concatenate(side) for side in zip(*done, strict=True)))
+            results = list(pool.map(Block.neighbors, blocks))
+        return Neighbors(*(np.concatenate(parts) for parts in zip(*results, strict=True)))
 
     def _scan(self, start: int, pool: Executor) -> TileScan:
+        """Read and round the tile that begins at row `start`, or take its rounded documents from the cache."""
         rows = slice(start, min(start + self.tile_rows, self.size))
         vectors, kernel = self.vectors(rows), self.kernel
         tile = self._cached.get(start)

@@ -1,4 +1,4 @@
-"""Make an index by name or by size, tune it to a recall, and measure its recall."""
+"""Choose an index, build it, tune it to a target recall, and measure its recall."""
 
 from __future__ import annotations
 
@@ -17,15 +17,21 @@ from hardneg.index.vectors import Documents
 
 INDEXES = ("auto", "exact", "ivf", "hnsw")
 
-_SAMPLE = 2048  # queries that are searched exactly: half for tuning, half for measuring
+_SAMPLE = 2048  # queries in the sample that is also searched exactly: half of them tune the index, half measure it
 
 
 def fastest_index(documents: int, queries: int) -> str:
-    """`exact` or `ivf`, whichever was faster to build and search in total; HNSW never was (benchmarks/RESULTS.md).
+    """The index that `auto` stands for: `exact` or `ivf`, whichever took less time to build and search in benchmarks.
 
-    The choice depends only on the sizes: the same work gets the same index on every machine.
+    HNSW was never the fastest (see benchmarks/RESULTS.md). The choice depends only on the number of documents and
+    queries, so that the same work gets the same index on every machine.
+
+    >>> fastest_index(documents=1_000_000, queries=100_000)
+    'ivf'
+    >>> fastest_index(documents=1_000_000, queries=100)  # too few queries to make up for building the lists
+    'exact'
     """
-    # Centroids pay off when many queries share their cost, and when a list is a small part of the corpus.
+    # Training the centroids pays off when many queries share its cost and each list is a small part of the corpus.
     return "ivf" if documents >= 100_000 and queries >= 16_384 else "exact"
 
 
@@ -42,19 +48,22 @@ def make_index(
     device: str = "cpu",
     **settings: Any,
 ) -> tuple[Index, Recall]:
-    """Make an index, tuned to a recall that is measured against exact search.
+    """Build an index and tune it to a target recall, which is measured against exact search.
 
     Args:
-        name: one of `INDEXES`; or an index over `documents`, or a function that makes one (see `Index`). The recall of a given
-            index is measured, but it is not tuned.
+        name: one of `INDEXES`, an index over `documents`, or a function that builds one (see `Index`). An index of your
+            own is measured, but not tuned.
         documents, metric, threads: see `VectorStore`.
-        queries: float `[n, d]`, the queries to be searched, or similar ones. A sample of them is searched exactly. By default the
-            documents themselves.
-        k: the number of neighbors to be searched for; the recall is measured at k.
-        recall: target, above 0 and at most 1.
-        seed: random seed of the samples of queries and of documents.
-        device: device of an exact index, `cuda` for example. Scores on another device differ by rounding.
-        settings: settings of the index, see its class.
+        queries: float `[n, d]`, the queries that will be searched, or similar ones; by default the documents. A sample
+            of them is searched exactly.
+        k: the number of neighbors that searches will ask for. The recall is measured at k.
+        recall: the target recall, above 0 and at most 1.
+        seed: random seed of the samples of queries and documents.
+        device: the device of an exact index, such as `cuda`. Scores on different devices differ by rounding.
+        settings: further arguments of `IVFIndex` or `HNSWIndex`.
+
+    Returns:
+        (index, its recall).
 
     Raises:
         UsageError: the name is unknown, the recall is out of range, or the object is not an index of these documents.
@@ -64,7 +73,7 @@ def make_index(
     ('exact', 1.0)
     """
     if not 0 < recall <= 1:
-        raise UsageError(f"recall={recall} must be above 0 and at most 1")
+        raise UsageError(f"recall={recall}: it must be above 0 and at most 1")
     if not isinstance(name, str):
         return _given_index(name, documents, metric, queries, k, recall, seed)
     if name not in INDEXES:
@@ -73,7 +82,7 @@ def make_index(
         raise UsageError(f"the setting {next(iter(settings))!r} belongs to the index 'ivf' or 'hnsw', not to {name!r}")
     if device != "cpu":
         if name not in ("auto", "exact"):
-            raise UsageError(f"the index {name!r} runs on the processor: use the index 'exact' on {device!r}")
+            raise UsageError(f"the index {name!r} runs on the processor only: use the index 'exact' on {device!r}")
         return DeviceIndex(documents, metric, device=device), Recall(1.0, 0.0, recall, k, 0)
     queries = documents if queries is None else queries
     if name == "auto":
@@ -91,39 +100,43 @@ def make_index(
 def _given_index(
     given: IndexSpec, documents: Documents, metric: str, queries: Any, k: int, recall: float, seed: int
 ) -> tuple[Index, Recall]:
-    """Check an index that a caller built, or build it with the given function, and measure its recall."""
-    ready = isinstance(given, Index) and not isinstance(given, type)
-    index: Any = given if ready or not callable(given) else given(documents, metric)
-    wanted = ("name", "resident", "documents", "metric", "threads", "size", "dimension", "search", "pair_scores")
-    missing = [each for each in wanted if not hasattr(index, each)]
+    """Measure the recall of an index that the caller built, or that the caller's function builds."""
+    is_index = isinstance(given, Index) and not isinstance(given, type)
+    index: Any = given if is_index or not callable(given) else given(documents, metric)
+    required = ("name", "resident", "documents", "metric", "threads", "size", "dimension", "search", "pair_scores")
+    missing = [each for each in required if not hasattr(index, each)]
     if missing:
         raise UsageError(f"{type(index).__name__} is no index: it lacks {', '.join(missing)} (see hardneg.index.Index)")
     if (index.size, index.dimension) != documents.shape or index.metric != metric:
         raise UsageError(
             f"the index {index.name!r} holds {index.size:,} vectors of {index.dimension} dimensions with the metric "
-            f"{index.metric!r}; the corpus has {documents.shape[0]:,} of {documents.shape[1]}, to be compared by {metric!r}"
+            f"{index.metric!r}, but the corpus has {documents.shape[0]:,} vectors of {documents.shape[1]} dimensions "
+            f"and the metric {metric!r}"
         )
     if isinstance(index, ExactIndex):
         return index, Recall(1.0, 0.0, recall, k, 0)
-    asked, k = documents if queries is None else queries, min(k, index.size)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(asked))[: _SAMPLE // 2])
-    some = np.asarray(asked[rows], np.float32)
-    truth = ExactIndex(documents, metric, threads=index.threads).search(some, k).documents
-    shares = shares_found(index.search(some, k).documents, truth)
+    queries, k = documents if queries is None else queries, min(k, index.size)
+    rows = np.sort(np.random.default_rng(seed).permutation(len(queries))[: _SAMPLE // 2])
+    sample = np.asarray(queries[rows], np.float32)
+    truth = ExactIndex(documents, metric, threads=index.threads).search(sample, k).documents
+    shares = shares_found(index.search(sample, k).documents, truth)
     return index, Recall(float(shares.mean()), float(shares.std()) / len(shares) ** 0.5, recall, k, len(shares))
 
 
 def tuned(index: IVFIndex | HNSWIndex, queries: Any, k: int, recall: float, seed: int = 0) -> Recall:
-    """Tune an index on one half of a sample of the queries, and measure it on the other half."""
+    """Tune `index` on one half of a sample of the queries, and measure its recall on the other half.
+
+    Arguments are those of `make_index`. A single query serves for both.
+    """
     chosen = np.random.default_rng(seed).permutation(len(queries))[:_SAMPLE]
     halves = np.sort(chosen[::2]), np.sort(chosen[1::2] if len(chosen) > 1 else chosen)
     exact = ExactIndex(index.documents, index.metric, threads=index.threads)
-    both = np.asarray(queries[np.concatenate(halves)], np.float32)
-    truth = exact.search(both, k).documents
+    sample = np.asarray(queries[np.concatenate(halves)], np.float32)
+    truth = exact.search(sample, k).documents
     half = len(halves[0])
-    index.tune(both[:half], truth[:half], recall)
-    # A little more than asked for: another sample differs by about a standard error.
-    shares = index.recalls(both[:half], truth[:half])
-    index.tune(both[:half], truth[:half], min(1.0, recall + float(shares.std()) / half**0.5))
-    shares = index.recalls(both[half:], truth[half:])
+    index.tune(sample[:half], truth[:half], recall)
+    # Aim one standard error above the target, because the recall on other queries differs by about that much.
+    shares = index.recalls(sample[:half], truth[:half])
+    index.tune(sample[:half], truth[:half], min(1.0, recall + float(shares.std()) / half**0.5))
+    shares = index.recalls(sample[half:], truth[half:])
     return Recall(float(shares.mean()), float(shares.std()) / len(shares) ** 0.5, recall, k, len(shares))

@@ -1,7 +1,8 @@
-"""Indexes on disk: `index.json` describes the index and holds a SHA-256 of every other file.
+"""Save an index to a folder, and load it. The vectors of the documents are not part of the folder.
 
-No file is read before its checksum is verified, and no number is used before it is checked against the documents. The graph
-reaches faiss only after that.
+`index.json` describes the index and holds the SHA-256 of every other file. A file is read, by numpy or faiss, only
+after its checksum is verified. The lists of an IVF index and the links of an HNSW graph are checked against the
+documents before they are used.
 """
 
 from __future__ import annotations
@@ -24,11 +25,14 @@ from hardneg.index.vectors import Documents
 from hardneg.storage.files import atomic_path, check_file, read_array, read_json, sha256_file, write_array, write_json
 
 SCHEMA = "hardneg-index-1"
-_SAMPLE = 1024  # documents in a checksum of the vectors
+_SAMPLE = 1024  # documents that go into the checksum of the vectors
 
 
 def vectors_checksum(documents: Documents) -> str:
-    """SHA-256 of the shape and of an even sample of rows. It detects another corpus or encoder, but not one changed row."""
+    """The SHA-256 of the shape of the documents `[N, d]` and of up to 1,024 of their vectors, taken at equal distances.
+
+    It detects other documents and another encoder, but not the change of a single vector.
+    """
     rows = np.unique(np.linspace(0, len(documents) - 1, min(len(documents), _SAMPLE)).astype(np.int64))
     digest = hashlib.sha256(str(tuple(documents.shape)).encode())
     digest.update(np.ascontiguousarray(documents[rows], np.float32).tobytes())
@@ -36,7 +40,11 @@ def vectors_checksum(documents: Documents) -> str:
 
 
 def save_index(index: Index, folder: str | Path) -> None:
-    """Write an index without its documents. For your own kind of index only the name is written; loading builds it again."""
+    """Write an index to `folder`, without its documents.
+
+    For an exact index, and for an index of your own kind, only `index.json` is written. `load_index` builds the index
+    again.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files: dict[str, str] = {}
@@ -67,17 +75,17 @@ def load_index(
     device: str = "cpu",
     build: Callable[[Any, str], Index] | None = None,
 ) -> Index:
-    """Load the index that was saved in `folder`, over the same documents.
+    """Load an index that `save_index` wrote.
 
     Args:
         folder: the folder that `save_index` wrote.
-        documents: the vectors `[N, d]`.
-        threads: number of threads of the index.
-        device: device of an exact index; it may differ from the device before.
-        build: builds an index of your own kind from the vectors and the metric.
+        documents: the vectors `[N, d]` of the same documents.
+        threads: the number of worker threads; by default as many as torch uses.
+        device: the device of an exact index. It may differ from the device of the saved index.
+        build: a function that builds an index of your own kind from the vectors and the metric.
 
     Raises:
-        RunError: the folder holds no index, is damaged, or belongs to other documents; the message says which.
+        RunError: the folder holds no index, is damaged, or belongs to other documents. The message says which.
     """
     folder = Path(folder)
     head = read_json(folder / "index.json")
@@ -85,25 +93,25 @@ def load_index(
         raise RunError(
             f"{folder / 'index.json'}: schema {head.get('schema')!r}, expected {SCHEMA!r}: build the index again"
         )
-    wanted: dict[str, set[str]] = {
+    files_of: dict[str, set[str]] = {
         "exact": set(),
         "ivf": {"centroids.npy", "order.npy", "offsets.npy"},
         "hnsw": {"graph.faiss"},
     }
     name, files, settings = head.get("index"), head.get("files"), head.get("settings")
-    if build is not None and isinstance(name, str) and name not in wanted:
-        wanted[name] = set()
+    if build is not None and isinstance(name, str) and name not in files_of:
+        files_of[name] = set()
     if (
-        name not in wanted
+        name not in files_of
         or not isinstance(files, dict)
-        or set(files) != wanted[name]
+        or set(files) != files_of[name]
         or not isinstance(settings, dict)
     ):
         raise RunError(f"{folder / 'index.json'} does not describe an index: build it again")
     for file, digest in files.items():
         check_file(folder / file, digest)
     if head.get("vectors") != vectors_checksum(documents):
-        raise RunError(f"{folder} holds an index of other documents than these: build it again")
+        raise RunError(f"{folder} holds an index of other documents: build the index of these documents again")
     metric = str(head.get("metric"))
     if build is not None and name not in ("exact", "ivf", "hnsw"):
         return build(documents, metric)
@@ -122,6 +130,7 @@ def _ivf(
     settings: dict[str, Any],
     threads: int | None,
 ) -> IVFIndex:
+    """Load an IVF index. RunError if its lists do not fit the documents."""
     centroids, order, offsets = (
         read_array(folder / f"{name}.npy", files[f"{name}.npy"]) for name in ("centroids", "order", "offsets")
     )
@@ -142,7 +151,8 @@ def _ivf(
     )
     if not fits:
         raise RunError(
-            f"{folder}: the lists do not fit {size:,} documents of {dimension} dimensions: build the index again"
+            f"{folder}: the lists of the index do not fit {size:,} documents of {dimension} dimensions: "
+            f"build the index again"
         )
     return IVFIndex(
         documents,
@@ -155,18 +165,20 @@ def _ivf(
 
 
 def _hnsw(folder: Path, documents: Documents, metric: str, settings: dict[str, Any], threads: int | None) -> HNSWIndex:
+    """Load an HNSW index. RunError if the file is no graph of these documents."""
     path = folder / "graph.faiss"
     try:
         graph = faiss.read_index(str(path))
     except RuntimeError as error:
-        raise RunError(f"{path} is no graph that faiss can read ({error}): build the index again") from None
+        raise RunError(f"{path} holds no graph that faiss can read ({error}): build the index again") from None
     if (
         not isinstance(graph, faiss.IndexHNSWFlat)
         or (graph.ntotal, graph.d) != documents.shape
         or not _links_stay_inside(graph)
     ):
         raise RunError(
-            f"{path} is no graph of {len(documents):,} documents of {documents.shape[1]} dimensions: build it again"
+            f"{path} holds no graph of {len(documents):,} documents of {documents.shape[1]} dimensions: "
+            f"build the index again"
         )
     return HNSWIndex(documents, metric, graph=graph, ef_search=int(settings.get("reach", 128)), threads=threads)
 

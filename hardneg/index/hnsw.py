@@ -1,7 +1,8 @@
-"""HNSW: approximate search in a graph, with faiss (Malkov and Yashunin 2018), scored like every other index here.
+"""HNSW: approximate search in a graph of the documents (Malkov and Yashunin 2018).
 
-Building the graph costs more than a whole search with the other indexes. It suits a corpus that is searched again and again,
-with few queries at a time.
+faiss builds and searches the graph. The documents it finds are scored as in every other index here. Building the graph
+costs more than a whole search with the other indexes, so HNSW suits a corpus that is searched again and again with few
+queries at a time.
 """
 
 from __future__ import annotations
@@ -15,22 +16,26 @@ from hardneg.index.recall import shares_found
 from hardneg.index.vectors import Documents, VectorStore
 from hardneg.progress import Advance
 
-_CHUNK = 65536  # documents added at once
-_QUERIES = 4096  # queries searched at once
-_WIDEST = 4096
+_CHUNK = 65536  # documents that are added at once
+_QUERIES = 4096  # queries that are searched at once
+_WIDEST = 4096  # `tune` stops doubling `ef_search` here
 
 
 class HNSWIndex(VectorStore):
-    """An index that searches a navigable graph of the documents.
+    """An index that searches a graph in which near documents are linked (HNSW).
 
-    Documents are added on one thread: with several, the graph would differ from run to run.
+    Documents are added on one thread, because with several threads the graph would differ from run to run.
 
     Args:
         documents, metric, threads: see `VectorStore`. The graph keeps a float32 copy of the documents.
-        links: links per document (M).
-        ef_construction: candidates examined for each document that is added (efConstruction).
-        ef_search: candidates that a search keeps (efSearch); never fewer than k. See `tune`.
-        graph: an existing graph over the same documents.
+        links: the number of links per document (M in the paper).
+        ef_construction: the number of candidates that are examined for each added document (efConstruction).
+        ef_search: the number of candidates that a search keeps (efSearch); a search for k neighbors keeps at least k.
+            See `tune`.
+        graph: an existing graph of the same documents; by default it is built.
+
+    Raises:
+        DataError, UsageError: as for `VectorStore`.
     """
 
     name = "hnsw"
@@ -53,23 +58,26 @@ class HNSWIndex(VectorStore):
             measure = faiss.METRIC_L2 if self.squared else faiss.METRIC_INNER_PRODUCT
             graph = faiss.IndexHNSWFlat(self.dimension, links, measure)
             graph.hnsw.efConstruction = ef_construction
-            outer = faiss.omp_get_max_threads()
+            threads_before = faiss.omp_get_max_threads()
             faiss.omp_set_num_threads(1)
             try:
                 for start in range(0, self.size, _CHUNK):
                     graph.add(self.scaled(slice(start, min(start + _CHUNK, self.size))))
             finally:
-                faiss.omp_set_num_threads(outer)
+                faiss.omp_set_num_threads(threads_before)
         self.graph = graph
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
-        """The `k` nearest documents that the search of the graph finds; -1 and -inf where it finds fewer."""
+        """The `k` nearest documents that the graph leads to; -1 and -inf where it leads to fewer.
+
+        Arguments and errors are those of `ExactIndex.search`.
+        """
         exact = self.prepared(queries, k)
         found = np.empty((len(exact), k), np.int32)
         scores = np.empty((len(exact), k), np.float32)
         parameters = faiss.SearchParametersHNSW()
         parameters.efSearch = max(k, self.ef_search)
-        outer = faiss.omp_get_max_threads()
+        threads_before = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(self.threads)
         try:
             for start in range(0, len(exact), _QUERIES):
@@ -79,19 +87,25 @@ class HNSWIndex(VectorStore):
                 if progress is not None:
                     progress((rows.stop - rows.start) * self.size)
         finally:
-            faiss.omp_set_num_threads(outer)
+            faiss.omp_set_num_threads(threads_before)
         return Neighbors(scores, found)
 
     def _ordered(
         self, queries: NDArray[np.floating], near: NDArray[np.int64]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Score like `pair_scores`, best first, equal scores by row."""
+        """(scores, documents), both `[n, k]`: the found documents `near`, best first; equal scores by row."""
         scores = self.pair_scores(queries, near)
         order = np.lexsort((near, -scores), axis=1)
         return np.take_along_axis(scores, order, 1), np.take_along_axis(near, order, 1).astype(np.int32)
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
-        """Double `ef_search` until the search finds `recall` of the true neighbors `truth` `[n, k]`, or `ef_search` is 4,096."""
+        """Set `ef_search`: double it until searches reach the recall, or until it is 4,096 or the number of documents.
+
+        Args:
+            queries: float `[n, d]`.
+            truth: int `[n, k]`, the true neighbors of these queries.
+            recall: the target recall, above 0 and at most 1.
+        """
         k = truth.shape[1]
         self.ef_search = max(k, 32)
         while self.ef_search < min(_WIDEST, self.size):
@@ -100,5 +114,5 @@ class HNSWIndex(VectorStore):
             self.ef_search *= 2
 
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
-        """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` that each query finds."""
+        """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` that the search finds for each query."""
         return shares_found(self.search(queries, truth.shape[1]).documents, truth)

@@ -1,4 +1,4 @@
-"""First passes in 8-bit integers, with the processor's quantized linear layer."""
+"""The int8 kernel: products of 8-bit integers, computed by oneDNN's quantized linear layer."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ from hardneg.storage.arrays import Float
 
 
 class Int8Kernel(Kernel):
-    """8-bit integers with exact integer sums. Scores below the threshold leave the product as zero.
+    """A kernel for vectors that are rounded to 8-bit integers. The sums of their products are exact.
 
-    All documents share one step, so that their integer scores compare without another pass; each query has its own step. Two exact
-    transformations keep the steps small for every encoder. Documents are centered: q.d = q.(d - m) + q.m, and q.m is one number per
-    query. And the space is rotated if a few components dominate, as they do in many transformers.
+    A vector is divided by a step and rounded to integers from -127 to 127. All documents of a tile share one step, so
+    that their integer scores for a query can be compared directly; each query has its own step. Two transformations
+    keep the steps small for every encoder, and both leave the scores as they are. The mean m of the documents is
+    subtracted if this shortens them clearly: q.d = q.(d - m) + q.m, where q.m is one number for each query. The space
+    is rotated if a few components dominate, as they do in many transformers.
 
-    The product is oneDNN's quantized linear layer, with the queries as its weights. Its epilogue scales the scores of a query,
-    subtracts its threshold (the bias) and rounds to an unsigned byte. So each pair writes one byte to memory, nearly always zero,
-    instead of four bytes that must be compared.
+    The product is oneDNN's quantized linear layer, with the queries as its weights. Its last step scales each score,
+    subtracts the threshold of the query (as a bias) and rounds to an unsigned byte, which is the level. So each pair
+    writes one byte to memory, which is nearly always 0, instead of four bytes that are then compared with a threshold.
     """
 
     name = "int8"
@@ -42,24 +44,25 @@ class Int8Kernel(Kernel):
 
     def __init__(self, sample: Float) -> None:
         super().__init__(sample)
-        self._width = self.dimension + -self.dimension % 4  # integer products take four values at a time
+        self._width = self.dimension + -self.dimension % 4  # integer products read four components at a time
         self.center = np.zeros(self.dimension, np.float32)
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
         if np.linalg.norm(sample - mean, axis=1).mean() < 0.9 * np.linalg.norm(sample, axis=1).mean():
             self.center = mean
-        # Rotating parts of the space spreads a large component as well as rotating the whole, and costs less.
+        # Rotating parts of the space, of at most 64 components each, spreads a large component as well as rotating the
+        # whole space, and costs less. If the dimension has no suitable divisor, the whole space is rotated.
         part = max(size for size in range(1, 65) if self.dimension % size == 0)
         if part < 16:
             part = self.dimension
         noise = torch.from_numpy(np.random.default_rng(0).standard_normal((part, part)))
         self.rotation: torch.Tensor | None = torch.linalg.qr(noise).Q.float()
-        centred = torch.from_numpy(sample - self.center)
-        if self._turn(centred).abs().max() > 0.8 * centred.abs().max():
+        centered = torch.from_numpy(sample - self.center)
+        if self._rotated(centered).abs().max() > 0.8 * centered.abs().max():
             self.rotation = None
-        # Of all documents the largest component is somewhat larger than of the sample.
-        self._step = 1.1 * max(float(self._turn(centred).abs().max()), 1e-30) / 127
+        # The largest component of all documents is probably somewhat larger than that of the sample.
+        self._step = 1.1 * max(float(self._rotated(centered).abs().max()), 1e-30) / 127
 
-    def _turn(self, vectors: torch.Tensor) -> torch.Tensor:
+    def _rotated(self, vectors: torch.Tensor) -> torch.Tensor:
         if self.rotation is None:
             return vectors
         return (vectors.reshape(-1, len(self.rotation)) @ self.rotation).view_as(vectors)
@@ -71,7 +74,7 @@ class Int8Kernel(Kernel):
 
         def round_all(step: float) -> list[tuple[float, float, float]]:
             def round_part(span: slice) -> tuple[float, float, float]:
-                part = self._turn(scaled_part(documents, span, scale).sub_(center))
+                part = self._rotated(scaled_part(documents, span, scale).sub_(center))
                 norm, ends = largest_norm(part), torch.aminmax(part)
                 rounded = (part / step).round_().clamp_(-127, 127)
                 error = largest_norm(part.sub_(rounded, alpha=step))
@@ -80,7 +83,7 @@ class Int8Kernel(Kernel):
 
             return list(spread(round_part, spans(len(documents))))
 
-        # The sample's step fits nearly always: one pass. Its error, clipping included, is measured like any other.
+        # The step of the sample nearly always fits, so that one pass is enough. The error of clipping is measured too.
         step = self._step
         numbers = np.array(round_all(step))
         largest = max(float(numbers[:, 2].max()), 1e-30)
@@ -95,14 +98,14 @@ class Int8Kernel(Kernel):
         center = torch.from_numpy(self.center)
         for span in spans(len(queries), 256):
             part = torch.from_numpy(queries[span])
-            turned = self._turn(part)
-            step = turned.abs().amax(1).clamp_(min=1e-30) / 127
-            rounded = (turned / step[:, None]).round_()
+            rotated = self._rotated(part)
+            step = rotated.abs().amax(1).clamp_(min=1e-30) / 127
+            rounded = (rotated / step[:, None]).round_()
             values[span, : self.dimension] = rounded
             numbers[0, span], numbers[1, span], numbers[2, span] = step, torch.mv(part, center), row_norms(part)
             numbers[3, span], numbers[4, span] = rounded.sum(1), rounded.abs().sum(1)
             numbers[5, span] = row_norms(rounded) * step
-            numbers[6, span] = row_norms(rounded.mul_(step[:, None]).sub_(turned))
+            numbers[6, span] = row_norms(rounded.mul_(step[:, None]).sub_(rotated))
         unit, offset, norms, sums, absolute, rounded_norms, errors = numbers.numpy()
         return QueryBlock(values, norms, rounded_norms, errors, unit, offset, sums, absolute)
 
@@ -120,28 +123,33 @@ class Int8Kernel(Kernel):
         factor = queries.unit * np.float32(tile.unit) / scale.step
         offset = np.where(np.isposinf(scale.lowest), np.float32(-1e9), (queries.offset - scale.lowest) / scale.step)
         levels = _linear(queries, tile, factor, offset, torch.uint8).numpy()
-        # Eight at a time: nearly all are zero.
+        # Nearly all levels are 0, so eight of them are compared at a time.
         words = levels.reshape(-1).view(np.int64)
-        found = np.flatnonzero(words != 0)
-        parts = words[found].view(np.uint8)
+        nonzero = np.flatnonzero(words != 0)
+        parts = words[nonzero].view(np.uint8)
         inside = np.flatnonzero(parts != 0)
-        first = (found << 3).astype(np.int32)
+        first = (nonzero << 3).astype(np.int32)
         return first[inside >> 3] + (inside & 7).astype(np.int32), parts[inside]
 
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
-        # The epilogue's float32 arithmetic on integers as large as 255 sum |q|.
+        # The linear layer scales integer sums as large as 255 times the sum of |q| in float32.
         unit = queries.unit * np.float32(tile.unit)
         return (4 * 255 * UNIT_ROUNDOFF * unit * queries.absolute_sums).astype(np.float32)
 
 
-_ZERO = 128  # documents are stored as unsigned bytes: integer products of unsigned with signed need no correction
+# The byte that stands for 0. Documents are stored as unsigned bytes, because the processor multiplies unsigned with
+# signed bytes.
+_ZERO = 128
 
 
 def _linear(queries: QueryBlock, tile: Tile, factor: Float, offset: Float, dtype: torch.dtype) -> torch.Tensor:
-    """`[T, n]`: factor * (integer product) + offset, rounded and saturated if `dtype` is an integer type."""
+    """`[T, n]`: factor * (integer product) + offset, rounded and saturated if `dtype` is an integer type.
+
+    `factor` and `offset` are float32 `[n]`, one number for each query.
+    """
     n = len(factor)
     bias = offset - _ZERO * queries.sums * factor
-    made: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+    products: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
         tile.values,
         1.0,
         0,
@@ -156,13 +164,13 @@ def _linear(queries: QueryBlock, tile: Tile, factor: Float, offset: Float, dtype
         [],
         "",
     )
-    return made
+    return products
 
 
 @functools.cache
 def int8_is_exact(dimension: int) -> bool:
-    """Whether this processor and this torch have the int8 product, and it is exact for the largest values."""
-    if dimension > 1 << 15:  # sums would leave 32 bits
+    """Whether this processor and version of torch have an int8 product that is exact even for the largest values."""
+    if dimension > 1 << 15:  # the sums would need more than 32 bits
         return False
     width = dimension + -dimension % 4
     values = torch.full((32, width), 255, dtype=torch.uint8)
@@ -181,7 +189,7 @@ def int8_is_exact(dimension: int) -> bool:
         levels = _linear(block, Tile(values, 1, 0), ones / np.float32(half / 100), 50 * ones, torch.uint8).double()
     except (AttributeError, RuntimeError, TypeError):
         return False
-    wanted = (truth / (half / 100) + 50).clamp(0, 255)
-    # Sums above 2^24 are rounded on their way to float32, which the bound allows for.
+    expected = (truth / (half / 100) + 50).clamp(0, 255)
+    # Sums above 2^24 are rounded when they are converted to float32. The error bound allows for that.
     close = (whole - truth).abs() <= truth.abs() * UNIT_ROUNDOFF
-    return bool(close.all()) and bool(((levels - wanted).abs() <= 0.51).all())
+    return bool(close.all()) and bool(((levels - expected).abs() <= 0.51).all())

@@ -1,12 +1,21 @@
-"""Inverted file: approximate search that reads each list of documents once, for all queries that probe it.
+"""Inverted file: approximate search that compares each query only with the documents of the most promising lists.
 
-Documents are stored in the list of their nearest centroid, and a query probes the few lists whose centroids are most promising
-(Sivic and Zisserman 2003). Libraries that serve one query at a time walk the lists for each query. Here all queries are known:
-they are grouped by list, and each list is one matrix product with all the queries that probe it. Within the probed lists the
-answer is exact, by the same bounds as a full search.
+Every document is in the list of its nearest centroid. A query probes the lists of the centroids that are near to it,
+which means that it is compared with the documents in them (Sivic and Zisserman 2003). Libraries that serve one query at
+a time read the lists again for each query. Here all queries are known in advance. They are grouped by list, and each
+list is one matrix product with all the queries that probe it. Within the probed lists the answer is exact, by the same
+error bounds as in a full search.
 
-Cost: L d operations per document and sample point for the centroids, two reads of the documents, and 2 d operations for each
-(query, document) pair that shares a list. Memory, in addition to queries, corpus and answer: about 8 bytes per document and
+The *probe margin* says how many lists a query probes: all those whose centroids compare with the query at most this
+much worse than the best centroid. For example, if the cosines of a query with three centroids are 0.80, 0.75 and 0.60,
+and the probe margin is 0.10, the query probes the first two lists. A query in a dense place needs few lists, one
+between many centroids needs many. At equal recall, a search with a probe margin reads a half to a quarter of the
+documents that it reads with a fixed number of lists. If the probed lists hold fewer than k documents, the margin of
+that query is doubled until they hold k.
+
+Cost: 2 L d operations for each document, to find its list, and for each sampled document in each iteration of k-means;
+one read of the documents to build the lists, and at most two to search them; 2 d operations for each query and each
+document in a list that it probes. Memory, in addition to queries, corpus and answer: about 8 bytes per document, and
 200 MB.
 """
 
@@ -40,15 +49,19 @@ from hardneg.progress import Advance
 from hardneg.storage.arrays import Float, Int
 
 MOST_LISTS = 1 << 15
-_QUERIES = 1 << 16  # queries in one block: with more of them, more share a list
+_QUERIES = 1 << 16  # queries in one block; the larger the block, the more of them share a list
 _PART = 1024  # queries that are multiplied with a list at once
-_COLUMNS, _ROWS = 32, 128  # their number, and that of the documents, is rounded up to these
-_READ = 2048  # documents that are gathered at once
-_MOST_FOUND = 1 << 21  # scored pairs that wait to be merged
+_COLUMNS, _ROWS = 32, 128  # numbers of queries and documents in a product are rounded up to multiples of these
+_READ = 2048  # documents that are read at once
+_MOST_FOUND = 1 << 21  # scored pairs that may wait to be merged
 
 
 def default_lists(size: int) -> int:
-    """Number of lists for a corpus of this size: the square root, so that there are about as many lists as documents in each."""
+    """The default number of lists for N = `size` documents: about √N, so that a list holds about √N documents.
+
+    >>> default_lists(1_000_000)
+    1000
+    """
     return int(min(MOST_LISTS, max(1, round(size**0.5))))
 
 
@@ -57,17 +70,24 @@ class IVFIndex(VectorStore):
 
     Args:
         documents, metric, threads: see `VectorStore`.
-        lists: number of lists; by default the square root of N.
-        probe_margin: a query probes the lists whose centroids score at most this much worse than its best one, and further lists
-            while they hold fewer than k documents; see `tune`.
-        kernel: number format of the products, see `ExactIndex`.
+        lists: the number of lists, L; by default the square root of N.
+        probe_margin: how much worse than the best centroid the centroid of a probed list may compare, 0 or more (see
+            the docstring of this module). A larger margin gives a higher recall and a slower search. `tune` sets it.
+        kernel: the number format of the products, see `ExactIndex`.
         seed: random seed of the sample that the centroids are trained on.
-        centroids: existing centroids, for example those of the last generation.
-        order: existing lists, as (`order`, `offsets`).
+        centroids: existing centroids, such as those of the previous index over the same documents; by default they are
+            trained.
+        order: existing lists, as (`order`, `offsets`); by default each document goes into the list of its nearest
+            centroid.
 
     Attributes:
-        order: int32 `[N]`, rows of the corpus, list by list.
-        offsets: int64 `[L + 1]`, where each list begins in `order`.
+        order: int32 `[N]`, the rows of the corpus, list by list.
+        offsets: int64 `[L + 1]`. List l is `order[offsets[l]:offsets[l + 1]]`.
+
+    Raises:
+        DataError: as for `VectorStore`.
+        UsageError: the number of lists is out of range, the metric or the kernel is unknown, or this machine cannot run
+            the kernel.
     """
 
     name = "ivf"
@@ -90,7 +110,7 @@ class IVFIndex(VectorStore):
         lists = len(centroids) if centroids is not None else default_lists(self.size) if lists is None else lists
         if not 1 <= lists <= min(MOST_LISTS, self.size):
             raise UsageError(
-                f"{lists:,} lists of {self.size:,} documents: between 1 and {min(MOST_LISTS, self.size):,} are possible"
+                f"lists={lists:,} for {self.size:,} documents: it must be between 1 and {min(MOST_LISTS, self.size):,}"
             )
         self.kernel = self.make_kernel(kernel)
         self.probe_margin = probe_margin
@@ -103,26 +123,32 @@ class IVFIndex(VectorStore):
 
     @property
     def lists(self) -> int:
+        """The number of lists, L."""
         return len(self.offsets) - 1
 
     @property
     def sizes(self) -> Int:
-        """int64 `[L]`: number of documents in each list."""
+        """int64 `[L]`: the number of documents in each list."""
         return np.diff(self.offsets)
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
-        """The `k` nearest documents of each query within the lists that it probes. The arguments are those of `ExactIndex.search`."""
+        """The `k` nearest documents of each query within the lists that it probes.
+
+        Arguments and errors are those of `ExactIndex.search`.
+        """
         exact = self.prepared(queries, k)
         best = np.full((len(exact), k), NOTHING, np.int64)
         with workers(self.threads) as pool:
-            asked = self._asked(exact, k, pool)
-            floor = self._floor(exact, asked.first, k, pool)
+            probes = self._probes(exact, k, pool)
+            floor = self._floor(exact, probes.first, k, pool)
             rows = rows_at_once(len(exact), self.threads, _QUERIES)
-            cut = spans(max(1, len(exact)), rows)
-            blocks = list(pool.map(lambda span: _Block(self, exact[span], best[span], floor[span], asked, span), cut))
-            most = min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))  # pairs have 31-bit numbers
+            query_spans = spans(max(1, len(exact)), rows)
+            blocks = list(
+                pool.map(lambda span: _Block(self, exact[span], best[span], floor[span], probes, span), query_spans)
+            )
+            most = min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))  # so that the numbers of pairs fit into 31 bits
             done, total = 0, len(exact) * self.size
-            for tile in self._tiles(asked, most):
+            for tile in self._tiles(probes, most):
                 list(pool.map(self._scan(tile, pool), blocks))
                 if progress is not None:
                     now = len(exact) * tile.stop
@@ -130,23 +156,30 @@ class IVFIndex(VectorStore):
                     done = now
             if progress is not None:
                 progress(total - done)
-            found = list(pool.map(lambda block: block.topk.neighbors(), blocks))
-        return Neighbors(*(np.concatenate(side) for side in zip(*found, strict=True)))
+            results = list(pool.map(lambda block: block.topk.neighbors(), blocks))
+        return Neighbors(*(np.concatenate(parts) for parts in zip(*results, strict=True)))
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
-        """Choose the probe margin that finds `recall` of the true neighbors `truth` `[n, k]` of `queries` `[n, d]`."""
+        """Set `probe_margin` to the smallest one that reaches the recall.
+
+        Args:
+            queries: float `[n, d]`.
+            truth: int `[n, k]`, the true neighbors of these queries.
+            recall: the target recall, above 0 and at most 1.
+        """
         self.probe_margin = float(np.quantile(self._margins(self.prepared(queries), truth), recall, method="higher"))
 
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
         """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` in the lists that each query probes."""
         exact = self.prepared(queries)
         with workers(self.threads) as pool:
-            asked = _Asked(*self.centroids.probe(exact, self.probe_margin, pool.map))
-            margins = self._margins_to_hold(exact, truth.shape[1], asked, pool)
+            probes = _Probes(*self.centroids.probe(exact, self.probe_margin, pool.map))
+            margins = self._margins_to_hold(exact, truth.shape[1], probes, pool)
         shares: NDArray[np.float64] = (self._margins(exact, truth) <= margins[:, None]).mean(1)
         return shares
 
     def _margins(self, exact: Float, documents: NDArray[np.integer]) -> Float:
+        """float32 `[n, k]`: the smallest probe margin with which each query finds each of its `documents` `[n, k]`."""
         with workers(self.threads) as pool:
             return self.centroids.margins(exact, self.list_of[documents], pool.map)
 
@@ -157,49 +190,52 @@ class IVFIndex(VectorStore):
         lists[self.order] = np.repeat(np.arange(self.lists, dtype=np.int32), self.sizes)
         return lists
 
-    def _asked(self, exact: Float, k: int, pool: Executor) -> _Asked:
-        """Choose the lists of each query: the promising ones, and further ones until they hold k documents."""
-        asked = _Asked(*self.centroids.probe(exact, self.probe_margin, pool.map))
-        margins = self._margins_to_hold(exact, k, asked, pool)
+    def _probes(self, exact: Float, k: int, pool: Executor) -> _Probes:
+        """Choose the lists that each query probes, so that they hold at least k documents."""
+        probes = _Probes(*self.centroids.probe(exact, self.probe_margin, pool.map))
+        margins = self._margins_to_hold(exact, k, probes, pool)
         if (margins > np.float32(self.probe_margin)).any():
-            return _Asked(*self.centroids.probe(exact, margins, pool.map))
-        return asked
+            return _Probes(*self.centroids.probe(exact, margins, pool.map))
+        return probes
 
-    def _margins_to_hold(self, exact: Float, k: int, asked: _Asked, pool: Executor) -> Float:
-        """float32 `[n]`: the probe margin, doubled for queries whose lists would hold fewer than k documents."""
+    def _margins_to_hold(self, exact: Float, k: int, probes: _Probes, pool: Executor) -> Float:
+        """float32 `[n]`: the probe margin of each query, doubled until its lists hold at least k documents."""
         margins = np.full(len(exact), self.probe_margin, np.float32)
-        short, mine, lists = np.arange(len(exact)), asked.queries, asked.lists
+        short, queries, lists = np.arange(len(exact)), probes.queries, probes.lists
         while len(short):
-            held = np.bincount(mine, weights=self.sizes[lists], minlength=len(short))
+            held = np.bincount(queries, weights=self.sizes[lists], minlength=len(short))
             short = short[held < k]
             margins[short] = np.maximum(2 * margins[short], np.float32(2.0**-10))
-            mine, lists, _ = self.centroids.probe(exact[short], margins[short], pool.map)
+            queries, lists, _ = self.centroids.probe(exact[short], margins[short], pool.map)
         return margins
 
     def _floor(self, exact: Float, first: NDArray[np.int32], k: int, pool: Executor) -> Float:
-        """float32 `[n]`: a score that k documents of the query's `first` list reach; -inf if the list has fewer."""
+        """float32 `[n]`: the floor of each query (see `topk`), from its best list, `first` `[n]`.
+
+        It is a score that k documents of this list reach, or -inf if the list has fewer than k documents.
+        """
         floor = np.full(len(exact), -np.inf, np.float32)
-        queries, offsets = by_list(first, self.lists)
+        by_first, offsets = by_list(first, self.lists)
         kernel = make_kernel("float32", exact[:1])
 
-        def look(number: int) -> None:
+        def search_list(number: int) -> None:
             rows = self.order[self.offsets[number] : self.offsets[number + 1]]
-            here = queries[offsets[number] : offsets[number + 1]]
-            if len(here) == 0 or len(rows) < k:
+            queries = by_first[offsets[number] : offsets[number + 1]]
+            if len(queries) == 0 or len(rows) < k:
                 return
             tile = self.tile(kernel, self.vectors(rows), rows)
-            for at in range(0, len(here), _PART):
-                some = here[at : at + _PART]
-                rounded, bound, _, _ = score_range(kernel, kernel.rounded(exact[some]), tile, self.squared)
-                floor[some] = kth_largest(kernel.scores(rounded, tile), k) - bound
+            for start in range(0, len(queries), _PART):
+                part = queries[start : start + _PART]
+                rounded, bound, _, _ = score_range(kernel, kernel.rounded(exact[part]), tile, self.squared)
+                floor[part] = kth_largest(kernel.scores(rounded, tile), k) - bound
 
-        list(pool.map(look, range(self.lists)))
+        list(pool.map(search_list, range(self.lists)))
         return floor
 
-    def _tiles(self, asked: _Asked, most: int) -> Iterator[_Tile]:
-        """Split `order` into tiles of at most `most` documents. Lists that no query probes are not read."""
+    def _tiles(self, probes: _Probes, most: int) -> Iterator[_Tile]:
+        """Split `order` into tiles of at most `most` documents, without the lists that no query probes."""
         tile: _Tile | None = None
-        for number in np.unique(asked.lists).tolist():
+        for number in np.unique(probes.lists).tolist():
             start, stop = self.offsets[number : number + 2].tolist()
             while start < stop:
                 if tile is not None and (start != tile.stop or tile.stop - tile.start >= most):
@@ -212,8 +248,9 @@ class IVFIndex(VectorStore):
         if tile is not None:
             yield tile
 
-    def _scan(self, stretch: _Tile, pool: Executor) -> _ListScan:
-        rows = self.order[stretch.start : stretch.stop]
+    def _scan(self, part: _Tile, pool: Executor) -> _ListScan:
+        """Read and round the documents of a tile."""
+        rows = self.order[part.start : part.stop]
         vectors = np.empty((len(rows), self.dimension), np.float32)
 
         def read(start: int) -> None:
@@ -222,82 +259,94 @@ class IVFIndex(VectorStore):
         list(pool.map(read, range(0, len(rows), _READ)))
         tile = self.tile(self.kernel, vectors, rows, pool.map)
         scan = _ListScan(self.kernel, tile, vectors, rows.astype(np.int64), self.finish, self.squared)
-        scan.lists = stretch.lists
+        scan.lists = part.lists
         return scan
 
 
 @dataclass
 class _Tile:
-    """Documents order[start:stop]. `lists` holds pairs (list, its documents in the tile)."""
+    """The documents `order[start:stop]`, which belong to some consecutive lists."""
 
     start: int
     stop: int
-    lists: list[tuple[int, slice]]
+    lists: list[tuple[int, slice]]  # pairs (list, its documents as a slice of the tile)
 
 
-class _Asked(NamedTuple):
-    """The probed (query, list) pairs `[p]`, queries ascending. `first` is the nearest list of each query, `[n]`."""
+class _Probes(NamedTuple):
+    """The p (query, list) pairs in which the query probes the list."""
 
-    queries: Int
-    lists: NDArray[np.int32]
-    first: NDArray[np.int32]
+    queries: Int  # [p], ascending
+    lists: NDArray[np.int32]  # [p]
+    first: NDArray[np.int32]  # [n], the best list of each query
 
 
 class _Block:
-    """Some queries, and which of them probe each list."""
+    """A block of queries, with the queries that probe each list.
 
-    def __init__(self, index: IVFIndex, exact: Float, best: Int, floor: Float, asked: _Asked, span: slice) -> None:
-        fill = 8 - len(exact) % 8  # at least one row of padding
+    Args:
+        index: the index.
+        exact: the queries in float32, `[n, d]`.
+        best: int64 `[n, k]`, the packed neighbors so far; changed in place.
+        floor: float32 `[n]`, the floor of each query.
+        probes: the probes of all queries.
+        span: the numbers of these queries among all queries.
+    """
+
+    def __init__(self, index: IVFIndex, exact: Float, best: Int, floor: Float, probes: _Probes, span: slice) -> None:
+        fill = 8 - len(exact) % 8  # at least one row of padding, which `_ListScan` uses
         exact = padded(exact, fill)
         self.topk = RunningTopK(exact, best, np.concatenate([floor, np.full(fill, -np.inf, np.float32)]))
         self.rounded = index.kernel.rounded(exact)
-        mine = slice(*np.searchsorted(asked.queries, [span.start, span.stop]))
-        order, self.offsets = by_list(asked.lists[mine], index.lists)
-        self.columns = (asked.queries[mine] - span.start)[order].astype(np.int32)
+        pairs = slice(*np.searchsorted(probes.queries, [span.start, span.stop]))
+        order, self.offsets = by_list(probes.lists[pairs], index.lists)
+        self.columns = (probes.queries[pairs] - span.start)[order].astype(np.int32)
 
-    def asking(self, number: int) -> NDArray[np.int32]:
-        """The queries of the block that probe a list."""
-        mine: NDArray[np.int32] = self.columns[self.offsets[number] : self.offsets[number + 1]]
-        return mine
+    def probing(self, number: int) -> NDArray[np.int32]:
+        """int32 `[m]`: the queries of the block that probe list `number`."""
+        columns: NDArray[np.int32] = self.columns[self.offsets[number] : self.offsets[number + 1]]
+        return columns
 
 
 class _ListScan(TileDocuments):
-    """Some lists of documents, scanned for the queries that probe them. Workers call it."""
+    """A tile of lists. Workers call it with a block, whose queries are compared with the lists that they probe."""
 
     lists: list[tuple[int, slice]]
 
     def __call__(self, block: _Block) -> None:
+        """Add the nearest documents of the tile to the running top-k of the block."""
         topk = block.topk
-        passing = ThresholdFilter(self, topk, block.rounded)
-        passing.set_scale(passing.safe)
+        threshold_filter = ThresholdFilter(self, topk, block.rounded)
+        threshold_filter.set_scale(threshold_filter.safe)
         for number, documents in self.lists:
-            columns = block.asking(number)
-            for at in range(0, len(columns), _PART):
-                if self._multiply(passing, columns[at : at + _PART], documents):
-                    passing.rescore()
+            columns = block.probing(number)
+            for start in range(0, len(columns), _PART):
+                if self._multiply(threshold_filter, columns[start : start + _PART], documents):
+                    threshold_filter.rescore()
                     topk.merge()
-                    passing.set_scale(passing.safe)
-        passing.rescore()
+                    threshold_filter.set_scale(threshold_filter.safe)
+        threshold_filter.rescore()
         if topk.waiting > _MOST_FOUND:
             topk.merge()
 
-    def _multiply(self, passing: ThresholdFilter, columns: NDArray[np.int32], documents: slice) -> bool:
-        """Multiply, and return whether enough pairs wait to be rescored."""
-        # Use few shapes: the matrix library prepares each new shape again.
-        fill = np.full(-len(columns) % _COLUMNS, passing.n - 1, np.int32)
+    def _multiply(self, threshold_filter: ThresholdFilter, columns: NDArray[np.int32], documents: slice) -> bool:
+        """Multiply some queries with some documents, and return whether enough pairs are waiting to be rescored."""
+        # Use few different shapes, because the matrix library has to prepare for each new one. The shape is filled up
+        # with the last query of the block, which is padding.
+        fill = np.full(-len(columns) % _COLUMNS, threshold_filter.n - 1, np.int32)
         columns = np.concatenate([columns, fill]) if len(fill) else columns
-        queries, scale = self.kernel.packed(passing.rounded.rows(columns)), passing.scale.rows(columns)
+        queries = self.kernel.packed(threshold_filter.rounded.rows(columns))
+        scale = threshold_filter.scale.rows(columns)
         width, chunk = np.int32(len(columns)), documents_at_once(self.kernel, len(columns))
         chunk, full = max(_ROWS, chunk - chunk % _ROWS), False
         for start in range(documents.start, documents.stop, chunk):
             stop = min(start + chunk, documents.stop)
-            # The rows that pad a shape belong to the next list: their results are cut off.
+            # Documents that fill up the shape belong to the next list, so their results are cut off.
             part = self.tile.rows(slice(start, stop + -(stop - start) % _ROWS))
             positions, levels = self.kernel.levels(queries, part, scale, self.workspace)
             count = np.searchsorted(positions, (stop - start) * width)
             positions, levels = positions[:count], levels[:count]
             rows = positions // width
-            full |= passing.add(
-                (rows + np.int32(start)) * np.int32(passing.n) + columns[positions - rows * width], levels
+            full |= threshold_filter.add(
+                (rows + np.int32(start)) * np.int32(threshold_filter.n) + columns[positions - rows * width], levels
             )
         return full

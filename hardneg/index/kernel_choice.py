@@ -1,4 +1,4 @@
-"""Kernels by name, and the fastest one on this machine."""
+"""Make a kernel by its name, and find the fastest kernel on this machine."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ _BY_NAME: dict[str, Callable[[Float], Kernel]] = {
 
 
 def make_kernel(name: str, sample: Float) -> Kernel:
-    """Make the kernel called `name` (one of `KERNELS`), fitted to a sample of the documents."""
+    """Make the kernel `name`, one of `KERNELS`. Its rounding is fitted to `sample` `[m, d]`, some of the documents."""
     return _BY_NAME[name](sample)
 
 
 @functools.cache
 def fastest_kernel(dimension: int) -> str:
-    """The name of the fastest kernel on this machine, by a short measurement (a tenth of a second, once).
+    """The name of the fastest kernel for vectors of this dimension. It is measured once, in a tenth of a second.
 
-    A coarse format leaves more candidates to rescore, so it must win clearly. An int8 product that is not exact (some processors
-    saturate its partial sums) is not used, because the error bound would not hold.
+    A coarse number format leaves more documents to rescore, so it has to be faster by a clear margin. Some processors
+    saturate the partial sums of int8 products. There int8 is not used, because its error bound would not hold.
     """
     handicaps = {"float32": 1.0, "bfloat16": 1.2}
     if int8_is_exact(dimension):
         handicaps["int8"] = 1.3
     runs = {name: _product(name, dimension) for name in handicaps}
     seconds = dict.fromkeys(handicaps, math.inf)
-    for _ in range(6):  # in turns, so that a busy moment of the machine does not decide
+    for _ in range(6):  # the kernels take turns, so that a busy moment of the machine does not decide
         for name, run in runs.items():
             start = time.perf_counter()
             run()
@@ -49,12 +49,12 @@ def fastest_kernel(dimension: int) -> str:
 
 
 def _product(name: str, dimension: int) -> Callable[[], object]:
-    """One product as a search computes it, ready to run."""
+    """A function that runs the kernel `name` once, on a tile and a block of the size that a search uses."""
     generator = np.random.default_rng(0)
     documents = generator.standard_normal((1024, dimension), np.float32)
     queries = generator.standard_normal((512, dimension), np.float32)
     kernel = make_kernel(name, documents[:64])
     tile, block, workspace = kernel.tile(documents), kernel.packed(kernel.rounded(queries)), Workspace()
-    scale = Scale(4 * block.norms, block.norms)  # four standard deviations: few reach it
+    scale = Scale(4 * block.norms, block.norms)  # four standard deviations, so that few documents pass
     kernel.levels(block, tile, scale, workspace)
     return lambda: kernel.levels(block, tile, scale, workspace)

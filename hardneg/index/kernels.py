@@ -1,19 +1,29 @@
-"""First passes: fast approximate scores of documents for a block of queries, with a bound on their error.
+"""Kernels: fast approximate scores of documents for a block of queries, with a bound on their error.
 
-Each kernel multiplies in a cheap number format and states, per query, how much its approximate score can differ from the true
-one. This bound makes the search exact: if the approximate score of a document is more than the bound below the k-th best true
-score, the document cannot belong to the top k.
+A kernel is the first pass of a search. It multiplies in a cheap number format, and states for each query how far its
+approximate scores can be from the true ones. This bound keeps the search exact. If the approximate score of a document
+is more than the bound below the k-th best true score, the document cannot belong to the top k. The few other documents
+are *rescored*: their true scores are computed in float32.
 
-With q' and d' the rounded vectors, ``q.d - q'.d' = (q - q').d + q'.(d - d')``. By Cauchy-Schwarz, ``|q.d - q'.d'| <=
-|q - q'| |d| + |q'| |d - d'|``. The norms on the right are measured on the vectors, not assumed.
+The bound: let q' and d' be the rounded vectors. Then ``q.d - q'.d' = (q - q').d + q'.(d - d')`` and, by Cauchy-Schwarz,
+``|q.d - q'.d'| <= |q - q'| |d| + |q'| |d - d'|``. The norms on the right are measured on the vectors, not assumed.
+Float32 sums of n products add about ``n 2^-24 |q| |d|`` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
+ed., section 3.1).
 
-An example in two dimensions, with a format that keeps one decimal. The query (0.62, 0.78) becomes (0.6, 0.8), with an error of
-norm 0.028; the document (0.31, 0.95) becomes (0.3, 1.0), with an error of norm 0.051. The true product is 0.933 and the
-approximate one 0.98. They differ by 0.047, and the bound allows 0.028 * 0.999 + 1.0 * 0.051 = 0.079. If the k-th best true score
-is 1.10, the document is out, because 0.98 + 0.079 < 1.10. The float32 score need not be computed.
+An example in two dimensions, with a format that keeps one decimal:
 
-Float32 sums of d products add at most ``d 2^-24 |q| |d|`` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
-section 3.1).
+    query     q = (0.62, 0.78)  becomes  q' = (0.6, 0.8)  with the error  |q - q'| = 0.028
+    document  d = (0.96, 0.27)  becomes  d' = (1.0, 0.3)  with the error  |d - d'| = 0.050
+
+The true score is q.d = 0.806 and the approximate score is q'.d' = 0.840, so the error is 0.034. The norms are |d| =
+0.997 and |q'| = 1, so the bound is 0.028 * 0.997 + 1 * 0.050 = 0.078. The true score is therefore at most 0.840 + 0.078
+= 0.918. If the k-th best true score is 0.95, the document is excluded. If it is 0.90, the document is rescored.
+
+In a search, a kernel returns *levels* instead of scores: one byte for each (document, query) pair. The search sets a
+threshold for each query (see `thresholds`). Level 0 means that the score is below the threshold, and the pair is
+dropped. Level 1 is the threshold, level 255 is the highest score there can be, and the levels between them are equal
+steps. If the threshold is 0.680 and the highest possible score is 1.188, a step is 0.508 / 254 = 0.002. The score 0.780
+is 50 steps above the threshold, so its level is 51.
 """
 
 from __future__ import annotations
@@ -29,124 +39,138 @@ from numpy.typing import NDArray
 
 from hardneg.storage.arrays import Float, Int
 
-Spread = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]
+Spread = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]  # `map`, or a pool's `map` with many workers
 
-LEVELS = 254  # steps between the threshold and the highest score there can be
+LEVELS = 254  # steps from the threshold (level 1) to the highest possible score (level 255)
 
-UNIT_ROUNDOFF = 2.0**-24
+UNIT_ROUNDOFF = 2.0**-24  # largest relative error of rounding to float32
 
 
 @dataclass(frozen=True)
 class Tile:
-    """The rounded documents of one tile, `values` `[T, d]`, and the numbers that the error bound needs."""
+    """The rounded documents of one tile, and the numbers that the error bound needs."""
 
-    values: torch.Tensor
-    largest_norm: float  # of the unrounded vectors; they are centered if the kernel centres
+    values: torch.Tensor  # [T, d], in the number format of the kernel; int8 pads d
+    largest_norm: float  # largest norm of a vector before rounding, but after centering if the kernel centers
     largest_error: float  # largest norm of a rounding error
-    unit: float = 1.0  # the number that 1 stands for in `values`
-    bias: torch.Tensor | None = None  # [T, 1] added to the products: l2 only
+    unit: float = 1.0  # what a step of 1 in `values` is worth
+    bias: torch.Tensor | None = None  # float32 [T, 1]: -|d|^2 / 2, added to the products; only for the metric l2
 
     def rows(self, rows: slice | Int) -> Tile:
-        """Select documents. A slice gives a view."""
+        """Some of the documents. A slice gives a view, an array of rows a copy."""
         return replace(self, values=self.values[rows], bias=None if self.bias is None else self.bias[rows])
 
 
 @dataclass(frozen=True)
 class QueryBlock:
-    """Rounded queries. The approximate score is product * `unit` * `tile.unit` + `offset`; `Kernel.bound` bounds its error."""
+    """A block of rounded queries, and the numbers that scores and their error bound need.
 
-    values: torch.Tensor  # [n, d], or packed
-    norms: Float  # [n] of the unrounded vectors
-    rounded_norms: Float  # [n]
-    errors: Float  # [n] norm of the rounding error
-    unit: Float  # [n]
-    offset: Float  # [n]
-    sums: Float  # [n] of the components of `values`, and of their absolute values
-    absolute_sums: Float
+    The approximate score of a pair is its product times `unit` times `Tile.unit`, plus `offset`. `Kernel.bound` bounds
+    its error.
+    """
+
+    values: torch.Tensor  # [n, d] in the number format of the kernel, or what `Kernel.packed` made of it
+    norms: Float  # float32 [n], like all below: norms before rounding
+    rounded_norms: Float  # norms after rounding
+    errors: Float  # norms of the rounding errors
+    unit: Float  # what a step of 1 in `values` is worth
+    offset: Float  # added to the scores
+    sums: Float  # sums of the components of `values`; only int8 uses them
+    absolute_sums: Float  # sums of the absolute values of these components
 
     def rows(self, rows: NDArray[np.integer]) -> QueryBlock:
-        """Select queries. This works only before `Kernel.packed`."""
+        """A copy of some of the queries. The block must not be packed yet (see `Kernel.packed`)."""
         values = self.values[torch.from_numpy(rows)]
         return QueryBlock(values, *(getattr(self, f.name)[rows] for f in fields(self)[1:]))
 
 
 class Scale(NamedTuple):
-    """Scores as levels: level i of query q is the score `lowest[q] + i * step[q]`. Level 0 is every score below level 1."""
+    """What the levels mean: level i of query q is the score `lowest[q] + i * step[q]`. The threshold is level 1."""
 
-    lowest: Float  # [n]; +inf: no document is wanted
-    step: Float  # [n]
+    lowest: Float  # float32 [n], one step below the threshold; +inf lets no document pass
+    step: Float  # float32 [n]
 
     def rows(self, rows: NDArray[np.integer]) -> Scale:
+        """The scale of some of the queries."""
         return Scale(self.lowest[rows], self.step[rows])
 
 
 class Kernel(ABC):
-    """Base class of the first passes. A kernel rounds vectors to one number format and multiplies in it.
+    """Base class of the kernels. A kernel rounds vectors to one number format and multiplies in it.
 
-    `sample` `[m, d]` holds some of the documents. A kernel chooses its rounding by them.
+    Args:
+        sample: float32 `[m, d]`, some of the documents. A kernel may fit its rounding to them.
     """
 
-    name: str
-    bytes_a_product: int
+    name: str  # one of `kernel_choice.KERNELS`
+    bytes_a_product: int  # memory of one product
 
     def __init__(self, sample: Float) -> None:
         self.dimension = sample.shape[1]
 
     @abstractmethod
     def tile(self, documents: Float, scale: Float | None = None, spread: Spread = map) -> Tile:
-        """Round documents `[T, d]`, each multiplied by its `scale` `[T]`. `spread` works like `map`, possibly with many workers."""
+        """Round the documents of a tile.
+
+        Args:
+            documents: float32 `[T, d]`.
+            scale: float32 `[T]`, a factor for each document; by default 1.
+            spread: works like `map`, possibly with many workers.
+        """
 
     @abstractmethod
     def rounded(self, queries: Float) -> QueryBlock:
-        """Round queries `[n, d]`."""
+        """Round queries, float32 `[n, d]`."""
 
     def packed(self, queries: QueryBlock) -> QueryBlock:
-        """Reorder rounded queries for the product. All other methods take packed queries."""
+        """Arrange rounded queries in memory as the product reads them. `scores` and `levels` take packed queries."""
         return queries
 
     @abstractmethod
     def scores(self, queries: QueryBlock, tile: Tile) -> Float:
-        """float32 `[T, n]`: approximate scores."""
+        """float32 `[T, n]`: the approximate scores of all pairs."""
 
     @abstractmethod
     def levels(
         self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-        """Find the documents that reach the threshold of each query.
+        """The pairs that reach the threshold of their query, and their levels.
 
         Returns:
-            (int32 positions in the flattened `[T, n]`; uint8 levels of 1 or more), in order of position. A level differs from the
-            approximate score by at most one step.
+            (int32 positions of these pairs in the flattened `[T, n]`, ascending; their uint8 levels, 1 or more). The
+            score that a level stands for differs from the approximate score by at most one step, except that level 255
+            includes all higher scores.
         """
 
     def bound(self, queries: QueryBlock, tile: Tile) -> Float:
-        """float32 `[n]`: the largest possible difference between an approximate score and the float32 score of the rescoring."""
+        """float32 `[n]`: the error bound, the most by which an approximate score can differ from the rescored one."""
         rounding = queries.errors * tile.largest_norm + queries.rounded_norms * tile.largest_error
-        # Both the product here and the float32 re-ranking sum d terms in float32; the factor 4 covers
-        # the two of them, the rotation or centring before, and the thresholds' own arithmetic.
+        # Both this product and the rescoring sum d terms in float32. The factor 4 covers the two sums, the rotation or
+        # centering before them, and the arithmetic with thresholds.
         summation = 4 * (self.dimension + 8) * UNIT_ROUNDOFF * (queries.norms * tile.largest_norm + abs(queries.offset))
         total: Float = (rounding + summation + self.output_error(queries, tile)).astype(np.float32)
         return total
 
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
-        """float32 `[n]`: the error that is added when the result is stored."""
+        """float32 `[n]`: a bound on the error that arises when the kernel stores its result."""
         return np.zeros(len(queries.norms), np.float32)
 
 
 class Workspace:
-    """The buffer of one worker. It is reused, because fresh memory pages would cost as much as the product."""
+    """A buffer that one worker reuses for its products. Fresh memory pages would cost as much as the product itself."""
 
     def __init__(self) -> None:
         self._buffer: torch.Tensor | None = None
 
     def take(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        """A tensor `[rows, columns]` with arbitrary content. The next call reuses its memory."""
         if self._buffer is None or self._buffer.dtype != dtype or self._buffer.numel() < rows * columns:
             self._buffer = torch.empty(rows * columns, dtype=dtype)
         return self._buffer[: rows * columns].view(rows, columns)
 
 
 class FloatKernel(Kernel):
-    """float32 unchanged, or rounded to bfloat16 with float32 sums."""
+    """A kernel for float32, without rounding, or for bfloat16, with float32 sums."""
 
     def __init__(self, sample: Float, dtype: torch.dtype) -> None:
         super().__init__(sample)
@@ -184,6 +208,7 @@ class FloatKernel(Kernel):
         return scores
 
     def _products(self, queries: QueryBlock, tile: Tile, workspace: Workspace) -> torch.Tensor:
+        """`[T, n]` products, plus the tile's bias, in the kernel's number format."""
         out = workspace.take(len(tile.values), len(queries.norms), self.dtype)
         if tile.bias is None:
             return torch.mm(tile.values, queries.values.t(), out=out)
@@ -193,10 +218,10 @@ class FloatKernel(Kernel):
         self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace
     ) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
         products = self._products(queries, tile, workspace)
-        least = torch.from_numpy((scale.lowest - queries.offset) / queries.unit)
-        if self.dtype != torch.float32:  # rounding must not lift the threshold
-            least = torch.where(least.isinf(), least, least - least.abs() * 2.0**-7).to(self.dtype)
-        positions = np.flatnonzero((products >= least).numpy())
+        lowest = torch.from_numpy((scale.lowest - queries.offset) / queries.unit)
+        if self.dtype != torch.float32:  # rounding to bfloat16 must not raise it
+            lowest = torch.where(lowest.isinf(), lowest, lowest - lowest.abs() * 2.0**-7).to(self.dtype)
+        positions = np.flatnonzero((products >= lowest).numpy())
         columns = positions % products.shape[1]
         values = torch.take(products, torch.from_numpy(positions)).float().numpy()
         scores = values * queries.unit[columns] + queries.offset[columns]
@@ -207,26 +232,32 @@ class FloatKernel(Kernel):
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
         if self.dtype == torch.float32:
             return super().output_error(queries, tile)
-        # bfloat16 rounds the result to 8 significant bits: half a unit in the last place is 2^-9 of it.
+        # bfloat16 rounds the result to 8 significant bits, which changes it by at most 2^-8 of its size.
         return (2.0**-8 * queries.rounded_norms * (tile.largest_norm + tile.largest_error)).astype(np.float32)
 
 
 def spans(rows: int, most: int = 512) -> list[slice]:
-    """Split rows into spans, so that temporary arrays stay small."""
+    """Split `rows` rows into slices of at most `most` rows, so that temporary arrays stay small.
+
+    >>> spans(5, most=2)
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
     return [slice(start, min(start + most, rows)) for start in range(0, rows, most)]
 
 
 def scaled_part(documents: Float, span: slice, scale: Float | None) -> torch.Tensor:
-    """A scaled copy of some documents."""
+    """A float32 copy of the documents in `span`, each multiplied by its `scale`."""
     part = torch.tensor(documents[span])
     return part if scale is None else part.mul_(torch.from_numpy(scale[span, None]))
 
 
 def row_norms(vectors: torch.Tensor) -> torch.Tensor:
+    """The Euclidean norm of each row."""
     norms: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1)
     return norms
 
 
 def largest_norm(vectors: torch.Tensor) -> float:
-    # Computed in float32 like everything that it bounds; a small surplus covers its own rounding.
+    """The largest Euclidean norm of a row, rounded up."""
+    # The surplus covers the rounding of the norm itself, which is computed in float32.
     return float(torch.linalg.vector_norm(vectors, dim=1).max()) * (1 + 1e-5)

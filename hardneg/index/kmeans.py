@@ -1,8 +1,9 @@
-"""k-means: the centroids of a corpus, and the lists that each query probes.
+"""k-means: the centroids of an inverted file (see `ivf`), and the choice of the lists that a query probes.
 
-Lloyd's algorithm on a sample (as in faiss; Jegou et al. 2011, Product quantization for nearest neighbor search, section IV).
-Products are computed in bfloat16 where the processor supports it. A vector between two lists may then land in the farther one.
-That can cost recall, which is measured, but never gives a wrong score.
+The centroids are trained by Lloyd's algorithm on a sample of the documents, as in faiss (Jegou et al. 2011, Product
+quantization for nearest neighbor search, section IV). Products are computed in bfloat16 where the processor supports
+it. Rounding may then put a vector that lies between two centroids into the list of the farther one. This can lower the
+recall, which is measured, but it never makes a score wrong.
 """
 
 from __future__ import annotations
@@ -20,47 +21,51 @@ from hardneg.index.kernels import spans
 from hardneg.index.vectors import VectorStore
 from hardneg.storage.arrays import Float, Int
 
-_ROWS = 1024  # vectors compared at once
+_ROWS = 1024  # vectors that are compared with the centroids at once
 
-_ITERATIONS = 8
+_ITERATIONS = 8  # of Lloyd's algorithm
 
-_POINTS = 64  # vectors of the sample per centroid
+_POINTS = 64  # documents of the sample for each centroid
 
 
 @functools.cache
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 natively. This is not measured, because an index must be the same every time."""
+    """Whether this processor has instructions for bfloat16 products.
+
+    Their speed is not measured, because a measurement could choose differently every time, and an index must not
+    change.
+    """
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(bool(getattr(torch.cpu, name, lambda: False)()) for name in names)
 
 
 class Centroids:
-    """The centroids of the inverted lists.
+    """The centroids of L lists. They assign documents to lists, and choose the lists that a query probes.
 
     Args:
         centroids: float32 `[L, d]`.
-        metric: the metric by which queries choose lists.
+        metric: the metric that compares vectors with centroids: `cosine`, `ip` or `l2`.
     """
 
     def __init__(self, centroids: Float, metric: str) -> None:
         self.vectors, self.metric = centroids, metric
         mean = centroids.mean(0)
-        # The largest of q.c is the largest of q.(c - mean), of which less is lost by rounding.
-        centred = centroids - mean
+        # For each query q, q.c and q.(c - mean) order the centroids alike, but rounding c - mean loses less.
+        centered = centroids - mean
         bias = np.zeros(len(centroids), np.float32)
         if metric != "cosine":
-            bias = (-0.5 * np.einsum("ij,ij->i", centred, centred)).astype(np.float32)
+            bias = (-0.5 * np.einsum("ij,ij->i", centered, centered)).astype(np.float32)
         self._mean = mean
-        self._factor = torch.from_numpy(centred).to(torch.bfloat16 if has_bfloat16() else torch.float32).t()
+        self._factor = torch.from_numpy(centered).to(torch.bfloat16 if has_bfloat16() else torch.float32).t()
         self._bias = torch.from_numpy(bias).to(self._factor.dtype)
 
     @classmethod
-    def train(cls, corpus: VectorStore, count: int, seed: int, pool: Executor) -> Centroids:
-        """Train `count` centroids on a sample of the corpus. They are directions if all documents are of one length."""
-        metric = "cosine" if corpus.one_length else corpus.metric
+    def train(cls, store: VectorStore, count: int, seed: int, pool: Executor) -> Centroids:
+        """Train `count` centroids on a sample of the documents. For documents of equal length, they are normalized."""
+        metric = "cosine" if store.one_length else store.metric
         generator = np.random.default_rng(seed)
-        chosen = generator.choice(corpus.size, min(corpus.size, _POINTS * count), replace=False)
-        sample = corpus.scaled(np.sort(chosen))
+        chosen = generator.choice(store.size, min(store.size, _POINTS * count), replace=False)
+        sample = store.scaled(np.sort(chosen))
         centroids = sample[np.sort(generator.choice(len(sample), count, replace=False))]
         for _ in range(_ITERATIONS):
             nearest = cls(centroids, metric).assign(lambda rows: sample[rows], len(sample), pool.map)
@@ -74,59 +79,74 @@ class Centroids:
         return len(self.vectors)
 
     def _compare(self, vectors: Float, inner: bool) -> torch.Tensor:
-        """`[n, L]`: the comparison of queries with centroids, larger is nearer; by inner product alone if `inner`."""
+        """`[n, L]`: a number for each vector and centroid that is larger for a nearer centroid of the same vector.
+
+        With `inner`, vectors and centroids are compared by inner product, whatever the metric.
+        """
         if self.metric == "cosine" or inner:
             return torch.mm(torch.from_numpy(vectors).to(self._factor.dtype), self._factor)
-        centred = torch.from_numpy(vectors - self._mean).to(self._factor.dtype)
-        return torch.addmm(self._bias, centred, self._factor)
+        centered = torch.from_numpy(vectors - self._mean).to(self._factor.dtype)
+        return torch.addmm(self._bias, centered, self._factor)
 
     def assign(
         self, read: Callable[[slice], Float], size: int, spread: Callable[..., Iterable[Any]] = map
     ) -> NDArray[np.int32]:
-        """int32 `[size]`: the list of each vector. `read` returns vectors by row."""
+        """The list of each vector, that of its nearest centroid.
+
+        Args:
+            read: returns the vectors of a slice of rows, float32 `[m, d]`.
+            size: the number of vectors.
+            spread: works like `map`, possibly with many workers.
+
+        Returns:
+            int32 `[size]`.
+        """
         out = np.empty(size, np.int32)
 
-        def some(rows: slice) -> None:
+        def assign_rows(rows: slice) -> None:
             out[rows] = _order_bits(self._compare(read(rows), inner=False)).argmax(1)
 
-        list(spread(some, spans(size, _ROWS)))
+        list(spread(assign_rows, spans(size, _ROWS)))
         return out
 
     def probe(
         self, queries: Float, margin: float | Float, spread: Callable[..., Iterable[Any]] = map
     ) -> tuple[Int, NDArray[np.int32], NDArray[np.int32]]:
-        """The lists whose centroid compares at most `margin` (a number, or `[n]`) worse than the best one.
+        """Choose the lists that each query probes, by the probe margin (see `ivf`).
 
-        The number of lists depends on the query: one in a dense place needs few, one between many centroids needs many. At equal
-        recall a margin reads a half to a quarter of the documents that a fixed number of lists reads.
+        Args:
+            queries: float32 `[n, d]`.
+            margin: the probe margin, one number or float32 `[n]`.
+            spread: works like `map`, possibly with many workers.
 
         Returns:
-            (int64 `[p]` queries ascending, int32 `[p]` their lists, int32 `[n]` the best list of each query).
+            The p (query, list) pairs, in two arrays, and the best list of each query: (int64 `[p]`, ascending; int32
+            `[p]`; int32 `[n]`).
         """
         best = np.empty(len(queries), np.int32)
         margin = np.broadcast_to(np.asarray(margin, np.float32), len(queries))
 
-        def some(rows: slice) -> tuple[Int, NDArray[np.int32]]:
+        def probe_rows(rows: slice) -> tuple[Int, NDArray[np.int32]]:
             behind = self._behind(queries[rows])
             best[rows] = behind.argmin(1)
-            mine, lists = np.nonzero(behind <= margin[rows, None])
-            return mine + rows.start, lists.astype(np.int32)
+            probing, lists = np.nonzero(behind <= margin[rows, None])
+            return probing + rows.start, lists.astype(np.int32)
 
-        found = list(spread(some, spans(len(queries), _ROWS)))
-        if not found:
+        parts = list(spread(probe_rows, spans(len(queries), _ROWS)))
+        if not parts:
             return np.empty(0, np.int64), np.empty(0, np.int32), best
-        return np.concatenate([part[0] for part in found]), np.concatenate([part[1] for part in found]), best
+        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]), best
 
     def margins(self, queries: Float, lists: NDArray[np.integer], spread: Callable[..., Iterable[Any]] = map) -> Float:
-        """float32 `[n, k]`: the smallest margin with which each query probes those lists `[n, k]`."""
+        """float32 `[n, k]`: the smallest probe margin with which each query `[n, d]` probes its `lists` `[n, k]`."""
         parts = spread(
             lambda rows: np.take_along_axis(self._behind(queries[rows]), lists[rows], 1), spans(len(queries), _ROWS)
         )
         return np.concatenate([np.empty((0, lists.shape[1]), np.float32), *parts])
 
     def _behind(self, queries: Float) -> Float:
-        """float32 `[n, L]`: how much worse each centroid compares than the query's best one."""
-        if self.metric != "l2":  # so that one margin suits queries of any length
+        """float32 `[n, L]`: how much worse each centroid compares with the query than the best centroid does."""
+        if self.metric != "l2":  # normalize, so that one margin suits queries of any length
             lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries))
             queries = queries / np.maximum(lengths, np.float32(1e-30))[:, None]
         values = self._compare(queries, inner=self.metric == "ip").float().numpy()
@@ -135,9 +155,13 @@ class Centroids:
 
 
 def _means(sample: Float, nearest: NDArray[np.int32], before: Float, generator: np.random.Generator) -> Float:
-    """float32 `[L, d]`: the mean of the vectors of each list. An empty list gets a random vector."""
+    """float32 `[L, d]`: the mean of the vectors in each list. For an empty list, it is a random vector of the sample.
+
+    `sample` is float32 `[m, d]`, `nearest` int32 `[m]` the list of each vector, and `before` float32 `[L, d]` the last
+    centroids.
+    """
     counts = np.bincount(nearest, minlength=len(before)).astype(np.float32)
-    # One thread gives one order of summation.
+    # The caller has set torch to one thread, so the order of summation is always the same.
     sums = torch.zeros(before.shape).index_add_(0, torch.from_numpy(nearest), torch.from_numpy(sample))
     means: Float = (sums / torch.from_numpy(np.maximum(counts, 1))[:, None]).numpy()
     empty = np.flatnonzero(counts == 0)
@@ -146,7 +170,10 @@ def _means(sample: Float, nearest: NDArray[np.int32], before: Float, generator: 
 
 
 def _order_bits(values: torch.Tensor) -> NDArray[Any]:
-    """The bits of floats as integers with the same order, because numpy finds the largest integer at memory speed."""
+    """Integers in the same order as these floats, made from their bits. The memory of `values` is overwritten.
+
+    numpy finds the largest integer faster than the largest float.
+    """
     bits: NDArray[Any] = values.view(torch.int16 if values.dtype == torch.bfloat16 else torch.int32).numpy()
     info = np.iinfo(bits.dtype)
     sign = bits >> (info.bits - 1)
@@ -156,7 +183,20 @@ def _order_bits(values: torch.Tensor) -> NDArray[Any]:
 
 
 def by_list(lists: NDArray[np.integer], count: int) -> tuple[Int, Int]:
-    """(positions, offsets): positions[offsets[l]:offsets[l + 1]] are the positions where `lists` is l, ascending."""
+    """Sort positions by their list.
+
+    Args:
+        lists: int `[n]`, the list at each position, from 0 to `count` - 1.
+        count: the number of lists, at most 65,536.
+
+    Returns:
+        (int64 positions `[n]`, int64 offsets `[count + 1]`). The positions of list l are
+        `positions[offsets[l]:offsets[l + 1]]`, ascending.
+
+    >>> positions, offsets = by_list(np.array([1, 0, 1]), count=2)
+    >>> positions.tolist(), offsets.tolist()
+    ([1, 0, 2], [0, 1, 3])
+    """
     order = np.argsort(lists.astype(np.uint16), kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(lists, minlength=count))])
     return order, offsets

@@ -1,4 +1,4 @@
-"""The vectors of a corpus and the scores of pairs, which all indexes share."""
+"""The vectors of a corpus, and the scores of (query, document) pairs. All indexes are built on this."""
 
 from __future__ import annotations
 
@@ -20,22 +20,23 @@ from hardneg.index.kernels import Kernel, Spread, Tile
 from hardneg.index.topk import pair_products
 from hardneg.storage.arrays import Float, Rows, Sharded
 
+# The vectors of documents: an array, several arrays that are read as one, or selected rows of an array.
 Documents = NDArray[np.floating] | Sharded | Rows
 
-
-TILE_BYTES = 96 << 20  # bytes of the float32 documents of one tile
+TILE_BYTES = 96 << 20  # bytes of the documents of one tile, in float32
 
 
 class VectorStore:
-    """The vectors of a corpus, with a metric.
+    """The vectors of a corpus, with a metric. This is the base class of all indexes.
 
     Args:
-        documents: float16 or float32 `[N, d]`, an array or a memory map; not copied.
-        metric: `cosine`, `ip` (inner product) or `l2` (the score is the negative squared distance).
-        threads: number of worker threads; by default as many as torch uses.
+        documents: float16 or float32 `[N, d]`, an array or a memory map. It is not copied.
+        metric: `cosine`, `ip` (the inner product) or `l2` (the negative squared Euclidean distance).
+        threads: the number of worker threads; by default as many as torch uses.
 
     Raises:
-        DataError: there are no documents, or a vector has a NaN or infinite value, or is zero with the metric `cosine`.
+        DataError: there are no documents, a vector has a NaN or infinite value, or, for the metric `cosine`, a vector
+            is zero.
         UsageError: the metric is unknown.
 
     >>> store = VectorStore(np.eye(3, dtype=np.float32))
@@ -58,15 +59,17 @@ class VectorStore:
 
     @property
     def resident(self) -> bool:
-        """Whether the index searches in its own memory; see `Index.resident`."""
+        """Whether `search` uses data that the index keeps in memory; see `Index.resident`."""
         return False
 
     @property
     def size(self) -> int:
+        """The number of documents, N."""
         return len(self.documents)
 
     @property
     def dimension(self) -> int:
+        """The number of components of each vector, d."""
         return int(self.documents.shape[1])
 
     @property
@@ -76,26 +79,47 @@ class VectorStore:
 
     @property
     def one_length(self) -> bool:
-        """Whether all documents count as equally long, so that every metric orders them like cosine."""
+        """Whether all documents are about equally long (within 0.2%), or their lengths do not matter, as for cosine.
+
+        Then every metric orders them like cosine.
+        """
         shortest = float(self._inverse_norms.max())
         return self.metric == "cosine" or 0 < shortest <= 1.002 * float(self._inverse_norms.min())
 
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> Float:
-        """float32 `[n, p]` scores of `queries` `[n, d]` with `documents` `[n, p]` (-1: none, gives -inf)."""
+        """The scores of each query with p given documents.
+
+        Args:
+            queries: float `[n, d]`.
+            documents: int `[n, p]`, rows of the corpus. -1 stands for no document.
+
+        Returns:
+            float32 `[n, p]`; -inf where there is no document.
+
+        Raises:
+            DataError: the queries have another dimension than the documents, a query has a NaN or infinite value, or,
+                for the metric `cosine`, a query is zero.
+        """
         exact = self.prepared(queries)
         out = np.full(documents.shape, -np.inf, np.float32)
         rows, columns = np.nonzero(documents >= 0)
         chunk = max(1, (16 << 20) // (4 * self.dimension))
         for start in range(0, len(rows), chunk):
             r, c = rows[start : start + chunk], columns[start : start + chunk]
-            wanted, place = np.unique(documents[r, c], return_inverse=True)
-            vectors = np.ascontiguousarray(self.documents[wanted], np.float32)
-            scores = pair_products(exact, r, vectors, place, self.squared)
-            out[r, c] = self.finish(scores, wanted[place])
+            distinct, place = np.unique(documents[r, c], return_inverse=True)
+            vectors = np.ascontiguousarray(self.documents[distinct], np.float32)
+            products = pair_products(exact, r, vectors, place, self.squared)
+            out[r, c] = self.finish(products, distinct[place])
         return out
 
     def prepared(self, queries: NDArray[np.floating], k: int | None = None) -> Float:
-        """float32 `[n, d]`: the queries, normalized for cosine. Raises DataError or UsageError for queries that cannot be searched."""
+        """float32 `[n, d]`: a copy of the queries, normalized for cosine.
+
+        Raises:
+            DataError: the queries have another dimension than the documents, a query has a NaN or infinite value, or,
+                for the metric `cosine`, a query is zero.
+            UsageError: `k` is not between 1 and N.
+        """
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise DataError(
                 f"queries have shape {list(queries.shape)}, but the corpus has {self.dimension} dimensions: "
@@ -103,16 +127,24 @@ class VectorStore:
             )
         if k is not None and not 1 <= k <= self.size:
             raise UsageError(
-                f"k={k} neighbors asked of a corpus of {self.size:,} documents: k must be 1 to {self.size:,}"
+                f"k={k} neighbors were requested from a corpus of {self.size:,} documents: k must be 1 to {self.size:,}"
             )
         exact = np.array(queries, np.float32, order="C")
-        norms = checked_norms(exact, "queries", zero_allowed=self.metric != "cosine")
+        norms = checked_norms(exact, "query", zero_allowed=self.metric != "cosine")
         if self.metric == "cosine":
             exact /= norms[:, None]
         return exact
 
     def finish(self, products: Float, documents: NDArray[np.integer]) -> Float:
-        """Convert float32 products (squared distances for l2) with these rows of the corpus to scores."""
+        """Convert products to scores.
+
+        Args:
+            products: float32 `[m]`, inner products of queries with documents, or squared distances for l2.
+            documents: int `[m]`, the rows of these documents in the corpus.
+
+        Returns:
+            float32 `[m]`.
+        """
         if self.metric == "cosine":
             scaled: Float = products * self._inverse_norms[documents]
             return scaled
@@ -120,32 +152,40 @@ class VectorStore:
         return signed
 
     def vectors(self, rows: slice | NDArray[np.integer]) -> Float:
-        """float32 `[m, d]`: documents as the products read them, before `finish`."""
+        """float32 `[m, d]`: the vectors of these documents as they are stored."""
         return np.ascontiguousarray(self.documents[rows], np.float32)
 
     def scaled(self, rows: slice | NDArray[np.integer]) -> Float:
-        """float32 `[m, d]`: documents, normalized for cosine."""
+        """float32 `[m, d]`: a copy of the vectors of these documents, normalized for cosine."""
         vectors = np.array(self.documents[rows], np.float32)
         if self.metric == "cosine":
             vectors *= self._inverse_norms[rows, None]
         return vectors
 
     def make_kernel(self, name: str) -> Kernel:
-        """Make the kernel called `name`, or the fastest one on this machine for `auto`, fitted to a sample of the documents."""
+        """Make the first-pass kernel of a search, fitted to a sample of the documents (see `kernels`).
+
+        Args:
+            name: one of `KERNELS`, or `auto` for the fastest on this machine. The metric `l2` always uses `float32`.
+
+        Raises:
+            UsageError: the kernel is unknown, or this machine cannot run it.
+        """
         if name not in ("auto", *KERNELS):
             raise UsageError(f"unknown kernel {name!r}.{suggestion(name, ('auto', *KERNELS))}")
         if name == "int8" and not int8_is_exact(self.dimension):
             raise UsageError(
-                "kernel 'int8': this processor or this torch has no exact 8-bit product of that size; use 'auto'"
+                f"kernel 'int8': this processor or this version of torch has no exact 8-bit product of "
+                f"{self.dimension:,} dimensions: use the kernel 'auto'"
             )
-        if self.squared:  # squared lengths span too wide a range for a coarse format to be worth its re-ranking
+        if self.squared:  # squared lengths range too widely: a coarse format would leave too many documents to rescore
             name = "float32"
         elif name == "auto":
             name = fastest_kernel(self.dimension)
         return make_kernel(name, self.scaled(slice(0, None, max(1, self.size // 4096))))
 
     def tile(self, kernel: Kernel, vectors: Float, rows: slice | NDArray[np.integer], spread: Spread = map) -> Tile:
-        """Round `vectors` `[T, d]`, which are these rows of the corpus."""
+        """Round the documents `rows` of the corpus, whose vectors are `vectors` `[T, d]`. See `Kernel.tile`."""
         tile = kernel.tile(vectors, self._inverse_norms[rows] if self.metric == "cosine" else None, spread)
         if self.squared:
             bias = -0.5 * np.einsum("ij,ij->i", vectors, vectors)
@@ -154,21 +194,24 @@ class VectorStore:
 
     @property
     def tile_rows(self) -> int:
-        """Number of documents in one tile."""
+        """The number of documents in one tile."""
         return min(65536, max(1, TILE_BYTES // (4 * self.dimension)))
 
 
 @contextmanager
 def workers(threads: int) -> Iterator[Executor]:
-    """A pool of threads that multiply and select independently: while one selects, another multiplies."""
-    outer = torch.get_num_threads(), faiss.omp_get_max_threads()
+    """A pool of threads, each of which computes on one processor core. While one selects documents, another multiplies.
+
+    Until the pool is closed, torch uses one thread for each operation.
+    """
+    threads_before = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads, initializer=_single_thread) as pool:
             yield pool
     finally:
-        torch.set_num_threads(outer[0])
-        faiss.omp_set_num_threads(outer[1])
+        torch.set_num_threads(threads_before[0])
+        faiss.omp_set_num_threads(threads_before[1])
 
 
 def _single_thread() -> None:
@@ -177,17 +220,27 @@ def _single_thread() -> None:
 
 
 def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zero_allowed: bool = False) -> Float:
-    """float32 `[n]` Euclidean norms. Raises DataError that names the first rows with NaN, an infinite value or only zeros."""
+    """The Euclidean norm of each vector, float32 `[n]`.
+
+    Args:
+        vectors: float `[n, d]`.
+        what: what the vectors are, for the message: `corpus` or `query`.
+        zero_allowed: whether vectors may be zero.
+
+    Raises:
+        DataError: a vector has a NaN or infinite value, its norm overflows float32, or it is zero and zero is not
+            allowed. The message names the first such rows.
+    """
     norms = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), 16384):
         part = np.asarray(vectors[start : start + 16384], np.float32)
         norms[start : start + 16384] = np.sqrt(np.einsum("ij,ij->i", part, part))
-    # Rows as they stand in the file, where these are some of a file's rows.
+    # If these are selected rows of a file, the message names their rows in the file.
     names = vectors.rows if isinstance(vectors, Rows) else np.arange(len(vectors))
     bad = names[~np.isfinite(norms)]
     if len(bad):
         raise DataError(
-            f"{len(bad):,} of {len(vectors):,} {what} vectors hold NaN or infinite values (or overflow): "
+            f"{len(bad):,} of {len(vectors):,} {what} vectors hold NaN or infinite values, or overflow: "
             f"rows {first_few(bad)}. Embed those texts again or remove them"
         )
     zero = names[norms == 0]
