@@ -30,7 +30,7 @@ def clustered(size: int, dimension: int = 24, seed: int = 0, groups: int = 40) -
 
 
 def naive_in_lists(index: IVFIndex, queries: np.ndarray, k: int) -> list[set[int]]:
-    """The k nearest of the documents in the lists within the gap, by float64 products and Python sets."""
+    """The k nearest of the documents in the lists within the probe margin, by float64 products and Python sets."""
     documents = np.asarray(index.documents, np.float64)
     behind = index.centroids._behind(index.prepared(queries))
     lists = index.list_of

@@ -98,6 +98,28 @@ def test_lists_that_point_nowhere(tmp_path: Path) -> None:
         load_index(tmp_path, documents)
 
 
+@pytest.mark.parametrize(("kind", "key"), [("ivf", "gap"), ("hnsw", "reach")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1, "x", None, True, [1]])
+def test_settings_are_checked(tmp_path: Path, kind: str, key: str, value: object) -> None:
+    """A NaN margin once let a search run forever."""
+    documents = clustered(300)
+    save_index(make_index(kind, documents, k=5)[0], tmp_path)
+    head = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**head, "settings": {**head["settings"], key: value}}))
+    with pytest.raises(RunError, match=f"the setting '{key}' is"):
+        load_index(tmp_path, documents)
+
+
+@pytest.mark.parametrize("change", [{"index": ["ivf"]}, {"index": None}, {"metric": "taxi"}, {"metric": ["l2"]}])
+def test_a_head_that_describes_no_index(tmp_path: Path, change: dict[str, object]) -> None:
+    documents = clustered(300)
+    save_index(make_index("ivf", documents, k=5)[0], tmp_path)
+    head = json.loads((tmp_path / "index.json").read_text())
+    (tmp_path / "index.json").write_text(json.dumps({**head, **change}))
+    with pytest.raises(RunError, match="does not describe an index"):
+        load_index(tmp_path, documents)
+
+
 def test_graphs_that_are_something_else(tmp_path: Path) -> None:
     documents = clustered(300)
     save_index(make_index("hnsw", documents, k=5)[0], tmp_path)

@@ -102,7 +102,9 @@ def load_index(
     if build is not None and isinstance(name, str) and name not in files_of:
         files_of[name] = set()
     if (
-        name not in files_of
+        not isinstance(name, str)
+        or name not in files_of
+        or head.get("metric") not in METRICS
         or not isinstance(files, dict)
         or set(files) != files_of[name]
         or not isinstance(settings, dict)
@@ -159,7 +161,7 @@ def _ivf(
         metric,
         centroids=Centroids(centroids, str(settings["map"])),
         order=(order, offsets),
-        probe_margin=float(settings.get("gap", 0.0)),
+        probe_margin=_setting(folder, settings, "gap", 0.0, most=float(np.finfo(np.float32).max)),
         threads=threads,
     )
 
@@ -180,7 +182,23 @@ def _hnsw(folder: Path, documents: Documents, metric: str, settings: dict[str, A
             f"{path} holds no graph of {len(documents):,} documents of {documents.shape[1]} dimensions: "
             f"build the index again"
         )
-    return HNSWIndex(documents, metric, graph=graph, ef_search=int(settings.get("reach", 128)), threads=threads)
+    return HNSWIndex(
+        documents,
+        metric,
+        graph=graph,
+        ef_search=int(_setting(path.parent, settings, "reach", 128, most=2**31 - 1)),
+        threads=threads,
+    )
+
+
+def _setting(folder: Path, settings: dict[str, Any], name: str, default: float, most: float) -> float:
+    """A setting of `index.json`. RunError unless it is a number from 0 to `most`: NaN would let a search run forever."""
+    value = settings.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+        raise RunError(
+            f"{folder / 'index.json'}: the setting {name!r} is {value!r}, not a number from 0 to {most:g}: build the index again"
+        )
+    return value
 
 
 def _links_stay_inside(graph: faiss.IndexHNSWFlat) -> bool:
