@@ -55,13 +55,14 @@ def rises(name: str) -> bool:
 
 
 class PairFeatures:
-    """The features of the candidates, for any block of queries.
+    """Computes the features of candidates, for any block of queries.
 
-    What all blocks share (the neighbor graph, votes, vectors of guide models) is computed when it is first needed.
+    The neighbor graph, the votes and the TF-IDF vectors are computed when they are first needed. All blocks share
+    them.
 
     Args:
         context: the context of the mining pass.
-        positives: the positives of every query; None: those of the dataset. Pass fewer of them to hide some.
+        positives: the positives of every query, or None for those of the dataset. To hide some, pass only the others.
     """
 
     def __init__(self, context: Context, positives: Ragged | None = None) -> None:
@@ -96,12 +97,18 @@ class PairFeatures:
     def of(
         self, names: Sequence[str], candidates: Candidates, columns: NDArray[np.integer] | None = None
     ) -> dict[str, Float]:
-        """Features by name, float32 `[n, K]` each.
+        """Compute features of candidates.
 
         Args:
-            names: see `FEATURES`.
-            candidates: the candidates of n queries.
-            columns: int `[n, c]`, columns of the candidates, -1 where there is none. The features are then `[n, c]`.
+            names: the names of the features, see `FEATURES`.
+            candidates: the candidates of n queries, `[n, K]`.
+            columns: int `[n, c]`, the columns of the candidates to use, -1 for none. None: all columns.
+
+        Returns:
+            float32 `[n, K]` for each name, or `[n, c]` if `columns` is given; 0 where there is no document.
+
+        Raises:
+            UsageError: a guide is among the features, and the dataset has no texts.
         """
         return _Block(self, candidates, columns).of(names)
 

@@ -68,7 +68,11 @@ class PosteriorFilter(Filter):
         return probability
 
     def check(self, fingerprints: Mapping[str, Any], force: bool = False) -> dict[str, str]:
-        """The SHA-256 of the posterior's file. Raises RunError if it was learned with another encoder, unless `force`."""
+        """The SHA-256 hash of the posterior's file, by name. For a posterior in memory, it is the hash of its JSON.
+
+        Raises:
+            RunError: the posterior was learned with another encoder, and `force` is False.
+        """
         check_identity(self.posterior, fingerprints, self.file or "the posterior", force)
         content = sha256_file(Path(self.file)) if self.file else fingerprint(self.posterior.to_json())
         return {f"posterior:{self.file}": content}
@@ -111,6 +115,7 @@ class LearnedPosterior(Filter):
         return f"posterior:learned,threshold={self.threshold}"
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        """Always raise UsageError. A training uses the posterior that it learned in place of this filter."""
         raise UsageError(
             "the filter 'posterior:learned' is of trainings (OnlineFilters): here, calibrate and give the file"
         )

@@ -47,11 +47,22 @@ class Test:
 
 
 def p_value(false: int, judged_share: float, negatives: int, alpha: float) -> float:
-    """The probability of finding at most `false` false negatives if their share were alpha or more.
+    """The p-value: a bound of the probability to find at most `false` false negatives if their share were above alpha.
 
-    Each of the `negatives` was judged with chance `judged_share`, without replacement. The number of false ones found is then at
-    most as spread as a Poisson number of the same mean (Hoeffding 1956; Anderson and Samuels 1967: the lower tail of a
-    Poisson-binomial number is below the Poisson tail, up to its mean less 1).
+    The negatives to judge are drawn without replacement. The number of false ones among them has a lighter lower tail
+    than a Poisson number with the same mean (Hoeffding 1956; Anderson and Samuels 1967: up to its mean less 1, the
+    lower tail of a Poisson-binomial number is below the Poisson tail). So the p-value is the Poisson tail if `false`
+    is at most the mean less 1, and otherwise 1. If all negatives were judged, their share is known, and the p-value is
+    0 or 1.
+
+    Args:
+        false: the number of judged negatives that are relevant.
+        judged_share: the chance of each negative to be judged.
+        negatives: the number of negatives, judged or not.
+        alpha: the allowed share of false negatives.
+
+    >>> round(p_value(false=2, judged_share=0.1, negatives=1600, alpha=0.05), 3)
+    0.014
     """
     mean = alpha * negatives * judged_share
     if judged_share >= 1:
@@ -78,10 +89,19 @@ def certify(
 
 
 def judgements_needed(tests: Sequence[Test], alpha: float, confidence: float, now: int) -> int | None:
-    """The total number of judgements, drawn the same way, that would probably certify a threshold; None if no number would.
+    """Estimate the total number of judgements that would certify a threshold.
 
-    It goes by the strictest threshold and the share of false ones found there (with half a one added). The number gives an even
-    chance of passing.
+    The estimate assumes that further judgements are drawn in the same way, and that the share of false negatives stays
+    as it is at the strictest threshold (with half a false one added). With this number, about one test in two passes.
+
+    Args:
+        tests: the results of `certify`.
+        alpha: the allowed share of false negatives.
+        confidence: the confidence of the guarantee.
+        now: the number of judgements so far.
+
+    Returns:
+        The total number, or None if no number would probably be enough.
     """
     strictest = tests[0]
     if strictest.judged == 0:

@@ -1,4 +1,7 @@
-"""The false-negative posterior: the probability that a candidate is relevant, from its features. It is stored as plain JSON."""
+"""The false-negative posterior: the probability that a candidate is relevant, computed from its features.
+
+A posterior is stored as plain JSON.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +30,14 @@ Double = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class LogisticModel:
-    """P(relevant | features) = 1 / (1 + exp(-(intercept + sum of weight * feature))).
+    """A logistic model of relevance.
+
+    P(relevant | features) = 1 / (1 + exp(-logit)), where the logit is the intercept plus the sum of weight * feature.
 
     Attributes:
-        features: names of the features, see `hardneg.false_negatives.features`.
-        weights: one weight for each feature, unscaled.
-        intercept: intercept of the sum.
+        features: the names of the features, see `hardneg.false_negatives.features`.
+        weights: one weight for each feature, for features that are not scaled.
+        intercept: the intercept of the logit.
     """
 
     features: tuple[str, ...]
@@ -40,7 +45,14 @@ class LogisticModel:
     intercept: float
 
     def logit(self, values: Mapping[str, A]) -> A:
-        """The sum, elementwise, for numpy arrays or torch tensors of any shape, by feature name."""
+        """The logit of P(relevant).
+
+        Args:
+            values: the features by name, as numpy arrays or torch tensors of any shape.
+
+        Returns:
+            An array or tensor of the same shape.
+        """
         total: Any = self.intercept
         for name, weight in zip(self.features, self.weights, strict=True):
             value: Any = values[name]
@@ -49,12 +61,15 @@ class LogisticModel:
         return logit
 
     def probability(self, values: Mapping[str, Float]) -> Double:
-        """float64 in the shape of the features: P(relevant).
+        """P(relevant), float64, in the shape of the features.
 
-        This one function serves filtering, learning and certifying. It adds feature by feature in double precision, so that bits do
-        not depend on the block.
+        Filtering, learning and certifying all use this function. It adds one feature after the other in double
+        precision, so that the result of a pair does not depend on the block that it is computed in.
+
+        Args:
+            values: the features by name, float32 arrays of any shape.
         """
-        from scipy.special import expit  # imported late: mining without a posterior does not load SciPy
+        from scipy.special import expit  # imported here: mining without a posterior does not need SciPy
 
         probability: Double = expit(self.logit({name: values[name].astype(np.float64) for name in self.features}))
         return probability
@@ -62,14 +77,18 @@ class LogisticModel:
 
 @dataclass(frozen=True)
 class Posterior(LogisticModel):
-    """A logistic model of relevance, with the probability above which candidates are rejected.
+    """A logistic model of relevance with a threshold. Candidates above the threshold are rejected.
 
     Attributes:
         threshold: candidates with a higher probability of relevance are rejected.
-        source: the training data, one of `SOURCES`.
-        fingerprints: fingerprints of the encoder and vectors. A posterior is not valid for another encoder.
-        report: how the posterior was learned and how well it is calibrated, for people.
-        guarantee: what was certified for the threshold, and for which selection; None: nothing.
+        source: what the posterior was learned from, one of `SOURCES`.
+        fingerprints: the hashes that identify the encoder or the given vectors. The posterior is valid for these only.
+        report: how the posterior was learned and how well it is calibrated, for people to read.
+        guarantee: what was certified about the threshold, and for which selection; None if nothing was certified.
+
+    Raises:
+        UsageError: a feature is unknown, the numbers of features and weights differ, a number is not finite, the
+            threshold is not between 0 and 1, or the source is unknown.
 
     >>> posterior = Posterior(("score",), (2.0,), -1.0, threshold=0.2, source="judgements")
     >>> posterior.probability({"score": np.float32([0.5])})
@@ -88,11 +107,12 @@ class Posterior(LogisticModel):
         if len(self.features) != len(self.weights) or not self.features:
             raise UsageError(f"a posterior of {len(self.features)} features has {len(self.weights)} weights")
         if not all(math.isfinite(number) for number in numbers) or not 0 <= self.threshold <= 1:
-            raise UsageError("a posterior's weights must be finite and its threshold 0 to 1")
+            raise UsageError("a posterior's weights must be finite, and its threshold must be between 0 and 1")
         if self.source not in SOURCES:
             raise UsageError(f"a posterior's source must be one of {', '.join(SOURCES)}, not {self.source!r}")
 
     def to_json(self) -> dict[str, Any]:
+        """The posterior as JSON values, in the format that `from_json` reads."""
         return {
             "schema_version": SCHEMA_VERSION,
             "kind": "hardneg posterior",
@@ -107,12 +127,20 @@ class Posterior(LogisticModel):
 
     @classmethod
     def from_json(cls, value: dict[str, Any], where: str) -> Self:
-        """Make a posterior from JSON. Raises RunError, naming `where`, if it is not a posterior of this version."""
+        """Make a posterior from the JSON values of `to_json`.
+
+        Args:
+            value: the JSON values.
+            where: where they come from, for example the path of a file. Error messages name it.
+
+        Raises:
+            RunError: `value` is not a posterior, was written for another version, or is damaged.
+        """
         if value.get("kind") != "hardneg posterior":
-            raise RunError(f"{where} is no posterior: hardneg calibrate writes them")
+            raise RunError(f"{where} is no posterior: hardneg calibrate writes posteriors")
         if value.get("schema_version") != SCHEMA_VERSION:
             raise RunError(
-                f"{where} has schema version {value.get('schema_version')!r}, this version of hardneg reads "
+                f"{where} has schema version {value.get('schema_version')!r}, but this version of hardneg reads "
                 f"{SCHEMA_VERSION}: calibrate again"
             )
         try:
@@ -131,37 +159,59 @@ class Posterior(LogisticModel):
             raise RunError(f"{where} is a damaged posterior ({error!r}): calibrate again") from None
 
     def save(self, path: str | Path) -> None:
+        """Write the posterior to a JSON file."""
         write_json(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Load a posterior. Raises RunError if the file does not exist or is not a posterior of this version."""
+        """Load a posterior from a JSON file.
+
+        Raises:
+            RunError: the file does not exist, or is not a posterior of this version.
+        """
         return cls.from_json(read_json(Path(path)), str(path))
 
 
 def identity(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
-    """The fingerprints of a run that identify its scores: the encoder's weights, or the given vectors."""
+    """The fingerprints that decide whether a posterior fits a run: the encoder's weights, or the given vectors.
+
+    Args:
+        fingerprints: all fingerprints of the run.
+
+    >>> identity({"encoder": "12ab", "dataset": "34cd"})
+    {'encoder': '12ab'}
+    """
     if fingerprints.get("encoder") is not None:
         return {"encoder": str(fingerprints["encoder"])}
     return {name: fingerprints.get(name) for name in ("query_embeddings", "corpus_embeddings")}
 
 
 def selection_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that decide which of the kept candidates become negatives."""
+    """The options of a run that decide which of its candidates become negatives, without the posterior."""
     chosen = {name: config[name] for name in ("sampler", "negatives", "seed", "default_filters")}
     return {**chosen, "filters": [spec for spec in config["filters"] if not spec.startswith("posterior:")]}
 
 
 def check_identity(posterior: Posterior, fingerprints: Mapping[str, Any], where: str, force: bool = False) -> None:
-    """Raise RunError if `posterior` was learned with another encoder than that of these fingerprints, unless `force`."""
+    """Check that a posterior was learned with the encoder of a run.
+
+    Args:
+        posterior: the posterior.
+        fingerprints: the fingerprints of the run.
+        where: what the error message calls the posterior, for example its file.
+        force: accept any encoder.
+
+    Raises:
+        RunError: the encoder is another one, and `force` is False.
+    """
     now = identity(fingerprints)
     if posterior.fingerprints != now and not force:
-        said = "; ".join(
+        changes = "; ".join(
             f"{name}: {_short(posterior.fingerprints.get(name))} then, {_short(now.get(name))} now"
             for name in sorted({*posterior.fingerprints, *now})
         )
         raise RunError(
-            f"{where} was learned with another encoder ({said}): its probabilities mean nothing here. "
+            f"{where} was learned with another encoder ({changes}): its probabilities are not valid here. "
             f"Calibrate again, or use --force"
         )
 

@@ -1,9 +1,10 @@
-"""Sketches: the posterior as one inner product per pair, cheap enough for a whole memory bank and for the loss.
+"""Sketches: a posterior as one inner product per pair, cheap enough for a whole memory bank and for the loss.
 
-A posterior of shared neighbors is linear in three cosines of sparse vectors. Hashing these vectors with random signs to a few
-hundred components keeps their inner products up to noise of about 1 / sqrt(components) (count sketch, Charikar, Chen and
-Farach-Colton 2002; feature hashing, Weinberger et al. 2009, arXiv 0902.2206). The weighted sum of a query's three neighbor
-vectors is then one vector, and P(relevant) of any document is a logistic function of one inner product.
+The logit of a shared-neighbor posterior is a weighted sum of three cosines of sparse neighbor vectors. Every neighbor
+vector is hashed, with random signs, to a dense vector of a few hundred components. This keeps inner products up to
+noise of about 1 / sqrt(components) (count sketch, Charikar, Chen and Farach-Colton 2002; feature hashing, Weinberger
+et al. 2009, arXiv 0902.2206). The three weighted vectors of a query are added to one vector. P(relevant) of any
+document is then a logistic function of one inner product.
 """
 
 from __future__ import annotations
@@ -23,17 +24,21 @@ from hardneg.hashing import mix
 from hardneg.mining.candidates import Context
 from hardneg.storage.arrays import Float
 
-_ROWS = 4096  # neighbor vectors hashed at once
+_ROWS = 4096  # neighbor vectors that are hashed at once
 
 
 @dataclass(frozen=True)
 class Sketch:
-    """Vectors whose inner products are log odds of relevance.
+    """Vectors of queries and documents whose inner products, plus the intercept, are the log odds of relevance.
 
     Attributes:
-        queries: float32 `[n, m]`, one row for each query of the dataset.
+        queries: float32 `[n, m]`, one row for each query of the dataset. `to` may change the dtype.
         documents: float32 `[N, m]`, one row for each document.
-        intercept: intercept of the log odds.
+        intercept: the intercept of the log odds.
+
+    >>> sketch = Sketch(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 2.0]]), intercept=-1.0)
+    >>> sketch.logit(torch.tensor([0]), torch.tensor([0, 1]))
+    tensor([[ 1., -1.]])
     """
 
     queries: torch.Tensor
@@ -42,47 +47,56 @@ class Sketch:
 
     @classmethod
     def blank(cls, queries: int, documents: int) -> Sketch:
-        """A sketch that gives no document any probability of relevance."""
+        """A sketch that gives every pair a probability of 0."""
         return cls(torch.zeros(queries, 1), torch.zeros(documents, 1), -float(np.finfo(np.float32).max))
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Sketch:
-        """The same sketch on another device, or in another number format."""
+        """A copy of the sketch on another device, or with another dtype."""
         return Sketch(self.queries.to(device, dtype), self.documents.to(device, dtype), self.intercept)
 
     def logit(self, queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-        """Log odds of relevance, float32.
+        """The log odds of relevance.
 
         Args:
             queries: int64 `[B]`, rows of the dataset's queries.
-            documents: int64 `[S]`, rows of the corpus that every query is compared with: the result is `[B, S]`. Or `[B, K]`, rows for
-                each query: the result is `[B, K]`.
+            documents: int64 `[S]`, rows of the corpus; every query is compared with all of them. Or int64 `[B, K]`:
+                each query is compared with its own K documents.
+
+        Returns:
+            float32 `[B, S]` or `[B, K]`.
         """
-        mine, theirs = self.queries[queries], self.documents[documents]
+        query_vectors, document_vectors = self.queries[queries], self.documents[documents]
         if documents.ndim == 1:
-            return (mine @ theirs.T).float() + self.intercept
-        return torch.einsum("bm,bkm->bk", mine, theirs).float() + self.intercept
+            return (query_vectors @ document_vectors.T).float() + self.intercept
+        return torch.einsum("bm,bkm->bk", query_vectors, document_vectors).float() + self.intercept
 
     def probability(self, queries: torch.Tensor, documents: torch.Tensor) -> torch.Tensor:
-        """P(relevant), in the shape of `logit`. Drop negatives above a threshold, or weight each by 1 minus it."""
+        """P(relevant), with the arguments and the shape of `logit`.
+
+        Use it in a loss to drop negatives above a threshold, or to weight each negative by 1 - P(relevant).
+        """
         return torch.sigmoid(self.logit(queries, documents))
 
 
 def make_sketch(posterior: Posterior, context: Context, components: int = 512, seed: int = 0) -> Sketch:
-    """Make the sketches of all queries and documents of a dataset.
+    """Make the sketch of a dataset.
 
     Args:
-        posterior: a posterior of shared-neighbor features only, which `hardneg calibrate` gives by default.
-        context: the context of the dataset. `find_nearest` gives the documents found for every query, at least the best ten.
-        components: m. The log odds carry noise of about the size of the weights / sqrt(m).
-        seed: random seed of the hash.
+        posterior: a posterior with shared-neighbor features only. `hardneg calibrate` learns such a posterior by
+            default.
+        context: the context of the dataset. Its `find_nearest` returns the nearest documents of every query, ten or
+            more.
+        components: m, the number of components. The noise of the log odds is about the size of the weights / sqrt(m).
+        seed: the random seed of the hash.
 
     Raises:
-        UsageError: the posterior has other features, too.
+        UsageError: the posterior has other features, `components` is below 1, or the context has no `find_nearest`.
     """
     others = [name for name in posterior.features if name not in SHARED_FEATURES]
     if others:
         raise UsageError(
-            f"a posterior of {', '.join(others)} is no inner product: calibrate with shared-neighbor features only to use it online"
+            f"a posterior of {', '.join(others)} is no inner product: to use a posterior in training, calibrate with "
+            f"shared-neighbor features only"
         )
     if components < 1:
         raise UsageError(f"components={components} must be 1 or more")
@@ -109,30 +123,38 @@ def _of_queries(
     signs: NDArray[np.int8],
     components: int,
 ) -> Float:
-    """The weighted sums of the queries' neighbor vectors. The query's own vector replaces a missing one, as in the features."""
+    """float32 `[len(rows), components]`: the weighted sums of the queries' hashed neighbor vectors.
+
+    Where a query has no positive or no votes, its own neighbor vector is used instead, as in `PairFeatures`.
+    """
     graph, nearest = features.graph, features.context.nearest
-    own = _hashed(graph.of_queries(nearest[rows]), places, signs, components)
-    parts = {"shared_query": own}
+    from_query = _hashed(graph.of_queries(nearest[rows]), places, signs, components)
+    parts = {"shared_query": from_query}
     if "shared_positive" in weights:
-        known = features.positives.take(rows)
-        # Several positives: their mean direction, where the exact feature takes the highest of them.
-        each = _hashed(graph.vectors.take(known.values), places, signs, components)
-        mean = np.zeros_like(own)
-        np.add.at(mean, known.row_numbers(), each)
+        positives = features.positives.take(rows)
+        # With several positives, the sketch uses their mean direction. The exact feature is the highest cosine.
+        hashed = _hashed(graph.vectors.take(positives.values), places, signs, components)
+        mean = np.zeros_like(from_query)
+        np.add.at(mean, positives.row_numbers(), hashed)
         lengths = np.linalg.norm(mean, axis=1, keepdims=True)
-        parts["shared_positive"] = np.where(known.lengths[:, None] > 0, mean / np.maximum(lengths, 1e-9), own)
+        parts["shared_positive"] = np.where(
+            positives.lengths[:, None] > 0, mean / np.maximum(lengths, 1e-9), from_query
+        )
     if "shared_votes" in weights:
         votes = features.votes.of(rows)
-        spoken = votes.counts.max(1, initial=0)[:, None] > 0
-        parts["shared_votes"] = np.where(spoken, _hashed(votes, places, signs, components), own)
-    total = np.zeros_like(own)
+        has_votes = votes.counts.max(1, initial=0)[:, None] > 0
+        parts["shared_votes"] = np.where(has_votes, _hashed(votes, places, signs, components), from_query)
+    total = np.zeros_like(from_query)
     for name, weight in weights.items():
         total += np.float32(weight) * parts[name]
     return total
 
 
 def _hash(size: int, components: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int8]]:
-    """(component, sign) of every document as an entry of a neighbor vector, and one more, with weight 0, for none."""
+    """(int64 component, int8 sign) of each of the `size` entries of a neighbor vector.
+
+    One more entry has the sign 0. It stands for "no document".
+    """
     bits = mix(np.arange(size, dtype=np.uint64) + mix(np.array([seed], np.uint64)))
     places = (bits % np.uint64(components)).astype(np.int64)
     signs = np.where(bits >> np.uint64(63), 1, -1).astype(np.int8)
@@ -140,7 +162,7 @@ def _hash(size: int, components: int, seed: int) -> tuple[NDArray[np.int64], NDA
 
 
 def _hashed(vectors: NeighborVectors, places: NDArray[np.int64], signs: NDArray[np.int8], components: int) -> Float:
-    """float32 `[n, components]`: the neighbor vectors, normalized and hashed."""
+    """float32 `[n, components]`: the neighbor vectors, with unit length before hashing."""
     n = len(vectors.members)
     values = vectors.counts * signs[vectors.members] / np.maximum(vectors.lengths, 1)[:, None]
     cells = np.arange(n)[:, None] * components + places[vectors.members]

@@ -1,4 +1,4 @@
-"""The training data of a posterior: known positives, hidden positives, groups or judgements."""
+"""The data that a posterior is learned from: known positives, hidden positives, groups or judgements."""
 
 from __future__ import annotations
 
@@ -18,16 +18,22 @@ from hardneg.mining.reopen import Reopened
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Float, Ragged
 
-HIDEABLE = 200  # number of queries with several positives from which hiding one of them pays off
+HIDEABLE = 200  # queries with several positives: with this many or more, `auto` hides one positive of each
 
-_GROUPED = 200_000  # pairs to learn from when groups are the truth
+_GROUP_PAIRS = 200_000  # at most this many pairs are learned from when groups decide relevance
 
-_LONGEST = LADDER[-1]
+_ALL_FEATURES = LADDER[-1]  # the longest feature set, so that any other can be chosen from it
 
 
 @dataclass(frozen=True)
 class Learned:
-    """A model, its training data, and a report on it."""
+    """A learned model.
+
+    Attributes:
+        model: the model.
+        source: what it was learned from, one of `hardneg.false_negatives.model.SOURCES`.
+        report: how it was learned, for people to read.
+    """
 
     model: LogisticModel
     source: str
@@ -37,7 +43,19 @@ class Learned:
 def family(
     run: Reopened, features: PairFeatures, posterior: Posterior | None, learn: str, seed: int, progress: Progress
 ) -> Learned:
-    """The posterior whose thresholds are certified: the given one, or one learned without judgements."""
+    """The posterior whose thresholds are to be certified: the given one, or else one learned without judgements.
+
+    Args:
+        run: the run.
+        features: computes the features of the run's candidates.
+        posterior: the given posterior, or None.
+        learn: how to learn one, see `calibrate`.
+        seed: the random seed.
+        progress: a callback that receives the progress.
+
+    Raises:
+        RunError: the given posterior was learned with another encoder.
+    """
     if posterior is not None:
         check_identity(posterior, run.run.info["fingerprints"], "the posterior")
         return Learned(
@@ -48,7 +66,7 @@ def family(
     try:
         return learn_from(Found.of_run(run), features, learn, None, seed, progress)
     except DataError as error:
-        # Without known positives, shared neighbors still order the candidates; the judgements set the level.
+        # Nothing can be learned, but shared neighbors still order the candidates. Judgements rescale the probabilities.
         model = LogisticModel(SHARED_FEATURES, (4.0, 4.0, 4.0), -4.0)
         return Learned(model, "judgements", {"learned": f"equal weights of the shared neighbors ({error})"})
 
@@ -61,7 +79,19 @@ def learn_from(
     seed: int,
     progress: Progress = silent,
 ) -> Learned:
-    """Learn without judgements. `learn`: see `calibrate`. Raises DataError if nothing can be learned that way."""
+    """Learn a posterior without judgements.
+
+    Args:
+        found: the candidates.
+        features: computes the features of the candidates.
+        learn: how to learn, see `calibrate`; not `judged`.
+        names: the features to use with `groups`; None for a choice by cross-validation.
+        seed: the random seed.
+        progress: a callback that receives the progress.
+
+    Raises:
+        DataError: the dataset does not have what is needed to learn in this way.
+    """
     positives = found.context.pairs.positives
     if learn == "groups":
         return from_groups(found, features, names, seed, progress)
@@ -81,7 +111,15 @@ def learn_from(
 
 
 def hide(positives: Ragged, seed: int) -> tuple[Ragged, Ragged]:
-    """(one random positive of each query that has several, all other positives)."""
+    """Draw one positive of each query that has several.
+
+    Returns:
+        The drawn positives, and all other positives.
+
+    >>> hidden, rest = hide(Ragged.from_pairs(np.array([0, 0, 1]), np.array([5, 6, 7]), 2), seed=0)
+    >>> hidden.lengths.tolist(), rest.lengths.tolist()
+    ([1, 0], [1, 1])
+    """
     rng = np.random.default_rng(seed)
     several = np.flatnonzero(positives.lengths > 1)
     places = positives.offsets[several] + rng.integers(positives.lengths[several])
@@ -97,14 +135,19 @@ def hide(positives: Ragged, seed: int) -> tuple[Ragged, Ragged]:
 def from_groups(
     found: Found, features: PairFeatures, names: Sequence[str] | None, seed: int, progress: Progress
 ) -> Learned:
+    """Learn from the dataset's groups: a candidate is relevant if it has the group of the query.
+
+    Raises:
+        DataError: the dataset has no groups.
+    """
     pairs = found.context.pairs
     if pairs.document_groups is None or pairs.query_groups is None:
         raise DataError("the dataset has no groups: a column 'group' or 'label' (--group-column), or groups.tsv")
-    wanted = _LONGEST if names is None else tuple(names)
+    wanted = _ALL_FEATURES if names is None else tuple(names)
     data = learnable(found, features, wanted, pairs.positives, seed, progress)
     groups = pairs.query_groups[data.query], pairs.document_groups[data.document]
     usable = np.flatnonzero((groups[0] >= 0) & (groups[1] >= 0) & ~data.known)
-    usable = np.sort(np.random.default_rng(seed).permutation(usable)[:_GROUPED])
+    usable = np.sort(np.random.default_rng(seed).permutation(usable)[:_GROUP_PAIRS])
     model, report = fit_judged(
         {name: value[usable] for name, value in data.values.items()},
         (groups[0] == groups[1])[usable],
@@ -119,7 +162,8 @@ def from_groups(
 def from_judged(
     run: Reopened, features: PairFeatures, judged: Judgements, names: Sequence[str] | None, seed: int
 ) -> Learned:
-    wanted = _LONGEST if names is None else tuple(names)
+    """Learn from all judgements. Each is weighted by the number of candidates that it represents."""
+    wanted = _ALL_FEATURES if names is None else tuple(names)
     values = _values_of(run, features, judged, wanted)
     weights = np.where(np.isnan(judged.inclusion), 1.0, 1 / judged.inclusion)
     model, report = fit_judged(values, judged.relevant, weights, judged.query, names, seed)
@@ -127,17 +171,21 @@ def from_judged(
 
 
 def _values_of(run: Reopened, features: PairFeatures, judged: Judgements, names: Sequence[str]) -> dict[str, Float]:
-    """Features of the judged pairs, `[m]` by name."""
+    """The features of the judged pairs, float32 `[m]` by name.
+
+    Raises:
+        DataError: a judged pair is not among the candidates of the run.
+    """
     values = {name: np.full(len(judged.query), np.nan, np.float32) for name in names}
     for part in run:
-        here = np.flatnonzero(np.isin(judged.query, part.candidates.queries))
-        if len(here) == 0:
+        judged_rows = np.flatnonzero(np.isin(judged.query, part.candidates.queries))
+        if len(judged_rows) == 0:
             continue
-        block = part.candidates.rows(judged.query[here] - part.candidates.queries[0])
-        match = block.documents == judged.document[here][:, None]
-        there = match.any(1)
-        found = features.of(names, block, np.where(there, match.argmax(1), -1)[:, None])
+        block = part.candidates.rows(judged.query[judged_rows] - part.candidates.queries[0])
+        match = block.documents == judged.document[judged_rows][:, None]
+        matched = match.any(1)
+        block_values = features.of(names, block, np.where(matched, match.argmax(1), -1)[:, None])
         for name in names:
-            values[name][here[there]] = found[name][there, 0]
+            values[name][judged_rows[matched]] = block_values[name][matched, 0]
     no_strangers(np.isnan(values[names[0]]), judged, run.pairs)
     return values
