@@ -31,10 +31,29 @@ for _signal, _handler in (
         signal.signal(_signal, _handler)
 
 
+_left_out: Counter[str] = Counter()  # long tests by mark; with xdist, what the workers counted
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    _left_out.update(mark for item in items for mark in ("slow", "faults") if item.get_closest_marker(mark))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = dict(_left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker collects all tests and leaves out the same ones."""
+    _left_out.update({k: n - _left_out[k] for k, n in getattr(node, "workeroutput", {}).get("left_out", {}).items()})
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """How many tests were skipped, why, and how to have them run."""
+    """How many tests were skipped or left out, why, and how to have them run."""
     skipped: Iterable[Any] = terminalreporter.stats.get("skipped", [])
     reasons = Counter(str(report.longrepr[2]).removeprefix("Skipped: ") for report in skipped)
+    reasons.update({f"long, marked {mark}: make {mark}": count for mark, count in _left_out.items()})
     if reasons:
         terminalreporter.write_sep("-", f"{sum(reasons.values())} tests were not run here")
     for reason, count in reasons.most_common():

@@ -24,6 +24,7 @@ def splits() -> dict[str, Pairs]:
     return {split: read_pairs("builtin:pycode", ReadOptions(split=split)) for split in ("train", "test")}
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_reads_it(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
@@ -57,6 +58,7 @@ def test_equal_docstrings_share_a_group(splits: dict[str, Pairs]) -> None:
     assert (train.document_groups[train.positives.values] == train.query_groups).all()
 
 
+@pytest.mark.slow
 def test_same_every_time(splits: dict[str, Pairs]) -> None:
     pycode._all_functions.cache_clear()  # read the sources again, not what is kept of them
     again = read_pairs("builtin:pycode", ReadOptions(split="test"))

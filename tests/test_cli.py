@@ -196,6 +196,7 @@ def test_given_embeddings(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     assert (done.returncode, "rows 4, 9" in done.stderr) == (1, True)
 
 
+@pytest.mark.slow
 def test_the_demo(tmp_path: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     """On a tenth of its data; what it promises: a run, a trained encoder that is better on what it never saw, a diagnosis."""
     done = run_cli("demo", "--quick", "--out", tmp_path / "demo", "--json")

@@ -239,7 +239,8 @@ print(left)
 """
 
 
-def test_killed_at_every_step_and_resumed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, pytest.param(12, marks=pytest.mark.faults)])
+def test_killed_at_a_step_and_resumed(tmp_path: Path, count: int) -> None:
     rng = np.random.default_rng(0)
     words = [f"word{i}" for i in range(50)]
     rows = [
@@ -262,8 +263,9 @@ def test_killed_at_every_step_and_resumed(tmp_path: Path) -> None:
     expected = files(tmp_path / "whole")
     assert "candidates/part-00002.parquet" in expected
     assert not (tmp_path / "whole" / "progress").exists()
-    # Every place would take minutes; a spread of them, the first and the last among them, takes one.
-    places = sorted({1, steps, *np.linspace(2, steps - 1, 4).astype(int).tolist()})
+    # One place in the middle, or a spread of them with the first and the last.
+    middle = np.linspace(1, steps, count + 2).astype(int).tolist()
+    places = sorted(set(middle if count > 1 else middle[1:-1]))
     for place in places:
         out = tmp_path / f"killed-{place}"
         killed = child(out, place, "fresh")
@@ -273,6 +275,7 @@ def test_killed_at_every_step_and_resumed(tmp_path: Path) -> None:
         assert files(out) == expected, place
 
 
+@pytest.mark.faults
 def test_killed_from_outside(tmp_path: Path) -> None:
     """A real kill -9 at whatever moment, of the real command, again and again until it is done."""
     pairs, queries, documents = dataset(20_000, 0)

@@ -19,6 +19,7 @@ def test_there_are_three() -> None:
         assert path.name in (FOLDER / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_again(path: Path, tmp_path: Path) -> None:
     stored = nbformat.read(path, as_version=4)

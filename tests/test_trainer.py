@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
 from hardneg.training.self_supervised import two_views
 from hardneg.training.towers import Towers
-from tests.conftest import WORDS, in_two_ranks
+from tests.conftest import WORDS, in_two_ranks, run_here
 from tests.test_encoders import minilm
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -200,14 +199,14 @@ def _log(out: Path) -> list[dict[str, Any]]:
     return [{n: v for n, v in row.items() if "seconds" not in n} for row in rows]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.faults)])
 def test_killed_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path, workers: int) -> None:
-    """Killed three times with everything switched on, dropout, momentum and a partial refresh among it."""
+    """Killed with everything switched on: dropout, momentum and a partial refresh, among others."""
     whole = _run(tmp_path / "whole", "new", workers=workers)
     _, error = whole.communicate(timeout=120)
     assert whole.returncode == 0, error[-3000:]
     how = "new"
-    for last in (4, 13, 22):  # before the first checkpoint, then in between
+    for last in (4, 13, 22) if workers else (13,):  # before the first checkpoint, then in between
         process = _run(tmp_path / "killed", how, 0.02, workers)
         assert process.stdout is not None
         for line in process.stdout:
@@ -683,7 +682,7 @@ def test_sentence_transformers_are_trained(tmp_path: Path) -> None:
     np.testing.assert_allclose(loaded.encode(texts), model.encode(texts), atol=1e-5)
 
 
-def test_command_line(tmp_path: Path, beir: Path, run_cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_command_line(tmp_path: Path, beir: Path) -> None:
     out = tmp_path / "out"
     args = [
         "train",
@@ -701,30 +700,30 @@ def test_command_line(tmp_path: Path, beir: Path, run_cli: Callable[..., subproc
         "--device",
         "cpu",
     ]
-    done = run_cli(*args, "--json")
+    done = run_here(*args, "--json")
     assert done.returncode == 0, done.stderr
     value = json.loads(done.stdout)
     assert value["steps"] == 6
     assert value["finished"]
     assert value["best"]["ndcg@10"] > 0
     assert "next: hardneg mine" not in done.stdout
-    again = run_cli(*args)
+    again = run_here(*args)
     assert again.returncode == 1
     assert "--resume goes on with it" in again.stderr
-    table = run_cli(*args, "--overwrite")
+    table = run_here(*args, "--overwrite")
     assert table.returncode == 0, table.stderr
     assert f"--encoder hashed:{out}/best" in table.stdout.replace("\n", "")
-    mined = run_cli("mine", beir, "--out", tmp_path / "run", "--encoder", f"hashed:{out}/best")
+    mined = run_here("mine", beir, "--out", tmp_path / "run", "--encoder", f"hashed:{out}/best")
     assert mined.returncode == 0, mined.stderr
-    views = run_cli(
+    views = run_here(
         "train", beir, "--out", tmp_path / "views", "--views", "--steps", "3", "--batch-size", "4", "--device", "cpu"
     )
     assert views.returncode == 0, views.stderr
-    wrong = run_cli("train", beir, "--out", tmp_path / "w", "--device", "cuda:0")
+    wrong = run_here("train", beir, "--out", tmp_path / "w", "--device", "cuda:0")
     if not torch.cuda.is_available():
         assert wrong.returncode == 2
         assert "Use --device cpu" in wrong.stderr
-    assert run_cli("train", beir, "--out", out, "--resume", "--overwrite").returncode == 2
+    assert run_here("train", beir, "--out", out, "--resume", "--overwrite").returncode == 2
 
 
 def test_interrupted_from_the_command_line(tmp_path: Path, beir: Path) -> None:
