@@ -16,7 +16,8 @@ import pyarrow as pa
 
 from hardneg.data.texts import Texts
 from hardneg.errors import RunError
-from hardneg.storage.files import atomic_path, read_json, write_array, write_json
+from hardneg.storage.files import atomic_path, write_array
+from hardneg.storage.json_files import read_json, write_json
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from hardneg.encoders.factory import EncoderOptions
 from hardneg.encoders.hashed import HashedEncoder
 from hardneg.encoders.saved import saved_config
 from hardneg.errors import UsageError
-from hardneg.storage.files import write_json
+from hardneg.storage.json_files import write_json
 
 _CHUNK = 1024
 

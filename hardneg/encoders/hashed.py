@@ -20,7 +20,8 @@ from hardneg.encoders.factory import EncoderOptions
 from hardneg.encoders.features import hashed_features
 from hardneg.encoders.saved import saved_config
 from hardneg.errors import UsageError
-from hardneg.storage.files import write_array, write_json
+from hardneg.storage.files import write_array
+from hardneg.storage.json_files import write_json
 
 
 class HashedEncoder(nn.Module):

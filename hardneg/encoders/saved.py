@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hardneg.errors import UsageError
-from hardneg.storage.files import read_json
+from hardneg.storage.json_files import read_json
 
 
 def saved_config(kind: str, folder: Path) -> dict[str, Any]:

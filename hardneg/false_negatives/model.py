@@ -18,7 +18,7 @@ from hardneg import renamed
 from hardneg.errors import RunError, UsageError
 from hardneg.false_negatives.features import check_features
 from hardneg.storage.arrays import Float
-from hardneg.storage.files import read_json, write_json
+from hardneg.storage.json_files import read_json, write_json
 
 SCHEMA_VERSION = 1
 

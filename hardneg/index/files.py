@@ -22,7 +22,8 @@ from hardneg.index.hnsw import HNSWIndex
 from hardneg.index.ivf import IVFIndex
 from hardneg.index.kmeans import Centroids
 from hardneg.index.vectors import Documents
-from hardneg.storage.files import atomic_path, check_file, read_array, read_json, sha256_file, write_array, write_json
+from hardneg.storage.files import atomic_path, check_file, read_array, sha256_file, write_array
+from hardneg.storage.json_files import read_json, write_json
 
 SCHEMA = "hardneg-index-1"
 _SAMPLE = 1024  # documents that go into the checksum of the vectors

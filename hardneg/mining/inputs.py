@@ -19,7 +19,8 @@ from hardneg.errors import RunError
 from hardneg.memory import release
 from hardneg.mining.options import MineOptions
 from hardneg.progress import Progress, silent
-from hardneg.storage.files import read_json, sha256_file, write_json
+from hardneg.storage.files import sha256_file
+from hardneg.storage.json_files import read_json, write_json
 
 
 @dataclass

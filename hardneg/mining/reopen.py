@@ -25,7 +25,8 @@ from hardneg.mining.run import PART_ROWS, Run
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Float, Mask, Ragged
 from hardneg.storage.arrow import read_parquet, values_of
-from hardneg.storage.files import read_json, sha256_file
+from hardneg.storage.files import sha256_file
+from hardneg.storage.json_files import read_json
 from hardneg.storage.vectors import EmbeddingStore
 
 

@@ -29,7 +29,8 @@ from hardneg.data.pairs import Pairs, open_pairs
 from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
 from hardneg.storage.arrow import numbers, read_parquet, strings, values_of
-from hardneg.storage.files import atomic_path, read_json, sha256_file, write_json
+from hardneg.storage.files import atomic_path, sha256_file
+from hardneg.storage.json_files import read_json, write_json
 
 SCHEMA_VERSION = 1
 PART_ROWS = 4096  # queries in each part: fixed, so that the files do not depend on how the work was divided

@@ -20,7 +20,8 @@ from hardneg.index.recall import Recall
 from hardneg.refresh.drift import compensate, rows_to_encode
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Int
-from hardneg.storage.files import read_array, read_json, write_array, write_json
+from hardneg.storage.files import read_array, write_array
+from hardneg.storage.json_files import read_json, write_json
 from hardneg.storage.vectors import PRECISIONS
 
 SCHEMA = "hardneg-generation-1"

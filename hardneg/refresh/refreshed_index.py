@@ -25,7 +25,7 @@ from hardneg.index.base import Neighbors
 from hardneg.refresh.generation import Encode, Generation, Items, Order, Recipe, build, load_saved, save_once
 from hardneg.refresh.staleness import Schedule, Staleness
 from hardneg.refresh.worker import Job, movement, staleness_of
-from hardneg.storage.files import read_json, write_json
+from hardneg.storage.json_files import read_json, write_json
 
 SCHEMA = "hardneg-refreshed-1"
 

@@ -1,10 +1,16 @@
-"""Reading and writing files safely: atomic writes, checksums, JSON and arrays."""
+"""Reading and writing files safely: atomic writes, checksums and arrays."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +19,35 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.errors import RunError
+from hardneg.errors import RunError, UsageError
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of `path`, to write the file to.
+    """A temporary path, to write the file to.
 
     If the block ends without an error, the temporary file is synced to disk and renamed to `path`. Otherwise it is
-    deleted, and a file that was at `path` before stays as it was.
+    deleted, and a file that was at `path` before stays as it was. Several processes can write the same file: the last
+    one wins, and readers see one or the other. What killed processes left of their writes is removed.
+
+    If `path` is a symbolic link, the file that it points to is replaced. If it is a device, a pipe or a socket, the
+    content is written to it when the block ends.
+
+    Raises:
+        UsageError: `path` is a folder, a disk, or something else that cannot be written as a file.
     """
+    if is_special(path):
+        with tempfile.TemporaryDirectory(prefix="hardneg-") as folder:
+            temporary = Path(folder) / path.name
+            yield temporary
+            _copy_to_special(temporary, path)
+        return
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: give the name of a file")
+    path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    _remove_leftovers(path)
+    temporary = _temporary(path)
     try:
         yield temporary
         with open(temporary, "rb") as f:
@@ -35,6 +58,87 @@ def atomic_path(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def is_special(path: Path) -> bool:
+    """Whether the path is a device, a pipe, a socket, or a name of an open descriptor such as /dev/stdout."""
+    if _descriptor(path) is not None:
+        return True
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
+
+
+def _descriptor(path: Path) -> int | None:
+    """The descriptor that a path such as /dev/stdout or /dev/fd/3 names, or None."""
+    match = re.fullmatch(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/([0-9]{1,6})", str(path))
+    if match is None:
+        return None
+    return {"stdout": 1, "stderr": 2}[match[1]] if match[1] else int(match[2])
+
+
+def _copy_to_special(source: Path, path: Path) -> None:
+    """Write the content of a file to a device, a pipe, a socket or an open descriptor."""
+    descriptor = _descriptor(path)
+    if descriptor is None and stat.S_ISBLK(os.stat(path).st_mode):
+        raise UsageError(f"{path} is a disk: give the name of a file")
+    with open(source, "rb") as content:
+        if descriptor is not None:
+            # Opening the name would cut off a file that the descriptor appends to, and fails for a socket.
+            with os.fdopen(os.dup(descriptor), "wb") as target:
+                shutil.copyfileobj(content, target)
+        elif stat.S_ISSOCK(os.stat(path).st_mode):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(str(path))
+                connection.sendfile(content)
+        else:
+            with open(path, "wb", buffering=0) as target:
+                shutil.copyfileobj(content, target)
+
+
+def _temporary(path: Path) -> Path:
+    """A path in the same folder that no other process uses, with the process in its name."""
+    return path.with_name(f"{_temporary_stem(path)}{_machine()}-{os.getpid()}.{secrets.token_hex(4)}.tmp")
+
+
+def _machine() -> str:
+    """A short name of this machine: several machines may write to one folder."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def _temporary_stem(path: Path) -> str:
+    # At most 255 bytes are allowed for a name, so a long one is replaced by its hash.
+    name = path.name if len(path.name.encode()) < 180 else hashlib.sha256(path.name.encode()).hexdigest()
+    return f".{name}."
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files for this path whose process, on this machine, is gone."""
+    stem = _temporary_stem(path)
+    with os.scandir(path.parent) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(stem) and entry.name.endswith(".tmp")]
+    for name in names:
+        machine, _, number = name[len(stem) :].split(".")[0].partition("-")
+        if machine == _machine() and number.isdigit() and not _alive(int(number)):
+            (path.parent / name).unlink(missing_ok=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove all temporary files in a folder that only this process writes to."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Sync a folder to disk. A rename in it is durable only after that."""
     descriptor = os.open(folder, os.O_RDONLY)
@@ -42,25 +146,6 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all. ValueError if it contains NaN or infinity."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; RunError if the file is missing or holds something else."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
-        raise RunError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is not readable as JSON ({error}): the file is damaged") from None
-    if not isinstance(value, dict):
-        raise RunError(f"{path} holds a JSON {type(value).__name__}, expected an object: the file is damaged")
-    return value
 
 
 def sha256_file(path: Path) -> str:

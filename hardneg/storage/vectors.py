@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Sharded
-from hardneg.storage.files import read_json, sha256_file, write_array, write_json
+from hardneg.storage.files import sha256_file, write_array
+from hardneg.storage.json_files import read_json, write_json
 
 PRECISIONS = ("float16", "float32")  # number formats for stored vectors
 SHARD_ROWS = 16384

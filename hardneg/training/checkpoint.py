@@ -26,7 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hardneg.errors import RunError
-from hardneg.storage.files import read_json, sha256_file, sync_folder, write_json
+from hardneg.storage.files import sha256_file, sync_folder
+from hardneg.storage.json_files import read_json, write_json
 from hardneg.training.distributed import World
 
 SCHEMA = "hardneg-checkpoint-2"

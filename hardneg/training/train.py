@@ -29,7 +29,7 @@ from hardneg.mining.inputs import Resources
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
 from hardneg.refresh.generation import Items
-from hardneg.storage.files import read_json, write_json
+from hardneg.storage.json_files import read_json, write_json
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
 from hardneg.training.callbacks import Callback, LogFile, TensorBoard

@@ -1,0 +1,102 @@
+"""JSON files that describe our own folders: written whole, with a checksum, and decoded by one checked reader.
+
+The files are untrusted when they are read. The reader limits their size, and checks their depth, their numbers, the type
+of every entry and the checksum. So code that uses an entry does not need to check it again.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hardneg.errors import RunError
+from hardneg.storage.files import atomic_path, fingerprint
+
+MAX_BYTES = 1 << 28  # our largest files list a few thousand files and counts
+MAX_DEPTH = 64
+
+_CHECKSUM = "checksum"
+
+
+def write_json(path: Path, value: dict[str, Any], *, checksum: bool = False) -> None:
+    """Write an object as indented JSON, whole or not at all.
+
+    Args:
+        path: the file.
+        value: the object.
+        checksum: add the entry `checksum`, a SHA-256 hash of all other entries. `read_json` verifies it.
+
+    Raises:
+        ValueError: the object contains NaN or infinity.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    if checksum:
+        # The hash is that of the decoded text, because that is what a reader sees (keys are strings then).
+        decoded = json.loads(text)
+        text = json.dumps({**decoded, _CHECKSUM: fingerprint(decoded)}, indent=2, ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", "utf-8")
+
+
+def read_json(path: Path, schema: Any = None, *, checksum: bool = False, remedy: str = "") -> dict[str, Any]:
+    """Read a JSON object from an untrusted file.
+
+    Args:
+        path: the file.
+        schema: a type that the object must fit, usually a `TypedDict`. Entries that it does not name may be there.
+        checksum: whether the entry `checksum` is required. If it is there, it is verified in any case, and left out of
+            the result.
+        remedy: the end of an error message: what to do about a damaged file.
+
+    Raises:
+        RunError: the file is missing, too large, not JSON, nested too deeply, or does not fit the schema or its
+            checksum. The message names the file.
+    """
+    remedy = f": {remedy}" if remedy else ": the file is damaged"
+    value = _decoded(path, remedy)
+    written = value.pop(_CHECKSUM, None)
+    if written is None and checksum:
+        raise RunError(f"{path} has no checksum{remedy}")
+    if written is not None and written != fingerprint(value):
+        raise RunError(f"{path} does not fit its own checksum{remedy}")
+    if schema is not None:
+        try:
+            msgspec.convert(value, schema)
+        except msgspec.ValidationError as error:
+            raise RunError(f"{path} is not what hardneg writes ({error}){remedy}") from None
+    return value
+
+
+def _decoded(path: Path, remedy: str) -> dict[str, Any]:
+    """The object in the file, before its entries are checked."""
+    try:
+        if not path.is_file():
+            raise FileNotFoundError
+        if path.stat().st_size > MAX_BYTES:
+            raise RunError(f"{path} has more than {MAX_BYTES >> 20} MB{remedy}")
+        text = path.read_text("utf-8-sig")
+        value = msgspec.json.decode(text)
+        if _deeper(value, MAX_DEPTH):
+            raise RecursionError
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist") from None
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror or error})") from None
+    except RecursionError:
+        raise RunError(f"{path} is nested more than {MAX_DEPTH} levels deep{remedy}") from None
+    except ValueError as error:  # also UnicodeDecodeError and all errors of msgspec
+        raise RunError(f"{path} is not readable as JSON ({error}){remedy}") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path} holds a JSON {type(value).__name__}, expected an object{remedy}")
+    return value
+
+
+def _deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested more than this many levels deep."""
+    if not isinstance(value, dict | list):
+        return False
+    children = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(child, levels - 1) for child in children)
