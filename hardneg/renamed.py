@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 V = TypeVar("V")
 
@@ -43,3 +43,25 @@ def filter_spec(spec: str) -> str:
     """
     name, colon, rest = spec.strip().partition(":")
     return FILTERS[name] + colon + rest if name in FILTERS else spec
+
+
+def verdict(name: str) -> str:
+    """The name of a verdict in a run, with the new name of its filter.
+
+    >>> verdict("crowd#2"), verdict("kept")
+    ('shared-neighbors#2', 'kept')
+    """
+    name, mark, number = name.partition("#")
+    return FILTERS.get(name, name) + mark + number
+
+
+def with_new_filters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of the options in a file, in which the specs of filters have their new names. Other values stay as they are.
+
+    >>> with_new_filters({"filters": ["crowd:max=0.9"], "seed": 0})
+    {'filters': ['shared-neighbors:max=0.9'], 'seed': 0}
+    """
+    specs = config.get("filters")
+    if not isinstance(specs, list | tuple):
+        return dict(config)
+    return {**config, "filters": [filter_spec(spec) if isinstance(spec, str) else spec for spec in specs]}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hardneg import renamed
 from hardneg.data.pairs import Pairs, open_pairs, save_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.base import Encoder
@@ -163,7 +164,8 @@ def check_config(folder: Path, options: MineOptions) -> None:
 
 
 def same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    """Raise RunError if any option differs; the message names those that do."""
+    """Raise RunError if any option differs; the message names those that do. Old names of filters equal the new ones."""
+    before, now = renamed.with_new_filters(before), renamed.with_new_filters(now)
     changed = [name for name in now if before.get(name) != now[name]]
     if changed:
         differences = "; ".join(f"{name}: {before.get(name)!r} before, {now[name]!r} now" for name in changed)
