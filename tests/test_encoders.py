@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,8 +22,10 @@ from hypothesis import strategies as st
 
 from hardneg import DataError, HashedEncoder, MineOptions, Pairs, Run, UsageError, make_encoder, mine
 from hardneg.encoders.base import Encoder
+from hardneg.encoders.factory import checked_encoder
 from hardneg.encoders.features import hashed_features
 from hardneg.encoders.precomputed import open_vectors
+from hardneg.evaluation.retrieval import evaluate
 from hardneg.storage.vectors import EmbeddingStore
 
 TEXTS = ["Return the file name", "def getFileName(self): return self.file_name", "open a socket", "", "é ü 日本", "x9y"]
@@ -313,11 +318,94 @@ def test_bad_npy(tmp_path: Path, array: np.ndarray, message: str) -> None:
         open_vectors(tmp_path / "y.npy")
 
 
-@pytest.mark.parametrize("damage", [b"", b"not an array", None])
-def test_a_saved_encoder_with_a_damaged_table_is_refused(tmp_path: Path, damage: bytes | None) -> None:
-    """None: the file is missing."""
-    HashedEncoder(8, buckets=16).save(tmp_path)
-    table = tmp_path / "table.npy"
-    table.unlink() if damage is None else table.write_bytes(damage)
-    with pytest.raises(UsageError, match=r"table\.npy cannot be read"):
-        HashedEncoder.load(tmp_path)
+class Returns(Letters):
+    """An encoder that returns whatever it is told to."""
+
+    def __init__(self, change: Callable[[np.ndarray], Any]) -> None:
+        self.change = change
+
+    def encode(self, texts: Sequence[str], *, prompt: str = "") -> Any:
+        return self.change(super().encode(texts, prompt=prompt))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v: v[:1], "returned shape [1, 26] for 2 texts, expected [2, 26]"),
+        (lambda v: v[0], "returned shape [26] for 2 texts"),
+        (lambda v: v[:, :1], "returned shape [2, 1] for 2 texts"),
+        (lambda v: v[0, 0], "returned shape [] for 2 texts"),
+        (lambda v: v[:, :20], "returned shape [2, 20] for 2 texts"),
+        (lambda v: v + 1j, "values of type complex64, expected real numbers"),
+        (lambda v: torch.from_numpy(v) + 1j, "values of type complex64, expected real numbers"),
+        (lambda v: v.astype(str), "expected real numbers"),
+        (lambda v: v > 0, "values of type bool"),
+        (lambda v: None, "values of type object"),
+        (lambda v: [v[0], v[1][:3]], "a list that is no array of numbers"),
+    ],
+)
+def test_what_an_encoder_returns_is_checked(change: Callable[[np.ndarray], Any], message: str) -> None:
+    """A single row, a single column or a scalar would fit all texts, and complex numbers would lose a part."""
+    pairs = Pairs.from_columns(["abc", "xyz"], ["aabbcc", "xxyyzz"])
+    with pytest.raises(DataError, match=re.escape(message)):
+        evaluate(pairs, Returns(change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: torch.from_numpy(v).requires_grad_(),
+        lambda v: torch.from_numpy(v).to(torch.bfloat16),
+        lambda v: v.astype(np.float64),
+        lambda v: v.tolist(),
+    ],
+)
+def test_other_real_arrays_of_the_right_shape_are_vectors(change: Callable[[np.ndarray], Any]) -> None:
+    pairs = Pairs.from_columns(["abc", "xyz"], ["aabbcc", "xxyyzz"])
+    assert evaluate(pairs, Returns(change)).means == evaluate(pairs, Letters()).means
+
+
+def test_a_hashed_encoder_checks_its_own_vectors() -> None:
+    class One(HashedEncoder):
+        def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
+            return super().vectors(texts, prompt=prompt)[:1]
+
+    encoder = One(8, buckets=16)
+    with pytest.raises(DataError, match="the encoder One returned shape"):
+        encoder.encode(["a", "b"])
+    assert encoder.training  # as before
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("hashed", "encoder: 'hashed' is a spec, not an encoder: hardneg.make_encoder('hashed') makes one"),
+        (object(), "encoder: a object is not an encoder: it lacks dimension, encode, fingerprint"),
+        (HashedEncoder, "encoder: HashedEncoder is a class, not an encoder"),
+        (SimpleNamespace(dimension=3, encode=1, fingerprint=len), "it lacks encode"),
+        (SimpleNamespace(dimension=None, encode=len, fingerprint=len), "has dimension=None"),
+        (SimpleNamespace(dimension=0, encode=len, fingerprint=len), "has dimension=0"),
+    ],
+)
+def test_what_is_no_encoder_is_refused_by_name(given: object, message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        checked_encoder(given, "encoder")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"dimension": 0}, "dimension=0 must be an integer, 1 or more"),
+        ({"buckets": 2.5}, "buckets=2.5 must be an integer"),
+        ({"sample": "8"}, "sample='8' must be an integer"),
+        ({"seed": -1}, "seed=-1 must be an integer, 0 to 4294967295"),
+        ({"seed": 2**32}, "seed=4294967296 must be an integer, 0 to 4294967295"),
+        *[({"dropout": value}, "dropout=") for value in (1, 2.0, -0.1, math.nan, "0.1", None, True)],
+    ],
+)
+def test_arguments_of_the_hashed_encoder_are_checked(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        HashedEncoder(**{"dimension": 4, "buckets": 8, **wrong})
+    if "dropout" in wrong:
+        with pytest.raises(UsageError, match="must be a number, 0 or more and below 1"):
+            HashedEncoder(4, buckets=8).dropout = wrong["dropout"]

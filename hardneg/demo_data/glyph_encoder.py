@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -16,11 +17,16 @@ from torch import nn
 from hardneg.demo_data.glyphs import SIZE, bitmap, parse_glyph
 from hardneg.encoders.factory import EncoderOptions
 from hardneg.encoders.hashed import HashedEncoder
-from hardneg.encoders.saved import saved_config
-from hardneg.errors import UsageError
-from hardneg.storage.json_files import write_json
+from hardneg.encoders.saved import replaced_folder, saved_config, write_config
+from hardneg.errors import RunError, UsageError
 
 _CHUNK = 1024
+
+
+class _Config(TypedDict):
+    dimension: int
+    width: int
+    seed: int
 
 
 class GlyphEncoder(nn.Module):
@@ -102,27 +108,41 @@ class GlyphEncoder(nn.Module):
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `model.safetensors` to `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()},
-            folder / "model.safetensors",
-        )
-        config = {"kind": "glyphs", "dimension": self.dimension, "width": self.width, "seed": self.seed}
-        write_json(folder / "config.json", config)
+        """Write `config.json` and `model.safetensors` to `folder`.
+
+        Raises:
+            RunError: the folder cannot be written, for example because the disk is full.
+        """
+        with replaced_folder(folder) as new:
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()},
+                new / "model.safetensors",
+            )
+            values = {"dimension": self.dimension, "width": self.width, "seed": self.seed}
+            write_config("glyphs", new, values, "model.safetensors")
 
     @classmethod
     def load(cls, folder: str | Path) -> GlyphEncoder:
-        """Load an encoder that `save` wrote; UsageError if the folder holds none."""
+        """Load an encoder that `save` wrote.
+
+        Raises:
+            UsageError: the folder holds no saved encoder. RunError: the encoder is damaged.
+        """
         folder = Path(folder)
-        config = saved_config("glyphs", folder)
+        config = saved_config("glyphs", folder, _Config, "model.safetensors")
         try:
+            weights = load_file(folder / "model.safetensors")
+            # Before the encoder is made: a damaged number must not ask for all the memory there is.
+            width, dimension = len(weights["pictures.0.weight"]), len(weights["pictures.10.weight"])
+            if (width, dimension) != (config["width"], config["dimension"]):
+                raise ValueError(f"the weights are those of width {width} and dimension {dimension}")
+            if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
+                raise ValueError("the weights hold NaN or infinity")
             encoder = cls(config["dimension"], config["width"], config["seed"])
-            encoder.load_state_dict(load_file(folder / "model.safetensors"))
-        except (KeyError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+            encoder.load_state_dict(weights)
+        except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError, UsageError) as error:
             reason = (str(error).strip() or repr(error)).splitlines()[0]
-            raise UsageError(f"glyphs:{folder} is not a saved glyph encoder ({reason})") from None
+            raise RunError(f"glyphs:{folder} is not a saved glyph encoder ({reason}): save the encoder again") from None
         encoder.names.fitted = True
         return encoder
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import Texts
-from hardneg.encoders.base import Encoder, Fittable
+from hardneg.encoders.base import Encoder, Fittable, checked_vectors, dimension_of
 from hardneg.progress import Progress
 from hardneg.storage.files import fingerprint
 from hardneg.storage.vectors import EmbeddingStore
@@ -66,9 +66,10 @@ def embed(
         (query vectors `[n, d]`, document vectors `[N, d]`, both memory-mapped; the keys of the two).
 
     Raises:
-        DataError: the encoder returned vectors of the wrong shape, or some that are not finite in the number format.
+        DataError: the encoder returned vectors of the wrong shape, no real numbers, or some that are not finite in the
+            number format. UsageError: its `dimension` is no number of components.
     """
-    weights = encoder.fingerprint()
+    weights, dimension = encoder.fingerprint(), dimension_of(encoder)
     sides = {
         "queries": (pairs.queries, len(pairs), query_prompt, pairs.query_rows),
         "documents": (pairs.documents, len(pairs.document_ids), document_prompt, pairs.document_rows),
@@ -80,16 +81,17 @@ def embed(
         key = fingerprint(
             {"weights": weights, "prompt": prompt, "texts": pairs.digests[side], "rows": chosen, "dtype": precision}
         )
-        store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, encoder.dimension, precision)
+        store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, dimension, precision)
         advance = progress(f"encode {label}{side}", total)
 
         def encode(
             start: int, stop: int, texts: Texts = texts, prompt: str = prompt, advance: Any = advance
         ) -> np.ndarray:
-            out = np.empty((stop - start, encoder.dimension), np.float32)
+            out = np.empty((stop - start, dimension), np.float32)
             for at in range(start, stop, _CHUNK):
                 end = min(at + _CHUNK, stop)
-                out[at - start : end - start] = encoder.encode(texts.slice(at, end), prompt=prompt)
+                returned = encoder.encode(texts.slice(at, end), prompt=prompt)
+                out[at - start : end - start] = checked_vectors(returned, end - at, dimension, encoder)
                 advance(end - at)
             return out
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
+from typing import Any
 
 from hardneg import registry
-from hardneg.encoders.base import Encoder
+from hardneg.encoders.base import Encoder, dimension_of
 from hardneg.errors import UsageError, suggestion
 
 FORMS = "hashed, st:NAME_OR_PATH, glyphs, module:PKG.MOD:FACTORY"
@@ -50,14 +51,31 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
     return checked_encoder(encoder, spec)
 
 
-def checked_encoder(made: object, spec: str) -> Encoder:
-    """`made` itself, if it is an encoder; UsageError if it lacks a member that every encoder has."""
-    if isinstance(made, Encoder):
-        return made
-    missing = [name for name in ("dimension", "encode", "fingerprint") if not hasattr(made, name)]
-    raise UsageError(
-        f"{spec}: the factory returned a {type(made).__name__}, which is not an encoder: it lacks {', '.join(missing)}"
-    )
+def checked_encoder(given: object, where: str) -> Encoder:
+    """`given` itself, if it is an encoder.
+
+    Args:
+        given: what may be an encoder.
+        where: where it comes from, for the message: its spec, or the name of an argument.
+
+    Raises:
+        UsageError: it lacks a member that every encoder has, or it is the spec or the class of an encoder.
+    """
+    if isinstance(given, str):
+        raise UsageError(f"{where}: {given!r} is a spec, not an encoder: hardneg.make_encoder({given!r}) makes one")
+    if isinstance(given, type):
+        raise UsageError(f"{where}: {given.__name__} is a class, not an encoder: give an object, {given.__name__}(...)")
+    methods = ("encode", "fingerprint")
+    missing = [name for name in ("dimension", *methods) if not hasattr(given, name)]
+    missing += [name for name in methods if name not in missing and not callable(getattr(given, name))]
+    if missing:
+        raise UsageError(
+            f"{where}: a {type(given).__name__} is not an encoder: it lacks {', '.join(missing)} (see hardneg.encoders.Encoder)"
+        )
+    dimension_of(given)
+    encoder: Any = given
+    made: Encoder = encoder
+    return made
 
 
 def incomplete(spec: str) -> UsageError:

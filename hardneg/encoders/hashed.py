@@ -8,20 +8,31 @@ TF-IDF matrix of a sample of the texts, times the inverse document frequencies.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hardneg.encoders.base import checked_vectors
 from hardneg.encoders.factory import EncoderOptions
 from hardneg.encoders.features import hashed_features
-from hardneg.encoders.saved import saved_config
-from hardneg.errors import UsageError
+from hardneg.encoders.saved import replaced_folder, saved_config, write_config
+from hardneg.errors import RunError, UsageError
 from hardneg.storage.files import write_array
-from hardneg.storage.json_files import write_json
+
+_MAX_SEED = 2**32 - 1  # the largest that scikit-learn takes
+
+
+class _Config(TypedDict):
+    dimension: int
+    buckets: int
+    sample: int
+    seed: int
 
 
 class HashedEncoder(nn.Module):
@@ -37,7 +48,7 @@ class HashedEncoder(nn.Module):
             applies dropout inside the network).
 
     Raises:
-        UsageError: `dropout` is not in [0, 1).
+        UsageError: a size below 1, a seed that is not 0 to 4294967295, or a `dropout` that is not in [0, 1).
 
     >>> HashedEncoder(dimension=4, seed=1).encode(["a text", "another"]).shape
     (2, 4)
@@ -47,8 +58,11 @@ class HashedEncoder(nn.Module):
         self, dimension: int = 256, buckets: int = 1 << 15, sample: int = 8192, seed: int = 0, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        if not 0 <= dropout < 1:
-            raise UsageError(f"dropout={dropout} must be 0 or more and below 1")
+        for name, value, low, high in (
+            ("dimension", dimension, 1, None), ("buckets", buckets, 1, None), ("sample", sample, 1, None),
+            ("seed", seed, 0, _MAX_SEED),
+        ):  # fmt: skip
+            _check_whole(name, value, low, high)
         self.dimension, self.buckets, self.sample, self.seed = dimension, buckets, sample, seed
         self.dropout = dropout
         self.table = nn.EmbeddingBag(buckets + 1, dimension, mode="mean")
@@ -56,6 +70,17 @@ class HashedEncoder(nn.Module):
         initial = generator.standard_normal((buckets + 1, dimension), np.float32) / np.sqrt(np.float32(dimension))
         self.table.weight = nn.Parameter(torch.from_numpy(initial))
         self.fitted = False
+
+    @property
+    def dropout(self) -> float:
+        """Probability of leaving out each feature while training."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not 0 <= value < 1:
+            raise UsageError(f"dropout={value!r} must be a number, 0 or more and below 1")
+        self._dropout = float(value)
 
     def fit(self, texts: Sequence[str]) -> None:
         """Initialize the table from `texts`, a sample of the dataset's queries and documents."""
@@ -121,10 +146,13 @@ class HashedEncoder(nn.Module):
         training = self.training
         self.eval()
         out = np.empty((len(texts), self.dimension), np.float32)
-        for start in range(0, len(texts), 1024):
-            part = texts[start : start + 1024]
-            out[start : start + len(part)] = self.vectors(part, prompt=prompt).cpu().numpy()
-        self.train(training)
+        try:
+            for start in range(0, len(texts), 1024):
+                part = texts[start : start + 1024]
+                found = checked_vectors(self.vectors(part, prompt=prompt), len(part), self.dimension, self)
+                out[start : start + len(part)] = found
+        finally:
+            self.train(training)
         return out
 
     def fingerprint(self) -> str:
@@ -134,42 +162,61 @@ class HashedEncoder(nn.Module):
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write `config.json` and `table.npy` to `folder`."""
-        folder = Path(folder)
-        write_array(folder / "table.npy", self.table.weight.detach().cpu().numpy())
-        config = {
-            "kind": "hashed",
-            "dimension": self.dimension,
-            "buckets": self.buckets,
-            "sample": self.sample,
-            "seed": self.seed,
-            "dropout": self.dropout,
-        }
-        write_json(folder / "config.json", config)
+        """Write `config.json` and `table.npy` to `folder`. A folder that is there already is replaced when they are complete.
+
+        Raises:
+            RunError: the folder cannot be written, for example because the disk is full.
+        """
+        with replaced_folder(folder) as new:
+            write_array(new / "table.npy", self.table.weight.detach().cpu().numpy())
+            values = {name: getattr(self, name) for name in ("dimension", "buckets", "sample", "seed", "dropout")}
+            write_config("hashed", new, values, "table.npy")
 
     @classmethod
     def load(cls, folder: str | Path) -> HashedEncoder:
-        """Load an encoder that `save` wrote; UsageError if the folder holds none."""
+        """Load an encoder that `save` wrote.
+
+        Raises:
+            UsageError: the folder holds no saved encoder. RunError: the encoder is damaged.
+        """
         folder = Path(folder)
-        config = saved_config("hashed", folder)
-        try:
-            table = np.load(folder / "table.npy", allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise UsageError(f"hashed:{folder}: table.npy cannot be read ({error}): save the encoder again") from None
+        config = saved_config("hashed", folder, _Config, "table.npy")
+        table = _saved_table(folder / "table.npy")
+        # Before the encoder is made: a damaged number must not ask for all the memory there is.
+        if table.shape != (config["buckets"] + 1, config["dimension"]):
+            raise RunError(
+                f"{folder / 'table.npy'} has shape {list(table.shape)}, config.json says "
+                f"[{config['buckets'] + 1}, {config['dimension']}]: save the encoder again"
+            )
         try:
             encoder = cls(
                 config["dimension"], config["buckets"], config["sample"], config["seed"], config.get("dropout", 0.0)
             )
-        except (KeyError, TypeError) as error:
-            raise UsageError(f"hashed:{folder}: config.json is not that of a hashed encoder ({error})") from None
-        if table.shape != tuple(encoder.table.weight.shape):
-            raise UsageError(
-                f"hashed:{folder}: table.npy has shape {table.shape}, config.json says {tuple(encoder.table.weight.shape)}"
-            )
+        except UsageError as error:
+            raise RunError(f"{folder / 'config.json'}: {error}: save the encoder again") from None
         with torch.no_grad():
             encoder.table.weight.copy_(torch.from_numpy(table))
         encoder.fitted = True
         return encoder
+
+
+def _check_whole(name: str, value: Any, low: int, high: int | None) -> None:
+    """UsageError if an argument is not an integer from `low` to `high`."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        limits = f"{low} or more" if high is None else f"{low} to {high}"
+        raise UsageError(f"{name}={value!r} must be an integer, {limits}")
+
+
+def _saved_table(path: Path) -> NDArray[np.float32]:
+    """The table of a saved encoder; RunError if it is no array of finite numbers `[buckets + 1, d]`."""
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError, MemoryError, SyntaxError, RecursionError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path} cannot be read ({error}): save the encoder again") from None
+    if not isinstance(table, np.ndarray) or table.ndim != 2 or table.dtype.kind != "f" or not np.isfinite(table).all():
+        raise RunError(f"{path} is no table of finite numbers [buckets + 1, d]: save the encoder again")
+    return table.astype(np.float32, copy=False)
 
 
 def from_spec(folder: str, options: EncoderOptions) -> HashedEncoder:

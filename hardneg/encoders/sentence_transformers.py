@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hardneg.encoders.factory import EncoderOptions, incomplete
+from hardneg.encoders.saved import replaced_folder
 from hardneg.errors import MissingDependencyError, UsageError
 
 
@@ -39,7 +40,7 @@ class SentenceTransformersEncoder(nn.Module):
         if isinstance(name, str):
             try:
                 self.model = SentenceTransformer(name, device=device)
-            except (OSError, ValueError) as error:
+            except Exception as error:  # a damaged model fails in many ways, deep in other libraries
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                 raise UsageError(
                     f"st:{name}: the model cannot be loaded ({reason}). Give the folder of a saved model, "
@@ -89,8 +90,15 @@ class SentenceTransformersEncoder(nn.Module):
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
-        """Write the model in the format of sentence-transformers. The spec `st:FOLDER` loads it."""
-        self.model.save_pretrained(str(folder))
+        """Write the model in the format of sentence-transformers. The spec `st:FOLDER` loads it.
+
+        A folder that is there already is replaced when the model is written.
+
+        Raises:
+            RunError: the folder cannot be written, for example because the disk is full.
+        """
+        with replaced_folder(folder) as new:
+            self.model.save_pretrained(str(new))
 
 
 def from_spec(name: str, options: EncoderOptions) -> SentenceTransformersEncoder:
