@@ -5,12 +5,19 @@ of 16 documents. The k-th largest of the group maxima is an approximate score th
 further below this score, or below the k-th best true score so far, than the error bounds allow cannot belong to the top
 k. All others are rescored in float32, so no document of the answer can be lost.
 
+Approximate scores have units of their own, so that numbers of any size fit into half precision. Queries are divided by
+their lengths, and documents are scaled to lengths of at most 1. A product of 1 then stands for the score |q| |d|, where
+|d| is the length that the documents were divided by. For l2 the unit is (|q| + |d|)^2, because no distance is larger:
+
+    -|q - d|^2 = 2 |q| |d| p - |d|^2 s - |q|^2,    p the product and s the squared length of the scaled document.
+
 The corpus stays in host memory and may be larger than the memory of the device. Each tile is copied through pinned
 memory while the tile before it is searched. Rounded tiles stay on the device for the next search, as long as they fit.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +29,7 @@ from numpy.typing import NDArray
 
 from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
-from hardneg.index.kernels import UNIT_ROUNDOFF
+from hardneg.index.kernels import SMALLEST, UNIT_ROUNDOFF, matrix_product
 from hardneg.index.topk import NOTHING, pack, unpack
 from hardneg.index.vectors import Documents, VectorStore
 from hardneg.progress import Advance
@@ -34,6 +41,10 @@ _QUERIES = 1024  # queries that are multiplied with a tile at once
 _GROUP = 16  # products in a group, of which only the largest is examined at first
 
 _PAIRS = 1 << 21  # pairs that are rescored at once
+
+_SPLIT_ERROR = 2.0**-19  # largest error of a product of unit vectors that are split in two (see `device_product`)
+
+_MOST_PASSED = 1 << 24  # pairs of one tile and block that may pass; with more, the block is halved
 
 
 class DeviceIndex(VectorStore):
@@ -82,10 +93,11 @@ class DeviceIndex(VectorStore):
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """The `k` nearest documents of each query. Arguments and errors are those of `ExactIndex.search`."""
-        exact = torch.from_numpy(self.prepared(queries, k)).to(self.device)
+        prepared = self.prepared(queries, k)
+        exact = torch.from_numpy(prepared).to(self.device)
         best = torch.full((len(exact), k), NOTHING, dtype=torch.int64, device=self.device)
-        with torch.inference_mode(), _full_precision():
-            rounded = self._rounded_queries(exact)
+        with torch.inference_mode():
+            rounded = self._rounded_queries(prepared)
             for tile in self._tiles():
                 for start in range(0, len(exact), _QUERIES):
                     rows = slice(start, min(start + _QUERIES, len(exact)))
@@ -120,14 +132,17 @@ class DeviceIndex(VectorStore):
             q, d = exact[left[start : start + _PAIRS]], vectors[right[start : start + _PAIRS]]
             parts.append(-(q - d).square().sum(1) if self.squared else (q * d).sum(1))
         scores = torch.cat(parts) if parts else torch.empty(0, device=exact.device)
-        return scores * scale[right] if self.metric == "cosine" else scores
+        # Adding 0 turns -0 into 0, as in the answer of a search (see `topk.pack`).
+        return (scores * scale[right] if self.metric == "cosine" else scores) + 0.0
 
-    def _rounded_queries(self, exact: torch.Tensor) -> _Queries:
+    def _rounded_queries(self, exact: NDArray[np.float32]) -> _Queries:
         """Divide queries by their lengths, and round them."""
-        norms = exact.norm(dim=1)
-        unit = exact / norms.clamp(min=1e-30)[:, None]  # so that half precision neither overflows nor underflows
+        # In float64, because the squares of small components are too small for float32.
+        norms = np.maximum(np.linalg.norm(exact.astype(np.float64), axis=1), SMALLEST)
+        unit = torch.from_numpy((exact / norms[:, None]).astype(np.float32)).to(self.device)
         values = unit.to(self._dtype)
-        return _Queries(values, norms, (unit - values.float()).norm(dim=1) + 1e-7)
+        lengths = torch.from_numpy(norms.astype(np.float32)).to(self.device)
+        return _Queries(values, lengths, (unit - values.float()).norm(dim=1) + 1e-7)
 
     # Tiles.
 
@@ -175,32 +190,40 @@ class DeviceIndex(VectorStore):
         unit = vectors * factor
         values = unit.to(self._dtype)
         error = (unit - values.float()).norm(dim=1).max() + 1e-7
-        half = 0.5 * unit.square().sum(1) if self.squared else None
-        return _Tile(start, vectors, values, scale, error, half, None)
+        squares = unit.square().sum(1) if self.squared else None
+        return _Tile(start, vectors, values, scale, error, squares, None)
 
     # One tile, one block of queries.
 
     def _merge(self, tile: _Tile, exact: torch.Tensor, queries: _Queries, best: torch.Tensor) -> None:
         """Merge the nearest documents of the tile into `best` `[n, k]`, the packed neighbors so far, in place."""
         k = best.shape[1]
-        products = torch.mm(queries.values, tile.values.t())
-        # The score that a product of 1 stands for.
-        unit = queries.norms * (1.0 if self.metric == "cosine" else self._largest)
+        products = device_product(queries.values, tile.values.t())
+        # Scores are measured in units of the product of these two lengths. They are divided by one after the other,
+        # because their product can be too small for float32.
+        first, second = self._unit(queries.norms)
         dimension = exact.shape[1]
-        bound = queries.errors + tile.error + 4 * (dimension + 8) * UNIT_ROUNDOFF
-        floor = unpack(best.min(dim=1).values)[0]
-        if tile.half_lengths is not None:
-            # Of -|q - d|^2, only q.d - |d|^2 / 2 depends on the document. Its unit is |q| times the largest length.
-            ratio = self._largest / queries.norms.clamp(min=1e-30)
-            products = products - ratio[:, None] * tile.half_lengths
-            # The rounding error of a true score grows with (|q| + |d|)^2, whichever of the two vectors is longer.
-            bound = bound * (1 + ratio) ** 2 * (1 + 1 / ratio)
-            floor = (floor + queries.norms.square()) / 2
+        summation = 4 * (dimension + 8) * UNIT_ROUNDOFF
+        bound = queries.errors + tile.error + summation
+        if tile.squares is not None:
+            query, document = queries.norms / first, self._largest / first
+            products = (2 * query * document)[:, None] * products
+            products -= document.square()[:, None] * tile.squares
+            products -= query.square()[:, None]
+            # The first term is what the products of the other metrics are. The second one is for the additions above,
+            # and for the true scores, whose rounding errors are relative to the unit.
+            bound = 2 * query * document * (bound + _SPLIT_ERROR) + 2 * summation
         elif self._dtype != torch.float32:
             bound = bound + 2.0**-10  # products are at most 1 and are stored with 11 significant bits
-        floor = torch.where(floor.isneginf(), floor, floor / unit.clamp(min=1e-30))
+        # An operation of a true score can also lose a number that is too small for float32.
+        bound = bound + 4 * (dimension + 8) * (SMALLEST / first / second)
+        floor = unpack(best.min(dim=1).values)[0] / first / second
         lowest = torch.maximum(floor - bound, self._kth_maximum(products, k) - 2 * bound)
         passed = (products.float() >= lowest[:, None]).nonzero()
+        if len(passed) > _MOST_PASSED and len(exact) > 1:
+            for half in (slice(0, len(exact) // 2), slice(len(exact) // 2, len(exact))):
+                self._merge(tile, exact[half], queries.rows(half), best[half])
+            return
         left, right = passed[:, 0], passed[:, 1]
         keys = pack(self._scores(exact, left, tile.vectors, right, tile.scale), right + tile.start)
         counts = torch.bincount(left, minlength=len(exact))
@@ -210,6 +233,12 @@ class DeviceIndex(VectorStore):
         first = counts.cumsum(0) - counts
         table[left, k + torch.arange(len(left), device=exact.device) - first[left]] = keys
         best.copy_(table.topk(k, dim=1, sorted=False).values)
+
+    def _unit(self, norms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Two lengths for each query, float32 `[n]`. The unit of its scores is their product."""
+        if self.squared:
+            return norms + self._largest, norms + self._largest
+        return norms, torch.full_like(norms, 1.0 if self.metric == "cosine" else self._largest)
 
     def _kth_maximum(self, products: torch.Tensor, k: int) -> torch.Tensor:
         """float32 `[n]`: a value that at least k of the products `[n, T]` of each query reach; -inf if T is below k.
@@ -248,7 +277,7 @@ class _Tile:
     values: torch.Tensor  # [T, d], scaled to lengths of at most 1 and rounded: float16, or float32 for l2
     scale: torch.Tensor  # float32 [T], inverse lengths
     error: torch.Tensor  # a bound on the norm of every rounding error
-    half_lengths: torch.Tensor | None  # float32 [T], half the squared lengths after scaling; only for l2
+    squares: torch.Tensor | None  # float32 [T], the squared lengths after scaling; only for l2
     copied: torch.cuda.Event | None  # marks the end of copying and rounding; None on a CPU
 
     def ready(self) -> None:
@@ -257,18 +286,67 @@ class _Tile:
             return
         stream = torch.cuda.current_stream(self.vectors.device)
         stream.wait_event(self.copied)
-        for tensor in (self.vectors, self.values, self.scale, self.error, self.half_lengths):
+        for tensor in (self.vectors, self.values, self.scale, self.error, self.squares):
             if tensor is not None:
                 tensor.record_stream(stream)
 
 
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Compute float32 products in full float32, and sum half-precision products in float32."""
+def device_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """`[n, T]`: the product of `left` `[n, d]` and `right` `[d, T]` in their number format, with float32 sums.
+
+    The process can allow torch to be less exact than the error bounds here assume: to round float32 to TF32, which
+    keeps 11 significant bits, and to sum float16 products in float16. These settings belong to the whole process, and
+    another thread may be training with them.
+
+    The setting for float32 is not touched. If it allows TF32, the vectors are split into a high part of at most 11
+    significant bits and a low part, the rest, and three products of parts are added. The rounding of a low part and the
+    product of two low parts, which is left out, err by at most 2^-21 and 2^-20 of the product of the lengths.
+    """
+    if left.dtype != torch.float32:
+        with _float32_sums():
+            return torch.mm(left, right)
+    if left.device.type == "cpu":
+        return matrix_product(left, right)
+    if not _may_use_tf32():
+        return torch.mm(left, right)
+    return _split_product(left, right)
+
+
+def _split_product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The product of two float32 matrices that is nearly the same whether or not torch rounds them to TF32."""
+    high_left, high_right = (side.view(torch.int32).bitwise_and(~0x1FFF).view(torch.float32) for side in (left, right))
+    low = torch.mm(left - high_left, high_right) + torch.mm(high_left, right - high_right)
+    return low.add_(torch.mm(high_left, high_right))
+
+
+def _may_use_tf32() -> bool:
+    """Whether the process allows float32 products on a GPU to be computed in TF32."""
     matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction
-    matmul.allow_tf32 = matmul.allow_fp16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, matmul.allow_fp16_reduced_precision_reduction = before
+    if hasattr(matmul, "fp32_precision"):  # since torch 2.9, which refuses to read `allow_tf32` after this was set
+        return matmul.fp32_precision not in ("none", "ieee")
+    return bool(matmul.allow_tf32)
+
+
+_FLOAT16_SUMS = ("allow_fp16_reduced_precision_reduction", "allow_fp16_accumulation")  # settings of torch
+
+_CHANGING = threading.Lock()  # held while these settings are changed
+
+
+@contextmanager
+def _float32_sums() -> Iterator[None]:
+    """Sum float16 products in float32 while the block starts one.
+
+    torch reads its settings when a product is started, not when the device computes it. So the block takes some
+    microseconds, and what other threads start later has their own settings. The lock keeps two searches from taking
+    each other's change for the setting of the process.
+    """
+    matmul = torch.backends.cuda.matmul
+    with _CHANGING:
+        allowed = [name for name in _FLOAT16_SUMS if getattr(matmul, name, False)]
+        try:
+            for name in allowed:
+                setattr(matmul, name, False)
+            yield
+        finally:
+            for name in allowed:
+                setattr(matmul, name, True)

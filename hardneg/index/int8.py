@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from hardneg.index.kernels import (
+    SMALLEST,
     UNIT_ROUNDOFF,
     Kernel,
     QueryBlock,
@@ -18,6 +19,7 @@ from hardneg.index.kernels import (
     Tile,
     Workspace,
     largest_norm,
+    matrix_product,
     row_norms,
     scaled_part,
     spans,
@@ -49,6 +51,7 @@ class Int8Kernel(Kernel):
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
         if np.linalg.norm(sample - mean, axis=1).mean() < 0.9 * np.linalg.norm(sample, axis=1).mean():
             self.center = mean
+            self.center_norm = float(np.linalg.norm(mean.astype(np.float64)))
         # Rotating parts of the space, of at most 64 components each, spreads a large component as well as rotating the
         # whole space, and costs less. If the dimension has no suitable divisor, the whole space is rotated.
         part = max(size for size in range(1, 65) if self.dimension % size == 0)
@@ -59,13 +62,17 @@ class Int8Kernel(Kernel):
         centered = torch.from_numpy(sample - self.center)
         if self._rotated(centered).abs().max() > 0.8 * centered.abs().max():
             self.rotation = None
+        else:
+            # A rotated vector x has errors of at most (p + 1) u times the components of |x| |R|, p = part, from the
+            # sums and from rounding the rotation R to float32. The norm of |R| is at most the Frobenius norm √p of R.
+            self.rotation_error = 2 * (part + 1) * part**0.5 * UNIT_ROUNDOFF  # of both vectors
         # The largest component of all documents is probably somewhat larger than that of the sample.
         self._step = 1.1 * max(float(self._rotated(centered).abs().max()), 1e-30) / 127
 
     def _rotated(self, vectors: torch.Tensor) -> torch.Tensor:
         if self.rotation is None:
             return vectors
-        return (vectors.reshape(-1, len(self.rotation)) @ self.rotation).view_as(vectors)
+        return matrix_product(vectors.reshape(-1, len(self.rotation)), self.rotation).view_as(vectors)
 
     def tile(self, documents: Float, scale: Float | None = None, spread: Spread = map) -> Tile:
         center = torch.from_numpy(self.center)
@@ -102,7 +109,8 @@ class Int8Kernel(Kernel):
             step = rotated.abs().amax(1).clamp_(min=1e-30) / 127
             rounded = (rotated / step[:, None]).round_()
             values[span, : self.dimension] = rounded
-            numbers[0, span], numbers[1, span], numbers[2, span] = step, torch.mv(part, center), row_norms(part)
+            offset = matrix_product(part, center[:, None])[:, 0]
+            numbers[0, span], numbers[1, span], numbers[2, span] = step, offset, row_norms(part)
             numbers[3, span], numbers[4, span] = rounded.sum(1), rounded.abs().sum(1)
             numbers[5, span] = row_norms(rounded) * step
             numbers[6, span] = row_norms(rounded.mul_(step[:, None]).sub_(rotated))
@@ -132,9 +140,10 @@ class Int8Kernel(Kernel):
         return first[inside >> 3] + (inside & 7).astype(np.int32), parts[inside]
 
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
-        # The linear layer scales integer sums as large as 255 times the sum of |q| in float32.
-        unit = queries.unit * np.float32(tile.unit)
-        return (4 * 255 * UNIT_ROUNDOFF * unit * queries.absolute_sums).astype(np.float32)
+        # The linear layer scales integer sums as large as 255 times the sum of |q| in float32. If the two units are
+        # tiny, their product can be too small for float32.
+        error = UNIT_ROUNDOFF * queries.unit * np.float32(tile.unit) + SMALLEST
+        return (4 * 255 * error * queries.absolute_sums).astype(np.float32)
 
 
 # The byte that stands for 0. Documents are stored as unsigned bytes, because the processor multiplies unsigned with

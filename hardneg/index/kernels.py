@@ -8,7 +8,7 @@ are *rescored*: their true scores are computed in float32.
 The bound: let q' and d' be the rounded vectors. Then ``q.d - q'.d' = (q - q').d + q'.(d - d')`` and, by Cauchy-Schwarz,
 ``|q.d - q'.d'| <= |q - q'| |d| + |q'| |d - d'|``. The norms on the right are measured on the vectors, not assumed.
 Float32 sums of n products add about ``n 2^-24 |q| |d|`` (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
-ed., section 3.1).
+ed., section 3.1). Here d is the document itself, even if the kernel subtracts a center from it before rounding.
 
 An example in two dimensions, with a format that keeps one decimal:
 
@@ -44,6 +44,8 @@ Spread = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]  # `map`
 LEVELS = 254  # steps from the threshold (level 1) to the highest possible score (level 255)
 
 UNIT_ROUNDOFF = 2.0**-24  # largest relative error of rounding to float32
+
+SMALLEST = 2.0**-126  # smallest float32 with full precision; some processors turn smaller numbers into zero
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class Kernel(ABC):
 
     name: str  # one of `kernel_choice.KERNELS`
     bytes_a_product: int  # memory of one product
+    center_norm = 0.0  # the norm of the center that is subtracted from the documents
+    rotation_error = 0.0  # the relative error of a product that comes from rotating both vectors
 
     def __init__(self, sample: Float) -> None:
         self.dimension = sample.shape[1]
@@ -145,11 +149,19 @@ class Kernel(ABC):
     def bound(self, queries: QueryBlock, tile: Tile) -> Float:
         """float32 `[n]`: the error bound, the most by which an approximate score can differ from the rescored one."""
         rounding = queries.errors * tile.largest_norm + queries.rounded_norms * tile.largest_error
-        # Both this product and the rescoring sum d terms in float32. The factor 4 covers the two sums, the rotation or
-        # centering before them, and the arithmetic with thresholds.
-        summation = 4 * (self.dimension + 8) * UNIT_ROUNDOFF * (queries.norms * tile.largest_norm + abs(queries.offset))
-        total: Float = (rounding + summation + self.output_error(queries, tile)).astype(np.float32)
-        return total
+        # Both this product and the rescoring sum d terms in float32. The rescoring multiplies with the document itself,
+        # so its error is d u |q| |document|, with the unit roundoff u. The offset q.m of a kernel that subtracts the
+        # center m has the error d u |q| |m|. Neither shrinks with |q.m|, which is 0 if q is orthogonal to m, nor with
+        # the norm after centering. But |document| is at most that norm plus |m|, so the two sums err by at most
+        # 2 d u |q| (norm + |m|). The factor 4 instead of 2 covers the rounding of the documents when they are scaled
+        # and centered, that of the norms, and the arithmetic with thresholds.
+        lengths = tile.largest_norm + self.center_norm
+        summation = 4 * (self.dimension + 8) * UNIT_ROUNDOFF * queries.norms * lengths
+        rotation = self.rotation_error * queries.norms * tile.largest_norm
+        # Each operation can also lose a number below `SMALLEST`: a component of a vector, a product or a sum.
+        underflow = 4 * (self.dimension + 8) * SMALLEST * (1 + queries.norms) * (1 + lengths)
+        total: Float = rounding + summation + rotation + underflow + self.output_error(queries, tile)
+        return total.astype(np.float32, copy=False)
 
     def output_error(self, queries: QueryBlock, tile: Tile) -> Float:
         """float32 `[n]`: a bound on the error that arises when the kernel stores its result."""
@@ -210,9 +222,7 @@ class FloatKernel(Kernel):
     def _products(self, queries: QueryBlock, tile: Tile, workspace: Workspace) -> torch.Tensor:
         """`[T, n]` products, plus the tile's bias, in the kernel's number format."""
         out = workspace.take(len(tile.values), len(queries.norms), self.dtype)
-        if tile.bias is None:
-            return torch.mm(tile.values, queries.values.t(), out=out)
-        return torch.addmm(tile.bias, tile.values, queries.values.t(), out=out)
+        return matrix_product(tile.values, queries.values.t(), tile.bias, out)
 
     def levels(
         self, queries: QueryBlock, tile: Tile, scale: Scale, workspace: Workspace
@@ -252,12 +262,43 @@ def scaled_part(documents: Float, span: slice, scale: Float | None) -> torch.Ten
 
 
 def row_norms(vectors: torch.Tensor) -> torch.Tensor:
-    """The Euclidean norm of each row."""
+    """The Euclidean norm of each row, float32 `[n]`."""
     norms: torch.Tensor = torch.linalg.vector_norm(vectors, dim=1)
+    small = norms < _SHORT
+    if small.any():  # the squares of such components are too small for float32
+        norms[small] = torch.linalg.vector_norm(vectors[small], dim=1, dtype=torch.float64).float()
     return norms
+
+
+_SHORT = 1e-15  # norms below this are computed in float64
 
 
 def largest_norm(vectors: torch.Tensor) -> float:
     """The largest Euclidean norm of a row, rounded up."""
-    # The surplus covers the rounding of the norm itself, which is computed in float32.
-    return float(torch.linalg.vector_norm(vectors, dim=1).max()) * (1 + 1e-5)
+    # The surplus covers the rounding of the norm itself, a float32 sum of d squares.
+    return float(row_norms(vectors).max()) * (1 + (vectors.shape[1] + 8) * UNIT_ROUNDOFF)
+
+
+def matrix_product(
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`[T, n]`: the product of `left` `[T, d]` and `right` `[d, n]` on the CPU, plus `bias`, in their number format.
+
+    Products of float32 are float32, whatever precision the process has chosen for torch. With
+    `torch.set_float32_matmul_precision("medium")`, for example, torch rounds float32 to bfloat16 on many processors,
+    which no error bound here allows for. The setting belongs to the whole process, so it is not touched: another
+    thread may be training with it. Instead, numpy multiplies.
+    """
+    if left.dtype == torch.float32 and _may_round_float32():
+        out = torch.empty(len(left), right.shape[1]) if out is None else out
+        np.matmul(left.numpy(), right.numpy(), out=out.numpy())
+        return out if bias is None else out.add_(bias)
+    return torch.mm(left, right, out=out) if bias is None else torch.addmm(bias, left, right, out=out)
+
+
+def _may_round_float32() -> bool:
+    """Whether torch may round the operands of float32 products on the CPU, because the process has asked for it."""
+    onednn = getattr(torch.backends.mkldnn, "matmul", None)
+    if onednn is None:  # torch before 2.9
+        return torch.get_float32_matmul_precision() != "highest"
+    return onednn.fp32_precision not in ("none", "ieee")

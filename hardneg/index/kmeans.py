@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hardneg.index.kernels import spans
+from hardneg.index.kernels import matrix_product, spans
 from hardneg.index.vectors import VectorStore
 from hardneg.storage.arrays import Float, Int
 
@@ -84,9 +84,9 @@ class Centroids:
         With `inner`, vectors and centroids are compared by inner product, whatever the metric.
         """
         if self.metric == "cosine" or inner:
-            return torch.mm(torch.from_numpy(vectors).to(self._factor.dtype), self._factor)
+            return matrix_product(torch.from_numpy(vectors).to(self._factor.dtype), self._factor)
         centered = torch.from_numpy(vectors - self._mean).to(self._factor.dtype)
-        return torch.addmm(self._bias, centered, self._factor)
+        return matrix_product(centered, self._factor, self._bias)
 
     def assign(
         self, read: Callable[[slice], Float], size: int, spread: Callable[..., Iterable[Any]] = map

@@ -37,7 +37,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.index.kernels import LEVELS, UNIT_ROUNDOFF, Kernel, QueryBlock, Scale, Tile, Workspace
+from hardneg.index.kernels import LEVELS, SMALLEST, UNIT_ROUNDOFF, Kernel, QueryBlock, Scale, Tile, Workspace
 from hardneg.index.topk import RunningTopK, pair_products
 from hardneg.storage.arrays import Float, Int
 
@@ -153,7 +153,7 @@ def score_range(
     # -|q - d|^2 = 2 (q.d - |d|^2 / 2) - |q|^2. These additions are in float32 too, so they add to the bound.
     span = (rounded.norms + largest) ** 2
     dimension = kernel.dimension
-    bound = 2 * bound + 8 * (dimension + 8) * np.float32(UNIT_ROUNDOFF) * span
+    bound = 2 * bound + 8 * (dimension + 8) * (np.float32(UNIT_ROUNDOFF) * span + np.float32(SMALLEST))
     return replace(rounded, unit=2 * rounded.unit, offset=-(rounded.norms**2)), bound, -span - bound, bound
 
 

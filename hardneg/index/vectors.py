@@ -25,6 +25,12 @@ Documents = NDArray[np.floating] | Sharded | Rows
 
 TILE_BYTES = 96 << 20  # bytes of the documents of one tile, in float32
 
+MOST_THREADS = 1024  # worker threads; with many more, the libraries below fail to start theirs, and the process crashes
+
+LONGEST = 1e18  # the largest norm of a vector; scores of longer ones, or their error bounds, can overflow float32
+
+SHORTEST = 1e-30  # the smallest norm for cosines; the products of shorter vectors are too small for float32
+
 
 class VectorStore:
     """The vectors of a corpus, with a metric. This is the base class of all indexes.
@@ -37,7 +43,7 @@ class VectorStore:
     Raises:
         DataError: there are no documents, a vector has a NaN or infinite value, or, for the metric `cosine`, a vector
             is zero.
-        UsageError: the metric is unknown.
+        UsageError: the metric is unknown, or the number of threads is out of range.
 
     >>> store = VectorStore(np.eye(3, dtype=np.float32))
     >>> store.pair_scores(np.eye(3, dtype=np.float32)[:1], np.array([[0, 1]])).tolist()
@@ -53,8 +59,10 @@ class VectorStore:
             raise DataError(f"the corpus holds no vectors: expected an array [N, d], got shape {documents.shape}")
         self.documents = documents
         self.metric = metric
-        self.threads = threads if threads is not None else torch.get_num_threads()
+        self.threads = checked_threads(threads)
         self._inverse_norms = checked_norms(documents, "corpus", zero_allowed=metric != "cosine")
+        # The inverse of a smaller norm can be too large for float32. It is left out as if it were zero.
+        self._inverse_norms[self._inverse_norms < SHORTEST] = 0
         np.divide(1.0, self._inverse_norms, out=self._inverse_norms, where=self._inverse_norms > 0)
 
     @property
@@ -146,10 +154,11 @@ class VectorStore:
             float32 `[m]`.
         """
         if self.metric == "cosine":
-            scaled: Float = products * self._inverse_norms[documents]
-            return scaled
-        signed: Float = -products if self.squared else products
-        return signed
+            scores: Float = products * self._inverse_norms[documents]
+        else:
+            scores = -products if self.squared else products.copy()
+        scores += 0.0  # turns -0 into 0, as in the answer of a search (see `topk.pack`)
+        return scores
 
     def vectors(self, rows: slice | NDArray[np.integer]) -> Float:
         """float32 `[m, d]`: the vectors of these documents as they are stored."""
@@ -198,6 +207,18 @@ class VectorStore:
         return min(65536, max(1, TILE_BYTES // (4 * self.dimension)))
 
 
+def checked_threads(threads: int | None) -> int:
+    """The number of worker threads; by default as many as torch uses. UsageError unless it is 1 to `MOST_THREADS`."""
+    if threads is None:
+        return min(torch.get_num_threads(), MOST_THREADS)
+    if isinstance(threads, bool) or not isinstance(threads, int | np.integer) or not 1 <= threads <= MOST_THREADS:
+        raise UsageError(
+            f"threads={threads!r}: it must be a whole number from 1 to {MOST_THREADS:,}; more threads than processor "
+            f"cores are never faster"
+        )
+    return int(threads)
+
+
 @contextmanager
 def workers(threads: int) -> Iterator[Executor]:
     """A pool of threads, each of which computes on one processor core. While one selects documents, another multiplies.
@@ -228,25 +249,30 @@ def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zer
         zero_allowed: whether vectors may be zero.
 
     Raises:
-        DataError: a vector has a NaN or infinite value, its norm overflows float32, or it is zero and zero is not
-            allowed. The message names the first such rows.
+        DataError: a vector has a NaN or infinite value, is longer than `LONGEST`, or is shorter than `SHORTEST` and zero
+            is not allowed. The message names the first such rows.
     """
     norms = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), 16384):
         part = np.asarray(vectors[start : start + 16384], np.float32)
-        norms[start : start + 16384] = np.sqrt(np.einsum("ij,ij->i", part, part))
+        found = norms[start : start + 16384]
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below
+            np.sqrt(np.einsum("ij,ij->i", part, part), out=found)
+        small = np.flatnonzero(found < 1e-15)
+        found[small] = np.linalg.norm(part[small].astype(np.float64), axis=1)  # such squares are too small for float32
     # If these are selected rows of a file, the message names their rows in the file.
     names = vectors.rows if isinstance(vectors, Rows) else np.arange(len(vectors))
-    bad = names[~np.isfinite(norms)]
+    bad = names[~(norms <= LONGEST)]
     if len(bad):
         raise DataError(
-            f"{len(bad):,} of {len(vectors):,} {what} vectors hold NaN or infinite values, or overflow: "
-            f"rows {first_few(bad)}. Embed those texts again or remove them"
+            f"{len(bad):,} of {len(vectors):,} {what} vectors hold NaN or infinite values, or are longer than "
+            f"{LONGEST:g}, so that scores overflow: rows {first_few(bad)}. Embed those texts again or remove them"
         )
-    zero = names[norms == 0]
+    zero = names[norms < SHORTEST]
     if len(zero) and not zero_allowed:
         raise DataError(
-            f"{len(zero):,} of {len(vectors):,} {what} vectors are all zero, so they have no direction and no cosine: "
-            f"rows {first_few(zero)}. Embed those texts again, remove them, or use another metric"
+            f"{len(zero):,} of {len(vectors):,} {what} vectors are all zero or shorter than {SHORTEST:g}, so they have "
+            f"no direction and no cosine: rows {first_few(zero)}. Embed those texts again, remove them, or use another "
+            f"metric"
         )
     return norms
