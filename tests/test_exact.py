@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardneg.errors import DataError, UsageError
-from hardneg.index.base import METRICS, Index
+from hardneg.index.base import METRICS, Index, Neighbors
 from hardneg.index.exact import ExactIndex
 from hardneg.index.int8 import int8_is_exact
 from hardneg.index.kernel_choice import KERNELS, fastest_kernel, make_kernel
@@ -55,21 +55,51 @@ def awkward(kind: str, n: int, size: int, d: int, seed: int) -> tuple[np.ndarray
     return queries.astype(np.float32), documents.astype(np.float32)
 
 
-def check(queries: np.ndarray, documents: np.ndarray, k: int, metric: str, kernel: str) -> None:
-    found = ExactIndex(documents, metric, kernel).search(queries, k)
+def tolerances(queries: np.ndarray, documents: np.ndarray, metric: str) -> np.ndarray:
+    """float64 `[n]`: how much a float32 score of each query can differ from the true one.
+
+    It is relative to the lengths of the vectors. With an absolute tolerance, every answer would be right for vectors
+    that are short enough.
+    """
+    q, d = (np.linalg.norm(side.astype(np.float64), axis=1) for side in (queries, documents))
+    size = {"cosine": np.ones(len(q)), "ip": q * d.max(), "l2": (q + d.max()) ** 2}[metric]
+    return 4 * (documents.shape[1] + 8) * 2.0**-24 * size
+
+
+def check_answer(found: Neighbors, queries: np.ndarray, documents: np.ndarray, k: int, metric: str) -> None:
     truth = naive_scores(queries, documents, metric)
-    size = np.abs(truth).max() + (documents.astype(np.float64) ** 2).sum(1).max()
-    tolerance = 1e-5 * max(1.0, size)
     assert found.scores.shape == found.documents.shape == (len(queries), k)
-    for i in range(len(queries)):
+    for i, tolerance in enumerate(tolerances(queries, documents, metric)):
         assert len(set(found.documents[i].tolist())) == k
-        np.testing.assert_allclose(found.scores[i], truth[i, found.documents[i]], atol=tolerance)
+        np.testing.assert_allclose(found.scores[i], truth[i, found.documents[i]], rtol=0, atol=tolerance)
         kth = np.sort(truth[i])[-k]
         # Nothing clearly better than the k-th best is missing, nothing clearly worse is in.
         missing = np.setdiff1d(np.flatnonzero(truth[i] > kth + tolerance), found.documents[i])
         assert len(missing) == 0
         assert (truth[i, found.documents[i]] >= kth - tolerance).all()
         assert (np.diff(found.scores[i]) <= 0).all()
+
+
+def check(queries: np.ndarray, documents: np.ndarray, k: int, metric: str, kernel: str) -> None:
+    found = ExactIndex(documents, metric, kernel).search(queries, k)
+    check_answer(found, queries, documents, k, metric)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("scale", [1e-12, 1e-4, 1.0, 1e12])
+def test_the_check_itself_can_fail(metric: str, scale: float) -> None:
+    """The worst neighbors, and scores that are slightly off, are noticed for vectors of every length."""
+    queries, documents = (np.float32(scale) * side for side in awkward("gauss", 5, 300, 24, 0))
+    index = ExactIndex(documents, metric)
+    right, whole = index.search(queries, 20), index.search(queries, 300)
+    check_answer(right, queries, documents, 20, metric)
+    worst = Neighbors(whole.scores[:, -20:], whole.documents[:, -20:])
+    off = Neighbors(right.scores * np.float32(1 + 1e-3), right.documents)
+    next_best = np.concatenate([whole.documents[:, :19], whole.documents[:, 30:31]], axis=1)
+    second = Neighbors(index.pair_scores(queries, next_best), next_best)
+    for wrong in (worst, off, second):
+        with pytest.raises(AssertionError):
+            check_answer(wrong, queries, documents, 20, metric)
 
 
 @pytest.mark.parametrize("metric", METRICS)
