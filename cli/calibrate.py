@@ -7,8 +7,22 @@ from typing import Any
 
 import click
 
+from hardneg import renamed
+
 from .main import print_json
 from .show import print_posterior, progress_bars
+
+
+def feature_names(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of features, with their new names. A note on stderr names each that was given by its old name."""
+    for name in names:
+        if name in renamed.FEATURES:
+            new = renamed.FEATURES[name]
+            click.echo(
+                f"note: the feature {name!r} is called {new!r} now; version 0.3 will no longer know the old name",
+                err=True,
+            )
+    return tuple(renamed.FEATURES.get(name, name) for name in names)
 
 
 @click.command()
@@ -46,6 +60,7 @@ from .show import print_posterior, progress_bars
     "--feature",
     "features",
     multiple=True,
+    callback=feature_names,
     metavar="NAME",
     help="Use this feature with --learn judged or groups. Repeat the option for several.  [default: chosen by "
     "cross-validation]",
@@ -89,8 +104,9 @@ def calibrate(
       hardneg select run --filter posterior:run/posterior.json --out run2
     """
     from hardneg.false_negatives.calibrate import calibrate as run_calibrate
-    from hardneg.false_negatives.model import Posterior
+    from hardneg.false_negatives.model import Posterior, check_savable
 
+    check_savable(features)
     with progress_bars() as progress:
         learned = run_calibrate(
             run,

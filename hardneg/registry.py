@@ -1,8 +1,8 @@
-"""The registry of datasets, encoders and filters that specs name. Each is imported when it is first used.
+"""The registry of datasets, encoders, filters and samplers that specs name. Each is imported when it is first used.
 
-`builtin:glyphs` names a dataset, `st:MODEL` an encoder, and `margin:relative=0.05` a filter. Code that reads specs uses
-this registry instead of importing the modules, which may be in higher layers of the library. Register your own parts
-here:
+`builtin:glyphs` names a dataset, `st:MODEL` an encoder, `margin:relative=0.05` a filter, and `uniform` a sampler. Code
+that reads specs uses this registry instead of importing the modules, which may be in higher layers of the library.
+Register your own parts here:
 
 >>> from hardneg.registry import names, register
 >>> register("filter", "short", lambda options: None)
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from hardneg import renamed
 from hardneg.errors import UsageError, suggestion
 
 # The parts of hardneg: the module and the function of each, by kind and name.
@@ -47,35 +48,56 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
         "cross-encoder": "hardneg.mining.filters.models:cross_encoder_from_spec",
         "posterior": "hardneg.false_negatives.filters:posterior_from_spec",
     },
+    # make(SpecOptions) -> Sampler
+    "sampler": {
+        "top": "hardneg.mining.samplers:top_from_spec",
+        "uniform": "hardneg.mining.samplers:uniform_from_spec",
+        "softmax": "hardneg.mining.samplers:softmax_from_spec",
+        "simans": "hardneg.mining.samplers:simans_from_spec",
+    },
 }
+
+_WRITER = "hardneg.mining.specs:written"  # writes filters and samplers as text; see `spec_of`
+
+# Names that a spec cannot reach: `object` stands for objects without a spec (see `spec_of`).
+_TAKEN = {"object": "it stands for objects that have no spec"}
+_TAKEN |= {old: f"it is the old name of {new!r}" for old, new in renamed.FILTERS.items()}
 
 
 def _parts(kind: str) -> dict[str, str | Callable[..., Any]]:
-    if kind not in _PARTS:
-        raise UsageError(f"unknown kind {kind!r}.{suggestion(kind, _PARTS)}")
+    if not isinstance(kind, str) or kind not in _PARTS:
+        raise UsageError(f"unknown kind {kind!r}.{suggestion(str(kind), _PARTS)}")
     return _PARTS[kind]
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The registered names of a kind: `dataset`, `encoder` or `filter`."""
+    """The registered names of a kind: `dataset`, `encoder`, `filter` or `sampler`."""
     return tuple(_parts(kind))
 
 
 def register(kind: str, name: str, part: Callable[..., Any]) -> None:
-    """Register a dataset, an encoder or a filter under a name, in this process.
+    """Register a dataset, an encoder, a filter or a sampler under a name, in this process.
 
     Args:
-        kind: `dataset`, `encoder` or `filter`.
+        kind: `dataset`, `encoder`, `filter` or `sampler`.
         name: the part of a spec before the colon. If the name is taken, the new part replaces the old one.
         part: the function behind the name: `read(split, builder)` for a dataset, `make(rest, options)` for an encoder,
-            where `rest` is the spec after the colon, and `make(options)` for a filter.
+            where `rest` is the spec after the colon, and `make(options)` for a filter or a sampler.
 
     Raises:
-        UsageError: the kind is unknown, or the name is empty or has a colon or a comma.
+        UsageError: the kind is unknown, no spec could reach the name, or the part cannot be called.
     """
     parts = _parts(kind)
-    if not name or ":" in name or "," in name:
-        raise UsageError(f"the name {name!r} cannot be used in a spec: it must not be empty or have a colon or a comma")
+    if not isinstance(name, str):
+        raise UsageError(f"a name to register is text, not {name!r}")
+    if not name or any(each in ":," or each.isspace() for each in name):
+        raise UsageError(
+            f"the name {name!r} cannot be used in a spec: it must not be empty or have a colon, a comma or a blank"
+        )
+    if name in _TAKEN and kind in ("filter", "sampler"):
+        raise UsageError(f"the name {name!r} cannot be used in a spec: {_TAKEN[name]}. Choose another name")
+    if not callable(part):
+        raise UsageError(f"{name!r} is registered with a function that makes the {kind}, not with {part!r}")
     parts[name] = part
 
 
@@ -83,7 +105,7 @@ def find(kind: str, name: str, what: str | None = None) -> Callable[..., Any]:
     """The function registered under a name.
 
     Args:
-        kind: `dataset`, `encoder` or `filter`.
+        kind: `dataset`, `encoder`, `filter` or `sampler`.
         name: the part of a spec before the colon.
         what: the kind in the words of the message; `kind` by default.
 
@@ -95,16 +117,31 @@ def find(kind: str, name: str, what: str | None = None) -> Callable[..., Any]:
         raise UsageError(f"unknown {what or kind} {name!r}.{suggestion(name, parts)}")
     part = parts[name]
     if isinstance(part, str):
-        module, _, attribute = part.partition(":")
-        part = getattr(import_module(module), attribute)
-        assert callable(part)
-        parts[name] = part
+        part = parts[name] = _loaded(part)
     return part
 
 
+def _loaded(path: str) -> Callable[..., Any]:
+    """The function at `MODULE:NAME`."""
+    module, _, attribute = path.partition(":")
+    part = getattr(import_module(module), attribute)
+    assert callable(part)
+    function: Callable[..., Any] = part
+    return function
+
+
 def spec_of(part: Any) -> str:
-    """A filter, sampler or index as text: its attribute `spec`, else its `name`, else its `repr`; a string as it is."""
+    """A filter, sampler or index as text, for files.
+
+    Args:
+        part: a spec, or an object where a spec can stand.
+
+    Returns:
+        A spec as it is, with the new name of a filter. For an object, its spec, if parsing the spec gives back an equal
+        object; for an index, its name. Otherwise a text that begins with `object:`, says what the object is, and cannot
+        be parsed.
+    """
     if isinstance(part, str):
-        return part
-    texts = (getattr(part, attribute, None) for attribute in ("spec", "name"))
-    return next((text for text in texts if isinstance(text, str)), repr(part))
+        return renamed.filter_spec(part)
+    text: str = _loaded(_WRITER)(part)
+    return text

@@ -94,15 +94,15 @@ def test_built_in_filters_as_objects_are_the_same_run(pairs: Pairs, tmp_path: Pa
 
 def test_a_filter_of_ones_own(pairs: Pairs, tmp_path: Path) -> None:
     run = hardneg.mine(pairs, tmp_path / "run", MineOptions(filters=(Even(by=3),), depth=40))
-    assert run.info["config"]["filters"] == ["even:by=3"]
+    assert run.info["config"]["filters"] == ["object:tests.test_own_parts.Even(by=3)"]
     assert run.info["counts"]["verdicts"]["even"] > 0
     ids = pairs.document_ids.to_pylist()
     assert all(ids.index(each) % 3 == 0 for row in rows_of(run, "negative_ids") for each in row)
     again = hardneg.select(run, SelectOptions(filters=(Even(by=5), "rank:min=3")), tmp_path / "again")
-    assert again.info["config"]["filters"] == ["even:by=5", "rank:min=3"]
+    assert again.info["config"]["filters"] == ["object:tests.test_own_parts.Even(by=5)", "rank:min=3"]
     assert all(ids.index(each) % 5 == 0 for row in rows_of(again, "negative_ids") for each in row)
-    # Without the object, what stands in run.json is a name that nobody knows, and that is said.
-    with pytest.raises(UsageError, match="unknown filter 'even'"):
+    # Without the object, the text in run.json makes no filter, and that is said.
+    with pytest.raises(UsageError, match=r"give the object again, as in SelectOptions\(filters="):
         hardneg.select(run, SelectOptions(negatives=2), tmp_path / "third")
 
 
@@ -149,7 +149,7 @@ def test_a_posterior_that_is_only_in_memory(pairs: Pairs, tmp_path: Path) -> Non
 
 def test_a_sampler_of_ones_own(pairs: Pairs, tmp_path: Path) -> None:
     run = hardneg.mine(pairs, tmp_path / "run", MineOptions(sampler=Farthest(), depth=20, negatives=3))
-    assert run.info["config"]["sampler"] == "Farthest()"
+    assert run.info["config"]["sampler"] == "object:tests.test_own_parts.Farthest()"
     top = hardneg.select(run, SelectOptions(sampler="top"), tmp_path / "top")
     assert np.mean(rows_of(run, "negative_ranks")) > np.mean(rows_of(top, "negative_ranks")) + 5
     back = hardneg.select(top, SelectOptions(sampler=Farthest()), tmp_path / "back")
@@ -213,8 +213,8 @@ def test_training_takes_objects_and_goes_on_with_them(pairs: Pairs, tmp_path: Pa
     hardneg.train(pairs, second, tmp_path / "cut", options, device="cpu", resume=True)
     assert (whole.table.weight == second.table.weight).all()
     written = json.loads((tmp_path / "cut" / "train.json").read_text())["options"]
-    assert written["filters"] == ["even:by=3", "margin:relative=0.01"]
-    assert (written["negative_sampling"], written["index"]) == ("Farthest()", "brute")
+    assert written["filters"] == ["object:tests.test_own_parts.Even(by=3)", "margin:relative=0.01"]
+    assert (written["negative_sampling"], written["index"]) == ("object:tests.test_own_parts.Farthest()", "brute")
     with pytest.raises(UsageError, match="the vectors change with every generation"):
         Recipe(index=ExactIndex(np.eye(2, dtype=np.float32)))  # type: ignore[arg-type]
 

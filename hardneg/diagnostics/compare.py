@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hardneg import renamed
 from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose
 from hardneg.diagnostics.estimates import Estimate, sampled
@@ -157,7 +158,7 @@ def _verdicts(path: Any, query_ids: pa.Array, document_ids: pa.Array) -> tuple[N
 
     Returns:
         (int64, a sorted key for each pair of query and document; int64, the code of each pair's verdict; the verdict
-        that each code stands for).
+        that each code stands for, with the new names of filters).
     """
     table = read_parquet(path, ["query_id", "document_id", "verdict"])
     rows = values_of(pc.index_in(table["query_id"].cast(pa.string()), value_set=query_ids)).astype(np.int64)
@@ -166,7 +167,7 @@ def _verdicts(path: Any, query_ids: pa.Array, document_ids: pa.Array) -> tuple[N
     codes = values_of(pc.index_in(table["verdict"], value_set=names)).astype(np.int64)
     keys = rows * len(document_ids) + documents
     order = np.argsort(keys, kind="stable")
-    return keys[order], codes[order], names.to_pylist()
+    return keys[order], codes[order], [renamed.verdict(str(name)) for name in names.to_pylist()]
 
 
 def _changes(before: list[Finding], after: list[Finding]) -> list[tuple[str, Finding]]:

@@ -42,7 +42,11 @@ RISING = frozenset(FEATURES) - {"margin", "log_rank"}
 
 def check_features(names: Sequence[str]) -> None:
     """Raise UsageError for unknown features."""
+    if isinstance(names, str):
+        raise UsageError(f"features is a list of names, not one name: write features=({names!r},)")
     for name in names:
+        if not isinstance(name, str):
+            raise UsageError(f"a feature is written as its name, not {name!r}. Known: {', '.join(FEATURES)}.")
         kind, colon, model = name.partition(":")
         if (kind + colon) not in FEATURES or (colon and not model):
             raise UsageError(f"unknown feature {name!r}.{suggestion(name, FEATURES)}")

@@ -54,6 +54,10 @@ class PosteriorFilter(Filter):
     file: str = ""
     threshold: float | None = None
 
+    @property
+    def guides(self) -> tuple[str, ...]:
+        return tuple(name.partition(":")[2] for name in self.posterior.features if name.startswith("guide:"))
+
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         limit = self.posterior.threshold if self.threshold is None else self.threshold
         keep: Mask = self.false_probability(candidates, context) <= np.float32(limit)
@@ -84,11 +88,11 @@ class PosteriorFilter(Filter):
             return []
         if self.threshold is not None and self.threshold > guarantee["threshold"]:
             return [f"the guarantee of {self.file} does not hold for threshold {self.threshold:g}: it has its own"]
-        now = selection_of(config)
-        changed = [name for name, value in guarantee["selection"].items() if now.get(name) != value]
+        then, now = selection_of(guarantee["selection"]), selection_of(config)
+        changed = [name for name, value in then.items() if now[name] != value]
         if not changed:
             return []
-        said = ", ".join(f"{name} {guarantee['selection'][name]!r} then, {now.get(name)!r} now" for name in changed)
+        said = ", ".join(f"{name} {then[name]!r} then, {now[name]!r} now" for name in changed)
         return [f"the guarantee of {self.file} was given for another selection ({said})"]
 
 

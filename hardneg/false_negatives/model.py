@@ -6,7 +6,9 @@ A posterior is stored as plain JSON.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import reprlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -17,6 +19,8 @@ from numpy.typing import NDArray
 from hardneg import renamed
 from hardneg.errors import RunError, UsageError
 from hardneg.false_negatives.features import check_features
+from hardneg.mining.specs import names_code, no_code, parse_filter, parse_sampler
+from hardneg.registry import spec_of
 from hardneg.storage.arrays import Float
 from hardneg.storage.json_files import read_json, write_json
 
@@ -25,6 +29,7 @@ SCHEMA_VERSION = 1
 SOURCES = ("judgements", "groups", "hidden positives", "known positives")
 
 A = TypeVar("A")
+T = TypeVar("T")
 Double = NDArray[np.float64]
 
 
@@ -136,7 +141,7 @@ class Posterior(LogisticModel):
         Raises:
             RunError: `value` is not a posterior, was written for another version, or is damaged.
         """
-        if value.get("kind") != "hardneg posterior":
+        if not isinstance(value, dict) or value.get("kind") != "hardneg posterior":
             raise RunError(f"{where} is no posterior: hardneg calibrate writes posteriors")
         if value.get("schema_version") != SCHEMA_VERSION:
             raise RunError(
@@ -144,22 +149,34 @@ class Posterior(LogisticModel):
                 f"{SCHEMA_VERSION}: calibrate again"
             )
         try:
-            features = renamed.with_new_names(value["features"], renamed.FEATURES)
+            features = renamed.with_new_names(_typed(value["features"], dict, "features"), renamed.FEATURES)
+            for name in features:
+                no_code(name, where)
+            fingerprints = _typed(value["fingerprints"], dict, "fingerprints")
+            if not all(each is None or isinstance(each, str) for each in fingerprints.values()):
+                raise UsageError("a fingerprint must be text or null")
             return cls(
                 tuple(features),
-                tuple(float(weight) for weight in features.values()),
-                float(value["intercept"]),
-                float(value["threshold"]),
-                value["source"],
-                dict(value["fingerprints"]),
-                dict(value["report"]),
-                None if value["guarantee"] is None else dict(value["guarantee"]),
+                tuple(_number(weight, name) for name, weight in features.items()),
+                _number(value["intercept"], "intercept"),
+                _number(value["threshold"], "threshold"),
+                _typed(value["source"], str, "source"),
+                dict(fingerprints),
+                dict(_typed(value["report"], dict, "report")),
+                _guarantee(value["guarantee"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            raise RunError(f"{where} is a damaged posterior ({error!r}): calibrate again") from None
+        except KeyError as error:
+            raise RunError(f"{where} is a damaged posterior (it has no entry {error}): calibrate again") from None
+        except UsageError as error:
+            raise RunError(f"{where} is a damaged posterior ({error}): calibrate again") from None
 
     def save(self, path: str | Path) -> None:
-        """Write the posterior to a JSON file."""
+        """Write the posterior to a JSON file.
+
+        Raises:
+            UsageError: a feature names a module, which is never taken from a file.
+        """
+        check_savable(self.features)
         write_json(Path(path), self.to_json())
 
     @classmethod
@@ -170,6 +187,47 @@ class Posterior(LogisticModel):
             RunError: the file does not exist, or is not a posterior of this version.
         """
         return cls.from_json(read_json(Path(path)), str(path))
+
+
+def check_savable(features: Sequence[str]) -> None:
+    """Raise UsageError for a feature that names a module: a file with it would not be loaded (see `no_code`)."""
+    named = [name for name in features if names_code(name)]
+    if named:
+        raise UsageError(
+            f"the feature {named[0]!r} names a module, which is never taken from a file, so a saved posterior could not be "
+            f"loaded: use a saved model, or an encoder that is registered under a name (hardneg.registry.register)"
+        )
+
+
+def _typed(value: Any, kind: type[T], name: str) -> T:
+    """`value` itself; UsageError if it is of another type."""
+    if not isinstance(value, kind):
+        raise UsageError(f"{name} is {reprlib.repr(value)}, which is no {kind.__name__}")
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    """`value` as a finite float; UsageError if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{name} is {reprlib.repr(value)}, which is no number")
+    if not -sys.float_info.max <= value <= sys.float_info.max:
+        raise UsageError(f"{name} is not a finite number of 64 bits")
+    return float(value)
+
+
+def _guarantee(value: Any) -> dict[str, Any] | None:
+    """The entry `guarantee` of a file; UsageError if it lacks what the notes of a selection need."""
+    if value is None:
+        return None
+    guarantee = dict(_typed(value, dict, "guarantee"))
+    _number(guarantee["threshold"], "the threshold of the guarantee")
+    selection = _typed(guarantee["selection"], dict, "the selection of the guarantee")
+    _typed(selection["sampler"], str, "the sampler of the guarantee")
+    for spec in _typed(selection["filters"], list, "filters of the guarantee"):
+        _typed(spec, str, "a filter of the guarantee")
+    for name in ("negatives", "seed", "default_filters"):
+        _typed(selection[name], int, f"{name} of the guarantee")
+    return guarantee
 
 
 def identity(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
@@ -187,9 +245,30 @@ def identity(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def selection_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run that decide which of its candidates become negatives, without the posterior."""
-    chosen = {name: config[name] for name in ("sampler", "negatives", "seed", "default_filters")}
-    return {**chosen, "filters": [spec for spec in config["filters"] if not spec.startswith("posterior:")]}
+    """The options of a run that decide which of its candidates become negatives, without the posterior.
+
+    Specs are written in one way, so that `softmax` and `softmax:temperature=0.05`, or an old and a new name, are equal.
+
+    >>> config = {"sampler": "softmax:temperature=0.05", "negatives": 7, "seed": 0, "default_filters": True}
+    >>> chosen = selection_of({**config, "filters": ["crowd:max=0.90", "posterior:p.json"]})
+    >>> chosen["sampler"], chosen["filters"]
+    ('softmax', ['shared-neighbors:max=0.9'])
+    """
+    chosen = {name: config[name] for name in ("negatives", "seed", "default_filters")}
+    filters = [spec for spec in config["filters"] if not spec.startswith("posterior:")]
+    return {
+        "sampler": _in_one_way(config["sampler"], parse_sampler),
+        **chosen,
+        "filters": [_in_one_way(spec, parse_filter) for spec in filters],
+    }
+
+
+def _in_one_way(spec: str, parse: Callable[[str], Any]) -> str:
+    """The spec of the object that `spec` makes; a spec that makes none as it is."""
+    try:
+        return spec_of(parse(spec))
+    except UsageError:
+        return spec_of(spec)
 
 
 def check_identity(posterior: Posterior, fingerprints: Mapping[str, Any], where: str, force: bool = False) -> None:

@@ -15,7 +15,7 @@ from hardneg.false_negatives.model import LogisticModel
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.reopen import Part, Reopened
 from hardneg.mining.samplers import draw, query_keys
-from hardneg.mining.specs import parse_sampler
+from hardneg.mining.specs import no_code, parse_sampler
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Float, Mask, Ragged, members
 
@@ -135,6 +135,7 @@ class Population:
         self, run: Reopened, features: PairFeatures, model: LogisticModel, progress: Progress = silent
     ) -> None:
         config = run.run.info["config"]
+        no_code(config["sampler"], str(run.run.folder / "run.json"))
         self.run = run
         self.sampler, self.wanted, self.seed = parse_sampler(config["sampler"]), config["negatives"], config["seed"]
         self.keys = query_keys(run.pairs.query_ids)

@@ -75,11 +75,15 @@ class Mined:
         real = documents >= 0
         positives = pairs.positives.padded()
         lowest = np.full(len(pairs), np.nan, np.float32)
-        # A positive among the neighbors has its score there. Any other scores below the last neighbor: use that score.
+        # A positive among the neighbors has its score there. Any other scores below the last neighbor: use that score. A query
+        # without any neighbor has no such score, and its candidates have no margin.
+        last = np.where(real, neighbors.scores, np.inf).min(1, initial=np.inf).astype(np.float32)
+        last = np.where(np.isposinf(last), np.float32(np.nan), last)
         for j in range(positives.shape[1]):
             match = (documents == positives[:, j, None]) & (positives[:, j, None] >= 0)
-            score = np.where(match.any(1), np.take_along_axis(neighbors.scores, match.argmax(1)[:, None], 1)[:, 0],
-                             neighbors.scores[:, -1])  # fmt: skip
+            score = np.where(
+                match.any(1), np.take_along_axis(neighbors.scores, match.argmax(1)[:, None], 1)[:, 0], last
+            )
             lowest = np.where(positives[:, j] >= 0, np.fmin(lowest, score), lowest)
         kept = real & ~members(documents, pairs.known_positives())
         mined = cls(documents, neighbors.scores, lowest, kept)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
+
 from hardneg.data.options import ReadOptions
 from hardneg.errors import DataError, UsageError, suggestion
-from hardneg.index.base import METRICS, IndexSpec
+from hardneg.index.base import METRICS, Index, IndexSpec
 from hardneg.index.factory import INDEXES
 from hardneg.mining.filters.base import Filter
 from hardneg.mining.samplers import Sampler
-from hardneg.mining.specs import parse_filters, parse_sampler
+from hardneg.mining.specs import check_guides, filters_of, parse_filters, parse_sampler
 from hardneg.registry import spec_of
 from hardneg.storage.vectors import PRECISIONS
 
@@ -60,9 +66,20 @@ class MineOptions:
     precision: str = "float16"
     read: ReadOptions = field(default_factory=ReadOptions)
 
+    def __post_init__(self) -> None:
+        # Values of numpy become plain ones, so that they can be written, and a generator of filters is read only once.
+        for each in dataclasses.fields(self):
+            object.__setattr__(self, each.name, plain(getattr(self, each.name)))
+        object.__setattr__(self, "filters", filters_of(self.filters))
+
     def validate(self) -> None:
         """Raise UsageError for mistakes that can be found before any work starts."""
-        parse_filters(self.filters, self.default_filters)
+        check_types(self, _TYPES)
+        if not isinstance(self.index, str | Index) and not callable(self.index):
+            raise UsageError(
+                f"the option index must be a name, an index or a function that makes one, not {self.index!r}"
+            )
+        check_guides(parse_filters(self.filters, self.default_filters))
         parse_sampler(self.sampler)
         for name, value, known in (
             *((("index", self.index, INDEXES),) if isinstance(self.index, str) else ()),
@@ -73,6 +90,14 @@ class MineOptions:
                 raise UsageError(f"unknown {name} {value!r}.{suggestion(value, known)}")
         if not 0 < self.recall <= 1:
             raise UsageError(f"recall {self.recall} must be above 0 and at most 1")
+        self._validate_depths()
+        if (self.query_embeddings is None) != (self.corpus_embeddings is None):
+            raise UsageError("give both query embeddings and corpus embeddings, or neither")
+        if not 0 <= self.seed < 2**63:
+            raise UsageError(f"the seed {self.seed} must be 0 to 2^63 - 1")
+        check_device(self.index_device, self.index)
+
+    def _validate_depths(self) -> None:
         if self.negatives < 1 or (self.depth is not None and self.depth < 1):
             raise UsageError("negatives and depth must be 1 or more")
         depth = 100 if self.depth is None else self.depth
@@ -82,10 +107,6 @@ class MineOptions:
             )
         if self.max_depth is not None and self.max_depth < depth:
             raise UsageError(f"max depth {self.max_depth} is below the depth {depth}")
-        if (self.query_embeddings is None) != (self.corpus_embeddings is None):
-            raise UsageError("give both query embeddings and corpus embeddings, or neither")
-        if not 0 <= self.seed < 2**63:
-            raise UsageError(f"the seed {self.seed} must be 0 to 2^63 - 1")
 
     def to_json(self) -> dict[str, Any]:
         """The options as plain values. `spec_of` writes filters, samplers and indexes that are objects as text."""
@@ -96,6 +117,56 @@ class MineOptions:
         if self.read.corpus is not None:
             value["read"]["corpus"] = str(self.read.corpus)
         return value
+
+
+# What each option must be: types, and words for the message.
+TEXT, COUNT, FLAG = ((str,), "text"), ((int,), "a whole number"), ((bool,), "True or False")
+MAYBE_TEXT, MAYBE_COUNT = ((str, type(None)), "text or None"), ((int, type(None)), "a whole number or None")
+MAYBE_FLAG = (bool, type(None)), "True, False or None"
+_TYPES: dict[str, tuple[tuple[type, ...], str]] = {
+    **dict.fromkeys(("encoder", "index_device", "metric", "query_prompt", "document_prompt", "precision"), TEXT),
+    **dict.fromkeys(("query_embeddings", "corpus_embeddings"), MAYBE_TEXT),
+    **dict.fromkeys(("depth", "max_depth"), MAYBE_COUNT),
+    **dict.fromkeys(("negatives", "seed"), COUNT),
+    "recall": ((int, float), "a number"),
+    "default_filters": FLAG,
+    "read": ((ReadOptions,), "a ReadOptions"),
+}
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy as a number of Python, and a path as text. Other values stay as they are."""
+    if isinstance(value, np.generic):
+        return value.item()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def check_types(options: Any, types: Mapping[str, tuple[tuple[type, ...], str]]) -> None:
+    """Raise UsageError if an option has a value of another type, or is not a finite number. A bool is no number.
+
+    Args:
+        options: an object with an attribute for each option.
+        types: for each option, the types that it may have, and the words for them in a message.
+    """
+    for name, (allowed, words) in types.items():
+        value = getattr(options, name)
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise UsageError(f"the option {name} must be {words}, not {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"the option {name} must be a finite number, not {value!r}")
+
+
+def check_device(device: str, index: IndexSpec) -> None:
+    """Raise UsageError if an index of this kind cannot search on this device."""
+    if device == "cpu":
+        return
+    if isinstance(index, str) and index not in ("auto", "exact"):
+        raise UsageError(f"the index {index!r} runs on the processor only: use the index 'exact' on {device!r}")
+    try:
+        torch.empty(0, device=torch.device(device))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(f"the option index_device: the device {device!r} cannot be used ({reason})") from None
 
 
 def resolve_depth(options: MineOptions, documents: int) -> tuple[int, int]:

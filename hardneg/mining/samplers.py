@@ -7,24 +7,32 @@ seed, the query's id and the rank, so a subset of the queries, or another order,
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hardneg.errors import UsageError
 from hardneg.hashing import UInt, mix
 from hardneg.mining.candidates import Candidates
-from hardneg.mining.spec_options import written_spec
+from hardneg.mining.filters.base import described
+from hardneg.mining.spec_options import SpecOptions, written_spec
 from hardneg.storage.arrays import Mask
+
+_LEAST = -1e300  # the least log weight of a candidate that can be drawn
 
 
 class Sampler(Protocol):
     """Chooses negatives among the kept candidates. Any object with this one method is a sampler."""
 
     def log_weights(self, candidates: Candidates) -> NDArray[np.float64] | None:
-        """float64 `[n, K]`: log weights, up to a constant per row. None: take the nearest candidates, without randomness."""
+        """float64 `[n, K]`: log weights, up to a constant per row; -inf: never draw this candidate.
+
+        None: take the nearest candidates, without randomness.
+        """
         ...
 
 
@@ -72,6 +80,9 @@ class Softmax(NamedSampler):
 
     temperature: float = 0.05
 
+    def __post_init__(self) -> None:
+        _check_number("softmax", "temperature", self.temperature, 1e-6)
+
     def log_weights(self, candidates: Candidates) -> NDArray[np.float64]:
         return candidates.scores / np.float64(self.temperature)
 
@@ -89,10 +100,47 @@ class SimANS(NamedSampler):
     a: float = 100.0
     b: float = 0.0
 
+    def __post_init__(self) -> None:
+        _check_number("simans", "a", self.a, 0)
+        _check_number("simans", "b", self.b, -math.inf)
+
     def log_weights(self, candidates: Candidates) -> NDArray[np.float64]:
         positive = candidates.positive_scores.astype(np.float64)[:, None]
-        weights = -self.a * (candidates.scores - positive - self.b) ** 2
-        return np.where(np.isnan(positive), 0.0, weights)
+        with np.errstate(over="ignore"):
+            weights = -self.a * (candidates.scores - positive - self.b) ** 2
+        # An extreme `b` overflows to -inf, which would mean "never". Such candidates are the least likely ones instead.
+        weights = np.maximum(weights, _LEAST)
+        return np.where(np.isnan(positive) | (self.a == 0), 0.0, weights)
+
+
+def top_from_spec(v: SpecOptions) -> Sampler:
+    return Top()
+
+
+def uniform_from_spec(v: SpecOptions) -> Sampler:
+    return Uniform()
+
+
+def softmax_from_spec(v: SpecOptions) -> Sampler:
+    temperature = v.number("temperature", 0.05, 1e-6)
+    assert temperature is not None
+    return Softmax(temperature=temperature)
+
+
+def simans_from_spec(v: SpecOptions) -> Sampler:
+    a, b = v.number("a", 100.0, 0), v.number("b", 0.0)
+    assert a is not None
+    assert b is not None
+    return SimANS(a=a, b=b)
+
+
+def _check_number(sampler: str, name: str, value: Any, low: float) -> None:
+    """Raise UsageError unless `value` is a finite number of at least `low`."""
+    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        raise UsageError(f"sampler {sampler!r}: {name}={value!r} is not a number")
+    if not math.isfinite(value) or value < low:
+        bound = f"{low:g} or more" if low > -math.inf else "a finite number"
+        raise UsageError(f"sampler {sampler!r}: {name}={value!r} must be {bound}")
 
 
 def draw(sampler: Sampler, candidates: Candidates, kept: Mask, count: int, seed: int, keys: UInt) -> NDArray[np.int64]:
@@ -107,17 +155,21 @@ def draw(sampler: Sampler, candidates: Candidates, kept: Mask, count: int, seed:
         keys: uint64 `[n]`, a hash of each query's id (see `query_keys`).
 
     Returns:
-        int64 `[n, count]`, columns in order of rank; -1 where a query has fewer kept candidates.
+        int64 `[n, count]`, columns in order of rank; -1 where a query has fewer candidates that can be drawn.
+
+    Raises:
+        UsageError: the sampler returned something else than log weights, or NaN for a kept candidate.
     """
     n, width = kept.shape
     with np.errstate(invalid="ignore"):  # scores of -inf where there is no document
-        weights = sampler.log_weights(candidates)
+        weights = _checked(sampler.log_weights(candidates), sampler, kept)
     if weights is None:
         position = np.cumsum(kept, axis=1)
         rows, columns = np.nonzero(kept & (position <= count))
         out = np.full((n, count), -1, np.int64)
         out[rows, position[rows, columns] - 1] = columns
         return out
+    kept = kept & (weights > -np.inf)
     values = np.where(kept, weights + gumbel(seed, keys, width), -np.inf)
     chosen = np.argsort(-values, axis=1, kind="stable")[:, :count]
     if chosen.shape[1] < count:
@@ -125,6 +177,25 @@ def draw(sampler: Sampler, candidates: Candidates, kept: Mask, count: int, seed:
     real = np.take_along_axis(np.pad(kept, ((0, 0), (0, 1))), np.minimum(chosen, width), axis=1)
     chosen = np.sort(np.where(real, chosen, width), axis=1)
     return np.where(chosen < width, chosen, -1)
+
+
+def _checked(weights: Any, sampler: Sampler, kept: Mask) -> NDArray[np.float64] | None:
+    """What `log_weights` returned, as float64; UsageError if it is something else than log weights of these candidates."""
+    if weights is None:
+        return None
+    name = getattr(sampler, "name", None)
+    name = name if isinstance(name, str) else type(sampler).__name__
+    if not isinstance(weights, np.ndarray) or weights.dtype.kind not in "fiu" or weights.shape != kept.shape:
+        raise UsageError(
+            f"the sampler {name!r}: its log_weights must return a numpy array of floats of shape {kept.shape}, or None, "
+            f"but it returned {described(weights)}"
+        )
+    if np.isnan(weights[kept]).any():
+        raise UsageError(
+            f"the sampler {name!r} gives {int(np.isnan(weights[kept]).sum()):,} candidates the log weight NaN: it must be "
+            f"a number, or -inf for a candidate that is never drawn"
+        )
+    return weights.astype(np.float64, copy=False)
 
 
 def gumbel(seed: int, keys: UInt, width: int) -> NDArray[np.float64]:

@@ -71,7 +71,8 @@ class ThresholdRule(FindingRule):
 class UnknownFalseNegatives(FindingRule):
     """Reports that the share of false negatives is unknown.
 
-    This is so for a run without a posterior whose dataset has no groups and too few hidden positives to learn from.
+    This is so for a run without a posterior whose dataset has no groups, or whose filter `group` removed what groups could
+    tell of, and which has too few hidden positives to learn from.
     """
 
     def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
@@ -80,6 +81,10 @@ class UnknownFalseNegatives(FindingRule):
             return None
         high = float(measured.numbers["false_high"])
         text = f"how many negatives are relevant is not known: {high:.1%} of them score above the positive"
+        if measured.numbers.get("groups_removed"):
+            text += (
+                "; the groups tell nothing of it, because the filter 'group' removed the negatives of a query's group"
+            )
         fix = f"hardneg calibrate {shlex.quote(run)}"
         return Finding("false-negatives-unknown", "info", text, "false_high", high, 0.0, [], fix)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from hardneg.diagnostics.estimates import sampled
+from hardneg.diagnostics.measures.false_share import filtered_by_group
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import DataError
 from hardneg.false_negatives.features import PairFeatures
@@ -34,11 +35,12 @@ def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progr
         progress: a callback that receives the progress.
 
     Returns:
-        A copy of `subject` with `probability`. Or `subject` itself, if it has a posterior or groups, which are better
-        evidence, if fewer than 200 queries have several positives, or if the posterior could not be learned.
+        A copy of `subject` with `probability`. Or `subject` itself, if it has better evidence (a posterior, or groups
+        without a filter `group`), if fewer than 200 queries have several positives, or if the posterior could not be
+        learned.
     """
     pairs = subject.pairs
-    grouped = pairs.query_groups is not None and pairs.document_groups is not None
+    grouped = pairs.query_groups is not None and pairs.document_groups is not None and not filtered_by_group(subject)
     if subject.probability is not None or grouped or int((pairs.positives.lengths > 1).sum()) < HIDEABLE:
         return subject
     reopened = Reopened(run, pairs=pairs, progress=progress)

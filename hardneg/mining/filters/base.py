@@ -14,11 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.errors import UsageError
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.spec_options import written_spec
 from hardneg.storage.arrays import Float, Mask, members
 
 KEPT = "kept"
+MOST_FILTERS = 100  # in a chain: verdicts are stored as int8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +44,11 @@ class Filter(ABC):
     def spec(self) -> str:
         """The filter as text: its name, and the fields that differ from their defaults."""
         return written_spec(self, self.name, self.words)
+
+    @property
+    def guides(self) -> tuple[str, ...]:
+        """The specs of the encoders that the filter needs besides the one that searched."""
+        return ()
 
     @abstractmethod
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
@@ -84,12 +91,21 @@ class Filter(ABC):
 class Chain:
     """Filters that are applied in order.
 
+    Raises:
+        UsageError: there are more than 100 filters.
+
     >>> from hardneg.mining.filters import Margin, Rank
     >>> (Margin(relative=0.05) & Rank(max=50)).names
     ['kept', 'margin', 'rank']
     """
 
     filters: Sequence[Filter]
+
+    def __post_init__(self) -> None:
+        if len(self.filters) > MOST_FILTERS:
+            raise UsageError(
+                f"{len(self.filters)} filters are too many: use at most {MOST_FILTERS}, with the default ones"
+            )
 
     def __and__(self, other: Filter | Chain) -> Chain:
         return Chain([*self.filters, *(other.filters if isinstance(other, Chain) else [other])])
@@ -109,7 +125,7 @@ class Chain:
         alive = candidates.real.copy()
         judged: Mask | None = None
         for code, f in enumerate(self.filters, 1):
-            rejected = alive & ~f.keep(candidates, context, alive)
+            rejected = alive & ~_checked(f.keep(candidates, context, alive), f, "keep", "b", verdicts.shape)
             if f.guesses and rejected.any():
                 if judged is None:
                     judged = members(candidates.documents, context.pairs.judged_negatives.take(candidates.queries))
@@ -131,15 +147,40 @@ class Chain:
         for f in reversed(self.filters):
             probability = f.false_probability(candidates, context, columns)
             if probability is not None:
-                return probability
+                return _checked(probability, f, "false_probability", "f", columns.shape)
         return None
 
     def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
         """bool `[n]`: whether searching deeper could find documents that pass every filter."""
         more = np.ones(len(candidates.queries), bool)
         for f in self.filters:
-            more &= f.more_may_pass(candidates)
+            more &= _checked(f.more_may_pass(candidates), f, "more_may_pass", "b", more.shape)
         return more
+
+
+def _checked(result: Any, part: Filter, method: str, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
+    """What a method of a filter returned, if it is an array of this kind of numbers and of this shape.
+
+    Raises:
+        UsageError: it is something else. Subclasses may be of users, and a wrong shape could pass as broadcasting.
+    """
+    if isinstance(result, np.ndarray) and result.dtype.kind == kind and result.shape == shape:
+        return result
+    wanted = f"a numpy array of {'bool' if kind == 'b' else 'floats'} of shape {shape}"
+    raise UsageError(
+        f"the filter {part.name!r}: its {method} must return {wanted}, but it returned {described(result)}"
+    )
+
+
+def described(result: Any) -> str:
+    """What a method returned instead of the array that was expected, in a few words for a message.
+
+    >>> described(None), described([1]), described(np.zeros(3))
+    ('None', 'a list', 'an array of float64 of shape (3,)')
+    """
+    if isinstance(result, np.ndarray):
+        return f"an array of {result.dtype} of shape {result.shape}"
+    return "None" if result is None else f"a {type(result).__name__}"
 
 
 def lowest_scores(scores: Float) -> Float:

@@ -29,6 +29,10 @@ class Guide(Filter):
     model: str
     margin: float = 0.0
 
+    @property
+    def guides(self) -> tuple[str, ...]:
+        return (self.model,)
+
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         if context.embed is None:
             raise UsageError("the filter 'guide' needs the texts of the dataset: mine with a dataset that has them")
