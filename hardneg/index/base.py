@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.errors import UsageError, first_few
 from hardneg.progress import Advance
 
 METRICS = ("cosine", "ip", "l2")
@@ -101,6 +102,64 @@ class Index(ScoredVectors, Protocol):
             progress: called with the number of (query, document) pairs that were finished since its last call.
         """
         ...
+
+
+def checked_answer(index: Index, answer: Any, queries: int, k: int) -> Neighbors:
+    """What `index.search` returned, after a check that it is what the protocol promises.
+
+    An index of the user's own can return anything. Unchecked, a wrong row would be read as another document, and a NaN
+    score would pass every filter.
+
+    Args:
+        index: the index that was searched. The answer of an index of this library is not checked.
+        answer: what `search` returned.
+        queries: the number of queries, n.
+        k: the number of neighbors that were asked for.
+
+    Returns:
+        The answer, with int32 rows.
+
+    Raises:
+        UsageError: the answer is no `Neighbors`, has another shape or another number format, holds rows that are not
+            in the corpus or repeat, NaN scores, or neighbors that are not in the order of their scores. The message
+            names the class of the index.
+    """
+    if type(index).__module__.partition(".")[0] == "hardneg" and isinstance(answer, Neighbors):
+        return answer
+    scores, rows = getattr(answer, "scores", None), getattr(answer, "documents", None)
+    if not isinstance(scores, np.ndarray) or not isinstance(rows, np.ndarray):
+        found = "None" if answer is None else f"an object of the type {type(answer).__name__!r}"
+        raise _wrong_answer(index, f"returned {found}, expected Neighbors(scores, documents) of two arrays")
+    for name, array, kind in (("scores", scores, "float32"), ("documents", rows, "int32")):
+        if array.shape != (queries, k):
+            raise _wrong_answer(index, f"returned {name} of the shape {list(array.shape)}, expected {[queries, k]}")
+        if array.dtype != kind and not (kind == "int32" and array.dtype.kind == "i"):
+            raise _wrong_answer(index, f"returned {name} in the number format {array.dtype}, expected {kind}")
+    faults = (
+        ((rows < -1) | (rows >= index.size), f"rows that are not in the corpus of {index.size:,} documents"),
+        ((rows >= 0) & ~np.isfinite(scores), "scores that are NaN or infinite"),
+        ((rows < 0) & (scores != -np.inf), "scores other than -inf where there is no document"),
+        (scores[:, 1:] > scores[:, :-1], "neighbors that are not in the order of their scores"),
+        (_repeated(rows), "documents that repeat"),
+    )
+    for wrong, what in faults:
+        if wrong.any():
+            where = np.flatnonzero(wrong.any(axis=1))
+            raise _wrong_answer(
+                index, f"returned {what}, for {len(where):,} of {queries:,} queries: queries {first_few(where)}"
+            )
+    return Neighbors(scores, rows.astype(np.int32, copy=False))
+
+
+def _repeated(rows: NDArray[np.integer]) -> NDArray[np.bool_]:
+    """bool `[n, k - 1]`: for each neighbor but the first, in the order of rows, whether it repeats the one before."""
+    ordered = np.sort(rows, axis=1)
+    repeated: NDArray[np.bool_] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+    return repeated
+
+
+def _wrong_answer(index: Index, what: str) -> UsageError:
+    return UsageError(f"the search of the index {type(index).__name__} {what}: see hardneg.index.Index")
 
 
 # Ways to name an index: its name, the index itself, or a function (or class) that builds it from vectors and a metric.

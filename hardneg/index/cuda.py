@@ -56,6 +56,7 @@ class DeviceIndex(VectorStore):
     Args:
         documents, metric: see `VectorStore`.
         device: `cuda`, `cuda:1` and so on; `cpu` is meant for tests.
+        threads: the number of worker threads of callers that also compute on the processor.
         resident_bytes: bytes of documents that may stay on the device between searches; by default half of its free
             memory.
 
@@ -73,9 +74,10 @@ class DeviceIndex(VectorStore):
         metric: str = "cosine",
         *,
         device: str | torch.device = "cuda",
+        threads: int | None = None,
         resident_bytes: int | None = None,
     ) -> None:
-        super().__init__(documents, metric)
+        super().__init__(documents, metric, threads)
         try:
             self.device = torch.device(device)
             torch.empty(1, device=self.device)

@@ -60,8 +60,7 @@ class ExactIndex(VectorStore):
     @property
     def resident(self) -> bool:
         """Whether all rounded documents stay in memory between searches, which makes small searches cheaper."""
-        tiles = -(-self.size // self.tile_rows)
-        return self.kernel.name == "int8" and tiles * self.tile_rows * self.dimension <= _CACHE_BYTES
+        return self.kernel.name == "int8" and self.size * self.kernel.width <= _CACHE_BYTES
 
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """The `k` nearest documents of each query.
@@ -100,6 +99,7 @@ class ExactIndex(VectorStore):
         tile = self._cached.get(start)
         if tile is None:
             tile = self.tile(kernel, vectors, rows, pool.map)
-            if kernel.name == "int8" and (len(self._cached) + 1) * tile.values.numel() <= _CACHE_BYTES:
+            cached = sum(each.values.numel() for each in list(self._cached.values()))
+            if kernel.name == "int8" and cached + tile.values.numel() <= _CACHE_BYTES:
                 self._cached[start] = tile
         return TileScan(kernel, tile, vectors, np.arange(rows.start, rows.stop), self.finish, self.squared)

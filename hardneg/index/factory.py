@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import numpy as np
 
-from hardneg.errors import UsageError, suggestion
-from hardneg.index.base import Index, IndexSpec
+from hardneg.errors import UsageError, first_few, suggestion
+from hardneg.index.base import Index, IndexSpec, checked_answer
 from hardneg.index.cuda import DeviceIndex
 from hardneg.index.exact import ExactIndex
 from hardneg.index.hnsw import HNSWIndex
@@ -16,6 +17,8 @@ from hardneg.index.recall import Recall, shares_found
 from hardneg.index.vectors import Documents
 
 INDEXES = ("auto", "exact", "ivf", "hnsw")
+
+_COMPARED = 1 << 22  # numbers of the documents that are compared with those of an index of the caller's own
 
 _SAMPLE = 2048  # queries in the sample that is also searched exactly: half of them tune the index, half measure it
 
@@ -53,20 +56,22 @@ def make_index(
     Args:
         name: one of `INDEXES`, an index over `documents`, or a function that builds one (see `Index`). An index of your
             own is measured, but not tuned.
-        documents, metric, threads: see `VectorStore`.
+        documents, metric, threads: see `VectorStore`. An index of your own has its own number of threads.
         queries: float `[n, d]`, the queries that will be searched, or similar ones; by default the documents. A sample
             of them is searched exactly.
         k: the number of neighbors that searches will ask for. The recall is measured at k.
         recall: the target recall, above 0 and at most 1.
         seed: random seed of the samples of queries and documents.
         device: the device of an exact index, such as `cuda`. Scores on different devices differ by rounding.
-        settings: further arguments of `IVFIndex` or `HNSWIndex`.
+        settings: further arguments of `IVFIndex` or `HNSWIndex`. They need a recall below 1, because a recall of 1
+            stands for exact search.
 
     Returns:
         (index, its recall).
 
     Raises:
-        UsageError: the name is unknown, the recall is out of range, or the object is not an index of these documents.
+        UsageError: the name or a setting is unknown, the recall is out of range, a setting or the device has no effect
+            on this index, the object is not an index of these documents, or it gives a wrong answer.
 
     >>> index, recall = make_index("auto", np.eye(4, dtype=np.float32))
     >>> index.name, recall.measured
@@ -75,15 +80,16 @@ def make_index(
     if not 0 < recall <= 1:
         raise UsageError(f"recall={recall}: it must be above 0 and at most 1")
     if not isinstance(name, str):
-        return _given_index(name, documents, metric, queries, k, recall, seed)
+        if settings:
+            raise UsageError(f"the setting {next(iter(settings))!r} has no effect on an index of your own")
+        return _given_index(name, documents, metric, queries, k, recall, seed, device)
     if name not in INDEXES:
         raise UsageError(f"unknown index {name!r}.{suggestion(name, INDEXES)}")
-    if settings and name not in ("ivf", "hnsw"):
-        raise UsageError(f"the setting {next(iter(settings))!r} belongs to the index 'ivf' or 'hnsw', not to {name!r}")
+    _check_settings(name, settings, recall)
     if device != "cpu":
         if name not in ("auto", "exact"):
             raise UsageError(f"the index {name!r} runs on the processor only: use the index 'exact' on {device!r}")
-        return DeviceIndex(documents, metric, device=device), Recall(1.0, 0.0, recall, k, 0)
+        return DeviceIndex(documents, metric, device=device, threads=threads), Recall(1.0, 0.0, recall, k, 0)
     queries = documents if queries is None else queries
     if name == "auto":
         name = fastest_index(len(documents), len(queries))
@@ -97,8 +103,27 @@ def make_index(
     return index, tuned(index, queries, min(k, index.size), recall, seed)
 
 
+def _check_settings(name: str, settings: dict[str, Any], recall: float) -> None:
+    """UsageError if a setting is unknown, or has no effect on the index `name`."""
+    if not settings:
+        return
+    first = next(iter(settings))
+    if name not in ("ivf", "hnsw"):
+        raise UsageError(f"the setting {first!r} belongs to the index 'ivf' or 'hnsw', not to {name!r}")
+    if recall == 1:
+        raise UsageError(
+            f"the setting {first!r} has no effect with recall=1, which stands for exact search: leave it out, or ask "
+            f"for a lower recall"
+        )
+    parameters = inspect.signature(IVFIndex if name == "ivf" else HNSWIndex).parameters
+    known = [each for each in parameters if each not in ("documents", "metric", "threads", "seed")]
+    for setting in settings:
+        if setting not in known:
+            raise UsageError(f"unknown setting {setting!r} of the index {name!r}.{suggestion(setting, known)}")
+
+
 def _given_index(
-    given: IndexSpec, documents: Documents, metric: str, queries: Any, k: int, recall: float, seed: int
+    given: IndexSpec, documents: Documents, metric: str, queries: Any, k: int, recall: float, seed: int, device: str
 ) -> tuple[Index, Recall]:
     """Measure the recall of an index that the caller built, or that the caller's function builds."""
     is_index = isinstance(given, Index) and not isinstance(given, type)
@@ -113,21 +138,62 @@ def _given_index(
             f"{index.metric!r}, but the corpus has {documents.shape[0]:,} vectors of {documents.shape[1]} dimensions "
             f"and the metric {metric!r}"
         )
-    if isinstance(index, ExactIndex):
+    if device != "cpu" and not isinstance(index, DeviceIndex):
+        raise UsageError(
+            f"the device {device!r} has no effect on the index {type(index).__name__}, which decides itself where it "
+            f"runs: leave the device out"
+        )
+    _check_same_vectors(index, documents)
+    if type(index) in (ExactIndex, DeviceIndex):
         return index, Recall(1.0, 0.0, recall, k, 0)
-    queries, k = documents if queries is None else queries, min(k, index.size)
+    queries, k = documents if queries is None or len(queries) == 0 else queries, min(k, index.size)
     rows = np.sort(np.random.default_rng(seed).permutation(len(queries))[: _SAMPLE // 2])
     sample = np.asarray(queries[rows], np.float32)
     truth = ExactIndex(documents, metric, threads=index.threads).search(sample, k).documents
-    shares = shares_found(index.search(sample, k).documents, truth)
+    found = checked_answer(index, index.search(sample, k), len(sample), k)
+    shares = shares_found(found.documents, truth)
     return index, Recall(float(shares.mean()), float(shares.std()) / len(shares) ** 0.5, recall, k, len(shares))
+
+
+def _check_same_vectors(index: Index, documents: Documents) -> None:
+    """UsageError if the vectors of a given index are not these documents. All are compared, or an even sample of them.
+
+    float16 vectors are compared with that precision. For cosine, the index may hold normalized vectors.
+    """
+    if index.documents is documents:
+        return
+    size, dimension = documents.shape
+    rows = np.unique(np.linspace(0, size - 1, min(size, max(64, _COMPARED // dimension))).astype(np.int64))
+    ours = np.asarray(documents[rows], np.float64)
+    try:
+        theirs = np.asarray(index.documents[rows], np.float64)
+    except (TypeError, ValueError, IndexError, KeyError) as error:
+        raise UsageError(f"the documents of the index {type(index).__name__} cannot be read by row: {error}") from None
+    if theirs.shape != ours.shape:
+        raise UsageError(
+            f"the index {type(index).__name__} gives vectors of the shape {list(theirs.shape)} for {len(rows):,} rows, "
+            f"expected {list(ours.shape)}"
+        )
+    if index.metric == "cosine":
+        ours, theirs = (
+            side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), 1e-300) for side in (ours, theirs)
+        )
+    half = np.float16 in (np.dtype(documents.dtype), getattr(index.documents, "dtype", None))
+    length = np.linalg.norm(ours, axis=1)
+    differs = ~(np.linalg.norm(ours - theirs, axis=1) <= (2.0**-9 if half else 1e-5) * length)
+    if differs.any():
+        raise UsageError(
+            f"the index {type(index).__name__} holds other vectors than the corpus: {int(differs.sum()):,} of "
+            f"{len(rows):,} compared rows differ, the rows {first_few(rows[differs])}. Build the index of these vectors"
+        )
 
 
 def tuned(index: IVFIndex | HNSWIndex, queries: Any, k: int, recall: float, seed: int = 0) -> Recall:
     """Tune `index` on one half of a sample of the queries, and measure its recall on the other half.
 
-    Arguments are those of `make_index`. A single query serves for both.
+    Arguments are those of `make_index`. A single query serves for both. If there are none, documents take their place.
     """
+    queries = queries if len(queries) else index.documents
     chosen = np.random.default_rng(seed).permutation(len(queries))[:_SAMPLE]
     halves = np.sort(chosen[::2]), np.sort(chosen[1::2] if len(chosen) > 1 else chosen)
     exact = ExactIndex(index.documents, index.metric, threads=index.threads)

@@ -11,6 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
 from hardneg.index.recall import shares_found
 from hardneg.index.vectors import Documents, VectorStore
@@ -18,6 +19,8 @@ from hardneg.progress import Advance
 
 _CHUNK = 65536  # documents that are added at once
 _QUERIES = 4096  # queries that are searched at once
+_MOST_LINKS = 1024  # links per document; faiss recommends 4 to 64
+_MOST_CANDIDATES = 2**31 - 1  # faiss counts candidates in 32 bits
 _WIDEST = 4096  # `tune` stops doubling `ef_search` here
 
 
@@ -35,7 +38,7 @@ class HNSWIndex(VectorStore):
         graph: an existing graph of the same documents; by default it is built.
 
     Raises:
-        DataError, UsageError: as for `VectorStore`.
+        DataError, UsageError: as for `VectorStore`; UsageError also if a setting is out of range.
     """
 
     name = "hnsw"
@@ -53,6 +56,15 @@ class HNSWIndex(VectorStore):
         graph: faiss.IndexHNSWFlat | None = None,
     ) -> None:
         super().__init__(documents, metric, threads)
+        for setting, value, most in (
+            ("links", links, _MOST_LINKS),
+            ("ef_construction", ef_construction, _MOST_CANDIDATES),
+            ("ef_search", ef_search, _MOST_CANDIDATES),
+        ):
+            # faiss ends the process if it is given other numbers.
+            least = 2 if setting == "links" else 1
+            if isinstance(value, bool) or not isinstance(value, int | np.integer) or not least <= value <= most:
+                raise UsageError(f"{setting}={value!r}: it must be a whole number from {least} to {most:,}")
         self.ef_search = ef_search
         if graph is None:
             measure = faiss.METRIC_L2 if self.squared else faiss.METRIC_INNER_PRODUCT

@@ -46,7 +46,7 @@ class Int8Kernel(Kernel):
 
     def __init__(self, sample: Float) -> None:
         super().__init__(sample)
-        self._width = self.dimension + -self.dimension % 4  # integer products read four components at a time
+        self.width = self.dimension + -self.dimension % 4  # integer products read four components at a time
         self.center = np.zeros(self.dimension, np.float32)
         mean = sample.mean(0, dtype=np.float64).astype(np.float32)
         if np.linalg.norm(sample - mean, axis=1).mean() < 0.9 * np.linalg.norm(sample, axis=1).mean():
@@ -77,7 +77,7 @@ class Int8Kernel(Kernel):
     def tile(self, documents: Float, scale: Float | None = None, spread: Spread = map) -> Tile:
         center = torch.from_numpy(self.center)
 
-        values = torch.full((len(documents), self._width), _ZERO, dtype=torch.uint8)
+        values = torch.full((len(documents), self.width), _ZERO, dtype=torch.uint8)
 
         def round_all(step: float) -> list[tuple[float, float, float]]:
             def round_part(span: slice) -> tuple[float, float, float]:
@@ -100,7 +100,7 @@ class Int8Kernel(Kernel):
         return Tile(values, float(numbers[:, 0].max()), float(numbers[:, 1].max()), step)
 
     def rounded(self, queries: Float) -> QueryBlock:
-        values = torch.zeros(len(queries), self._width, dtype=torch.int8)
+        values = torch.zeros(len(queries), self.width, dtype=torch.int8)
         numbers = torch.empty(7, len(queries))
         center = torch.from_numpy(self.center)
         for span in spans(len(queries), 256):

@@ -86,8 +86,8 @@ class IVFIndex(VectorStore):
 
     Raises:
         DataError: as for `VectorStore`.
-        UsageError: the number of lists is out of range, the metric or the kernel is unknown, or this machine cannot run
-            the kernel.
+        UsageError: the number of lists or the probe margin is out of range, the metric or the kernel is unknown, or
+            this machine cannot run the kernel.
     """
 
     name = "ivf"
@@ -108,10 +108,13 @@ class IVFIndex(VectorStore):
     ) -> None:
         super().__init__(documents, metric, threads)
         lists = len(centroids) if centroids is not None else default_lists(self.size) if lists is None else lists
-        if not 1 <= lists <= min(MOST_LISTS, self.size):
+        if not isinstance(lists, int | np.integer) or not 1 <= lists <= min(MOST_LISTS, self.size):
             raise UsageError(
-                f"lists={lists:,} for {self.size:,} documents: it must be between 1 and {min(MOST_LISTS, self.size):,}"
+                f"lists={lists!r} for {self.size:,} documents: it must be between 1 and {min(MOST_LISTS, self.size):,}"
             )
+        number = isinstance(probe_margin, int | float | np.number) and not isinstance(probe_margin, bool)
+        if not number or not probe_margin >= 0:  # with NaN, a search would never end
+            raise UsageError(f"probe_margin={probe_margin!r}: it must be a number, 0 or more")
         self.kernel = self.make_kernel(kernel)
         self.probe_margin = probe_margin
         with workers(self.threads) as pool:

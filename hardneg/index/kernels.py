@@ -110,7 +110,7 @@ class Kernel(ABC):
     rotation_error = 0.0  # the relative error of a product that comes from rotating both vectors
 
     def __init__(self, sample: Float) -> None:
-        self.dimension = sample.shape[1]
+        self.dimension = self.width = sample.shape[1]  # d, and the number of components that `Tile.values` stores
 
     @abstractmethod
     def tile(self, documents: Float, scale: Float | None = None, spread: Spread = map) -> Tile:
