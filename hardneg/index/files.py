@@ -1,8 +1,10 @@
 """Save an index to a folder, and load it. The vectors of the documents are not part of the folder.
 
 `index.json` describes the index and holds the SHA-256 of every other file. A file is read, by numpy or faiss, only
-after its checksum is verified. The lists of an IVF index and the links of an HNSW graph are checked against the
-documents before they are used.
+after its checksum is verified. A checksum only tells that a file is the one that `index.json` names: anybody can write
+both. So the lists of an IVF index are checked against the documents before they are used. A graph is checked before faiss
+reads it, because faiss trusts its files: only the kind of graph that `HNSWIndex` builds, of these documents, with all its
+links in range, is given to faiss, and nothing else ever is.
 """
 
 from __future__ import annotations
@@ -10,23 +12,38 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from hardneg.errors import RunError
 from hardneg.index.base import METRICS, Index
 from hardneg.index.factory import make_index
-from hardneg.index.hnsw import HNSWIndex
-from hardneg.index.ivf import IVFIndex
+from hardneg.index.hnsw import HNSWIndex, check_graph_file
+from hardneg.index.ivf import MOST_LISTS, IVFIndex
 from hardneg.index.kmeans import Centroids
-from hardneg.index.vectors import Documents
+from hardneg.index.vectors import LONGEST, Documents
+from hardneg.storage.arrays import Int
 from hardneg.storage.files import atomic_path, check_file, read_array, sha256_file, write_array
 from hardneg.storage.json_files import read_json, write_json
 
 SCHEMA = "hardneg-index-1"
 _SAMPLE = 1024  # documents that go into the checksum of the vectors
+
+_REMEDY = "build the index again"
+
+
+class _Head(TypedDict):
+    """What `index.json` holds. Newer ones also have a checksum of their own."""
+
+    schema: str
+    index: str
+    metric: str
+    settings: dict[str, Any]
+    vectors: str
+    files: dict[str, str]
 
 
 def vectors_checksum(documents: Documents) -> str:
@@ -65,7 +82,8 @@ def save_index(index: Index, folder: str | Path) -> None:
         files[path.name] = sha256_file(path)
         settings = {"reach": index.ef_search}
     head = {"schema": SCHEMA, "index": index.name, "metric": index.metric, "settings": settings}
-    write_json(folder / "index.json", {**head, "vectors": vectors_checksum(index.documents), "files": files})
+    head |= {"vectors": vectors_checksum(index.documents), "files": files}
+    write_json(folder / "index.json", head, checksum=True)
 
 
 def load_index(
@@ -89,33 +107,23 @@ def load_index(
         RunError: the folder holds no index, is damaged, or belongs to other documents. The message says which.
     """
     folder = Path(folder)
-    head = read_json(folder / "index.json")
-    if head.get("schema") != SCHEMA:
-        raise RunError(
-            f"{folder / 'index.json'}: schema {head.get('schema')!r}, expected {SCHEMA!r}: build the index again"
-        )
+    head = read_json(folder / "index.json", _Head, remedy=_REMEDY)
+    if head["schema"] != SCHEMA:
+        raise RunError(f"{folder / 'index.json'}: schema {head['schema']!r}, expected {SCHEMA!r}: {_REMEDY}")
     files_of: dict[str, set[str]] = {
         "exact": set(),
         "ivf": {"centroids.npy", "order.npy", "offsets.npy"},
         "hnsw": {"graph.faiss"},
     }
-    name, files, settings = head.get("index"), head.get("files"), head.get("settings")
-    if build is not None and isinstance(name, str) and name not in files_of:
+    name, files, settings, metric = str(head["index"]), head["files"], head["settings"], str(head["metric"])
+    if build is not None and name not in files_of:
         files_of[name] = set()
-    if (
-        not isinstance(name, str)
-        or name not in files_of
-        or head.get("metric") not in METRICS
-        or not isinstance(files, dict)
-        or set(files) != files_of[name]
-        or not isinstance(settings, dict)
-    ):
+    if name not in files_of or metric not in METRICS or set(files) != files_of[name]:
         raise RunError(f"{folder / 'index.json'} does not describe an index: build it again")
     for file, digest in files.items():
         check_file(folder / file, digest)
-    if head.get("vectors") != vectors_checksum(documents):
+    if head["vectors"] != vectors_checksum(documents):
         raise RunError(f"{folder} holds an index of other documents: build the index of these documents again")
-    metric = str(head.get("metric"))
     if build is not None and name not in ("exact", "ivf", "hnsw"):
         return build(documents, metric)
     if name == "exact":
@@ -123,6 +131,16 @@ def load_index(
     if name == "ivf":
         return _ivf(folder, files, documents, metric, settings, threads)
     return _hnsw(folder, documents, metric, settings, threads)
+
+
+def load_array(path: Path, sha256: str) -> NDArray[Any]:
+    """The array in a .npy file from an untrusted folder; RunError if it is not the recorded one, or no array."""
+    try:
+        return read_array(path, sha256)
+    except RunError:
+        raise
+    except Exception as error:  # numpy evaluates the header, and a made-up one can raise nearly anything
+        raise RunError(f"{path} is no array that numpy can read ({error!r}): it has to be made again") from None
 
 
 def _ivf(
@@ -135,27 +153,15 @@ def _ivf(
 ) -> IVFIndex:
     """Load an IVF index. RunError if its lists do not fit the documents."""
     centroids, order, offsets = (
-        read_array(folder / f"{name}.npy", files[f"{name}.npy"]) for name in ("centroids", "order", "offsets")
+        load_array(folder / f"{name}.npy", files[f"{name}.npy"]) for name in ("centroids", "order", "offsets")
     )
-    size, dimension = documents.shape
-    fits = (
-        centroids.ndim == 2
-        and centroids.dtype == np.float32
-        and centroids.shape[1] == dimension
-        and bool(np.isfinite(centroids).all())
-        and order.dtype == np.int32
-        and offsets.dtype == np.int64
-        and offsets.shape == (len(centroids) + 1,)
-        and np.array_equal(np.sort(order, axis=None), np.arange(size))
-        and offsets[0] == 0
-        and offsets[-1] == size
-        and bool((np.diff(offsets) >= 0).all())
-        and settings.get("map") in METRICS
-    )
-    if not fits:
+    fault = _fault_of_lists(centroids, order, offsets, *documents.shape)
+    if fault is None and settings.get("map") not in METRICS:
+        fault = f"index.json: the setting 'map' is {settings.get('map')!r}, not one of {', '.join(METRICS)}"
+    if fault is not None:
         raise RunError(
-            f"{folder}: the lists of the index do not fit {size:,} documents of {dimension} dimensions: "
-            f"build the index again"
+            f"{folder}: the lists of the index do not fit {len(documents):,} documents of {documents.shape[1]} "
+            f"dimensions ({fault}): {_REMEDY}"
         )
     return IVFIndex(
         documents,
@@ -167,52 +173,60 @@ def _ivf(
     )
 
 
+def _fault_of_lists(
+    centroids: NDArray[Any], order: NDArray[Any], offsets: NDArray[Any], size: int, dimension: int
+) -> str | None:
+    """What is wrong with the arrays of an IVF index of `size` documents, or None."""
+    lists = len(centroids) if centroids.ndim == 2 else 0
+    if centroids.dtype != np.float32 or centroids.ndim != 2 or centroids.shape[1] != dimension:
+        return f"centroids.npy holds {centroids.dtype} {list(centroids.shape)}"
+    if not 1 <= lists <= min(MOST_LISTS, size):
+        return f"centroids.npy holds {lists:,} lists"
+    if not (np.abs(centroids) <= LONGEST).all():
+        return "centroids.npy holds NaN, infinite or huge values"
+    if order.dtype != np.int32 or order.shape != (size,) or not np.array_equal(np.sort(order), np.arange(size)):
+        return f"order.npy does not hold each of the rows 0 to {size - 1:,} once"
+    if offsets.dtype != np.int64 or offsets.shape != (lists + 1,):
+        return f"offsets.npy holds {offsets.dtype} {list(offsets.shape)}"
+    if offsets[0] != 0 or offsets[-1] != size or not _ascending(offsets):
+        return f"offsets.npy does not ascend from 0 to {size:,}"
+    return None
+
+
+def _ascending(values: Int) -> bool:
+    """Whether no value is smaller than the one before. Differences could overflow."""
+    return bool((values[1:] >= values[:-1]).all())
+
+
 def _hnsw(folder: Path, documents: Documents, metric: str, settings: dict[str, Any], threads: int | None) -> HNSWIndex:
     """Load an HNSW index. RunError if the file is no graph of these documents."""
     path = folder / "graph.faiss"
+    size, dimension = documents.shape
+    ef_search = _setting(folder, settings, "reach", 128, least=1, most=2**31 - 1)
     try:
+        check_graph_file(np.memmap(path, np.uint8, "r").data, size, dimension, metric == "l2")
         graph = faiss.read_index(str(path))
-    except RuntimeError as error:
-        raise RunError(f"{path} holds no graph that faiss can read ({error}): build the index again") from None
-    if (
-        not isinstance(graph, faiss.IndexHNSWFlat)
-        or (graph.ntotal, graph.d) != documents.shape
-        or not _links_stay_inside(graph)
-    ):
+    except (ValueError, RuntimeError, OSError) as error:
         raise RunError(
-            f"{path} holds no graph of {len(documents):,} documents of {documents.shape[1]} dimensions: "
-            f"build the index again"
-        )
+            f"{path} holds no graph of {size:,} documents of {dimension} dimensions ({error}): {_REMEDY}"
+        ) from None
     return HNSWIndex(
         documents,
         metric,
         graph=graph,
-        ef_search=int(_setting(path.parent, settings, "reach", 128, most=2**31 - 1)),
+        ef_search=int(ef_search),
         threads=threads,
     )
 
 
-def _setting(folder: Path, settings: dict[str, Any], name: str, default: float, most: float) -> float:
-    """A setting of `index.json`. RunError unless it is a number from 0 to `most`: NaN would let a search run forever."""
+def _setting(
+    folder: Path, settings: dict[str, Any], name: str, default: float, *, most: float, least: float = 0
+) -> float:
+    """A setting of `index.json`. RunError unless it is a number from `least` to `most`: with NaN, a search never ends."""
     value = settings.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
         raise RunError(
-            f"{folder / 'index.json'}: the setting {name!r} is {value!r}, not a number from 0 to {most:g}: build the index again"
+            f"{folder / 'index.json'}: the setting {name!r} is {value!r}, not a number from {least:g} to {most:g}: "
+            f"{_REMEDY}"
         )
     return value
-
-
-def _links_stay_inside(graph: faiss.IndexHNSWFlat) -> bool:
-    """Whether all links of the graph lead to existing documents."""
-    links, offsets, levels = (
-        faiss.vector_to_array(vector) for vector in (graph.hnsw.neighbors, graph.hnsw.offsets, graph.hnsw.levels)
-    )
-    return bool(
-        len(levels) == graph.ntotal
-        and len(offsets) == graph.ntotal + 1
-        and offsets[0] == 0
-        and offsets[-1] == len(links)
-        and (np.diff(offsets.astype(np.int64)) >= 0).all()
-        and ((links >= -1) & (links < graph.ntotal)).all()
-        and 0 <= graph.hnsw.entry_point < graph.ntotal
-    )

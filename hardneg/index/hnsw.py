@@ -7,6 +7,8 @@ queries at a time.
 
 from __future__ import annotations
 
+from typing import Any
+
 import faiss
 import numpy as np
 from numpy.typing import NDArray
@@ -128,3 +130,94 @@ class HNSWIndex(VectorStore):
     def recalls(self, queries: NDArray[np.floating], truth: NDArray[np.integer]) -> NDArray[np.float64]:
         """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` that the search finds for each query."""
         return shares_found(self.search(queries, truth.shape[1]).documents, truth)
+
+
+def check_graph_file(content: memoryview, size: int, dimension: int, squared: bool) -> None:
+    """Check a file of faiss before faiss reads it: its reader trusts counts and links, and follows them anywhere.
+
+    Only the kind of graph that `HNSWIndex` builds is accepted: an `IndexHNSWFlat` over an `IndexFlat`, with the layout
+    that faiss has written since version 1.5 (`faiss/impl/index_write.cpp`).
+
+    Args:
+        content: the bytes of the file.
+        size: the number of documents, N.
+        dimension: d.
+        squared: whether the graph must be for squared distances, else for inner products.
+
+    Raises:
+        ValueError: the file is something else, or damaged. The message says what is wrong.
+    """
+    file = _GraphFile(content)
+    file.expect_header(b"IHNf", size, dimension, squared)
+    file.vector("f8")  # the probabilities of the levels, which only matter when documents are added
+    starts = file.vector("i4").astype(np.int64)  # where the links of each level begin, among those of a document
+    levels = file.vector("i4").astype(np.int64)  # the number of levels of each document
+    offsets = file.vector("u8").astype(np.int64)
+    links = file.vector("i4")
+    entry, highest = (int(file.take("i4", 1)[0]) for _ in range(2))
+    file.take("i4", 3)  # settings of building and searching
+    file.expect_header(b"IxF2" if squared else b"IxFI", size, dimension, squared)
+    vectors = file.vector("f4")
+    if len(file.rest) or len(vectors) != size * dimension or not np.isfinite(vectors).all():
+        raise ValueError(f"it does not hold the vectors of {size:,} documents")
+    _check_links(starts, levels, offsets, links, size)
+    if not 0 <= entry < size or highest != levels[entry] - 1 or levels.max() != levels[entry]:
+        raise ValueError("its entry point is not a document of the highest level")
+
+
+def _check_links(
+    starts: NDArray[np.int64],
+    levels: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    links: NDArray[np.int32],
+    size: int,
+) -> None:
+    """ValueError unless every link leads to a document that exists on the level of the link."""
+    if len(starts) < 2 or starts[0] != 0 or starts[-1] > 2**31 or (np.diff(starts) <= 0).any():
+        raise ValueError("its levels are out of order")
+    if len(levels) != size or levels.min() < 1 or levels.max() >= len(starts):
+        raise ValueError(f"it does not hold the levels of {size:,} documents")
+    if len(offsets) != size + 1 or offsets[0] != 0 or offsets[-1] != len(links):
+        raise ValueError("its lists of links are out of range")
+    if (np.diff(offsets) != starts[levels]).any():
+        raise ValueError("its lists of links have the wrong lengths")
+    if links.min() < -1 or links.max() >= size:
+        raise ValueError("a link leads to a document that there is not")
+    for level in range(1, int(levels.max())):
+        there = np.flatnonzero(levels > level)
+        for place in range(int(starts[level]), int(starts[level + 1])):
+            targets = links[offsets[there] + place]
+            if (levels[targets[targets >= 0]] <= level).any():
+                raise ValueError("a link leads to a document that is not on its level")
+
+
+class _GraphFile:
+    """Reads the parts of a file of faiss one after the other. ValueError if the file ends too early."""
+
+    def __init__(self, content: memoryview) -> None:
+        self.rest = content
+
+    def take(self, dtype: str, count: int) -> NDArray[Any]:
+        """The next `count` numbers."""
+        length = count * np.dtype(dtype).itemsize
+        if length > len(self.rest):
+            raise ValueError("it ends too early")
+        taken, self.rest = self.rest[:length], self.rest[length:]
+        return np.frombuffer(taken, f"<{dtype}")
+
+    def vector(self, dtype: str) -> NDArray[Any]:
+        """The next vector: its length, then its numbers."""
+        return self.take(dtype, int(self.take("u8", 1)[0]))
+
+    def expect_header(self, kind: bytes, size: int, dimension: int, squared: bool) -> None:
+        """Read the kind of an index and the numbers that every index has."""
+        found = bytes(self.take("u1", 4))
+        if found != kind:
+            raise ValueError(f"it holds {found!r}, expected {kind!r}")
+        d, n = int(self.take("i4", 1)[0]), int(self.take("i8", 1)[0])
+        self.take("i8", 2)  # not used
+        trained, metric = int(self.take("u1", 1)[0]), int(self.take("i4", 1)[0])
+        if (n, d, trained) != (size, dimension, 1):
+            raise ValueError(f"it is an index of {n:,} documents of {d:,} dimensions")
+        if metric != (faiss.METRIC_L2 if squared else faiss.METRIC_INNER_PRODUCT):
+            raise ValueError("it is a graph for another metric")
