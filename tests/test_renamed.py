@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import hardneg
 from hardneg import renamed
 from hardneg.bank.memory_bank import MemoryBank
-from hardneg.false_negatives.filters import SharedNeighbors
+from hardneg.false_negatives.filters import PosteriorFilter, SharedNeighbors
 from hardneg.false_negatives.model import Posterior
+from hardneg.mining.inputs import same_config
 from hardneg.mining.specs import parse_filter
+from hardneg.storage.files import sha256_file
 from hardneg.training.options import TrainOptions
 from tests.conftest import run_here, write_jsonl
 
@@ -52,9 +55,85 @@ def test_a_run_that_was_filtered_with_the_old_name(file: Path, tmp_path: Path) -
     )
     info = json.loads((run.folder / "run.json").read_text())
     info["config"]["filters"] = ["crowd:max=0.9"]  # as version 0.1 wrote it
+    info.pop("checksum", None)
+    info["schema_version"] = 1
     (run.folder / "run.json").write_text(json.dumps(info))
     again = hardneg.select(hardneg.Run(run.folder), hardneg.SelectOptions(), tmp_path / "again")
     assert again.negatives().equals(run.negatives())
+
+
+def as_before(run: hardneg.Run) -> hardneg.Run:
+    """The run as version 0.1 wrote it, with old names of filters."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    info = json.loads((run.folder / "run.json").read_text())
+    info.pop("checksum", None)
+    info["schema_version"] = 1
+    info["config"]["filters"] = ["crowd:max=0.9"]
+    info["counts"]["verdicts"]["crowd"] = info["counts"]["verdicts"].pop("shared-neighbors")
+    for path in run.candidate_files():
+        table = pq.read_table(path)
+        verdicts = [name.replace("shared-neighbors", "crowd") for name in table["verdict"].to_pylist()]
+        pq.write_table(table.set_column(4, "verdict", pa.array(verdicts)), path)
+        info["files"][path.relative_to(run.folder).as_posix()] = sha256_file(path)
+    (run.folder / "run.json").write_text(json.dumps(info))
+    return hardneg.Run(run.folder)
+
+
+def test_a_run_with_the_old_name_is_resumed_compared_and_written_anew(file: Path, tmp_path: Path) -> None:
+    options = hardneg.MineOptions(depth=40, filters=("shared-neighbors:max=0.9",))
+    run = hardneg.mine(str(file), tmp_path / "run", options)
+    assert run.info["counts"]["verdicts"]["shared-neighbors"] > 0
+    shutil.copytree(run.folder, tmp_path / "old")
+    old = as_before(hardneg.Run(tmp_path / "old"))
+    flow = hardneg.compare(old, run).flow
+    assert all(list(after) == [before] for before, after in flow.items())
+    assert "shared-neighbors" in flow
+    for spec in ("shared-neighbors:max=0.9", "crowd:max=0.9"):
+        same = hardneg.MineOptions(depth=40, filters=(spec,))
+        assert same.to_json()["filters"] == ["shared-neighbors:max=0.9"]
+        assert TrainOptions(filters=(spec,)).to_json()["filters"] == ["shared-neighbors:max=0.9"]
+        assert hardneg.mine(str(file), old.folder, same, resume=True).negatives().equals(run.negatives())
+        same_config({**options.to_json(), "filters": ["crowd:max=0.9"]}, same.to_json(), tmp_path)
+    with pytest.raises(hardneg.RunError, match="other options"):
+        same_config({**options.to_json(), "filters": ["crowd:max=0.8"]}, options.to_json(), tmp_path)
+    again = hardneg.select(old, hardneg.SelectOptions(seed=1), tmp_path / "again")
+    assert again.info["config"]["filters"] == ["shared-neighbors:max=0.9"]
+    noted = hardneg.select(old, hardneg.SelectOptions(filters=("crowd:max=0.5",)), tmp_path / "noted")
+    assert noted.info["config"]["filters"] == ["shared-neighbors:max=0.5"]
+
+
+def test_a_guarantee_holds_under_the_new_name() -> None:
+    selection = {"sampler": "softmax:temperature=0.05", "negatives": 7, "seed": 0, "default_filters": True}
+    promise = {"threshold": 0.5, "selection": {**selection, "filters": ["crowd:max=0.90"]}}
+    posterior = Posterior(("score",), (1.0,), 0.0, 0.5, "groups", {}, {}, promise)
+    filter = PosteriorFilter(posterior=posterior, file="p.json")
+    for spec in ("crowd:max=0.9", "shared-neighbors:max=0.9"):
+        now = {**selection, "sampler": "softmax", "filters": [spec, "posterior:p.json"]}
+        assert filter.notes(now) == []
+    (note,) = filter.notes({**selection, "filters": ["shared-neighbors:max=0.8"]})
+    assert "filters ['shared-neighbors:max=0.9'] then, ['shared-neighbors:max=0.8'] now" in note
+
+
+def test_old_features_on_the_command_line(tmp_path: Path) -> None:
+    pairs = hardneg.Pairs.from_columns(
+        [f"question {i} about {THINGS[i % 6]}" for i in range(60)],
+        [f"answer {i} about {THINGS[i % 6]}" for i in range(60)],
+        groups=[THINGS[i % 6] for i in range(60)],
+    )
+    hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(depth=40))
+    done = run_here("calibrate", tmp_path / "run", "--learn", "groups", "--feature", "crowd_query")
+    assert done.returncode == 0, done.stderr
+    assert "note: the feature 'crowd_query' is called 'shared_query' now" in done.stderr
+    assert Posterior.load(tmp_path / "run" / "posterior.json").features == ("shared_query",)
+    quiet = run_here("calibrate", tmp_path / "run", "--learn", "groups", "--feature", "shared_query")
+    assert "note:" not in quiet.stderr
+
+
+def test_names_of_verdicts() -> None:
+    old = ("kept", "crowd", "crowd#2", "margin#3")
+    assert list(map(renamed.verdict, old)) == ["kept", "shared-neighbors", "shared-neighbors#2", "margin#3"]
 
 
 def test_old_features_of_a_posterior(tmp_path: Path) -> None:
