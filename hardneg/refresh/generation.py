@@ -7,21 +7,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.errors import DataError, RunError, UsageError, first_few, suggestion
 from hardneg.index.base import Index, Neighbors
 from hardneg.index.factory import make_index
-from hardneg.index.files import load_index, save_index, vectors_checksum
+from hardneg.index.files import load_array, load_index, save_index, vectors_checksum
 from hardneg.index.recall import Recall
 from hardneg.refresh.drift import compensate, rows_to_encode
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Int
-from hardneg.storage.files import read_array, write_array
-from hardneg.storage.json_files import read_json, write_json
+from hardneg.storage.files import write_array
+from hardneg.storage.json_files import decode_json, write_json
 from hardneg.storage.vectors import PRECISIONS
 
 SCHEMA = "hardneg-generation-1"
@@ -298,36 +299,101 @@ def load_generation(
     folder: Path, threads: int | None = None, device: str = "cpu", build: Callable[[Any, str], Index] | None = None
 ) -> Generation:
     """A generation that `save_generation` wrote; RunError when it is missing, damaged or foreign."""
-    head = read_json(folder / "generation.json")
-    files = head.get("files")
-    if (
-        head.get("schema") != SCHEMA
-        or not isinstance(files, dict)
-        or not {"ids.npy", "vectors.npy", "encoded_at.npy"} <= set(files)
-    ):
-        raise RunError(f"{folder / 'generation.json'} does not describe a generation: refresh the index anew")
-    names = ("ids", "vectors", "encoded_at", "scores", "neighbours")
-    arrays = {n: read_array(folder / f"{n}.npy", files[f"{n}.npy"]) for n in names if f"{n}.npy" in files}
-    vectors, ids = arrays["vectors"], arrays["ids"]
-    if (
-        vectors.ndim != 2
-        or not ids.shape == arrays["encoded_at"].shape == (len(vectors),)
-        or vectors_checksum(vectors) != head.get("checksum")
-    ):
-        raise RunError(f"{folder}: ids and vectors do not belong together: refresh the index anew")
+    head = _read_head(folder / "generation.json")
+    arrays = {
+        name.removesuffix(".npy"): load_array(folder / name, digest)
+        for name, digest in head["files"].items()
+        if name in (*_ARRAYS, *_NEIGHBORS)
+    }
+    vectors, ids, encoded_at = arrays["vectors"], arrays["ids"], arrays["encoded_at"]
+    fault = _fault_of_vectors(vectors, ids, encoded_at)
+    if fault is not None or vectors_checksum(vectors) != head["checksum"]:
+        raise RunError(
+            f"{folder}: ids and vectors do not belong together ({fault or 'the checksum is another'}): {_REMEDY}"
+        )
     neighbors = None
-    if "scores" in arrays and "neighbours" in arrays:
-        near = arrays["neighbours"]
-        if near.shape != arrays["scores"].shape or near.size == 0 or near.min() < -1 or near.max() >= len(ids):
-            raise RunError(f"{folder}: the neighbors name documents that there are not: refresh the index anew")
-        neighbors = Neighbors(arrays["scores"], near)
-    index = load_index(folder / "index", vectors, threads=threads, device=device, build=build)
+    if "scores" in arrays:
+        neighbors = Neighbors(arrays["scores"], arrays["neighbours"])
+        if not _fit(neighbors, len(ids)):
+            raise RunError(f"{folder}: the neighbors name documents that there are not: {_REMEDY}")
     try:
-        recall = Recall(**head["recall"])
-        number, step = int(head["number"]), int(head["step"])
-    except (KeyError, TypeError, ValueError):
-        raise RunError(f"{folder / 'generation.json'} does not describe a generation: refresh the index anew") from None
+        index = load_index(folder / "index", vectors, threads=threads, device=device, build=build)
+    except DataError as error:  # these vectors are not the caller's
+        raise RunError(f"{folder / 'vectors.npy'} holds vectors that cannot be searched ({error}): {_REMEDY}") from None
     return Generation(
-        number, step, ids, vectors, index, recall, neighbors, head["checksum"], arrays["encoded_at"],
-        float(head.get("carry_error", 0.0)), dict(head.get("seconds", {})),
+        head["number"], head["step"], ids, vectors, index, Recall(**head["recall"]), neighbors, head["checksum"],
+        encoded_at, float(head.get("carry_error", 0.0)), dict(head.get("seconds", {})),
     )  # fmt: skip
+
+
+_REMEDY = "refresh the index anew"
+
+_ARRAYS = ("ids.npy", "vectors.npy", "encoded_at.npy")
+
+_NEIGHBORS = ("scores.npy", "neighbours.npy")  # both or none
+
+
+def _read_head(path: Path) -> dict[str, Any]:
+    """What `generation.json` says. RunError if an entry is missing or is not what it should be."""
+    head = decode_json(path, _REMEDY)  # its entry `checksum` is that of the vectors
+    try:
+        msgspec.convert(head, _Head)
+    except msgspec.ValidationError as error:
+        raise RunError(f"{path} does not describe a generation ({error}): {_REMEDY}") from None
+    files = set(head["files"])
+    if head["schema"] != SCHEMA or not set(_ARRAYS) <= files or len(files & set(_NEIGHBORS)) == 1:
+        raise RunError(f"{path} does not describe a generation: {_REMEDY}")
+    return head
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class _Recall(msgspec.Struct, forbid_unknown_fields=True):
+    """A `Recall` in `generation.json`."""
+
+    measured: _Share
+    error: Annotated[float, msgspec.Meta(ge=0)]
+    target: _Share
+    k: _Count
+    queries: _Count
+
+
+class _Head(msgspec.Struct):
+    """What `generation.json` holds."""
+
+    schema: str
+    number: _Count
+    step: Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+    checksum: str
+    recall: _Recall
+    files: dict[str, str]
+    carry_error: float = 0.0
+    seconds: dict[str, float] = {}
+
+
+def _fault_of_vectors(vectors: NDArray[Any], ids: NDArray[Any], encoded_at: NDArray[Any]) -> str | None:
+    """What is wrong with the arrays of a generation, or None."""
+    if vectors.ndim != 2 or vectors.dtype not in (np.float16, np.float32) or not vectors.size:
+        return f"vectors.npy holds {vectors.dtype} {list(vectors.shape)}"
+    for name, array in (("ids", ids), ("encoded_at", encoded_at)):
+        if array.dtype != np.int64 or array.shape != (len(vectors),):
+            return f"{name}.npy holds {array.dtype} {list(array.shape)} for {len(vectors):,} vectors"
+    if len(np.unique(ids)) != len(ids):
+        return "ids.npy repeats a number"
+    return None
+
+
+def _fit(neighbors: Neighbors, size: int) -> bool:
+    """Whether these are neighbors among `size` documents."""
+    scores, rows = neighbors
+    return bool(
+        scores.dtype == np.float32
+        and rows.dtype == np.int32
+        and rows.ndim == 2
+        and rows.shape == scores.shape
+        and rows.size > 0
+        and ((rows >= -1) & (rows < size)).all()
+        and np.where(rows >= 0, np.isfinite(scores), scores == -np.inf).all()
+    )

@@ -14,8 +14,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,6 +29,24 @@ from hardneg.refresh.worker import Job, movement, staleness_of
 from hardneg.storage.json_files import read_json, write_json
 
 SCHEMA = "hardneg-refreshed-1"
+
+
+_Step = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+
+
+class _State(msgspec.Struct):
+    """What `refreshed.json` holds."""
+
+    generation: str
+    next: str | None
+    step: _Step
+    started: _Step
+    checked: _Step
+    due: _Step
+    owed: bool
+    staleness: Staleness | None
+    history: list[dict[str, Any]]
+    recipe: dict[str, Any]
 
 
 class RefreshError(HardnegError):
@@ -257,15 +276,12 @@ class RefreshedIndex:
         if head.get("schema") != SCHEMA:
             raise RunError(f"{path}: schema {head.get('schema')!r}, expected {SCHEMA!r}: start anew")
         try:
-            recipe, names = dict(head["recipe"]), [head["generation"]]
-            names += [] if head["next"] is None else [head["next"]]
-            self.now, self._started, self._checked, self._due = (
-                int(head[name]) for name in ("step", "started", "checked", "due")
-            )
-            self._owed, self.history = bool(head["owed"]), list(head["history"])
-            self._staleness = None if head["staleness"] is None else Staleness(**head["staleness"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path} does not describe a refreshed index ({error!r}): start anew") from None
+            state = msgspec.convert(head, _State)
+        except msgspec.ValidationError as error:
+            raise RunError(f"{path} does not describe a refreshed index ({error}): start anew") from None
+        recipe, names = head["recipe"], [state.generation, *([] if state.next is None else [state.next])]
+        self.now, self._started, self._checked, self._due = state.step, state.started, state.checked, state.due
+        self._owed, self.history, self._staleness = state.owed, state.history, state.staleness
         changed = [n for n, v in self.recipe.to_json().items() if n != "threads" and recipe.get(n) != v]
         if changed:
             raise RunError(
