@@ -46,7 +46,7 @@ from .show import print_evaluation, progress_bars
     default="cosine",
     show_default=True,
     metavar="NAME",
-    help="Score of given embeddings: cosine · ip (inner product) · l2 (minus the squared distance).",
+    help="Score of two vectors: cosine · ip (inner product) · l2 (minus the squared distance).",
 )
 @click.option(
     "--seed",
@@ -73,11 +73,12 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     from hardneg.encoders.precomputed import aligned, open_vectors
     from hardneg.errors import UsageError
     from hardneg.evaluation.ranking import parse_measures
-    from hardneg.evaluation.retrieval import DEFAULT, evaluate_vectors
+    from hardneg.evaluation.retrieval import DEFAULT, check_metric, evaluate_vectors
     from hardneg.evaluation.retrieval import evaluate as run_evaluate
 
     names = measures or DEFAULT
     parse_measures(names)
+    check_metric(given["metric"])
     files = given["query_embeddings"], given["corpus_embeddings"]
     if (files[0] is None) != (files[1] is None):
         raise UsageError("give both --query-embeddings and --corpus-embeddings, or neither")
@@ -95,7 +96,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
             )
             evaluation = run_evaluate(
                 pairs, encoder, names, progress=progress,
-                **{name: given[name] for name in ("query_prompt", "document_prompt", "cache")},
+                **{name: given[name] for name in ("query_prompt", "document_prompt", "metric", "cache")},
             )  # fmt: skip
     if as_json:
         print_json(evaluation.to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -41,15 +42,31 @@ _SECTIONS = {
 }
 
 
-def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
-    """An option for a number of at least `low`: an integer if `low` is one, otherwise any number."""
-    whole = isinstance(low, int)
-    return click.option(
-        name,
-        type=click.IntRange(low) if isinstance(low, int) else click.FloatRange(low),
-        metavar="N" if whole else "X",
-        help=text,
-    )
+class _Finite(click.FloatRange):
+    """A number within limits; unlike click's own type, it accepts neither NaN nor infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return found
+
+
+def _number(
+    name: str, low: float, text: str, high: float | None = None, *, below: bool = False
+) -> Callable[[Command], Command]:
+    """An option for a number of at least `low`: an integer if `low` is one, otherwise any finite number.
+
+    Args:
+        name: the name of the option.
+        low: the lowest value.
+        text: the help text.
+        high: the highest value of a number that is no integer; None: none.
+        below: whether the number must be below `high`.
+    """
+    if isinstance(low, int):
+        return click.option(name, type=click.IntRange(low), metavar="N", help=text)
+    return click.option(name, type=_Finite(low, high, max_open=below), metavar="X", help=text)
 
 
 @click.command(cls=Renamed, sections=_SECTIONS, epilog=FILTERS_AND_SAMPLERS)
@@ -86,6 +103,8 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
     "--dropout",
     0.0,
     "Share of features that the encoder 'hashed' drops while training.  [default: 0; with --self-supervised 0.3]",
+    1.0,
+    below=True,
 )
 @_number("--epochs", 0.0, "Number of passes over the pairs.  [default: 3]")
 @_number("--steps", 1, "Number of steps (weight updates), instead of --epochs.")
@@ -125,6 +144,7 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
     "--share",
     0.0,
     "Share of the documents that a refresh encodes; the vectors of the others are drift-compensated.  [default: 1]",
+    1.0,
 )
 @_number("--depth", 1, "Candidates for each query.  [default: 50]")
 @_number(
@@ -144,18 +164,21 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
     "--bank-fresh",
     0.0,
     "Share of the rows that is encoded again before each batch; the others are drift-compensated.  [default: 0]",
+    1.0,
 )
 @_number(
     "--momentum",
     0.0,
     "Fill the bank from a second encoder that keeps this share of its weights at each step, such as 0.99 (MoCo).",
+    1.0,
+    below=True,
 )
 @_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05]")
 @click.option("--learn-temperature", is_flag=True, help="Learn the temperature, starting from --temperature.")
 @click.option("--symmetric", is_flag=True, help="Also rank the queries for each document, as CLIP does.")
 @_number("--learning-rate", 0.0, "Highest learning rate.  [default: 0.001; for st: encoders 0.00002]")
 @_number("--weight-decay", 0.0, "Weight decay of AdamW.  [default: 0]")
-@_number("--warmup", 0.0, "Share of the steps in which the learning rate rises.  [default: 0.1]")
+@_number("--warmup", 0.0, "Share of the steps in which the learning rate rises.  [default: 0.1]", 1.0)
 @click.option(
     "--lr-scheduler",
     type=click.Choice(["constant", "linear", "cosine"]),
@@ -186,7 +209,12 @@ def _number(name: str, low: float, text: str) -> Callable[[Command], Command]:
     help="Also evaluate zero-shot classification: how many documents have a right query as the nearest.",
 )
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of all random choices."
+    "--seed",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Seed of all random choices.",
 )
 @click.option(
     "--device", metavar="NAME", help="Device to train on, such as cpu or cuda.  [default: a GPU if there is one]"

@@ -349,7 +349,7 @@ def test_the_temperature_stays_in_its_range() -> None:
     loss(**x).backward()
     assert loss.temperature == pytest.approx(0.02)
     assert loss.log_scale.grad != 0
-    assert set(loss.statistics) == {"positive", "masked", "loss", "temperature"}
+    assert set(loss.statistics) == {"positive", "masked", "alone", "loss", "temperature"}
     assert float(loss.statistics["temperature"]) == pytest.approx(0.02)
     assert float(loss.statistics["masked"]) == pytest.approx(P / (B * P + B * K + M + S))  # each query's own positives
     assert not list(InfoNCE(0.05).parameters())

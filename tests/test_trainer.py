@@ -552,7 +552,7 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
         def vectors(self, texts: Any, *, prompt: str = "") -> torch.Tensor:
             return super().vectors(texts, prompt=prompt) * (float("nan") if self.training else 1.0)
 
-    with pytest.raises(DataError, match=r"step 1: the loss is nan\. Lower the learning rate"):
+    with pytest.raises(DataError, match=r"step 1: the loss is NaN or infinite\. Lower the learning rate"):
         hardneg.train(
             made_pairs(), Broken(dimension=16, buckets=512), tmp_path / "out",
             TrainOptions(steps=3, batch_size=16, negatives=0, log_every=1), device="cpu",
@@ -613,7 +613,7 @@ def test_learning_rates(kind: str) -> None:
         ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
         ({"epochs": 0.0}, "epochs=0.0 must be above 0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm=-1.0"),
-        ({"warmup": 2.0}, "warmup=2.0 is a share"),
+        ({"warmup": 2.0}, "warmup=2.0 must be 0 or more and at most 1"),
         ({"momentum": 0.9}, "momentum is of the bank"),
         ({"bank": 9, "momentum": 0.9, "bank_fresh": 0.1}, "bank_fresh=0.1 must be"),
         ({"amp": "fp8"}, "amp='fp8'"),

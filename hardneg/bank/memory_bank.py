@@ -54,6 +54,9 @@ class MemoryBank(nn.Module):
         max_age: steps after which a row is no longer used; None: no limit.
         dtype: of the vectors.
 
+    Raises:
+        UsageError: a size, dimension or age below 1, a `dtype` that holds no real numbers, or too little memory.
+
     >>> bank = MemoryBank(size=3, dimension=2)
     >>> bank.push(torch.ones(2, 2), ids=torch.tensor([5, 7]))
     >>> bank.view().ids.tolist(), bank.view().ages.tolist()
@@ -75,8 +78,14 @@ class MemoryBank(nn.Module):
             raise UsageError(f"a bank of {size} rows and {dimension} components: both must be 1 or more")
         if max_age is not None and max_age < 1:
             raise UsageError(f"max_age={max_age} must be 1 or more: a row is one step old when it is first seen")
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise UsageError(f"dtype={dtype}: a bank keeps vectors of float32, float16, bfloat16 or float64")
         self.max_age = max_age
-        self.register_buffer("vectors", torch.zeros(size, dimension, dtype=dtype))
+        try:
+            vectors = torch.zeros(size, dimension, dtype=dtype)
+        except (RuntimeError, MemoryError, OverflowError):  # what torch raises depends on how much is missing
+            raise UsageError(f"a bank of {size:,} rows of {dimension} components does not fit into memory") from None
+        self.register_buffer("vectors", vectors)
         self.register_buffer("ids", torch.full((size,), -1))
         self.register_buffer("groups", torch.full((size,), -1))
         self.register_buffer("written", torch.full((size,), -1))  # the step; -1: never
@@ -104,8 +113,11 @@ class MemoryBank(nn.Module):
             ids, groups: int64 `[n]`; None: unknown.
 
         Raises:
-            UsageError: shapes that do not fit. DataError: vectors with NaN or infinity, which would stay in the bank for long.
+            UsageError: shapes or number formats that do not fit. DataError: vectors with NaN or infinity, also in the number
+                format of the bank: they would stay in the bank for long.
         """
+        if not vectors.is_floating_point():
+            raise UsageError(f"the bank keeps vectors of real numbers, not of {vectors.dtype}")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise UsageError(f"the bank keeps rows of {self.dimension} components, not {list(vectors.shape)}")
         ranks = Ranks.here(len(vectors), vectors.device)
@@ -113,19 +125,43 @@ class MemoryBank(nn.Module):
         for name, given in (("ids", ids), ("groups", groups)):
             if given is not None and given.shape != (len(vectors),):
                 raise UsageError(f"{len(vectors)} vectors with {list(given.shape)} {name}: there must be one each")
+            if given is not None and (given.is_floating_point() or given.is_complex()):
+                raise UsageError(f"{name} of {given.dtype}: they must be integers")
             known = torch.full((len(vectors),), -1, device=vectors.device) if given is None else given
             columns.append(ranks.gathered(known))
         rows = ranks.gathered(vectors.detach())[-self.size :]
-        if not bool(torch.isfinite(rows).all()):
-            raise DataError(
-                f"step {int(self.step)}: vectors for the bank hold NaN or infinity, it stays as it is. Has the training diverged?"
-            )
+        kept = self._kept(rows, columns[0][-self.size :], f"step {int(self.step)}: vectors for the bank hold")
         places = (self.cursor + torch.arange(len(rows), device=self.vectors.device)) % self.size
-        self.vectors[places] = rows.to(self.vectors)
+        self.vectors[places] = kept
         self.ids[places], self.groups[places] = (each[-self.size :].to(self.ids) for each in columns)
         self.written[places] = self.step
         self.cursor.copy_((self.cursor + len(rows)) % self.size)
         self.step += 1
+
+    def _kept(self, rows: Tensor, ids: Tensor, what: str) -> Tensor:
+        """The rows in the number format of the bank.
+
+        Args:
+            rows: `[n, d]`.
+            ids: int64 `[n]`, to name the first row that cannot be kept.
+            what: the start of the message.
+
+        Raises:
+            DataError: NaN or infinity. Numbers above 65504 are infinite as float16.
+        """
+        kept = rows.to(self.vectors)
+        bad = ~torch.isfinite(kept).all(1)
+        if not bool(bad.any()):  # the only wait for the device
+            return kept
+        first = int(torch.nonzero(bad)[0])
+        name = f"id {int(ids[first])}" if int(ids[first]) >= 0 else f"row {first}"
+        entry = rows[first].float()
+        if bool(torch.isfinite(entry).all()):
+            raise DataError(
+                f"{what} {float(entry.abs().max()):g}, which is infinite as {str(kept.dtype).removeprefix('torch.')} ({name}), "
+                f"it stays as it is. Normalize the vectors, or make the bank with dtype=torch.float32"
+            )
+        raise DataError(f"{what} NaN or infinity ({name}), it stays as it is. Has the training diverged?")
 
     def view(self) -> BankView:
         """The rows that were written and are not too old."""
@@ -180,17 +216,23 @@ class MemoryBank(nn.Module):
         rng = np.random.default_rng(seed)
         rows = places.cpu().numpy()
         chosen = np.sort(rng.choice(rows, max(1, round(share * len(rows))), replace=False))
-        fresh = encode(self.ids[chosen].cpu())
-        if fresh.shape != (len(chosen), self.dimension) or not bool(torch.isfinite(fresh).all()):
-            raise DataError(f"encoding {len(chosen):,} rows of the bank gave {list(fresh.shape)}, or NaN or infinity")
+        ids = self.ids[chosen]
+        fresh = encode(ids.cpu())
+        if fresh.shape != (len(chosen), self.dimension) or not fresh.is_floating_point():
+            raise DataError(
+                f"encoding {len(chosen):,} rows of the bank gave {list(fresh.shape)} of {fresh.dtype}, expected real numbers "
+                f"[{len(chosen)}, {self.dimension}]"
+            )
+        kept = self._kept(fresh, ids, "encoding rows of the bank gave")
         rest = np.setdiff1d(rows, chosen)
         error = 0.0
         if len(rest):
             old = self.vectors.float().cpu().numpy()
             trial = rng.choice(len(chosen), max(1, len(chosen) // 5), replace=False)
             moved, error = compensate(old, chosen, fresh.float().cpu().numpy(), trial, rest)
-            self.vectors[torch.from_numpy(rest).to(self.vectors.device)] = torch.from_numpy(moved).to(self.vectors)
-        self.vectors[torch.from_numpy(chosen).to(self.vectors.device)] = fresh.to(self.vectors)
+            others = self._kept(torch.from_numpy(moved), self.ids[rest], "moving rows of the bank gave")
+            self.vectors[torch.from_numpy(rest).to(self.vectors.device)] = others
+        self.vectors[torch.from_numpy(chosen).to(self.vectors.device)] = kept
         now = torch.from_numpy(chosen).to(self.written.device)
         self.written[now] = self.step - 1  # the age of the rows that were pushed last
         return error

@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from hardneg.errors import UsageError
+from hardneg.errors import DataError
+from hardneg.losses.arguments import number
 
 
 class MomentumEncoder(nn.Module):
@@ -16,13 +17,14 @@ class MomentumEncoder(nn.Module):
     Args:
         model: the model that is trained; the parameters of the copy have no gradients.
         momentum: share of itself that the copy keeps at each `update`.
+
+    Raises:
+        UsageError: `momentum` is not in [0, 1).
     """
 
     def __init__(self, model: nn.Module, momentum: float = 0.999) -> None:
         super().__init__()
-        if not 0 <= momentum < 1:
-            raise UsageError(f"momentum={momentum} must be 0 or more and below 1")
-        self.momentum = momentum
+        self.momentum = number("momentum", momentum, 0, 1, below=True)
         self.model = copy.deepcopy(model).requires_grad_(False)
 
     @torch.no_grad()
@@ -35,4 +37,10 @@ class MomentumEncoder(nn.Module):
 
     @torch.no_grad()
     def forward(self, *inputs: object, **named: object) -> object:
-        return self.model(*inputs, **named)
+        """What the copy returns; DataError if it is a tensor with NaN or infinity."""
+        found: object = self.model(*inputs, **named)
+        if isinstance(found, Tensor) and not bool(torch.isfinite(found).all()):
+            raise DataError(
+                "the momentum encoder returned NaN or infinity: lower the learning rate, or use bf16 instead of fp16"
+            )
+        return found

@@ -183,7 +183,10 @@ class MemoryBankSampler(Sampler[list[Example]]):
         if changed:
             said = ", ".join(f"{name}: {state.get(name)!r} then, {mine[name]!r} now" for name in changed)
             raise RunError(f"the state is of another sampler ({said}): resume with the same settings and data")
-        self.epoch, self.done, self.total = (int(state[name]) for name in ("epoch", "done", "total"))
+        counts = {name: state.get(name) for name in ("epoch", "done", "total")}
+        if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts.values()):
+            raise RunError(f"the state holds no counts of batches ({counts}): it is damaged")
+        self.epoch, self.done, self.total = (int(state[name]) for name in counts)
         if self.bank is not None and state.get("bank") is not None:
             self.bank.load_state_dict(state["bank"])
         self._drawn = self.total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,8 +20,8 @@ def parse_measures(names: Sequence[str]) -> list[tuple[str, int]]:
     """Parse names of measures: `ndcg@10` -> ("ndcg", 10). Raises UsageError for unknown measures."""
     out = []
     for name in names:
-        kind, _, depth = name.lower().partition("@")
-        if kind not in MEASURES or not depth.isdigit() or int(depth) < 1:
+        kind, _, depth = name.lower().partition("@") if isinstance(name, str) else ("", "", "")
+        if kind not in MEASURES or not re.fullmatch(r"[0-9]{1,9}", depth) or int(depth) < 1:
             raise UsageError(f"unknown measure {name!r}: written {', '.join(f'{each}@K' for each in MEASURES)}")
         out.append((kind, int(depth)))
     return out

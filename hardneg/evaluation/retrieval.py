@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit
-from hardneg.errors import DataError
+from hardneg.encoders.factory import checked_encoder
+from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures, rank_measures
+from hardneg.index.base import METRICS
 from hardneg.index.exact import ExactIndex
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrow import values_of
@@ -69,8 +71,19 @@ def evaluate_vectors(
         metric: `cosine`, `ip` or `l2`.
 
     Raises:
-        DataError: no query has a positive.
+        DataError: no query has a positive, or the vectors are not those of this dataset.
     """
+    for what, vectors, count in (("queries", queries, len(pairs)), ("documents", documents, len(pairs.document_ids))):
+        if (
+            vectors.ndim != 2
+            or len(vectors) != count
+            or vectors.shape[1] != documents.shape[-1]
+            or vectors.dtype.kind != "f"
+        ):
+            raise DataError(
+                f"the vectors of {what} have shape {list(vectors.shape)} and type {vectors.dtype}, expected real numbers "
+                f"[{count}, d], with the same d for both sides"
+            )
     depth = max(depth for _, depth in parse_measures(names))
     rows = np.flatnonzero(pairs.positives.lengths > 0)
     if len(rows) == 0:
@@ -99,18 +112,41 @@ def evaluate(
     *,
     query_prompt: str = "",
     document_prompt: str = "",
+    metric: str = "cosine",
     cache: Path | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Encode a dataset and evaluate it. With `cache`, vectors are kept there under a hash of the encoder's weights."""
+    """Encode a dataset and evaluate it.
+
+    Args:
+        pairs: the dataset.
+        encoder: the encoder, which is fitted first if it has to be.
+        names: names of measures, see `rank_measures`.
+        query_prompt, document_prompt: text that is put before each query and each document.
+        metric: the score of two vectors: `cosine`, `ip` or `l2`.
+        cache: a folder that keeps the vectors, under a hash of the encoder's weights; None: they are not kept.
+        progress: called with the progress of each stage.
+
+    Raises:
+        UsageError: a measure or the metric is unknown, or `encoder` is none. DataError: no query has a positive, or the
+            encoder returned something else than vectors.
+    """
     parse_measures(names)
+    check_metric(metric)
+    checked_encoder(encoder, "encoder")
     fit(encoder, pairs, progress)
     with tempfile.TemporaryDirectory() as place:
         queries, documents, _ = embed(
             encoder, pairs, cache or Path(place), query_prompt=query_prompt, document_prompt=document_prompt,
             precision="float32", progress=progress,
         )  # fmt: skip
-        return evaluate_vectors(pairs, queries, documents, names)
+        return evaluate_vectors(pairs, queries, documents, names, metric)
+
+
+def check_metric(metric: str) -> None:
+    """UsageError if there is no such metric."""
+    if metric not in METRICS:
+        raise UsageError(f"unknown metric {metric!r}.{suggestion(str(metric), METRICS)}")
 
 
 def _same_ids(pairs: Pairs) -> NDArray[np.int64]:

@@ -6,11 +6,13 @@ a graph to pass its gradient on. The activations of only one chunk are held at a
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -19,19 +21,24 @@ from hardneg.errors import UsageError
 
 @dataclass(frozen=True)
 class _Random:
-    """The state of the random generators before a chunk, so that its dropout can be repeated."""
+    """The state of the random generators before a chunk, so that its dropout can be repeated, whatever draws it."""
 
     cpu: Tensor
     cuda: list[Tensor]
+    numpy: dict[str, Any]
+    python: tuple[Any, ...]
 
     @classmethod
     def now(cls) -> _Random:
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return cls(torch.get_rng_state(), cuda, np.random.get_state(legacy=False), random.getstate())  # noqa: NPY002
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
+        np.random.set_state(self.numpy)  # noqa: NPY002
+        random.setstate(self.python)
 
 
 def cached_backward(

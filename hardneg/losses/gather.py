@@ -42,6 +42,13 @@ class Ranks:
         gathered: Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
         return gathered
 
+    def gathered_lists(self, lists: Tensor) -> Tensor:
+        """Lists of ids `[n]` or `[n, k]` of all ranks, which may differ in k; they are filled up with -1."""
+        if self.size == 1 or lists.ndim == 1:
+            return self.gathered(lists)
+        longest = max(_lengths(lists.shape[1], lists.device))
+        return self.gathered(torch.nn.functional.pad(lists, (0, longest - lists.shape[1]), value=-1))
+
     def mean(self, losses: Tensor) -> Tensor:
         """This rank's share of the mean over the queries of all ranks.
 

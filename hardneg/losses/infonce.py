@@ -16,6 +16,7 @@ from hardneg.losses.mask_sets import MaskSets
 from hardneg.losses.variants import Variants
 
 SIMILARITIES = ("cosine", "dot")
+TEMPERATURES = (0.005, 1.0)  # the lowest and the highest temperature, unless others are given
 
 
 class InfoNCE(nn.Module):
@@ -39,7 +40,8 @@ class InfoNCE(nn.Module):
         UsageError: an argument out of range.
 
     After a call, `statistics` holds means as detached tensors `[]` that are not synchronised with the host: `positive` (score),
-    `temperature`, `masked` (share of entries that did not count), `loss`.
+    `temperature`, `masked` (share of entries that did not count), `alone` (share of queries without any negative, whose loss
+    is 0), `loss`.
 
     >>> loss = InfoNCE(0.1)(torch.eye(2, 3), torch.eye(2, 3))
     >>> round(float(loss), 6)
@@ -51,7 +53,7 @@ class InfoNCE(nn.Module):
         temperature: float = 0.05,
         *,
         learn_temperature: bool = False,
-        temperature_range: tuple[float, float] = (0.005, 1.0),
+        temperature_range: tuple[float, float] = TEMPERATURES,
         similarity: str = "cosine",
         variants: Variants | None = None,
         dimensions: Sequence[int] | None = None,
@@ -106,7 +108,7 @@ class InfoNCE(nn.Module):
             bank: `[S, d]`, also negatives of every query, without gradient; not gathered, because every rank has its own copy.
             ids: int64 ids of the documents, -1: unknown; `queries` is not used.
             known_ids: int64 `[B, Q]`, all known positives of each query, -1: none; None: those in `ids.positives`.
-            groups: int64 groups, -1: none.
+            groups: int64 groups, -1: none. `queries` may be `[B, g]`: the groups of each query and of its positives.
             guide: unit vectors of a guide model.
             sketches: of a posterior (`hardneg.make_sketch`).
             intercept: of those sketches.
@@ -151,9 +153,11 @@ class InfoNCE(nn.Module):
         logits = own * scale
         log_sum = negatives[:, None].expand_as(logits)
         many = count[:, None].expand_as(logits)
+        alone = count == 0
         total = total[:, None].expand_as(logits)
         for other, of_other, seen in self._more(sides, masks, ranks, scale, tiles):
             log_sum, many, total = _added(log_sum, many, other, seen), many + seen, total + of_other
+            alone = alone & (seen == 0).all(1)
         loss = self._against(logits, log_sum, many, total, scale)
         if self.variants.symmetric:
             rows = positives.flatten(0, 1)
@@ -163,10 +167,12 @@ class InfoNCE(nn.Module):
             shape = logits.shape
             other = self._against(logits, back.view(shape), seen.view(shape), back_total.view(shape), scale, plain=True)
             loss = (loss + other) / 2
+            alone = alone & (seen.view(shape) == 0).all(1)
         entries = len(queries) * columns.vectors.shape[0]
         self.statistics = {
             "positive": own.detach().mean(),
             "masked": 1 - count.sum() / max(1, entries),
+            "alone": alone.float().mean(),
         }
         return ranks.mean(loss.mean(1))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ class MaskSets:
         if self.ids is not None and self.known is not None:
             masks.append(SameId(self.known, self._flat(self.ids, columns, -1)))
         if self.groups is not None and self.groups.queries is not None:
-            masks.append(SameGroup(self.groups.queries, self._flat(self.groups, columns, -1)))
+            theirs = self._flat(replace(self.groups, queries=None), columns, -1)  # a query may have several groups
+            masks.append(SameGroup(self.groups.queries, theirs))
         if v.margin_absolute is not None or v.margin_relative is not None:
             masks.append(AbovePositive(lowest, v.margin_absolute, v.margin_relative))
         if self.guide is not None and self.guide.queries is not None and self.guide.positives is not None:
@@ -75,7 +77,7 @@ class MaskSets:
             theirs = self.ranks.gathered(self.ids.positives.reshape(-1, each))
             masks += [SameId(self.known, theirs[:, p]) for p in range(each)]
         if self.groups is not None and self.groups.queries is not None:
-            masks.append(SameGroup(self.groups.queries, self.ranks.gathered(self.groups.queries)))
+            masks.append(SameGroup(self.groups.queries, self.ranks.gathered_lists(self.groups.queries)))
         return masks
 
     def among_positives(self, each: int) -> list[LogitMask]:
@@ -94,8 +96,9 @@ class MaskSets:
         masks: list[LogitMask] = [Own(rows=each, first=self.ranks.start)]
         if self.ids is not None and self.known is not None and self.ids.positives is not None:
             own = self.ids.positives.reshape(-1, 1)
-            known = self.ranks.gathered(self.known)
+            known = self.ranks.gathered_lists(self.known)
             masks += [SameId(own, known[:, p]) for p in range(known.shape[1])]
         if self.groups is not None and self.groups.queries is not None and self.groups.positives is not None:
-            masks.append(SameGroup(self.groups.positives.reshape(-1), self.ranks.gathered(self.groups.queries)))
+            theirs = self.ranks.gathered_lists(self.groups.queries)
+            masks.append(SameGroup(self.groups.positives.reshape(-1), theirs))
         return masks

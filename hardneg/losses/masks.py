@@ -41,19 +41,24 @@ class SameId:
 
 @dataclass(frozen=True)
 class SameGroup:
-    """Masks documents of the query's group.
+    """Masks documents of the query's groups: its own, and those of its positives.
 
     Attributes:
-        mine: int64 `[n]`, groups of the rows, -1: none.
-        theirs: int64 `[m]`, groups of the columns, -1: none.
+        mine: int64 `[n]` or `[n, g]`, groups of the rows, -1: none.
+        theirs: int64 `[m]` or `[m, h]`, groups of the columns, -1: none.
     """
 
     mine: Tensor
     theirs: Tensor
 
     def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
-        mine, theirs = self.mine[rows, None], self.theirs[columns]
-        return minus_infinity_where((mine == theirs) & (mine >= 0), scores)
+        mine, theirs = self.mine[rows], self.theirs[columns]
+        mine, theirs = mine.reshape(len(mine), -1), theirs.reshape(len(theirs), -1)
+        same = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+        for g in range(mine.shape[1]):
+            for h in range(theirs.shape[1]):
+                same |= (mine[:, g, None] == theirs[:, h]) & (mine[:, g, None] >= 0)
+        return minus_infinity_where(same, scores)
 
 
 @dataclass(frozen=True)

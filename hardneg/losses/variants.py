@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from hardneg.errors import UsageError
+from hardneg.losses.arguments import flag, number
 
 
 @dataclass(frozen=True)
@@ -42,10 +44,18 @@ class Variants:
     suspect_above: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.tau_plus < 1 or not 0 <= self.label_smoothing < 1:
-            raise UsageError("tau_plus and label_smoothing must be 0 or more and below 1")
-        if self.beta < 0 or not self.hard_weight > 0:
-            raise UsageError("beta must be 0 or more, hard_weight above 0")
+        for name in ("symmetric", "query_query", "document_document", "decoupled"):
+            flag(name, getattr(self, name))
+        for name in ("tau_plus", "label_smoothing"):
+            number(name, getattr(self, name), 0, 1, below=True)
+        number("beta", self.beta, 0)
+        number("hard_weight", self.hard_weight, 0, above=True)
+        for name in ("margin_absolute", "margin_relative", "guide_margin"):
+            value = getattr(self, name)
+            if value is not None or name == "guide_margin":
+                number(name, value, -math.inf)
+        if self.suspect_above is not None:
+            number("suspect_above", self.suspect_above, 0, 1)
         if self.label_smoothing and (self.decoupled or self.tau_plus or self.beta):
             raise UsageError(
                 "label_smoothing has no meaning together with decoupled, tau_plus or beta: those are no cross-entropies"

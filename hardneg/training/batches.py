@@ -18,6 +18,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.losses.gather import Ranks
 from hardneg.refresh.generation import Items
+from hardneg.training.checks import check_fits
 from hardneg.training.distributed import World
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
@@ -97,7 +98,8 @@ class TrainingBatches:
         momentum: the momentum encoder that fills the bank; None: the trained encoder fills it.
 
     Raises:
-        UsageError: there are too few pairs for one batch on every rank.
+        UsageError: there are too few pairs for one batch on every rank, or the options do not fit the data or the model
+            (see `check_fits`).
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class TrainingBatches:
     ) -> None:  # fmt: skip
         self.options, self.world, self.towers = options, world, towers
         self.documents = documents or pairs.documents
+        check_fits(options, pairs, towers.dimension, world)
         trainable = int((pairs.positives.lengths > 0).sum())
         whole = options.batch_size * world.size
         if world.size > 1 and trainable < whole:
@@ -203,5 +206,10 @@ class TrainingBatches:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from what `state` returned."""
         self.sampler.load_state_dict({**state["sampler"], "bank": state["bank"]})
+        bank = self.sampler.bank
+        if bank is not None and (
+            bank.size != self.options.bank or int(bank.ids.max()) >= len(self.sampler.pairs.document_ids)
+        ):
+            raise ValueError(f"its bank has {bank.size} rows, or documents that are not in the data")
         if self.momentum is not None:
             self.momentum.load_state_dict(state["momentum"])

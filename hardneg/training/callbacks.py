@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from hardneg.encoders.saved import written
 from hardneg.errors import MissingDependencyError
+from hardneg.storage.files import atomic_path
 
 
 class Callback(Protocol):
-    """Receives the numbers of a training. An exception that it raises, such as a `HardnegError`, stops the training."""
+    """Receives the numbers of a training. An exception that it raises, such as a `HardnegError`, stops the training.
+
+    After an interruption, the steps since the last checkpoint are trained again, and their numbers are passed again. A
+    callback that writes a file should drop what it has of later steps, and may have a method `sync()`, which is called
+    before each checkpoint: what it received until then must be on disk afterwards, because it will not be passed again.
+    """
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Receive the numbers of a step, by name. The names of an evaluation start with `evaluation/`."""
@@ -50,28 +59,41 @@ class LogFile:
     Args:
         path: the file. Entries that it has already are kept up to `step`.
         step: the step from which the training continues. Later entries are dropped, because they will be written again.
+
+    Raises:
+        RunError: the file cannot be written, for example because the disk is full.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        kept = []
-        if path.exists():
-            for line in path.read_text("utf-8").splitlines():
-                try:
-                    entry = json.loads(line)
-                    if entry["step"] <= step:
-                        kept.append(line)
-                except (ValueError, KeyError, TypeError):
-                    continue  # a line that was cut off when the process was killed
-        path.write_text("".join(line + "\n" for line in kept), "utf-8")
-        self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+        self.path = path
+        with written(path, "the training stopped"):
+            kept = []
+            if path.exists():
+                for line in path.read_text("utf-8", "replace").splitlines():
+                    try:
+                        if json.loads(line)["step"] <= step:
+                            kept.append(line)
+                    except (ValueError, KeyError, TypeError, RecursionError):
+                        continue  # a line that was cut off when the process was killed
+            # As a whole: killed in between, the log would lose entries that no training writes again.
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
+            self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 
     def log(self, step: int, values: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self.file.write(json.dumps({"step": step, **finite}) + "\n")
-        self.file.flush()
+        with written(self.path, "the training stopped"):
+            self.file.write(json.dumps({"step": step, **finite}) + "\n")
+            self.file.flush()
+
+    def sync(self) -> None:
+        """Wait until all entries are on disk."""
+        with written(self.path, "the training stopped"):
+            os.fsync(self.file.fileno())
 
     def close(self) -> None:
-        self.file.close()
+        with suppress(OSError):  # every entry was flushed already, or its error raised
+            self.file.close()
 
 
 class TensorBoard:

@@ -1,6 +1,7 @@
 """Checkpoints of a training.
 
-Each checkpoint is a folder. It is written under a temporary name and then renamed, so it is either complete or absent.
+Each checkpoint is a folder. It is written under a temporary name and then renamed, so it is either complete or absent. It
+holds finite numbers only, and a checksum of every file.
 
 step-00000500/state.json             plain values; a tensor is replaced by its name
 step-00000500/state.safetensors      the tensors
@@ -11,13 +12,15 @@ step-00000500/generations/           the generation in use, and the next one if 
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -25,13 +28,17 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hardneg.encoders.saved import written
 from hardneg.errors import RunError
 from hardneg.storage.files import sha256_file, sync_folder
+from hardneg.storage.folders import link_tree
 from hardneg.storage.json_files import read_json, write_json
 from hardneg.training.distributed import World
 
-SCHEMA = "hardneg-checkpoint-2"
+SCHEMA = "hardneg-checkpoint-3"
+OLDER = "hardneg-checkpoint-2"  # without checksums of the JSON files, and without the numbers since the last log entry
 _TENSOR, _MAP = "tensor:", "pairs:"
+_REMEDY = "start a new training with --overwrite"
 
 
 def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
@@ -46,7 +53,7 @@ def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
         A copy for JSON, in which the name of a tensor replaces it.
 
     Raises:
-        RunError: a value of another type.
+        RunError: a value of another type, NaN or infinity.
 
     >>> tensors = {}
     >>> packed = pack({"step": 3, "weights": torch.ones(2)}, tensors)
@@ -62,6 +69,8 @@ def pack(value: Any, tensors: dict[str, Tensor], place: str = "") -> Any:
         return {_MAP: [[key, pack(each, tensors, f"{place}.{key}")] for key, each in value.items()]}
     if isinstance(value, list | tuple):
         return [pack(each, tensors, place) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise RunError(f"a checkpoint holds finite numbers only, not {value} (at {place or 'the top level'})")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     raise RunError(f"a checkpoint cannot hold a {type(value).__name__} (at {place or 'the top level'})")
@@ -76,6 +85,13 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [unpack(each, tensors) for each in value]
     return value
+
+
+def seed_generators(seed: int) -> None:
+    """Seed every random generator that a model may draw from: torch's, numpy's global one, and Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
@@ -99,12 +115,14 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random(state: dict[str, Any], device: torch.device) -> None:
-    """Set the random generators to a state that `random_state` returned."""
+    """Set the random generators to a state that `random_state` returned. Those that it does not hold stay as they are."""
     torch.set_rng_state(state["torch"])
-    name, keys, place, has_gauss, gauss = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), place, has_gauss, gauss))  # noqa: NPY002
-    version, words, following = state["python"]
-    random.setstate((version, tuple(words), following))
+    if "numpy" in state:
+        name, keys, place, has_gauss, gauss = state["numpy"]
+        np.random.set_state((name, keys.numpy().astype(np.uint32), place, has_gauss, gauss))  # noqa: NPY002
+    if "python" in state:
+        version, words, following = state["python"]
+        random.setstate((version, tuple(words), following))
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
 
@@ -121,85 +139,155 @@ def write(
         world: the ranks.
         save_more: writes the generations to a folder, which already holds those of the previous checkpoint.
         keep: number of checkpoints to keep; older ones are deleted.
+
+    Raises:
+        RunError: the checkpoint cannot be written, for example because the disk is full; then also on all other ranks.
+            Earlier checkpoints stay.
     """
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
+    before = latest(folder)
+    instead = "there is no checkpoint yet" if before is None else f"the checkpoint of step {step_of(before)} is intact"
+    try:
+        with _together(world, final, instead):
+            if world.leads:
+                for path in folder.glob(".step-*.tmp"):  # of a killed process
+                    shutil.rmtree(path)
+                temporary.mkdir(parents=True)
+        with _together(world, final, instead):
+            if not world.leads:
+                _write_tensors(temporary / f"rank-{world.rank}", step, {"random": random_state(world.device)}, {})
+            else:
+                if before is not None:
+                    link_tree(before / "generations", temporary / "generations")
+                save_more(temporary / "generations")
+                files = {
+                    path.relative_to(temporary).as_posix(): sha256_file(path)
+                    for path in sorted((temporary / "generations").rglob("*.json"))
+                }
+                _write_tensors(temporary / "state", step, {**state, "random": random_state(world.device)}, files)
+        with _together(world, final, instead):
+            if world.leads:
+                sync_folder(temporary)
+                if final.exists():
+                    shutil.rmtree(final)
+                os.replace(temporary, final)
+                sync_folder(folder)
+    finally:
+        if world.leads:
+            shutil.rmtree(temporary, ignore_errors=True)
     if world.leads:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        for old in _complete(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
     world.wait()
-    if not world.leads:
-        _write_tensors(temporary / f"rank-{world.rank}", {"random": random_state(world.device)})
-    else:
-        before = latest(folder)
-        if before is not None and (before / "generations").is_dir():
-            _link(before / "generations", temporary / "generations")
-        save_more(temporary / "generations")
-        _write_tensors(temporary / "state", {**state, "random": random_state(world.device)})
-    world.wait()
-    if world.leads:
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(temporary, final)
-        sync_folder(folder)
-        for old in sorted(folder.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
-    world.wait()
+
+
+@contextmanager
+def _together(world: World, path: Path, instead: str) -> Iterator[None]:
+    """A part of the work after which all ranks wait for each other; an error of one rank stops all of them."""
+    error: Exception | None = None
+    try:
+        with written(path, instead):
+            yield
+    except Exception as caught:
+        error = caught
+    if world.any(error is not None):
+        raise error or RunError(f"{path} cannot be written on another rank: {instead}")
 
 
 def latest(folder: Path) -> Path | None:
     """The folder of the last complete checkpoint; None: there is none."""
-    found = [path for path in sorted(folder.glob("step-*")) if re.fullmatch(r"step-\d{8,}", path.name)]
+    found = _complete(folder)
     return found[-1] if found else None
 
 
+def _complete(folder: Path) -> list[Path]:
+    """The folders of all complete checkpoints, in the order of their steps."""
+    return sorted(
+        (path for path in folder.glob("step-*") if re.fullmatch(r"step-\d{8,18}", path.name) and path.is_dir()),
+        key=step_of,
+    )
+
+
+def step_of(folder: Path) -> int:
+    """The step that the name of a checkpoint says."""
+    return int(folder.name.removeprefix("step-"))
+
+
 def read(folder: Path, world: World) -> dict[str, Any]:
-    """The state in a checkpoint, with the random generators of this rank; RunError if the checkpoint is damaged."""
+    """The state in a checkpoint, with the random generators of this rank.
+
+    Raises:
+        RunError: the checkpoint is damaged, or of a version that cannot be read. The message names the file.
+    """
     state = _read_tensors(folder / "state")
     if not world.leads:
         path = folder / f"rank-{world.rank}"
-        state["random"] = _read_tensors(path)["random"]
+        state["random"] = _read_tensors(path).get("random")
     return state
 
 
-def _write_tensors(path: Path, state: dict[str, Any]) -> None:
-    """Write a state to two files, `path` with the suffixes .json and .safetensors."""
+@contextmanager
+def fitting(folder: Path) -> Iterator[None]:
+    """Turn errors of a state that does not fit the training into a RunError that names the checkpoint."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, KeyError):
+            reason = f"{reason} is missing"
+        raise RunError(
+            f"{folder / 'state.json'}: the checkpoint does not fit this training or this version ({reason}): {_REMEDY}"
+        ) from error
+
+
+class _Head(TypedDict):
+    schema: str
+    sha256: str
+    state: dict[str, Any]
+
+
+class _Files(TypedDict):
+    step: int
+    files: dict[str, str]
+
+
+def _write_tensors(path: Path, step: int, state: dict[str, Any], files: dict[str, str]) -> None:
+    """Write a state to two files, `path` with the suffixes .json and .safetensors.
+
+    Args:
+        path: the path without a suffix.
+        step: the training step.
+        state: the state.
+        files: checksums of further files, by their paths in the checkpoint.
+    """
     tensors: dict[str, Tensor] = {}
     packed = pack(state, tensors)
     file = path.with_suffix(".safetensors")
     save_file(tensors, file)
     with open(file, "rb") as f:
         os.fsync(f.fileno())
-    write_json(path.with_suffix(".json"), {"schema": SCHEMA, "sha256": sha256_file(file), "state": packed})
+    head = {"schema": SCHEMA, "step": step, "sha256": sha256_file(file), "files": files, "state": packed}
+    write_json(path.with_suffix(".json"), head, checksum=True)
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:
-    """Read a state that `_write_tensors` wrote; RunError if it is damaged."""
-    head, file = read_json(path.with_suffix(".json")), path.with_suffix(".safetensors")
-    if head.get("schema") != SCHEMA:
-        raise RunError(
-            f"{path}.json: schema {head.get('schema')!r}, expected {SCHEMA!r}: start a new training with --overwrite"
-        )
-    if not file.is_file() or sha256_file(file) != head.get("sha256"):
-        raise RunError(f"{file} is missing or damaged: start a new training with --overwrite")
+    """Read a state that `_write_tensors` wrote; RunError if it is damaged, or of another step than its folder says."""
+    file, name = path.with_suffix(".safetensors"), path.with_suffix(".json")
+    head = read_json(name, remedy=_REMEDY)
+    if head.get("schema") not in (SCHEMA, OLDER):
+        raise RunError(f"{name}: schema {head.get('schema')!r}, expected {SCHEMA!r}: {_REMEDY}")
+    read_json(name, _Head, checksum=head["schema"] == SCHEMA, remedy=_REMEDY)
+    if head["schema"] == SCHEMA:
+        read_json(name, _Files, remedy=_REMEDY)
+        if head["step"] != step_of(path.parent):
+            raise RunError(f"{name} is of step {head['step']}, unlike its folder: {_REMEDY}")
+    for each, checksum in {file.name: head["sha256"], **head.get("files", {})}.items():
+        if not (path.parent / each).is_file() or sha256_file(path.parent / each) != checksum:
+            raise RunError(f"{path.parent / each} is missing or damaged: {_REMEDY}")
     try:
-        state: dict[str, Any] = unpack(head["state"], load_file(file))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise RunError(
-            f"{path}.json does not describe a checkpoint ({error!r}): start a new training with --overwrite"
-        ) from None
+        state = unpack(head["state"], load_file(file))
+        if not isinstance(state, dict):
+            raise TypeError("it holds no entries")
+    except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise RunError(f"{name} does not describe a checkpoint ({error!r}): {_REMEDY}") from None
     return state
-
-
-def _link(source: Path, target: Path) -> None:
-    """Link the files of a folder into another one, or copy them where the file system has no links.
-
-    Links are safe, because the files never change.
-    """
-
-    def link(one: str, other: str) -> str:
-        try:
-            os.link(one, other)
-        except OSError:
-            shutil.copy2(one, other)
-        return other
-
-    shutil.copytree(source, target, copy_function=link)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from hardneg.errors import UsageError
 
@@ -55,6 +55,22 @@ class World:
         """Wait until all ranks have called this."""
         if self.size > 1:
             dist.barrier()
+
+    def any(self, flag: bool) -> bool:
+        """Whether a rank passes True. All ranks must call this, and each waits for the others."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor([int(flag)], dtype=torch.int64, device=self.device)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return bool(tensor)
+
+    def lowest(self, value: Tensor) -> int:
+        """The lowest of the integers `[]` that the ranks pass. All ranks must call this."""
+        if self.size == 1:
+            return int(value)
+        tensor = value.clone()
+        dist.all_reduce(tensor, dist.ReduceOp.MIN)
+        return int(tensor)
 
     def broadcast_int(self, value: int) -> int:
         """Return the value that rank 0 passes, on all ranks."""

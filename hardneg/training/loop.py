@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
+import msgspec
 import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
@@ -24,11 +25,13 @@ from hardneg.training import checkpoint
 from hardneg.training.batches import Batch, TrainingBatches
 from hardneg.training.callbacks import Callback, Watcher, mean_of
 from hardneg.training.distributed import World
+from hardneg.training.finite import FirstBadStep, first_not_finite
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
+_ALONE = "every negative of every query was masked"
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Evaluate = Callable[[Towers], dict[str, float]]
@@ -49,6 +52,11 @@ class Progressed:
     evaluations: list[dict[str, float]] = field(default_factory=list)
     best: dict[str, float] | None = None
     warnings: list[str] = field(default_factory=list)
+
+
+class _Collapse(TypedDict):
+    first: float | None
+    said: bool
 
 
 class Trainer:
@@ -103,18 +111,24 @@ class Trainer:
         )
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
         self.done, self.collapse = Progressed(), Collapse()
+        self.bad = FirstBadStep(world.device)
         self._batches = 0  # number of batches since the last update
         self._statistics: list[dict[str, Tensor]] = []
 
     def fit(self, progress: Progress = silent) -> Progressed:
-        """Train from the present step to the last one, and return the progress."""
+        """Train from the present step to the last one, and return the progress.
+
+        Raises:
+            DataError: a loss, a weight or a row of the bank is NaN or infinite. This is noticed at the next log entry,
+                evaluation or checkpoint, and nothing is saved from then on.
+        """
         advance = progress("train", self.total)
         advance(self.done.step)
         self.towers.train()
         while self.done.step < self.total:
             for batch in self.batches.batches():
                 queries, documents = self._backward(batch)
-                self.batches.used(batch, documents)
+                self._fill_bank(batch, documents)
                 if not self._update():
                     continue
                 self.batches.updated()
@@ -158,7 +172,15 @@ class Trainer:
                 ]
                 cached_backward(lambda mini_batch: self.model(*mini_batch), sides, loss, no_sync=self._no_sync)
         self._statistics.append(self.criterion.statistics)
+        self.bad.look(self.criterion.statistics["loss"], self.done.step + 1)
         return vectors[0], vectors[1]
+
+    def _fill_bank(self, batch: Batch, documents: Tensor) -> None:
+        """Write the documents of a batch to the bank, if there is one."""
+        try:
+            self.batches.used(batch, documents)
+        except DataError as error:
+            raise DataError(f"step {self.done.step + 1}: {error}. {self._last_checkpoint()}") from None
 
     def _update(self) -> bool:
         """Count a batch, and update the weights after every `accumulate` batches. Return whether they were updated."""
@@ -199,13 +221,9 @@ class Trainer:
                 callback.batch(step, queries, documents, batch.mined, **more)
         if step % self.options.log_every and step != self.total and not fresh:
             return
-        values = mean_of(self._statistics)
+        self._check_finite()
+        values, alone = mean_of(self._statistics), self._alone()
         self._statistics = []
-        if not math.isfinite(values["loss"]):
-            raise DataError(
-                f"step {step}: the loss is {values['loss']}. Lower the learning rate, or use bf16 instead of fp16. "
-                f"The last checkpoint was written before this step"
-            )
         if not self.world.leads:
             return
         rank = effective_rank(documents)
@@ -220,11 +238,51 @@ class Trainer:
             values |= {"drift": staleness.drift, "overlap": staleness.overlap}
         if fresh:
             values["swap_seconds"] = self.negatives.swap_seconds
-        warning = self.collapse.look(rank)
-        if warning is not None:
-            self.done.warnings.append(f"step {step}: {warning}")
-            self.warn(self.done.warnings[-1])
+        for warning in (self.collapse.look(rank), alone):
+            if warning is not None:
+                self.done.warnings.append(f"step {step}: {warning}")
+                self.warn(self.done.warnings[-1])
         self._log(values)
+
+    def _alone(self) -> str | None:
+        """A warning, once, if every negative of every query was masked in batches since the last entry of the log."""
+        if any(_ALONE in each for each in self.done.warnings):
+            return None
+        rows = [row["alone"] for row in self._statistics]
+        count = int((torch.stack(rows) == 1).sum())
+        if count == 0:
+            return None
+        return (
+            f"{_ALONE} in {count} of the last {len(rows)} batches, so their loss is 0 and nothing was learned from them. "
+            f"Loosen the filters, take a larger batch_size, or use mined negatives or a bank"
+        )
+
+    def _check_finite(self, save: bool = False) -> None:
+        """DataError, on all ranks, if a loss was not finite; with `save`, also if what would be saved is not."""
+        first, advice = self.bad.value(self.world), "Lower the learning rate, or use bf16 instead of fp16"
+        if first is not None:
+            raise DataError(f"step {first}: the loss is NaN or infinite. {advice}. {self._last_checkpoint()}")
+        if not save:
+            return
+        place = first_not_finite(self.state(), self._may_be_infinite())
+        if self.world.any(place is not None):
+            raise DataError(
+                f"step {self.done.step}: {place or 'what another rank would save'} holds NaN or infinity. {advice}. "
+                f"{self._last_checkpoint()}"
+            )
+
+    def _may_be_infinite(self) -> set[str]:
+        """The places in the state of what is not trained: such as masks of attention, where infinity has a meaning."""
+        trained = {name for name, parameter in self.towers.named_parameters() if parameter.requires_grad}
+        fixed = [name for name in self.towers.state_dict() if name not in trained]
+        return {f"{place}.{name}" for name in fixed for place in ("towers", "supply.momentum.model")}
+
+    def _last_checkpoint(self) -> str:
+        """A sentence that names the last checkpoint."""
+        found = None if self.folder is None else checkpoint.latest(self.folder)
+        if found is None:
+            return "There is no checkpoint from before"
+        return f"The last checkpoint is from before, of step {checkpoint.step_of(found)}: {found}"
 
     def _log(self, values: dict[str, float]) -> None:
         for callback in self.callbacks:
@@ -234,7 +292,11 @@ class Trainer:
         """Evaluate and write a checkpoint, each if it is due at this step."""
         step, last = self.done.step, self.done.step == self.total
         every = self.options.evaluate_every or self.per_epoch
-        if self.evaluate is not None and (step % every == 0 or last) and self.world.leads:
+        evaluates = self.evaluate is not None and (step % every == 0 or last)
+        saves = self.folder is not None and (step % (self.options.save_every or self.per_epoch) == 0 or last)
+        if evaluates or saves or last:
+            self._check_finite(save=True)
+        if self.evaluate is not None and evaluates and self.world.leads:
             start = time.perf_counter()
             measures = self.evaluate(self.towers)
             self.towers.train()
@@ -246,13 +308,17 @@ class Trainer:
                     self.on_best()
             values = {f"evaluation/{name}": value for name, value in measures.items()}
             self._log({**values, "evaluation/seconds": time.perf_counter() - start})
-        if self.folder is not None and (step % (self.options.save_every or self.per_epoch) == 0 or last):
+        if self.folder is not None and saves:
+            for callback in self.callbacks:
+                if callable(sync := getattr(callback, "sync", None)):
+                    sync()  # entries that the checkpoint is ahead of are never written again
             checkpoint.write(self.folder, step, self.state(), self.world, self.negatives.save)
 
     # Checkpoints.
 
     def state(self) -> dict[str, Any]:
         """Everything that a checkpoint holds, except the random generators and the generations of the index."""
+        rows = self._statistics
         return {
             "progress": vars(self.done),
             "collapse": vars(self.collapse),
@@ -262,16 +328,30 @@ class Trainer:
             "rates": {"last_epoch": self.rates.last_epoch},
             "scaler": self.scaler.state_dict(),
             "supply": {**self.batches.state(), "filters": self.negatives.filters.state()},
+            "unlogged": {name: torch.stack([row[name] for row in rows]) for name in rows[0]} if rows else {},
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Continue from what `state` returned."""
+        """Continue from what `state` returned; see `hardneg.training.checkpoint.fitting` for states that do not fit."""
+        for name, kind in (("progress", Progressed), ("collapse", _Collapse)):
+            msgspec.convert(state[name], kind)
         self.done = Progressed(**state["progress"])
-        vars(self.collapse).update(state["collapse"])
+        if self.done.best is not None and self.options.measures[0] not in self.done.best:
+            raise ValueError(f"its best evaluation lacks {self.options.measures[0]}")
+        vars(self.collapse).update({name: state["collapse"][name] for name in ("first", "said")})
         self.towers.load_state_dict(state["towers"])
         self.criterion.load_state_dict(state["criterion"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.rates.last_epoch = state["rates"]["last_epoch"]
+        for parameter, moments in self.optimizer.state.items():
+            if any(each.ndim and each.shape != parameter.shape for each in moments.values()):
+                raise ValueError("its optimizer belongs to weights of another shape")
+        self.rates.last_epoch = int(state["rates"]["last_epoch"])
         self.scaler.load_state_dict(state["scaler"])
         self.batches.load(state["supply"])
+        columns = {name: values.to(self.world.device) for name, values in state.get("unlogged", {}).items()}
+        rows = zip(*columns.values(), strict=True)
+        self._statistics = [dict(zip(columns, row, strict=True)) for row in rows]
         checkpoint.restore_random(state["random"], self.world.device)
+        place = first_not_finite(state, self._may_be_infinite())
+        if place is not None:
+            raise ValueError(f"{place} holds NaN or infinity")

@@ -24,6 +24,7 @@ from hardneg.refresh.refreshed_index import RefreshedIndex
 from hardneg.refresh.snapshot import ModuleSnapshots
 from hardneg.refresh.staleness import Schedule
 from hardneg.training.batches import Batch
+from hardneg.training.checkpoint import fitting
 from hardneg.training.distributed import World
 from hardneg.training.online_filters import OnlineFilters, Rows
 from hardneg.training.options import TrainOptions
@@ -71,7 +72,8 @@ class MinedNegatives:
         chain = parse_filters(options.filters, options.default_filters, training=True)
         self.filters = OnlineFilters(chain, pairs, self._context(None), world.device, options.seed)
         if learned is not None:
-            self.filters.load(learned)
+            with fitting((resume or Path("generations")).parent):
+                self.filters.load(learned)
         self.index: RefreshedIndex | None = None
         self.swap_seconds = 0.0
         mines = (options.negatives > 0 or self.filters.needs_neighbors) and run is None

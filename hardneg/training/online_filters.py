@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,11 +24,12 @@ from hardneg.false_negatives.sources import learn_from
 from hardneg.losses.batch import PerRole
 from hardneg.losses.variants import Variants
 from hardneg.mining.candidates import Context
-from hardneg.mining.filters.base import Chain
+from hardneg.mining.filters.base import Chain, Filter
 from hardneg.mining.filters.identity import Distinct, Duplicate, Empty, Group, Known
 from hardneg.mining.filters.limits import Margin
 from hardneg.mining.filters.models import Guide
 from hardneg.mining.mined import Mined
+from hardneg.storage.arrays import Int, Ragged
 from hardneg.training.distributed import World
 
 # Log odds of a document that shares no neighbors with the query: at least this far below the limit, as a sketch has noise.
@@ -55,14 +56,15 @@ class Rows:
 class OnlineFilters:
     """A chain of filters, applied to the loss: it turns them into arguments of `InfoNCE`.
 
-    - `known` and `duplicate` mask by id; documents with the same text count as one.
-    - `group` masks by group.
-    - `margin` and `guide` mask by score.
+    - `known` and `duplicate:text` mask by id; documents with the same text count as one.
+    - `group` masks by group, those of the query and of all its positives.
+    - `margin` and `guide` mask by score. Of several margins, and of several limits for one guide, the strictest counts.
     - `shared-neighbors` and `posterior` mask by a sketch (see `make_sketch`), which is made again for every generation.
       The posterior of `posterior:learned` is learned once, at the first generation.
 
-    All other filters, such as `rank` and `cross-encoder`, need more than one inner product for each pair. They work on
-    mined candidates only.
+    All other filters, such as `rank`, `duplicate:near` and `cross-encoder`, need more than one inner product for each
+    pair. They work on mined candidates only, and so do all guides but the first, and all sketched filters but one: a
+    learned posterior, or else the last posterior, or else `shared-neighbors`.
 
     Args:
         chain: the filters.
@@ -73,12 +75,14 @@ class OnlineFilters:
 
     Attributes:
         fixed: the filters of the chain without `posterior:learned`.
-        mined_only: names of the filters that work on mined candidates only.
+        mined_only: names of the filters that work on mined candidates only; of a filter that the loss uses in another
+            form, or not a second time, its spec.
         posterior: the posterior behind the sketch, given or learned; None: there is none, or it is not learned yet.
         unlearned: why no posterior could be learned; None: nothing went wrong.
 
     Raises:
-        UsageError: the dataset lacks the groups that the filter `group` needs, or the texts that `guide` needs.
+        UsageError: the dataset lacks the groups that the filter `group` needs, or the texts that `guide` needs, or two
+            posteriors are to be learned.
     """
 
     def __init__(self, chain: Chain, pairs: Pairs, context: Context, device: torch.device, seed: int = 0) -> None:
@@ -88,7 +92,9 @@ class OnlineFilters:
         self.canonical = torch.from_numpy(first[places.ravel()]).to(device)
         self.known = context.known
         self.margins = [each for each in chain.filters if isinstance(each, Margin)]
-        self.guide = next((each for each in chain.filters if isinstance(each, Guide)), None)
+        guides = [each for each in chain.filters if isinstance(each, Guide)]
+        self.guide = guides[0] if guides else None
+        self.guide_margin = max((each.margin for each in guides if each.model == guides[0].model), default=0.0)
         self.grouped = any(isinstance(each, Group) for each in chain.filters)
         if self.grouped and (pairs.query_groups is None or pairs.document_groups is None):
             raise UsageError(
@@ -97,14 +103,36 @@ class OnlineFilters:
         self._document_groups: Tensor | None = None
         if self.grouped and pairs.document_groups is not None:
             self._document_groups = torch.from_numpy(pairs.document_groups).to(device)
-        self.to_learn = next((each for each in chain.filters if isinstance(each, LearnedPosterior)), None)
+        learned = [each for each in chain.filters if isinstance(each, LearnedPosterior)]
+        if len(learned) > 1:
+            raise UsageError(f"{len(learned)} filters 'posterior:learned' with different thresholds: give one")
+        self.to_learn = learned[0] if learned else None
         self.fixed = Chain([each for each in chain.filters if not isinstance(each, LearnedPosterior)])
-        self.posterior, self.limit = (None, self.to_learn.threshold) if self.to_learn else _sketched(chain)
+        sketched, posterior, self.limit = _sketched(chain)
+        if self.to_learn is not None:
+            sketched, posterior, self.limit = [self.to_learn], None, self.to_learn.threshold
+        self.posterior: Posterior | None = posterior
         self.sketch: Sketch | None = None
         self.unlearned: str | None = None
-        in_loss = (Known, Duplicate, Margin, Guide, Group, SharedNeighbors, PosteriorFilter, LearnedPosterior)
-        self.mined_only = [each.name for each in chain.filters if not isinstance(each, (*in_loss, Empty, Distinct))]
+        self.mined_only = [name for each in chain.filters if (name := self._not_in_loss(each, sketched)) is not None]
         self._guide_vectors = None if self.guide is None else _guide_vectors(self.guide, context)
+
+    def _not_in_loss(self, each: Filter, sketched: Sequence[Filter]) -> str | None:
+        """The name of a filter that works on mined candidates only; None for one that also works in the loss.
+
+        Args:
+            each: the filter.
+            sketched: the filters that the sketch stands for.
+        """
+        if isinstance(each, Known | Empty | Distinct | Margin | Group):
+            return None
+        if isinstance(each, Duplicate):
+            return None if each.near is None else each.spec
+        if isinstance(each, Guide):
+            return None if self.guide is not None and each.model == self.guide.model else each.spec
+        if isinstance(each, SharedNeighbors | PosteriorFilter | LearnedPosterior):
+            return None if any(each is other for other in sketched) else each.spec
+        return each.name
 
     @property
     def needs_neighbors(self) -> bool:
@@ -120,7 +148,7 @@ class OnlineFilters:
                 strictest = max([*margins, *([] if own_margin is None else [own_margin])])
                 given = replace(given, **{f"margin_{name}": strictest})
         if self.guide is not None:
-            given = replace(given, guide_margin=self.guide.margin)
+            given = replace(given, guide_margin=self.guide_margin)
         if self.needs_neighbors:
             given = replace(given, suspect_above=self.limit)
         return given
@@ -200,7 +228,7 @@ class OnlineFilters:
             assert self.pairs.query_groups is not None
             assert self._document_groups is not None
             groups = self._document_groups
-            query_groups = torch.from_numpy(self.pairs.query_groups[queries]).to(self.device)
+            query_groups = torch.from_numpy(self._groups_of(queries)).to(self.device)
             masks["groups"] = self._per_role(rows, lambda documents: groups[documents], query_groups)
         if self.sketch is not None:
             sketched = self.sketch.documents
@@ -213,6 +241,15 @@ class OnlineFilters:
             masks["guide"] = self._per_role(rows, lambda documents: self._unit(document_vectors, documents), of_queries)
         return masks
 
+    def _groups_of(self, queries: Int) -> Int:
+        """int64 `[B, g]`: the groups of each query and of all its positives, filled up with -1, as in the filter `group`."""
+        assert self.pairs.query_groups is not None
+        assert self.pairs.document_groups is not None
+        known = self.known.take(queries)
+        rows = np.concatenate([known.row_numbers(), np.arange(len(queries))])
+        values = np.concatenate([self.pairs.document_groups[known.values], self.pairs.query_groups[queries]])
+        return Ragged.from_pairs(rows[values >= 0], values[values >= 0], len(queries)).padded()
+
     def _per_role(self, rows: Rows, of: Callable[[Tensor], Tensor], queries: Tensor | None = None) -> PerRole:
         """An attribute of the step's documents, which `of` looks up by row, and of its queries."""
         return PerRole(queries, of(rows.positives)[:, None], shared=of(rows.shared), bank=of(rows.bank))
@@ -223,19 +260,21 @@ class OnlineFilters:
         return torch.nn.functional.normalize(torch.from_numpy(chosen).to(self.device), dim=1)
 
 
-def _sketched(chain: Chain) -> tuple[Posterior | None, float]:
-    """The posterior that sketches are made of, and the highest probability of relevance that a negative may have.
+def _sketched(chain: Chain) -> tuple[list[Filter], Posterior | None, float]:
+    """What sketches are made of: the filters that they stand for, their posterior, and the highest probability of relevance.
 
-    The posterior is that of the last filter `posterior`. Without one, `shared-neighbors` is written as a posterior.
+    The posterior is that of the last filter `posterior`. Without one, `shared-neighbors` is written as a posterior; of
+    several, the strictest counts.
     """
     last = next((each for each in reversed(chain.filters) if isinstance(each, PosteriorFilter)), None)
     if last is not None:
-        return last.posterior, last.posterior.threshold if last.threshold is None else last.threshold
-    shared = next((each for each in chain.filters if isinstance(each, SharedNeighbors)), None)
-    if shared is None:
-        return None, 0.5
+        return [last], last.posterior, last.posterior.threshold if last.threshold is None else last.threshold
+    shared = [each for each in chain.filters if isinstance(each, SharedNeighbors)]
+    if not shared:
+        return [], None, 0.5
     # The log odds of this posterior are above 0 exactly where the mean of the three cosines is above `max`.
-    return Posterior(tuple(SHARED_FEATURES), (1 / 3,) * 3, -shared.max, 0.5, "known positives"), 0.5
+    limit = min(each.max for each in shared)
+    return [*shared], Posterior(tuple(SHARED_FEATURES), (1 / 3,) * 3, -limit, 0.5, "known positives"), 0.5
 
 
 def _guide_vectors(guide: Guide, context: Context) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -12,15 +12,42 @@ from hardneg.bank.curriculum import Curriculum
 from hardneg.errors import RunError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures
 from hardneg.index.base import Index
+from hardneg.index.factory import INDEXES
+from hardneg.losses.arguments import LARGEST, flag, number, whole
+from hardneg.losses.infonce import TEMPERATURES
 from hardneg.losses.variants import Variants
 from hardneg.mining.filters.base import Filter
 from hardneg.mining.samplers import Sampler
 from hardneg.mining.specs import parse_filters, parse_sampler
+from hardneg.refresh.generation import Recipe
 from hardneg.refresh.staleness import Schedule
 from hardneg.registry import spec_of
 
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 AMP = ("no", "bf16", "fp16")
+
+# The lowest and the highest value of each option that is an integer.
+_WHOLE = (
+    *((name, 1, LARGEST) for name in ("batch_size", "accumulate", "log_every", "depth")),
+    *((name, 0, LARGEST) for name in ("negatives", "bank")),
+    ("workers", 0, 1024),
+    ("seed", 0, 2**32 - 1),  # the largest seed of numpy and scikit-learn
+)
+_WHOLE_OR_NONE = (
+    *((name, 1) for name in ("steps", "mini_batch_size", "evaluate_every", "save_every", "bank_age")),
+    *((name, 0) for name in ("bank_start", "lag")),
+)
+_NUMBERS: dict[str, dict[str, Any]] = {
+    "epochs": {"low": 0, "above": True, "high": 1e9},
+    "share": {"low": 0, "above": True, "high": 1},
+    "bank_fresh": {"low": 0, "high": 1},
+    "momentum": {"low": 0, "high": 1, "below": True},
+    "temperature": {"low": TEMPERATURES[0], "high": TEMPERATURES[1]},
+    "learning_rate": {"low": 0, "above": True},
+    "weight_decay": {"low": 0},
+    "warmup": {"low": 0, "high": 1},
+    "max_grad_norm": {"low": 0, "above": True},
+}
 
 
 @dataclass(frozen=True)
@@ -93,7 +120,8 @@ class TrainOptions:
         seed: seed of all random choices.
 
     Raises:
-        UsageError: an option has a value that cannot be used.
+        UsageError: an option has a value or a type that cannot be used. Integers of numpy count as integers, and any
+            iterable of filters, measures or dimensions as a tuple.
 
     >>> TrainOptions(steps=1000, batch_size=128, refresh="steps:200").negatives
     4
@@ -140,25 +168,39 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "log_every", "depth"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("steps", "mini_batch_size", "evaluate_every", "save_every", "bank_age", "bank_start"):
+        for name, low, high in _WHOLE:
+            self._set(name, whole(name, getattr(self, name), low, high))
+        for name, low in _WHOLE_OR_NONE:
             if getattr(self, name) is not None:
-                _at_least(name, getattr(self, name), 0 if name == "bank_start" else 1)
-        for name in ("negatives", "bank", "workers", "seed", "weight_decay"):
-            _at_least(name, getattr(self, name), 0)
-        for name in ("epochs", "learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name}={getattr(self, name)} must be above 0")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise UsageError(f"max_grad_norm={self.max_grad_norm} must be above 0, or None")
-        if not 0 <= self.warmup <= 1:
-            raise UsageError(f"warmup={self.warmup} is a share of the steps: it must be 0 to 1")
+                self._set(name, whole(name, getattr(self, name), low))
+        for name, limits in _NUMBERS.items():
+            if getattr(self, name) is not None or name not in ("momentum", "max_grad_norm"):
+                self._set(name, number(name, getattr(self, name), **limits))
+        for name in ("default_filters", "wait", "learn_temperature"):
+            self._set(name, flag(name, getattr(self, name)))
+        for name in ("refresh", "lr_scheduler", "amp", "query_prompt", "document_prompt"):
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"{name}={getattr(self, name)!r} must be a text")
+        for name, kind in (("curriculum", Curriculum), ("variants", Variants)):
+            if not isinstance(getattr(self, name), kind):
+                raise UsageError(f"{name}={getattr(self, name)!r} must be a {kind.__name__}(...)")
+        for name in ("filters", "measures"):
+            self._set(name, _several(name, getattr(self, name), "text"))
+        if self.dimensions is not None:
+            lengths = _several("dimensions", self.dimensions, "number")
+            self._set("dimensions", tuple(whole("dimensions", each, 1) for each in lengths))
+        self._check_parts()
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)  # the class is frozen; a checked value replaces the given one
+
+    def _check_parts(self) -> None:
+        """Check the specs, and the options that belong together."""
         for name in ("momentum", "bank_age", "bank_fresh", "bank_start"):
             if getattr(self, name) and not self.bank:
                 raise UsageError(f"{name} is of the bank: give the option bank as well")
-        if not 0 <= self.bank_fresh <= 1 or (self.momentum is not None and self.bank_fresh):
-            raise UsageError(f"bank_fresh={self.bank_fresh} must be 0 to 1, and 0 if a momentum encoder fills the bank")
+        if self.momentum is not None and self.bank_fresh:
+            raise UsageError(f"bank_fresh={self.bank_fresh} must be 0 if a momentum encoder fills the bank")
         if self.variants.hard_weight != 1:
             raise UsageError(
                 "mined negatives are shared by the whole batch here, so hard_weight has no meaning: leave it at 1"
@@ -166,6 +208,13 @@ class TrainOptions:
         for name, known in (("lr_scheduler", LR_SCHEDULERS), ("amp", AMP)):
             if getattr(self, name) not in known:
                 raise UsageError(f"{name}={getattr(self, name)!r}.{suggestion(str(getattr(self, name)), known)}")
+        if self.dimensions == ():
+            raise UsageError("dimensions must name one length or more, or be None")
+        if isinstance(self.index, str) and self.index not in INDEXES:
+            raise UsageError(f"index={self.index!r}.{suggestion(self.index, INDEXES)}")
+        if not isinstance(self.index, str) and not callable(self.index) and not isinstance(self.index, Index):
+            raise UsageError(f"index={self.index!r} must be the name of an index, or a function that builds one")
+        Recipe(index=self.index, depth=self.depth, share=self.share, seed=self.seed)
         Schedule.parse(self.refresh)
         parse_sampler(self.negative_sampling)
         parse_filters(self.filters, self.default_filters, training=True)
@@ -175,10 +224,10 @@ class TrainOptions:
 
     def to_json(self) -> dict[str, Any]:
         """The options as plain values. Filters, samplers and indexes that are objects become their specs."""
-        whole = {each.name: getattr(self, each.name) for each in fields(self)}
-        whole |= {"filters": [spec_of(each) for each in self.filters]}
-        whole |= {name: spec_of(getattr(self, name)) for name in ("negative_sampling", "index")}
-        return {**whole, "curriculum": asdict(self.curriculum), "variants": asdict(self.variants)}
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        plain |= {"filters": [spec_of(each) for each in self.filters]}
+        plain |= {name: spec_of(getattr(self, name)) for name in ("negative_sampling", "index")}
+        return {**plain, "curriculum": asdict(self.curriculum), "variants": asdict(self.variants)}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> TrainOptions:
@@ -193,6 +242,8 @@ class TrainOptions:
             return cls(**given)
         except (KeyError, TypeError, AttributeError) as error:
             raise RunError(f"these are not the options of a training ({error!r})") from None
+        except UsageError as error:
+            raise RunError(f"these are not the options of a training: {error}") from None
 
     def changed(self, before: Mapping[str, Any] | TrainOptions) -> list[str]:
         """Return the names of options that differ from an interrupted training and must not.
@@ -219,6 +270,8 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return value
 
 
-def _at_least(name: str, value: float, low: int) -> None:
-    if value < low:
-        raise UsageError(f"{name}={value} must be {low} or more")
+def _several(name: str, value: Any, what: str) -> tuple[Any, ...]:
+    """An option of several values as a tuple; UsageError if it is one text, or cannot be iterated over."""
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise UsageError(f"{name}={value!r} must be a tuple of {what}s, even if it is only one")
+    return tuple(value)

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hardneg.encoders.base import Trainable
-from hardneg.errors import UsageError
+from hardneg.encoders.base import Trainable, checked_vectors, dimension_of
+from hardneg.errors import DataError, UsageError
 
 SIDES = ("query", "document")
 
@@ -45,6 +45,7 @@ class Towers(nn.Module):
                     f"vectors(texts, prompt=), encode(texts, prompt=) and save(folder)"
                     + (f", and lacks {', '.join(missing)}" if missing else "")
                 )
+            dimension_of(each)
         if document is not None and document.dimension != query.dimension:
             raise UsageError(
                 f"the towers return vectors of {query.dimension} and {document.dimension} components: both must be equal"
@@ -70,16 +71,38 @@ class Towers(nn.Module):
         return trainable
 
     def forward(self, items: Sequence[Any], side: str) -> Tensor:
-        """The vectors of n items of a side, float `[n, d]`, with gradients."""
-        return self.tower(side).vectors(items, prompt=self.prompts[side])
+        """The vectors of n items of a side, float `[n, d]`, with gradients.
+
+        Raises:
+            DataError: the encoder returned another shape, or no real numbers.
+        """
+        vectors = self.tower(side).vectors(items, prompt=self.prompts[side])
+        expected = (len(items), self.dimension)
+        if not isinstance(vectors, Tensor) or vectors.shape != expected or not vectors.is_floating_point():
+            found = (
+                f"{list(vectors.shape)} of {vectors.dtype}"
+                if isinstance(vectors, Tensor)
+                else f"a {type(vectors).__name__}"
+            )
+            raise DataError(
+                f"the encoder {type(self.tower(side)).__name__} returned {found} from vectors(...) for {len(items):,} items, "
+                f"expected a tensor of real numbers {list(expected)}"
+            )
+        return vectors
 
     def encode(self, items: Sequence[Any], side: str) -> NDArray[np.float32]:
-        """The vectors of n items of a side, float32 `[n, d]`, without gradients and without dropout."""
-        training = self.training
+        """The vectors of n items of a side, float32 `[n, d]`, without gradients and without dropout.
+
+        Raises:
+            DataError: the encoder returned another shape, or no real numbers.
+        """
+        training, tower = self.training, self.tower(side)
         self.eval()
-        vectors = self.tower(side).encode(items, prompt=self.prompts[side])
-        self.train(training)
-        return vectors
+        try:
+            vectors = tower.encode(items, prompt=self.prompts[side])
+        finally:
+            self.train(training)
+        return checked_vectors(vectors, len(items), self.dimension, tower).astype(np.float32, copy=False)
 
     def save(self, folder: Path) -> None:
         """Write a shared encoder to `folder`, or two encoders to its subfolders `query` and `document`."""

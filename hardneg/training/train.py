@@ -11,19 +11,19 @@ DIR/checkpoints/     the last checkpoint, from which an interrupted training con
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import Any, TypedDict
 
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import fit
+from hardneg.encoders.saved import replaced_folder, written
 from hardneg.errors import RunError
+from hardneg.losses.arguments import whole
 from hardneg.mining.guides import guide_embedder
 from hardneg.mining.inputs import Resources
 from hardneg.mining.run import Run
@@ -33,6 +33,7 @@ from hardneg.storage.json_files import read_json, write_json
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
 from hardneg.training.callbacks import Callback, LogFile, TensorBoard
+from hardneg.training.checks import check_fits
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet
 from hardneg.training.loop import Trainer
@@ -41,6 +42,13 @@ from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
 SCHEMA = "hardneg-train-1"
+
+
+class _Head(TypedDict):
+    finished: bool
+    options: dict[str, Any]
+    data: dict[str, Any]
+    ranks: int
 
 
 def train(
@@ -83,16 +91,17 @@ def train(
         The contents of `train.json`.
 
     Raises:
-        RunError: `out` is not empty, or the interrupted training has other options or data. DataError: the loss is NaN or
-            infinite. UsageError: an option does not fit the data, the model or the machine.
+        RunError: `out` is not empty, the interrupted training has other options or data, its checkpoint is damaged, or the
+            folder cannot be written. DataError: the loss or a weight is NaN or infinite, or the encoder returned something
+            else than vectors. UsageError: an option does not fit the data, the model or the machine.
     """
     start, options, out = time.perf_counter(), options or TrainOptions(), Path(out)
     held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
     with world(device) as here:
-        torch.manual_seed(options.seed + here.rank)
+        towers = _towers(model, pairs, options, here)
         head = _prepare(out, pairs, options, here, resume, overwrite)
         inputs = _Inputs(pairs, queries, documents, run)
-        towers, batches, negatives, state = _parts(inputs, model, out, options, here, resume, progress)
+        batches, negatives, state = _parts(inputs, towers, out, options, here, resume, progress)
         _report_filters(negatives, out, here, warn)
         trainer = Trainer(
             towers, batches, negatives, options, here, folder=out / "checkpoints", warn=warn,
@@ -104,11 +113,21 @@ def train(
         return result
 
 
+def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Towers:
+    """The model, once the options are known to fit it; and seed whatever it draws from."""
+    prompts = {"query_prompt": options.query_prompt, "document_prompt": options.document_prompt}
+    towers = model if isinstance(model, Towers) else Towers(model, **prompts)
+    check_fits(options, pairs, towers.dimension, here)
+    checkpoint.seed_generators(options.seed + here.rank)
+    return towers
+
+
 def _finish(towers: Towers, out: Path, result: dict[str, Any], here: World) -> None:
     """Write the last encoder and `train.json`; rank 0 does."""
     if here.leads:
         save_encoder(towers, out / "last")
-        write_json(out / "train.json", result)
+        with written(out / "train.json", "the encoders are saved"):
+            write_json(out / "train.json", result)
 
 
 @dataclass(frozen=True)
@@ -122,17 +141,19 @@ class _Inputs:
 
 
 def _parts(
-    inputs: _Inputs, model: Any, out: Path, options: TrainOptions, here: World, resume: bool, progress: Progress
-) -> tuple[Towers, TrainingBatches, MinedNegatives, dict[str, Any] | None]:
-    """The model, its batches and negatives, and the state of the checkpoint to continue from, if there is one."""
+    inputs: _Inputs, towers: Towers, out: Path, options: TrainOptions, here: World, resume: bool, progress: Progress
+) -> tuple[TrainingBatches, MinedNegatives, dict[str, Any] | None]:
+    """The batches and negatives, and the state of the checkpoint to continue from, if there is one."""
     folder = checkpoint.latest(out / "checkpoints") if resume else None
-    prompts = {"query_prompt": options.query_prompt, "document_prompt": options.document_prompt}
-    towers = model if isinstance(model, Towers) else Towers(model, **prompts)
     towers.to(here.device)
     if folder is None:
         for side in ("query", "document"):
             fit(towers.tower(side), inputs.pairs, progress)
-    state = None if folder is None else checkpoint.read(folder, here)
+    state, step, learned = None, 0, None
+    if folder is not None:
+        with checkpoint.fitting(folder):
+            state = checkpoint.read(folder, here)
+            step, learned = whole("step", state["progress"]["step"], 0), state["supply"]["filters"]
     texts = {"queries": inputs.queries, "documents": inputs.documents}
     batches = TrainingBatches(inputs.pairs, towers, options, here, **texts)
     advance = progress("first generation", 1)
@@ -141,11 +162,10 @@ def _parts(
         inputs.pairs, towers, options, here, batches.sampler, run=inputs.run, **texts,
         embed=guide_embedder(inputs.pairs, out, resources, seed=options.seed),
         resume=None if folder is None else folder / "generations",
-        step=0 if state is None else int(state["progress"]["step"]),
-        learned=None if state is None else state["supply"]["filters"],
+        step=step, learned=learned,
     )  # fmt: skip
     advance(1)
-    return towers, batches, negatives, state
+    return batches, negatives, state
 
 
 def _report_filters(negatives: MinedNegatives, out: Path, here: World, warn: Callable[[str], None]) -> None:
@@ -156,7 +176,8 @@ def _report_filters(negatives: MinedNegatives, out: Path, here: World, warn: Cal
     if filters.unlearned is not None and here.leads:
         warn(f"posterior:learned rejects nothing: {filters.unlearned}")
     if filters.to_learn is not None and filters.posterior is not None and here.leads:
-        filters.posterior.save(out / "posterior.json")
+        with written(out / "posterior.json"):
+            filters.posterior.save(out / "posterior.json")
 
 
 def _callbacks(
@@ -175,15 +196,15 @@ def _callbacks(
 
 def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
     """Train to the end, from `state` if there is one. Returns the results for `train.json`."""
-    index = trainer.negatives.index
-    try:
-        if state is not None:
-            trainer.load(state)
-        done = trainer.fit(progress)
-    finally:
-        trainer.negatives.close()
+    index, folder = trainer.negatives.index, trainer.folder
+    with ExitStack() as stack:  # closes the others even if one fails
+        stack.callback(trainer.negatives.close)
         for callback in trainer.callbacks:
-            callback.close()
+            stack.callback(callback.close)
+        if state is not None and folder is not None:
+            with checkpoint.fitting(checkpoint.latest(folder) or folder):
+                trainer.load(state)
+        done = trainer.fit(progress)
     return {
         "finished": True,
         "steps": done.step,
@@ -215,9 +236,10 @@ def _prepare(
         before = read_json(path)
         if before.get("schema") != SCHEMA:
             raise RunError(f"{path}: schema {before.get('schema')!r}, expected {SCHEMA!r}: replace it with --overwrite")
-        if before.get("finished"):
+        read_json(path, _Head, remedy="replace it with --overwrite")
+        if before["finished"]:
             raise RunError(f"{out}: this training is finished. Replace it with --overwrite, or choose another folder")
-        changed = options.changed(before.get("options") or {})
+        changed = options.changed(before["options"])
         changed += [name for name in ("ranks",) if before[name] != head[name]]
         changed += [
             f"data ({name})"
@@ -247,12 +269,10 @@ def _prepare(
 
 
 def save_encoder(towers: Towers, folder: Path) -> None:
-    """Write the encoder to a folder. An encoder in the folder is replaced only once the new one is complete."""
-    temporary, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    for path in (temporary, old):
-        shutil.rmtree(path, ignore_errors=True)
-    towers.save(temporary)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(temporary, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write the encoder to a folder. An encoder in the folder is replaced only once the new one is complete.
+
+    Raises:
+        RunError: the folder cannot be written, for example because the disk is full.
+    """
+    with replaced_folder(folder, keep_others=False) as new:
+        towers.save(new)

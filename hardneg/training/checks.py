@@ -1,0 +1,60 @@
+"""Whether the options of a training fit the data, the model and the machine: asked before any work."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from hardneg.data.pairs import Pairs
+from hardneg.errors import UsageError
+from hardneg.training.distributed import World
+from hardneg.training.options import TrainOptions
+
+
+def check_fits(options: TrainOptions, pairs: Pairs, dimension: int, world: World) -> None:
+    """Check the options of a training against everything else.
+
+    Args:
+        options: the options.
+        pairs: the training data.
+        dimension: d of the model.
+        world: the ranks of the training.
+
+    Raises:
+        UsageError: no query could have a negative, there are not enough documents, vectors are shorter than `dimensions`
+            asks for, or the bank does not fit into memory.
+    """
+    trainable = int((pairs.positives.lengths > 0).sum())
+    if options.negatives == 0 and options.bank == 0 and min(options.batch_size * world.size, trainable) == 1:
+        reason = f"batch_size={options.batch_size}" if trainable > 1 else "a single pair"
+        raise UsageError(
+            f"{reason} with negatives=0 and bank=0: no query would have a negative, and the loss would always be 0. Take a "
+            f"larger batch_size, mined negatives (negatives=4) or a memory bank"
+        )
+    documents = len(pairs.document_ids)
+    if options.negatives >= documents:
+        raise UsageError(
+            f"negatives={options.negatives} of {documents:,} documents: take fewer than there are documents"
+        )
+    if options.dimensions is not None and max(options.dimensions) > dimension:
+        raise UsageError(
+            f"dimensions={options.dimensions}: the vectors have {dimension} components, and cannot be cut to "
+            f"{max(options.dimensions)}"
+        )
+    needed, memory = 4 * options.bank * dimension, _memory(world.device)
+    if memory is not None and needed > memory:
+        raise UsageError(
+            f"bank={options.bank}: the rows, of {dimension} components, need {needed / 2**30:,.0f} GB, more than the "
+            f"{memory / 2**30:,.0f} GB of memory: take fewer rows"
+        )
+
+
+def _memory(device: torch.device) -> int | None:
+    """Bytes of memory of the device; None where the system does not say."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
