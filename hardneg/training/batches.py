@@ -15,7 +15,7 @@ from hardneg.bank.memory_bank import BankView, MemoryBank
 from hardneg.bank.momentum import MomentumEncoder
 from hardneg.bank.sampler import MemoryBankSampler
 from hardneg.data.pairs import Pairs
-from hardneg.errors import UsageError
+from hardneg.errors import DataError, UsageError
 from hardneg.losses.gather import Ranks
 from hardneg.refresh.generation import Items
 from hardneg.training.checks import check_fits
@@ -179,6 +179,9 @@ class TrainingBatches:
             batch: the batch.
             documents: `[B + M, d]`, the vectors of its documents. With a momentum encoder, its vectors are written
                 instead.
+
+        Raises:
+            DataError: a vector is NaN or infinite. All ranks raise it, because each has the rows of all ranks.
         """
         if self.sampler.bank is None:
             self.sampler.advance()
@@ -186,7 +189,12 @@ class TrainingBatches:
         if self.momentum is not None:
             documents = self.momentum(batch.documents, "document")
         unit = torch.nn.functional.normalize(documents.detach().float(), dim=1)
-        self.sampler.advance(unit, batch.document_rows.to(unit.device))
+        try:
+            self.sampler.advance(unit, batch.document_rows.to(unit.device))
+        except DataError as error:
+            if self.momentum is None:
+                raise
+            raise DataError(f"{error} (These vectors are those of the momentum encoder.)") from None
 
     def updated(self) -> None:
         """Move the momentum encoder, if there is one. Call this after each update of the weights."""

@@ -228,9 +228,13 @@ def read(folder: Path, world: World) -> dict[str, Any]:
 
 @contextmanager
 def fitting(folder: Path) -> Iterator[None]:
-    """Turn errors of a state that does not fit the training into a RunError that names the checkpoint."""
+    """Turn all errors of a state that does not fit the training into a RunError that names the checkpoint."""
     try:
         yield
+    except RunError as error:
+        if str(folder) in str(error):
+            raise
+        raise RunError(f"{folder / 'state.json'}: {error}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, KeyError):

@@ -28,9 +28,13 @@ class FirstBadStep:
         """Look at the loss of a batch, `[]`, without waiting for it. `step` is the step that the batch belongs to."""
         self._first = torch.where(torch.isfinite(loss), self._first, self._first.clamp(max=step))
 
-    def value(self, world: World) -> int | None:
-        """The first bad step on any rank; None: there was none. Waits for the device, and all ranks must call it."""
-        first = world.lowest(self._first)
+    def value(self, world: World | None = None) -> int | None:
+        """The first bad step; None: there was none. Waits for the device.
+
+        Args:
+            world: look at the losses of all ranks, which must all call this; None: only at those of this rank.
+        """
+        first = int(self._first) if world is None else world.lowest(self._first)
         return None if first == _NONE else first
 
 

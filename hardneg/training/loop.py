@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,6 +33,7 @@ from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
 _ALONE = "every negative of every query was masked"
+_ADVICE = "Lower the learning rate, or use bf16 instead of fp16"
 _AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Evaluate = Callable[[Towers], dict[str, float]]
@@ -180,7 +182,9 @@ class Trainer:
         try:
             self.batches.used(batch, documents)
         except DataError as error:
-            raise DataError(f"step {self.done.step + 1}: {error}. {self._last_checkpoint()}") from None
+            self._refuse_loss(self.bad.value())  # which may have been the first to break
+            reason = re.sub(r"^step \d+: ", "", str(error))  # the bank counts batches
+            raise DataError(f"step {self.done.step + 1}: {reason} {self._last_checkpoint()}") from None
 
     def _update(self) -> bool:
         """Count a batch, and update the weights after every `accumulate` batches. Return whether they were updated."""
@@ -259,17 +263,20 @@ class Trainer:
 
     def _check_finite(self, save: bool = False) -> None:
         """DataError, on all ranks, if a loss was not finite; with `save`, also if what would be saved is not."""
-        first, advice = self.bad.value(self.world), "Lower the learning rate, or use bf16 instead of fp16"
-        if first is not None:
-            raise DataError(f"step {first}: the loss is NaN or infinite. {advice}. {self._last_checkpoint()}")
+        self._refuse_loss(self.bad.value(self.world))
         if not save:
             return
         place = first_not_finite(self.state(), self._may_be_infinite())
         if self.world.any(place is not None):
             raise DataError(
-                f"step {self.done.step}: {place or 'what another rank would save'} holds NaN or infinity. {advice}. "
+                f"step {self.done.step}: {place or 'what another rank would save'} holds NaN or infinity. {_ADVICE}. "
                 f"{self._last_checkpoint()}"
             )
+
+    def _refuse_loss(self, first: int | None) -> None:
+        """DataError for the first step whose loss was not finite, if there was one."""
+        if first is not None:
+            raise DataError(f"step {first}: the loss is NaN or infinite. {_ADVICE}. {self._last_checkpoint()}")
 
     def _may_be_infinite(self) -> set[str]:
         """The places in the state of what is not trained: such as masks of attention, where infinity has a meaning."""

@@ -239,7 +239,10 @@ def _prepare(
         read_json(path, _Head, remedy="replace it with --overwrite")
         if before["finished"]:
             raise RunError(f"{out}: this training is finished. Replace it with --overwrite, or choose another folder")
-        changed = options.changed(before["options"])
+        try:
+            changed = options.changed(before["options"])
+        except RunError as error:
+            raise RunError(f"{path}: {error}: replace it with --overwrite") from None
         changed += [name for name in ("ranks",) if before[name] != head[name]]
         changed += [
             f"data ({name})"
