@@ -57,6 +57,9 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
     Write 1 (relevant, so a false negative) or 0 (not relevant) into the column 'relevant', and give the file to
     'hardneg calibrate'. Three quarters of the pairs (part 'hold-out') are for the guarantee, the others for learning.
 
+    In the file, an id or a text that a spreadsheet would take for a formula (one that starts with = + - @, a tab or a
+    carriage return) has a single quote in front. 'hardneg calibrate' takes the quote off again.
+
     A larger --sample contains the smaller one if all other options are the same, so you can add judgements later.
 
     \b
@@ -68,10 +71,11 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
     from hardneg.errors import DataError, UsageError
     from hardneg.false_negatives.calibrate import judge as run_judge
     from hardneg.false_negatives.model import Posterior
+    from hardneg.storage.files import is_special
 
     if given["judged"] and given["cross_encoder"]:
         raise UsageError("--judged and --cross-encoder exclude each other")
-    if out.exists() and not overwrite:
+    if out.exists() and not is_special(out) and not overwrite:
         raise DataError(f"{out} exists: it may hold judgements. Choose another --out, or replace it with --overwrite")
     with progress_bars() as progress:
         drawn = run_judge(

@@ -19,8 +19,10 @@ import hardneg.mining.miner as miner_module
 import hardneg.mining.run as run_module
 from hardneg import DataError, MineOptions, Pairs, ReadOptions, Run, RunError, UsageError, mine, read_pairs, select
 from hardneg.data.texts import fold
+from hardneg.mining.run_folder import VOLATILE
 from hardneg.mining.select import SelectOptions
 from hardneg.storage.files import sha256_file
+from hardneg.storage.json_files import write_json
 
 from .conftest import unit, write_jsonl
 
@@ -390,9 +392,18 @@ def test_damage_is_found(tmp_path: Path) -> None:
     (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "schema_version": 99}))
     with pytest.raises(RunError, match="schema version 99"):
         Run(tmp_path / "run")
-    (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "files": {"../x": "0"}}))
-    with pytest.raises(RunError, match="outside the run"):
+    (tmp_path / "run" / "run.json").write_text(json.dumps({**info, "seed": 77}))
+    with pytest.raises(RunError, match=r"run\.json does not fit its own checksum"):
         Run(tmp_path / "run")
+    del info["checksum"]
+    write_json(tmp_path / "run" / "run.json", {**info, "files": {"../x": "0"}}, checksum=True, volatile=VOLATILE)
+    with pytest.raises(RunError, match=r"'\.\./x', which is not one of a run"):
+        Run(tmp_path / "run")
+    write_json(tmp_path / "run" / "run.json", {**info, "seed": "7", "counts": {}}, checksum=True, volatile=VOLATILE)
+    with pytest.raises(RunError, match=r"run\.json is not what hardneg writes"):
+        Run(tmp_path / "run")
+    write_json(tmp_path / "run" / "run.json", {**info, "schema_version": 1})  # a run of version 0.2 has no checksum
+    assert len(Run(tmp_path / "run").negatives()) == 300
     (tmp_path / "run" / "run.json").write_text("{")
     with pytest.raises(RunError, match="not readable as JSON"):
         Run(tmp_path / "run")

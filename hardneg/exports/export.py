@@ -29,6 +29,7 @@ from hardneg.exports.writers import (
 from hardneg.memory import release
 from hardneg.storage.arrays import Ragged
 from hardneg.storage.arrow import numbers, strings, values_of
+from hardneg.storage.files import is_special
 
 if TYPE_CHECKING:
     from hardneg.mining.run import Run
@@ -78,11 +79,12 @@ def export(
     if short not in SHORT:
         raise UsageError(f"unknown value {short!r} of short.{suggestion(short, SHORT)}")
     path = Path(out)
-    if str(out) != "-" and format not in ("trec", "beir") and path.suffix not in SUFFIXES:
+    to_file = str(out) != "-" and not is_special(path)
+    if to_file and format not in ("trec", "beir") and path.suffix not in SUFFIXES:
         raise UsageError(
             f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout"
         )
-    if str(out) != "-" and path.exists() and not overwrite:
+    if to_file and path.exists() and not overwrite:
         raise DataError(f"{out} exists: choose another --out, or replace it with --overwrite")
     pairs = run.pairs()
     count = int(run.info["config"]["negatives"])
@@ -97,7 +99,7 @@ def export(
     tables = _tables(format, blocks, report, scores, count, short)
     if path.suffix == ".parquet":
         write_parquet(tables, path)
-    elif str(out) == "-" or path.suffix == ".jsonl":
+    elif path.suffix not in (".csv", ".tsv"):  # also '-' and devices: JSON lines
         write_text(path, json_lines(tables))
     else:
         write_csv(tables, path)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
-from hardneg import renamed
 from hardneg.data.pairs import Pairs, open_pairs, save_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.base import Encoder
@@ -19,6 +20,7 @@ from hardneg.encoders.precomputed import aligned, open_vectors
 from hardneg.errors import RunError
 from hardneg.memory import release
 from hardneg.mining.options import MineOptions
+from hardneg.mining.run_folder import changed_options, read_run_json
 from hardneg.progress import Progress, silent
 from hardneg.storage.files import sha256_file
 from hardneg.storage.json_files import read_json, write_json
@@ -82,6 +84,15 @@ class Resources:
         return make_encoder(spec, seed=seed, device=self.device, batch_size=self.batch_size)
 
 
+_AGAIN = "mine again with --overwrite"
+
+
+class _SourceInfo(TypedDict):
+    """The record of the dataset's files in an unfinished run: SHA-256 by name."""
+
+    files: dict[str, str]
+
+
 def open_inputs(
     source: str | Path | Pairs,
     folder: Path,
@@ -97,6 +108,7 @@ def open_inputs(
             save_pairs(pairs, folder / "source")  # so that the run can be exported and selected from
     else:
         pairs = _read(str(source), folder, options, resources.progress)
+    _check_files(folder)
     release()
     resources.clock.lap("read")
     fingerprints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
@@ -107,6 +119,8 @@ def open_inputs(
         fingerprints["query_embeddings"], fingerprints["corpus_embeddings"] = (
             sha256_file(Path(name)) for name in names
         )
+    elif vectors is not None:
+        fingerprints["query_embeddings"], fingerprints["corpus_embeddings"] = map(_array_digest, vectors)
     if vectors is not None:
         queries = aligned(vectors[0], pairs.query_rows, pairs.source_query_rows, names[0], "queries")
         documents = aligned(vectors[1], pairs.document_rows, pairs.source_document_rows, names[1], "documents")
@@ -145,8 +159,10 @@ def _encoded(
 
 
 def _read(source: str, folder: Path, options: MineOptions, progress: Progress) -> Pairs:
+    """The dataset, as the interrupted run in `folder` keeps it, or read from the source."""
     store = folder / "source"
     if (store / "dataset.json").exists():
+        _check_files(folder)
         return open_pairs(store)
     advance = progress("read", 1)
     pairs = read_pairs(source, options.read, store)
@@ -154,33 +170,116 @@ def _read(source: str, folder: Path, options: MineOptions, progress: Progress) -
     return pairs
 
 
-def check_config(folder: Path, options: MineOptions) -> None:
-    """Raise RunError if the unfinished run in `folder` has other options; record the options of a new run."""
+def _check_files(folder: Path) -> None:
+    """Raise RunError if a file of the dataset in an unfinished run has changed; record the files of a new run."""
+    path = folder / "progress" / "source.json"
+    files = sorted(each for each in (folder / "source").rglob("*") if each.is_file())
+    now = {each.relative_to(folder).as_posix(): sha256_file(each) for each in files}
+    if not path.exists():
+        write_json(path, {"files": now}, checksum=True)
+        return
+    before = read_json(path, _SourceInfo, checksum=True, remedy=_AGAIN)["files"]
+    for name in {**before, **now}:
+        if before.get(name) != now.get(name):
+            raise RunError(f"{folder / name} is missing or damaged: {_AGAIN}")
+
+
+def check_config(folder: Path, config: dict[str, Any], target: Path) -> None:
+    """Raise RunError if the unfinished run in `folder` has other options; record the options of a new run.
+
+    Args:
+        folder: where the run is written.
+        config: the options, as `MineOptions.to_json` writes them.
+        target: where it will be; messages name it.
+    """
     path = folder / "progress" / "config.json"
     if path.exists():
-        same_config(read_json(path), options.to_json(), folder)
+        same_config(read_json(path, remedy=_AGAIN), config, target)
     else:
-        write_json(path, options.to_json())
+        write_json(path, config, checksum=True)
 
 
 def same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
     """Raise RunError if any option differs; the message names those that do. Old names of filters equal the new ones."""
-    before, now = renamed.with_new_filters(before), renamed.with_new_filters(now)
-    changed = [name for name in now if before.get(name) != now[name]]
+    changed = changed_options(before, now)
     if changed:
-        differences = "; ".join(f"{name}: {before.get(name)!r} before, {now[name]!r} now" for name in changed)
+        differences = "; ".join(f"{name}: {before.get(name)!r} before, {now.get(name)!r} now" for name in changed)
         raise RunError(
             f"{folder} was started with other options ({differences}): resume with the same options, or use --overwrite"
         )
 
 
-def check_inputs(folder: Path, inputs: Inputs) -> None:
-    """Raise RunError if the unfinished run in `folder` has other inputs; record the inputs of a new run."""
+def check_inputs(folder: Path, inputs: Inputs, target: Path) -> None:
+    """Raise RunError if the run in `folder` has other inputs; record the inputs of a new run."""
     path = folder / "progress" / "inputs.json"
-    if not path.exists():
-        write_json(path, inputs.fingerprints)
+    if path.exists():
+        before = read_json(path, dict[str, str | None], remedy=_AGAIN)
+        _same_inputs(before, inputs.fingerprints, {*before, *inputs.fingerprints}, target)
+    else:
+        write_json(path, inputs.fingerprints, checksum=True)
+
+
+def check_finished(
+    source: str | Path | Pairs,
+    folder: Path,
+    options: MineOptions,
+    vectors: tuple[np.ndarray, np.ndarray] | None,
+    encoder: Encoder | None,
+    resources: Resources,
+    target: Path,
+) -> None:
+    """Raise RunError if the finished run in `folder` has other options or inputs than those of this call.
+
+    The source is read again, unless it is stdin, which cannot be. The vectors of the encoder are not made again.
+    """
+    info = read_run_json(folder)
+    same_config(info["config"], options.to_json(), target)
+    if source == "-":
         return
-    before = read_json(path)
-    changed = [name for name in inputs.fingerprints if before.get(name) != inputs.fingerprints[name]]
+    pairs = source if isinstance(source, Pairs) else read_pairs(str(source), options.read)
+    found: dict[str, Any] = {**pairs.digests}
+    if options.query_embeddings is not None and options.corpus_embeddings is not None:
+        found["query_embeddings"] = sha256_file(Path(options.query_embeddings))
+        found["corpus_embeddings"] = sha256_file(Path(options.corpus_embeddings))
+    elif vectors is not None:
+        found["query_embeddings"], found["corpus_embeddings"] = map(_array_digest, vectors)
+    else:
+        encoder = encoder or resources.encoder(options.encoder, options.seed)
+        fit(encoder, pairs, resources.progress)
+        found["encoder"] = encoder.fingerprint()
+    # Runs of version 0.2 and older have no fingerprints of vectors that were given in memory.
+    _same_inputs(info["fingerprints"], found, {*found} & {*info["fingerprints"]}, target)
+
+
+def _same_inputs(before: dict[str, Any], now: dict[str, Any], names: Iterable[str], target: Path) -> None:
+    """Raise RunError if one of these fingerprints differs. The name of the source identifies nothing."""
+    changed = [name for name in names if not name.startswith("posterior:") and name != "source"]
+    changed = [name for name in changed if before.get(name) != now.get(name)]
+    if any(name.startswith("posterior:") for name in names) and _posteriors(before) != _posteriors(now):
+        changed.append("posterior")
     if changed:
-        raise RunError(f"{folder} was started with other inputs ({', '.join(changed)} changed since): use --overwrite")
+        raise RunError(
+            f"{target} was started with other inputs ({', '.join(sorted(changed))} changed since): use --overwrite, or "
+            f"choose another --out"
+        )
+
+
+def _posteriors(fingerprints: dict[str, Any]) -> list[str]:
+    """The hashes of posteriors. The paths of their files identify nothing."""
+    return sorted(str(value) for name, value in fingerprints.items() if name.startswith("posterior:"))
+
+
+def _array_digest(array: Any) -> str:
+    """SHA-256 of the shape, the number format and the values of vectors `[n, d]`.
+
+    Beyond 4 GB it takes evenly spaced rows only, because reading all of them would take longer than searching.
+    """
+    digest = hashlib.sha256(f"{tuple(array.shape)} {array.dtype.str}".encode())
+    bytes_per_row = max(1, array.shape[1] * array.dtype.itemsize)
+    rows = np.arange(len(array))
+    if len(array) * bytes_per_row > 1 << 32:
+        rows = np.unique(np.linspace(0, len(array) - 1, (1 << 32) // bytes_per_row).astype(np.int64))
+    step = max(1, (1 << 24) // bytes_per_row)
+    for start in range(0, len(rows), step):
+        digest.update(np.ascontiguousarray(array[rows[start : start + step]]).tobytes())
+    return digest.hexdigest()

@@ -13,7 +13,7 @@ import torch
 
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.base import Encoder
-from hardneg.errors import DataError, RunError, UsageError
+from hardneg.errors import DataError, UsageError
 from hardneg.index.base import Index
 from hardneg.index.factory import make_index
 from hardneg.index.recall import Recall
@@ -22,10 +22,11 @@ from hardneg.memory import release
 from hardneg.mining.environment import environment, package_version
 from hardneg.mining.filters.base import Chain
 from hardneg.mining.guides import guide_embedder
-from hardneg.mining.inputs import Inputs, Resources, check_config, check_inputs, open_inputs, same_config
+from hardneg.mining.inputs import Inputs, Resources, check_config, check_finished, check_inputs, open_inputs
 from hardneg.mining.miner import Judged, Miner
 from hardneg.mining.options import MineOptions, resolve_depth
-from hardneg.mining.run import PartWriter, Run, prepare
+from hardneg.mining.run import PartWriter, Run
+from hardneg.mining.run_folder import posterior_files, relative_paths, run_output
 from hardneg.mining.specs import parse_filters, parse_sampler
 from hardneg.mining.warnings import warnings
 from hardneg.progress import Progress, silent
@@ -70,32 +71,27 @@ def mine(
     """
     options = options or MineOptions()
     options.validate()
-    folder = Path(out)
-    if resume and (folder / "run.json").exists():
-        return _finished_run(folder, options)
+    target, config = Path(out), options.to_json()
     resources = Resources(batch_size, device, cache, progress)
-    with _torch_threads(threads):
-        prepare(folder, resume=resume, overwrite=overwrite)
-        try:
-            check_config(folder, options)
+    with (
+        _torch_threads(threads),
+        run_output(target, resume=resume, overwrite=overwrite, config=config) as folder,
+    ):
+        finished = (folder / "run.json").exists()
+        if finished:
+            check_finished(source, folder, options, vectors, encoder, resources, target)
+        else:
+            check_config(folder, config, target)
             inputs = open_inputs(source, folder, options, vectors, encoder, resources)
             chain = parse_filters(options.filters, options.default_filters)
             inputs.fingerprints |= chain.check(inputs.fingerprints, force)
-            check_inputs(folder, inputs)
-            return _mine(folder, inputs, options, chain, resources, command)
-        except (DataError, UsageError, RunError):
-            # Bad input was found before any lasting work was done: do not leave a partial folder behind.
-            if not resume and not any((folder / name).exists() for name in ("run.json", "embeddings", "candidates")):
-                shutil.rmtree(folder, ignore_errors=True)
-            raise
-
-
-def _finished_run(folder: Path, options: MineOptions) -> Run:
-    """The finished run in this folder; RunError if it was mined with other options."""
-    run = Run(folder)
-    same_config(run.info["config"], options.to_json(), folder)
-    # `progress` is still there if the process was killed between the last write and the clean-up.
-    shutil.rmtree(folder / "progress", ignore_errors=True)
+            check_inputs(folder, inputs, target)
+            _mine(folder, target, inputs, options, chain, resources, command)
+        # `progress` is still there if the process was killed between the last write and the clean-up.
+        shutil.rmtree(folder / "progress", ignore_errors=True)
+    run = Run(target, verify=False)
+    if not finished and not any(int(k) for k in run.info["counts"]["negatives"]):
+        raise DataError(_all_rejected(target, run.info["counts"]["verdicts"]))
     return run
 
 
@@ -116,9 +112,15 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
 
 
 def _mine(
-    folder: Path, inputs: Inputs, options: MineOptions, chain: Chain, resources: Resources, command: list[str] | None
-) -> Run:
-    """Build the index, mine every part, and write the run."""
+    folder: Path,
+    target: Path,
+    inputs: Inputs,
+    options: MineOptions,
+    chain: Chain,
+    resources: Resources,
+    command: list[str] | None,
+) -> None:
+    """Build the index, mine every part, and write the run to `folder`, from where it comes to `target`."""
     pairs, clock = inputs.pairs, resources.clock
     depth, max_depth = resolve_depth(options, len(pairs.document_ids))
     advance = resources.progress("index", 1)
@@ -139,7 +141,9 @@ def _mine(
     writer = PartWriter(folder, pairs, chain.names)
     clock.lap("index")
     _mine_parts(miner, writer, resources)
-    info = writer.finish(
+    paths = [path for path in (options.query_embeddings, options.corpus_embeddings) if path is not None]
+    paths += posterior_files(inputs.fingerprints)
+    writer.finish(
         {
             "hardneg_version": package_version("hardneg"),
             "command": command,
@@ -157,11 +161,9 @@ def _mine(
             "timings": clock.seconds,
             "environment": environment(index),
             "selections": [],
+            "paths": relative_paths(target, paths),
         }
     )
-    if not any(int(k) for k in info["counts"]["negatives"]):
-        raise DataError(_all_rejected(folder, info["counts"]["verdicts"]))
-    return Run(folder, verify=False)
 
 
 def _mine_parts(miner: Miner, writer: PartWriter, resources: Resources) -> None:

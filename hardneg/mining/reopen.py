@@ -22,11 +22,10 @@ from hardneg.mining.filters.base import KEPT, lowest_scores
 from hardneg.mining.guides import guide_embedder
 from hardneg.mining.inputs import Resources
 from hardneg.mining.run import PART_ROWS, Run
+from hardneg.mining.run_folder import locate
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Float, Mask, Ragged
 from hardneg.storage.arrow import read_parquet, values_of
-from hardneg.storage.files import sha256_file
-from hardneg.storage.json_files import read_json
 from hardneg.storage.vectors import EmbeddingStore
 
 
@@ -176,9 +175,7 @@ def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
     config, fingerprints = run.info["config"], run.info["fingerprints"]
     option = "query_embeddings" if side == "queries" else "corpus_embeddings"
     if config[option] is not None:
-        path = Path(config[option])
-        if not path.exists() or sha256_file(path) != fingerprints[option]:
-            raise RunError(f"{path} is missing or has changed since the run was mined: its vectors are needed")
+        path = locate(run.folder, run.info, config[option], fingerprints[option])
         rows = (
             (pairs.query_rows, pairs.source_query_rows)
             if side == "queries"
@@ -187,9 +184,8 @@ def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
         return aligned(open_vectors(path), *rows, str(path), side)
     key = fingerprints.get("query_vectors" if side == "queries" else "document_vectors")
     for manifest in sorted((run.folder / "embeddings").glob(f"{side}-*/manifest.json")):
-        head = read_json(manifest)
-        store = EmbeddingStore(manifest.parent, head["key"], head["rows"], head["dimension"], head["dtype"])
-        if head["key"] == key and store.complete:
+        store = EmbeddingStore.at(manifest.parent)
+        if store.head["key"] == key and store.complete:
             return store.open()
     return None
 

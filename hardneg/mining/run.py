@@ -14,6 +14,7 @@ that it was working on.
 from __future__ import annotations
 
 import itertools
+import re
 import shutil
 from collections import Counter
 from collections.abc import Iterable
@@ -28,11 +29,12 @@ import pyarrow.parquet as pq
 from hardneg.data.pairs import Pairs, open_pairs
 from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
+from hardneg.mining.run_folder import SCHEMA_VERSION, VOLATILE, PartInfo, is_run, read_run_json
 from hardneg.storage.arrow import numbers, read_parquet, strings, values_of
 from hardneg.storage.files import atomic_path, sha256_file
+from hardneg.storage.folders import recover
 from hardneg.storage.json_files import read_json, write_json
 
-SCHEMA_VERSION = 1
 PART_ROWS = 4096  # queries in each part: fixed, so that the files do not depend on how the work was divided
 
 CANDIDATE_SCHEMA = pa.schema(
@@ -108,32 +110,6 @@ class Counts:
         )
 
 
-def is_run(folder: Path) -> bool:
-    """Whether the folder holds a run, finished or not."""
-    return (folder / "run.json").exists() or (folder / "progress").is_dir()
-
-
-def prepare(folder: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make `folder` ready for a run to be written to it.
-
-    Raises:
-        RunError: it exists and neither `resume` nor `overwrite` is set, or it holds something that is not a run.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise RunError(f"{folder} is a file: --out takes a folder")
-    if folder.exists() and any(folder.iterdir()):
-        if not is_run(folder):
-            raise RunError(f"{folder} exists, is not empty and is no hardneg run: choose another --out")
-        if overwrite:
-            shutil.rmtree(folder)
-        elif not resume:
-            finished = "a finished run" if (folder / "run.json").exists() else "an unfinished run"
-            raise RunError(
-                f"{folder} holds {finished}: go on with --resume, replace it with --overwrite, or choose another --out"
-            )
-    (folder / "progress").mkdir(parents=True, exist_ok=True)
-
-
 class PartWriter:
     """Writes the parts and, at the end, the whole run.
 
@@ -152,25 +128,38 @@ class PartWriter:
         return part * PART_ROWS, min((part + 1) * PART_ROWS, len(self.pairs))
 
     def finished(self, part: int) -> bool:
-        """Whether this part is on disk, complete and undamaged."""
-        record = self.folder / "progress" / f"part-{part:05d}.json"
-        if not record.exists():
+        """Whether this part is on disk, complete and undamaged. A damaged part is mined again."""
+        try:
+            record = self._record(part)
+        except RunError:
             return False
-        files = read_json(record)["files"]
         return all(
-            (self.folder / name).is_file() and sha256_file(self.folder / name) == sha for name, sha in files.items()
+            (self.folder / name).is_file() and sha256_file(self.folder / name) == record["files"][name]
+            for name in self._names(part)
         )
+
+    def _names(self, part: int) -> tuple[str, str]:
+        """The files of a part: its candidates and its negatives."""
+        return f"candidates/part-{part:05d}.parquet", f"progress/negatives-{part:05d}.parquet"
+
+    def _record(self, part: int) -> dict[str, Any]:
+        """The record of a part; RunError if it is missing, damaged or that of another part."""
+        path = self.folder / "progress" / f"part-{part:05d}.json"
+        record = read_json(path, PartInfo, checksum=True)
+        if (record["start"], record["stop"]) != self.span(part) or set(record["files"]) != set(self._names(part)):
+            raise RunError(f"{path} is not the record of part {part}")
+        return record
 
     def write(self, part: int, judged: Judged) -> None:
         """Write the files of a part, then its record."""
         start, stop = self.span(part)
-        names = f"candidates/part-{part:05d}.parquet", f"progress/negatives-{part:05d}.parquet"
+        names = self._names(part)
         write_parquet(self.folder / names[0], [candidate_table(judged, self.pairs, self.verdict_names)])
         write_parquet(self.folder / names[1], [negative_table(judged, self.pairs)])
         files = {name: sha256_file(self.folder / name) for name in names}
         counts = count(judged, self.verdict_names)
         record = {"start": start, "stop": stop, "files": files, "counts": counts.to_json()}
-        write_json(self.folder / "progress" / f"part-{part:05d}.json", record)
+        write_json(self.folder / "progress" / f"part-{part:05d}.json", record, checksum=True)
 
     def finish(self, head: dict[str, Any]) -> dict[str, Any]:
         """Join the parts, write run.json, and remove `progress/`.
@@ -184,7 +173,7 @@ class PartWriter:
         counts = Counts()
         files: dict[str, str] = {}
         for part in range(self.parts):
-            record = read_json(self.folder / "progress" / f"part-{part:05d}.json")
+            record = self._record(part)
             counts.add(Counts.from_json(record["counts"]))
             files |= {name: sha for name, sha in record["files"].items() if name.startswith("candidates/")}
         parts = (self.folder / "progress" / f"negatives-{part:05d}.parquet" for part in range(self.parts))
@@ -192,7 +181,10 @@ class PartWriter:
         write_parquet(self.folder / "negatives.parquet", map(scores.see, map(read_parquet, parts)))
         files["negatives.parquet"] = sha256_file(self.folder / "negatives.parquet")
         for path in sorted(
-            p for name in ("source", "embeddings") for p in (self.folder / name).rglob("*") if p.is_file()
+            p
+            for name in ("source", "embeddings")
+            for p in (self.folder / name).rglob("*")
+            if p.is_file() and not p.name.startswith(".hardneg-")
         ):
             files[path.relative_to(self.folder).as_posix()] = sha256_file(path)
         run = {
@@ -202,7 +194,7 @@ class PartWriter:
             "scores": scores.quantiles(),
             "files": dict(sorted(files.items())),
         }
-        write_json(self.folder / "run.json", run)
+        write_json(self.folder / "run.json", run, checksum=True, volatile=VOLATILE)
         shutil.rmtree(self.folder / "progress")
         return run
 
@@ -336,6 +328,9 @@ def _quantiles(values: np.ndarray) -> dict[str, float] | None:
     return {"mean": float(values.mean(dtype=np.float64)), **dict(zip(at, map(float, quantiles), strict=True))}
 
 
+_FILE = re.compile(r"negatives\.parquet|candidates/part-[0-9]{5,}\.parquet|(source|embeddings)/[\w./-]+")
+
+
 class Run:
     """A finished run, opened for reading.
 
@@ -349,24 +344,24 @@ class Run:
 
     def __init__(self, folder: str | Path, *, verify: bool = True) -> None:
         self.folder = Path(folder)
+        recover(self.folder)
         if not (self.folder / "run.json").exists():
             if is_run(self.folder):
                 raise RunError(f"{folder} is an unfinished run: go on with 'hardneg mine ... --out {folder} --resume'")
             raise RunError(f"{folder} is no run folder (no run.json)")
-        self.info = read_json(self.folder / "run.json")
-        if self.info.get("schema_version") != SCHEMA_VERSION:
-            raise RunError(
-                f"{folder}/run.json has schema version {self.info.get('schema_version')!r}, "
-                f"but this version of hardneg reads {SCHEMA_VERSION}"
-            )
-        for name, sha in self.info["files"].items() if verify else ():
+        self.info = read_run_json(self.folder)
+        for name, sha in self.info["files"].items():
             path = (self.folder / name).resolve()
-            if not path.is_relative_to(self.folder.resolve()):
-                raise RunError(f"{folder}/run.json names the file {name!r}, which is outside the run")
+            if not _FILE.fullmatch(name) or not path.is_relative_to(self.folder.resolve()):
+                raise RunError(f"{folder}/run.json names the file {name!r}, which is not one of a run")
+            if not verify:
+                continue
             if not path.is_file():
                 raise RunError(f"{folder}/{name} is missing: the run is damaged")
             if sha256_file(path) != sha:
                 raise RunError(f"{folder}/{name} does not fit its checksum in run.json: the run is damaged")
+        if "negatives.parquet" not in self.info["files"]:
+            raise RunError(f"{folder}/run.json does not name negatives.parquet: the run is damaged")
 
     def pairs(self) -> Pairs:
         """The dataset that was mined."""

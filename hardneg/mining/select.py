@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hardneg.errors import UsageError
 from hardneg.mining.filters.base import Chain, Filter
 from hardneg.mining.miner import choose_negatives
+from hardneg.mining.options import MAYBE_COUNT, MAYBE_FLAG, check_types, plain
 from hardneg.mining.reopen import Reopened
-from hardneg.mining.run import PartWriter, Run, prepare
+from hardneg.mining.run import PartWriter, Run
+from hardneg.mining.run_folder import located_filters, posterior_files, relative_paths, run_output
 from hardneg.mining.samplers import Sampler, query_keys
-from hardneg.mining.specs import parse_filters, parse_sampler
+from hardneg.mining.specs import check_guides, filters_of, no_code, parse_filters, parse_sampler
 from hardneg.progress import Progress, silent
 from hardneg.registry import spec_of
+from hardneg.storage.folders import link_tree
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +31,13 @@ class SelectOptions:
     sampler: str | Sampler | None = None
     negatives: int | None = None
     seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            object.__setattr__(self, each.name, plain(getattr(self, each.name)))
+        if self.filters is not None:
+            object.__setattr__(self, "filters", filters_of(self.filters))
+        check_types(self, {"negatives": MAYBE_COUNT, "seed": MAYBE_COUNT, "default_filters": MAYBE_FLAG})
 
 
 def select(
@@ -61,26 +71,22 @@ def select(
         UsageError, RunError: see their messages.
     """
     run = run if isinstance(run, Run) else Run(run)
+    target = run.folder if out is None else Path(out)
+    if out is not None and target.resolve() == run.folder.resolve():
+        raise UsageError(f"--out {out} is the run itself: omit --out to replace it")
     chosen = _Selection.of(run, options)
     used = chosen.chain.check(run.info["fingerprints"], force)
-    folder = Path(out) if out is not None else run.folder.with_name(f".{run.folder.name}.select")
-    if out is None:
-        shutil.rmtree(folder, ignore_errors=True)
-    elif folder.resolve() == run.folder.resolve():
-        raise UsageError(f"--out {out} is the run itself: omit --out to replace it")
-    prepare(folder, resume=False, overwrite=overwrite)
-    reopened = Reopened(run, folder, batch_size=batch_size, device=device, progress=progress)
-    for name in ("source", "embeddings"):
-        _link_tree(run.folder / name, folder / name)
-    if (run.folder / "posterior.json").exists():
-        shutil.copy2(run.folder / "posterior.json", folder / "posterior.json")
-    writer = PartWriter(folder, reopened.pairs, chosen.chain.names)
-    _write_parts(reopened, chosen, writer, progress)
-    writer.finish(_head(run, chosen, used, command))
-    if out is not None:
-        return Run(folder, verify=False)
-    _replace(run.folder, folder)
-    return Run(run.folder, verify=False)
+    replace = overwrite or out is None
+    with run_output(target, overwrite=replace, purpose="select" if out is None else "new") as folder:
+        for name in ("source", "embeddings"):
+            link_tree(run.folder / name, folder / name)
+        if (run.folder / "posterior.json").exists():
+            shutil.copy2(run.folder / "posterior.json", folder / "posterior.json")
+        reopened = Reopened(run, folder, batch_size=batch_size, device=device, progress=progress)
+        writer = PartWriter(folder, reopened.pairs, chosen.chain.names)
+        _write_parts(reopened, chosen, writer, progress)
+        writer.finish(_head(run, target, chosen, used, command))
+    return Run(target, verify=False)
 
 
 @dataclass(frozen=True)
@@ -96,13 +102,26 @@ class _Selection:
 
     @classmethod
     def of(cls, run: Run, options: SelectOptions) -> _Selection:
-        """The selection for these options; UsageError if they cannot be used."""
+        """The selection for these options.
+
+        Raises:
+            UsageError: the options cannot be used, or the run was mined with an object that has to be given again.
+            RunError: a spec of the run names a module.
+        """
         given = {name: value for name, value in vars(options).items() if value is not None}
-        config = {**run.info["config"], **given}
+        own = {"filters": located_filters(run.folder, run.info)} if "filters" not in given else {}
+        config = {**run.info["config"], **own, **given}
+        # Specs that the caller did not give come from a file, and must not run code that the file names.
+        from_file = [*own.get("filters", ()), *(() if "sampler" in given else (config["sampler"],))]
+        for spec in from_file:
+            no_code(spec, str(run.folder / "run.json"))
         chain = parse_filters(config["filters"], config["default_filters"])
+        check_guides(chain)
         sampler = parse_sampler(config["sampler"])
         if config["negatives"] < 1:
             raise UsageError("negatives must be 1 or more")
+        if not 0 <= config["seed"] < 2**63:
+            raise UsageError(f"the seed {config['seed']} must be 0 to 2^63 - 1")
         written = {"filters": [spec_of(each) for each in config["filters"]], "sampler": spec_of(config["sampler"])}
         return cls({**config, **written}, chain, sampler)
 
@@ -123,7 +142,9 @@ def _write_parts(reopened: Reopened, chosen: _Selection, writer: PartWriter, pro
         advance(len(candidates.queries))
 
 
-def _head(run: Run, chosen: _Selection, used: dict[str, str], command: list[str] | None) -> dict[str, Any]:
+def _head(
+    run: Run, target: Path, chosen: _Selection, used: dict[str, str], command: list[str] | None
+) -> dict[str, Any]:
     """The content of the selection's `run.json`, except what `PartWriter.finish` adds."""
     info = run.info
     previous = {"config": info["config"], "command": info["command"], "counts": info["counts"]}
@@ -135,34 +156,16 @@ def _head(run: Run, chosen: _Selection, used: dict[str, str], command: list[str]
         "config": chosen.config,
         "seed": chosen.config["seed"],
         "selections": [*info["selections"], previous],
+        "paths": {**_moved_paths(run, target), **relative_paths(target, posterior_files(used))},
     }
 
 
-def _replace(folder: Path, new: Path) -> None:
-    """Put `new` in the place of `folder`."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old)
+def _moved_paths(run: Run, target: Path) -> dict[str, str]:
+    """The paths that the run records, as seen from `target`."""
+    places = {path: os.path.join(run.folder, place) for path, place in run.info.get("paths", {}).items()}
+    return {path: relative_paths(target, [place])[place] for path, place in places.items()}
 
 
 def _without_posteriors(fingerprints: dict[str, Any]) -> dict[str, Any]:
     """The fingerprints, except those of posterior files."""
     return {name: value for name, value in fingerprints.items() if not name.startswith("posterior:")}
-
-
-def _link_tree(source: Path, target: Path) -> None:
-    """Copy a folder with hard links where the file system allows it.
-
-    That is safe because files in a run are replaced as a whole, never changed in place.
-    """
-
-    def link(a: str, b: str) -> None:
-        try:
-            os.link(a, b)
-        except OSError:
-            shutil.copy2(a, b)
-
-    if source.is_dir():
-        shutil.copytree(source, target, copy_function=link)

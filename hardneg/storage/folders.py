@@ -90,8 +90,13 @@ def output_folder(
         with locked(new, kind):
             yield new
             _keep_others(target, new, known)
+            inside = Path.cwd().is_relative_to(target)
             _swap(new, target)
-            remove_folder(new)
+            if inside:
+                os.chdir(target)  # the old folder, which this process was in, is about to be removed
+            with suppress(FileNotFoundError):
+                os.rename(new, staging(target, "old"))  # so that nobody takes it for a new one
+            remove_folder(staging(target, "old"))
 
 
 def recover(target: Path) -> None:
@@ -126,7 +131,7 @@ def link_tree(source: Path, target: Path) -> None:
             shutil.copy2(a, b, follow_symlinks=False)
 
     if source.is_dir():
-        shutil.copytree(source, target, copy_function=link, symlinks=True)
+        shutil.copytree(source, target, copy_function=link, symlinks=True, ignore=shutil.ignore_patterns(".hardneg-*"))
 
 
 def _swap(new: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ of every entry and the checksum. So code that uses an entry does not need to che
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,14 @@ MAX_DEPTH = 64
 _CHECKSUM = "checksum"
 
 
-def write_json(path: Path, value: dict[str, Any], *, checksum: bool = False) -> None:
+def write_json(path: Path, value: dict[str, Any], *, checksum: bool = False, volatile: Collection[str] = ()) -> None:
     """Write an object as indented JSON, whole or not at all.
 
     Args:
         path: the file.
         value: the object.
         checksum: add the entry `checksum`, a SHA-256 hash of all other entries. `read_json` verifies it.
+        volatile: entries that the hash leaves out because they differ from one writing to the next, such as times.
 
     Raises:
         ValueError: the object contains NaN or infinity.
@@ -36,12 +38,14 @@ def write_json(path: Path, value: dict[str, Any], *, checksum: bool = False) -> 
     if checksum:
         # The hash is that of the decoded text, because that is what a reader sees (keys are strings then).
         decoded = json.loads(text)
-        text = json.dumps({**decoded, _CHECKSUM: fingerprint(decoded)}, indent=2, ensure_ascii=False)
+        text = json.dumps({**decoded, _CHECKSUM: _hash(decoded, volatile)}, indent=2, ensure_ascii=False)
     with atomic_path(path) as temporary:
         temporary.write_text(text + "\n", "utf-8")
 
 
-def read_json(path: Path, schema: Any = None, *, checksum: bool = False, remedy: str = "") -> dict[str, Any]:
+def read_json(
+    path: Path, schema: Any = None, *, checksum: bool = False, volatile: Collection[str] = (), remedy: str = ""
+) -> dict[str, Any]:
     """Read a JSON object from an untrusted file.
 
     Args:
@@ -49,18 +53,19 @@ def read_json(path: Path, schema: Any = None, *, checksum: bool = False, remedy:
         schema: a type that the object must fit, usually a `TypedDict`. Entries that it does not name may be there.
         checksum: whether the entry `checksum` is required. If it is there, it is verified in any case, and left out of
             the result.
+        volatile: the entries that the hash leaves out.
         remedy: the end of an error message: what to do about a damaged file.
 
     Raises:
         RunError: the file is missing, too large, not JSON, nested too deeply, or does not fit the schema or its
             checksum. The message names the file.
     """
-    remedy = f": {remedy}" if remedy else ": the file is damaged"
-    value = _decoded(path, remedy)
+    value = decode_json(path, remedy)
+    remedy = _end(remedy)
     written = value.pop(_CHECKSUM, None)
     if written is None and checksum:
         raise RunError(f"{path} has no checksum{remedy}")
-    if written is not None and written != fingerprint(value):
+    if written is not None and written != _hash(value, volatile):
         raise RunError(f"{path} does not fit its own checksum{remedy}")
     if schema is not None:
         try:
@@ -70,8 +75,17 @@ def read_json(path: Path, schema: Any = None, *, checksum: bool = False, remedy:
     return value
 
 
-def _decoded(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in the file, before its entries are checked."""
+def _hash(value: dict[str, Any], volatile: Collection[str]) -> str:
+    return fingerprint({name: each for name, each in value.items() if name not in volatile})
+
+
+def _end(remedy: str) -> str:
+    return f": {remedy}" if remedy else ": the file is damaged"
+
+
+def decode_json(path: Path, remedy: str = "") -> dict[str, Any]:
+    """The object in a JSON file, with its checksum and before its entries are checked; RunError as in `read_json`."""
+    remedy = _end(remedy)
     try:
         if not path.is_file():
             raise FileNotFoundError

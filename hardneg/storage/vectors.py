@@ -4,18 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
-from hardneg.errors import DataError
+from hardneg.errors import DataError, RunError
 from hardneg.storage.arrays import Sharded
-from hardneg.storage.files import sha256_file, write_array
+from hardneg.storage.files import remove_temporary_files, sha256_file, write_array
+from hardneg.storage.folders import locked
 from hardneg.storage.json_files import read_json, write_json
 
 PRECISIONS = ("float16", "float32")  # number formats for stored vectors
 SHARD_ROWS = 16384
+
+
+class _Part(TypedDict):
+    file: str
+    start: Annotated[int, Meta(ge=0)]
+    rows: Annotated[int, Meta(ge=0)]
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    key: str
+    rows: Annotated[int, Meta(ge=0)]
+    dimension: Annotated[int, Meta(ge=0)]
+    dtype: Literal["float16", "float32"]
+    parts: list[_Part]
 
 
 class EmbeddingStore:
@@ -30,25 +47,39 @@ class EmbeddingStore:
         rows: N.
         dimension: d.
         dtype: number format on disk, one of `PRECISIONS`.
-
-    Raises:
-        RunError: the manifest is damaged.
     """
 
     def __init__(self, folder: Path, key: str, rows: int, dimension: int, dtype: str = "float16") -> None:
         self.folder, self.rows, self.dimension, self.dtype = folder, rows, dimension, np.dtype(dtype)
         self.head: dict[str, Any] = {"key": key, "rows": rows, "dimension": dimension, "dtype": str(self.dtype)}
         self.parts: list[dict[str, Any]] = []
-        manifest = folder / "manifest.json"
-        if manifest.exists():
-            stored = read_json(manifest)
-            if {name: stored.get(name) for name in self.head} == self.head:
-                self.parts = [part for part in stored["parts"] if self._intact(part)]
         self._shard_rows = [min(SHARD_ROWS, rows - start) for start in range(0, rows, SHARD_ROWS)]
+        self._read_parts()
+
+    @classmethod
+    def at(cls, folder: Path) -> EmbeddingStore:
+        """The vectors in a folder; RunError if its manifest is missing or damaged."""
+        head = read_json(folder / "manifest.json", _Manifest)
+        return cls(folder, head["key"], head["rows"], head["dimension"], head["dtype"])
+
+    def _read_parts(self) -> None:
+        """Find the shards that exist, fit the key and are undamaged. All others are encoded again."""
+        self.parts = []
+        try:
+            stored = read_json(self.folder / "manifest.json", _Manifest)
+        except RunError:
+            return
+        if {name: stored.get(name) for name in self.head} == self.head:
+            self.parts = [part for part in stored["parts"] if self._intact(part)]
 
     def _intact(self, part: dict[str, Any]) -> bool:
-        path = self.folder / str(part["file"])
-        return path.parent == self.folder and path.is_file() and sha256_file(path) == part["sha256"]
+        number = part["start"] // SHARD_ROWS
+        path = self.folder / f"part-{number:05d}.npy"
+        if part["file"] != path.name or number >= len(self._shard_rows):
+            return False
+        rows = self._shard_rows[number]
+        fits = (part["start"], part["rows"]) == (number * SHARD_ROWS, rows)
+        return fits and path.is_file() and sha256_file(path) == part["sha256"]
 
     def fill(self, encode: Callable[[int, int], NDArray[np.floating]], advance: Callable[[int], None]) -> None:
         """Encode and write the missing shards.
@@ -58,8 +89,18 @@ class EmbeddingStore:
             advance: called with the number of rows of each shard that exists already.
 
         Raises:
-            DataError: `encode` returned vectors of another shape, or some that are not finite in the number format.
+            RunError: another process writes the same vectors.
+        DataError: `encode` returned vectors of another shape, or some that are not finite in the number format.
         """
+        if self.complete:
+            advance(self.rows)
+            return
+        with locked(self.folder, "vectors"):
+            self._read_parts()  # another process may have written some since
+            remove_temporary_files(self.folder)
+            self._fill(encode, advance)
+
+    def _fill(self, encode: Callable[[int, int], NDArray[np.floating]], advance: Callable[[int], None]) -> None:
         existing = {int(part["start"]): part for part in self.parts}
         self.parts = []
         for i, count in enumerate(self._shard_rows):
@@ -85,7 +126,7 @@ class EmbeddingStore:
                 )
             path = self.folder / f"part-{i:05d}.npy"
             self.parts.append({"file": path.name, "start": start, "rows": count, "sha256": write_array(path, cast)})
-            write_json(self.folder / "manifest.json", {**self.head, "parts": self.parts})
+            write_json(self.folder / "manifest.json", {**self.head, "parts": self.parts}, checksum=True)
 
     @property
     def complete(self) -> bool:
@@ -93,6 +134,12 @@ class EmbeddingStore:
         return [part["rows"] for part in self.parts] == self._shard_rows
 
     def open(self) -> NDArray[np.floating] | Sharded:
-        """All vectors as one memory-mapped `[N, d]` array. The store must be complete."""
+        """All vectors as one memory-mapped `[N, d]` array. The store must be complete. RunError if a shard has another shape."""
         maps = [np.load(self.folder / part["file"], mmap_mode="r", allow_pickle=False) for part in self.parts]
+        for part, vectors in zip(self.parts, maps, strict=True):
+            if vectors.shape != (part["rows"], self.dimension) or vectors.dtype != self.dtype:
+                raise RunError(
+                    f"{self.folder / part['file']} holds {vectors.dtype} {list(vectors.shape)}, expected {self.dtype} "
+                    f"[{part['rows']}, {self.dimension}]: remove {self.folder}, and encode again"
+                )
         return maps[0] if len(maps) == 1 else Sharded(maps)

@@ -1,0 +1,283 @@
+"""The folder of a run: what it may hold, how it is recognized, and how a new run takes its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypedDict
+
+from msgspec import Meta
+
+from hardneg import renamed
+from hardneg.errors import RunError
+from hardneg.storage.files import remove_temporary_files, sha256_file
+from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, staging
+from hardneg.storage.json_files import decode_json, read_json
+
+SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
+
+VOLATILE = ("timings", "command", "environment")  # the entries of run.json that differ from run to run
+
+KNOWN = ("run.json", "negatives.parquet", "candidates", "source", "embeddings", "progress", "posterior.json")
+
+_LASTING = ("run.json", "embeddings", "candidates")  # what took long to make
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class CountsInfo(TypedDict):
+    """The counts of a part or of a run, see `Counts`."""
+
+    queries: Count
+    candidates: Count
+    widened: Count
+    without_positives: Count
+    verdicts: dict[str, Count]
+    negatives: dict[Annotated[str, Meta(pattern="^[0-9]{1,9}$")], Count]
+
+
+class PartInfo(TypedDict):
+    """The record of a finished part."""
+
+    start: Count
+    stop: Count
+    files: dict[str, str]
+    counts: CountsInfo
+
+
+class _Config(TypedDict):
+    """The options of a run that later commands use."""
+
+    encoder: str
+    query_embeddings: str | None
+    corpus_embeddings: str | None
+    metric: str
+    precision: str
+    negatives: Annotated[int, Meta(ge=1, le=1 << 31)]
+    filters: list[str]
+    default_filters: bool
+    sampler: str
+    seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+    query_prompt: str
+    document_prompt: str
+    read: dict[str, Any]
+
+
+class _Resolved(TypedDict):
+    depth: Annotated[int, Meta(ge=1, le=1 << 31)]
+    max_depth: Annotated[int, Meta(ge=1, le=1 << 31)]
+    index: str
+    dimension: Count
+    recall: dict[str, Any]
+
+
+class RunInfo(TypedDict):
+    """What later commands use of `run.json`."""
+
+    schema_version: int
+    command: list[str] | None
+    config: _Config
+    resolved: _Resolved
+    fingerprints: dict[str, str | None]
+    counts: CountsInfo
+    scores: dict[str, dict[str, float] | None]
+    files: dict[str, str]
+    warnings: list[str]
+    timings: dict[str, float]
+    environment: dict[str, Any]
+    selections: list[dict[str, Any]]
+    paths: NotRequired[dict[str, str]]
+
+
+def read_run_json(folder: Path) -> dict[str, Any]:
+    """The content of `run.json`; RunError if it is missing, damaged or of another version."""
+    path = folder / "run.json"
+    value = decode_json(path, "the run is damaged")
+    if value.get("schema_version") not in (1, SCHEMA_VERSION):
+        raise RunError(
+            f"{path} has schema version {value.get('schema_version')!r}, but this version of hardneg reads 1 and "
+            f"{SCHEMA_VERSION}: mine again, or use the version of hardneg that wrote it"
+        )
+    remedy = "the run is damaged, or was written by an older version: mine again"
+    return read_json(path, RunInfo, checksum=value["schema_version"] > 1, volatile=VOLATILE, remedy=remedy)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a run, finished or not.
+
+    Our marker says so. Runs of version 0.2 and older have none; they are recognized by what their JSON files hold.
+    """
+    if marker(folder, "run").exists():
+        return True
+    return any(
+        _holds(folder / name, keys)
+        for name, keys in (
+            ("run.json", ("schema_version", "config", "files")),
+            ("progress/config.json", ("encoder", "filters", "sampler")),
+        )
+    )
+
+
+def _holds(path: Path, keys: tuple[str, ...]) -> bool:
+    try:
+        return set(keys) <= set(decode_json(path))
+    except RunError:
+        return False
+
+
+@contextmanager
+def run_output(
+    target: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    config: Mapping[str, Any] | None = None,
+    purpose: str = "new",
+) -> Iterator[Path]:
+    """Lock the folder of a run, and give the folder to write the run to.
+
+    If a run is replaced, that folder is beside `target`, and takes its place if the block ends without an error. If the
+    block fails before anything lasting is written, what it wrote is removed.
+
+    Args:
+        target: the run folder.
+        resume: continue a run in `target`, or one that was interrupted before it could replace the one in `target`.
+        overwrite: replace the run in `target`.
+        config: the options of the run to resume.
+        purpose: a word for the name of the folder beside `target`.
+
+    Raises:
+        RunError: `target` holds a run and neither `resume` nor `overwrite` is set, or it holds something else; or
+            another process writes to it.
+    """
+    recover(target)
+    _to_be_replaced(target, resume, overwrite)  # before anything is made in a folder that is not ours
+    pending = resume and _started(staging(Path(os.path.realpath(target))), config) and not _started(target, config)
+    with output_folder(
+        target,
+        "run",
+        replace=(overwrite and bool(entries(target))) or pending,
+        known=KNOWN,
+        purpose=purpose,
+        restart=not pending,
+    ) as folder:
+        if not pending:
+            _to_be_replaced(target, resume, overwrite)  # again, now that nobody else can change it
+        remove_temporary_files(folder)
+        try:
+            yield folder
+        except Exception:
+            if not resume and not any((folder / name).exists() for name in _LASTING):
+                remove_folder(folder)
+            raise
+
+
+def _to_be_replaced(target: Path, resume: bool, overwrite: bool) -> None:
+    """RunError if `target` may not be written to."""
+    if target.exists() and not target.is_dir():
+        raise RunError(f"{target} is a file: --out takes a folder")
+    if not entries(target):
+        return
+    if not is_run(target):
+        raise RunError(f"{target} exists, is not empty and is no hardneg run: choose another --out")
+    if not (resume or overwrite):
+        finished = "a finished run" if (target / "run.json").exists() else "an unfinished run"
+        raise RunError(
+            f"{target} holds {finished}: go on with --resume, replace it with --overwrite, or choose another --out"
+        )
+
+
+def _started(folder: Path, config: Mapping[str, Any] | None) -> bool:
+    """Whether the folder holds a run with these options, finished or not."""
+    for path in (folder / "progress" / "config.json", folder / "run.json"):
+        try:
+            found = decode_json(path)
+        except RunError:
+            continue
+        options = found.get("config") if path.name == "run.json" else found
+        return isinstance(options, dict) and not changed_options(options, config or {})
+    return False
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of the options that differ. Paths of files do not count: their contents are compared elsewhere."""
+    before, now = renamed.with_new_filters(dict(before)), renamed.with_new_filters(dict(now))
+    names = [name for name in {**now, **before} if name != "checksum"]
+    return [name for name in names if _content(name, before.get(name)) != _content(name, now.get(name))]
+
+
+def _content(name: str, value: Any) -> Any:
+    """The value of an option without the paths in it, and with the names of today."""
+    if name in ("query_embeddings", "corpus_embeddings"):
+        return value is not None
+    if name == "read" and isinstance(value, dict):
+        return {**value, "corpus": value.get("corpus") is not None}
+    if name == "filters" and isinstance(value, list | tuple):
+        return [_without_path(str(spec)) for spec in value]
+    return value
+
+
+def _without_path(spec: str) -> str:
+    """The spec of a filter without the file of its posterior."""
+    kind, _, rest = spec.partition(":")
+    if kind != "posterior" or rest.startswith("learned"):
+        return spec
+    return ",".join([kind, *(part for part in rest.split(",") if part.startswith("threshold="))])
+
+
+def relative_paths(folder: Path, paths: list[str]) -> dict[str, str]:
+    """The paths as a run records them: each as it was given, with its place as seen from the run folder."""
+    target = os.path.realpath(folder)
+    return {path: Path(os.path.relpath(os.path.realpath(path), target)).as_posix() for path in paths}
+
+
+def posterior_files(fingerprints: Mapping[str, Any]) -> list[str]:
+    """The files of posteriors among the fingerprints of a run."""
+    names = (name.removeprefix("posterior:") for name in fingerprints if name.startswith("posterior:"))
+    return [name for name in names if os.path.isfile(name)]
+
+
+def located_filters(folder: Path, info: Mapping[str, Any]) -> tuple[str, ...]:
+    """The filters of a run, with the paths where the files of their posteriors are now.
+
+    Raises:
+        RunError: such a file is missing or has changed.
+    """
+    located = []
+    for spec in info["config"]["filters"]:
+        kind, _, rest = spec.partition(":")
+        if kind == "posterior" and _without_path(spec) != spec:
+            words = rest.split(",")
+            place = locate(folder, info, words[0], info["fingerprints"].get(f"posterior:{words[0]}"))
+            spec = ",".join([f"{kind}:{place}", *words[1:]])
+        located.append(spec)
+    return tuple(located)
+
+
+def locate(folder: Path, info: Mapping[str, Any], path: str, sha256: str | None) -> Path:
+    """Find a file that a run was mined with: by its place as seen from the run, or else by the path as it was given.
+
+    Args:
+        folder: the run folder.
+        info: the content of its `run.json`.
+        path: the path as it was given.
+        sha256: the hash of the file's content.
+
+    Raises:
+        RunError: no file is there, or all that are there have other contents.
+    """
+    places = [Path(path)]
+    if path in info.get("paths", {}):
+        places.insert(0, Path(os.path.realpath(folder)) / info["paths"][path])
+    found = [place for place in places if place.is_file()]
+    for place in found:
+        if sha256 is None or sha256_file(place) == sha256:
+            return place
+    if found:
+        raise RunError(f"{found[0]} has changed since {folder} was mined with it: restore it, or mine again")
+    looked = " and ".join(dict.fromkeys(os.path.normpath(place) for place in places))
+    raise RunError(
+        f"{path}, which {folder} was mined with, is missing (looked for {looked}): restore it, or mine again"
+    )
