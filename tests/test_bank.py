@@ -110,6 +110,47 @@ def test_bad_pushes_change_nothing() -> None:
         bank.resize(0)
 
 
+def test_a_bank_in_float16_refuses_what_is_infinite_there() -> None:
+    """A number above 65504 is finite in the vectors, and infinite in the bank."""
+    bank = MemoryBank(4, D, dtype=torch.float16)
+    large = rows(3, 0)
+    large[1, 2] = 70_000
+    bank.push(large.clamp(max=65_000), torch.arange(3))
+    before = bank.vectors.clone()
+    with pytest.raises(
+        DataError, match=r"vectors for the bank hold 70000, which is infinite as float16 \(id 7\).*float32"
+    ):
+        bank.push(large, torch.tensor([6, 7, 8]))
+    with pytest.raises(DataError, match=r"infinite as float16 \(row 1\)"):
+        bank.push(large)
+    with pytest.raises(DataError, match=r"encoding rows of the bank gave 70000, which is infinite as float16 \(id 1\)"):
+        bank.encode_again(lambda ids: large)
+    assert torch.equal(bank.vectors, before)
+    MemoryBank(4, D, dtype=torch.bfloat16).push(large)
+
+
+def test_number_formats_that_a_bank_cannot_keep_are_refused() -> None:
+    for dtype in (torch.int64, torch.complex64, torch.bool):
+        with pytest.raises(UsageError, match="a bank keeps vectors of float32"):
+            MemoryBank(4, D, dtype=dtype)
+        with pytest.raises(UsageError, match="the bank keeps vectors of real numbers"):
+            MemoryBank(4, D).push(torch.ones(2, D).to(dtype))
+    with pytest.raises(UsageError, match=r"ids of torch\.float32: they must be integers"):
+        MemoryBank(4, D).push(torch.ones(2, D), torch.ones(2))
+    bank = MemoryBank(4, D)
+    bank.push(rows(2, 0), torch.arange(2))
+    with pytest.raises(DataError, match="expected real numbers"):
+        bank.encode_again(lambda ids: rows(2, 0).to(torch.complex64))
+    with pytest.raises(UsageError, match="does not fit into memory"):
+        MemoryBank(10**14, 256)
+
+
+@pytest.mark.parametrize("momentum", [float("nan"), 1, -0.1, None, "0.9"])
+def test_a_momentum_is_a_share_below_one(momentum: object) -> None:
+    with pytest.raises(UsageError, match="momentum="):
+        MomentumEncoder(torch.nn.Linear(2, 2), momentum)  # type: ignore[arg-type]
+
+
 def test_another_dimension_is_not_loaded() -> None:
     with pytest.raises(RuntimeError, match="size mismatch"):
         MemoryBank(4, D + 1).load_state_dict(MemoryBank(4, D).state_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import ir_measures
@@ -87,6 +88,75 @@ def test_the_command(beir: Path) -> None:
     assert "unknown measure 'precision@10'" in wrong.stderr
     half = hardneg("evaluate", beir, "--query-embeddings", "x.npy")
     assert half.returncode == 2
+
+
+class Lengths:
+    """An encoder whose vectors differ in length, so that the metric decides what is near."""
+
+    dimension = 2
+
+    def encode(self, texts: Sequence[str], *, prompt: str = "") -> np.ndarray:
+        return np.array([[float(each) for each in text.split()] for text in texts], np.float32)
+
+    def fingerprint(self) -> str:
+        return "lengths"
+
+
+def lengths() -> Lengths:
+    return Lengths()
+
+
+def test_the_metric_is_that_of_the_encoder_too(tmp_path: Path) -> None:
+    """The positive (1, 0.2) of the query (1, 0) is nearest by distance only; (9, 9) wins by product, (3, 0) by angle."""
+    pairs = Pairs.from_columns(["1 0"], ["1 0.2"], corpus=["9 9", "3 0"])
+    found = {
+        metric: evaluate(pairs, Lengths(), ("mrr@3",), metric=metric).means["mrr@3"]
+        for metric in ("cosine", "ip", "l2")
+    }
+    assert found == {"cosine": pytest.approx(1 / 2), "ip": pytest.approx(1 / 3), "l2": 1.0}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        "".join(
+            json.dumps({"query": "1 0", "positive": "1 0.2", "negatives": [each]}) + "\n" for each in ("9 9", "3 0")
+        )
+    )
+    args = (
+        "evaluate",
+        path,
+        "--split",
+        "train",
+        "--encoder",
+        f"module:{__name__}:lengths",
+        "--measure",
+        "mrr@3",
+        "--json",
+    )
+    for metric, value in found.items():
+        done = hardneg(*args, "--metric", metric)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["means"]["mrr@3"] == pytest.approx(value)
+    wrong = hardneg(*args, "--metric", "l3")
+    assert wrong.returncode == 2
+    assert "unknown metric 'l3'. Did you mean 'l2'?" in wrong.stderr
+    with pytest.raises(UsageError, match="encoder: 'hashed' is a spec"):
+        evaluate(pairs, "hashed")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("queries", "documents", "message"),
+    [
+        (np.ones((1, 2)), np.ones((3, 2)), r"queries have shape \[1, 2\].*expected real numbers \[2, d\]"),
+        (np.ones((2, 2)), np.ones((4, 2)), r"documents have shape \[4, 2\]"),
+        (np.ones((2, 3)), np.ones((3, 2)), r"queries have shape \[2, 3\]"),
+        (np.ones(2), np.ones((3, 2)), r"queries have shape \[2\]"),
+        (np.ones((2, 2)) + 1j, np.ones((3, 2)), "type complex128"),
+        (np.ones((2, 2)), np.ones((3, 2), bool), "documents .* type bool"),
+    ],
+)
+def test_vectors_of_another_dataset_are_refused(queries: np.ndarray, documents: np.ndarray, message: str) -> None:
+    pairs = Pairs.from_columns(["a", "b"], ["c", "d"], corpus=["e"])
+    with pytest.raises(DataError, match=message):
+        evaluate_vectors(pairs, queries, documents)
 
 
 def test_nothing_to_find() -> None:

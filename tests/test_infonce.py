@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hardneg.errors import UsageError
 from hardneg.losses.batch import PerRole
@@ -508,3 +510,57 @@ def test_gradient_caching_synchronises_once_and_skips_unused_sides() -> None:
     assert len(entered) == 1 + 5  # the loss, and all chunks of the two sides but the last
     with pytest.raises(UsageError, match="one chunk or more"):
         cached_backward(model, [queries, []], InfoNCE())
+
+
+def test_dropout_of_numpy_and_python_is_repeated_by_gradient_caching() -> None:
+    """Each chunk is encoded twice; both times the same components must be dropped, whatever draws them."""
+
+    def encode(rows: torch.Tensor) -> torch.Tensor:
+        kept = torch.from_numpy(np.random.random(rows.shape) < 0.5)  # noqa: NPY002
+        return rows * weight * kept * random.choice((1.0, 2.0))
+
+    inputs = [torch.randn(6, 4), torch.randn(6, 4)]
+    found = []
+    for cached in (False, True):
+        weight = torch.ones(4, requires_grad=True)
+        np.random.seed(3)  # noqa: NPY002
+        random.seed(3)
+        sides = [list(rows.split(2)) for rows in inputs]
+        loss = InfoNCE(0.5)
+        if cached:
+            cached_backward(encode, sides, loss)
+        else:
+            loss(*(torch.cat([encode(chunk) for chunk in side]) for side in sides)).backward()
+        found.append(weight.grad)
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_queries_of_several_groups(symmetric: bool) -> None:
+    """Against one mask for each pair: a document of any group of the query is no negative, in both directions."""
+    queries, positives = torch.randn(4, 8), torch.randn(4, 8)
+    groups = torch.tensor([[0, 1], [1, -1], [2, 3], [-1, -1]])
+    of_positives = torch.tensor([1, 1, 3, 0])
+    loss = InfoNCE(0.5, variants=Variants(symmetric=symmetric))
+    found = loss(queries, positives, groups=PerRole(queries=groups, positives=of_positives))
+    same = (groups[:, None, :] == of_positives[None, :, None]).any(2) & (of_positives >= 0)
+    same[torch.arange(4), torch.arange(4)] = False
+    q, p = nn.functional.normalize(queries, dim=1), nn.functional.normalize(positives, dim=1)
+    logits = (q @ p.T / 0.5).masked_fill(same, -torch.inf)
+    expected = nn.functional.cross_entropy(logits, torch.arange(4))
+    if symmetric:
+        expected = (expected + nn.functional.cross_entropy(logits.T, torch.arange(4))) / 2
+    torch.testing.assert_close(found, expected)
+    assert bool(same.any())
+
+
+def test_queries_without_negatives_are_counted() -> None:
+    ids = PerRole(positives=torch.tensor([[0], [0], [1]]))
+    loss = InfoNCE(0.5)
+    loss(torch.randn(3, 4), torch.randn(3, 4), ids=ids)
+    assert float(loss.statistics["alone"]) == 0
+    loss(torch.randn(2, 4), torch.randn(2, 4), ids=PerRole(positives=torch.tensor([[0], [0]])))
+    assert float(loss.statistics["alone"]) == 1
+    loss = InfoNCE(0.5, variants=Variants(symmetric=True))
+    loss(torch.randn(1, 4), torch.randn(1, 4))
+    assert float(loss.statistics["alone"]) == 1

@@ -73,17 +73,7 @@ def evaluate_vectors(
     Raises:
         DataError: no query has a positive, or the vectors are not those of this dataset.
     """
-    for what, vectors, count in (("queries", queries, len(pairs)), ("documents", documents, len(pairs.document_ids))):
-        if (
-            vectors.ndim != 2
-            or len(vectors) != count
-            or vectors.shape[1] != documents.shape[-1]
-            or vectors.dtype.kind != "f"
-        ):
-            raise DataError(
-                f"the vectors of {what} have shape {list(vectors.shape)} and type {vectors.dtype}, expected real numbers "
-                f"[{count}, d], with the same d for both sides"
-            )
+    _check_vectors(pairs, queries, documents)
     depth = max(depth for _, depth in parse_measures(names))
     rows = np.flatnonzero(pairs.positives.lengths > 0)
     if len(rows) == 0:
@@ -141,6 +131,17 @@ def evaluate(
             precision="float32", progress=progress,
         )  # fmt: skip
         return evaluate_vectors(pairs, queries, documents, names, metric)
+
+
+def _check_vectors(pairs: Pairs, queries: Any, documents: Any) -> None:
+    """DataError if these are not real vectors of the dataset's queries and documents."""
+    for what, vectors, count in (("queries", queries, len(pairs)), ("documents", documents, len(pairs.document_ids))):
+        shape = tuple(vectors.shape)
+        if shape != (count, documents.shape[-1]) or np.dtype(vectors.dtype).kind not in "fiu":
+            raise DataError(
+                f"the vectors of the {what} have shape {list(shape)} and type {vectors.dtype}, expected real numbers "
+                f"[{count}, d], with the same d for both sides"
+            )
 
 
 def check_metric(metric: str) -> None:
