@@ -55,7 +55,7 @@ class PosteriorFilter(Filter):
     threshold: float | None = None
 
     @property
-    def guides(self) -> tuple[str, ...]:
+    def guide_encoders(self) -> tuple[str, ...]:
         return tuple(name.partition(":")[2] for name in self.posterior.features if name.startswith("guide:"))
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:

@@ -185,7 +185,7 @@ def check_guides(chain: Chain) -> None:
     """Raise UsageError if a filter needs an encoder of an unknown kind, before any work is done for it."""
     known = registry.names("encoder")
     for each in chain.filters:
-        for spec in each.guides:
+        for spec in each.guide_encoders:
             kind, _, rest = spec.partition(":")
             if kind not in known:
                 raise UsageError(

@@ -46,7 +46,7 @@ class Filter(ABC):
         return written_spec(self, self.name, self.words)
 
     @property
-    def guides(self) -> tuple[str, ...]:
+    def guide_encoders(self) -> tuple[str, ...]:
         """The specs of the encoders that the filter needs besides the one that searched."""
         return ()
 

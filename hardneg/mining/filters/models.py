@@ -30,7 +30,7 @@ class Guide(Filter):
     margin: float = 0.0
 
     @property
-    def guides(self) -> tuple[str, ...]:
+    def guide_encoders(self) -> tuple[str, ...]:
         return (self.model,)
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
