@@ -50,6 +50,9 @@ def export(
 ) -> None:
     """Write the negatives of RUN in a format that training libraries read.
 
+    Ids and texts are written exactly as they are, also to .csv and .tsv files, because these are for programs. Do not open
+    such a file in a spreadsheet if you do not trust the dataset: cells that start with = + - @ are formulas there.
+
     A format may be unable to hold some queries, such as those without a positive. The command says how many it left
     out.
 

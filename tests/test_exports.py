@@ -215,3 +215,46 @@ def test_ids_with_spaces_cannot_be_trec(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'my query' holds white space"):
         export(run, "trec", tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "split", ["../../x", "..", ".", "", "/etc/x", "a/b", "a\\b", "a\0b", "x" * 300, " x", "a\nb", None, 3]
+)
+def test_a_run_cannot_lead_a_beir_export_out_of_its_folder(run: Run, tmp_path: Path, split: object) -> None:
+    run.info["config"]["read"]["split"] = split
+    with pytest.raises(DataError, match=r"run\.json names the split .*cannot be part of a file name"):
+        export(run, "beir", tmp_path / "deep" / "er" / "beir")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+
+
+def test_ids_that_readers_of_qrels_take_for_quoted(tmp_path: Path) -> None:
+    pairs = Pairs.from_columns(["q"], ["a"], corpus=["b"], query_ids=['"a"'])
+    run = mine(pairs, tmp_path / "run", MineOptions(negatives=1))
+    with pytest.raises(DataError, match="starts with a quote, which TREC files and qrels cannot"):
+        export(run, "beir", tmp_path / "beir")
+
+
+def test_places_that_cannot_be_written_to(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "file").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UsageError, match=r"folder\.jsonl is a folder: give the name of a file"):
+            export(run, "triplet", tmp_path / "folder.jsonl", overwrite=overwrite)
+        with pytest.raises(UsageError, match="file: a BEIR export is a folder"):
+            export(run, "beir", tmp_path / "file", overwrite=overwrite)
+    with pytest.raises(UsageError, match="--out -: a BEIR export is a folder"):
+        export(run, "beir", "-")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_carriage_returns_do_not_break_rows(tmp_path: Path, suffix: str) -> None:
+    """The csv module does not quote them unless lines end with one, and reads them as the end of a row."""
+    texts = ["a\rb", "c\r\nd", "e\n", "\r", "f\0g"]
+    pairs = Pairs.from_columns(
+        [f"{i} {text}" for i, text in enumerate(texts)], [f"{text} {i}" for i, text in enumerate(texts)]
+    )
+    run = mine(pairs, tmp_path / "run", MineOptions(negatives=1, default_filters=False))
+    export(run, "labeled-pair", tmp_path / f"out{suffix}")
+    assert {row["query"] for row in load(tmp_path / f"out{suffix}")} == {f"{i} {text}" for i, text in enumerate(texts)}
+    assert b"\r\n1" not in (tmp_path / f"out{suffix}").read_bytes()

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from hardneg.data.dataset_files import DatasetContents, labels_digest, write_dataset
-from hardneg.data.texts import BATCH_ROWS, Texts, join_title, text_key
+from hardneg.data.texts import BATCH_ROWS, Texts, join_title, shown, text_key
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Ragged
 from hardneg.storage.arrow import strings
@@ -76,7 +76,7 @@ class _Column:
         elif (known := self.by_id.get(id)) is not None:
             if self.text_digests[known] != digest:
                 raise DataError(
-                    f"{where}: {self.kind} id {id!r} stands for another text before (row {self.rows[known]}). "
+                    f"{where}: {self.kind} id {shown(id)} stands for another text before (row {self.rows[known]}). "
                     f"Give each text its own id"
                 )
             return known, False
@@ -179,8 +179,8 @@ class Builder:
             self.count(f"empty_{column.kind}_texts")
         if not new:
             self.count(f"repeated_{column.kind}_rows")
-        if group is not None and group != "":
-            number = self.groups.setdefault(str(group), len(self.groups))
+        if group is not None and not (isinstance(group, str) and group == ""):
+            number = self.groups.setdefault(_label(group, where), len(self.groups))
             if groups.setdefault(row, number) != number:
                 # A text can have only one group: the first one stays, and the conflict is counted.
                 self.count(f"{column.kind}_group_conflicts")
@@ -259,7 +259,19 @@ def _text(value: Any, what: str, where: str) -> str:
         return ""
     if isinstance(value, str):
         return value
-    raise DataError(f"{where}: the {what} is of type {type(value).__name__} ({value!r}), expected text")
+    raise DataError(f"{where}: the {what} is of type {type(value).__name__} ({shown(value)}), expected text")
+
+
+def _label(group: Any, where: str) -> str:
+    """The label of a group as text. NaN stands for a missing label in some files, but equal labels make a group."""
+    try:
+        if group == group:
+            return str(group)
+    except (ValueError, RecursionError):  # nested too deeply, or an integer of thousands of digits
+        pass
+    raise DataError(
+        f"{where}: the group is {shown(group)}, expected text or a number; leave it out where there is none"
+    )
 
 
 def _numbers(groups: dict[int, int], n: int) -> np.ndarray:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from hardneg.data.readers.rows import Row
+from hardneg.data.readers.rows import Row, names
+from hardneg.data.texts import shown
 from hardneg.errors import DataError, first_few, suggestion
 
 
@@ -43,7 +44,7 @@ def need_column(row: Row, given: str | None, usual: tuple[str, ...], where: str,
     column = find_column(row, given, usual, where)
     if column is None:
         raise DataError(
-            f"{where}: no column looks like a {what}; it has: {', '.join(row) or 'none'}. "
+            f"{where}: no column looks like a {what}; it has: {names(row) or 'none'}. "
             f"Usual names: {first_few(usual, limit=20)}. Name yours with --{what}-column"
         )
     return column
@@ -62,7 +63,7 @@ def id_of(row: Row, column: str | None, where: str) -> str | None:
 def as_id(value: Any, where: str) -> str:
     """An id, which must be a non-empty text or an integer, as text."""
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise DataError(f"{where}: the id is {value!r}, expected text or an integer")
+        raise DataError(f"{where}: the id is {shown(value)}, expected text or an integer")
     return str(value)
 
 
@@ -70,18 +71,18 @@ def as_number(value: Any, what: str, where: str) -> float:
     """A finite number. `what` names the value in the message."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: the {what} is {value!r}, expected a number") from None
+    except (TypeError, ValueError, OverflowError):
+        raise DataError(f"{where}: the {what} is {shown(value)}, expected a number") from None
     if not np.isfinite(number):
-        raise DataError(f"{where}: the {what} is {value!r}, expected a finite number")
+        raise DataError(f"{where}: the {what} is {shown(value)}, expected a finite number")
     return number
 
 
-def need_cells(row: Row, names: tuple[str, ...], where: str) -> None:
+def need_cells(row: Row, needed: tuple[str, ...], where: str) -> None:
     """DataError if the row lacks one of these columns."""
-    for name in names:
+    for name in needed:
         if name not in row:
-            raise DataError(f"{where}: there is no {name!r}; it has: {', '.join(row)}")
+            raise DataError(f"{where}: there is no {name!r}; it has: {names(row)}")
 
 
 def as_list(value: Any, what: str, where: str) -> list[Any]:

@@ -9,15 +9,30 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
+from msgspec import Meta
 
 from hardneg.data.texts import Texts
 from hardneg.errors import RunError
+from hardneg.storage.arrow import ArrowFile, open_npy
 from hardneg.storage.files import atomic_path, write_array
 from hardneg.storage.json_files import read_json, write_json
+
+Count = Annotated[int, Meta(ge=0)]
+
+
+class DatasetInfo(TypedDict):
+    """The content of `dataset.json`."""
+
+    name: str
+    source_query_rows: Count
+    source_document_rows: Count
+    digests: dict[str, str]
+    labels: str
+    notes: dict[str, Count]
 
 
 @dataclass(frozen=True)
@@ -59,16 +74,72 @@ def write_dataset(folder: Path, head: dict[str, Any], arrays: dict[str, np.ndarr
 
 def read_dataset(folder: Path) -> DatasetContents:
     """The dataset that `write_dataset` wrote, and the texts beside it; RunError if it is missing or damaged."""
-    head = read_json(folder / "dataset.json")
-    try:
-        arrays = {path.stem: np.load(path, allow_pickle=False) for path in sorted((folder / "labels").glob("*.npy"))}
-        ids = {}
-        for kind in ("query", "document"):
-            with pa.OSFile(str(folder / f"{kind}_ids.arrow"), "rb") as f:
-                ids[kind] = pa.ipc.open_file(f).read_all().column("id").combine_chunks()
-        if labels_digest(arrays) != head["labels"]:
-            raise RunError(f"{folder}/labels does not match {folder}/dataset.json: the run folder is damaged")
-        texts = Texts(path=folder / "queries.arrow"), Texts(path=folder / "corpus.arrow")
-        return DatasetContents(head, arrays, ids, texts)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise RunError(f"{folder} is not readable ({error}): the run folder is damaged") from error
+    remedy = "the run folder is damaged"
+    head = read_json(folder / "dataset.json", DatasetInfo, remedy=remedy)
+    if not {"queries", "documents"} <= set(head["digests"]):
+        raise RunError(f"{folder}/dataset.json lacks a digest: {remedy}")
+    arrays = {path.stem: _labels(path) for path in sorted((folder / "labels").glob("*.npy"))}
+    if labels_digest(arrays) != head["labels"]:
+        raise RunError(f"{folder}/labels does not match {folder}/dataset.json: {remedy}")
+    ids = {kind: _ids(folder / f"{kind}_ids.arrow") for kind in ("query", "document")}
+    texts = Texts(path=folder / "queries.arrow"), Texts(path=folder / "corpus.arrow")
+    counts = {kind: len(column) for kind, column in ids.items()}
+    sizes = {"query": texts[0].rows, "document": texts[1].rows}
+    if counts != sizes:
+        raise RunError(f"{folder} holds {sizes} texts, but {counts} ids: {remedy}")
+    wrong = _wrong_label(head, arrays, counts["query"], counts["document"])
+    if wrong is not None:
+        raise RunError(f"{folder}/labels/{wrong}.npy does not fit the rest of the dataset: {remedy}")
+    return DatasetContents(head, arrays, ids, texts)
+
+
+def _labels(path: Path) -> np.ndarray:
+    """One array of labels, int64 `[n]`, in memory."""
+    array = open_npy(path, RunError)
+    if array.ndim != 1 or array.dtype != np.int64:
+        raise RunError(
+            f"{path}: expected int64 of shape [n], got {array.dtype} of shape {array.shape}: the run folder is damaged"
+        )
+    return np.array(array)
+
+
+def _ids(path: Path) -> pa.Array:
+    """One column of ids, as Arrow strings `[n]`."""
+    file = ArrowFile(path, RunError)
+    if file.schema.names != ["id"] or not (
+        pa.types.is_string(file.schema.types[0]) or pa.types.is_large_string(file.schema.types[0])
+    ):
+        raise RunError(f"{path}: expected a column of ids, got {file.schema.names}: the run folder is damaged")
+    column = file.table().column("id")
+    if column.null_count:
+        raise RunError(f"{path}: {column.null_count} ids are missing: the run folder is damaged")
+    return column.combine_chunks()
+
+
+def _wrong_label(head: dict[str, Any], arrays: dict[str, np.ndarray], queries: int, documents: int) -> str | None:
+    """The name of the first array that is missing, or whose length or values do not fit the dataset; None if all fit.
+
+    What uses the labels takes them as positions, without a check of its own.
+    """
+    grouped = len(arrays.get("document_groups", ())) > 0
+    lengths = {
+        "query_keys": queries, "document_keys": documents, "body_keys": documents,
+        "query_rows": queries, "document_rows": documents,
+        "query_groups": queries * grouped, "document_groups": documents * grouped,
+        "positive_offsets": queries + 1, "negative_offsets": queries + 1,
+    }  # fmt: skip
+    limits = {
+        "kept": queries, "positive_values": documents, "negative_values": documents,
+        "query_rows": head["source_query_rows"], "document_rows": head["source_document_rows"],
+    }  # fmt: skip
+    for name in (*lengths, *limits):
+        if name not in arrays or len(arrays[name]) != lengths.get(name, len(arrays[name])):
+            return name
+    for name, limit in limits.items():
+        if arrays[name].min(initial=0) < 0 or arrays[name].max(initial=-1) >= limit:
+            return name
+    for side in ("positive", "negative"):
+        offsets = arrays[f"{side}_offsets"]
+        if offsets[0] != 0 or offsets[-1] != len(arrays[f"{side}_values"]) or (np.diff(offsets) < 0).any():
+            return f"{side}_offsets"
+    return None

@@ -13,6 +13,7 @@ import pyarrow as pa
 from hardneg.data.builder import Builder
 from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
 from hardneg.data.texts import BATCH_ROWS, Texts, distinct_keys
+from hardneg.errors import DataError
 from hardneg.storage.arrays import Int, Ragged
 from hardneg.storage.arrow import numbers
 from hardneg.storage.files import atomic_path
@@ -128,8 +129,11 @@ class Pairs:
             groups: one label per row, if given. The filter `group` rejects documents in the query's group as negatives.
 
         Raises:
-            DataError: there are no queries or no documents, or one id has two texts.
+            DataError: there are no queries or no documents, one id has two texts, or the lists have different lengths.
         """
+        for name, column in (("positives", positives), ("query_ids", query_ids), ("groups", groups)):
+            if column is not None and len(column) != len(queries):
+                raise DataError(f"{name} has {len(column):,} rows, but queries has {len(queries):,}: give one per row")
         builder = Builder(None)
         for i, (query, texts) in enumerate(zip(queries, positives, strict=True)):
             group = None if groups is None else groups[i]

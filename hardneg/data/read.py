@@ -18,9 +18,10 @@ from hardneg.data.readers.beir import read_beir
 from hardneg.data.readers.corpus import read_corpus
 from hardneg.data.readers.flagembedding import FlagEmbeddingRows
 from hardneg.data.readers.pair_rows import PairRows
-from hardneg.data.readers.rows import Located, Row, json_lines, located_rows
+from hardneg.data.readers.rows import Located, Row, exists, json_lines, located_rows
 from hardneg.data.readers.tevatron import TevatronRows
 from hardneg.errors import DataError, UsageError, suggestion
+from hardneg.storage.arrow import brief
 
 BUILTIN_SPLITS = ("train", "test")
 
@@ -46,20 +47,30 @@ def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | N
     if source.startswith("builtin:"):
         _read_builtin(source.removeprefix("builtin:"), options.split, builder)
     elif source == "-":
-        _read_rows(json_lines(sys.stdin.buffer, "standard input"), builder, options, "standard input")
+        _read_rows(_standard_input(), builder, options, "standard input")
     else:
         path = Path(source)
-        if not path.exists():
+        if not exists(path):
             raise DataError(
                 f"{source} does not exist; SOURCE is a file, a folder, '-' or builtin:NAME (as in builtin:pycode)"
             )
-        if path.is_dir() and (path / "corpus.jsonl").exists():
+        if path.is_dir() and exists(path / "corpus.jsonl"):
             keep = read_beir(path, builder, options.split, options.skip_unknown)
         else:
             _read_rows(located_rows(path, options.split), builder, options, str(path))
     if options.corpus is not None:
         read_corpus(options.corpus, builder, options)
     return Pairs.from_contents(builder.finish(source, keep))
+
+
+def _standard_input() -> Located:
+    """The rows of JSON lines on standard input."""
+    if sys.stdin is None:
+        raise DataError("standard input is closed: pipe JSON lines to it")
+    try:
+        yield from json_lines(sys.stdin.buffer, "standard input")
+    except OSError as error:  # it is a folder, for example
+        raise DataError(f"standard input cannot be read ({brief(error)}): pipe JSON lines to it") from None
 
 
 def _read_builtin(name: str, split: str, builder: Builder) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import mmap
+import reprlib
 import unicodedata
 from collections.abc import Iterator
 from hashlib import blake2b
@@ -13,8 +13,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hardneg.errors import RunError
 from hardneg.storage.arrays import Int
-from hardneg.storage.arrow import numbers
+from hardneg.storage.arrow import ArrowFile, numbers
+
+_SCHEMAS = (
+    pa.schema([("text", pa.large_string())]),
+    pa.schema([("title", pa.large_string()), ("text", pa.large_string())]),
+)
 
 BATCH_ROWS = 256  # rows of each batch on disk; the size is fixed, so row i is in batch i // BATCH_ROWS
 
@@ -32,17 +38,27 @@ class Texts:
 
     def __init__(self, table: pa.Table | None = None, path: Path | None = None) -> None:
         self._selected: Int | None = None
-        self._map: mmap.mmap | None = None
+        self._file: ArrowFile | None = None
+        self._table: pa.Table | None = None
         if path is not None:
-            with open(path, "rb") as f:
-                self._map = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-            self._reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self._map)))
-            self._batches = self._reader.num_record_batches
-            self._table = None
+            self._file = ArrowFile(path, RunError, mapped=True)
+            if self._file.schema.remove_metadata() not in _SCHEMAS:
+                raise RunError(f"{path}: expected columns of texts, got {self._file.schema.names}: the run is damaged")
+            self._batches = self._file.batches
         else:
             assert table is not None
             self._table = table.combine_chunks()
             self._batches = -(-len(table) // BATCH_ROWS)
+
+    @property
+    def rows(self) -> int:
+        """Number of texts."""
+        if self._selected is not None:
+            return len(self._selected)
+        if self._table is not None:
+            return len(self._table)
+        last = self._batch(self._batches - 1).num_rows if self._batches else 0
+        return max(0, self._batches - 1) * BATCH_ROWS + last
 
     def select(self, rows: Int) -> Texts:
         """A view of these rows, in this order; nothing is copied."""
@@ -51,13 +67,18 @@ class Texts:
         return view
 
     def _batch(self, i: int) -> pa.RecordBatch | pa.Table:
-        if self._table is not None:
+        if self._file is None:
+            assert self._table is not None
             return self._table.slice(i * BATCH_ROWS, BATCH_ROWS)
-        return self._reader.get_batch(i)
+        batch = self._file.batch(i)
+        full = batch.num_rows == BATCH_ROWS or (i == self._batches - 1 and 0 < batch.num_rows < BATCH_ROWS)
+        if not full or any(column.null_count for column in batch.columns):
+            raise RunError(f"{self._file.path}: batch {i} is not one of {BATCH_ROWS} texts: the run is damaged")
+        return batch
 
     def _release(self) -> None:
-        if self._map is not None and hasattr(self._map, "madvise"):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if self._file is not None:
+            self._file.release()
 
     def batches(self) -> Iterator[list[str]]:
         """All texts in row order, in batches. Each text is what an encoder gets: the title, a space, the text."""
@@ -82,16 +103,16 @@ class Texts:
         rows = np.asarray(rows, np.int64)
         if self._selected is not None:
             rows = self._selected[rows]
-        if self._table is not None:
+        if self._file is None:
+            assert self._table is not None
             return self._table.take(numbers(rows))
         wanted, inverse = np.unique(rows, return_inverse=True)
         batch_of = wanted // BATCH_ROWS
         pieces = [
-            self._reader.get_batch(int(i)).take(numbers(wanted[batch_of == i] - i * BATCH_ROWS))
-            for i in np.unique(batch_of)
+            self._batch(int(i)).take(numbers(wanted[batch_of == i] - i * BATCH_ROWS)) for i in np.unique(batch_of)
         ]
         self._release()
-        return pa.Table.from_batches(pieces, self._reader.schema).combine_chunks().take(numbers(inverse.ravel()))
+        return pa.Table.from_batches(pieces, self._file.schema).combine_chunks().take(numbers(inverse.ravel()))
 
 
 def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
@@ -147,3 +168,20 @@ def distinct_keys(keys: Int, rows: Int | None = None) -> Int:
     """
     row_numbers = np.arange(len(keys)) if rows is None else rows
     return np.where(keys != 0, keys, -1 - row_numbers)
+
+
+_shortener = reprlib.Repr()
+_shortener.maxstring = _shortener.maxother = _shortener.maxlong = 80
+_shortener.maxlevel = 3
+
+
+def shown(value: object) -> str:
+    """A value of unknown content for a message: short, and without control characters.
+
+    >>> print(shown("a" + chr(27)), len(shown("x" * 1000)))
+    'a\\x1b' 80
+    """
+    try:
+        return _shortener.repr(value)
+    except ValueError:  # an integer of thousands of digits
+        return f"a value of type {type(value).__name__}"

@@ -9,20 +9,22 @@ import numpy as np
 
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Rows
+from hardneg.storage.arrow import open_npy
+
+_NATIVE = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 
 def open_vectors(path: str | Path) -> np.ndarray:
     """A memory map of a `.npy` file of floats `[n, d]`; DataError if the file is missing or holds anything else."""
-    try:
-        array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise DataError(f"{path}: not a readable .npy file of numbers ({error})") from None
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
-        shape = getattr(array, "shape", None)
+    array = open_npy(Path(path), DataError)
+    if array.ndim != 2 or array.dtype.kind != "f":
         raise DataError(
-            f"{path}: expected floats of shape [rows, dimensions], got {getattr(array, 'dtype', '?')} of shape {shape}"
+            f"{path}: expected floats of shape [rows, dimensions], got {array.dtype} of shape {array.shape}"
+        )
+    if array.dtype not in _NATIVE:
+        raise DataError(
+            f"{path}: expected floats of 16, 32 or 64 bits in the byte order of this machine, got {array.dtype.str}: "
+            f"convert them with numpy: array.astype('float32')"
         )
     return array
 

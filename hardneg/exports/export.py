@@ -84,8 +84,7 @@ def export(
         raise UsageError(
             f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout"
         )
-    if to_file and path.exists() and not overwrite:
-        raise DataError(f"{out} exists: choose another --out, or replace it with --overwrite")
+    _check_place(path, format, overwrite)
     pairs = run.pairs()
     count = int(run.info["config"]["negatives"])
     report = Exported()
@@ -104,6 +103,17 @@ def export(
     else:
         write_csv(tables, path)
     return report
+
+
+def _check_place(path: Path, format: str, overwrite: bool) -> None:
+    """Raise an error if the format cannot be written to `path`, or if something is there that may not be replaced."""
+    if format == "beir":
+        if str(path) == "-" or (path.exists() and not path.is_dir()):
+            raise UsageError(f"--out {path}: a BEIR export is a folder, give the name of one")
+    elif path.is_dir():
+        raise UsageError(f"--out {path} is a folder: give the name of a file")
+    if str(path) != "-" and not is_special(path) and path.exists() and not overwrite:
+        raise DataError(f"{path} exists: choose another --out, or replace it with --overwrite")
 
 
 def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block]:

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from hardneg.data.pairs import Pairs
+from hardneg.data.texts import shown
 from hardneg.errors import DataError
 from hardneg.exports.layouts import Block, Docs
 from hardneg.storage.files import atomic_path
@@ -89,10 +90,27 @@ def json_lines(tables: Iterator[pa.Table]) -> Iterator[str]:
             yield json.dumps(row, ensure_ascii=False) + "\n"
 
 
+class _Lines:
+    """A file for `csv.writer` that ends lines with a line feed alone.
+
+    The writer quotes a carriage return in a cell only if lines end with one (before Python 3.13), and a cell with one that
+    is not quoted is read as two lines. So it is told that they do, and the end of each line is replaced here.
+    """
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def write(self, line: str) -> None:
+        self.file.write(line.removesuffix("\r\n") + "\n")
+
+
 def write_csv(tables: Iterator[pa.Table], path: Path) -> None:
-    """Write tables as CSV, or as TSV if the path does not end in `.csv`. Lists are written as JSON."""
+    """Write tables as CSV, or as TSV if the path does not end in `.csv`. Lists are written as JSON.
+
+    Texts are written exactly as they are, as training programs need them, also those that a spreadsheet takes for formulas.
+    """
     with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        writer = csv.writer(f, delimiter="," if path.suffix == ".csv" else "\t", lineterminator="\n")
+        writer = csv.writer(_Lines(f), delimiter="," if path.suffix == ".csv" else "\t", lineterminator="\r\n")
         for i, table in enumerate(tables):
             if i == 0:
                 writer.writerow(table.column_names)
@@ -137,17 +155,43 @@ def trec_lines(blocks: Iterator[Block], report: Exported) -> Iterator[str]:
 
 
 def _check_ids(*ids: str) -> None:
-    """Raise DataError if an id is empty or holds white space, which separates fields in TREC files and qrels."""
+    """Raise DataError if an id does not fit in TREC files and qrels.
+
+    White space separates fields there. A double quote at the start is taken for a quoted field by some readers of qrels.
+    """
     for id in ids:
-        if not id or any(c.isspace() for c in id):
-            raise DataError(
-                f"the id {id!r} holds white space, which TREC files and qrels cannot: choose another format"
-            )
+        if not id or any(c.isspace() for c in id) or id.startswith('"'):
+            what = "starts with a quote" if id.startswith('"') else "holds white space"
+            raise DataError(f"the id {shown(id)} {what}, which TREC files and qrels cannot: choose another format")
+
+
+def file_name(name: object, what: str) -> str:
+    """A name that comes from a run, checked before it becomes part of a path.
+
+    Args:
+        name: the name.
+        what: what it names, for the message.
+
+    Raises:
+        DataError: it could lead out of the folder, or is no name that every file system takes.
+
+    >>> file_name("train", "the split")
+    'train'
+    """
+    good = (
+        isinstance(name, str) and name.isprintable() and name.strip(". ") == name != ""
+        and not set(name) & set('/\\:*?"<>|') and len(name.encode("utf-8", "replace")) <= 200
+    )  # fmt: skip
+    if not good:
+        raise DataError(
+            f"run.json names {what} {shown(name)}, which cannot be part of a file name: export in another format"
+        )
+    return str(name)
 
 
 def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, report: Exported) -> None:
     """Write a BEIR folder: corpus.jsonl, queries.jsonl, and qrels/SPLIT.tsv with score 1 for positives and 0 for negatives."""
-    split = run.info["config"]["read"]["split"]
+    split = file_name(run.info["config"]["read"].get("split"), "the split")
     with (
         atomic_path(path / "qrels" / f"{split}.tsv") as temporary,
         open(temporary, "w", encoding="utf-8") as qrels,

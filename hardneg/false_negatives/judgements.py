@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
+from hardneg.data.readers.rows import opened
+from hardneg.data.texts import shown
 from hardneg.errors import DataError, first_few
 from hardneg.false_negatives.population import Ladder, Population
 from hardneg.hashing import mix
@@ -107,7 +110,10 @@ def _spread(probability: NDArray[np.float32], rank: NDArray[np.int32]) -> NDArra
 def write_judgements(
     path: Path, population: Population, drawn: Drawn, relevant: list[int | None] | None = None
 ) -> None:
-    """Write the pairs as CSV, one per line, in the order in which to judge them. `relevant` is empty where it is not given."""
+    """Write the pairs as CSV, one per line, in the order in which to judge them. `relevant` is empty where it is not given.
+
+    Ids and texts are written with `as_cell`, because people open the file in a spreadsheet.
+    """
     pairs = population.run.pairs
     shown = population.pairs.take(drawn.place)
     ids = [
@@ -121,9 +127,10 @@ def write_judgements(
         positives = known.values[known.offsets[i] : known.offsets[i + 1]][:_SHOWN]
         lines.append(
             {
-                "query_id": ids[0][i], "document_id": ids[1][i],
+                "query_id": as_cell(ids[0][i]), "document_id": as_cell(ids[1][i]),
                 "relevant": "" if relevant is None or relevant[i] is None else relevant[i],
-                "query": texts[0][i], "positive": " | ".join(pairs.documents.take(positives)), "document": texts[1][i],
+                "query": as_cell(texts[0][i]), "positive": as_cell(" | ".join(pairs.documents.take(positives))),
+                "document": as_cell(texts[1][i]),
                 "score": f"{shown.score[i]:.6f}", "rank": int(shown.rank[i]),
                 "inclusion_probability": repr(float(drawn.inclusion[i])),
                 "part": HELD_OUT if drawn.held_out[i] else FIT,
@@ -135,6 +142,30 @@ def write_judgements(
         writer = csv.DictWriter(f, COLUMNS)
         writer.writeheader()
         writer.writerows(lines[i] for i in order)
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def as_cell(text: str) -> str:
+    """A text as a cell of a spreadsheet, where it is not taken for a formula.
+
+    Spreadsheets run a cell that starts with one of these: = + - @ tab, carriage return. Such a cell gets a single quote in
+    front. So does one that starts with quotes and then one of these, so that `from_cell` gives every text back.
+
+    >>> as_cell("=1+1"), as_cell("'=1+1"), as_cell("'tis")
+    ("'=1+1", "''=1+1", "'tis")
+    """
+    return "'" + text if text.lstrip("'").startswith(_FORMULA) else text
+
+
+def from_cell(cell: str) -> str:
+    """The text that `as_cell` made a cell of.
+
+    >>> from_cell("''=1+1"), from_cell("'tis")
+    ("'=1+1", "'tis")
+    """
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
 
 
 @dataclass(frozen=True)
@@ -177,8 +208,10 @@ def read_judgements(path: Path, pairs: Pairs) -> Judgements:
         )
     if len(judged) < FEWEST:
         raise DataError(f"{path} holds {len(judged)} judgements: {FEWEST} are the least that anything can be said from")
-    query = _rows_of([row["query_id"] for _, row in judged], pairs.query_ids, judged, path, "query")
-    document = _rows_of([row["document_id"] for _, row in judged], pairs.document_ids, judged, path, "document")
+    query = _rows_of([from_cell(row["query_id"]) for _, row in judged], pairs.query_ids, judged, path, "query")
+    document = _rows_of(
+        [from_cell(row["document_id"]) for _, row in judged], pairs.document_ids, judged, path, "document"
+    )
     relevant = np.array([row["relevant"].strip() == "1" for _, row in judged])
     inclusion = np.array([_chance(row.get("inclusion_probability"), line, path) for line, row in judged])
     held_out = np.array([row.get("part") == HELD_OUT for _, row in judged])
@@ -209,19 +242,21 @@ def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
     """(line, row) for each row of a CSV file."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as f:
-            reader = csv.DictReader(f)
-            missing = [
-                name for name in ("query_id", "document_id", "relevant") if name not in (reader.fieldnames or [])
-            ]
+    csv.field_size_limit(1 << 27)  # texts may be longer than the default allows
+    with opened(path, once=True) as stream:
+        try:
+            reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
+            found = reader.fieldnames or []
+            missing = [name for name in ("query_id", "document_id", "relevant") if name not in found]
             if missing:
+                other = next((mark for mark in ";\t" if len(found) == 1 and mark in found[0]), None)
                 raise DataError(
                     f"{path} has no column {', '.join(missing)}: it needs query_id, document_id and relevant (0 or 1)"
+                    + (f". Save it with commas between the cells, not {other!r}" if other else "")
                 )
             return [(reader.line_num, {k: v or "" for k, v in row.items() if k is not None}) for row in reader]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not readable as CSV in UTF-8 ({error})") from None
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{path} is not readable as CSV in UTF-8 ({error})") from None
 
 
 def _rows_of(
@@ -230,7 +265,7 @@ def _rows_of(
     places = pc.index_in(pa.array(ids, known.type), value_set=known)
     if places.null_count:
         bad = [i for i, place in enumerate(places.to_pylist()) if place is None]
-        said = first_few(f"line {judged[i][0]}: {ids[i]!r}" for i in bad)
+        said = first_few(f"line {judged[i][0]}: {shown(ids[i])}" for i in bad)
         raise DataError(f"{path}: {len(bad):,} {what} ids are not in the run's dataset ({said}): is it of another run?")
     return values_of(places).astype(np.int64)
 
@@ -243,7 +278,7 @@ def _chance(text: str | None, line: int, path: Path) -> float:
     except ValueError:
         chance = -1.0
     if not 0 < chance <= 1:
-        raise DataError(f"{path}, line {line}: inclusion_probability {text!r} must be above 0 and at most 1")
+        raise DataError(f"{path}, line {line}: inclusion_probability {shown(text)} must be above 0 and at most 1")
     return chance
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_number
-from hardneg.data.readers.rows import Row, open_json_lines, separated
+from hardneg.data.readers.rows import Row, exists, names, open_json_lines, separated
 from hardneg.errors import DataError
 
 
@@ -31,9 +31,9 @@ def read_beir(path: Path, builder: Builder, split: str, skip_unknown: bool) -> n
     splits = sorted(p.stem for p in (path / "qrels").glob("*.tsv"))
     if split not in splits:
         raise DataError(
-            f"{path}/qrels: there is no split {split!r}; it has: {', '.join(splits) or 'none'}. Choose one with --split"
+            f"{path}/qrels: there is no split {split!r}; it has: {names(splits) or 'none'}. Choose one with --split"
         )
-    if not (path / "queries.jsonl").exists():
+    if not exists(path / "queries.jsonl"):
         raise DataError(
             f"{path}/queries.jsonl does not exist; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/"
         )
@@ -46,7 +46,7 @@ def read_beir(path: Path, builder: Builder, split: str, skip_unknown: bool) -> n
         id = _beir_id(row, where)
         queries[id] = builder.add_query(id, row.get("text"), where=where)
     judged = _read_qrels(path / "qrels" / f"{split}.tsv", queries, documents, builder, skip_unknown)
-    if (path / "groups.tsv").exists():
+    if exists(path / "groups.tsv"):
         _read_groups(path / "groups.tsv", queries, documents, builder)
     # A query that no split names belongs to every split. It has no positive, and is kept.
     others = [_queries_of(path / "qrels" / f"{name}.tsv", queries) for name in splits if name != split]
@@ -113,7 +113,7 @@ def _read_groups(path: Path, queries: dict[str, int], documents: dict[str, int],
 
 def _beir_id(row: Row, where: str) -> str:
     if "_id" not in row and "id" not in row:
-        raise DataError(f"{where}: there is no '_id'; it has: {', '.join(row)}")
+        raise DataError(f"{where}: there is no '_id'; it has: {names(row)}")
     if "text" not in row:
-        raise DataError(f"{where}: there is no 'text'; it has: {', '.join(row)}")
+        raise DataError(f"{where}: there is no 'text'; it has: {names(row)}")
     return as_id(row.get("_id", row.get("id")), where)

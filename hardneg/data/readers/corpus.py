@@ -8,7 +8,7 @@ from hardneg.data.builder import Builder
 from hardneg.data.columns import find_column, id_of, need_column
 from hardneg.data.options import ReadOptions
 from hardneg.data.readers.pair_rows import DOCUMENT_ID_COLUMNS
-from hardneg.data.readers.rows import located_rows
+from hardneg.data.readers.rows import exists, located_rows, names
 from hardneg.errors import DataError
 
 TEXT_COLUMNS = ("text", "document", "passage", "contents", "content", "positive", "answer", "code")
@@ -26,10 +26,10 @@ def read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
     Raises:
         DataError: the file does not exist, or a row has no text column.
     """
-    if path.is_dir() and (path / "corpus.jsonl").exists():
-        path = path / "corpus.jsonl"
-    if not path.exists():
+    if not exists(path):
         raise DataError(f"{path} does not exist: --corpus takes a file of documents")
+    if path.is_dir() and exists(path / "corpus.jsonl"):
+        path = path / "corpus.jsonl"
     column: str | None = None
     id_column: str | None = None
     for where, row in located_rows(path, options.split):
@@ -37,6 +37,6 @@ def read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
             column = need_column(row, None, TEXT_COLUMNS, where, "text")
             id_column = find_column(row, None, ("_id", "id", *DOCUMENT_ID_COLUMNS), where)
         if column not in row:
-            raise DataError(f"{where}: there is no column {column!r}; it has: {', '.join(row)}")
+            raise DataError(f"{where}: there is no column {column!r}; it has: {names(row)}")
         title = row.get("title") or ""
         builder.add_document(id_of(row, id_column, where), row[column], title=title, where=where)

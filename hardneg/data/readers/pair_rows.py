@@ -7,7 +7,7 @@ import re
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_number, find_column, id_of, is_binary, need_column
 from hardneg.data.options import ReadOptions
-from hardneg.data.readers.rows import Row
+from hardneg.data.readers.rows import Row, names
 from hardneg.errors import DataError
 
 QUERY_COLUMNS = ("query", "anchor", "question", "sentence1", "sentence_A", "prompt", "query_text")
@@ -67,7 +67,7 @@ class PairRows:
         try:
             text, positives = row[self.query], row[self.positive]
         except KeyError as error:
-            raise DataError(f"{where}: there is no column {error.args[0]!r}; it has: {', '.join(row)}") from None
+            raise DataError(f"{where}: there is no column {error.args[0]!r}; it has: {names(row)}") from None
         group = row.get(self.group) if self.group else None
         query = self.builder.add_query(id_of(row, self.id, where), text, group=group, where=where)
         texts = positives if isinstance(positives, list) else [positives]

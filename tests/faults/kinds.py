@@ -1,0 +1,384 @@
+"""The kinds of input: for each, how a damaged one is made from a seed, and how it is read."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hardneg.data.builder import Builder
+from hardneg.data.dataset_files import labels_digest
+from hardneg.data.options import ReadOptions
+from hardneg.data.pairs import Pairs, open_pairs
+from hardneg.data.read import read_pairs
+from hardneg.encoders.precomputed import open_vectors
+from hardneg.storage.arrow import read_parquet
+from tests.faults.mutators import TEXTS, cell, damaged, json_text, sometimes_damaged
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of input.
+
+    Attributes:
+        make: writes a damaged input to an empty folder; the same bytes for the same random numbers.
+        read: reads it as hardneg does, and uses everything that was read.
+        risky: whether damage could kill the process.
+    """
+
+    make: Callable[[Path, Random], None]
+    read: Callable[[Path], None]
+    risky: bool = False
+
+
+def use(pairs: Pairs) -> None:
+    """Use everything in a dataset, so that what is wrong with it comes to light."""
+    texts = [text for side in (pairs.queries, pairs.documents) for batch in side.batches() for text in batch]
+    assert all(text.encode() is not None for text in texts)
+    n, total = len(pairs.query_ids), len(pairs.document_ids)
+    assert len(texts) == n + total
+    for ids, count in ((pairs.query_ids, n), (pairs.document_ids, total)):
+        assert len({id.encode() for id in ids.to_pylist()}) <= count
+    for lists in (pairs.positives, pairs.judged_negatives, pairs.known_positives()):
+        assert len(lists) == n
+        assert lists.values.min(initial=0) >= 0
+        assert lists.values.max(initial=-1) < total
+    pairs.documents.take(np.arange(total)[::-1])
+
+
+def _read_file(name: str) -> Callable[[Path], None]:
+    return lambda folder: use(read_pairs(str(folder / name)))
+
+
+def _rows(rng: Random) -> list[dict[str, Any]]:
+    layout = rng.randrange(4)
+    many = range(rng.choice((1, 3, 12)))
+    if layout == 0:
+        return [{"query": f"q {i}", "pos": [f"p {i}", "p"], "neg": ["n"]} for i in many]
+    if layout == 1:
+        passage = {"docid": "d", "title": "T", "text": "p"}
+        return [
+            {"query_id": i, "query": f"q {i}", "positive_passages": [passage], "negative_passages": []} for i in many
+        ]
+    if layout == 2:
+        return [{"sentence1": f"q {i}", "sentence2": "p", "label": i % 2, "negative_1": "n"} for i in many]
+    return [
+        {"id": i, "query": f"q {i}", "positive": [f"p {i}"], "document_id": [f"d{i}"], "group": "g", "relevance": 1}
+        for i in many
+    ]
+
+
+def _json_lines(rows: list[dict[str, Any]], rng: Random, intact: bool = False) -> bytes:
+    share = rng.choice((0.0, 0.02, 0.1, 0.4)) * (not intact)
+    lines = [json_text(row, rng, share) for row in rows]
+    text = rng.choice(("\n", "\n", "\r\n", "\n\n", " ")).join(lines) + rng.choice(("\n", ""))
+    data = text.encode("utf-8", "surrogatepass")
+    if intact:
+        return data
+    if rng.random() < 0.1:
+        data = rng.choice((b"\xef\xbb\xbf" + data, text.encode("utf-16", "surrogatepass"), b"[" + data + b"]"))
+    return sometimes_damaged(data, rng)
+
+
+def make_json_lines(name: str) -> Callable[[Path, Random], None]:
+    return lambda folder, rng: _write(folder / name, _json_lines(_rows(rng), rng))
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def _table(header: list[str], rows: list[list[str]], delimiter: str, rng: Random, intact: bool = False) -> bytes:
+    share = rng.choice((0.0, 0.02, 0.1, 0.4)) * (not intact)
+    lines = [[cell(value, rng, share) for value in row] for row in [header, *rows]]
+    for line in lines:
+        if rng.random() < share / 4:
+            line.append("more")
+        if rng.random() < share / 4:
+            line.pop()
+    if rng.random() < 0.7:
+        out = io.StringIO()
+        csv.writer(out, delimiter=delimiter).writerows(lines)
+        text = out.getvalue()
+    else:
+        text = "\n".join(delimiter.join(line) for line in lines) + "\n"
+    data = text.encode("utf-8", "surrogatepass")
+    data = b"\xef\xbb\xbf" + data if rng.random() < 0.1 else data
+    return data if intact else sometimes_damaged(data, rng)
+
+
+def make_table(name: str, delimiter: str) -> Callable[[Path, Random], None]:
+    def make(folder: Path, rng: Random) -> None:
+        header = ["id", "query", "positive", "document_id", "group", "relevance", "negative"]
+        kept = [i for i in range(len(header)) if i in (1, 2) or rng.random() < 0.5]
+        rows = [[str(i), f"query {i}", f"text {i}", f"d{i}", "g", "1", "other"] for i in range(rng.choice((0, 1, 8)))]
+        data = _table([header[i] for i in kept], [[row[i] for i in kept] for row in rows], delimiter, rng)
+        _write(folder / name, data)
+
+    return make
+
+
+def make_beir(folder: Path, rng: Random) -> None:
+    corpus = [{"_id": f"d{i}", "title": "T", "text": f"text {i}"} for i in range(6)]
+    queries = [{"_id": str(i), "text": f"query {i}"} for i in range(4)]
+    intact = [rng.random() < 0.7 for _ in range(5)]
+    _write(folder / "corpus.jsonl", _json_lines(corpus, rng, intact[0]))
+    _write(folder / "queries.jsonl", _json_lines(queries, rng, intact[1]))
+    judged = [[str(i % 4), f"d{i}", str(i % 3)] for i in range(6)]
+    trec = rng.random() < 0.2
+    header = ["query-id", "iteration", "corpus-id", "score"] if trec else ["query-id", "corpus-id", "score"]
+    for split, whole in zip(("train", "test"), intact[2:], strict=False):
+        rows = [[row[0], "0", *row[1:]] if trec else row for row in judged]
+        _write(folder / "qrels" / f"{split}.tsv", _table(header, rows, "\t", rng, whole))
+    if rng.random() < 0.5:
+        _write(folder / "groups.tsv", _table(["id", "group"], [[f"d{i}", "g"] for i in range(6)], "\t", rng, intact[4]))
+    if rng.random() < 0.1:
+        _misplaced(rng.choice([p for p in sorted(folder.rglob("*")) if p.is_file()]), rng)
+
+
+def _misplaced(path: Path, rng: Random) -> None:
+    """Put nothing, a folder, or a link to itself in the place of a file."""
+    path.unlink()
+    what = rng.randrange(3)
+    if what == 1:
+        path.mkdir()
+    elif what == 2:
+        os.symlink(path.name, path)
+
+
+def read_beir(folder: Path) -> None:
+    use(read_pairs(str(folder), ReadOptions(skip_unknown=len(os.listdir(folder)) % 2 == 0)))
+
+
+_JUDGED = Pairs.from_columns(
+    [f"query {i}" for i in range(6)], [f"text {i}" for i in range(6)], query_ids=["=1", "'=1", "b", "c", "'d", "e\n"]
+)
+
+
+def make_judgements(folder: Path, rng: Random) -> None:
+    header = ["query_id", "document_id", "relevant", "query", "inclusion_probability", "part"]
+    rows = [
+        [
+            ("'=1", "''=1", "b", "c", "'d", "e\n")[i % 6],
+            f"d{i // 6}",
+            str(i % 2),
+            "text",
+            "0.5",
+            rng.choice(("fit", "hold-out")),
+        ]
+        for i in range(rng.choice((5, 24, 36)))
+    ]
+    _write(folder / "judged.csv", _table(header, rows, rng.choice(",,,,;"), rng))
+
+
+def read_judged(folder: Path) -> None:
+    from hardneg.false_negatives.judgements import read_judgements
+
+    judged = read_judgements(folder / "judged.csv", _JUDGED)
+    assert judged.query.max(initial=-1) < len(_JUDGED)
+    assert judged.document.max(initial=-1) < len(_JUDGED.document_ids)
+    assert len(judged.query) == len(judged.relevant) == len(judged.inclusion) == len(judged.held_out)
+
+
+def _arrow_table(rng: Random) -> pa.Table:
+    """Rows with a query and a positive, and sometimes columns of unusual types."""
+    n = rng.choice((1, 7, 60))
+    columns: dict[str, Any] = {
+        "id": pa.array(range(n), pa.int32()),
+        "query": pa.array([f"query {i} ü" for i in range(n)], rng.choice((pa.string(), pa.large_string()))),
+        "positive": pa.array([[f"text {i}", "other"][: i % 3] for i in range(n)]),
+    }
+    if rng.random() < 0.3:
+        columns["positive"] = pa.array([f"text {i}" for i in range(n)]).dictionary_encode()
+    unusual = {
+        "group": pa.array([None if i % 5 == 0 else i / 3 for i in range(n)]),
+        "when": pa.array([rng.randrange(-(1 << 62), 1 << 62) for _ in range(n)], pa.timestamp(rng.choice(("s", "ns")))),
+        "zone": pa.array([datetime.datetime(2020, 1, 1)] * n, pa.timestamp("us", rng.choice(("UTC", "Nowhere/Land")))),
+        "day": pa.array([rng.randrange(-(1 << 31), 1 << 31) for _ in range(n)], pa.date32()),
+        "span": pa.array([rng.randrange(1 << 62) for _ in range(n)], pa.duration("s")),
+        "raw": pa.array([b"\xff"] * n, pa.binary()),
+        "struct": pa.array([{"docid": "x", "text": "t"}] * n),
+        "nothing": pa.nulls(n),
+        "map": pa.array([[("k", 1)]] * n, pa.map_(pa.string(), pa.int64())),
+        "view": pa.array(["a rather long text to be a view"] * n, pa.string_view()),
+    }
+    for name, column in unusual.items():
+        if rng.random() < 0.15:
+            columns[rng.choice((name, name, "query"))] = column
+    return pa.table(columns)
+
+
+def make_parquet(folder: Path, rng: Random) -> None:
+    table = _arrow_table(rng)
+    table = table.drop_columns([f.name for f in table.schema if pa.types.is_string_view(f.type)])
+    plain = rng.random() < 0.5
+    out = io.BytesIO()
+    try:
+        pq.write_table(
+            table, out, compression=rng.choice(("none", "none", "snappy", "zstd")), use_dictionary=not plain,
+            row_group_size=rng.choice((5, 1000)), data_page_version=rng.choice(("1.0", "2.0")),
+            data_page_size=rng.choice((64, 1 << 20)), write_statistics=rng.random() < 0.5, store_schema=rng.random() < 0.5,
+        )  # fmt: skip
+    except (pa.ArrowException, ValueError):  # a type that Parquet does not have
+        pq.write_table(table.select(["id"]), out := io.BytesIO())
+    data = out.getvalue()
+    length = int.from_bytes(data[-8:-4], "little")
+    cut = len(data) - 8 - length
+    where = rng.randrange(4)
+    if where == 0:  # the footer alone, with its length put right
+        footer = damaged(data[cut:-8], rng)
+        data = data[:cut] + footer + len(footer).to_bytes(4, "little") + b"PAR1"
+    elif where == 1:  # the pages alone
+        body = bytearray(data[:cut])
+        body[4:] = damaged(bytes(body[4:]), rng)[: cut - 4].ljust(cut - 4, b"\0")
+        data = bytes(body) + data[cut:]
+    elif where == 2:
+        data = damaged(data, rng)
+    _write(folder / "pairs.parquet", data)
+
+
+def read_parquet_file(folder: Path) -> None:
+    errors = []
+    for read in (_read_file("pairs.parquet"), _read_run_file):
+        try:
+            read(folder)
+        except Exception as error:  # the second reader has its turn, too
+            errors.append(error)
+    if errors:
+        raise next((e for e in errors if type(e).__module__ != "hardneg.errors"), errors[0])
+
+
+def _read_run_file(folder: Path) -> None:
+    schema = pa.schema([("id", pa.int32()), ("query", pa.string())])
+    table = read_parquet(folder / "pairs.parquet", ["id", "query"], schema)
+    assert all(query.encode() is not None for query in table.column("query").to_pylist())
+
+
+def _arrow_bytes(table: pa.Table, rng: Random, stream: bool) -> bytes:
+    out = io.BytesIO()
+    options = pa.ipc.IpcWriteOptions(compression=rng.choice((None, None, None, "lz4", "zstd")))
+    with (pa.ipc.new_stream if stream else pa.ipc.new_file)(out, table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=20)
+    return _damaged_arrow(out.getvalue(), rng)
+
+
+def _damaged_arrow(data: bytes, rng: Random) -> bytes:
+    """Damage anywhere, or only in the start, where the descriptions are, with an intact end."""
+    if rng.random() < 0.2:
+        return data
+    if rng.random() < 0.5:
+        return damaged(data, rng)
+    cut = max(1, min(len(data) - 1, rng.choice((400, 1200, len(data) - 8))))
+    return damaged(data[:cut], rng) + data[cut:]
+
+
+def make_saved_dataset(folder: Path, rng: Random) -> None:
+    names = [f"data-{i:05d}.arrow" for i in range(rng.choice((1, 2)))]
+    table = _arrow_table(rng)
+    for name in names:
+        _write(folder / name, _arrow_bytes(table, rng, stream=True))
+    state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "f", "_split": "train"}
+    text = json_text(state, rng, rng.choice((0.0, 0.0, 0.0, 0.1))).encode("utf-8", "surrogatepass")
+    _write(folder / "state.json", sometimes_damaged(text, rng, 0.05))
+    if rng.random() < 0.02:
+        _misplaced(folder / names[0], rng)
+
+
+def read_folder(folder: Path) -> None:
+    use(read_pairs(str(folder)))
+
+
+def make_npy(folder: Path, rng: Random) -> None:
+    shapes: Any = ((0, 4), (3,), (1 << 62, 4), (1 << 33, 1 << 33), (-1, 4), (3, 1 << 40), "x", (3.0, 4), (4, 3), ())
+    types: Any = ("<f2", "<f8", ">f4", "<i8", "|O", "<f16", "<U7", [("a", "<f4")], "nonsense", [], None, "<f4,<f4", 4)
+    shape = rng.choice(shapes) if rng.random() < 0.3 else (3, 4)
+    kind = rng.choice(types) if rng.random() < 0.3 else "<f4"
+    head = repr({"descr": kind, "fortran_order": rng.choice((False, False, False, True, 3)), "shape": shape})
+    if rng.random() < 0.2:
+        head = damaged(head.encode(), rng).decode("latin-1")
+    if rng.random() < 0.05:
+        head = "(" * rng.choice((50, 300, 9000)) + head
+    version = rng.choice((1, 1, 1, 1, 2, 3, 9))
+    wide = 2 if version == 1 else 4
+    head += " " * (-(len(head) + 9 + wide) % 64) + "\n"
+    length = rng.choice((*[len(head)] * 6, 0, 1 << 15, len(head) + 3)) % (1 << 8 * wide)
+    data = rng.choice((*[b"\0" * 48] * 4, b"\0" * 47, b"", rng.randbytes(96)))
+    raw = (
+        b"\x93NUMPY" + bytes((version, 0)) + length.to_bytes(wide, "little") + head.encode("latin-1", "replace") + data
+    )
+    _write(folder / "vectors.npy", sometimes_damaged(raw, rng, 0.2))
+
+
+def read_npy(folder: Path) -> None:
+    vectors = open_vectors(folder / "vectors.npy")
+    assert np.asarray(vectors, np.float32).sum() is not None
+
+
+def make_own_folder(folder: Path, rng: Random) -> None:
+    """A dataset as runs keep it, in which one file or label is damaged, with its digest put right."""
+    rows = rng.choice((3, 300))
+    builder = Builder(folder)
+    for i in range(rows):
+        q = builder.add_query(None, f"query {i} ü", where="")
+        builder.relate(q, builder.add_document(None, f"text {i}", title="T", group=i % 2, where=""), 1.0)
+    builder.finish("own")
+    what = rng.randrange(4)
+    files = sorted(folder.rglob("*.arrow"))
+    path = rng.choice(files)
+    if what == 0:
+        path.write_bytes(_damaged_arrow(path.read_bytes(), rng))
+    elif what == 1:
+        path.write_bytes(rng.choice(files).read_bytes())
+    elif what == 2:
+        arrays = {p.stem: np.load(p, allow_pickle=False) for p in sorted((folder / "labels").glob("*.npy"))}
+        name = rng.choice(sorted(arrays))
+        values = arrays[name].copy()
+        if len(values):
+            values[rng.randrange(len(values))] = rng.choice((-1, 0, 1, rows, 1 << 40, -(1 << 63)))
+        arrays[name] = values[: rng.choice((len(values), len(values), 1))]
+        np.save(folder / "labels" / f"{name}.npy", arrays[name], allow_pickle=False)
+        head = json.loads((folder / "dataset.json").read_text("utf-8"))
+        head["labels"] = labels_digest(arrays)
+        (folder / "dataset.json").write_text(json.dumps(head), "utf-8")
+    else:
+        head = json.loads((folder / "dataset.json").read_text("utf-8"))
+        head = head | {rng.choice(sorted(head)): rng.choice((None, -1, 0, {}, "x", [1], *TEXTS[:6]))}
+        (folder / "dataset.json").write_text(json.dumps(head), "utf-8")
+
+
+def read_own_folder(folder: Path) -> None:
+    use(open_pairs(folder))
+
+
+KINDS = {
+    "json": Kind(make_json_lines("pairs.json"), _read_file("pairs.json")),
+    "jsonl": Kind(make_json_lines("pairs.jsonl"), _read_file("pairs.jsonl")),
+    "csv": Kind(make_table("pairs.csv", ","), _read_file("pairs.csv")),
+    "tsv": Kind(make_table("pairs.tsv", "\t"), _read_file("pairs.tsv")),
+    "beir": Kind(make_beir, read_beir),
+    "judgements": Kind(make_judgements, read_judged),
+    "npy": Kind(make_npy, read_npy, risky=True),
+    "parquet": Kind(make_parquet, read_parquet_file, risky=True),
+    "saved dataset": Kind(make_saved_dataset, read_folder, risky=True),
+    "own folder": Kind(make_own_folder, read_own_folder, risky=True),
+}
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
