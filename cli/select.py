@@ -29,6 +29,14 @@ from .show import progress_bars
     help=FILTER_HELP + "  [default: the filters of the run]",
 )
 @click.option(
+    "--add-filter",
+    "add_filters",
+    multiple=True,
+    callback=filter_spec,
+    metavar="SPEC",
+    help="Also reject candidates with this filter, after all others. It keeps the filters of the run.",
+)
+@click.option(
     "--default-filters/--no-default-filters",
     default=None,
     help="Switch the filters 'empty' and 'duplicate:text' on or off.  [default: as in the run]",
@@ -64,13 +72,15 @@ def select(run: str, out: str | None, filters: tuple[str, ...], as_json: bool, *
     \b
     Examples:
       hardneg select run --filter margin:relative=0.1 --out run2
+      hardneg select run --add-filter posterior:run/posterior.json --out run3
       hardneg select run --sampler uniform --seed 1
     """
     from hardneg.mining.select import SelectOptions
     from hardneg.mining.select import select as run_select
 
     options = SelectOptions(
-        filters=filters or None, **{name: given[name] for name in ("default_filters", "sampler", "negatives", "seed")}
+        filters=filters or None,
+        **{name: given[name] for name in ("add_filters", "default_filters", "sampler", "negatives", "seed")},
     )
     with progress_bars() as progress:
         selected = run_select(

@@ -201,7 +201,7 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
         )
     if "assumption" in report:
         console.print(f"Assumption: {report['assumption']}.", highlight=False)
-    console.print(f"next: hardneg select {run} --filter posterior:{path}", highlight=False)
+    console.print(f"next: hardneg select {run} --add-filter posterior:{path}", highlight=False)
 
 
 def print_evaluation(value: dict[str, Any], source: str) -> None:

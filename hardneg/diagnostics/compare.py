@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,8 +69,8 @@ class Comparison:
 
 
 def compare(
-    first: Run | str, second: Run | str, *, temperature: float = 0.05, thresholds: Thresholds | None = None, seed: int = 0,
-    progress: Progress = silent,
+    first: Run | str | Path, second: Run | str | Path, *, temperature: float = 0.05,
+    thresholds: Thresholds | None = None, seed: int = 0, progress: Progress = silent,
 ) -> Comparison:  # fmt: skip
     """Compare two runs over the same queries and documents.
 
@@ -85,7 +86,7 @@ def compare(
         RunError: a run is damaged.
         UsageError: the runs have different queries or documents.
     """
-    runs = [Run(run) if isinstance(run, str) else run for run in (first, second)]
+    runs = [run if isinstance(run, Run) else Run(run) for run in (first, second)]
     diagnoses = [
         diagnose(run, temperature=temperature, thresholds=thresholds, seed=seed, progress=progress) for run in runs
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,7 +67,7 @@ class Diagnosis:
 
 
 def diagnose(
-    run: Run | str,
+    run: Run | str | Path,
     *,
     temperature: float = 0.05,
     encoder: Encoder | None = None,
@@ -97,7 +98,7 @@ def diagnose(
     >>> diagnose(run).measured.numbers["queries"]
     2
     """
-    run = Run(run) if isinstance(run, str) else run
+    run = run if isinstance(run, Run) else Run(run)
     advance = progress("read run", 1)
     subject = Subject.of_run(run)
     advance(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -27,12 +26,10 @@ from hardneg.exports.writers import (
     write_text,
 )
 from hardneg.memory import release
+from hardneg.mining.run import Run
 from hardneg.storage.arrays import Ragged
 from hardneg.storage.arrow import numbers, strings, values_of
 from hardneg.storage.files import is_special
-
-if TYPE_CHECKING:
-    from hardneg.mining.run import Run
 
 EXPORT_FORMATS = (
     "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "trec", "beir",
@@ -46,7 +43,7 @@ Int = NDArray[np.int64]
 
 
 def export(
-    run: Run,
+    run: Run | str | Path,
     format: str,
     out: str | Path,
     *,
@@ -58,7 +55,7 @@ def export(
     """Write the negatives of a run in an export format.
 
     Args:
-        run: a finished run.
+        run: a finished run, or its folder.
         format: one of `EXPORT_FORMATS`.
         out: a file ending in .jsonl, .parquet, .csv or .tsv, or `-` for JSON lines on standard output; any file name
             for trec; a folder for beir.
@@ -85,6 +82,7 @@ def export(
             f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout"
         )
     _check_place(path, format, overwrite)
+    run = run if isinstance(run, Run) else Run(run)
     pairs = run.pairs()
     count = int(run.info["config"]["negatives"])
     report = Exported()

@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from hardneg import renamed
 from hardneg.data.pairs import Pairs, open_pairs
 from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
@@ -133,6 +134,8 @@ class PartWriter:
             record = self._record(part)
         except RunError:
             return False
+        if any(renamed.verdict(name) != name for name in record["counts"]["verdicts"]):
+            return False  # written by an older version, with a name that the other parts will not have
         return all(
             (self.folder / name).is_file() and sha256_file(self.folder / name) == record["files"][name]
             for name in self._names(part)

@@ -101,7 +101,10 @@ def read_run_json(folder: Path) -> dict[str, Any]:
             f"{SCHEMA_VERSION}: mine again, or use the version of hardneg that wrote it"
         )
     remedy = "the run is damaged, or was written by an older version: mine again"
-    return read_json(path, RunInfo, checksum=value["schema_version"] > 1, volatile=VOLATILE, remedy=remedy)
+    info = read_json(path, RunInfo, checksum=value["schema_version"] > 1, volatile=VOLATILE, remedy=remedy)
+    verdicts = info["counts"]["verdicts"]
+    info["counts"]["verdicts"] = {renamed.verdict(name): count for name, count in verdicts.items()}
+    return info
 
 
 def is_run(folder: Path) -> bool:

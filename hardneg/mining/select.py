@@ -24,9 +24,16 @@ from hardneg.storage.folders import link_tree
 
 @dataclass(frozen=True, kw_only=True)
 class SelectOptions:
-    """Options of a selection, with the meaning they have in `MineOptions`. None keeps the value of the run."""
+    """Options of a selection, with the meaning they have in `MineOptions`. None keeps the value of the run.
+
+    Attributes:
+        filters: filters in place of those of the run.
+        add_filters: more filters, applied after those.
+        default_filters, sampler, negatives, seed: as in `MineOptions`.
+    """
 
     filters: tuple[str | Filter, ...] | None = None
+    add_filters: tuple[str | Filter, ...] = ()
     default_filters: bool | None = None
     sampler: str | Sampler | None = None
     negatives: int | None = None
@@ -37,6 +44,7 @@ class SelectOptions:
             object.__setattr__(self, each.name, plain(getattr(self, each.name)))
         if self.filters is not None:
             object.__setattr__(self, "filters", filters_of(self.filters))
+        object.__setattr__(self, "add_filters", filters_of(self.add_filters))
         check_types(self, {"negatives": MAYBE_COUNT, "seed": MAYBE_COUNT, "default_filters": MAYBE_FLAG})
 
 
@@ -108,9 +116,10 @@ class _Selection:
             UsageError: the options cannot be used, or the run was mined with an object that has to be given again.
             RunError: a spec of the run names a module.
         """
-        given = {name: value for name, value in vars(options).items() if value is not None}
+        given = {name: value for name, value in vars(options).items() if value is not None and name != "add_filters"}
         own = {"filters": located_filters(run.folder, run.info)} if "filters" not in given else {}
         config = {**run.info["config"], **own, **given}
+        config["filters"] = (*config["filters"], *options.add_filters)
         # Specs that the caller did not give come from a file, and must not run code that the file names.
         from_file = [*own.get("filters", ()), *(() if "sampler" in given else (config["sampler"],))]
         for spec in from_file:

@@ -40,6 +40,11 @@ def entries(folder: Path) -> list[str]:
         return []
 
 
+def resolved(folder: Path) -> Path:
+    """The folder that a path leads to: absolute, without symbolic links."""
+    return Path(os.path.realpath(folder))
+
+
 def staging(folder: Path, purpose: str = "new") -> Path:
     """Where the folder that is to replace `folder` is built: beside it, on the same file system."""
     return folder.with_name(f".{folder.name}.hardneg-{purpose}")
@@ -76,7 +81,7 @@ def output_folder(
     Raises:
         RunError: another process writes to the folder, or it cannot be replaced because it is a mount point.
     """
-    target = Path(os.path.realpath(target))
+    target = resolved(target)
     with locked(target, kind):
         remove_folder(staging(target, "old"))
         if not replace:
@@ -101,7 +106,7 @@ def output_folder(
 
 def recover(target: Path) -> None:
     """Finish a replacement that was killed between its two steps, on a file system that needs two."""
-    target = Path(os.path.realpath(target))
+    target = resolved(target)
     if not target.exists() and staging(target, "old").exists():
         with suppress(OSError):
             os.rename(staging(target, "old"), target)

@@ -18,7 +18,7 @@ from hardneg.losses.infonce import TEMPERATURES
 from hardneg.losses.variants import Variants
 from hardneg.mining.filters.base import Filter
 from hardneg.mining.samplers import Sampler
-from hardneg.mining.specs import parse_filters, parse_sampler
+from hardneg.mining.specs import no_code, parse_filters, parse_sampler
 from hardneg.refresh.generation import Recipe
 from hardneg.refresh.staleness import Schedule
 from hardneg.registry import spec_of
@@ -238,6 +238,8 @@ class TrainOptions:
                 for name, each in renamed.with_new_names(value, renamed.TRAIN_OPTIONS).items()
             }
             given["filters"] = tuple(map(renamed.filter_spec, given["filters"]))
+            for spec in (*given["filters"], given["negative_sampling"]):
+                no_code(spec, "the options of the training")
             given |= {"curriculum": Curriculum(**given["curriculum"]), "variants": Variants(**given["variants"])}
             return cls(**given)
         except (KeyError, TypeError, AttributeError) as error:

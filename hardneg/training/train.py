@@ -11,44 +11,34 @@ DIR/checkpoints/     the last checkpoint, from which an interrupted training con
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import fit
 from hardneg.encoders.saved import replaced_folder, written
-from hardneg.errors import RunError
 from hardneg.losses.arguments import whole
 from hardneg.mining.guides import guide_embedder
 from hardneg.mining.inputs import Resources
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
 from hardneg.refresh.generation import Items
-from hardneg.storage.json_files import read_json, write_json
+from hardneg.storage.json_files import write_json
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
 from hardneg.training.callbacks import Callback, LogFile, TensorBoard
 from hardneg.training.checks import check_fits
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet
+from hardneg.training.folder import check_head, training_folder, write_head
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
-
-SCHEMA = "hardneg-train-1"
-
-
-class _Head(TypedDict):
-    finished: bool
-    options: dict[str, Any]
-    data: dict[str, Any]
-    ranks: int
 
 
 def train(
@@ -82,7 +72,7 @@ def train(
         device: `cpu`, `cuda`, `cuda:1`; None: a GPU if there is one. Under torchrun each process has its own.
         resume: continue an interrupted training. On the CPU the result is the same as without the interruption (with
             `options.wait` False, it depends on how fast generations are built).
-        overwrite: replace the training in `out`.
+        overwrite: replace the training in `out`, once the new one is finished.
         callbacks: called with the numbers of logged steps and of evaluations.
         tensorboard: also write TensorBoard logs.
         warn, progress: called with each warning, and with the progress of each stage.
@@ -99,17 +89,22 @@ def train(
     held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
     with world(device) as here:
         towers = _towers(model, pairs, options, here)
-        head = _prepare(out, pairs, options, here, resume, overwrite)
-        inputs = _Inputs(pairs, queries, documents, run)
-        batches, negatives, state = _parts(inputs, towers, out, options, here, resume, progress)
-        _report_filters(negatives, out, here, warn)
-        trainer = Trainer(
-            towers, batches, negatives, options, here, folder=out / "checkpoints", warn=warn,
-            callbacks=_callbacks(callbacks, out, here, state, tensorboard), on_best=lambda: save_encoder(towers, out / "best"),
-            evaluate=None if held_out is None else lambda towers: held_out.evaluate(towers, options.measures),
-        )  # fmt: skip
-        result = {**head, **_trained(trainer, state, progress), "seconds": round(time.perf_counter() - start, 2)}
-        _finish(towers, out, result, here)
+        with training_folder(out, here, resume=resume, overwrite=overwrite) as folder:
+            if resume:
+                head = check_head(folder, out, pairs, options, here)
+            else:
+                head = write_head(folder, pairs, options, here)
+            inputs = _Inputs(pairs, queries, documents, run)
+            batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
+            _report_filters(negatives, folder, here, warn)
+            trainer = Trainer(
+                towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
+                callbacks=_callbacks(callbacks, folder, here, state, tensorboard),
+                on_best=lambda: save_encoder(towers, folder / "best"),
+                evaluate=None if held_out is None else lambda towers: held_out.evaluate(towers, options.measures),
+            )  # fmt: skip
+            result = {**head, **_trained(trainer, state, progress), "seconds": round(time.perf_counter() - start, 2)}
+            _finish(towers, folder, result, here)
         return result
 
 
@@ -214,61 +209,6 @@ def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress)
         "generations": [] if index is None else index.history,
         "temperature": trainer.criterion.temperature,
     }
-
-
-def _prepare(
-    out: Path, pairs: Pairs, options: TrainOptions, here: World, resume: bool, overwrite: bool
-) -> dict[str, Any]:
-    """Prepare the folder, write the head of `train.json` and return it.
-
-    Raises:
-        RunError: the folder holds something else, a training that must not be replaced, or none that can be resumed.
-    """
-    head: dict[str, Any] = {
-        "schema": SCHEMA,
-        "finished": False,
-        "options": options.to_json(),
-        "data": {"name": pairs.name, "queries": len(pairs), "documents": len(pairs.document_ids), **pairs.digests},
-        "ranks": here.size,
-    }
-    path = out / "train.json"
-    if resume:
-        before = read_json(path)
-        if before.get("schema") != SCHEMA:
-            raise RunError(f"{path}: schema {before.get('schema')!r}, expected {SCHEMA!r}: replace it with --overwrite")
-        read_json(path, _Head, remedy="replace it with --overwrite")
-        if before["finished"]:
-            raise RunError(f"{out}: this training is finished. Replace it with --overwrite, or choose another folder")
-        try:
-            changed = options.changed(before["options"])
-        except RunError as error:
-            raise RunError(f"{path}: {error}: replace it with --overwrite") from None
-        changed += [name for name in ("ranks",) if before[name] != head[name]]
-        changed += [
-            f"data ({name})"
-            for name in head["data"]
-            if name != "name" and before["data"].get(name) != head["data"][name]
-        ]
-        if changed:
-            raise RunError(
-                f"{out}: the interrupted training had other {', '.join(changed)}: use the same, or replace it with "
-                f"--overwrite"
-            )
-        if checkpoint.latest(out / "checkpoints") is None and here.leads:
-            (out / "log.jsonl").unlink(missing_ok=True)
-        here.wait()
-        return head
-    if here.leads:
-        if out.exists() and any(out.iterdir()):
-            if not path.exists():
-                raise RunError(f"{out} holds files, but no training: choose another folder")
-            if not overwrite:
-                raise RunError(f"{out} already holds a training: --resume goes on with it, --overwrite replaces it")
-            shutil.rmtree(out)
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, head)
-    here.wait()
-    return head
 
 
 def save_encoder(towers: Towers, folder: Path) -> None:

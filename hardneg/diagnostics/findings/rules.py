@@ -92,7 +92,7 @@ class UnknownFalseNegatives(FindingRule):
 RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "false-negatives", "false_share", "about {v:.1%} of the negatives are relevant documents that nobody labelled",
-        "hardneg calibrate {run} && hardneg select {run} --filter {posterior} --out {out}",
+        "hardneg calibrate {run} && hardneg select {run} --add-filter {posterior} --out {out}",
         "false_share", "false_share_error", "most_false_queries",
     ),
     ThresholdRule(
@@ -103,18 +103,18 @@ RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "above-positive", "above_positive",
         "{v:.0%} of the negatives score above the positive: the encoder is weak here, or they are false",
-        "hardneg select {run} --filter margin:relative=0.05 --out {out}",
+        "hardneg select {run} --add-filter margin:relative=0.05 --out {out}",
         info="above_positive", ids="smallest_margin_queries",
     ),
     ThresholdRule(
         "duplicates", "near_duplicates", "{v:.0%} of a query's negatives are nearly the same text as another of them",
-        "hardneg select {run} --filter duplicate:near=0.95 --filter distinct --out {out}",
+        "hardneg select {run} --add-filter duplicate:near=0.95 --add-filter distinct --out {out}",
         "near_duplicates", ids="near_duplicate_documents",
     ),
     ThresholdRule(
         "duplicate-corpus", "corpus_near_duplicates",
         "{v:.0%} of the documents have a near copy in the corpus: copies of positives become negatives",
-        "hardneg select {run} --filter duplicate:near=0.95 --out {out}, or remove the copies",
+        "hardneg select {run} --add-filter duplicate:near=0.95 --out {out}, or remove the copies",
         "corpus_near_duplicates", ids="near_duplicate_documents",
     ),
     ThresholdRule(

@@ -51,19 +51,19 @@ class Page:
     total: int
 
 
-def write_report(found: Diagnosis, run: Run, path: str | Path, most: int = 200) -> None:
+def write_report(found: Diagnosis, run: Run | str | Path, path: str | Path, most: int = 200) -> None:
     """Write the report of a run to an HTML file. The file is written completely or not at all.
 
     Args:
         found: the diagnosis of the run.
-        run: the run, to read the candidates of the example queries from.
+        run: the run or its folder, to read the candidates of the example queries from.
         path: the path of the file.
         most: the largest number of example queries.
 
     Raises:
         MissingDependencyError: the extra `report` is not installed.
     """
-    write_page(report_page(found, run, most), path)
+    write_page(report_page(found, run if isinstance(run, Run) else Run(run), most), path)
 
 
 def report_page(found: Diagnosis, run: Run, most: int = 200) -> Page:

@@ -1,0 +1,148 @@
+"""The folder of a training: how it is recognized, prepared and resumed, and how a new training takes its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+from hardneg.data.pairs import Pairs
+from hardneg.errors import RunError
+from hardneg.storage.files import remove_temporary_files
+from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, resolved, staging
+from hardneg.storage.json_files import decode_json, read_json, write_json
+from hardneg.training import checkpoint
+from hardneg.training.distributed import World
+from hardneg.training.options import TrainOptions
+
+SCHEMA = "hardneg-train-1"
+
+KNOWN = ("train.json", "best", "last", "log.jsonl", "tensorboard", "posterior.json", "checkpoints", "embeddings")
+
+
+class _Head(TypedDict):
+    finished: bool
+    options: dict[str, Any]
+    data: dict[str, Any]
+    ranks: int
+
+
+def is_training(folder: Path) -> bool:
+    """Whether a folder holds a training. Our marker says so, or `train.json` where the folder is older than markers."""
+    if marker(folder, "training").exists():
+        return True
+    try:
+        return str(decode_json(folder / "train.json").get("schema", "")).startswith("hardneg-train")
+    except RunError:
+        return False
+
+
+@contextmanager
+def training_folder(out: Path, here: World, *, resume: bool, overwrite: bool) -> Iterator[Path]:
+    """Lock the folder of a training, and give the folder to write it to. Rank 0 locks it for all ranks.
+
+    A training that replaces another one is written beside it, and takes its place at the end. If it is interrupted, the
+    old training stays, and `resume` continues the new one.
+
+    Raises:
+        RunError: the folder holds something else, a training that must not be replaced, or none that can be resumed; or
+            another process writes to it.
+    """
+    if here.leads:
+        recover(out)
+    pending = resume and _unfinished(staging(resolved(out)))
+    replace = pending or (overwrite and bool(entries(out)))
+    _check(out, resume, overwrite)
+    folder = staging(resolved(out)) if replace else resolved(out)
+    here.wait()  # all ranks have looked before rank 0 changes anything
+    if not here.leads:
+        here.wait()
+        yield folder
+        return
+    with output_folder(out, "training", replace=replace, known=KNOWN, restart=not pending) as folder:
+        if not replace:
+            _check(out, resume, overwrite)  # again, now that nobody else can change it
+        remove_temporary_files(folder)
+        here.wait()
+        try:
+            yield folder
+        except Exception:
+            if replace and not pending and checkpoint.latest(folder / "checkpoints") is None:
+                remove_folder(folder)  # nothing to resume: the old training is all there is
+            raise
+
+
+def _unfinished(folder: Path) -> bool:
+    try:
+        return decode_json(folder / "train.json").get("finished") is False
+    except RunError:
+        return False
+
+
+def _check(out: Path, resume: bool, overwrite: bool) -> None:
+    """RunError if the folder may not be written to."""
+    if out.exists() and not out.is_dir():
+        raise RunError(f"{out} is a file: give the name of a folder")
+    if resume or not entries(out):
+        return
+    if not is_training(out):
+        raise RunError(f"{out} holds files, but no training: choose another folder")
+    if not overwrite:
+        raise RunError(f"{out} already holds a training: --resume goes on with it, --overwrite replaces it")
+
+
+def write_head(folder: Path, pairs: Pairs, options: TrainOptions, here: World) -> dict[str, Any]:
+    """Write the head of `train.json`, which says what is trained on what, and return it. Rank 0 writes."""
+    head = _head(pairs, options, here)
+    if here.leads:
+        write_json(folder / "train.json", head)
+    here.wait()
+    return head
+
+
+def check_head(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, here: World) -> dict[str, Any]:
+    """The head of `train.json`, if the training in the folder can be continued with these options and data.
+
+    Args:
+        folder: the folder of the training.
+        out: what messages call it.
+        pairs, options, here: the data, the options and the ranks.
+
+    Raises:
+        RunError: the training is finished, of another version, or has other options, data or ranks.
+    """
+    head, path = _head(pairs, options, here), folder / "train.json"
+    before = decode_json(path)
+    if before.get("schema") != SCHEMA:
+        raise RunError(f"{path}: schema {before.get('schema')!r}, expected {SCHEMA!r}: replace it with --overwrite")
+    before = read_json(path, _Head, remedy="replace it with --overwrite")
+    if before["finished"]:
+        raise RunError(f"{out}: this training is finished. Replace it with --overwrite, or choose another folder")
+    try:
+        changed = options.changed(before["options"])
+    except RunError as error:
+        raise RunError(f"{path}: {error}: replace it with --overwrite") from None
+    changed += [name for name in ("ranks",) if before[name] != head[name]]
+    changed += [
+        f"data ({name})" for name in head["data"] if name != "name" and before["data"].get(name) != head["data"][name]
+    ]
+    if changed:
+        raise RunError(
+            f"{out}: the interrupted training had other {', '.join(changed)}: use the same, or replace it with "
+            f"--overwrite"
+        )
+    if checkpoint.latest(folder / "checkpoints") is None and here.leads:
+        (folder / "log.jsonl").unlink(missing_ok=True)
+    here.wait()
+    return head
+
+
+def _head(pairs: Pairs, options: TrainOptions, here: World) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "finished": False,
+        "options": options.to_json(),
+        "data": {"name": pairs.name, "queries": len(pairs), "documents": len(pairs.document_ids), **pairs.digests},
+        "ranks": here.size,
+    }
