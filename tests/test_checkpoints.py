@@ -134,7 +134,7 @@ def work(rank, folder):
         raise OSError(28, "No space left on device")
     try:
         checkpoint.write(Path(folder) / "checkpoints", 3, {}, world, full)
-    except RunError as error:
+    except (RunError, DataError) as error:
         Path(folder, f"said-{rank}").write_text(str(error))
     dist.destroy_process_group()
 if __name__ == "__main__":
@@ -454,7 +454,7 @@ def _resumed(out: Path) -> np.ndarray | None:
     pairs = made_pairs()
     try:
         hardneg.train(pairs, encoder(), out, DAMAGED, device="cpu", evaluation=pairs, resume=True, warn=quiet)
-    except RunError as error:
+    except (RunError, DataError) as error:
         said = str(error)
     else:
         return weights(out / "last")

@@ -184,7 +184,7 @@ class MemoryBankSampler(Sampler[list[Example]]):
             said = ", ".join(f"{name}: {state.get(name)!r} then, {mine[name]!r} now" for name in changed)
             raise RunError(f"the state is of another sampler ({said}): resume with the same settings and data")
         counts = {name: state.get(name) for name in ("epoch", "done", "total")}
-        if not all(isinstance(count, int) and not isinstance(count, bool) and count >= 0 for count in counts.values()):
+        if not all(type(count) is int and 0 <= count < 2**62 for count in counts.values()):
             raise RunError(f"the state holds no counts of batches ({counts}): it is damaged")
         self.epoch, self.done, self.total = (int(state[name]) for name in counts)
         if self.bank is not None and state.get("bank") is not None:

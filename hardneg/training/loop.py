@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hardneg.diagnostics.measures.batch import Collapse, batch_hardness, effective_rank
 from hardneg.errors import DataError, UsageError
+from hardneg.losses.arguments import number
 from hardneg.losses.caching import cached_backward
 from hardneg.losses.infonce import InfoNCE
 from hardneg.progress import Progress, silent
@@ -348,10 +349,7 @@ class Trainer:
         vars(self.collapse).update({name: state["collapse"][name] for name in ("first", "said")})
         self.towers.load_state_dict(state["towers"])
         self.criterion.load_state_dict(state["criterion"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, moments in self.optimizer.state.items():
-            if any(each.ndim and each.shape != parameter.shape for each in moments.values()):
-                raise ValueError("its optimizer belongs to weights of another shape")
+        self._load_optimizer(state["optimizer"])
         self.rates.last_epoch = int(state["rates"]["last_epoch"])
         self.scaler.load_state_dict(state["scaler"])
         self.batches.load(state["supply"])
@@ -362,3 +360,17 @@ class Trainer:
         place = first_not_finite(state, self._may_be_infinite())
         if place is not None:
             raise ValueError(f"{place} holds NaN or infinity")
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Load the state of the optimizer, whose settings come from the options; torch checks little of it."""
+        settings = [
+            {n: v for n, v in group.items() if n not in ("params", "lr")} for group in self.optimizer.param_groups
+        ]
+        self.optimizer.load_state_dict(state)
+        for group, own in zip(self.optimizer.param_groups, settings, strict=True):
+            number("the learning rate", group["lr"], 0)
+            group.update(own)
+        for parameter, moments in self.optimizer.state.items():
+            shapes = {name: tuple(each.shape) for name, each in moments.items()}
+            if shapes != {"step": (), "exp_avg": tuple(parameter.shape), "exp_avg_sq": tuple(parameter.shape)}:
+                raise ValueError(f"its optimizer belongs to other weights (shapes {shapes})")
