@@ -249,7 +249,9 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     if given["threads"] is not None:
         import torch
 
-        torch.set_num_threads(given["threads"])
+        from hardneg.index.vectors import checked_threads
+
+        torch.set_num_threads(checked_threads(given["threads"]))
     model = _model(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:

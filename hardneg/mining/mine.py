@@ -13,11 +13,11 @@ import torch
 
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.base import Encoder
-from hardneg.errors import DataError, UsageError
+from hardneg.errors import DataError
 from hardneg.index.base import Index
 from hardneg.index.factory import make_index
 from hardneg.index.recall import Recall
-from hardneg.index.vectors import checked_norms
+from hardneg.index.vectors import checked_norms, checked_threads
 from hardneg.memory import release
 from hardneg.mining.environment import environment, package_version
 from hardneg.mining.filters.base import Chain
@@ -101,8 +101,7 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
     if threads is None:
         yield
         return
-    if threads < 1:
-        raise UsageError(f"threads={threads} must be 1 or more")
+    checked_threads(threads)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.hashing import UInt
-from hardneg.index.base import Index, Neighbors
+from hardneg.index.base import Index, Neighbors, checked_answer
 from hardneg.index.vectors import VectorStore
 from hardneg.memory import release
 from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context
@@ -79,6 +79,12 @@ def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
     return out
 
 
+def _search(index: Index, queries: Float, k: int, progress: Callable[[int], None] | None = None) -> Neighbors:
+    """Search, and check the answer of an index of the user's own."""
+    answer = index.search(queries, k) if progress is None else index.search(queries, k, progress)
+    return checked_answer(index, answer, len(queries), k)
+
+
 def _nearest(index: Index, vectors: Any) -> NDArray[np.int32]:
     """Search the first few documents of every query, for filters that compare queries with each other.
 
@@ -86,7 +92,7 @@ def _nearest(index: Index, vectors: Any) -> NDArray[np.int32]:
     """
     few = min(NEAREST_FOUND, index.size)
     blocks = range(0, len(vectors), _AHEAD)
-    results = [index.search(np.asarray(vectors[at : at + _AHEAD], np.float32), few) for at in blocks]
+    results = [_search(index, np.asarray(vectors[at : at + _AHEAD], np.float32), few) for at in blocks]
     return np.concatenate([each.documents for each in results])
 
 
@@ -166,11 +172,11 @@ class Miner:
         An index that reads all documents at every search (see `Index.resident`) searches many queries ahead at once.
         """
         if self.index.resident:
-            return self.index.search(np.asarray(self.vectors[start:stop], np.float32), self.depth, progress)
+            return _search(self.index, np.asarray(self.vectors[start:stop], np.float32), self.depth, progress)
         at = start - self._ahead_start
         if not 0 <= at <= at + stop - start <= len(self._ahead.scores):
             ahead = self.vectors[start : max(stop, start + _AHEAD)]
-            self._ahead = self.index.search(np.asarray(ahead, np.float32), self.depth, progress)
+            self._ahead = _search(self.index, np.asarray(ahead, np.float32), self.depth, progress)
             at, self._ahead_start = 0, start
         rows = slice(at, at + stop - start)
         return Neighbors(self._ahead.scores[rows], self._ahead.documents[rows])
@@ -214,7 +220,7 @@ class Miner:
             if len(short) == 0:
                 break
             searched = min(4 * searched, self.max_depth)
-            found = self.index.search(candidates.vectors[short], searched)
+            found = _search(self.index, candidates.vectors[short], searched)
             deeper = Candidates(
                 candidates.queries[short],
                 found.documents,

@@ -14,10 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.errors import DataError, RunError, UsageError, first_few, suggestion
-from hardneg.index.base import Index, Neighbors
+from hardneg.index.base import Index, Neighbors, checked_answer
 from hardneg.index.factory import make_index
 from hardneg.index.files import load_array, load_index, save_index, vectors_checksum
 from hardneg.index.recall import Recall
+from hardneg.index.vectors import checked_threads
 from hardneg.refresh.drift import compensate, rows_to_encode
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Int
@@ -81,8 +82,9 @@ class Recipe:
             raise UsageError(
                 "the vectors change with every generation: give an index by name, or a function that builds one"
             )
-        if self.depth < 1 or self.threads < 1:
-            raise UsageError("depth and threads must be 1 or more")
+        if self.depth < 1:
+            raise UsageError(f"depth={self.depth} must be 1 or more")
+        checked_threads(self.threads)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; a function that builds the index is named."""
@@ -222,7 +224,7 @@ def build(recipe: Recipe, order: Order, encode: Encode, stop: Callable[[], bool]
         threads=recipe.threads, device=recipe.device,
     )  # fmt: skip
     lap("build")
-    neighbors = None if asked is None else index.search(asked, depth)
+    neighbors = None if asked is None else checked_answer(index, index.search(asked, depth), len(asked), depth)
     lap("search")
     return Generation(
         order.number, order.step, order.ids, vectors, index, recall, neighbors, vectors_checksum(vectors), encoded_at,
