@@ -29,7 +29,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hardneg.encoders.saved import written
-from hardneg.errors import RunError
+from hardneg.errors import HardnegError, RunError
 from hardneg.storage.files import sha256_file, sync_folder
 from hardneg.storage.folders import link_tree
 from hardneg.storage.json_files import read_json, write_json
@@ -231,10 +231,10 @@ def fitting(folder: Path) -> Iterator[None]:
     """Turn all errors of a state that does not fit the training into a RunError that names the checkpoint."""
     try:
         yield
-    except RunError as error:
-        if str(folder) in str(error):
+    except HardnegError as error:
+        if isinstance(error, RunError) and str(folder) in str(error):
             raise
-        raise RunError(f"{folder / 'state.json'}: {error}") from None
+        raise RunError(f"{folder / 'state.json'}: {error}: {_REMEDY}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if isinstance(error, KeyError):
