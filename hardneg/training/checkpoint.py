@@ -144,13 +144,13 @@ def write(
         RunError: the checkpoint cannot be written, for example because the disk is full; then also on all other ranks.
             Earlier checkpoints stay.
     """
-    final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
+    final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.new"
     before = latest(folder)
     instead = "there is no checkpoint yet" if before is None else f"the checkpoint of step {step_of(before)} is intact"
     try:
         with _together(world, final, instead):
             if world.leads:
-                for path in folder.glob(".step-*.tmp"):  # of a killed process
+                for path in (*folder.glob(".step-*.new"), *folder.glob(".step-*.tmp")):  # of a killed process
                     shutil.rmtree(path)
                 temporary.mkdir(parents=True)
         with _together(world, final, instead):
