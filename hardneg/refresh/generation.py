@@ -389,13 +389,11 @@ def _fault_of_vectors(vectors: NDArray[Any], ids: NDArray[Any], encoded_at: NDAr
 
 def _fit(neighbors: Neighbors, size: int) -> bool:
     """Whether these are neighbors among `size` documents."""
-    scores, rows = neighbors
+    scores, rows = neighbors.scores, neighbors.documents
+    if scores.dtype != np.float32 or rows.dtype != np.int32 or rows.ndim != 2 or rows.shape != scores.shape:
+        return False
     return bool(
-        scores.dtype == np.float32
-        and rows.dtype == np.int32
-        and rows.ndim == 2
-        and rows.shape == scores.shape
-        and rows.size > 0
+        rows.size > 0
         and ((rows >= -1) & (rows < size)).all()
         and np.where(rows >= 0, np.isfinite(scores), scores == -np.inf).all()
     )

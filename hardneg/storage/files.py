@@ -136,7 +136,8 @@ def _alive(process: int) -> bool:
 def remove_temporary_files(folder: Path) -> None:
     """Remove all temporary files in a folder that only this process writes to."""
     for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
 
 
 def sync_folder(folder: Path) -> None:
