@@ -66,16 +66,14 @@ def embed(
         (query vectors `[n, d]`, document vectors `[N, d]`, both memory-mapped; the keys of the two).
 
     Raises:
-        DataError: the encoder returned vectors of the wrong shape, no real numbers, or some that are not finite in the
-            number format. UsageError: its `dimension` is no number of components.
+        DataError: the encoder returned vectors that are of the wrong shape or not finite. UsageError: bad `dimension`.
     """
     weights, dimension = encoder.fingerprint(), dimension_of(encoder)
     sides = {
         "queries": (pairs.queries, len(pairs), query_prompt, pairs.query_rows),
         "documents": (pairs.documents, len(pairs.document_ids), document_prompt, pairs.document_rows),
     }
-    opened = []
-    keys = []
+    opened, keys = [], []
     for side, (texts, total, prompt, rows) in sides.items():
         chosen = hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
         key = fingerprint(

@@ -63,15 +63,13 @@ def make_index(
         recall: the target recall, above 0 and at most 1.
         seed: random seed of the samples of queries and documents.
         device: the device of an exact index, such as `cuda`. Scores on different devices differ by rounding.
-        settings: further arguments of `IVFIndex` or `HNSWIndex`. They need a recall below 1, because a recall of 1
-            stands for exact search.
+        settings: further arguments of `IVFIndex` or `HNSWIndex`, for a recall below 1 (1 stands for exact search).
 
     Returns:
         (index, its recall).
 
     Raises:
-        UsageError: the name or a setting is unknown, the recall is out of range, a setting or the device has no effect
-            on this index, the object is not an index of these documents, or it gives a wrong answer.
+        UsageError: an argument is unknown, out of range or without effect; an object is no index of these documents.
 
     >>> index, recall = make_index("auto", np.eye(4, dtype=np.float32))
     >>> index.name, recall.measured
@@ -95,11 +93,10 @@ def make_index(
         name = fastest_index(len(documents), len(queries))
     if name == "exact" or recall == 1:
         return ExactIndex(documents, metric, threads=threads), Recall(1.0, 0.0, recall, k, 0)
-    index: IVFIndex | HNSWIndex
-    if name == "ivf":
-        index = IVFIndex(documents, metric, seed=seed, threads=threads, **settings)
-    else:
-        index = HNSWIndex(documents, metric, threads=threads, **settings)
+    index = (
+        IVFIndex(documents, metric, seed=seed, threads=threads, **settings) if name == "ivf"
+        else HNSWIndex(documents, metric, threads=threads, **settings)
+    )  # fmt: skip
     return index, tuned(index, queries, min(k, index.size), recall, seed)
 
 

@@ -69,8 +69,7 @@ def mine(
         UsageError, DataError, RunError: see their messages. If every candidate was rejected, the run is written completely
             before the DataError says so.
     """
-    options = options or MineOptions()
-    options.validate()
+    (options := options or MineOptions()).validate()
     target, config = Path(out), options.to_json()
     resources = Resources(batch_size, device, cache, progress)
     with (

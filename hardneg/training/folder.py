@@ -92,6 +92,11 @@ def _check(out: Path, resume: bool, overwrite: bool) -> None:
         raise RunError(f"{out} already holds a training: --resume goes on with it, --overwrite replaces it")
 
 
+def prepare(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, here: World, resume: bool) -> dict[str, Any]:
+    """The head of `train.json`: checked, if the training is resumed, or written. Arguments and errors: see `check_head`."""
+    return check_head(folder, out, pairs, options, here) if resume else write_head(folder, pairs, options, here)
+
+
 def write_head(folder: Path, pairs: Pairs, options: TrainOptions, here: World) -> dict[str, Any]:
     """Write the head of `train.json`, which says what is trained on what, and return it. Rank 0 writes."""
     head = _head(pairs, options, here)

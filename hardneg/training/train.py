@@ -34,7 +34,7 @@ from hardneg.training.callbacks import Callback, LogFile, TensorBoard
 from hardneg.training.checks import check_fits
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet
-from hardneg.training.folder import check_head, training_folder, write_head
+from hardneg.training.folder import prepare, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.options import TrainOptions
@@ -81,31 +81,36 @@ def train(
         The contents of `train.json`.
 
     Raises:
-        RunError: `out` is not empty, the interrupted training has other options or data, its checkpoint is damaged, or the
-            folder cannot be written. DataError: the loss or a weight is NaN or infinite, or the encoder returned something
-            else than vectors. UsageError: an option does not fit the data, the model or the machine.
+        RunError: `out` is not empty or cannot be written, or what is to be resumed has other options or is damaged.
+            DataError: the loss or a weight is not finite, or the encoder returned no vectors. UsageError: an option does
+            not fit the data, the model or the machine.
     """
     start, options, out = time.perf_counter(), options or TrainOptions(), Path(out)
-    held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
     with world(device) as here:
         towers = _towers(model, pairs, options, here)
         with training_folder(out, here, resume=resume, overwrite=overwrite) as folder:
-            if resume:
-                head = check_head(folder, out, pairs, options, here)
-            else:
-                head = write_head(folder, pairs, options, here)
-            inputs = _Inputs(pairs, queries, documents, run)
-            batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
+            head = prepare(folder, out, pairs, options, here, resume)
+            data = _Inputs(pairs, queries, documents, run)
+            batches, negatives, state = _parts(data, towers, folder, options, here, resume, progress)
             _report_filters(negatives, folder, here, warn)
             trainer = Trainer(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 callbacks=_callbacks(callbacks, folder, here, state, tensorboard),
-                on_best=lambda: save_encoder(towers, folder / "best"),
-                evaluate=None if held_out is None else lambda towers: held_out.evaluate(towers, options.measures),
+                on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(evaluation, options),
             )  # fmt: skip
             result = {**head, **_trained(trainer, state, progress), "seconds": round(time.perf_counter() - start, 2)}
             _finish(towers, folder, result, here)
         return result
+
+
+def _evaluation(
+    evaluation: Pairs | EvaluationSet | None, options: TrainOptions
+) -> Callable[[Towers], dict[str, float]] | None:
+    """A function that measures an encoder on the evaluation data, or None without such data."""
+    if evaluation is None:
+        return None
+    held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
+    return lambda towers: held_out.evaluate(towers, options.measures)
 
 
 def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Towers:
