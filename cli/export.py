@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from .main import print_json
+from .plain import plain
 
 
 @click.command()
@@ -69,7 +70,7 @@ def export(
     report = run_export(
         Run(run), format_, out, scores=scores, short=short, max_positives=max_positives, overwrite=overwrite
     )
-    click.echo(f"wrote {report.rows:,} rows for {report.queries:,} queries to {out}", err=True)
+    click.echo(f"wrote {report.rows:,} rows for {report.queries:,} queries to {plain(out)}", err=True)
     for reason, count in report.left_out.items():
         click.echo(f"left out: {count:,} queries {reason}", err=True)
     if as_json:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import click
 
 from .main import print_json
+from .plain import plain
 from .show import progress_bars
 
 
@@ -85,6 +87,8 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
     if as_json:
         print_json(value)
         return
-    click.echo(f"wrote {value['pairs']:,} pairs to {out}, {value['held_out']:,} of them held out for the guarantee")
+    click.echo(
+        f"wrote {value['pairs']:,} pairs to {plain(out)}, {value['held_out']:,} of them held out for the guarantee"
+    )
     todo = "" if given["cross_encoder"] else "write 1 (relevant) or 0 into the column 'relevant', then: "
-    click.echo(f"next: {todo}hardneg calibrate {run} {out} --alpha {given['alpha']:g}")
+    click.echo(f"next: {todo}hardneg calibrate {plain(quote(run))} {plain(quote(str(out)))} --alpha {given['alpha']:g}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import signal
 import sys
@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import click
 
 from hardneg.errors import HardnegError, UsageError, suggestion
+
+from .plain import json_text, plain
 
 _COMMANDS = {
     "mine": (".mine", "Find hard negatives for every query of a dataset."),
@@ -84,7 +86,9 @@ def main(args: list[str] | None = None) -> NoReturn:
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
-        error.show()
+        words = io.StringIO()
+        error.show(file=words)
+        click.echo("\n".join(map(plain, words.getvalue().rstrip("\n").split("\n"))), err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo(
@@ -92,16 +96,16 @@ def main(args: list[str] | None = None) -> NoReturn:
         )
         code = 130
     except HardnegError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {plain(error)}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except BrokenPipeError:
         # The reader of the pipe has finished, as in `| head`. This is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{plain(error.filename)}: " if error.filename else ""
         click.echo(
-            f"error: {where}{error.strerror or error}. Check the path, its permissions and the free disk space",
+            f"error: {where}{plain(error.strerror or error)}. Check the path, its permissions and the free disk space",
             err=True,
         )
         code = 1
@@ -117,4 +121,4 @@ def _interrupt(signum: int, frame: object) -> None:
 
 def print_json(value: Any) -> None:
     """Print a value as JSON on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+    click.echo(json_text(value))

@@ -5,18 +5,41 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from shlex import quote
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from hardneg.diagnostics.labels import comparison_rows, number_rows
 
+from .plain import plain
+
 Advance = Callable[[int], None]
+
+
+def _console(stderr: bool = False) -> Console:
+    """A console that shows texts as they are: no markup such as [red], no :smile:, and nothing highlighted."""
+    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+def _print(console: Console, *parts: str | tuple[str, str]) -> None:
+    """Print texts in one line, which is not broken. A part may be (text, style). All texts may be those of others."""
+    pieces = [(part, "") if isinstance(part, str) else part for part in parts]
+    console.print(Text.assemble(*((plain(text), style) for text, style in pieces)), soft_wrap=True)
+
+
+def _show(console: Console, title: str, table: Table) -> None:
+    """Print a table under its title, which is not broken, however long the paths in it are."""
+    _print(console, (title, "table.title"))
+    console.print(table)
+
+
+def _row(table: Table, *cells: str, style: str | None = None) -> None:
+    table.add_row(*map(plain, cells), style=style)
 
 
 class _Rate(ProgressColumn):
@@ -32,12 +55,12 @@ def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Advance]
 
     On a terminal it shows bars, elsewhere it prints a line when a stage is finished. `quiet` shows nothing.
     """
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     if quiet:
         yield lambda stage, total: lambda count: None
     elif console.is_terminal:
         columns = (
-            TextColumn("{task.description:<18}"),
+            TextColumn("{task.description:<18}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             _Rate(),
@@ -46,7 +69,7 @@ def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Advance]
         with Progress(*columns, console=console) as bars:
 
             def start(stage: str, total: int) -> Advance:
-                task = bars.add_task(stage, total=total)
+                task = bars.add_task(plain(stage), total=total)
                 return lambda count: bars.advance(task, count)
 
             yield start
@@ -67,7 +90,7 @@ def _lines(console: Console) -> Callable[[str, int], Advance]:
             if before < total <= done:
                 seconds = time.perf_counter() - started
                 rate = f", {total / max(seconds, 1e-9):,.0f}/s" if total > 1 else ""
-                console.print(f"{stage}: {total:,} in {seconds:.1f} s{rate}", highlight=False)
+                _print(console, f"{stage}: {total:,} in {seconds:.1f} s{rate}")
 
         return advance
 
@@ -76,14 +99,14 @@ def _lines(console: Console) -> Callable[[str, int], Advance]:
 
 def warn(messages: list[str]) -> None:
     """Print notes on stderr."""
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     for message in messages:
-        console.print(f"[yellow]note:[/yellow] {message}", highlight=False)
+        _print(console, ("note:", "yellow"), f" {message}")
 
 
 def say(message: str) -> None:
     """Print a message in bold on stderr."""
-    Console(stderr=True).print(f"[bold]{message}[/bold]", highlight=False, soft_wrap=True)
+    _print(_console(stderr=True), (message, "bold"))
 
 
 def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
@@ -126,8 +149,8 @@ def index_text(name: str, recall: dict[str, Any]) -> str:
 
 def print_summary(value: dict[str, Any]) -> None:
     """Print what `summary` returned as tables."""
-    console = Console()
-    counts = Table(title=f"mined {value['run']}", title_justify="left", show_header=False)
+    console = _console()
+    counts = Table(show_header=False)
     counts.add_column()
     counts.add_column(justify="right")
     for label, key in (
@@ -139,36 +162,36 @@ def print_summary(value: dict[str, Any]) -> None:
         ("queries without a positive", "queries_without_positives"),
         ("queries searched deeper", "queries_searched_deeper"),
     ):
-        counts.add_row(label, f"{value[key]:,}")
-    counts.add_row("index", index_text(value["index"], value["recall"]))
-    verdicts = Table(title="verdicts", title_justify="left", show_header=False)
+        _row(counts, label, f"{value[key]:,}")
+    _row(counts, "index", index_text(value["index"], value["recall"]))
+    verdicts = Table(show_header=False)
     verdicts.add_column()
     verdicts.add_column(justify="right")
     verdicts.add_column(justify="right")
     for name, number in value["verdicts"].items():
-        verdicts.add_row(name, f"{number:,}", f"{100 * number / max(1, value['candidates']):.1f} %")
-    scores = Table(title="scores", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        _row(verdicts, name, f"{number:,}", f"{100 * number / max(1, value['candidates']):.1f} %")
+    scores = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     scores.add_column("", no_wrap=True)
     names = ("mean", "min", "p5", "p25", "median", "p75", "p95", "max")
     for name in names:
         scores.add_column(name, justify="right", no_wrap=True)
     for label, key in (("positive", "positive"), ("negative", "negative"), ("positive - negative", "difference")):
         row = value["scores"][key]
-        scores.add_row(label, *(["-"] * len(names) if row is None else [f"{row[n]:.3f}" for n in names]))
-    for table in (counts, verdicts, scores):
-        console.print(table)
-    console.print("seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in value["seconds"].items()), highlight=False)
-    console.print(f"next: hardneg export {value['run']} --format triplet --out triplets.jsonl", highlight=False)
+        _row(scores, label, *(["-"] * len(names) if row is None else [f"{row[n]:.3f}" for n in names]))
+    for title, table in ((f"mined {value['run']}", counts), ("verdicts", verdicts), ("scores", scores)):
+        _show(console, title, table)
+    _print(console, "seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in value["seconds"].items()))
+    _print(console, f"next: hardneg export {quote(value['run'])} --format triplet --out triplets.jsonl")
 
 
 def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
     """Print a posterior (as JSON values) that was learned from `run` and saved to `path`."""
-    console = Console()
+    console = _console()
     report, guarantee = value["report"], value["guarantee"]
-    table = Table(title=f"posterior {path}", title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    table.add_row("learned from", value["source"])
+    _row(table, "learned from", value["source"])
     for label, key, form in (
         ("known positives among the candidates", "known_positives", "{:,}"),
         ("judged pairs", "judged", "{:,}"),
@@ -177,46 +200,46 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
         ("expected calibration error", "ece", "{:.3f}"),
     ):
         if key in report:
-            table.add_row(label, form.format(report[key]))
+            _row(table, label, form.format(report[key]))
     if "relevant_share_range" in report:
         low, high = report["relevant_share_range"]
-        table.add_row("  interval of that estimate", f"{low:.1%} to {high:.1%}")
+        _row(table, "  interval of that estimate", f"{low:.1%} to {high:.1%}")
     for name, weight in value["features"].items():
-        table.add_row(f"weight of {name}", f"{weight:.3f}")
-    table.add_row("threshold", f"{value['threshold']:.4g}")
+        _row(table, f"weight of {name}", f"{weight:.3f}")
+    _row(table, "threshold", f"{value['threshold']:.4g}")
     if guarantee is None:
-        table.add_row("guarantee", "none")
+        _row(table, "guarantee", "none")
     else:
-        table.add_row("guarantee", f"at most {guarantee['alpha']:.1%} false, confidence {guarantee['confidence']:.0%}")
-        table.add_row("  evidence", f"{guarantee['false']} false of {guarantee['judged']} judged negatives")
-    console.print(table)
+        _row(table, "guarantee", f"at most {guarantee['alpha']:.1%} false, confidence {guarantee['confidence']:.0%}")
+        _row(table, "  evidence", f"{guarantee['false']} false of {guarantee['judged']} judged negatives")
+    _show(console, f"posterior {path}", table)
     if guarantee is None and "expected" in report:
         more = ""
         if not report["expected"] <= report["alpha"] * 1.001:
             more = f". That is more than {report['alpha']:.1%}, but a stricter threshold would leave too few negatives"
-        console.print(
+        _print(
+            console,
             f"With this threshold, the model expects {report['expected']:.1%} false negatives{more}. This is an "
-            f"estimate, not a guarantee. For a guarantee, judge some candidates: hardneg judge {run} --out F.csv",
-            highlight=False,
+            f"estimate, not a guarantee. For a guarantee, judge some candidates: hardneg judge {quote(run)} --out F.csv",
         )
     if "assumption" in report:
-        console.print(f"Assumption: {report['assumption']}.", highlight=False)
-    console.print(f"next: hardneg select {run} --add-filter posterior:{path}", highlight=False)
+        _print(console, f"Assumption: {report['assumption']}.")
+    _print(console, f"next: hardneg select {quote(run)} --add-filter {quote(f'posterior:{path}')}")
 
 
 def print_evaluation(value: dict[str, Any], source: str) -> None:
     """Print the measures of an encoder on a dataset."""
-    console = Console()
-    table = Table(title=f"evaluated {source}", title_justify="left")
+    console = _console()
+    table = Table()
     table.add_column("measure")
     table.add_column("mean", justify="right")
     table.add_column("standard error", justify="right")
     for name, mean in value["means"].items():
-        table.add_row(name, f"{mean:.4f}", f"{value['standard_errors'][name]:.4f}")
-    console.print(table)
+        _row(table, name, f"{mean:.4f}", f"{value['standard_errors'][name]:.4f}")
+    _show(console, f"evaluated {source}", table)
     skipped = value["queries_without_positives"]
     more = f"; {skipped:,} more queries have no positive in this split" if skipped else ""
-    console.print(f"{value['queries']:,} queries, {value['documents']:,} documents{more}", highlight=False)
+    _print(console, f"{value['queries']:,} queries, {value['documents']:,} documents{more}")
 
 
 class LiveNumbers:
@@ -227,14 +250,14 @@ class LiveNumbers:
     """
 
     def __init__(self, seconds: float = 10.0) -> None:
-        self.console, self.seconds, self.last = Console(stderr=True), seconds, time.perf_counter()
+        self.console, self.seconds, self.last = _console(stderr=True), seconds, time.perf_counter()
 
     def log(self, step: int, values: dict[str, float]) -> None:
         measures = {name.partition("/")[2]: value for name, value in values.items() if name.startswith("evaluation/")}
         if measures:
             measures.pop("seconds", None)
             text = "  ".join(f"{name} {value:.4f}" for name, value in measures.items())
-            self.console.print(f"[bold]step {step:,}: {text}[/bold]", highlight=False, soft_wrap=True)
+            _print(self.console, (f"step {step:,}: {text}", "bold"))
             return
         now = time.perf_counter()
         if now - self.last < self.seconds and "swap_seconds" not in values:
@@ -248,7 +271,7 @@ class LiveNumbers:
         ):  # fmt: skip
             if name in values:
                 parts.append(f"{name.replace('_', ' ')} " + form.format(values[name]))
-        self.console.print(f"step {step:,}: " + ", ".join(parts), highlight=False, soft_wrap=True)
+        _print(self.console, f"step {step:,}: " + ", ".join(parts))
 
     def close(self) -> None:
         pass
@@ -263,27 +286,23 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
         source: the training data.
         kind: the kind of encoder, as in its spec, to suggest the next command; None: suggest none.
     """
-    console = Console()
+    console = _console()
     if value["evaluations"]:
-        table = Table(title=f"trained {out}", title_justify="left")
+        table = Table()
         names = [name for name in value["evaluations"][0] if name != "step"]
         for name in ("step", *names):
-            table.add_column(name, justify="right")
+            table.add_column(plain(name), justify="right")
         for row in value["evaluations"]:
             mark = "bold" if row == value["best"] else None
-            table.add_row(f"{int(row['step']):,}", *(f"{row[name]:.4f}" for name in names), style=mark)
-        console.print(table)
+            _row(table, f"{int(row['step']):,}", *(f"{row[name]:.4f}" for name in names), style=mark)
+        _show(console, f"trained {out}", table)
     generations = len(value["generations"])
     refreshes = f", negatives mined again {generations} times" if generations else ""
-    console.print(f"{value['steps']:,} steps in {value['seconds']:.1f} s{refreshes}", highlight=False, soft_wrap=True)
+    _print(console, f"{value['steps']:,} steps in {value['seconds']:.1f} s{refreshes}")
     which = "best" if value["best"] is not None else "last"
-    console.print(
-        f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl", highlight=False, soft_wrap=True
-    )
+    _print(console, f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl")
     if kind is not None:
-        console.print(
-            f"next: hardneg mine {source} --encoder {kind}:{out}/{which} --out run", highlight=False, soft_wrap=True
-        )
+        _print(console, f"next: hardneg mine {quote(source)} --encoder {quote(f'{kind}:{out}/{which}')} --out run")
 
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
@@ -291,50 +310,42 @@ _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
 
 def print_diagnosis(value: dict[str, Any]) -> None:
     """Print the numbers and findings of a diagnosis."""
-    console = Console()
-    table = Table(
-        title=f"diagnosed {value['run']}", title_justify="left", show_header=False, box=None, padding=(0, 2, 0, 0)
-    )
+    console = _console()
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True, style="dim")
     for row in number_rows(value["numbers"]):
-        table.add_row(*row)
-    console.print(table)
+        _row(table, *row)
+    _show(console, f"diagnosed {value['run']}", table)
     if not value["findings"]:
-        console.print("[green]no problems found[/green]")
+        _print(console, ("no problems found", "green"))
     for finding in value["findings"]:
         colour = _COLOURS[finding["severity"]]
-        console.print(
-            f"[{colour}]{finding['severity']}[/{colour}] {escape(finding['text'])}", highlight=False, soft_wrap=True
-        )
+        _print(console, (finding["severity"], colour), f" {finding['text']}")
         if finding["ids"]:
-            console.print(f"    look at: {escape(', '.join(finding['ids'][:5]))}", highlight=False, soft_wrap=True)
+            _print(console, f"    look at: {', '.join(finding['ids'][:5])}")
         if finding["fix"]:
-            console.print(f"    fix: {escape(finding['fix'])}", highlight=False, soft_wrap=True)
+            _print(console, f"    fix: {finding['fix']}")
 
 
 def print_comparison(value: dict[str, Any]) -> None:
     """Print what changed between two runs."""
-    console = Console()
+    console = _console()
     names = [value[side]["run"] for side in ("before", "after")]
-    table = Table(title=f"{names[1]} compared with {names[0]}", title_justify="left", box=None, padding=(0, 2, 0, 0))
+    table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("", no_wrap=True)
     for name in ("before", "after"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in comparison_rows(value):
-        table.add_row(*row)
-    console.print(table)
+        _row(table, *row)
+    _show(console, f"{names[1]} compared with {names[0]}", table)
     flow = [(before, after, n) for before, each in value["verdict_flow"].items() for after, n in each.items()]
     for before, after, count in sorted(flow, key=lambda row: -row[2]):
         if before != after:
-            console.print(f"{count:>10,} candidates: {escape(before)} -> {escape(after)}", highlight=False)
+            _print(console, f"{count:>10,} candidates: {before} -> {after}")
     for change in value["changes"]:
         colour = _COLOURS[change["severity"]]
-        console.print(
-            f"{change['change']}: [{colour}]{change['severity']}[/{colour}] {escape(change['text'])}",
-            highlight=False,
-            soft_wrap=True,
-        )
+        _print(console, f"{change['change']}: ", (change["severity"], colour), f" {change['text']}")
     if not value["changes"]:
-        console.print("no finding has changed")
+        _print(console, "no finding has changed")

@@ -35,6 +35,7 @@ def test_mine_select_export(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     for stage in ("read", "fit encoder", "encode queries: 40", "encode documents: 40", "search: 40", "write: 40"):
         assert stage in done.stderr
     assert sorted(p.name for p in out.iterdir()) == [
+        ".hardneg-run",
         "candidates",
         "embeddings",
         "negatives.parquet",
@@ -42,7 +43,7 @@ def test_mine_select_export(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
         "source",
     ]
     info = json.loads((out / "run.json").read_text())
-    assert info["schema_version"] == 1
+    assert info["schema_version"] == 2
     assert info["command"][0] == "mine"
     done = run_cli("select", out, "--filter", "rank:min=5", "--out", tmp_path / "run2", "--json")
     assert done.returncode == 0, done.stderr

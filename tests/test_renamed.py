@@ -217,7 +217,9 @@ def _as_version_0_1(folder: Path) -> None:
     path = next(folder.glob("checkpoints/step-*/state.json"))
     text = path.read_text()
     assert text.count('"negative_sampling"') == 1
-    path.write_text(text.replace('"negative_sampling"', '"policy"'))
+    state = json.loads(text.replace('"negative_sampling"', '"policy"'))
+    del state["checksum"], state["files"], state["step"]
+    path.write_text(json.dumps({**state, "schema": "hardneg-checkpoint-2"}))
 
 
 def test_a_bank_in_the_samplers_state() -> None:

@@ -25,6 +25,7 @@ from hardneg.diagnostics.measures.surface import surface_bias
 from hardneg.diagnostics.subject import Subject
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import fit
+from hardneg.encoders.factory import checked_encoder
 from hardneg.errors import UsageError
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
@@ -118,6 +119,8 @@ def examine(
     """Like `diagnose`, for negatives in memory. The other arguments are those of `diagnose`."""
     if not temperature > 0:
         raise UsageError(f"temperature={temperature} must be above 0")
+    if encoder is not None:
+        checked_encoder(encoder, "encoder")
     rng = np.random.default_rng(seed)
     measured = Measurements()
     steps: tuple[Callable[[], Measurements], ...] = (

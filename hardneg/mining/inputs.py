@@ -256,7 +256,9 @@ def _same_inputs(before: dict[str, Any], now: dict[str, Any], names: Iterable[st
     changed = [name for name in names if not name.startswith("posterior:") and name != "source"]
     changed = [name for name in changed if before.get(name) != now.get(name)]
     if any(name.startswith("posterior:") for name in names) and _posteriors(before) != _posteriors(now):
-        changed.append("posterior")
+        known = _posteriors(before)
+        named = [name for name, value in now.items() if name.startswith("posterior:") and str(value) not in known]
+        changed += named or ["posterior"]
     if changed:
         raise RunError(
             f"{target} was started with other inputs ({', '.join(sorted(changed))} changed since): use --overwrite, or "

@@ -13,6 +13,7 @@ import torch
 
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.base import Encoder
+from hardneg.encoders.factory import checked_encoder
 from hardneg.errors import DataError
 from hardneg.index.base import Index
 from hardneg.index.factory import make_index
@@ -70,6 +71,8 @@ def mine(
             before the DataError says so.
     """
     (options := options or MineOptions()).validate()
+    if encoder is not None:
+        checked_encoder(encoder, "encoder")
     target, config = Path(out), options.to_json()
     resources = Resources(batch_size, device, cache, progress)
     with (

@@ -25,6 +25,7 @@ from hardneg.storage.files import sync_folder
 
 _held: set[tuple[int, int]] = set()  # (device, inode) of the markers that this process holds
 _taking = threading.Lock()
+_ATTEMPTS = 100  # to lock a folder that other processes replace meanwhile
 
 
 def marker(folder: Path, kind: str) -> Path:
@@ -192,7 +193,7 @@ def locked(folder: Path, kind: str) -> Iterator[None]:
 
 def _take(folder: Path, path: Path) -> tuple[tuple[int, int], int]:
     """Lock the marker. Returns its (device, inode), and the open descriptor that holds the lock."""
-    while True:
+    for attempt in range(_ATTEMPTS):
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
@@ -200,9 +201,10 @@ def _take(folder: Path, path: Path) -> tuple[tuple[int, int], int]:
                 if _identity(os.stat(path)) in _held:
                     raise RunError(f"{folder} is being written by this process already: choose another folder")
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-        except FileNotFoundError:  # another process removed the folder just now
-            continue
         except OSError as error:
+            # Another process may have removed the folder just now. But some places, such as /proc, hold no new folders.
+            if isinstance(error, FileNotFoundError) and attempt < _ATTEMPTS - 1:
+                continue
             raise RunError(f"{folder} cannot be written to ({error.strerror})") from None
         key = _identity(os.fstat(descriptor))
         try:
@@ -215,6 +217,7 @@ def _take(folder: Path, path: Path) -> tuple[tuple[int, int], int]:
             os.close(descriptor)
             raise
         os.close(descriptor)
+    raise RunError(f"{folder} is replaced again and again by other processes: choose another folder")
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

@@ -1,0 +1,171 @@
+"""What the command prints: texts, ids and paths of others are shown as they are, and steer no terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hardneg_cli import show
+from hardneg_cli.plain import json_text, plain
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from tests.conftest import run_here, write_jsonl
+
+# Markup that rich refuses or swallows, a smiley of rich, a colour, a link, an override of the direction, a new line.
+NASTY = [
+    "a[/b]",
+    "[red]x",
+    "[/]",
+    ":smile:",
+    "\x1b[31mred",
+    "\x1b]8;;http://x\x1b\\link",
+    "\u202eabc",
+    "over\rwritten",
+    "a\nb",
+    "\x9b31m",
+]
+STEERING = "\x1b\r\u202e\x9b"
+
+
+@given(st.text(alphabet=st.characters()))
+def test_plain_texts_steer_nothing_and_json_stays_equal(text: str) -> None:
+    assert not set(plain(text)) & {*STEERING, "\n", "\u2028", "\x07", "\x00"}
+    written = json_text({text: [text]})
+    assert not set(written) & set(STEERING)
+    assert json.loads(written) == {text: [text]}
+    written.encode()  # no lone surrogates, with which printing fails
+
+
+def test_plain_keeps_what_is_harmless() -> None:
+    for text in ("größe", "日本", "[red] :smile:", "👩‍🔬", "a'b\"c\\n"):
+        assert plain(text) == text
+
+
+def printed(monkeypatch: pytest.MonkeyPatch, capsys: Any, call: Any, *arguments: Any) -> str:
+    """What a function of `show` prints on a terminal of 200 columns."""
+    made: list[io.StringIO] = []
+
+    def console(stderr: bool = False) -> Console:
+        made.append(io.StringIO())
+        plain_console = Console(file=made[-1], width=200, force_terminal=True, color_system=None, highlight=False)
+        ours = original(stderr)
+        plain_console._markup, plain_console._emoji = ours._markup, ours._emoji
+        return plain_console
+
+    original = show._console
+    monkeypatch.setattr(show, "_console", console)
+    call(*arguments)
+    return "".join(each.getvalue() for each in made)
+
+
+SCORES = {"positive": None, "negative": None, "difference": None}
+
+
+@pytest.mark.parametrize("nasty", NASTY, ids=range(len(NASTY)))
+def test_every_table_shows_texts_as_they_are(nasty: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    counts = {"queries": 1, "candidates": 1, "negatives": 1, "negatives_asked": 1, "queries_with_fewer_negatives": 0}
+    counts |= {"queries_without_negatives": 0, "queries_without_positives": 0, "queries_searched_deeper": 0}
+    summary = {
+        **counts,
+        "run": nasty,
+        "index": "exact",
+        "recall": {"queries": 0},
+        "verdicts": {nasty: 1},
+        "scores": SCORES,
+    }
+    posterior = {
+        "report": {"expected": 0.5, "alpha": 0.1, "assumption": nasty}, "guarantee": None, "source": nasty,
+        "features": {nasty: 1.0}, "threshold": 0.5,
+    }  # fmt: skip
+    finding = {"severity": "warning", "text": nasty, "ids": [nasty], "fix": nasty, "change": "new"}
+    diagnosis = {"run": nasty, "numbers": {}, "findings": [finding]}
+    side = {"run": nasty, "numbers": {}}
+    comparison = {
+        "before": side, "after": side, "overlap": {"value": None}, "hardness_shift": {"value": None}, "staleness": None,
+        "verdict_flow": {nasty: {"kept": 3}}, "changes": [finding],
+    }  # fmt: skip
+    evaluation = {"means": {nasty: 0.5}, "standard_errors": {nasty: 0.1}, "queries_without_positives": 0}
+    evaluation |= {"queries": 1, "documents": 1}
+    best = {"step": 1, nasty: 0.5}
+    training = {"evaluations": [best], "best": best, "generations": [], "steps": 1, "seconds": 1.0}
+    for call, arguments, least in (
+        (show.print_summary, ({**summary, "seconds": {nasty: 1.0}},), 4),
+        (show.print_posterior, (posterior, nasty, nasty), 6),
+        (show.print_evaluation, (evaluation, nasty), 2),
+        (show.print_training, (training, nasty, nasty, "hashed"), 4),
+        (show.print_diagnosis, (diagnosis,), 4),
+        (show.print_comparison, (comparison,), 4),
+        (show.warn, ([nasty],), 1),
+        (show.say, (nasty,), 1),
+    ):
+        out = printed(monkeypatch, capsys, call, *arguments)
+        monkeypatch.undo()
+        assert not set(out) & set(STEERING), (call, out)
+        assert out.count(plain(nasty)) >= least, (call, out)
+
+
+def in_terminal(*arguments: object) -> tuple[int, bytes]:
+    """(exit code, what a terminal of 160 columns gets from the command, on stdout and stderr)."""
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-c", "from hardneg_cli.main import main; main()", *map(str, arguments)]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160", "NO_COLOR": "1"}
+    process = subprocess.Popen(command, stdout=follower, stderr=follower, env=environment)
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            part = os.read(leader, 1 << 16)
+        except OSError:
+            break
+        if not part:
+            break
+        seen += part
+    os.close(leader)
+    return process.wait(), seen
+
+
+def test_a_whole_run_in_a_folder_with_markup(tmp_path: Path) -> None:
+    """The table at the end fails with such names, after all the work is done."""
+    rows = [
+        {"id": f"{NASTY[i % 6]} {i}", "query": f"{NASTY[i % 9]} query {i}", "positive": f"{NASTY[i % 7]} text {i}"}
+        for i in range(60)
+    ]
+    source = write_jsonl(tmp_path / "a[/b] :smile:.jsonl", rows)
+    out = tmp_path / "a[" / "b] \x1b[31m"
+    code, seen = in_terminal("mine", source, "--out", out)
+    assert code == 0, seen
+    shown = seen.decode()
+    assert "mined" in shown
+    assert "\x1b[31m" not in shown.replace("\r\n", "\n")
+    assert "b] \\x1b[31m" in "".join(line.strip() for line in shown.splitlines())
+    for arguments in (
+        ("select", out, "--filter", "rank:min=2"),
+        ("diagnose", out),
+        ("compare", out, out),
+        ("export", out, "--format", "triplet", "--out", tmp_path / "t[/x].jsonl"),
+        ("judge", out, "--out", tmp_path / "j[/x].csv"),
+    ):
+        done = run_here(*arguments)
+        assert done.returncode == 0, (arguments, done.stderr)
+        assert "\x1b[31m" not in done.stdout + done.stderr
+
+
+def test_errors_show_what_they_name(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "x\x1b[31m[red].jsonl", [{"query\x1b[31m": "a"}])
+    done = run_here("mine", path, "--out", tmp_path / "run")
+    assert done.returncode == 1
+    assert "x\\x1b[31m[red].jsonl, line 1" in done.stderr
+    assert "\x1b" not in done.stderr
+    done = run_here("mine", path, "--out", tmp_path / "run", "--\x1b[31mdepth")
+    assert done.returncode == 2
+    assert "\x1b" not in done.stderr
+    assert "\\x1b[31mdepth" in done.stderr
