@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from .conftest import write_jsonl
+from .conftest import run_here, write_jsonl
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -45,10 +45,10 @@ def test_mine_select_export(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     info = json.loads((out / "run.json").read_text())
     assert info["schema_version"] == 2
     assert info["command"][0] == "mine"
-    done = run_cli("select", out, "--filter", "rank:min=5", "--out", tmp_path / "run2", "--json")
+    done = run_here("select", out, "--filter", "rank:min=5", "--out", tmp_path / "run2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdicts"]["rank"] == 40 * 4 - json.loads(done.stdout)["verdicts"]["known"]
-    done = run_cli("export", tmp_path / "run2", "--format", "triplet", "--out", tmp_path / "t.jsonl", "--json")
+    done = run_here("export", tmp_path / "run2", "--format", "triplet", "--out", tmp_path / "t.jsonl", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 120 == len((tmp_path / "t.jsonl").read_text().splitlines())
     done = run_cli("export", out, "--format", "flagembedding", "--out", "-")
@@ -70,7 +70,7 @@ def test_stdin(run_cli: Cli, tmp_path: Path) -> None:
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)
     done = run_cli("mine", "-", "--out", tmp_path / "run", "--json", stdin=lines)
     assert json.loads(done.stdout)["queries"] == 40
-    done = run_cli("mine", "-", "--out", tmp_path / "run2", stdin=lines + "{broken\n")
+    done = run_here("mine", "-", "--out", tmp_path / "run2", stdin=lines + "{broken\n")
     assert (done.returncode, done.stderr.count("standard input, line 41")) == (1, 1)
 
 
@@ -115,16 +115,16 @@ def test_bars_on_a_terminal(pairs: Path, tmp_path: Path) -> None:
         (["exprot"], 2, "Did you mean 'export'"),
     ],
 )
-def test_exit_codes(run_cli: Cli, pairs: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
+def test_exit_codes(pairs: Path, tmp_path: Path, arguments: list[str], code: int, message: str) -> None:
     places = {"PAIRS": str(pairs), "OUT": str(tmp_path / "run")}
-    done = run_cli(*[places.get(a, a) for a in arguments])
+    done = run_here(*[places.get(a, a) for a in arguments])
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_full_disk(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
+def test_full_disk(pairs: Path, tmp_path: Path) -> None:
     """/dev/full stands for a disk without space."""
     code = (
         "import hardneg.storage.files as s\n"
@@ -141,18 +141,18 @@ def test_full_disk(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
-    done = run_cli("mine", pairs, "--out", tmp_path / "run", "--resume")
+    done = run_here("mine", pairs, "--out", tmp_path / "run", "--resume")
     assert done.returncode == 0, done.stderr
 
 
-def test_help_and_version(run_cli: Cli) -> None:
-    done = run_cli("--help")
+def test_help_and_version() -> None:
+    done = run_here("--help")
     assert done.returncode == 0
     for command in ("mine", "select", "export"):
         assert command in done.stdout
-        shown = run_cli(command, "--help").stdout
+        shown = run_here(command, "--help").stdout
         assert f"hardneg {command} " in shown.split("Examples:")[1]
-    assert run_cli("--version").stdout.startswith("hardneg, version ")
+    assert run_here("--version").stdout.startswith("hardneg, version ")
 
 
 def test_help_loads_nothing_heavy() -> None:
@@ -164,8 +164,8 @@ def test_help_loads_nothing_heavy() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
 
 
-def test_a_closed_pipe_is_no_error(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
-    run_cli("mine", pairs, "--out", tmp_path / "run")
+def test_a_closed_pipe_is_no_error(pairs: Path, tmp_path: Path) -> None:
+    run_here("mine", pairs, "--out", tmp_path / "run")
     main = f"{sys.executable} -c 'from hardneg_cli.main import main; main()'"
     command = f"{main} export {tmp_path / 'run'} --format labeled-pair --out - | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
@@ -182,18 +182,18 @@ def test_missing_extra_says_what_to_install(pairs: Path, tmp_path: Path) -> None
     assert "pip install 'hardneg[st]'" in done.stderr
 
 
-def test_given_embeddings(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
+def test_given_embeddings(pairs: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name in "qd":
         np.save(tmp_path / f"{name}.npy", rng.standard_normal((40, 8)).astype(np.float16))
     given = ["--query-embeddings", tmp_path / "q.npy", "--corpus-embeddings", tmp_path / "d.npy"]
     for metric in ("cosine", "ip", "l2"):
-        done = run_cli("mine", pairs, "--out", tmp_path / metric, *given, "--metric", metric, "--json")
+        done = run_here("mine", pairs, "--out", tmp_path / metric, *given, "--metric", metric, "--json")
         assert done.returncode == 0, done.stderr
     bad = np.load(tmp_path / "d.npy")
     bad[[4, 9]] = np.nan
     np.save(tmp_path / "d.npy", bad)
-    done = run_cli("mine", pairs, "--out", tmp_path / "bad", *given)
+    done = run_here("mine", pairs, "--out", tmp_path / "bad", *given)
     assert (done.returncode, "rows 4, 9" in done.stderr) == (1, True)
 
 

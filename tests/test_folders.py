@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import hardneg
 from hardneg import DataError, MineOptions, RunError, UsageError, mine, select
@@ -28,6 +31,7 @@ from hardneg.storage.vectors import EmbeddingStore
 from tests.conftest import run_here, write_jsonl
 
 SHORT = MineOptions(depth=10, negatives=2, default_filters=False)
+SHORT_THREE = MineOptions(depth=10, negatives=3, default_filters=False)
 
 
 @pytest.fixture
@@ -84,45 +88,60 @@ def test_a_failing_overwrite_leaves_the_old_run(tmp_path: Path, source: Path, ch
     assert content(tmp_path / "run") == before
 
 
-DYING = """
-import os, signal, sys
-import hardneg.storage.folders as folders
-import hardneg.storage.files as files
-from hardneg import MineOptions, SelectOptions, mine, select
-what, source, run, left, atomic = *sys.argv[1:4], int(sys.argv[4]), sys.argv[5] == "atomic"
-if not atomic:
-    folders._exchange = lambda one, other: False
-def dies(function):
-    def called(*args, **options):
-        global left
-        left -= 1
-        if left == 0: os.kill(os.getpid(), signal.SIGKILL)
-        value = function(*args, **options)
-        left -= 1
-        if left == 0: os.kill(os.getpid(), signal.SIGKILL)
-        return value
-    return called
-for name in ("replace", "rename", "unlink", "rmdir"):
-    setattr(os, name, dies(getattr(os, name)))
-folders._exchange = dies(folders._exchange)
-if what == "mine":
-    mine(source, run, MineOptions(depth=10, negatives=3, default_filters=False), overwrite=True)
-else:
-    select(run, SelectOptions(negatives=1))
-print(left)
-"""
+def _dying(what: str, source: Path, run: Path, left: int, how: str) -> tuple[int, int]:
+    """Replace a run in a child process that kills itself after `left` steps: (how it ended, steps that were left)."""
+    read, write = os.pipe()
+    child = os.fork()  # which spares it the seconds that loading torch takes
+    if child == 0:
+        try:
+            torch.set_num_threads(1)  # the threads of this process are not in the child
+            left = _die_after(left, how == "atomic", what, source, run)
+            os.write(write, str(left).encode())
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(write)
+    _, status = os.waitpid(child, 0)
+    with os.fdopen(read) as answer:
+        return os.waitstatus_to_exitcode(status), int(answer.read() or 0)
 
 
-def _dying(what: str, source: Path, run: Path, left: int, how: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", DYING, what, str(source), str(run), str(left), how]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def _die_after(left: int, atomic: bool, what: str, source: Path, run: Path) -> int:
+    """Replace a run, and kill this process before or after the step with this number. A step changes a folder."""
+    module: Any = folders
+
+    def dies(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **options: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            value = function(*args, **options)
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return value
+
+        return called
+
+    if not atomic:
+        module._exchange = lambda one, other: False
+    for name in ("replace", "rename", "unlink", "rmdir"):
+        setattr(os, name, dies(getattr(os, name)))
+    module._exchange = dies(module._exchange)
+    if what == "mine":
+        mine(source, run, SHORT_THREE, overwrite=True)
+    else:
+        select(run, SelectOptions(negatives=1))
+    return left
 
 
 @pytest.mark.parametrize(
     ("what", "how", "count"),
     [
-        ("mine", "atomic", 2),
-        ("select", "two steps", 2),
+        ("mine", "atomic", 4),
+        ("select", "two steps", 4),
         *(
             pytest.param(what, how, 25, marks=pytest.mark.faults)
             for what in ("mine", "select")
@@ -134,16 +153,16 @@ def test_killed_while_a_run_is_replaced(tmp_path: Path, source: Path, what: str,
     """Whenever it is killed, the folder holds the old run or the new one, whole, and the next command leaves no traces."""
     mine(source, tmp_path / "whole", SHORT)
     old = content(tmp_path / "whole")
-    done = _dying(what, source, tmp_path / "whole", 10**6, how)
-    assert done.returncode == 0, done.stderr
+    ended, left = _dying(what, source, tmp_path / "whole", 10**6, how)
+    assert ended == 0
     new = content(tmp_path / "whole")
     assert len(list(tmp_path.iterdir())) == 2
-    steps = 10**6 - int(done.stdout)
+    steps = 10**6 - left
     # The last steps are those of the replacement.
     for place in sorted(set(np.linspace(max(1, steps - 24), steps, count).astype(int).tolist())):
         run = tmp_path / f"run{place}"
         mine(source, run, SHORT)
-        assert _dying(what, source, run, place, how).returncode == -signal.SIGKILL, place
+        assert _dying(what, source, run, place, how)[0] == -signal.SIGKILL, place
         Run(run)
         same = {"run.json", ".hardneg-run"}
         found = {name: each for name, each in content(run).items() if name not in same}

@@ -199,7 +199,8 @@ def _log(out: Path) -> list[dict[str, Any]]:
     return [{n: v for n, v in row.items() if "seconds" not in n} for row in rows]
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.faults)])
+@pytest.mark.faults  # tests/test_checkpoints.py kills between files, in the suite
+@pytest.mark.parametrize("workers", [0, 2])
 def test_killed_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path, workers: int) -> None:
     """Killed with everything switched on: dropout, momentum and a partial refresh, among others."""
     whole = _run(tmp_path / "whole", "new", workers=workers)

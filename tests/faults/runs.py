@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from tests.conftest import run_here
 from tests.faults import trainings
 from tests.faults.place import MAIN, ROOT, Place, content, damage, outcome
@@ -125,6 +127,7 @@ def count(folder: Path, kind: str, seed: int, seconds: float, most: int = 10**9)
         child = os.fork()
         if child == 0:
             try:
+                torch.set_num_threads(1)  # the threads of this process are not in the child
                 code = (*GOOD, *FAULTS).index(KINDS[kind](place, random.Random(f"{kind} {seed} {case}")))
             except BaseException:
                 code = (*GOOD, *FAULTS).index("raw")
