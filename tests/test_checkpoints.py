@@ -599,3 +599,36 @@ def test_what_an_encoder_returns_while_training_is_checked() -> None:
     with pytest.raises(DataError, match="the encoder One returned shape"):
         towers.encode(["a", "b"], "query")
     assert towers.training
+
+
+# The best encoder so far, when a training goes on.
+
+
+class _Stops:
+    """Ends a training at a step, as an interruption would."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        if step >= self.at:
+            raise DataError("stopped")
+
+    def close(self) -> None: ...
+
+
+def test_a_damaged_best_encoder_is_not_taken_for_the_best(tmp_path: Path) -> None:
+    pairs, out, heard = made_pairs(), tmp_path / "out", list[str]()
+    given = options(evaluate_every=4, log_every=1)
+    with pytest.raises(DataError, match="stopped"):
+        hardneg.train(pairs, encoder(), out, given, evaluation=pairs, device="cpu", callbacks=[_Stops(7)])
+    path = out / "best" / "config.json"
+    path.write_text(path.read_text().replace("hashed", "hashes"))
+    with pytest.raises(RunError, match=r"best/config\.json is missing or damaged: remove .*best to go on without it"):
+        hardneg.train(pairs, encoder(), out, given, evaluation=pairs, device="cpu", resume=True)
+    shutil.rmtree(out / "best")
+    found = hardneg.train(pairs, encoder(), out, given, evaluation=pairs, device="cpu", resume=True, warn=heard.append)
+    assert "the best encoder is looked for from step 6 on" in heard[0]
+    assert found["warnings"] == heard
+    assert found["best"]["step"] in (8, 12)
+    hardneg.HashedEncoder.load(out / "best")

@@ -67,14 +67,12 @@ def mine(
         command: the command line, recorded in run.json.
 
     Raises:
-        UsageError, DataError, RunError: see their messages. If every candidate was rejected, the run is written completely
-            before the DataError says so.
+        UsageError, DataError, RunError: if every candidate was rejected, the run is written before a DataError says so.
     """
     (options := options or MineOptions()).validate()
     if encoder is not None:
         checked_encoder(encoder, "encoder")
-    target, config = Path(out), options.to_json()
-    resources = Resources(batch_size, device, cache, progress)
+    target, config, resources = Path(out), options.to_json(), Resources(batch_size, device, cache, progress)
     with (
         _torch_threads(threads),
         run_output(target, resume=resume, overwrite=overwrite, config=config) as folder,

@@ -20,7 +20,7 @@ from typing import Any
 
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import fit
-from hardneg.encoders.saved import replaced_folder, written
+from hardneg.encoders.saved import written
 from hardneg.losses.arguments import whole
 from hardneg.mining.guides import guide_embedder
 from hardneg.mining.inputs import Resources
@@ -38,6 +38,7 @@ from hardneg.training.folder import prepare, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.options import TrainOptions
+from hardneg.training.saved import check_saved, save_encoder
 from hardneg.training.towers import Towers
 
 
@@ -194,6 +195,20 @@ def _callbacks(
     ]
 
 
+def _check_best(trainer: Trainer, folder: Path) -> None:
+    """Check the best encoder of a training that goes on. If its folder was removed, the best is looked for anew."""
+    done = trainer.done
+    if done.best is None:
+        return
+    if folder.exists():
+        check_saved(folder)
+        return
+    done.best = None
+    done.warnings.append(f"{folder} does not exist: the best encoder is looked for from step {done.step + 1:,} on")
+    if trainer.world.leads:
+        trainer.warn(done.warnings[-1])
+
+
 def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
     """Train to the end, from `state` if there is one. Returns the results for `train.json`."""
     index, folder = trainer.negatives.index, trainer.folder
@@ -204,6 +219,7 @@ def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress)
         if state is not None and folder is not None:
             with checkpoint.fitting(checkpoint.latest(folder) or folder):
                 trainer.load(state)
+            _check_best(trainer, folder.parent / "best")
         done = trainer.fit(progress)
     return {
         "finished": True,
@@ -214,13 +230,3 @@ def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress)
         "generations": [] if index is None else index.history,
         "temperature": trainer.criterion.temperature,
     }
-
-
-def save_encoder(towers: Towers, folder: Path) -> None:
-    """Write the encoder to a folder. An encoder in the folder is replaced only once the new one is complete.
-
-    Raises:
-        RunError: the folder cannot be written, for example because the disk is full.
-    """
-    with replaced_folder(folder, keep_others=False) as new:
-        towers.save(new)

@@ -119,9 +119,9 @@ KINDS: dict[str, Callable[[Place, random.Random], str]] = {
 }
 
 
-def count(folder: Path, kind: str, seed: int, seconds: float, most: int = 10**9) -> tuple[Counter[str], list[int]]:
+def count(place: Place, kind: str, seed: int, seconds: float, most: int = 10**9) -> tuple[Counter[str], list[int]]:
     """(the outcomes; the seeds of the faults) of one kind, tried for so many seconds in a child process that may die."""
-    place, found, faults = Place(folder), Counter[str](), list[int]()
+    found, faults = Counter[str](), list[int]()
     until, case = time.monotonic() + seconds, 0
     while time.monotonic() < until and case < most:
         child = os.fork()
@@ -148,14 +148,13 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="an empty folder to work in")
     parser.add_argument("--kind", choices=KINDS)
     given = parser.parse_args()
-    bad = 0
+    bad, place = 0, Place(given.folder)
+    trainings.Trained(place)
     print(f"{'kind':40}" + "".join(f"{name:>10}" for name in ("cases", *GOOD, *FAULTS)))
-    for number, kind in enumerate(KINDS):
+    for kind in KINDS:
         if given.kind not in (None, kind):
             continue
-        folder = given.folder / str(number)
-        folder.mkdir(parents=True)
-        found, faults = count(folder, kind, given.seed, given.seconds)
+        found, faults = count(place, kind, given.seed, given.seconds)
         print(f"{kind:40}" + "".join(f"{n:>10,}" for n in (found.total(), *(found[x] for x in (*GOOD, *FAULTS)))))
         if faults:
             print(f"  faults in the cases {faults}")

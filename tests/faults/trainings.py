@@ -41,16 +41,16 @@ class Trained:
             place.done("train", place.source, "--out", self.folder, *OPTIONS)
             code = (
                 "import os, signal; import hardneg.training.checkpoint as checkpoint\n"
-                "save, count = checkpoint.save, 0\n"
-                "def saved(*a, **k):\n"
+                "write, count = checkpoint.write, 0\n"
+                "def written(*a, **k):\n"
                 "    global count\n"
-                "    save(*a, **k)\n"
+                "    write(*a, **k)\n"
                 "    count += 1\n"
                 "    count == 2 and os.kill(os.getpid(), signal.SIGKILL)\n"
-                "checkpoint.save = saved\n" + MAIN
+                "checkpoint.write = written\n" + MAIN
             )
             place.process(code, "train", place.source, "--out", self.cut, *OPTIONS)
-            assert (self.cut / "checkpoints").exists()
+            assert (self.cut / "checkpoints" / "step-00000008").exists()
             place.done(*self.mining(self.folder / "best", self.run))
         self.whole, self.mined = results(self.folder), content(self.run)
 
