@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from hardneg.errors import RunError, UsageError
 from hardneg.storage.files import sha256_file, sync_folder
-from hardneg.storage.folders import recover, staging
+from hardneg.storage.folders import recover, staging, swap
 from hardneg.storage.json_files import read_json, write_json
 
 _REMEDY = "save the encoder again"
@@ -96,16 +96,15 @@ def replaced_folder(folder: str | Path, keep_others: bool = True) -> Iterator[Pa
 
 
 def _put_in_place(new: Path, folder: Path, keep_others: bool) -> None:
-    """Rename a finished folder to `folder`."""
-    old = staging(folder, "old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        for other in set(os.listdir(folder)) - set(os.listdir(new)) if keep_others else ():
-            _copy(folder / other, new / other)
-        os.rename(folder, old)
-    os.rename(new, folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
+    """Exchange a finished folder with the one at `folder`, if there is one, or rename it to `folder`."""
+    shutil.rmtree(staging(folder, "old"), ignore_errors=True)
+    if not folder.exists():
+        os.rename(new, folder)
+        sync_folder(folder.parent)
+        return
+    for other in set(os.listdir(folder)) - set(os.listdir(new)) if keep_others else ():
+        _copy(folder / other, new / other)
+    swap(new, folder)
 
 
 def _move_files(new: Path, folder: Path) -> None:

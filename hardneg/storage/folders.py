@@ -97,7 +97,7 @@ def output_folder(
             yield new
             _keep_others(target, new, known)
             inside = Path.cwd().is_relative_to(target)
-            _swap(new, target)
+            swap(new, target)
             if inside:
                 os.chdir(target)  # the old folder, which this process was in, is about to be removed
             with suppress(FileNotFoundError):
@@ -140,7 +140,7 @@ def link_tree(source: Path, target: Path) -> None:
         shutil.copytree(source, target, copy_function=link, symlinks=True, ignore=shutil.ignore_patterns(".hardneg-*"))
 
 
-def _swap(new: Path, target: Path) -> None:
+def swap(new: Path, target: Path) -> None:
     """Exchange two folders in one step, or in two where the system cannot."""
     if not _exchange(new, target):
         os.rename(target, staging(target, "old"))

@@ -35,6 +35,16 @@ class _Manifest(TypedDict):
     parts: list[_Part]
 
 
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder; RunError if it is missing or damaged. Those of version 0.1 have no checksum."""
+    path = folder / "manifest.json"
+    found = read_json(path, _Manifest)
+    unknown = sorted(found.keys() - _Manifest.__annotations__.keys())
+    if unknown:
+        raise RunError(f"{path} is damaged: it holds an unknown entry {unknown[0]!r}")
+    return found
+
+
 class EmbeddingStore:
     """N vectors in a folder: the shards `part-00000.npy`, ... and `manifest.json` with the SHA-256 of each shard.
 
@@ -59,14 +69,14 @@ class EmbeddingStore:
     @classmethod
     def at(cls, folder: Path) -> EmbeddingStore:
         """The vectors in a folder; RunError if its manifest is missing or damaged."""
-        head = read_json(folder / "manifest.json", _Manifest)
+        head = _read_manifest(folder)
         return cls(folder, head["key"], head["rows"], head["dimension"], head["dtype"])
 
     def _read_parts(self) -> None:
         """Find the shards that exist, fit the key and are undamaged. All others are encoded again."""
         self.parts = []
         try:
-            stored = read_json(self.folder / "manifest.json", _Manifest)
+            stored = _read_manifest(self.folder)
         except RunError:
             return
         if {name: stored.get(name) for name in self.head} == self.head:

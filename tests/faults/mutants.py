@@ -115,24 +115,46 @@ def _meaning(source: str) -> str:
     return ast.dump(tree)
 
 
-def mutants(path: str) -> Iterator[Mutant]:
-    """All changes of a module that change its meaning."""
+def places(path: str) -> list[tuple[str, str, int]]:
+    """(module, operator, occurrence) of every change that cosmic-ray can make in a module."""
     from cosmic_ray.ast import ast_nodes, get_ast
-    from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator, operator_names
 
-    source = (ROOT / path).read_text("utf-8")
-    meaning = _meaning(source)
+    nodes = list(ast_nodes(get_ast((ROOT / path).read_text("utf-8"))))
+    found = []
     for name in operator_names():
-        if any(part in name for part in LEFT_OUT):
-            continue
-        operator = get_operator(name)()
-        places = sum(len(list(operator.mutation_positions(node))) for node in ast_nodes(get_ast(source)))
-        for occurrence in range(places):
-            changed = mutate_code(source, get_operator(name)(), occurrence)
-            with contextlib.suppress(SyntaxError):
-                if changed is not None and _meaning(changed) != meaning:
-                    yield Mutant(path, name, occurrence, changed)
+        if not any(part in name for part in LEFT_OUT):
+            operator = get_operator(name)()
+            count = sum(len(list(operator.mutation_positions(node))) for node in nodes)
+            found += [(path, name, occurrence) for occurrence in range(count)]
+    return found
+
+
+def mutant_at(path: str, operator: str, occurrence: int) -> Mutant | None:
+    """The changed module; None if the change leaves its meaning as it is, or if it is no Python."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    source = (ROOT / path).read_text("utf-8")
+    changed = mutate_code(source, get_operator(operator)(), occurrence)
+    with contextlib.suppress(SyntaxError):
+        if changed is not None and _meaning(changed) != _meaning(source):
+            return Mutant(path, operator, occurrence, changed)
+    return None
+
+
+def chosen(part: str, most: int, seed: int) -> list[Mutant | None]:
+    """So many mutants of a part, drawn at random; 0: all of them."""
+    everywhere = [place for path in PARTS[part][0] for place in places(path)]
+    random.Random(f"{part} {seed}").shuffle(everywhere)
+    found: list[Mutant | None] = []
+    for place in everywhere:
+        mutant = mutant_at(*place)
+        if mutant is not None:
+            found.append(mutant)
+            if len(found) == most:
+                break
+    return found
 
 
 def _child(mutant: Mutant | None, tests: Sequence[str]) -> int:
@@ -197,28 +219,24 @@ def main() -> None:
     torch.set_num_threads(1)
     table: dict[str, Counter[str]] = {}
     for part in given.part or PARTS:
-        modules, tests = PARTS[part]
-        found: list[Mutant | None] = [mutant for path in modules for mutant in mutants(path)]
-        total = len(found)
-        if given.most and total > given.most:
-            found = random.Random(f"{part} {given.seed}").sample(found, given.most)
+        tests = PARTS[part][1]
+        found = chosen(part, given.most, given.seed)
         started = time.monotonic()
         _, result = next(attempt([None], tests, 3600, 1))
         assert result == "survived", f"the tests of {part} fail without any change"
         limit = 3 * (time.monotonic() - started) + 20
-        table[part] = Counter(all=total)
+        table[part] = Counter()
         for mutant, result in attempt(found, tests, limit, given.at_once):
             table[part][result] += 1
             if result == "survived" and mutant is not None:
-                print(f"survived: {mutant.path}\n{mutant.change()}", flush=True)
+                print(f"survived: {mutant.path} ({mutant.operator} {mutant.occurrence})\n{mutant.change()}", flush=True)
         print(part, dict(table[part]), f"limit {limit:.0f} s", flush=True)
-    print(f"{'part':12}{'mutants':>9}{'tried':>8}{'killed':>8}{'timeout':>9}{'survived':>10}{'score':>8}")
+    print(f"{'part':12}{'mutants':>9}{'killed':>8}{'timeout':>9}{'survived':>10}{'score':>8}")
     for part, counts in table.items():
-        tried = counts["killed"] + counts["timeout"] + counts["survived"]
-        cells = (counts["all"], tried, counts["killed"], counts["timeout"], counts["survived"])
-        widths = (9, 8, 8, 9, 10)
+        tried = counts.total()
+        cells = ((tried, 9), (counts["killed"], 8), (counts["timeout"], 9), (counts["survived"], 10))
         score = 1 - counts["survived"] / max(1, tried)
-        print(f"{part:12}" + "".join(f"{n:>{w},}" for n, w in zip(cells, widths, strict=True)) + f"{score:>8.1%}")
+        print(f"{part:12}" + "".join(f"{n:>{width},}" for n, width in cells) + f"{score:>8.1%}")
 
 
 if __name__ == "__main__":
