@@ -129,6 +129,9 @@ def test_rank_and_score(world: tuple[Candidates, Context]) -> None:
     candidates, context = world
     keep = f.Rank(min=3, max=5).keep(candidates, context, candidates.real)
     assert np.flatnonzero(keep[0]).tolist() == [2, 3, 4]
+    keep = f.Rank(min=3).keep(candidates, context, candidates.real)
+    assert (keep == (np.arange(candidates.documents.shape[1]) >= 2)).all()
+    assert keep.shape == candidates.documents.shape
     keep = f.Score(min=-0.1, max=0.3).keep(candidates, context, candidates.real)
     assert keep.tolist() == ((candidates.scores >= np.float32(-0.1)) & (candidates.scores <= np.float32(0.3))).tolist()
 
@@ -153,6 +156,48 @@ def test_chain_writes_the_first_verdict(world: tuple[Candidates, Context]) -> No
         assert (verdicts[no] == code).all()
         alive &= ~no
     assert (verdicts[alive] == 0).all()
+
+
+def test_which_filters_guess() -> None:
+    """A judgement outweighs a guess, and nothing else: a copy stays a copy, however it was judged."""
+    sure = [f.Known(), f.Empty(), f.Duplicate(), f.Distinct()]
+    guesses = [f.Group(), f.Rank(), f.Score(), f.Margin(relative=0.1)]
+    assert not any(one.guesses for one in sure)
+    assert all(one.guesses for one in guesses)
+
+
+@pytest.mark.parametrize("count", [101, 102, 200])
+def test_a_chain_holds_what_verdicts_can_count(count: int) -> None:
+    assert len(f.Chain([f.Rank()] * 100).names) == 101
+    with pytest.raises(UsageError, match=f"{count} filters are too many"):
+        f.Chain([f.Rank()] * count)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (np.ones((2, 3), bool), r"an array of bool of shape \(2, 3\)"),
+        (np.ones((2, 10), np.int64), "an array of int64"),
+        (None, "None"),
+        ([True], "a list"),
+    ],
+)
+def test_what_a_filter_answers_is_checked(world: tuple[Candidates, Context], answer: Any, words: str) -> None:
+    class Odd(f.Rank):
+        name = "odd"
+
+        def keep(self, candidates: Candidates, context: Context, alive: Any) -> Any:
+            return answer
+
+        def more_may_pass(self, candidates: Candidates) -> Any:
+            return answer
+
+    candidates, context = world
+    assert candidates.documents.shape == (2, 10)
+    with pytest.raises(UsageError, match=f"the filter 'odd': its keep must return .*, but it returned {words}"):
+        f.Chain([Odd()]).verdicts(candidates, context)
+    with pytest.raises(UsageError, match=f"its more_may_pass must return .*, but it returned {words}"):
+        f.Chain([Odd()]).more_may_pass(candidates)
 
 
 def test_judged_negatives_are_exempt_from_guesses_only() -> None:
