@@ -8,11 +8,14 @@ from typing import Any
 import click
 
 from .main import print_json
-from .options import encoding
+from .options import Sectioned, encoding
+from .reading import read_options, reading
 from .show import print_evaluation, progress_bars
 
+_SECTIONS = {"split": "Reading SOURCE", "measures": "Measures", "encoder": "Vectors", "seed": "Other options"}
 
-@click.command()
+
+@click.command(cls=Sectioned, sections=_SECTIONS)
 @click.argument("source")
 @click.option(
     "--split",
@@ -21,11 +24,7 @@ from .show import print_evaluation, progress_bars
     metavar="NAME",
     help="Split to evaluate on, of a BEIR folder, a saved dataset or a built-in dataset.",
 )
-@click.option(
-    "--skip-unknown",
-    is_flag=True,
-    help="Skip judgements with unknown ids in a BEIR folder and report their number, instead of stopping.",
-)
+@reading
 @click.option(
     "--measure",
     "measures",
@@ -67,7 +66,6 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
       hardneg evaluate beir/scifact --encoder st:all-MiniLM-L6-v2
       hardneg evaluate builtin:pycode --split train --measure mrr@10
     """
-    from hardneg.data.options import ReadOptions
     from hardneg.data.read import read_pairs
     from hardneg.encoders.factory import make_encoder
     from hardneg.encoders.precomputed import aligned, open_vectors
@@ -83,7 +81,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     if (files[0] is None) != (files[1] is None):
         raise UsageError("give both --query-embeddings and --corpus-embeddings, or neither")
     with progress_bars() as progress:
-        pairs = read_pairs(source, ReadOptions(split=given["split"], skip_unknown=given["skip_unknown"]))
+        pairs = read_pairs(source, read_options(given, given["split"]))
         if files[0] is not None:
             queries = aligned(open_vectors(files[0]), pairs.query_rows, pairs.source_query_rows, files[0], "queries")
             documents = aligned(

@@ -18,6 +18,7 @@ from .options import (
     encoding,
     filter_spec,
 )
+from .reading import read_options, reading
 from .show import print_summary, progress_bars, summary, warn
 
 _SECTIONS = {
@@ -45,40 +46,7 @@ _SECTIONS = {
     metavar="NAME",
     help="Split to read of a BEIR folder, a saved dataset or a built-in dataset.",
 )
-@click.option(
-    "--format",
-    "format_",
-    default="auto",
-    show_default=True,
-    metavar="NAME",
-    help="Format of SOURCE: beir · pairs · flagembedding · tevatron · auto (recognize it).",
-)
-@click.option(
-    "--query-column",
-    metavar="NAME",
-    help="Column of the queries. The usual names are recognized, for this and the next five columns.",
-)
-@click.option("--positive-column", metavar="NAME", help="Column of the relevant text, or of a list of relevant texts.")
-@click.option("--id-column", metavar="NAME", help="Column of the ids of the queries.")
-@click.option("--document-id-column", metavar="NAME", help="Column of the ids of the relevant texts.")
-@click.option(
-    "--group-column",
-    metavar="NAME",
-    help="Column of a label. With the filter 'group', texts with the label of the query are not its negatives.",
-)
-@click.option(
-    "--relevance-column",
-    metavar="NAME",
-    help="Column of judgements: above 0 means relevant, 0 means judged not relevant.",
-)
-@click.option(
-    "--corpus", metavar="F", type=click.Path(path_type=Path), help="File or BEIR folder with additional documents."
-)
-@click.option(
-    "--skip-unknown",
-    is_flag=True,
-    help="Skip judgements with unknown ids in a BEIR folder and report their number, instead of stopping.",
-)
+@reading
 @encoding
 @click.option(
     "--precision",
@@ -170,22 +138,11 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
     """
     if given["resume"] and given["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    from hardneg.data.options import ReadOptions
     from hardneg.mining.mine import mine as run_mine
     from hardneg.mining.options import MineOptions
 
-    read = ReadOptions(
-        format=given["format_"],
-        **{
-            name: given[name]
-            for name in (
-                "split", "query_column", "positive_column", "id_column", "document_id_column", "group_column",
-                "relevance_column", "corpus", "skip_unknown",
-            )
-        },
-    )  # fmt: skip
     options = MineOptions(
-        read=read,
+        read=read_options(given, given["split"]),
         default_filters=not given["no_default_filters"],
         **{
             name: given[name]

@@ -121,6 +121,7 @@ def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
     negatives = {int(k): v for k, v in counts["negatives"].items()}
     return {
         "run": out,
+        "reading": info.get("reading", {}),
         "queries": counts["queries"],
         "candidates": counts["candidates"],
         "negatives": sum(k * v for k, v in negatives.items()),
@@ -150,6 +151,10 @@ def index_text(name: str, recall: dict[str, Any]) -> str:
 def print_summary(value: dict[str, Any]) -> None:
     """Print what `summary` returned as tables."""
     console = _console()
+    reading = value["reading"]
+    if reading:
+        columns = ", ".join(f"{role} = {column}" for role, column in reading["columns"].items())
+        _print(console, f"read as {reading['format']}" + (f": {columns}" if columns else ""))
     counts = Table(show_header=False)
     counts.add_column()
     counts.add_column(justify="right")

@@ -21,6 +21,7 @@ from .options import (
     Renamed,
     filter_spec,
 )
+from .reading import read_options, reading
 from .show import LiveNumbers, print_training, progress_bars, warn
 
 if TYPE_CHECKING:
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
 _SECTIONS = {
     "out": "Output",
-    "split": "Data and encoder",
+    "split": "Reading SOURCE",
+    "encoder": "Encoder",
     "epochs": "Duration and batches",
     "negatives": "Mined negatives",
     "refresh": "Mining again while training (refresh)",
@@ -84,6 +86,7 @@ def _number(
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard, to DIR/tensorboard.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on stdout.")
 @click.option("--split", default="train", show_default=True, metavar="NAME", help="Split of SOURCE to train on.")
+@reading
 @click.option(
     "--encoder",
     default="hashed",
@@ -238,7 +241,6 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     """
     if given["resume"] and given["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    from hardneg.data.options import ReadOptions
     from hardneg.data.read import read_pairs
     from hardneg.mining.run import Run
     from hardneg.training.evaluation_set import EvaluationSet
@@ -255,12 +257,12 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     model = _model(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:
-        pairs = read_pairs(source, ReadOptions(split=given["split"]))
+        pairs = read_pairs(source, read_options(given, given["split"]))
         if given["self_supervised"]:
             pairs = two_views(pairs)
         evaluation = None
         if given["eval_split"] != "none":
-            held_out = read_pairs(given["eval_source"] or source, ReadOptions(split=given["eval_split"]))
+            held_out = read_pairs(given["eval_source"] or source, read_options(given, given["eval_split"]))
             evaluation = EvaluationSet(held_out, zero_shot=given["zero_shot"])
         run = None if given["run"] is None else Run(given["run"])
         result = run_train(

@@ -374,7 +374,7 @@ def test_unusual_json_is_read_right(tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hardneg.data.readers.rows._LONGEST_LINE", 1 << 20)
+    monkeypatch.setattr("hardneg.data.readers.json_rows._LONGEST_LINE", 1 << 20)
     path = write_jsonl(tmp_path / "p.jsonl", [{"query": "q", "positive": "x" * (1 << 20)}])
     with pytest.raises(DataError, match="line 1: longer than 1 MiB"):
         read_pairs(str(path))
@@ -414,14 +414,14 @@ def test_folders_devices_and_archives_in_place_of_files(tmp_path: Path, beir: Pa
         read_pairs(str(tmp_path / "loop.jsonl"))
     for name in ("p.jsonl.gz", "p.csv.zst"):
         (tmp_path / name).write_bytes(b"\x1f\x8b")
-        with pytest.raises(DataError, match=f"{name} is compressed: unpack it first"):
+        with pytest.raises(DataError, match=f"{name} cannot be (unpacked|read)"):
             read_pairs(str(tmp_path / name))
     with pytest.raises(DataError, match="cannot be opened"):
         read_pairs("x" * 5000)
     for name in ("qrels/train.tsv", "queries.jsonl", "corpus.jsonl"):
         (beir / name).unlink()
         (beir / name).mkdir()
-        with pytest.raises(DataError, match=f"{name} is a folder"):
+        with pytest.raises(DataError, match=f"{name}(:| is) (this folder is no dataset|a folder)"):
             read_pairs(str(beir))
         (beir / name).rmdir()
         (beir / name).write_text("")

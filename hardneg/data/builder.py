@@ -157,6 +157,8 @@ class Builder:
         self.query_groups: dict[int, int] = {}
         self.document_groups: dict[int, int] = {}
         self.notes: dict[str, int] = {}
+        self.columns: dict[str, str] = {}  # what each column of the source was taken for
+        self.format = ""  # what the source was taken for
 
     def add_query(self, id: str | None, text: Any, *, group: Any = None, where: str) -> int:
         """Add a query, or find it if it is known; returns its row.
@@ -193,6 +195,26 @@ class Builder:
     def relate(self, query: int, document: int, score: float) -> None:
         """Judge a document for a query, both given by their rows: relevant if `score` > 0, otherwise not relevant."""
         self.relations.append((query, document, score))
+
+    def document_of(self, id: str, where: str) -> int:
+        """The row of the document with this id; DataError if there is none."""
+        row = self.documents.by_id.get(id)
+        if row is None:
+            raise DataError(f"{where}: the document id {shown(id)} is unknown: it is not in the corpus")
+        return row
+
+    def judged(self, grade: float, relevant_from: float | None) -> float | None:
+        """1 for the grade of a positive, 0 for that of a judged negative, None for one that says neither.
+
+        Positives have a grade of `relevant_from` or more, or above 0 if it is None. Lower grades above 0 say neither,
+        and are counted.
+        """
+        if grade <= 0 and (relevant_from is None or grade < relevant_from):
+            return 0.0
+        if relevant_from is None or grade >= relevant_from:
+            return 1.0
+        self.count("grades_that_say_nothing")
+        return None
 
     def set_group(self, kind: str, row: int, group: Any) -> None:
         """Set the group of a `query` or a `document`, given by its row."""
@@ -246,6 +268,7 @@ class Builder:
             "digests": {"queries": self.queries.sha256(), "documents": self.documents.sha256()},
             "labels": labels_digest(arrays),
             "notes": self.notes,
+            "reading": {"format": self.format, "columns": self.columns},
         }
         texts = self.queries.finish(), self.documents.finish()
         if self.folder is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any, NotRequired, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,7 @@ class DatasetInfo(TypedDict):
     digests: dict[str, str]
     labels: str
     notes: dict[str, Count]
+    reading: NotRequired[dict[str, Any]]
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-FORMATS = ("auto", "beir", "pairs", "flagembedding", "tevatron")
+from hardneg.errors import UsageError, suggestion
+
+FORMATS = ("auto", "beir", "pairs", "flagembedding", "tevatron", "dpr", "squad", "msmarco", "chat", "triples")
+QUOTINGS = ("auto", "quotes", "none")
+NEGATIVES = ("corpus", "judged")
 
 
 @dataclass(frozen=True)
@@ -19,9 +25,18 @@ class ReadOptions:
         id_column, document_id_column: columns of the ids of the query and of the positives.
         group_column: column of a label. The filter `group` keeps documents in the query's group from being its
             negatives.
-        relevance_column: column of a judgement: relevant if above 0, otherwise judged not relevant.
-        corpus: a file or BEIR folder with additional documents.
+        relevance_column: column of a judgement, a grade.
+        relevant_from: the lowest grade of a positive; None: every grade above 0. Grades from there down to 0, without
+            0, say nothing. Grades of 0 and below are judged not relevant.
+        corpus: files or BEIR folders with additional documents.
+        text_column: column of the texts in `corpus`.
+        negatives: what negatives that the source brings along are: documents of the `corpus`, or `judged` not relevant
+            to the query of their row.
+        quoting: how a TSV file is written: `quotes`, `none`, or `auto`, which lets the whole file tell.
         skip_unknown: count judgements with unknown ids in BEIR folders, instead of raising an error.
+
+    Raises:
+        UsageError: the format, the quoting or the kind of negatives is unknown.
     """
 
     format: str = "auto"
@@ -32,5 +47,23 @@ class ReadOptions:
     document_id_column: str | None = None
     group_column: str | None = None
     relevance_column: str | None = None
-    corpus: Path | None = None
+    relevant_from: float | None = None
+    corpus: str | os.PathLike[str] | tuple[str | os.PathLike[str], ...] | None = None
+    text_column: str | None = None
+    negatives: str = "corpus"
+    quoting: Literal["auto", "quotes", "none"] = "auto"
     skip_unknown: bool = False
+
+    def __post_init__(self) -> None:
+        for name, known in (("format", FORMATS), ("quoting", QUOTINGS), ("negatives", NEGATIVES)):
+            value = getattr(self, name)
+            if value not in known:
+                raise UsageError(f"unknown {name} {value!r}.{suggestion(str(value), known)}")
+
+    @property
+    def corpora(self) -> list[Path]:
+        """The files and folders of `corpus`."""
+        given = self.corpus
+        if given is None:
+            return []
+        return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(each) for each in given]

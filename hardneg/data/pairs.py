@@ -39,6 +39,7 @@ class Pairs:
             (`labels`).
         name: name of the source, as the user gave it.
         notes: counts of what the reader noticed, such as empty texts.
+        reading: what the source was taken for: its `format`, and its `columns` by role.
 
     >>> pairs = Pairs.from_columns(["capital of France?"], ["Paris"], corpus=["Lyon"])
     >>> len(pairs), len(pairs.document_ids), pairs.positives.padded().tolist()
@@ -63,6 +64,7 @@ class Pairs:
     digests: dict[str, str]
     name: str = ""
     notes: dict[str, int] = field(default_factory=dict)
+    reading: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -107,6 +109,7 @@ class Pairs:
             digests={**head["digests"], "labels": head["labels"]},
             name=head["name"],
             notes=dict(head["notes"]),
+            reading=dict(head.get("reading", {})),
         )
 
     @classmethod
@@ -175,6 +178,7 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         "digests": {side: pairs.digests[side] for side in ("queries", "documents")},
         "labels": labels_digest(arrays),
         "notes": pairs.notes,
+        "reading": pairs.reading,
     }
     for texts, total, file in (
         (pairs.queries, len(pairs), "queries"),

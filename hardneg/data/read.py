@@ -1,36 +1,79 @@
 """`read_pairs` reads a dataset from any supported source.
 
-A source is a BEIR folder, a saved Hugging Face dataset, a file of pairs (JSON lines, CSV, TSV, Parquet, FlagEmbedding,
-Tevatron) or a built-in dataset. Its content is untrusted: every error names the file and the line.
+A source is a BEIR folder, a saved Hugging Face dataset, a file of rows in one of several layouts, several such files, or a
+built-in dataset. What it is, is told by its content: a path becomes rows (`readers.files`), the first row tells the layout,
+and the layout adds queries, documents and judgements to the builder. The content is untrusted: every error names the file
+and the line.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, Protocol
 
 from hardneg import registry
 from hardneg.data.builder import Builder
-from hardneg.data.options import FORMATS, ReadOptions
+from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
-from hardneg.data.readers.beir import read_beir
+from hardneg.data.readers.beir import is_beir, read_beir
 from hardneg.data.readers.corpus import read_corpus
+from hardneg.data.readers.files import located_rows, present
 from hardneg.data.readers.flagembedding import FlagEmbeddingRows
+from hardneg.data.readers.json_rows import json_rows
 from hardneg.data.readers.pair_rows import PairRows
-from hardneg.data.readers.rows import Located, Row, exists, json_lines, located_rows
-from hardneg.data.readers.tevatron import TevatronRows
+from hardneg.data.readers.passages import ChatRows, DprRows, MarcoRows, SquadRows
+from hardneg.data.readers.rows import Located, Row
+from hardneg.data.readers.separated import separated
+from hardneg.data.readers.tevatron import TevatronIds, TevatronRows
+from hardneg.data.readers.triples import ID_COLUMNS, TripleIds, header_of
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.storage.arrow import brief
 
 BUILTIN_SPLITS = ("train", "test")
 
 
+class Layout(Protocol):
+    """Adds what a row holds to the builder that it was made with."""
+
+    name: str
+
+    def __call__(self, where: str, row: Row) -> None: ...
+
+
+# Every layout that can be told by its first row: `fits` says whether a row is of its kind. What none of them fits is read
+# as pairs, by the names of the columns.
+LAYOUTS: tuple[Any, ...] = (
+    TevatronRows, TevatronIds, DprRows, MarcoRows, ChatRows, SquadRows, FlagEmbeddingRows,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a source, which can be read more than once.
+
+    Attributes:
+        name: what messages call the source.
+        open: begins a new pass over the rows.
+    """
+
+    name: str
+    open: Callable[[], Located]
+
+    def column(self, name: str) -> Iterator[Any]:
+        """All values of a column."""
+        return (row.get(name) for _, row in self.open())
+
+
 def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | None = None) -> Pairs:
     """Read a dataset.
 
     Args:
-        source: a path, `-` for JSON lines on standard input, or `builtin:NAME`.
+        source: a path, a pattern such as `shards/*.parquet`, `-` for JSON on standard input, or `builtin:NAME`.
         options: how to read it; by default, format and columns are guessed.
         folder: a folder to write the dataset to, so that memory use does not grow with the texts; None keeps the texts
             in memory.
@@ -40,37 +83,65 @@ def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | N
         UsageError: the format, the built-in dataset or its split is unknown.
     """
     options = options or ReadOptions()
-    if options.format not in FORMATS:
-        raise UsageError(f"unknown format {options.format!r}.{suggestion(options.format, FORMATS)}")
     builder = Builder(folder)
-    keep = None
+    keep, layout = None, None
     if source.startswith("builtin:"):
+        builder.format = source
         _read_builtin(source.removeprefix("builtin:"), options.split, builder)
     elif source == "-":
-        _read_rows(_standard_input(), builder, options, "standard input")
+        with tempfile.TemporaryFile() as kept:
+            layout = _read_rows(_standard_input(kept), builder, options)
     else:
         path = Path(source)
-        if not exists(path):
+        if not present(path):
             raise DataError(
                 f"{source} does not exist; SOURCE is a file, a folder, '-' or builtin:NAME (as in builtin:pycode)"
             )
-        if path.is_dir() and exists(path / "corpus.jsonl"):
-            keep = read_beir(path, builder, options.split, options.skip_unknown)
+        if is_beir(path):
+            builder.format = "beir"
+            keep = read_beir(path, builder, options)
         else:
-            _read_rows(located_rows(path, options.split), builder, options, str(path))
-    if options.corpus is not None:
-        read_corpus(options.corpus, builder, options)
+            layout = _read_rows(_rows_of(path, options), builder, options)
+    corpora = [*options.corpora, *(layout.corpora if isinstance(layout, TripleIds) else ())]
+    for corpus in corpora:
+        read_corpus(corpus, builder, options)
+    if isinstance(layout, TevatronIds | TripleIds):
+        layout.finish()
     return Pairs.from_contents(builder.finish(source, keep))
 
 
-def _standard_input() -> Located:
-    """The rows of JSON lines on standard input."""
+def _rows_of(path: Path, options: ReadOptions) -> Rows:
+    """The rows of a file, of a pattern of files or of a folder."""
+    header = header_of(path, options)
+    if header is None:
+        return Rows(str(path), lambda: located_rows(path, options.split, options.quoting))
+    return Rows(str(path), lambda: separated(path, "\t", header, options.quoting))
+
+
+def _standard_input(kept: IO[bytes]) -> Rows:
+    """The JSON rows of standard input, which is kept in a file, so that it can be read again."""
+    name = "standard input"
     if sys.stdin is None:
         raise DataError("standard input is closed: pipe JSON lines to it")
     try:
-        yield from json_lines(sys.stdin.buffer, "standard input")
+        shutil.copyfileobj(sys.stdin.buffer, kept)
     except OSError as error:  # it is a folder, for example
-        raise DataError(f"standard input cannot be read ({brief(error)}): pipe JSON lines to it") from None
+        raise DataError(f"{name} cannot be read ({brief(error)}): pipe JSON lines to it") from None
+
+    return Rows(name, lambda: json_rows(_Again(kept), name))
+
+
+class _Again:
+    """A view of a file from its start, which leaves other views where they are."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.at = file, 0
+
+    def readline(self, limit: int = -1) -> bytes:
+        self.file.seek(self.at)
+        line = self.file.readline(limit)
+        self.at += len(line)
+        return line
 
 
 def _read_builtin(name: str, split: str, builder: Builder) -> None:
@@ -80,25 +151,31 @@ def _read_builtin(name: str, split: str, builder: Builder) -> None:
     read(split, builder)
 
 
-def _read_rows(rows: Located, builder: Builder, options: ReadOptions, name: str) -> None:
-    """Read rows of pairs. The first row tells the layout, unless `options.format` names it."""
-    first = next(rows, None)
+def _read_rows(rows: Rows, builder: Builder, options: ReadOptions) -> Layout:
+    """Read rows. The first row tells the layout, unless `options.format` names it."""
+    found = rows.open()
+    first = next(found, None)
     if first is None:
-        raise DataError(f"{name}: there are no rows, so there is nothing to mine negatives for")
-    kind = options.format
-    if kind in ("auto", "beir"):
-        kind = (
-            "tevatron" if "positive_passages" in first[1]
-            else "flagembedding" if isinstance(first[1].get("pos"), list) and "query" in first[1]
-            else "pairs"
-        )  # fmt: skip
-    add: Callable[[str, Row], None]
-    if kind == "tevatron":
-        add = TevatronRows(builder)
-    elif kind == "flagembedding":
-        add = FlagEmbeddingRows(builder)
-    else:
-        add = PairRows(builder, options, first)
-    add(*first)
-    for where, row in rows:
-        add(where, row)
+        raise DataError(f"{rows.name}: there are no rows, so there is nothing to mine negatives for")
+    layout = _layout(first, rows, builder, options)
+    builder.format = layout.name
+    layout(*first)
+    for where, row in found:
+        layout(where, row)
+    return layout
+
+
+def _layout(first: tuple[str, Row], rows: Rows, builder: Builder, options: ReadOptions) -> Layout:
+    if tuple(first[1]) == ID_COLUMNS:
+        return TripleIds(builder, options, Path(rows.name))
+    named = options.format not in ("auto", "beir")
+    for kind in LAYOUTS:
+        if kind.fits(first[1]) if not named else kind.name == options.format and kind.fits(first[1]):
+            made: Layout = kind(builder, options)
+            return made
+    if named and options.format != "pairs":
+        # None fits: the first of this name says what is missing.
+        kind = next(each for each in LAYOUTS if each.name == options.format)
+        made = kind(builder, options)
+        return made
+    return PairRows(builder, options, first, rows.column, rows.name)

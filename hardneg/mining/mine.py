@@ -155,6 +155,7 @@ def _mine(
                 "dimension": index.dimension,
             },
             "fingerprints": inputs.fingerprints,
+            "reading": pairs.reading,
             "seed": options.seed,
             "warnings": [*warnings(pairs, options), *_missed(recall)],
             "timings": clock.seconds,

@@ -113,9 +113,12 @@ class MineOptions:
         value = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         value |= {"filters": [spec_of(each) for each in self.filters]}
         value |= {name: spec_of(getattr(self, name)) for name in ("sampler", "index")}
-        value["read"] = dataclasses.asdict(self.read)
-        if self.read.corpus is not None:
-            value["read"]["corpus"] = str(self.read.corpus)
+        # Options at their defaults are left out if version 0.2 did not have them: its runs are resumed as well.
+        read, unset = dataclasses.asdict(self.read), dataclasses.asdict(ReadOptions())
+        corpora = [str(path) for path in self.read.corpora]
+        read["corpus"] = None if not corpora else corpora[0] if len(corpora) == 1 else corpora
+        added = ("relevant_from", "text_column", "negatives", "quoting")
+        value["read"] = {n: v for n, v in read.items() if n not in added or v != unset[n]}
         return value
 
 

@@ -89,6 +89,7 @@ class RunInfo(TypedDict):
     environment: dict[str, Any]
     selections: list[dict[str, Any]]
     paths: NotRequired[dict[str, str]]
+    reading: NotRequired[dict[str, Any]]
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:

@@ -1,4 +1,10 @@
-"""Reads BEIR folders: corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, optionally, groups.tsv."""
+"""Reads BEIR folders: corpus, queries, qrels and, optionally, groups.tsv. The layout that the Hub uses is read as well.
+
+corpus.jsonl          or corpus.parquet, corpus.jsonl.gz, ..., or a folder corpus/ of shards
+queries.jsonl         likewise
+qrels/SPLIT.tsv       or SPLIT.parquet, or shards SPLIT-00000-of-00001.parquet; with a header, or without one as TREC writes
+groups.tsv            ids of queries and documents, and their groups
+"""
 
 from __future__ import annotations
 
@@ -9,88 +15,169 @@ import numpy as np
 
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_number
-from hardneg.data.readers.rows import Row, exists, names, open_json_lines, separated
+from hardneg.data.options import ReadOptions
+from hardneg.data.readers.files import SUFFIXES, located_rows, suffix_of
+from hardneg.data.readers.rows import COMPRESSED, Row, exists, names, opened
+from hardneg.data.readers.separated import separated
 from hardneg.errors import DataError
 
+_TEXT_SUFFIXES = (".tsv", ".txt", ".qrels", ".qrel")
 
-def read_beir(path: Path, builder: Builder, split: str, skip_unknown: bool) -> np.ndarray:
+
+def is_beir(path: Path) -> bool:
+    """Whether a folder has the layout of BEIR: a corpus beside the judgements."""
+    return path.is_dir() and _part(path, "corpus") is not None
+
+
+def beir_part(path: Path, name: str) -> Path:
+    """The file or folder of the `corpus` or the `queries`; DataError if there is none."""
+    found = _part(path, name)
+    if found is None:
+        raise DataError(f"{path}/{name}.jsonl does not exist; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/")
+    return found
+
+
+def _part(path: Path, name: str) -> Path | None:
+    files = [path / f"{name}{suffix}" for suffix in SUFFIXES]
+    files += [path / f"{name}{suffix}{packed}" for suffix in (".jsonl", ".tsv", ".csv") for packed in COMPRESSED]
+    return next((file for file in (*files, path / name) if exists(file)), None)
+
+
+def read_beir(path: Path, builder: Builder, options: ReadOptions) -> np.ndarray:
     """Read a BEIR folder into `builder`.
 
     Args:
-        path: folder with corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv and, optionally, groups.tsv.
+        path: the folder.
         builder: receives the queries of all splits, the documents, and the judgements of `split`.
-        split: name of the split.
-        skip_unknown: count judgements with unknown ids instead of raising an error.
+        options: `split` names the split, `relevant_from` the lowest grade of a positive, and `skip_unknown` counts
+            judgements with unknown ids instead of raising an error.
 
     Returns:
         int64 `[n]`: the rows of the split's queries, sorted. Queries that no split names are included.
 
     Raises:
-        DataError: a file is missing, or a line of it is wrong.
+        DataError: a file is missing, a line of it is wrong, or the split has no judgement.
     """
-    splits = sorted(p.stem for p in (path / "qrels").glob("*.tsv"))
-    if split not in splits:
+    splits = _splits(path)
+    if options.split not in splits:
         raise DataError(
-            f"{path}/qrels: there is no split {split!r}; it has: {names(splits) or 'none'}. Choose one with --split"
+            f"{path}/qrels: there is no split {options.split!r}; it has: {names(splits) or 'none'}. Choose one with --split"
         )
-    if not exists(path / "queries.jsonl"):
-        raise DataError(
-            f"{path}/queries.jsonl does not exist; a BEIR folder has corpus.jsonl, queries.jsonl and qrels/"
-        )
+    corpus_part, queries_part = beir_part(path, "corpus"), beir_part(path, "queries")
     documents: dict[str, int] = {}
     queries: dict[str, int] = {}
-    for where, row in open_json_lines(path / "corpus.jsonl"):
+    for where, row in _entries(corpus_part):
         id = _beir_id(row, where)
         documents[id] = builder.add_document(id, row.get("text"), title=row.get("title") or "", where=where)
-    for where, row in open_json_lines(path / "queries.jsonl"):
+    for where, row in _entries(queries_part):
         id = _beir_id(row, where)
         queries[id] = builder.add_query(id, row.get("text"), where=where)
-    judged = _read_qrels(path / "qrels" / f"{split}.tsv", queries, documents, builder, skip_unknown)
+    if not documents:
+        raise DataError(f"{corpus_part}: the corpus is empty, so there is nothing to mine negatives from")
+    judged = _read_qrels(splits[options.split], queries, documents, builder, options)
     if exists(path / "groups.tsv"):
         _read_groups(path / "groups.tsv", queries, documents, builder)
     # A query that no split names belongs to every split. It has no positive, and is kept.
-    others = [_queries_of(path / "qrels" / f"{name}.tsv", queries) for name in splits if name != split]
+    others = [_queries_of(files, queries) for name, files in splits.items() if name != options.split]
     in_others = np.concatenate([*others, np.empty(0, np.int64)])
     only_in_others = np.setdiff1d(in_others, judged)
     return np.setdiff1d(np.arange(len(builder.queries.ids)), only_in_others)
 
 
+def _entries(part: Path) -> Iterator[tuple[str, Row]]:
+    """The rows of the corpus or the queries. Shards of these parts are named after the part, not after a split."""
+    return located_rows(part, part.name)
+
+
+def _splits(path: Path) -> dict[str, list[Path]]:
+    """The files of the judgements of each split."""
+    found: dict[str, list[Path]] = {}
+    folder = next((path / name for name in ("qrels", "default") if exists(path / name)), None)
+    for file in sorted(folder.iterdir()) if folder is not None and folder.is_dir() else ():
+        suffix = suffix_of(file)
+        if (suffix in SUFFIXES or suffix in _TEXT_SUFFIXES) and not file.name.startswith("."):
+            found.setdefault(file.name.partition(".")[0].split("-0")[0], []).append(file)
+    return found
+
+
 def _qrels_rows(path: Path) -> Iterator[tuple[str, str, str, float]]:
     """(place in the file, query id, document id, score) of each line."""
-    for where, row in separated(path, "\t"):
+    if suffix_of(path) in _TEXT_SUFFIXES:
+        yield from _qrels_lines(path)
+        return
+    for where, row in located_rows(path):
         values = list(row.values())
-        if len(values) == 4:  # TREC: query, iteration, document, relevance
-            values = [values[0], values[2], values[3]]
         if len(values) != 3:
-            raise DataError(f"{where}: {len(values)} fields, expected query-id, corpus-id, score")
-        yield where, values[0], values[1], as_number(values[2], "score", where)
+            raise DataError(f"{where}: {len(values)} columns, expected query-id, corpus-id, score")
+        yield where, as_id(values[0], where), as_id(values[1], where), as_number(values[2], "score", where)
 
 
-def _queries_of(path: Path, queries: dict[str, int]) -> np.ndarray:
-    """Sorted rows of the known queries that a qrels file names, int64 `[n]`."""
-    return np.array(sorted({queries[q] for _, q, _, _ in _qrels_rows(path) if q in queries}), np.int64)
+def _qrels_lines(path: Path) -> Iterator[tuple[str, str, str, float]]:
+    """The judgements of a text file: (query, document, score) or, as TREC writes, (query, iteration, document, score).
+
+    Fields are separated by tabs, or by any white space. The first line is a header if its last field is no number.
+    """
+    with opened(path) as stream:
+        fields_before, tabs = 0, False
+        for number, raw in enumerate(stream, 1):
+            where = f"{path}, line {number}"
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
+            except UnicodeDecodeError as error:
+                raise DataError(f"{where}: not valid UTF-8 ({error.reason}); save the file as UTF-8") from None
+            if not line.strip():
+                continue
+            if not fields_before:
+                tabs = "\t" in line
+            values = line.split("\t") if tabs else line.split()
+            if len(values) not in (3, 4) or len(values) != (fields_before or len(values)):
+                expected = fields_before or "query-id, corpus-id, score"
+                raise DataError(f"{where}: {len(values)} fields, expected {expected}")
+            header = not fields_before and not _is_number(values[-1])
+            fields_before = len(values)
+            if not header:
+                yield where, values[0], values[-2], as_number(values[-1], "score", where)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _queries_of(files: list[Path], queries: dict[str, int]) -> np.ndarray:
+    """Sorted rows of the known queries that the qrels of a split name, int64 `[n]`."""
+    found = {queries[q] for path in files for _, q, _, _ in _qrels_rows(path) if q in queries}
+    return np.array(sorted(found), np.int64)
 
 
 def _read_qrels(
-    path: Path, queries: dict[str, int], documents: dict[str, int], builder: Builder, skip_unknown: bool
+    files: list[Path], queries: dict[str, int], documents: dict[str, int], builder: Builder, options: ReadOptions
 ) -> np.ndarray:
-    """Add the judgements of one qrels file; returns the sorted rows of its queries, int64 `[n]`."""
+    """Add the judgements of one split; returns the sorted rows of its queries, int64 `[n]`."""
     named = set()
-    unknown: list[str] = []
-    for where, query, document, score in _qrels_rows(path):
+    unknown = lines = 0
+    for where, query, document, grade in (row for path in files for row in _qrels_rows(path)):
+        lines += 1
         if query not in queries or document not in documents:
             what, id = ("query", query) if query not in queries else ("document", document)
-            if not skip_unknown:
+            if not options.skip_unknown:
                 raise DataError(
                     f"{where}: the {what} id {id!r} is unknown: it is not in the {'queries' if what == 'query' else 'corpus'}. "
                     f"Correct the file, or skip such lines with --skip-unknown (they are counted)"
                 )
-            unknown.append(id)
+            unknown += 1
             continue
         named.add(queries[query])
-        builder.relate(queries[query], documents[document], score)
+        score = builder.judged(grade, options.relevant_from)
+        if score is not None:
+            builder.relate(queries[query], documents[document], score)
+    if not lines:
+        raise DataError(f"{files[0]}: there is no judgement, so no query has a positive")
     if unknown:
-        builder.count("skipped_unknown_judgements", len(unknown))
+        builder.count("skipped_unknown_judgements", unknown)
     return np.array(sorted(named), np.int64)
 
 

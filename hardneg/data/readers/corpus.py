@@ -7,36 +7,57 @@ from pathlib import Path
 from hardneg.data.builder import Builder
 from hardneg.data.columns import find_column, id_of, need_column
 from hardneg.data.options import ReadOptions
-from hardneg.data.readers.pair_rows import DOCUMENT_ID_COLUMNS
-from hardneg.data.readers.rows import exists, located_rows, names
+from hardneg.data.readers.beir import beir_part, is_beir
+from hardneg.data.readers.files import located_rows, present, suffix_of
+from hardneg.data.readers.pair_rows import DOCUMENT_ID_COLUMNS, GROUP_COLUMNS
+from hardneg.data.readers.rows import Located, names
+from hardneg.data.readers.separated import separated, separated_fields
 from hardneg.errors import DataError
 
-TEXT_COLUMNS = ("text", "document", "passage", "contents", "content", "positive", "answer", "code")
+TEXT_COLUMNS = (
+    "text", "document", "document_text", "passage", "contents", "content", "body", "positive", "answer", "code",
+)  # fmt: skip
 
 
 def read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
     """Read additional documents into `builder`.
 
     Args:
-        path: a file whose rows have a text column (see `TEXT_COLUMNS`) and, optionally, an id and a title; or a BEIR
-            folder, of which corpus.jsonl is read.
+        path: a file, pattern or folder whose rows have a text column (see `TEXT_COLUMNS`) and, optionally, an id, a title
+            and a group; a TSV file of ids and texts without a header; or a BEIR folder, of which the corpus is read.
         builder: receives the documents.
-        options: `split` names the split of a saved dataset.
+        options: `split` names the split of a saved dataset, `text_column` and `group_column` name columns.
 
     Raises:
         DataError: the file does not exist, or a row has no text column.
     """
-    if not exists(path):
+    if not present(path):
         raise DataError(f"{path} does not exist: --corpus takes a file of documents")
-    if path.is_dir() and exists(path / "corpus.jsonl"):
-        path = path / "corpus.jsonl"
     column: str | None = None
-    id_column: str | None = None
-    for where, row in located_rows(path, options.split):
+    id_column = group_column = None
+    for where, row in _rows(path, options):
         if column is None:
-            column = need_column(row, None, TEXT_COLUMNS, where, "text")
+            column = need_column(row, options.text_column, TEXT_COLUMNS, where, "text")
             id_column = find_column(row, None, ("_id", "id", *DOCUMENT_ID_COLUMNS), where)
+            # A group column of the pairs may be missing here: documents then have no group.
+            given = options.group_column if options.group_column is None or options.group_column in row else ""
+            group_column = find_column(row, given, GROUP_COLUMNS, where) if builder.groups else None
+            builder.columns["corpus text"] = column
+            if group_column is not None:
+                builder.columns["corpus group"] = group_column
         if column not in row:
             raise DataError(f"{where}: there is no column {column!r}; it has: {names(row)}")
+        group = row.get(group_column) if group_column else None
         title = row.get("title") or ""
-        builder.add_document(id_of(row, id_column, where), row[column], title=title, where=where)
+        builder.add_document(id_of(row, id_column, where), row[column], title=title, group=group, where=where)
+
+
+def _rows(path: Path, options: ReadOptions) -> Located:
+    if is_beir(path):
+        return located_rows(beir_part(path, "corpus"), options.split)
+    if path.is_file() and suffix_of(path) == ".tsv" and options.text_column is None:
+        first = next(separated_fields(path, "\t", options.quoting), None)
+        usual = {name.lower() for name in (*TEXT_COLUMNS, "_id", "id", "title", *DOCUMENT_ID_COLUMNS)}
+        if first is not None and len(first[1]) == 2 and not {name.lower() for name in first[1]} & usual:
+            return separated(path, "\t", ("id", "text"), options.quoting)  # as the collection of MS MARCO
+    return located_rows(path, options.split, options.quoting)

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hardneg.data.builder import Builder
-from hardneg.data.columns import as_list, need_cells
+from hardneg.data.columns import as_id, as_list, need_cells
+from hardneg.data.labels import is_blank
+from hardneg.data.options import ReadOptions
 from hardneg.data.readers.rows import Row
+from hardneg.errors import DataError
 
 
 class FlagEmbeddingRows:
-    """Reads rows `{"query": text, "pos": [texts], "neg": [texts]}`.
+    """Reads rows `{"query": text, "pos": [texts], "neg": [texts]}`, with `id`, `pos_id` and `neg_id` if they are there.
 
-    The texts of `neg` become documents of the corpus. They are not taken as judged negatives of the query.
+    The texts of `neg` become documents of the corpus, and are judged negatives of the query if `options.negatives` says so.
     """
 
-    def __init__(self, builder: Builder) -> None:
-        self.builder = builder
+    name = "flagembedding"
+
+    def __init__(self, builder: Builder, options: ReadOptions) -> None:
+        self.builder, self.judged = builder, options.negatives == "judged"
+
+    @staticmethod
+    def fits(row: Row) -> bool:
+        return isinstance(row.get("pos"), list) and "query" in row
 
     def __call__(self, where: str, row: Row) -> None:
         need_cells(row, ("query", "pos"), where)
-        query = self.builder.add_query(None, row["query"], where=where)
-        for text in as_list(row["pos"], "pos", where):
-            self.builder.relate(query, self.builder.add_document(None, text, where=where), 1)
-        for text in as_list(row.get("neg") or [], "neg", where):
-            self.builder.add_document(None, text, where=where)
+        id = as_id(row["id"], where) if row.get("id") is not None else None
+        query = self.builder.add_query(id, row["query"], where=where)
+        for document in self._documents(row, "pos", where):
+            self.builder.relate(query, document, 1)
+        for document in self._documents(row, "neg", where):
+            if self.judged:
+                self.builder.relate(query, document, 0)
+
+    def _documents(self, row: Row, side: str, where: str) -> list[int]:
+        texts, ids = as_list(row.get(side) or [], side, where), row.get(f"{side}_id")
+        names: list[Any] = [None] * len(texts) if ids is None else as_list(ids, f"{side}_id", where)
+        if len(names) != len(texts):
+            raise DataError(f"{where}: {len(texts)} texts in {side!r}, but {len(names)} ids in {side}_id")
+        found = []
+        for text, name in zip(texts, names, strict=True):
+            if is_blank(text):
+                self.builder.count(f"blank_{'positives' if side == 'pos' else 'negatives'}")
+            else:
+                found.append(self.builder.add_document(None if name is None else as_id(name, where), text, where=where))
+        return found

@@ -3,48 +3,70 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from hardneg.data.builder import Builder
-from hardneg.data.columns import as_id, as_number, find_column, id_of, is_binary, need_column
+from hardneg.data.columns import as_id, as_number, find_column, id_of, need_column
+from hardneg.data.labels import as_judgement, is_blank, meaning_of
 from hardneg.data.options import ReadOptions
 from hardneg.data.readers.rows import Row, names
 from hardneg.errors import DataError
 
-QUERY_COLUMNS = ("query", "anchor", "question", "sentence1", "sentence_A", "prompt", "query_text")
+QUERY_COLUMNS = (
+    "query", "anchor", "question", "sentence1", "sentence_A", "premise", "question1", "prompt", "query_text", "claim",
+)  # fmt: skip
 
 POSITIVE_COLUMNS = (
     "positive", "positives", "answer", "answers", "document", "text", "passage", "context", "code",
-    "sentence2", "sentence_B", "pos",
+    "sentence2", "sentence_B", "hypothesis", "question2", "pos",
 )  # fmt: skip
 
 QUERY_ID_COLUMNS = ("query_id", "query-id", "qid", "_id", "id")
 
 DOCUMENT_ID_COLUMNS = ("document_id", "doc_id", "docid", "positive_id", "corpus_id", "corpus-id", "pid")
 
-GROUP_COLUMNS = ("group", "label")
+GROUP_COLUMNS = ("group", "label", "class")
 
-RELEVANCE_COLUMNS = ("relevant", "relevance")
+RELEVANCE_COLUMNS = ("relevant", "relevance", "is_duplicate")
 
-_NEGATIVE_COLUMN = re.compile(r"negatives?(_\d+)?|neg")
+# Columns that grade a pair: what counts as a positive is not told by their names.
+GRADE_COLUMNS = ("score", "similarity", "similarity_score", "sim", "rating", "stars", "gold_score")
+
+# Columns of two texts that play equal parts, so that one is not a positive of the other by its name alone.
+_SENTENCES = ("sentence1", "sentence_a", "premise", "question1")
+
+_NEGATIVE_COLUMN = re.compile(r"(hard[_ -]?)?neg(atives?)?[_ -]?\d*", re.IGNORECASE)
 
 
 class PairRows:
     """Reads rows with a query and one or more positives.
 
     A row may also have ids, a group, a relevance judgement, and negatives. Texts in negative columns become documents
-    of the corpus. They are not taken as judged negatives of the query.
+    of the corpus, and are judged negatives of the query if `options.negatives` says so.
 
     Args:
         builder: receives the queries, documents and judgements.
         options: names of the columns. Those that are None are guessed from the usual names.
         first: place and content of the first row. The columns found in it are read from all rows.
+        column: gives all values of a column: what a label means is told by all of them.
+        name: name of the source.
 
     Raises:
-        DataError: the first row has no column of queries or of positives.
+        DataError: the first row has no column of queries or of positives, or a label may mean several things.
     """
 
-    def __init__(self, builder: Builder, options: ReadOptions, first: tuple[str, Row]) -> None:
-        self.builder = builder
+    name = "pairs"
+
+    def __init__(
+        self,
+        builder: Builder,
+        options: ReadOptions,
+        first: tuple[str, Row],
+        column: Callable[[str], Iterable[Any]],
+        name: str,
+    ) -> None:
+        self.builder, self.options = builder, options
         where, row = first
         self.query = need_column(row, options.query_column, QUERY_COLUMNS, where, "query")
         free = {name: value for name, value in row.items() if name != self.query}
@@ -53,15 +75,36 @@ class PairRows:
         self.document_id = find_column(row, options.document_id_column, DOCUMENT_ID_COLUMNS, where)
         self.relevance = find_column(row, options.relevance_column, RELEVANCE_COLUMNS, where)
         self.group = find_column(row, options.group_column, GROUP_COLUMNS, where)
-        if (
-            self.group == "label"
-            and options.group_column is None
-            and self.relevance is None
-            and is_binary(row["label"])
-        ):
-            # A label of 0 or 1 is the judgement of a labelled pair. Any other label is a class.
-            self.group, self.relevance = None, "label"
+        self._read_label(row, where, column, name)
         self.negatives = [name for name in row if _NEGATIVE_COLUMN.fullmatch(name)]
+        roles = ("query", "positive", "id", "document_id", "relevance", "group")
+        builder.columns |= {role: found for role in roles if (found := getattr(self, role)) is not None}
+        if self.negatives:
+            builder.columns["negatives"] = ", ".join(self.negatives)
+
+    def _read_label(self, row: Row, where: str, column: Callable[[str], Iterable[Any]], name: str) -> None:
+        """Find out what a label or a grade means that the user has not spoken of."""
+        sentences = self.query.lower() in _SENTENCES
+        if self.relevance is None and self.group is not None and self.options.group_column is None:
+            meaning = meaning_of(column(self.group), self.group, name, sentences)
+            if meaning == "judgement" and self.group.lower() != "group":
+                self.group, self.relevance = None, self.group
+            elif meaning == "nothing":
+                self.group = None
+        if (
+            self.relevance is not None
+            or self.options.relevance_column is not None
+            or self.options.group_column is not None
+        ):
+            return
+        grade = find_column(row, None, GRADE_COLUMNS, where)
+        named = self.positive.lower().startswith("pos") or self.group is not None
+        if grade is None or named or len({str(value) for value in column(grade)}) < 2:
+            return
+        raise DataError(
+            f"{name}: the column {grade!r} grades the pairs, so not all of them are positives: give --relevance-column "
+            f"{grade} --relevant-from X (pairs from X on are positives), or --relevance-column '' (all are)"
+        )
 
     def __call__(self, where: str, row: Row) -> None:
         try:
@@ -75,14 +118,31 @@ class PairRows:
         ids = ids if isinstance(ids, list) else [ids]
         if self.document_id and len(ids) != len(texts):
             raise DataError(f"{where}: {len(texts)} positives, but {len(ids)} ids in {self.document_id!r}")
-        score = 1.0 if self.relevance is None else as_number(row.get(self.relevance), self.relevance, where)
+        score = self._score(row, where)
         for i, positive in enumerate(texts):
-            if positive is None and self.relevance is None:
+            if is_blank(positive):
+                self.builder.count("blank_positives")
                 continue  # the query is kept, without a positive
             id = as_id(ids[i], where) if self.document_id else None
-            self.builder.relate(query, self.builder.add_document(id, positive, group=group, where=where), score)
+            document = self.builder.add_document(id, positive, group=group, where=where)
+            if score is not None:
+                self.builder.relate(query, document, score)
         for name in self.negatives:
-            negatives = row.get(name)
-            for negative in negatives if isinstance(negatives, list) else [negatives]:
-                if negative is not None:
-                    self.builder.add_document(None, negative, where=where)
+            self._add_negatives(query, row.get(name), where)
+
+    def _score(self, row: Row, where: str) -> float | None:
+        """The judgement of a row; None if it says nothing."""
+        if not self.relevance:
+            return 1.0
+        value = row.get(self.relevance)
+        grade = as_judgement(value)
+        if grade is None:
+            grade = as_number(value, self.relevance, where)
+        return self.builder.judged(as_number(grade, self.relevance, where), self.options.relevant_from)
+
+    def _add_negatives(self, query: int, negatives: Any, where: str) -> None:
+        for negative in negatives if isinstance(negatives, list) else [negatives]:
+            if not is_blank(negative):
+                document = self.builder.add_document(None, negative, where=where)
+                if self.options.negatives == "judged":
+                    self.builder.relate(query, document, 0)

@@ -1,4 +1,4 @@
-"""Reads Tevatron files, in which each row has a query and lists of positive and negative passages."""
+"""Reads Tevatron files: rows with a query and lists of passages, or, in its newer layout, with ids of documents of a corpus."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_list, need_cells
+from hardneg.data.options import ReadOptions
 from hardneg.data.readers.rows import Row
 from hardneg.errors import DataError
 
@@ -13,12 +14,18 @@ from hardneg.errors import DataError
 class TevatronRows:
     """Reads rows `{"query_id", "query", "positive_passages": [...], "negative_passages": [...]}`.
 
-    A passage is `{"docid", "title", "text"}`. Negative passages become documents of the corpus. They are not
-    taken as judged negatives of the query.
+    A passage is `{"docid", "title", "text"}`. Negative passages become documents of the corpus, and are judged negatives
+    of the query if `options.negatives` says so.
     """
 
-    def __init__(self, builder: Builder) -> None:
-        self.builder = builder
+    name = "tevatron"
+
+    def __init__(self, builder: Builder, options: ReadOptions) -> None:
+        self.builder, self.judged = builder, options.negatives == "judged"
+
+    @staticmethod
+    def fits(row: Row) -> bool:
+        return "positive_passages" in row
 
     def __call__(self, where: str, row: Row) -> None:
         need_cells(row, ("query_id", "query", "positive_passages"), where)
@@ -26,7 +33,9 @@ class TevatronRows:
         for passage in as_list(row["positive_passages"], "positive_passages", where):
             self.builder.relate(query, self._passage(passage, where), 1)
         for passage in as_list(row.get("negative_passages") or [], "negative_passages", where):
-            self._passage(passage, where)
+            document = self._passage(passage, where)
+            if self.judged:
+                self.builder.relate(query, document, 0)
 
     def _passage(self, passage: Any, where: str) -> int:
         if not isinstance(passage, dict):
@@ -36,3 +45,38 @@ class TevatronRows:
         need_cells(passage, ("docid", "text"), where)
         title = passage.get("title") or ""
         return self.builder.add_document(as_id(passage["docid"], where), passage["text"], title=title, where=where)
+
+
+class TevatronIds:
+    """Reads rows `{"query_id", "query_text", "positive_document_ids": [...], "negative_document_ids": [...]}`.
+
+    The ids name documents of `options.corpus`.
+    """
+
+    name = "tevatron"
+
+    def __init__(self, builder: Builder, options: ReadOptions) -> None:
+        self.builder, self.judged = builder, options.negatives == "judged"
+        if not options.corpora:
+            raise DataError(
+                "the rows name their documents by id (positive_document_ids): give the file of the documents with --corpus"
+            )
+        self.named: list[tuple[str, int, str, float]] = []
+
+    @staticmethod
+    def fits(row: Row) -> bool:
+        return "positive_document_ids" in row
+
+    def __call__(self, where: str, row: Row) -> None:
+        need_cells(row, ("query_id", "positive_document_ids"), where)
+        text = row["query_text"] if "query_text" in row else row.get("query")
+        query = self.builder.add_query(as_id(row["query_id"], where), text, where=where)
+        for name, grade in (("positive_document_ids", 1.0), ("negative_document_ids", 0.0)):
+            if grade or self.judged:
+                ids = as_list(row.get(name) or [], name, where)
+                self.named += [(where, query, as_id(id, where), grade) for id in ids]
+
+    def finish(self) -> None:
+        """Relate the queries to the documents, once the corpus has been read."""
+        for where, query, id, grade in self.named:
+            self.builder.relate(query, self.builder.document_of(id, where), grade)

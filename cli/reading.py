@@ -1,0 +1,82 @@
+"""The options that say how SOURCE is read, for all commands that read a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from hardneg.data.options import ReadOptions
+
+Command = Callable[..., Any]
+
+_READING = (
+    click.option(
+        "--format", "format_", default="auto", show_default=True, metavar="NAME",
+        help="Layout of SOURCE: beir · pairs (by columns) · flagembedding · tevatron · dpr · squad · msmarco · chat · auto "
+        "(tell it from the source).",
+    ),
+    click.option(
+        "--query-column", metavar="NAME",
+        help="Column of the queries. The usual names are recognized, for this and the next five columns.",
+    ),
+    click.option(
+        "--positive-column", metavar="NAME", help="Column of the relevant text, or of a list of relevant texts."
+    ),
+    click.option("--id-column", metavar="NAME", help="Column of the ids of the queries."),
+    click.option("--document-id-column", metavar="NAME", help="Column of the ids of the relevant texts."),
+    click.option(
+        "--group-column", metavar="NAME",
+        help="Column of a label. With the filter 'group', texts with the label of the query are not its negatives.",
+    ),
+    click.option("--relevance-column", metavar="NAME", help="Column of judgements: numbers, or words such as true."),
+    click.option(
+        "--relevant-from", type=float, metavar="X",
+        help="Lowest grade of a positive. Lower grades above 0 say nothing; 0 and below mean judged not relevant.  "
+        "[default: every grade above 0]",
+    ),
+    click.option(
+        "--corpus", multiple=True, metavar="F", type=click.Path(path_type=Path),
+        help="File, folder or pattern with additional documents. Repeat the option for several.",
+    ),
+    click.option("--text-column", metavar="NAME", help="Column of the texts in --corpus."),
+    click.option(
+        "--own-negatives", "own_negatives", type=click.Choice(["corpus", "judged"]), default="corpus", show_default=True,
+        help="What the negatives in SOURCE are: documents like others, or judged not relevant to the query of their row.",
+    ),
+    click.option(
+        "--quoting", type=click.Choice(["auto", "quotes", "none"]), default="auto", show_default=True,
+        help="How TSV files are written: with quotes around fields, or with quotes as characters.",
+    ),
+    click.option(
+        "--skip-unknown", is_flag=True,
+        help="Skip judgements with unknown ids in a BEIR folder and report their number, instead of stopping.",
+    ),
+)  # fmt: skip
+
+
+def reading(command: Command) -> Command:
+    """Add the options that say how SOURCE is read. `--split` is the command's own, as its default differs."""
+    for option in reversed(_READING):
+        command = option(command)
+    return command
+
+
+def read_options(given: dict[str, Any], split: str) -> ReadOptions:
+    """The options for reading, from the options of a command."""
+    from hardneg.data.options import ReadOptions
+
+    names = (
+        "query_column", "positive_column", "id_column", "document_id_column", "group_column", "relevance_column",
+        "relevant_from", "text_column", "quoting", "skip_unknown",
+    )  # fmt: skip
+    return ReadOptions(
+        format=given["format_"],
+        split=split,
+        corpus=given["corpus"] or None,
+        negatives=given["own_negatives"],
+        **{name: given[name] for name in names},
+    )

@@ -1,0 +1,110 @@
+"""Finds out what a path is and reads its rows: one file, all files that a pattern names, or a folder of shards."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from hardneg.data.readers.json_rows import json_file
+from hardneg.data.readers.rows import COMPRESSED, Located, exists, names
+from hardneg.data.readers.separated import Quoting, separated
+from hardneg.data.readers.tables import parquet_rows, saved_dataset
+from hardneg.errors import DataError
+
+_JSON = (".jsonl", ".ndjson", ".json")
+_TABLES = (".parquet", ".pq")
+_SEPARATED = {".csv": ",", ".tsv": "\t"}
+SUFFIXES = (*_JSON, *_SEPARATED, *_TABLES)
+
+
+def located_rows(path: Path, split: str = "train", quoting: Quoting = "auto") -> Located:
+    """The rows of a file, a pattern of files, or a folder, each with its place.
+
+    Args:
+        path: a .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .pq file, compressed or not (.gz, .zst, .bz2, .xz); a
+            pattern such as `shards/*.parquet`; a folder of such files, or of a saved Hugging Face dataset.
+        split: split of a saved dataset that has several, or of a folder whose files are named by splits.
+        quoting: how a TSV file is written; see `separated`.
+
+    Raises:
+        DataError: the kind of file is unknown or, while iterating, a row cannot be read.
+    """
+    files = source_files(path, split)
+    if files is None:
+        yield from saved_dataset(path, split)
+        return
+    for file in files:
+        yield from _reader(file, quoting)(file)
+
+
+def present(path: Path) -> bool:
+    """Whether there is something at a path, or some file that fits a pattern."""
+    return exists(path) or (glob.has_magic(str(path)) and bool(glob.glob(str(path), recursive=True)))
+
+
+def source_files(path: Path, split: str = "train") -> list[Path] | None:
+    """The files that a path stands for; None for the folder of a saved dataset."""
+    if not exists(path) and glob.has_magic(str(path)):
+        found = sorted(map(Path, glob.glob(str(path), recursive=True)))
+        files = [each for each in found if not each.is_dir()]
+        if not files:
+            raise DataError(f"{path}: no file fits this pattern")
+        return files
+    if not path.is_dir():
+        return [path]
+    if exists(path / "state.json") or exists(path / "dataset_dict.json"):
+        return None
+    return _shards(path, split)
+
+
+def suffix_of(path: Path) -> str:
+    """The suffix that tells the format of a file, without that of its compression."""
+    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
+    return inner.suffix.lower()
+
+
+def _shards(folder: Path, split: str) -> list[Path]:
+    """The shards of a folder: those named after the split, as the Hub names them, or all if no name has one."""
+    files = sorted(p for p in folder.iterdir() if suffix_of(p) in SUFFIXES and not p.name.startswith("."))
+    if not files and exists(folder / "data"):
+        files = sorted(p for p in (folder / "data").iterdir() if suffix_of(p) in SUFFIXES)
+    if not files:
+        raise DataError(
+            f"{folder}: this folder is no dataset; expected corpus.jsonl (BEIR), state.json (a saved Hugging Face "
+            f"dataset), or {names(SUFFIXES)} files"
+        )
+    kinds = sorted({suffix_of(p) for p in files})
+    if len(kinds) > 1:
+        raise DataError(
+            f"{folder}: holds files of several kinds ({names(kinds)}): name those to read, as in '{folder}/*{kinds[0]}'"
+        )
+    splits = sorted({found for p in files if (found := _split_of(p)) is not None})
+    if not splits:
+        return files
+    if split not in splits:
+        raise DataError(f"{folder}: there is no split {split!r}; it has: {names(splits)}. Choose one with --split")
+    return [p for p in files if _split_of(p) == split]
+
+
+def _split_of(path: Path) -> str | None:
+    """The split in the name of a shard, such as `train-00000-of-00004.parquet`; None if it names none."""
+    stem = path.name.partition(".")[0]
+    head = stem.split("-")[0]
+    return head if head in ("train", "test", "dev", "validation", "valid", "eval") else None
+
+
+def _reader(path: Path, quoting: Quoting) -> Callable[[Path], Located]:
+    suffix = suffix_of(path)
+    if suffix in _JSON:
+        return json_file
+    if suffix in _SEPARATED:
+        return partial(separated, delimiter=_SEPARATED[suffix], quoting=quoting)
+    if suffix in _TABLES and path.suffix.lower() not in COMPRESSED:
+        return parquet_rows
+    if path.suffix.lower() == ".zip":
+        raise DataError(f"{path} is an archive of several files: unpack it first")
+    raise DataError(
+        f"{path}: cannot tell what this is from its name; expected a .jsonl, .csv, .tsv or .parquet file, or a folder"
+    )

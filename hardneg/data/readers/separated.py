@@ -1,0 +1,130 @@
+"""Rows of CSV and TSV files. The first line names the columns, unless the file is known to have none.
+
+CSV is read with quotes (RFC 4180). For TSV there are two customs: datasets of retrieval are written without quotes, pandas
+and spreadsheets write with quotes. The whole file decides, and a file that both customs read without an error, but into
+another number of rows, is refused.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+from hardneg.data.readers.rows import Located, names, opened
+from hardneg.errors import DataError
+
+Quoting = Literal["auto", "quotes", "none"]
+QUOTINGS: tuple[Quoting, ...] = ("auto", "quotes", "none")
+
+
+def separated(path: Path, delimiter: str, header: Sequence[str] | None = None, quoting: Quoting = "auto") -> Located:
+    """The rows of a CSV or TSV file.
+
+    Args:
+        path: the file.
+        delimiter: what separates the fields.
+        header: the names of the columns, for a file whose first line is a row already; None: the first line names them.
+        quoting: `quotes`: a field in double quotes may hold delimiters and line breaks; `none`: a quote is a character
+            like any other; `auto`: see above.
+
+    Raises:
+        DataError: a row has more or fewer fields than the header, two columns have the same name, a quote is never
+            closed, or the file is not UTF-8. The message names the line.
+    """
+    columns = header
+    for where, fields in separated_fields(path, delimiter, quoting):
+        if columns is None:
+            columns = _checked_header(fields, where)
+            continue
+        if len(fields) != len(columns):
+            raise DataError(f"{where}: {len(fields)} fields, but the header names {len(columns)}: {names(columns)}")
+        yield where, dict(zip(columns, fields, strict=True))
+
+
+def separated_fields(path: Path, delimiter: str, quoting: Quoting = "auto") -> Iterator[tuple[str, list[str]]]:
+    """(place, fields) of each line that is not empty, the header included."""
+    if delimiter == "," and quoting == "auto":
+        quoting = "quotes"
+    if quoting == "auto":
+        quoting = _custom(path, delimiter)
+    for number, fields in _parsed(path, delimiter, quoting == "quotes", once=delimiter == ","):
+        yield f"{path}, line {number}", fields
+
+
+def _checked_header(fields: list[str], where: str) -> list[str]:
+    twice = [name for name, count in Counter(fields).items() if count > 1 and name]
+    if twice:
+        places = [str(i) for i, name in enumerate(fields, 1) if name == twice[0]]
+        raise DataError(f"{where}: the columns {' and '.join(places)} are both called {twice[0]!r}: rename one of them")
+    return fields
+
+
+def _parsed(path: Path, delimiter: str, quotes: bool, once: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """(number of the last line, fields) of each row."""
+    csv.field_size_limit(1 << 27)
+    with opened(path, once=once) as stream:
+        # Only \\n and \\r\\n end a line where quotes are characters: texts hold lone carriage returns.
+        newline = "" if quotes else "\n"
+        text = io.TextIOWrapper(stream, "utf-8-sig", newline=newline)
+        lines: Iterator[str] = iter(text) if quotes else (line.removesuffix("\n").removesuffix("\r") for line in text)
+        number = 0
+        try:
+            if not quotes:
+                for number, line in enumerate(lines, 1):
+                    if line:
+                        yield number, line.split(delimiter)
+                return
+            reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL, strict=True)
+            for fields in reader:
+                number = reader.line_num
+                if fields:
+                    yield number, fields
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{path}, after line {number}: not valid UTF-8 ({error.reason}); save the file as UTF-8"
+            ) from None
+        except csv.Error as error:
+            raise DataError(f"{path}, line {number + 1} or after: {error}{_QUOTING_HINT}") from None
+
+
+_QUOTING_HINT = ". If quotes are characters of the texts, give --quoting none"
+
+
+def _custom(path: Path, delimiter: str) -> Quoting:
+    """Whether a file is written with quotes, told by all of it."""
+    rows = Counter[int]()
+    starts = closed = count = 0
+    first_open = 0
+    for number, fields in _parsed(path, delimiter, False):
+        rows[len(fields)] += 1
+        count += 1
+        for field in fields:
+            if field.startswith('"'):
+                starts += 1
+                whole = len(field) > 1 and field.endswith('"') and '"' not in field[1:-1].replace('""', "")
+                closed += whole
+                if not whole and not first_open:
+                    first_open = number
+    if not starts:
+        return "none"
+    even = len(rows) == 1
+    try:
+        widths = Counter(len(fields) for _, fields in _parsed(path, delimiter, True))
+        readable = len(widths) == 1
+    except DataError:
+        readable, widths = False, Counter()
+    if even and not readable:
+        return "none"
+    if readable and not even:
+        return "quotes"
+    if not readable or (widths.total() != count and widths.keys() == rows.keys()):
+        raise DataError(
+            f"{path}, line {first_open or 1}: it cannot be told whether quotes enclose the fields of this file "
+            f"({widths.total():,} rows) or are characters of the texts ({count:,} rows): say so with --quoting quotes "
+            f"or --quoting none"
+        )
+    return "quotes" if closed == starts else "none"

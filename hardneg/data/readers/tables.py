@@ -1,0 +1,80 @@
+"""Rows of Parquet files and of saved Hugging Face datasets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from hardneg.data.readers.rows import Located, exists, names, opened
+from hardneg.data.texts import shown
+from hardneg.errors import DataError
+from hardneg.storage.arrow import ArrowFile, brief, check_regular, reading
+
+_ROWS = 4096  # that are Python objects at once
+_LARGEST_STATE = 1 << 26  # bytes of a state.json
+
+
+def parquet_rows(path: Path) -> Located:
+    """The rows of a Parquet file."""
+    check_regular(path, DataError)
+    remedy = ": it is damaged, or was not completely written"
+    with reading(path, "Parquet file", DataError, remedy):
+        file = pq.ParquetFile(path)
+        batches = file.iter_batches(batch_size=_ROWS, use_threads=False)
+    number = 0
+    with file:
+        while True:
+            with reading(path, "Parquet file", DataError, remedy):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                batch.validate(full=True)
+            yield from _rows_of(batch, path, number)
+            number += batch.num_rows
+
+
+def _rows_of(batch: pa.RecordBatch, path: Path, before: int) -> Located:
+    """The rows of a batch, which starts after `before` rows of the file."""
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            columns.append(column.to_pylist())
+        except (pa.ArrowException, ValueError, TypeError, ArithmeticError, LookupError, RecursionError) as error:
+            # Python has no value for some that Arrow has, such as a date after the year 9999.
+            raise DataError(
+                f"{path}, rows {before + 1} to {before + batch.num_rows}: the column {shown(name)} of type {column.type} "
+                f"cannot be read ({brief(error)}): remove it, or convert it to text"
+            ) from None
+    for i, values in enumerate(zip(*columns, strict=True), before + 1):
+        yield f"{path}, row {i}", dict(zip(batch.schema.names, values, strict=True))
+
+
+def saved_dataset(path: Path, split: str) -> Located:
+    """The rows of a dataset that `datasets.Dataset.save_to_disk` wrote: Arrow streams that state.json lists."""
+    if exists(path / "dataset_dict.json"):
+        splits = sorted(p.parent.name for p in path.glob("*/state.json"))
+        if split not in splits:
+            raise DataError(f"{path}: there is no split {split!r}; it has: {names(splits)}. Choose one with --split")
+        path = path / split
+    state = path / "state.json"
+    if not exists(state):
+        raise DataError(
+            f"{path}: this folder is no dataset; expected corpus.jsonl (BEIR) or state.json (a saved Hugging Face dataset)"
+        )
+    try:
+        with opened(state) as f:
+            files = [item["filename"] for item in json.loads(f.read(_LARGEST_STATE))["_data_files"]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{state}: not a dataset state ({brief(error)})") from None
+    number = 0
+    for name in files:
+        if not isinstance(name, str) or Path(name).name != name or "\0" in name:
+            raise DataError(f"{state}: names the file {shown(name)}, which is outside the folder")
+        for batch in ArrowFile(path / name, DataError, stream=True):
+            for start in range(0, batch.num_rows, _ROWS):
+                piece = batch.slice(start, _ROWS)
+                yield from _rows_of(piece, path / name, number)
+                number += piece.num_rows
