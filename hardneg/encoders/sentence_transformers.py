@@ -76,13 +76,13 @@ class SentenceTransformersEncoder(nn.Module):
         return np.asarray(vectors, np.float32)
 
     def fingerprint(self) -> str:
-        """A hash of all weights and buffers, of the names and types of the modules, and of the maximum sequence length.
+        """A hash of all that the vectors depend on: weights, modules and their settings, tokenizer and default prompt.
 
-        The name of the model is not part of it.
+        So a model with other pooling or another tokenizer is another one, whatever its weights. The name of the model is
+        not part of it.
         """
-        digest = hashlib.sha256(b"sentence-transformers-1")
-        modules = [(name, type(module).__name__) for name, module in self.model.named_children()]
-        digest.update(json.dumps([modules, self.model.max_seq_length], default=str).encode())
+        digest = hashlib.sha256(b"sentence-transformers-2")
+        digest.update(json.dumps(_settings(self.model), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             data = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
@@ -99,6 +99,57 @@ class SentenceTransformersEncoder(nn.Module):
         """
         with replaced_folder(folder) as new:
             self.model.save_pretrained(str(new))
+
+
+# Entries of configurations that say where a model comes from, or how it is run, and change no vector.
+_VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation_autoset")
+
+
+def _settings(model: Any) -> dict[str, Any]:
+    """Everything but the weights that the vectors of a sentence-transformers model depend on."""
+    modules = []
+    for name, module in model.named_children():
+        own = getattr(module, "get_config_dict", None)
+        inner = getattr(getattr(module, "auto_model", None), "config", None)
+        modules.append(
+            {
+                "name": name,
+                "type": type(module).__qualname__,
+                "settings": _stable(own() if callable(own) else {}),
+                "config": _stable(inner.to_dict() if inner is not None else {}),
+                "tokenizer": _tokenizer(getattr(module, "tokenizer", None)),
+            }
+        )
+    prompts, default = getattr(model, "prompts", None) or {}, getattr(model, "default_prompt_name", None)
+    return {
+        "modules": modules,
+        "max_seq_length": getattr(model, "max_seq_length", None),
+        "truncate_dim": getattr(model, "truncate_dim", None),
+        "prompts": prompts,
+        "default_prompt": default,
+    }
+
+
+def _stable(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _VOLATILE}
+
+
+def _tokenizer(tokenizer: Any) -> Any:
+    """What a tokenizer does: a fast one describes itself, of another one the vocabulary and the special tokens are taken."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        described = json.loads(backend.to_str())
+        # Every call sets these two anew; `max_seq_length` stands for them.
+        described = {name: value for name, value in described.items() if name not in ("truncation", "padding")}
+    else:
+        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
+        described = {"type": type(tokenizer).__qualname__, "vocabulary": vocabulary}
+    text = json.dumps(described, sort_keys=True, default=str)
+    special = getattr(tokenizer, "special_tokens_map", {})
+    sides = [getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "do_lower_case")]
+    return [hashlib.sha256(text.encode()).hexdigest(), {str(k): str(v) for k, v in special.items()}, sides]
 
 
 def from_spec(name: str, options: EncoderOptions) -> SentenceTransformersEncoder:
