@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hardneg import renamed
+from hardneg.errors import RunError
 
 from .main import print_json
 from .show import print_posterior, progress_bars
@@ -117,6 +118,10 @@ def calibrate(
             **given,
         )
     path = Path(run) / "posterior.json" if out is None else out
+    if out is None and path.is_symlink():
+        raise RunError(
+            f"{path} is a symbolic link, and hardneg writes inside its own folder only: name the file with --out"
+        )
     learned.save(path)
     if as_json:
         print_json(learned.to_json())

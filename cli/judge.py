@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import click
 
 from .main import print_json
-from .plain import plain
+from .plain import plain, quoted
 from .show import progress_bars
 
 
@@ -77,6 +76,8 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
 
     if given["judged"] and given["cross_encoder"]:
         raise UsageError("--judged and --cross-encoder exclude each other")
+    if str(out) == "-":
+        out = Path("/dev/stdout")
     if out.exists() and not is_special(out) and not overwrite:
         raise DataError(f"{out} exists: it may hold judgements. Choose another --out, or replace it with --overwrite")
     with progress_bars() as progress:
@@ -87,8 +88,12 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
     if as_json:
         print_json(value)
         return
+    to_stream = is_special(out)
     click.echo(
-        f"wrote {value['pairs']:,} pairs to {plain(out)}, {value['held_out']:,} of them held out for the guarantee"
+        f"wrote {value['pairs']:,} pairs to {plain(out)}, {value['held_out']:,} of them held out for the guarantee",
+        err=to_stream,
     )
+    if to_stream:
+        return
     todo = "" if given["cross_encoder"] else "write 1 (relevant) or 0 into the column 'relevant', then: "
-    click.echo(f"next: {todo}hardneg calibrate {plain(quote(run))} {plain(quote(str(out)))} --alpha {given['alpha']:g}")
+    click.echo(f"next: {todo}hardneg calibrate {quoted(run)} {quoted(out)} --alpha {given['alpha']:g}")

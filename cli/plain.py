@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from shlex import quote
 from typing import Any
 
 # Control characters, marks and overrides of the writing direction, separators of lines, and halves of characters.
@@ -19,6 +20,24 @@ def plain(text: object) -> str:
     a\\x1b[31m\\nb
     """
     return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def quoted(text: object) -> str:
+    """A word for a shell, which can be pasted as it is printed.
+
+    >>> quoted("my run"), quoted("a\\nb")
+    ("'my run'", "$'a\\\\x0ab'")
+    """
+    word = str(text)
+    if not _STEERING.search(word):
+        return quote(word)
+    inner = word.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + _STEERING.sub(_escaped_for_shell, inner) + "'"
+
+
+def _escaped_for_shell(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"
 
 
 def json_text(value: Any) -> str:

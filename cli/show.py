@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from shlex import quote
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -16,14 +15,17 @@ from rich.text import Text
 
 from hardneg.diagnostics.labels import comparison_rows, number_rows
 
-from .plain import plain
+from .plain import plain, quoted
 
 Advance = Callable[[int], None]
 
 
 def _console(stderr: bool = False) -> Console:
     """A console that shows texts as they are: no markup such as [red], no :smile:, and nothing highlighted."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160  # a file or a pipe has no width, and nothing is to be cut
+    return console
 
 
 def _print(console: Console, *parts: str | tuple[str, str]) -> None:
@@ -175,7 +177,7 @@ def print_summary(value: dict[str, Any]) -> None:
     verdicts.add_column(justify="right")
     for name, number in value["verdicts"].items():
         _row(verdicts, name, f"{number:,}", f"{100 * number / max(1, value['candidates']):.1f} %")
-    scores = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    scores = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")  # fits 80 columns
     scores.add_column("", no_wrap=True)
     names = ("mean", "min", "p5", "p25", "median", "p75", "p95", "max")
     for name in names:
@@ -186,7 +188,7 @@ def print_summary(value: dict[str, Any]) -> None:
     for title, table in ((f"mined {value['run']}", counts), ("verdicts", verdicts), ("scores", scores)):
         _show(console, title, table)
     _print(console, "seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in value["seconds"].items()))
-    _print(console, f"next: hardneg export {quote(value['run'])} --format triplet --out triplets.jsonl")
+    _print(console, f"next: hardneg export {quoted(value['run'])} --format triplet --out triplets.jsonl")
 
 
 def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
@@ -225,11 +227,11 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
         _print(
             console,
             f"With this threshold, the model expects {report['expected']:.1%} false negatives{more}. This is an "
-            f"estimate, not a guarantee. For a guarantee, judge some candidates: hardneg judge {quote(run)} --out F.csv",
+            f"estimate, not a guarantee. For a guarantee, judge some candidates: hardneg judge {quoted(run)} --out F.csv",
         )
     if "assumption" in report:
         _print(console, f"Assumption: {report['assumption']}.")
-    _print(console, f"next: hardneg select {quote(run)} --add-filter {quote(f'posterior:{path}')}")
+    _print(console, f"next: hardneg select {quoted(run)} --add-filter {quoted(f'posterior:{path}')}")
 
 
 def print_evaluation(value: dict[str, Any], source: str) -> None:
@@ -307,7 +309,7 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
     which = "best" if value["best"] is not None else "last"
     _print(console, f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl")
     if kind is not None:
-        _print(console, f"next: hardneg mine {quote(source)} --encoder {quote(f'{kind}:{out}/{which}')} --out run")
+        _print(console, f"next: hardneg mine {quoted(source)} --encoder {quoted(f'{kind}:{out}/{which}')} --out run")
 
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hardneg"
 # A package imports only from packages before it in this list.
 ROOMS = (
-    "errors", "hashing", "lazy", "memory", "progress", "renamed", "registry", "storage", "data", "encoders", "index",
+    "errors", "ambient", "hashing", "lazy", "memory", "progress", "renamed", "registry", "storage", "data", "encoders", "index",
     "losses", "mining", "false_negatives", "refresh", "bank", "evaluation", "exports", "demo_data", "diagnostics", "training",
 )  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg import renamed
+from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose
 from hardneg.diagnostics.estimates import Estimate, sampled
@@ -22,9 +23,10 @@ from hardneg.diagnostics.measures.search import moved
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import UsageError
 from hardneg.mining.run import PART_ROWS, Run
+from hardneg.mining.run_tables import positions, read_candidates
 from hardneg.progress import Progress, silent
 from hardneg.refresh.staleness import SAMPLE, Staleness
-from hardneg.storage.arrow import read_parquet, values_of
+from hardneg.storage.arrow import values_of
 
 ABSENT = "not a candidate"
 
@@ -68,6 +70,7 @@ class Comparison:
         }
 
 
+@own_settings()
 def compare(
     first: Run | str | Path, second: Run | str | Path, *, temperature: float = 0.05,
     thresholds: Thresholds | None = None, seed: int = 0, progress: Progress = silent,
@@ -161,9 +164,9 @@ def _verdicts(path: Any, query_ids: pa.Array, document_ids: pa.Array) -> tuple[N
         (int64, a sorted key for each pair of query and document; int64, the code of each pair's verdict; the verdict
         that each code stands for, with the new names of filters).
     """
-    table = read_parquet(path, ["query_id", "document_id", "verdict"])
-    rows = values_of(pc.index_in(table["query_id"].cast(pa.string()), value_set=query_ids)).astype(np.int64)
-    documents = values_of(pc.index_in(table["document_id"], value_set=document_ids)).astype(np.int64)
+    table = read_candidates(path, ["query_id", "document_id", "verdict"])
+    rows = positions(table["query_id"], query_ids, path)
+    documents = positions(table["document_id"], document_ids, path)
     names = pc.unique(table["verdict"])
     codes = values_of(pc.index_in(table["verdict"], value_set=names)).astype(np.int64)
     keys = rows * len(document_ids) + documents

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hardneg.ambient import own_settings
 from hardneg.diagnostics.estimates import Measurements, sampled
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.rules import find
@@ -67,6 +68,7 @@ class Diagnosis:
         }
 
 
+@own_settings()
 def diagnose(
     run: Run | str | Path,
     *,
@@ -107,6 +109,7 @@ def diagnose(
     return examine(subject, temperature, encoder, thresholds, rules, seed, progress)
 
 
+@own_settings()
 def examine(
     subject: Subject,
     temperature: float = 0.05,

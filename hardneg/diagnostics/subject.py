@@ -68,7 +68,8 @@ class Subject:
     @classmethod
     def of_run(cls, run: Run) -> Subject:
         """Read the negatives of a run. Raises RunError if its files do not match its dataset."""
-        pairs, table = run.pairs(), run.negatives().combine_chunks()
+        pairs = run.pairs()
+        table = run.negatives(pairs).combine_chunks()
         if len(table) != len(pairs):
             raise RunError(
                 f"{run.folder}: negatives.parquet has {len(table):,} queries, but the dataset has {len(pairs):,}"

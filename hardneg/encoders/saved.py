@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 
 from hardneg.errors import RunError, UsageError
 from hardneg.storage.files import sha256_file, sync_folder
-from hardneg.storage.folders import recover, staging, swap
+from hardneg.storage.folders import is_encoder, recover, staging, swap
 from hardneg.storage.json_files import read_json, write_json
 
 _REMEDY = "save the encoder again"
@@ -97,7 +97,10 @@ def replaced_folder(folder: str | Path, keep_others: bool = True) -> Iterator[Pa
 
 def _put_in_place(new: Path, folder: Path, keep_others: bool) -> None:
     """Exchange a finished folder with the one at `folder`, if there is one, or rename it to `folder`."""
-    shutil.rmtree(staging(folder, "old"), ignore_errors=True)
+    old = staging(folder, "old")
+    if old.exists() and not is_encoder(old):
+        raise RunError(f"{old} is no saved encoder, and stands where one is kept: move it to another place")
+    shutil.rmtree(old, ignore_errors=True)
     if not folder.exists():
         os.rename(new, folder)
         sync_folder(folder.parent)

@@ -30,6 +30,8 @@ from hardneg.mining.run import Run
 from hardneg.storage.arrays import Ragged
 from hardneg.storage.arrow import numbers, strings, values_of
 from hardneg.storage.files import is_special
+from hardneg.storage.folders import entries, marker
+from hardneg.storage.outputs import check_place
 
 EXPORT_FORMATS = (
     "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "trec", "beir",
@@ -108,15 +110,23 @@ def _check_place(path: Path, format: str, overwrite: bool) -> None:
     if format == "beir":
         if str(path) == "-" or (path.exists() and not path.is_dir()):
             raise UsageError(f"--out {path}: a BEIR export is a folder, give the name of one")
+        if entries(path) and not marker(path, "beir").exists():
+            raise DataError(f"{path} holds files, but no BEIR export of hardneg: choose another --out")
+        check_place(path / "corpus.jsonl")
+        if not entries(path):
+            return
     elif path.is_dir():
         raise UsageError(f"--out {path} is a folder: give the name of a file")
-    if str(path) != "-" and not is_special(path) and path.exists() and not overwrite:
+    if str(path) == "-" or is_special(path):
+        return
+    check_place(path)
+    if path.exists() and not overwrite:
         raise DataError(f"{path} exists: choose another --out, or replace it with --overwrite")
 
 
 def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block]:
     """The queries of a run in blocks of `BLOCK_QUERIES`, with the texts of their documents; at least one block."""
-    table = run.negatives()
+    table = run.negatives(pairs)
     empty, space = strings(["", " "])
     rows_of = values_of(pc.index_in(table["query_id"], value_set=pairs.query_ids).combine_chunks())
     both = [_docs(table, name, pairs) for name in ("positive", "negative")]

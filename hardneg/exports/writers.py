@@ -22,6 +22,7 @@ from hardneg.data.texts import shown
 from hardneg.errors import DataError
 from hardneg.exports.layouts import Block, Docs
 from hardneg.storage.files import atomic_path
+from hardneg.storage.folders import marker
 
 if TYPE_CHECKING:
     from hardneg.mining.run import Run
@@ -192,6 +193,8 @@ def file_name(name: object, what: str) -> str:
 def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, report: Exported) -> None:
     """Write a BEIR folder: corpus.jsonl, queries.jsonl, and qrels/SPLIT.tsv with score 1 for positives and 0 for negatives."""
     split = file_name(run.info["config"]["read"].get("split"), "the split")
+    path.mkdir(parents=True, exist_ok=True)
+    marker(path, "beir").touch()
     with (
         atomic_path(path / "qrels" / f"{split}.tsv") as temporary,
         open(temporary, "w", encoding="utf-8") as qrels,
@@ -210,6 +213,9 @@ def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, repo
                     report.rows += len(documents)
                     qrels.writelines(f"{query}\t{document}\t{score}\n" for document in documents)
     write_text(path / "corpus.jsonl", _corpus_lines(pairs))
+    for other in (path / "qrels").glob("*.tsv"):  # of an earlier export, whose queries and documents are replaced
+        if other.name != f"{split}.tsv":
+            other.unlink()
 
 
 def _corpus_lines(pairs: Pairs) -> Iterator[str]:

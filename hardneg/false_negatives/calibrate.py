@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
+from hardneg.ambient import own_settings
 from hardneg.errors import DataError, UsageError
 from hardneg.false_negatives.features import PairFeatures, check_features
 from hardneg.false_negatives.guarantee import Test, certify, judgements_needed
@@ -33,6 +34,7 @@ from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Mask
+from hardneg.storage.outputs import check_place
 
 LEARN = ("auto", "known", "hidden", "groups", "judged")
 
@@ -41,6 +43,7 @@ class NotCertified(DataError):
     """The judgements do not certify any threshold (CLI exit code 1)."""
 
 
+@own_settings()
 def judge(
     run: str | Path | Run,
     out: str | Path,
@@ -72,6 +75,7 @@ def judge(
         DataError, UsageError: see their messages.
     """
     _check_rates(alpha, 0.95)
+    check_place(Path(out))
     if sample < 1:
         raise UsageError("the sample must be 1 pair or more")
     reopened, features = _open(run, progress)
@@ -91,6 +95,7 @@ def judge(
     return drawn
 
 
+@own_settings()
 def calibrate(
     run: str | Path | Run,
     judgements: str | Path | None = None,

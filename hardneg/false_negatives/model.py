@@ -23,6 +23,7 @@ from hardneg.mining.specs import names_code, no_code, parse_filter, parse_sample
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Float
 from hardneg.storage.json_files import read_json, write_json
+from hardneg.storage.outputs import check_replaceable
 
 SCHEMA_VERSION = 1
 
@@ -174,9 +175,11 @@ class Posterior(LogisticModel):
         """Write the posterior to a JSON file.
 
         Raises:
-            UsageError: a feature names a module, which is never taken from a file.
+            UsageError: a feature names a module, which is never taken from a file; or the path is that of a run's file.
+            DataError: another file is there, which is no posterior.
         """
         check_savable(self.features)
+        check_replaceable(Path(path), "posterior", b'"threshold"', b'"features"')
         write_json(Path(path), self.to_json())
 
     @classmethod

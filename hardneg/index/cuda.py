@@ -27,6 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hardneg.ambient import own_settings
 from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
 from hardneg.index.kernels import SMALLEST, UNIT_ROUNDOFF, matrix_product
@@ -93,6 +94,7 @@ class DeviceIndex(VectorStore):
         norms = self._inverse_norms[self._inverse_norms > 0]
         self._largest = float(1 / norms.min()) if len(norms) else 1.0
 
+    @own_settings()
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """The `k` nearest documents of each query. Arguments and errors are those of `ExactIndex.search`."""
         prepared = self.prepared(queries, k)

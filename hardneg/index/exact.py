@@ -16,6 +16,7 @@ from concurrent.futures import Executor
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.ambient import own_settings
 from hardneg.index.base import Neighbors
 from hardneg.index.kernels import Tile, spans
 from hardneg.index.thresholds import Block, TileScan, rows_at_once
@@ -62,6 +63,7 @@ class ExactIndex(VectorStore):
         """Whether all rounded documents stay in memory between searches, which makes small searches cheaper."""
         return self.kernel.name == "int8" and self.size * self.kernel.width <= _CACHE_BYTES
 
+    @own_settings()
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """The `k` nearest documents of each query.
 

@@ -13,6 +13,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.ambient import own_settings
 from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
 from hardneg.index.recall import shares_found
@@ -81,6 +82,7 @@ class HNSWIndex(VectorStore):
                 faiss.omp_set_num_threads(threads_before)
         self.graph = graph
 
+    @own_settings()
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """The `k` nearest documents that the graph leads to; -1 and -inf where it leads to fewer.
 

@@ -29,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.ambient import own_settings
 from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
 from hardneg.index.kernel_choice import make_kernel
@@ -93,6 +94,7 @@ class IVFIndex(VectorStore):
     name = "ivf"
     resident = False
 
+    @own_settings()
     def __init__(
         self,
         documents: Documents,
@@ -134,6 +136,7 @@ class IVFIndex(VectorStore):
         """int64 `[L]`: the number of documents in each list."""
         return np.diff(self.offsets)
 
+    @own_settings()
     def search(self, queries: NDArray[np.floating], k: int, progress: Advance | None = None) -> Neighbors:
         """The `k` nearest documents of each query within the lists that it probes.
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hardneg.ambient import own_settings
 from hardneg.errors import DataError, UsageError, first_few, suggestion
 from hardneg.index.base import METRICS
 from hardneg.index.int8 import int8_is_exact
@@ -52,6 +53,7 @@ class VectorStore:
 
     name = "vectors"
 
+    @own_settings()
     def __init__(self, documents: Documents, metric: str = "cosine", threads: int | None = None) -> None:
         if metric not in METRICS:
             raise UsageError(f"unknown metric {metric!r}.{suggestion(metric, METRICS)}")
@@ -94,6 +96,7 @@ class VectorStore:
         shortest = float(self._inverse_norms.max())
         return self.metric == "cosine" or 0 < shortest <= 1.002 * float(self._inverse_norms.min())
 
+    @own_settings()
     def pair_scores(self, queries: NDArray[np.floating], documents: NDArray[np.integer]) -> Float:
         """The scores of each query with p given documents.
 

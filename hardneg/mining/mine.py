@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.factory import checked_encoder
@@ -33,6 +34,7 @@ from hardneg.mining.warnings import warnings
 from hardneg.progress import Progress, silent
 
 
+@own_settings()
 def mine(
     source: str | Path | Pairs,
     out: str | Path,

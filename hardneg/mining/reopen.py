@@ -23,9 +23,10 @@ from hardneg.mining.guides import guide_embedder
 from hardneg.mining.inputs import Resources
 from hardneg.mining.run import PART_ROWS, Run
 from hardneg.mining.run_folder import locate
+from hardneg.mining.run_tables import check_ranking, positions, read_candidates
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Float, Mask, Ragged
-from hardneg.storage.arrow import read_parquet, values_of
+from hardneg.storage.arrow import rows_of, values_of
 from hardneg.storage.vectors import EmbeddingStore
 
 
@@ -71,6 +72,7 @@ class Reopened:
     ) -> None:
         self.run = run
         self.pairs: Pairs = run.pairs() if pairs is None else pairs
+        _check_count(run)
         config, resources = run.info["config"], Resources(batch_size, device, progress=progress)
         guides = guide_embedder(
             self.pairs, embeddings or run.folder, resources, seed=config["seed"], precision=config["precision"]
@@ -89,7 +91,8 @@ class Reopened:
         return len(self.run.candidate_files())
 
     def __iter__(self) -> Iterator[Part]:
-        return map(self.part, range(self.parts))
+        for number in range(self.parts):
+            yield self.part(number)
 
     def part(self, number: int) -> Part:
         """Read the part at position `number`; RunError if its file does not fit the dataset."""
@@ -100,8 +103,9 @@ class Reopened:
         documents = np.full(shape, -1, np.int32)
         scores = np.full(shape, -np.inf, np.float32)
         kept, rejected = np.zeros(shape, bool), np.zeros(shape, bool)
-        documents[rows, columns] = _positions(table["document_id"], self.pairs.document_ids, path)
+        documents[rows, columns] = positions(table["document_id"], self.pairs.document_ids, path)
         scores[rows, columns] = values_of(table["score"])
+        check_ranking(path, documents, scores)
         kept[rows, columns] = pc.equal(table["verdict"], KEPT).to_numpy()
         rejected[rows, columns] = pc.starts_with(table["verdict"], "posterior").to_numpy()
         positives = self._positive_scores.take(np.arange(start, stop))
@@ -114,7 +118,7 @@ class Reopened:
 
     @cached_property
     def _positive_scores(self) -> Ragged:
-        column = self.run.negatives()["positive_scores"].combine_chunks()
+        column = self.run.negatives(self.pairs)["positive_scores"].combine_chunks()
         lengths = values_of(column.value_lengths())
         return Ragged(np.concatenate([[0], np.cumsum(lengths)]), values_of(column.flatten()))
 
@@ -125,8 +129,18 @@ class Reopened:
             rows, columns, table = _table(path, self.pairs, start, stop, ["document_id"])
             first = columns < NEAREST_FOUND
             documents = table["document_id"].filter(pa.array(first))
-            nearest[start + rows[first], columns[first]] = _positions(documents, self.pairs.document_ids, path)
+            nearest[start + rows[first], columns[first]] = positions(documents, self.pairs.document_ids, path)
         return nearest
+
+
+def _check_count(run: Run) -> None:
+    """RunError if the parts of a run hold more or fewer candidates than it counts."""
+    found = sum(rows_of(path) for path in run.candidate_files())
+    if found != run.info["counts"]["candidates"]:
+        raise RunError(
+            f"{run.folder} holds {found:,} candidates, but run.json counts {run.info['counts']['candidates']:,}: the run is "
+            f"damaged"
+        )
 
 
 def _table(
@@ -141,21 +155,12 @@ def _table(
     Raises:
         RunError: the queries are unknown, or in another order than in the dataset.
     """
-    table = read_parquet(path, ["query_id", *columns])
-    rows = _positions(table["query_id"], pairs.query_ids.slice(start, stop - start), path)
+    table = read_candidates(path, ["query_id", *columns])
+    rows = positions(table["query_id"], pairs.query_ids.slice(start, stop - start), path)
     if len(rows) and (np.diff(rows) < 0).any():
         raise RunError(f"{path}: the queries are not in the order of the dataset: the run is damaged")
     counts = np.bincount(rows, minlength=stop - start)
     return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts), table
-
-
-def _positions(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> NDArray[np.int64]:
-    """int64: the position of each id of `column` in `ids`; RunError if one is missing."""
-    positions = pc.index_in(column, value_set=ids)
-    if positions.null_count:
-        first = column.filter(pc.is_null(positions))[0].as_py()
-        raise RunError(f"{path}: the id {first!r} is not in the run's dataset: the run is damaged")
-    return values_of(positions).astype(np.int64)
 
 
 def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:

@@ -31,33 +31,15 @@ from hardneg.data.pairs import Pairs, open_pairs
 from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
 from hardneg.mining.run_folder import SCHEMA_VERSION, VOLATILE, PartInfo, is_run, read_run_json
+from hardneg.mining.run_tables import CANDIDATE_SCHEMA, NEGATIVE_SCHEMA, read_negatives
 from hardneg.storage.arrow import numbers, read_parquet, strings, values_of
 from hardneg.storage.files import atomic_path, sha256_file
 from hardneg.storage.folders import recover
 from hardneg.storage.json_files import read_json, write_json
 
-PART_ROWS = 4096  # queries in each part: fixed, so that the files do not depend on how the work was divided
+_ATTEMPTS = 10  # to open a run that other processes replace meanwhile
 
-CANDIDATE_SCHEMA = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("document_id", pa.string()),
-        ("rank", pa.int32()),
-        ("score", pa.float32()),
-        ("verdict", pa.string()),
-    ]
-)
-NEGATIVE_SCHEMA = pa.schema(
-    [
-        ("query_id", pa.string()),
-        ("positive_ids", pa.list_(pa.string())),
-        ("positive_scores", pa.list_(pa.float32())),
-        ("negative_ids", pa.list_(pa.string())),
-        ("negative_scores", pa.list_(pa.float32())),
-        ("negative_ranks", pa.list_(pa.int32())),
-        ("negative_false_probability", pa.list_(pa.float32())),
-    ]
-)
+PART_ROWS = 4096  # queries in each part: fixed, so that the files do not depend on how the work was divided
 
 
 @dataclass
@@ -352,10 +334,22 @@ class Run:
             if is_run(self.folder):
                 raise RunError(f"{folder} is an unfinished run: go on with 'hardneg mine ... --out {folder} --resume'")
             raise RunError(f"{folder} is no run folder (no run.json)")
-        self.info = read_run_json(self.folder)
+        for attempt in range(_ATTEMPTS):
+            self.info = read_run_json(self.folder)
+            try:
+                self._check_files(verify)
+                return
+            except RunError:
+                # Another process may have put another run in its place after run.json was read.
+                if attempt == _ATTEMPTS - 1 or read_run_json(self.folder) == self.info:
+                    raise
+
+    def _check_files(self, verify: bool) -> None:
+        """RunError if run.json names files that are not those of a run, or, with `verify`, if one has another content."""
+        folder, parts = self.folder, -(-self.info["counts"]["queries"] // PART_ROWS)
         for name, sha in self.info["files"].items():
-            path = (self.folder / name).resolve()
-            if not _FILE.fullmatch(name) or not path.is_relative_to(self.folder.resolve()):
+            path = (folder / name).resolve()
+            if not _FILE.fullmatch(name) or not path.is_relative_to(folder.resolve()):
                 raise RunError(f"{folder}/run.json names the file {name!r}, which is not one of a run")
             if not verify:
                 continue
@@ -363,16 +357,41 @@ class Run:
                 raise RunError(f"{folder}/{name} is missing: the run is damaged")
             if sha256_file(path) != sha:
                 raise RunError(f"{folder}/{name} does not fit its checksum in run.json: the run is damaged")
-        if "negatives.parquet" not in self.info["files"]:
-            raise RunError(f"{folder}/run.json does not name negatives.parquet: the run is damaged")
+        for name in ("negatives.parquet", *(f"candidates/part-{i:05d}.parquet" for i in range(min(parts, 1 << 24)))):
+            if name not in self.info["files"]:
+                raise RunError(f"{folder}/run.json does not name {name}: the run is damaged")
+        if sum(name.startswith("candidates/") for name in self.info["files"]) != parts:
+            raise RunError(f"{folder}/run.json names more candidates than those of its queries: the run is damaged")
+
+    def check_unchanged(self) -> None:
+        """RunError if another run has taken the place of this one since it was opened."""
+        if read_run_json(self.folder) != self.info:
+            raise RunError(f"{self.folder} has been changed by another process since it was opened: try again")
 
     def pairs(self) -> Pairs:
-        """The dataset that was mined."""
-        return open_pairs(self.folder / "source")
+        """The dataset that was mined; RunError if it is not the one that run.json names."""
+        pairs = open_pairs(self.folder / "source")
+        for name, digest in pairs.digests.items():
+            if self.info["fingerprints"].get(name, digest) != digest:
+                raise RunError(
+                    f"{self.folder}/source holds other {name} than the run was mined with: the run is damaged"
+                )
+        if len(pairs) != self.info["counts"]["queries"]:
+            raise RunError(
+                f"{self.folder}/source holds {len(pairs):,} queries, but run.json counts "
+                f"{self.info['counts']['queries']:,}: the run is damaged"
+            )
+        return pairs
 
-    def negatives(self) -> pa.Table:
-        """The table `negatives.parquet`, with one row for each query."""
-        return read_parquet(self.folder / "negatives.parquet").cast(NEGATIVE_SCHEMA)
+    def negatives(self, pairs: Pairs | None = None) -> pa.Table:
+        """The table `negatives.parquet`, with one row for each query.
+
+        Args:
+            pairs: the dataset of the run, if it is already in memory.
+        """
+        self.check_unchanged()
+        pairs = self.pairs() if pairs is None else pairs
+        return read_negatives(self.folder / "negatives.parquet", pairs.query_ids, pairs.document_ids)
 
     def candidate_files(self) -> list[Path]:
         """The Parquet files with the candidates, one for each part, in order."""

@@ -20,6 +20,8 @@ SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
 
 VOLATILE = ("timings", "command", "environment")  # the entries of run.json that differ from run to run
 
+_REPLACES = ".hardneg-replaces"  # in a run that is to replace another one: the hash of that one's run.json
+
 KNOWN = ("run.json", "negatives.parquet", "candidates", "source", "embeddings", "progress", "posterior.json")
 
 _LASTING = ("run.json", "embeddings", "candidates")  # what took long to make
@@ -65,12 +67,18 @@ class _Config(TypedDict):
     read: dict[str, Any]
 
 
+class _Recall(TypedDict):
+    measured: float
+    k: Count
+    queries: Count
+
+
 class _Resolved(TypedDict):
     depth: Annotated[int, Meta(ge=1, le=1 << 31)]
     max_depth: Annotated[int, Meta(ge=1, le=1 << 31)]
     index: str
     dimension: Count
-    recall: dict[str, Any]
+    recall: _Recall
 
 
 class RunInfo(TypedDict):
@@ -157,29 +165,56 @@ def run_output(
             another process writes to it.
     """
     recover(target)
-    _to_be_replaced(target, resume, overwrite)  # before anything is made in a folder that is not ours
-    pending = resume and _started(staging(Path(os.path.realpath(target))), config) and not _started(target, config)
+    _to_be_replaced(
+        target, resume, overwrite, config is not None
+    )  # before anything is made in a folder that is not ours
+    beside = staging(Path(os.path.realpath(target)))
+    pending = resume and _started(beside, config) and not _started(target, config)
+    if pending:
+        _check_replaced(beside, target)
+    replace = (overwrite and bool(entries(target))) or pending
     with output_folder(
         target,
         "run",
-        replace=(overwrite and bool(entries(target))) or pending,
+        replace=replace,
         known=KNOWN,
         purpose=purpose,
         restart=not pending,
     ) as folder:
         if not pending:
-            _to_be_replaced(target, resume, overwrite)  # again, now that nobody else can change it
+            _to_be_replaced(target, resume, overwrite, config is not None)  # again, now that nobody else can change it
+            if replace:
+                (folder / _REPLACES).write_text(_hash_of_run(target))
+            elif not resume:
+                remove_folder(beside)  # of a run that was there before
         remove_temporary_files(folder)
         try:
             yield folder
+            (folder / _REPLACES).unlink(missing_ok=True)
         except Exception:
             if not resume and not any((folder / name).exists() for name in _LASTING):
                 remove_folder(folder)
             raise
 
 
-def _to_be_replaced(target: Path, resume: bool, overwrite: bool) -> None:
-    """RunError if `target` may not be written to."""
+def _hash_of_run(folder: Path) -> str:
+    """The SHA-256 of `run.json`; "" for an unfinished run."""
+    path = folder / "run.json"
+    return sha256_file(path) if path.is_file() else ""
+
+
+def _check_replaced(beside: Path, target: Path) -> None:
+    """RunError if an interrupted run was to replace another run than the one that is in `target` now."""
+    path = beside / _REPLACES
+    if path.is_file() and path.read_text("utf-8", errors="replace")[:64] != _hash_of_run(target):
+        raise RunError(
+            f"{target} is not the run that the interrupted one in {beside} was to replace: to keep {target}, remove "
+            f"{beside}; to replace it, use --overwrite"
+        )
+
+
+def _to_be_replaced(target: Path, resume: bool, overwrite: bool, resumable: bool) -> None:
+    """RunError if `target` may not be written to. `resumable`: whether the command could continue a run there."""
     if target.exists() and not target.is_dir():
         raise RunError(f"{target} is a file: --out takes a folder")
     if not entries(target):
@@ -187,9 +222,11 @@ def _to_be_replaced(target: Path, resume: bool, overwrite: bool) -> None:
     if not is_run(target):
         raise RunError(f"{target} exists, is not empty and is no hardneg run: choose another --out")
     if not (resume or overwrite):
-        finished = "a finished run" if (target / "run.json").exists() else "an unfinished run"
+        finished = (target / "run.json").exists()
+        go_on = "go on with --resume, " if resumable and not finished else ""
         raise RunError(
-            f"{target} holds {finished}: go on with --resume, replace it with --overwrite, or choose another --out"
+            f"{target} holds {'a finished' if finished else 'an unfinished'} run: {go_on}replace it with --overwrite, or "
+            f"choose another --out"
         )
 
 
@@ -275,7 +312,7 @@ def locate(folder: Path, info: Mapping[str, Any], path: str, sha256: str | None)
     places = [Path(path)]
     if path in info.get("paths", {}):
         places.insert(0, Path(os.path.realpath(folder)) / info["paths"][path])
-    found = [place for place in places if place.is_file()]
+    found = [place for place in places if "\0" not in str(place) and place.is_file()]
     for place in found:
         if sha256 is None or sha256_file(place) == sha256:
             return place

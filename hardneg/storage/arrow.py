@@ -222,6 +222,13 @@ def read_parquet(path: Path, columns: list[str] | None = None, schema: pa.Schema
         return table
 
 
+def rows_of(path: Path) -> int:
+    """The number of rows of a Parquet file of a run; RunError if it is missing or damaged."""
+    check_regular(path, RunError)
+    with reading(path, "Parquet file", RunError, ": the run is damaged"), pq.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)
+
+
 def open_npy(path: Path, failure: Failure) -> NDArray[Any]:
     """A memory map of a `.npy` file of numbers; `failure` if it is missing, damaged or does not hold what it announces."""
     size = check_regular(path, failure)

@@ -52,7 +52,15 @@ def staging(folder: Path, purpose: str = "new") -> Path:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder of ours with all that is in it. The marker goes last, so that a killed removal can go on."""
+    """Remove a folder of ours with all that is in it. The marker goes last, so that a killed removal can go on.
+
+    Raises:
+        RunError: it is a symbolic link, or it holds something and no marker: somebody else's.
+    """
+    if folder.is_symlink():
+        raise RunError(f"{folder} is a symbolic link, where hardneg keeps a folder of its own: remove the link")
+    if entries(folder) and not _marked(folder):
+        raise RunError(f"{folder} is no folder of hardneg, and stands where it keeps one: move it to another place")
     for name in entries(folder):
         path = folder / name
         if path.is_dir() and not path.is_symlink():
@@ -86,6 +94,7 @@ def output_folder(
     with locked(target, kind):
         remove_folder(staging(target, "old"))
         if not replace:
+            no_links(target, known)
             yield target
             return
         if os.path.ismount(target):
@@ -94,6 +103,7 @@ def output_folder(
         if restart:
             remove_folder(new)
         with locked(new, kind):
+            no_links(new, known)
             yield new
             _keep_others(target, new, known)
             inside = Path.cwd().is_relative_to(target)
@@ -108,9 +118,37 @@ def output_folder(
 def recover(target: Path) -> None:
     """Finish a replacement that was killed between its two steps, on a file system that needs two."""
     target = resolved(target)
-    if not target.exists() and staging(target, "old").exists():
+    old = staging(target, "old")
+    if not target.exists() and old.is_dir() and not old.is_symlink() and (_marked(old) or is_encoder(old)):
         with suppress(OSError):
-            os.rename(staging(target, "old"), target)
+            os.rename(old, target)
+
+
+def _marked(folder: Path) -> bool:
+    """Whether a folder holds a marker of ours."""
+    return any(marker(folder, kind).is_file() for kind in ("run", "training", "vectors"))
+
+
+def is_encoder(folder: Path) -> bool:
+    """Whether a folder holds a saved encoder, which has no marker."""
+    return any((folder / name).is_file() for name in ("config.json", "modules.json"))
+
+
+def no_links(folder: Path, known: Collection[str]) -> None:
+    """RunError if a symbolic link is among or below these names in a folder that is about to be written to."""
+    for name in known:
+        for path in (folder / name, *_below(folder / name)):
+            if path.is_symlink():
+                raise RunError(
+                    f"{path} is a symbolic link, and hardneg writes inside its own folder only: put what it points to in its "
+                    f"place"
+                )
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            yield Path(place, name)
 
 
 def _keep_others(target: Path, new: Path, known: Collection[str]) -> None:
@@ -141,12 +179,12 @@ def link_tree(source: Path, target: Path) -> None:
 
 
 def swap(new: Path, target: Path) -> None:
-    """Exchange two folders in one step, or in two where the system cannot."""
+    """Exchange two folders in one step, or in three where the system cannot."""
     if not _exchange(new, target):
         os.rename(target, staging(target, "old"))
         os.rename(new, target)
         sync_folder(target.parent)
-        remove_folder(staging(target, "old"))
+        os.rename(staging(target, "old"), new)
     sync_folder(target.parent)
 
 
@@ -194,6 +232,8 @@ def locked(folder: Path, kind: str) -> Iterator[None]:
 def _take(folder: Path, path: Path) -> tuple[tuple[int, int], int]:
     """Lock the marker. Returns its (device, inode), and the open descriptor that holds the lock."""
     for attempt in range(_ATTEMPTS):
+        if folder.is_symlink():
+            raise RunError(f"{folder} is a symbolic link, where hardneg keeps a folder of its own: remove the link")
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):

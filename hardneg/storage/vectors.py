@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hardneg.errors import DataError, RunError
 from hardneg.storage.arrays import Sharded
+from hardneg.storage.arrow import open_npy
 from hardneg.storage.files import remove_temporary_files, sha256_file, write_array
 from hardneg.storage.folders import locked
 from hardneg.storage.json_files import read_json, write_json
@@ -70,6 +71,8 @@ class EmbeddingStore:
     def at(cls, folder: Path) -> EmbeddingStore:
         """The vectors in a folder; RunError if its manifest is missing or damaged."""
         head = _read_manifest(folder)
+        if len(head["parts"]) != -(-head["rows"] // SHARD_ROWS):
+            raise RunError(f"{folder}/manifest.json names {len(head['parts'])} shards for {head['rows']:,} vectors")
         return cls(folder, head["key"], head["rows"], head["dimension"], head["dtype"])
 
     def _read_parts(self) -> None:
@@ -145,7 +148,7 @@ class EmbeddingStore:
 
     def open(self) -> NDArray[np.floating] | Sharded:
         """All vectors as one memory-mapped `[N, d]` array. The store must be complete. RunError if a shard has another shape."""
-        maps = [np.load(self.folder / part["file"], mmap_mode="r", allow_pickle=False) for part in self.parts]
+        maps = [open_npy(self.folder / part["file"], RunError) for part in self.parts]
         for part, vectors in zip(self.parts, maps, strict=True):
             if vectors.shape != (part["rows"], self.dimension) or vectors.dtype != self.dtype:
                 raise RunError(

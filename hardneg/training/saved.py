@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TypedDict
 
 from hardneg.encoders.saved import replaced_folder
 from hardneg.errors import RunError
 from hardneg.storage.files import sha256_file
+from hardneg.storage.folders import is_encoder
 from hardneg.storage.json_files import read_json, write_json
 from hardneg.training.towers import Towers
 
@@ -22,8 +24,10 @@ def save_encoder(towers: Towers, folder: Path) -> None:
     """Write the encoder to a folder. An encoder in the folder is replaced only once the new one is complete.
 
     Raises:
-        RunError: the folder cannot be written, for example because the disk is full.
+        RunError: the folder cannot be written, for example because the disk is full; or it holds something else.
     """
+    if folder.is_symlink() or (folder.exists() and os.listdir(folder) and not is_encoder(folder)):
+        raise RunError(f"{folder} holds no encoder that this training saved: move it to another place")
     with replaced_folder(folder, keep_others=False) as new:
         towers.save(new)
         files = [path for path in sorted(new.rglob("*")) if path.is_file()]

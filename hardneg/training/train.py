@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import fit
 from hardneg.encoders.saved import written
@@ -42,6 +43,7 @@ from hardneg.training.saved import check_saved, save_encoder
 from hardneg.training.towers import Towers
 
 
+@own_settings(gradients=True)
 def train(
     pairs: Pairs,
     model: Any,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hardneg.diagnostics.subject import Subject
 from hardneg.mining.run import PART_ROWS, Run
-from hardneg.storage.arrow import read_parquet
+from hardneg.mining.run_tables import read_candidates
 
 _CANDIDATES = 14  # the largest number of candidates per query
 
@@ -113,7 +113,7 @@ def _candidates(run: Run, subject: Subject, rows: NDArray[np.int64]) -> dict[int
     query_ids = subject.pairs.query_ids.cast(pa.string())
     for number in np.unique(rows // PART_ROWS).tolist():
         here = rows[rows // PART_ROWS == number]
-        table = read_parquet(files[number], ["query_id", "document_id", "rank", "score", "verdict"])
+        table = read_candidates(files[number], ["query_id", "document_id", "rank", "score", "verdict"])
         wanted = query_ids.take(pa.array(here.tolist()))
         table = table.filter(pc.is_in(table["query_id"].cast(pa.string()), value_set=wanted))
         places = pc.index_in(table["query_id"].cast(pa.string()), value_set=wanted).to_pylist()

@@ -26,6 +26,7 @@ from hardneg.diagnostics.report.examples import examples
 from hardneg.errors import MissingDependencyError
 from hardneg.mining.run import Run
 from hardneg.storage.files import atomic_path
+from hardneg.storage.outputs import check_replaceable
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def write_comparison(found: Comparison, path: str | Path) -> None:
 def write_page(page: Page, path: str | Path) -> None:
     """Write a page to an HTML file. The file is written completely or not at all."""
     text = render(page)
+    check_replaceable(Path(path), "report", b"Report by hardneg")
     with atomic_path(Path(path)) as temporary:
         temporary.write_text(text, "utf-8")
 

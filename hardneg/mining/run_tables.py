@@ -1,0 +1,146 @@
+"""The tables of a run, read from untrusted files: their columns, and that they fit each other and the dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from hardneg.errors import RunError
+from hardneg.storage.arrow import read_parquet, values_of
+
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("document_id", pa.string()),
+        ("rank", pa.int32()),
+        ("score", pa.float32()),
+        ("verdict", pa.string()),
+    ]
+)
+NEGATIVE_SCHEMA = pa.schema(
+    [
+        ("query_id", pa.string()),
+        ("positive_ids", pa.list_(pa.string())),
+        ("positive_scores", pa.list_(pa.float32())),
+        ("negative_ids", pa.list_(pa.string())),
+        ("negative_scores", pa.list_(pa.float32())),
+        ("negative_ranks", pa.list_(pa.int32())),
+        ("negative_false_probability", pa.list_(pa.float32())),
+    ]
+)
+
+_DAMAGED = "the run is damaged"
+
+
+def read_candidates(path: Path, columns: list[str]) -> pa.Table:
+    """Columns of a part of the candidates; RunError if one is missing, of another type, or lacks a value.
+
+    Scores are finite.
+    """
+    table = read_parquet(path, columns)
+    for name in columns:
+        _check_type(path, name, table.column(name).type, CANDIDATE_SCHEMA.field(name).type)
+        if table.column(name).null_count:
+            raise RunError(
+                f"{path}: {table.column(name).null_count} values of the column {name!r} are missing: {_DAMAGED}"
+            )
+    if "score" in columns:
+        _check_finite(path, "score", table.column("score"))
+    return table
+
+
+def read_negatives(path: Path, query_ids: pa.Array, document_ids: pa.Array) -> pa.Table:
+    """The table of negatives in `NEGATIVE_SCHEMA`, with one row for each query, in the order of `query_ids`.
+
+    Raises:
+        RunError: a column is missing or of another type; the queries are not those of the dataset, in its order; a row
+            has another number of scores than of ids; an id is unknown; or a score is not finite.
+    """
+    table = read_parquet(path, NEGATIVE_SCHEMA.names)
+    if len(set(table.column_names)) != len(table.column_names) or len(table.column_names) != len(NEGATIVE_SCHEMA.names):
+        raise RunError(f"{path}: a column is there twice: {_DAMAGED}")
+    table = table.select(NEGATIVE_SCHEMA.names)
+    for field in NEGATIVE_SCHEMA:
+        _check_type(path, field.name, table.column(field.name).type, field.type)
+    table = table.cast(NEGATIVE_SCHEMA)
+    if len(table) != len(query_ids) or not table.column("query_id").combine_chunks().equals(
+        query_ids.cast(pa.string())
+    ):
+        raise RunError(f"{path}: its queries are not those of the run's dataset, in their order: {_DAMAGED}")
+    columns = {name: table.column(name).combine_chunks() for name in NEGATIVE_SCHEMA.names}
+    for group in (("positive_ids", "positive_scores"), ("negative_ids", "negative_scores", "negative_ranks")):
+        for name in group:
+            _check_lists(path, name, columns[name], columns[group[0]])
+    probability = columns["negative_false_probability"]
+    if probability.null_count not in (0, len(probability)):
+        raise RunError(f"{path}: some values of 'negative_false_probability' are missing, and some are not: {_DAMAGED}")
+    if not probability.null_count:
+        _check_lists(path, "negative_false_probability", probability, columns["negative_ids"])
+        chances = values_of(probability.flatten())
+        if len(chances) and not (chances.min() >= 0 and chances.max() <= 1):  # false for NaN as well
+            raise RunError(f"{path}: a probability is not from 0 to 1: {_DAMAGED}")
+    for name in ("positive_ids", "negative_ids"):
+        ids = columns[name].flatten()
+        unknown = pc.invert(pc.is_in(ids, value_set=document_ids.cast(pa.string())))
+        if pc.any(unknown).as_py():
+            first = ids.filter(unknown)[0].as_py()
+            raise RunError(f"{path}: the document id {first!r} is not in the run's dataset: {_DAMAGED}")
+    for name in ("positive_scores", "negative_scores"):
+        _check_finite(path, name, columns[name].flatten())
+    return table
+
+
+def check_ranking(path: Path, documents: np.ndarray, scores: np.ndarray) -> None:
+    """RunError if candidates are not in the order of their scores, or one of them is there twice.
+
+    Args:
+        path: the file that they come from.
+        documents: int32 `[n, K]`, -1 where there is none.
+        scores: float32 `[n, K]`, -inf where there is none.
+    """
+    if documents.shape[1] < 2:
+        return
+    if (scores[:, 1:] > scores[:, :-1]).any():
+        raise RunError(f"{path}: candidates are not in the order of their scores: {_DAMAGED}")
+    ordered = np.sort(documents, axis=1)
+    if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
+        raise RunError(f"{path}: a query has the same candidate twice: {_DAMAGED}")
+
+
+def positions(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> NDArray[np.int64]:
+    """int64: the position of each id of `column` in `ids`; RunError if one is missing."""
+    found = pc.index_in(column, value_set=ids)
+    if found.null_count:
+        first = column.filter(pc.is_null(found))[0].as_py()
+        raise RunError(f"{path}: the id {first!r} is not in the run's dataset: the run is damaged")
+    return values_of(found).astype(np.int64)
+
+
+def _check_type(path: Path, name: str, found: pa.DataType, wanted: pa.DataType) -> None:
+    """RunError if a column is of a type that holds other values than the wanted one."""
+    if pa.types.is_dictionary(found):
+        found = found.value_type
+    same = found == wanted or (pa.types.is_string(wanted) and pa.types.is_large_string(found))
+    if pa.types.is_list(wanted) and (pa.types.is_list(found) or pa.types.is_large_list(found)):
+        inner = found.value_type.value_type if pa.types.is_dictionary(found.value_type) else found.value_type
+        same = inner == wanted.value_type or (pa.types.is_string(wanted.value_type) and pa.types.is_large_string(inner))
+        same = same or (name == "negative_false_probability" and pa.types.is_null(inner))
+    if not same:
+        raise RunError(f"{path}: the column {name!r} is {found}, expected {wanted}: {_DAMAGED}")
+
+
+def _check_lists(path: Path, name: str, column: pa.ListArray, like: pa.ListArray) -> None:
+    """RunError if a list is missing, is longer or shorter than that of another column, or lacks a value."""
+    if column.null_count or column.flatten().null_count:
+        raise RunError(f"{path}: a value of the column {name!r} is missing: {_DAMAGED}")
+    if not np.array_equal(values_of(column.value_lengths()), values_of(like.value_lengths())):
+        raise RunError(f"{path}: the column {name!r} has lists of another length than the ids: {_DAMAGED}")
+
+
+def _check_finite(path: Path, name: str, column: pa.Array | pa.ChunkedArray) -> None:
+    if len(column) and not np.isfinite(values_of(column)).all():
+        raise RunError(f"{path}: a value of the column {name!r} is NaN or infinite: {_DAMAGED}")
