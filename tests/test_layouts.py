@@ -428,3 +428,70 @@ def test_options_are_checked() -> None:
     for given in ({"format": "tevatrom"}, {"quoting": "some"}, {"negatives": "kept"}):
         with pytest.raises(UsageError, match="unknown"):
             ReadOptions(**given)  # type: ignore[arg-type]
+
+
+# Columns in memory.
+
+
+class Series:
+    """Like a Series of pandas whose rows are shuffled or filtered: indexing goes by label, and labels are not positions."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, label: int) -> Any:
+        raise KeyError(label)
+
+    def __iter__(self) -> Any:
+        return iter(self.values)
+
+    def tolist(self) -> list[Any]:
+        return list(self.values)
+
+
+@pytest.mark.parametrize("kind", [list, tuple, Series, np.array, pa.array, iter])
+def test_columns_are_taken_by_position(kind: Callable[[list[Any]], Any]) -> None:
+    pairs = Pairs.from_columns(
+        kind(QUERIES), kind(TEXTS), query_ids=kind([10 * i for i in range(6)]), groups=kind(list("abcabc")),
+        corpus=kind(["more", "still more"]), corpus_groups=kind(["a", None]), corpus_ids=kind(["x", "y"]),
+    )  # fmt: skip
+    assert relations(pairs) == WANTED
+    assert pairs.query_ids.to_pylist() == [str(10 * i) for i in range(6)]
+    assert pairs.document_ids.to_pylist()[-2:] == ["x", "y"]
+    assert pairs.query_groups is not None
+    assert pairs.document_groups is not None
+    assert pairs.query_groups.tolist() == [0, 1, 2, 0, 1, 2]
+    assert pairs.document_groups.tolist() == [0, 1, 2, 0, 1, 2, 0, -1]
+
+
+def test_missing_values_of_columns() -> None:
+    pairs = Pairs.from_columns(
+        ["a", "b", "c", "d"], ["x", None, float("nan"), ["y", ""]], groups=["g", float("nan"), None, ""]
+    )
+    assert relations(pairs) == {"a": ["x"], "b": [], "c": [], "d": ["y"]}
+    assert pairs.query_groups is not None
+    assert pairs.query_groups.tolist() == [0, -1, -1, -1]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"queries": "abc", "positives": ["x"] * 3}, "queries is a str: give a list"),
+        ({"queries": {"a": 1}, "positives": ["x"]}, "queries is a dict: give a list"),
+        ({"queries": {"a"}, "positives": ["x"]}, "queries is a set: give a list"),
+        ({"queries": 3, "positives": ["x"]}, "queries is a int: give a list"),
+        ({"queries": ["a"], "positives": ["x"], "groups": ["g", "h"]}, "groups has 2 rows, but queries has 1"),
+        ({"queries": ["a"], "positives": [3]}, "row 0: positives is 3, expected a text"),
+        ({"queries": ["a"], "positives": [["x", 3]]}, "row 0: positives holds 3, expected texts"),
+        (
+            {"queries": ["a"], "positives": ["x"], "corpus": ["b"], "corpus_groups": []},
+            "corpus_groups has 0 rows, but corpus",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_used(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        Pairs.from_columns(**given)

@@ -62,6 +62,7 @@ def id_of(row: Row, column: str | None, where: str) -> str | None:
 
 def as_id(value: Any, where: str) -> str:
     """An id, which must be a non-empty text or an integer, as text."""
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise DataError(f"{where}: the id is {shown(value)}, expected text or an integer")
     return str(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from hardneg.data.builder import Builder
+from hardneg.data.columns import as_id
 from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
+from hardneg.data.memory_columns import column_values, label_of, texts_of
 from hardneg.data.texts import BATCH_ROWS, Texts, distinct_keys
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Int, Ragged
@@ -115,38 +117,56 @@ class Pairs:
     @classmethod
     def from_columns(
         cls,
-        queries: Sequence[str],
-        positives: Sequence[str | Sequence[str]],
+        queries: Iterable[str],
+        positives: Iterable[str | Iterable[str] | None],
         *,
-        corpus: Sequence[str] = (),
-        query_ids: Sequence[str] | None = None,
-        groups: Sequence[Any] | None = None,
+        corpus: Iterable[str] = (),
+        query_ids: Iterable[Any] | None = None,
+        groups: Iterable[Any] | None = None,
+        corpus_ids: Iterable[Any] | None = None,
+        corpus_groups: Iterable[Any] | None = None,
     ) -> Pairs:
-        """A dataset from lists in memory.
+        """A dataset from columns in memory: lists, arrays, or Series of pandas or polars, which are taken by position.
 
         Args:
             queries: one text per row. Rows with equal texts become one query with several positives.
-            positives: the relevant text, or list of relevant texts, of each row.
+            positives: the relevant text, or list of relevant texts, of each row; None, NaN or "" if there is none.
             corpus: additional documents.
             query_ids: one id per row, if given. Rows with equal ids become one query.
             groups: one label per row, if given. The filter `group` rejects documents in the query's group as negatives.
+            corpus_ids, corpus_groups: one id, or label, for each document of `corpus`, if given.
 
         Raises:
-            DataError: there are no queries or no documents, one id has two texts, or the lists have different lengths.
+            DataError: there are no queries or no documents, one id has two texts, the columns have different lengths, or a
+                column is no list.
+
+        >>> Pairs.from_columns(["q"], [["a", "b"]], corpus=["c"], groups=["x"], corpus_groups=["x"]).document_groups.tolist()
+        [0, 0, 0]
         """
-        for name, column in (("positives", positives), ("query_ids", query_ids), ("groups", groups)):
-            if column is not None and len(column) != len(queries):
-                raise DataError(f"{name} has {len(column):,} rows, but queries has {len(queries):,}: give one per row")
+        rows = {"queries": queries, "positives": positives, "query_ids": query_ids, "groups": groups}
+        more = {"corpus": corpus, "corpus_ids": corpus_ids, "corpus_groups": corpus_groups}
+        asked, documents = _aligned(rows, "queries"), _aligned(more, "corpus")
         builder = Builder(None)
-        for i, (query, texts) in enumerate(zip(queries, positives, strict=True)):
-            group = None if groups is None else groups[i]
-            query_id = None if query_ids is None else str(query_ids[i])
-            row = builder.add_query(query_id, query, group=group, where=f"row {i}")
-            for text in [texts] if isinstance(texts, str) else texts:
-                builder.relate(row, builder.add_document(None, text, group=group, where=f"row {i}"), 1)
-        for i, text in enumerate(corpus):
-            builder.add_document(None, text, where=f"corpus row {i}")
+        for i, query in enumerate(asked["queries"]):
+            where, group, id = f"row {i}", label_of(asked["groups"][i]), asked["query_ids"][i]
+            row = builder.add_query(None if id is None else as_id(id, where), query, group=group, where=where)
+            for text in texts_of(asked["positives"][i], "positives", where):
+                builder.relate(row, builder.add_document(None, text, group=group, where=where), 1)
+        for i, text in enumerate(documents["corpus"]):
+            where, id = f"corpus row {i}", documents["corpus_ids"][i]
+            group = label_of(documents["corpus_groups"][i])
+            builder.add_document(None if id is None else as_id(id, where), text, group=group, where=where)
         return cls.from_contents(builder.finish("columns"))
+
+
+def _aligned(columns: dict[str, Iterable[Any] | None], first: str) -> dict[str, list[Any]]:
+    """The columns as lists of one length, with None in those that are not given."""
+    found = {name: None if values is None else column_values(values, name) for name, values in columns.items()}
+    count = len(found[first] or [])
+    for name, values in found.items():
+        if values is not None and len(values) != count:
+            raise DataError(f"{name} has {len(values):,} rows, but {first} has {count:,}: give one per row")
+    return {name: [None] * count if values is None else values for name, values in found.items()}
 
 
 def open_pairs(folder: Path) -> Pairs:

@@ -102,7 +102,14 @@ class SentenceTransformersEncoder(nn.Module):
 
 
 # Entries of configurations that say where a model comes from, or how it is run, and change no vector.
-_VOLATILE = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype", "_attn_implementation_autoset")
+_VOLATILE = (
+    "_name_or_path",
+    "name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "_attn_implementation_autoset",
+)
 
 
 def _settings(model: Any) -> dict[str, Any]:
