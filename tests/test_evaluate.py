@@ -13,22 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hardneg.data.builder import Builder
-from hardneg.data.pairs import Pairs
+from hardneg.data.options import ReadOptions
+from hardneg.data.pairs import Pairs, open_pairs, save_pairs
+from hardneg.data.read import read_pairs
 from hardneg.encoders.hashed import HashedEncoder
 from hardneg.errors import DataError, UsageError
 from hardneg.evaluation.ranking import rank_measures
 from hardneg.evaluation.retrieval import evaluate, evaluate_vectors
 from hardneg.storage.arrays import Ragged
 
-from .conftest import hardneg
+from .conftest import hardneg, write_jsonl
 
-NAMES = ("ndcg@1", "ndcg@10", "mrr@10", "mrr@3", "recall@5", "recall@20")
-THEIRS = {"ndcg": "nDCG", "mrr": "RR", "recall": "R"}
+NAMES = ("ndcg@1", "ndcg@10", "map@5", "map@20", "mrr@10", "mrr@3", "recall@5", "recall@20")
+THEIRS = {"ndcg": "nDCG", "map": "AP", "mrr": "RR", "recall": "R"}
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_measures_equal_trec_eval(data: st.DataObject) -> None:
+@settings(max_examples=200, deadline=None)
+@given(data=st.data(), graded=st.booleans())
+def test_measures_equal_trec_eval(data: st.DataObject, graded: bool) -> None:
     rng = np.random.default_rng(data.draw(st.integers(0, 2**31)))
     n, size = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 40))
     found = np.stack([rng.permutation(size)[:20] for _ in range(n)])
@@ -36,22 +38,26 @@ def test_measures_equal_trec_eval(data: st.DataObject) -> None:
     relevant = Ragged.from_pairs(
         np.repeat(np.arange(n), lengths), np.concatenate([rng.permutation(size)[:m] for m in lengths]), n
     )
-    qrels = [ir_measures.Qrel(str(i), str(d), 1) for i in range(n) for d in relevant.take(np.array([i])).values]
+    grades = rng.integers(1, 4 if graded else 2, len(relevant.values))
+    judged = zip(relevant.row_numbers(), relevant.values, grades, strict=True)
+    qrels = [ir_measures.Qrel(str(i), str(d), int(grade)) for i, d, grade in judged]
     run = [ir_measures.ScoredDoc(str(i), str(d), -float(r)) for i in range(n) for r, d in enumerate(found[i])]
     asked = {name: ir_measures.parse_measure(f"{THEIRS[name.split('@')[0]]}@{name.split('@')[1]}") for name in NAMES}
     theirs = ir_measures.calc_aggregate(list(asked.values()), qrels, run)
-    ours = rank_measures(found, relevant, NAMES)
+    ours = rank_measures(found, relevant, NAMES, grades.astype(np.float64) if graded else None)
     for name in NAMES:
         assert ours[name].mean() == pytest.approx(theirs[asked[name]], abs=1e-9), name
 
 
-@pytest.mark.parametrize(("id", "first"), [("x", 1.0), ("another", 0.5)])
-def test_the_querys_own_document_is_left_out(id: str, first: float) -> None:
-    """The query lies on the first document; its positive comes next. With the query's id, the first does not count."""
+@pytest.mark.parametrize(
+    ("id", "text", "first"), [("x", "text 0", 1.0), ("another", "text 0", 0.5), ("x", "something else", 0.5)]
+)
+def test_the_querys_own_document_is_left_out(id: str, text: str, first: float) -> None:
+    """The query lies on the first document; its positive comes next. With the query's id and text, the first is itself."""
     builder = Builder(None)
-    query = builder.add_query("x", "a question", where="")
+    query = builder.add_query("x", text, where="")
     for i, name in enumerate((id, "y", "z")):
-        builder.add_document(name, f"text {i}", where="")
+        builder.add_document(name, f"text {i}", title="A title", where="")
     builder.relate(query, 1, 1)
     vectors = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
     found = evaluate_vectors(Pairs.from_contents(builder.finish("own")), vectors[:1], vectors, ("mrr@2", "recall@2"))
@@ -165,3 +171,23 @@ def test_nothing_to_find() -> None:
         evaluate_vectors(pairs, np.ones((1, 2)), np.ones((1, 2)))
     with pytest.raises(UsageError, match="unknown measure"):
         evaluate_vectors(pairs, np.ones((1, 2)), np.ones((1, 2)), ("ndcg",))
+
+
+def test_graded_judgements_of_a_folder(tmp_path: Path) -> None:
+    """Relevances 1, 2 in that order: 0.86, as trec_eval counts gains; and ids of queries that are those of documents."""
+    write_jsonl(tmp_path / "corpus.jsonl", [{"_id": str(i), "text": f"text {i}"} for i in range(3)])
+    write_jsonl(tmp_path / "queries.jsonl", [{"_id": "0", "text": "a question"}])
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "qrels" / "test.tsv").write_text("0\t0\t1\n0\t1\t2\n")
+    vectors = np.array([[1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    for folder in (None, tmp_path / "kept"):
+        pairs = read_pairs(str(tmp_path), ReadOptions(split="test"), folder)
+        assert pairs.positive_grades is not None
+        assert pairs.positive_grades.tolist() == [1.0, 2.0]
+        found = evaluate_vectors(pairs, vectors[:1], vectors, ("ndcg@10",))
+        assert found.means["ndcg@10"] == pytest.approx((1 + 2 / np.log2(3)) / (2 + 1 / np.log2(3)))
+    save_pairs(pairs, tmp_path / "again")
+    again = open_pairs(tmp_path / "again")
+    assert again.positive_grades is not None
+    assert again.positive_grades.tolist() == [1.0, 2.0]
+    assert again.digests == pairs.digests

@@ -193,7 +193,7 @@ class Builder:
         self.notes[note] = self.notes.get(note, 0) + by
 
     def relate(self, query: int, document: int, score: float) -> None:
-        """Judge a document for a query, both given by their rows: relevant if `score` > 0, otherwise not relevant."""
+        """Judge a document for a query, both given by their rows: relevant if `score` > 0, which is the grade, or else not."""
         self.relations.append((query, document, score))
 
     def document_of(self, id: str, where: str) -> int:
@@ -204,15 +204,15 @@ class Builder:
         return row
 
     def judged(self, grade: float, relevant_from: float | None) -> float | None:
-        """1 for the grade of a positive, 0 for that of a judged negative, None for one that says neither.
+        """The grade of a positive, 0 for that of a judged negative, None for one that says neither.
 
-        Positives have a grade of `relevant_from` or more, or above 0 if it is None. Lower grades above 0 say neither,
-        and are counted.
+        Positives have a grade of `relevant_from` or more, or above 0 if it is None; those below 0 count as 1. Lower grades
+        above 0 say neither, and are counted.
         """
         if grade <= 0 and (relevant_from is None or grade < relevant_from):
             return 0.0
         if relevant_from is None or grade >= relevant_from:
-            return 1.0
+            return grade if grade > 0 else 1.0
         self.count("grades_that_say_nothing")
         return None
 
@@ -239,7 +239,8 @@ class Builder:
             raise DataError(f"{name}: there are no queries, so there is nothing to mine negatives for")
         columns = list(zip(*self.relations, strict=True)) if self.relations else [(), (), ()]
         q, d = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
-        relevant = np.array(columns[2], np.float64) > 0
+        scores = np.array(columns[2], np.float64)
+        relevant = scores > 0
         positives = Ragged.from_pairs(q[relevant], d[relevant], total)
         negatives = Ragged.from_pairs(q[~relevant], d[~relevant], total)
         negatives = _without(negatives, positives, len(self.documents.ids))
@@ -260,6 +261,9 @@ class Builder:
             "query_rows": np.asarray(self.queries.rows),
             "document_rows": np.asarray(self.documents.rows),
         }
+        grades = _grades(positives, q[relevant], d[relevant], scores[relevant], len(self.documents.ids))
+        if (grades != 1).any():
+            arrays["positive_grades"] = grades.view(np.int64)  # all labels are stored as int64
         ids = {"query": strings(self.queries.ids, pa.string()), "document": strings(self.documents.ids, pa.string())}
         head = {
             "name": name,
@@ -303,6 +307,16 @@ def _numbers(groups: dict[int, int], n: int) -> np.ndarray:
     if groups:
         out[np.fromiter(groups.keys(), np.int64)] = np.fromiter(groups.values(), np.int64)
     return out
+
+
+def _grades(
+    positives: Ragged, queries: np.ndarray, documents: np.ndarray, scores: np.ndarray, width: int
+) -> np.ndarray:
+    """float64 `[m]`: the highest grade of each positive, in the order of `positives.values`."""
+    grades = np.zeros(len(positives.values))
+    keys = positives.row_numbers() * width + positives.values
+    np.maximum.at(grades, np.searchsorted(keys, queries * width + documents), scores)
+    return grades
 
 
 def _without(negatives: Ragged, positives: Ragged, width: int) -> Ragged:

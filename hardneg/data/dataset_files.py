@@ -133,6 +133,10 @@ def _wrong_label(head: dict[str, Any], arrays: dict[str, np.ndarray], queries: i
         "kept": queries, "positive_values": documents, "negative_values": documents,
         "query_rows": head["source_query_rows"], "document_rows": head["source_document_rows"],
     }  # fmt: skip
+    if "positive_grades" in arrays:
+        grades = arrays["positive_grades"].view(np.float64)
+        if len(grades) != len(arrays.get("positive_values", ())) or not (np.isfinite(grades) & (grades > 0)).all():
+            return "positive_grades"
     for name in (*lengths, *limits):
         if name not in arrays or len(arrays[name]) != lengths.get(name, len(arrays[name])):
             return name

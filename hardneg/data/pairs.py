@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id
@@ -41,6 +42,7 @@ class Pairs:
             (`labels`).
         name: name of the source, as the user gave it.
         notes: counts of what the reader noticed, such as empty texts.
+        positive_grades: float64 `[m]`, the grade of each of `positives.values`; None: all are 1.
         reading: what the source was taken for: its `format`, and its `columns` by role.
 
     >>> pairs = Pairs.from_columns(["capital of France?"], ["Paris"], corpus=["Lyon"])
@@ -67,6 +69,7 @@ class Pairs:
     name: str = ""
     notes: dict[str, int] = field(default_factory=dict)
     reading: dict[str, Any] = field(default_factory=dict)
+    positive_grades: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -90,7 +93,10 @@ class Pairs:
         kept = arrays["kept"]
         keeps_all = len(kept) == len(arrays["query_keys"])
         grouped = len(arrays["document_groups"]) > 0
-        positives = Ragged(arrays["positive_offsets"], arrays["positive_values"]).take(kept)
+        judged = Ragged(arrays["positive_offsets"], arrays["positive_values"])
+        positives, grades = judged.take(kept), arrays.get("positive_grades")
+        if grades is not None:
+            grades = Ragged(judged.offsets, grades).take(kept).values.view(np.float64)
         negatives = Ragged(arrays["negative_offsets"], arrays["negative_values"]).take(kept)
         return cls(
             query_ids=ids["query"] if keeps_all else ids["query"].take(numbers(kept)),
@@ -112,6 +118,7 @@ class Pairs:
             name=head["name"],
             notes=dict(head["notes"]),
             reading=dict(head.get("reading", {})),
+            positive_grades=grades,
         )
 
     @classmethod
@@ -191,6 +198,8 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         "query_rows": pairs.query_rows,
         "document_rows": pairs.document_rows,
     }
+    if pairs.positive_grades is not None:
+        arrays["positive_grades"] = pairs.positive_grades.view(np.int64)
     head = {
         "name": pairs.name,
         "source_query_rows": pairs.source_query_rows,

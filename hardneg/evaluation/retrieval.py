@@ -21,6 +21,7 @@ from hardneg.evaluation.ranking import parse_measures, rank_measures
 from hardneg.index.base import METRICS
 from hardneg.index.exact import ExactIndex
 from hardneg.progress import Progress, silent
+from hardneg.storage.arrays import Ragged, members
 from hardneg.storage.arrow import values_of
 
 DEFAULT = ("ndcg@10", "mrr@10", "recall@10", "recall@100")
@@ -61,7 +62,7 @@ def evaluate_vectors(
 ) -> Evaluation:
     """Evaluate the vectors of a dataset, by exact search.
 
-    A document with the id of the query is left out of its ranking, as in BEIR.
+    A document with the id and the text of the query is the query itself, and left out of its ranking.
 
     Args:
         pairs: the dataset.
@@ -84,7 +85,13 @@ def evaluate_vectors(
     for start in range(0, len(rows), _BLOCK):
         here = rows[start : start + _BLOCK]
         near = index.search(np.asarray(queries[here], np.float32), min(depth + 1, index.size)).documents
-        found.append(rank_measures(_without(near, own[here])[:, :depth], pairs.positives.take(here), names))
+        grades = None
+        if pairs.positive_grades is not None:
+            grades = (
+                Ragged(pairs.positives.offsets, pairs.positive_grades.view(np.int64)).take(here).values.view(np.float64)
+            )
+        ranking = _without(near, own[here])[:, :depth]
+        found.append(rank_measures(ranking, pairs.positives.take(here), names, grades))
     values = {name: np.concatenate([part[name] for part in found]) for name in names}
     return Evaluation(
         {name: float(each.mean()) for name, each in values.items()},
@@ -151,9 +158,15 @@ def check_metric(metric: str) -> None:
 
 
 def _same_ids(pairs: Pairs) -> NDArray[np.int64]:
-    """int64 `[n]`: the document with the id of each query, -1 where there is none."""
-    places = pc.fill_null(pc.index_in(pairs.query_ids, value_set=pairs.document_ids), -1)
-    return values_of(places).astype(np.int64)
+    """int64 `[n]`: the document that is the query itself, with its id and its text, -1 where there is none.
+
+    In many datasets, the ids of queries and of documents are numbers that have nothing to do with each other. And a
+    document that was judged relevant is found like any other.
+    """
+    own = values_of(pc.fill_null(pc.index_in(pairs.query_ids, value_set=pairs.document_ids), -1)).astype(np.int64)
+    same = (pairs.document_keys[own] == pairs.query_keys) | (pairs.body_keys[own] == pairs.query_keys)
+    judged = members(own[:, None], pairs.positives)[:, 0]
+    return np.where((own >= 0) & same & ~judged, own, -1)
 
 
 def _without(near: NDArray[np.int32], own: NDArray[np.int64]) -> NDArray[np.int32]:

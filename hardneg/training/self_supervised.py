@@ -29,6 +29,7 @@ def two_views(pairs: Pairs) -> Pairs:
         query_ids=pairs.document_ids.take(numbers(rows)),
         queries=pairs.documents.select(rows),
         positives=Ragged(np.arange(len(rows) + 1), rows),
+        positive_grades=None,
         judged_negatives=Ragged(np.zeros(len(rows) + 1, np.int64), none),
         query_keys=pairs.document_keys[rows],
         query_groups=None if pairs.document_groups is None else pairs.document_groups[rows],
