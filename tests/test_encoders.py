@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
 import re
@@ -409,3 +410,47 @@ def test_arguments_of_the_hashed_encoder_are_checked(wrong: dict[str, Any], mess
     if "dropout" in wrong:
         with pytest.raises(UsageError, match="must be a number, 0 or more and below 1"):
             HashedEncoder(4, buckets=8).dropout = wrong["dropout"]
+
+
+def _changed_model(folder: Path, file: str, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A copy of the model, in which the content of one JSON file is changed."""
+    shutil.copytree(minilm(), folder)
+    path = folder / file
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+    return folder
+
+
+CHANGES: dict[str, tuple[str, Callable[[dict[str, Any]], object]]] = {
+    "pooling": (
+        "1_Pooling/config.json", lambda v: v.update(pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
+    ),
+    "prompts": (
+        "config_sentence_transformers.json", lambda v: v.update(prompts={"query": "q: "}, default_prompt_name="query")
+    ),
+    "length": ("sentence_bert_config.json", lambda v: v.update(max_seq_length=17)),
+    "tokenizer": ("tokenizer_config.json", lambda v: v.update(do_lower_case=False)),
+    "layers": ("config.json", lambda v: v.update(hidden_act="relu")),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def of_minilm() -> str:
+    return make_encoder(f"st:{minilm()}").fingerprint()
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_model_with_other_settings_is_another_one(what: str, of_minilm: str, tmp_path: Path) -> None:
+    """Its weights are the same, its vectors are not: stale ones would be taken for its own."""
+    folder = _changed_model(tmp_path / "model", *CHANGES[what])
+    assert make_encoder(f"st:{folder}").fingerprint() != of_minilm
+
+
+def test_a_model_is_the_same_wherever_it_is_and_after_use(of_minilm: str, tmp_path: Path) -> None:
+    shutil.copytree(minilm(), tmp_path / "copy")
+    encoder = make_encoder(f"st:{tmp_path / 'copy'}")
+    encoder.encode(["a text", "a longer text " * 300])
+    assert encoder.fingerprint() == of_minilm
+    encoder.save(tmp_path / "saved")  # type: ignore[attr-defined]
+    assert make_encoder(f"st:{tmp_path / 'saved'}").fingerprint() == of_minilm
