@@ -15,6 +15,7 @@ from hardneg.errors import HardnegError, UsageError, suggestion
 from .plain import json_text, plain
 
 _COMMANDS = {
+    "inspect": (".inspect", "Show what a dataset is taken for, before anything is mined."),
     "mine": (".mine", "Find hard negatives for every query of a dataset."),
     "select": (".select", "Filter and sample the candidates of a run again, without a new search."),
     "export": (".export", "Write the negatives of a run in a format that training libraries read."),

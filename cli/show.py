@@ -234,6 +234,26 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
     _print(console, f"next: hardneg select {quoted(run)} --add-filter {quoted(f'posterior:{path}')}")
 
 
+def print_inspection(value: dict[str, Any]) -> None:
+    """Print what a source was taken for."""
+    console = _console()
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    _row(table, "format", value["format"])
+    for role, column in value["columns"].items():
+        _row(table, role, f"column {column}")
+    for name, count in value["counts"].items():
+        _row(table, name.replace("_", " "), f"{count:,}")
+    _show(console, f"inspected {value['source']}", table)
+    for example in value["examples"]:
+        group = "" if example["group"] is None else f"  (group {example['group']})"
+        _print(console, ("query", "bold"), f" {example['id']}: {example['query']}{group}")
+        for kind, label in (("positives", "  positive"), ("judged_negatives", "  judged negative")):
+            for text in example[kind]:
+                _print(console, (label, "dim"), f" {text}")
+    for warning in value["warnings"]:
+        _print(console, ("note:", "yellow"), f" {warning}")
+
+
 def print_evaluation(value: dict[str, Any], source: str) -> None:
     """Print the measures of an encoder on a dataset."""
     console = _console()

@@ -495,3 +495,21 @@ def test_missing_values_of_columns() -> None:
 def test_columns_that_cannot_be_used(given: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         Pairs.from_columns(**given)
+
+
+def test_inspect_says_what_a_file_is_taken_for(tmp_path: Path) -> None:
+    path = labelled(tmp_path, [1] * 6 + [0] * 6)
+    done = run_here("inspect", path, "--json")
+    assert done.returncode == 0, done.stderr
+    value = json.loads(done.stdout)
+    assert value["columns"] == {"query": "query", "positive": "document", "relevance": "label"}
+    assert value["counts"] == {
+        "queries": 6, "documents": 6, "pairs": 6, "queries_without_positives": 0, "judged_negatives": 6, "groups": 0,
+        "documents_without_group": 0,
+    }  # fmt: skip
+    assert [each["positives"] for each in value["examples"]] == [[text] for text in TEXTS[:3]]
+    assert "6 rows repeat a query: their positives were put together" in value["warnings"]
+    shown = run_here("inspect", path)
+    for words in ("format", "relevance", "column label", "judged negatives", QUERIES[0], TEXTS[0]):
+        assert words in shown.stdout
+    assert run_here("inspect", tmp_path / "none.jsonl").returncode == 1

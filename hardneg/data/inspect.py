@@ -1,0 +1,88 @@
+"""What a source is taken for: its format, its columns, its counts, a few examples, and what is odd about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from hardneg.data.notes import notes_of
+from hardneg.data.options import ReadOptions
+from hardneg.data.pairs import Pairs
+from hardneg.data.read import read_pairs
+from hardneg.storage.arrays import Ragged
+
+_LONGEST = 300  # characters of a text in an example
+
+
+def inspect(source: str, options: ReadOptions | None = None, examples: int = 3) -> dict[str, Any]:
+    """Read a source, and say what it was taken for.
+
+    Args:
+        source, options: as for `read_pairs`.
+        examples: number of queries to show.
+
+    Returns:
+        `source`, `format`, `columns` (by role), `counts`, `examples` (`query`, `positives`, `judged_negatives`, `group`),
+        and `warnings`.
+
+    Raises:
+        DataError, UsageError: as for `read_pairs`.
+    """
+    pairs = read_pairs(source, options)
+    groups = pairs.document_groups
+    counts = {
+        "queries": len(pairs),
+        "documents": len(pairs.document_ids),
+        "pairs": len(pairs.positives.values),
+        "queries_without_positives": int((pairs.positives.lengths == 0).sum()),
+        "judged_negatives": len(pairs.judged_negatives.values),
+        "groups": 0 if groups is None else len(np.unique(groups[groups >= 0])),
+        "documents_without_group": 0 if groups is None else int((groups < 0).sum()),
+    }
+    chosen = np.flatnonzero(pairs.positives.lengths > 0)[:examples]
+    return {
+        "source": source,
+        "format": pairs.reading.get("format", ""),
+        "columns": pairs.reading.get("columns", {}),
+        "counts": counts,
+        "examples": [_example(pairs, int(row)) for row in chosen],
+        "warnings": [*notes_of(pairs), *_oddities(pairs)],
+    }
+
+
+def _example(pairs: Pairs, row: int) -> dict[str, Any]:
+    here = np.array([row])
+
+    def texts(lists: Ragged) -> list[str]:
+        return [_short(text) for text in pairs.documents.take(lists.take(here).values[:3])]
+
+    group = None if pairs.query_groups is None else int(pairs.query_groups[row])
+    return {
+        "id": pairs.query_ids[row].as_py(),
+        "query": _short(pairs.queries.take(here)[0]),
+        "positives": texts(pairs.positives),
+        "judged_negatives": texts(pairs.judged_negatives),
+        "group": None if group is None or group < 0 else group,
+    }
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def _oddities(pairs: Pairs) -> list[str]:
+    """What may be meant otherwise: one text under several ids, queries that are documents, ids in both."""
+    said = []
+    keys = pairs.document_keys[pairs.document_keys != 0]
+    copies = len(keys) - len(np.unique(keys))
+    if copies:
+        said.append(f"{copies:,} documents have the text of another one, under another id")
+    both = int(np.isin(pairs.query_keys[pairs.query_keys != 0], keys).sum())
+    if both:
+        said.append(f"{both:,} queries are documents, too (their texts are equal)")
+    ids = set(pairs.document_ids.to_pylist())
+    shared = sum(id in ids for id in pairs.query_ids.to_pylist())
+    if shared:
+        said.append(f"{shared:,} ids name a query and a document; they are taken for different things")
+    return said

@@ -1,0 +1,25 @@
+"""What the reader noticed about a dataset, in sentences."""
+
+from __future__ import annotations
+
+from hardneg.data.pairs import Pairs
+
+_TEXTS = {
+    "empty_query_texts": "{} queries have an empty text: they are mined all the same",
+    "empty_document_texts": "{} documents have an empty text: the filter 'empty' keeps them from being negatives",
+    "blank_positives": "{} positives are empty: their queries are mined without them",
+    "blank_negatives": "{} negatives of the source are empty and were left out",
+    "grades_that_say_nothing": "{} judgements are above 0 and below --relevant-from: they say nothing",
+    "repeated_query_rows": "{} rows repeat a query: their positives were put together",
+    "repeated_document_rows": "{} rows repeat a document: it counts once",
+    "skipped_unknown_judgements": "{} judgements name unknown ids and were skipped",
+    "query_group_conflicts": "{} queries stand under several groups: the first counts",
+    "document_group_conflicts": "{} documents stand under several groups: the first counts",
+    "group_ids_of_a_query_and_a_document": "{} ids in groups.tsv name a query and a document: the group was given to both",
+    "groups_of_unknown_ids": "{} lines of groups.tsv name unknown ids",
+}
+
+
+def notes_of(pairs: Pairs) -> list[str]:
+    """One sentence for each kind of thing that the reader noticed."""
+    return [text.format(f"{pairs.notes[name]:,}") for name, text in _TEXTS.items() if pairs.notes.get(name)]
