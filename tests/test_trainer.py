@@ -492,7 +492,11 @@ DISTRIBUTED = {
 
 
 @pytest.mark.parametrize(
-    ("chunk", "sketched"), [(None, "shared-neighbors:max=0.6"), (5, "posterior:learned,threshold=0.4")]
+    ("chunk", "sketched"),
+    [
+        pytest.param(None, "shared-neighbors:max=0.6", marks=pytest.mark.slow),
+        (5, "posterior:learned,threshold=0.4"),
+    ],
 )
 def test_two_ranks_train_as_one(tmp_path: Path, chunk: int | None, sketched: str) -> None:
     """Batches of 8 on two ranks are batches of 16 on one: negatives, bank and masks are those of both."""
