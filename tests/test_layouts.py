@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from hardneg import DataError, Pairs, ReadOptions, Run, UsageError, read_pairs
+from hardneg import DataError, MineOptions, Pairs, ReadOptions, Run, UsageError, export, mine, read_pairs
 from tests.conftest import run_here, write_jsonl
 
 THINGS = ["kettle", "bridge", "orchid", "glacier", "violin", "tractor"]
@@ -513,3 +513,50 @@ def test_inspect_says_what_a_file_is_taken_for(tmp_path: Path) -> None:
     for words in ("format", "relevance", "column label", "judged negatives", QUERIES[0], TEXTS[0]):
         assert words in shown.stdout
     assert run_here("inspect", tmp_path / "none.jsonl").returncode == 1
+
+
+HARD = [
+    'quote "x"', "comma, tab\tx", "line\nbreak", "cr\rlone", "crlf\r\nx", '["a"]', "ünï 日本 👩‍🔬", "'single'", "=1+1", "back\\slash",
+    "nbsp\u00a0", "\u2028sep", "trailing ", " 0", "\x0b", "None", "NaN", '""', "#", "a;b|c",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def hard_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    pairs = Pairs.from_columns([f"q {text}" for text in HARD], [f"p {text}" for text in HARD])
+    return mine(pairs, tmp_path_factory.mktemp("hard") / "run", MineOptions(depth=8, negatives=2))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv", ".tsv"])
+@pytest.mark.parametrize("format", ["triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron"])
+def test_what_we_write_we_read(hard_run: Run, format: str, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"export{suffix}"
+    export(hard_run, format, path)
+    assert relations(read_pairs(str(path))) == relations(hard_run.pairs())
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+def test_what_we_write_others_read(hard_run: Run, suffix: str, tmp_path: Path) -> None:
+    import csv
+
+    import pandas
+
+    path = tmp_path / f"export{suffix}"
+    export(hard_run, "labeled-pair", path)
+    delimiter = "," if suffix == ".csv" else "\t"
+    with open(path, encoding="utf-8", newline="") as file:
+        by_csv = [tuple(row[:2]) for row in csv.reader(file, delimiter=delimiter)][1:]
+    frame = pandas.read_csv(path, sep=delimiter, keep_default_na=False, dtype=str)
+    by_pandas = list(zip(frame.iloc[:, 0], frame.iloc[:, 1], strict=True))
+    assert by_csv == by_pandas
+    assert {(f"q {text}", f"p {text}") for text in HARD} <= set(by_csv)
+
+
+def test_series_of_pandas_are_taken_by_position() -> None:
+    import pandas
+
+    frame = pandas.DataFrame({"q": QUERIES, "p": TEXTS, "g": list("abcabc")})
+    shuffled = frame.sample(frac=1, random_state=0)
+    assert relations(Pairs.from_columns(shuffled.q, shuffled.p, groups=shuffled.g)) == WANTED
+    some = frame[frame.g == "b"]
+    assert relations(Pairs.from_columns(some.q, some.p)) == {QUERIES[1]: [TEXTS[1]], QUERIES[4]: [TEXTS[4]]}

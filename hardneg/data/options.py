@@ -9,7 +9,19 @@ from typing import Literal
 
 from hardneg.errors import UsageError, suggestion
 
-FORMATS = ("auto", "beir", "pairs", "flagembedding", "tevatron", "dpr", "squad", "msmarco", "chat", "triples")
+FORMATS = (
+    "auto",
+    "beir",
+    "pairs",
+    "flagembedding",
+    "tevatron",
+    "dpr",
+    "squad",
+    "msmarco",
+    "chat",
+    "labeled-list",
+    "triples",
+)
 QUOTINGS = ("auto", "quotes", "none")
 NEGATIVES = ("corpus", "judged")
 

@@ -23,7 +23,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.data.readers.beir import is_beir, read_beir
 from hardneg.data.readers.corpus import read_corpus
 from hardneg.data.readers.files import located_rows, present
-from hardneg.data.readers.flagembedding import FlagEmbeddingRows
+from hardneg.data.readers.flagembedding import FlagEmbeddingRows, LabeledListRows
 from hardneg.data.readers.json_rows import json_rows
 from hardneg.data.readers.pair_rows import PairRows
 from hardneg.data.readers.passages import ChatRows, DprRows, MarcoRows, SquadRows
@@ -48,7 +48,7 @@ class Layout(Protocol):
 # Every layout that can be told by its first row: `fits` says whether a row is of its kind. What none of them fits is read
 # as pairs, by the names of the columns.
 LAYOUTS: tuple[Any, ...] = (
-    TevatronRows, TevatronIds, DprRows, MarcoRows, ChatRows, SquadRows, FlagEmbeddingRows,
+    TevatronRows, TevatronIds, DprRows, MarcoRows, ChatRows, SquadRows, FlagEmbeddingRows, LabeledListRows,
 )  # fmt: skip
 
 

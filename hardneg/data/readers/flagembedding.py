@@ -1,15 +1,40 @@
-"""Reads FlagEmbedding files, in which each row has a query and lists of positive and negative texts."""
+"""Reads rows with a query and lists of texts: those of FlagEmbedding, and lists with labels."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from hardneg.data.builder import Builder
-from hardneg.data.columns import as_id, as_list, need_cells
+from hardneg.data.columns import as_id, as_list, as_number, need_cells
 from hardneg.data.labels import is_blank
 from hardneg.data.options import ReadOptions
 from hardneg.data.readers.rows import Row
 from hardneg.errors import DataError
+
+
+class LabeledListRows:
+    """Reads rows `{"query": text, "documents": [texts], "labels": [grades]}`: a grade above 0 is that of a positive."""
+
+    name = "labeled-list"
+
+    def __init__(self, builder: Builder, options: ReadOptions) -> None:
+        self.builder, self.options = builder, options
+
+    @staticmethod
+    def fits(row: Row) -> bool:
+        return isinstance(row.get("documents"), list) and isinstance(row.get("labels"), list) and "query" in row
+
+    def __call__(self, where: str, row: Row) -> None:
+        need_cells(row, ("query", "documents", "labels"), where)
+        query = self.builder.add_query(None, row["query"], where=where)
+        texts, grades = (as_list(row[name], name, where) for name in ("documents", "labels"))
+        if len(texts) != len(grades):
+            raise DataError(f"{where}: {len(texts)} documents, but {len(grades)} labels")
+        for text, grade in zip(texts, grades, strict=True):
+            document = self.builder.add_document(None, text, where=where)
+            score = self.builder.judged(as_number(grade, "label", where), self.options.relevant_from)
+            if score is not None:
+                self.builder.relate(query, document, score)
 
 
 class FlagEmbeddingRows:

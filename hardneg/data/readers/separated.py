@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from hardneg.data.readers.rows import Located, names, opened
 from hardneg.errors import DataError
@@ -42,7 +43,27 @@ def separated(path: Path, delimiter: str, header: Sequence[str] | None = None, q
             continue
         if len(fields) != len(columns):
             raise DataError(f"{where}: {len(fields)} fields, but the header names {len(columns)}: {names(columns)}")
-        yield where, dict(zip(columns, fields, strict=True))
+        row: dict[str, Any] = dict(zip(columns, fields, strict=True))
+        for name in columns:
+            if name.lower() in _LISTS and row[name].startswith("["):
+                row[name] = _as_list(row[name])
+        yield where, row
+
+
+# Columns that hold lists in every layout. In CSV, a list is written as JSON, as our exports and pandas do.
+_LISTS = {
+    "pos", "neg", "pos_id", "neg_id", "pos_scores", "neg_scores", "positives", "negatives", "documents", "labels", "answers",
+    "positive_passages", "negative_passages", "positive_ctxs", "negative_ctxs", "hard_negative_ctxs",
+}  # fmt: skip
+
+
+def _as_list(cell: str) -> Any:
+    """The list that a cell holds; the cell itself if it is none."""
+    try:
+        value = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    return value if isinstance(value, list) else cell
 
 
 def separated_fields(path: Path, delimiter: str, quoting: Quoting = "auto") -> Iterator[tuple[str, list[str]]]:
