@@ -85,7 +85,7 @@ def meaning_of(values: Iterable[Any], column: str, name: str, sentences: bool) -
     if {value.strip().lower() for value in counts} in _INFERENCE:
         raise _ask(name, column, counts, "classes of inference, of which not all are positives")
     numbers = {grade for grade in grades if grade is not None}
-    if None not in grades and any(grade != round(grade) for grade in numbers):
+    if None not in grades and any(not grade.is_integer() for grade in numbers):
         raise _ask(name, column, counts, "grades, of which only some are positives")
     if sentences:
         raise _ask(name, column, counts, "classes, or grades of the pairs")

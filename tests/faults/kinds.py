@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import io
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,12 +18,25 @@ import pyarrow.parquet as pq
 
 from hardneg.data.builder import Builder
 from hardneg.data.dataset_files import labels_digest
-from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs, open_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.precomputed import open_vectors
 from hardneg.storage.arrow import read_parquet
-from tests.faults.mutators import TEXTS, cell, damaged, json_text, sometimes_damaged
+from tests.faults.mutators import TEXTS, damaged, json_text, sometimes_damaged
+from tests.faults.sources import (
+    make_beir,
+    make_json_lines,
+    make_json_list,
+    make_table,
+    make_triples,
+    misplaced,
+    read_beir,
+    read_file,
+    read_json_list,
+    table,
+    use,
+    write,
+)
 
 
 @dataclass(frozen=True)
@@ -41,126 +52,6 @@ class Kind:
     make: Callable[[Path, Random], None]
     read: Callable[[Path], None]
     risky: bool = False
-
-
-def use(pairs: Pairs) -> None:
-    """Use everything in a dataset, so that what is wrong with it comes to light."""
-    texts = [text for side in (pairs.queries, pairs.documents) for batch in side.batches() for text in batch]
-    assert all(text.encode() is not None for text in texts)
-    n, total = len(pairs.query_ids), len(pairs.document_ids)
-    assert len(texts) == n + total
-    for ids, count in ((pairs.query_ids, n), (pairs.document_ids, total)):
-        assert len({id.encode() for id in ids.to_pylist()}) <= count
-    for lists in (pairs.positives, pairs.judged_negatives, pairs.known_positives()):
-        assert len(lists) == n
-        assert lists.values.min(initial=0) >= 0
-        assert lists.values.max(initial=-1) < total
-    pairs.documents.take(np.arange(total)[::-1])
-
-
-def _read_file(name: str) -> Callable[[Path], None]:
-    return lambda folder: use(read_pairs(str(folder / name)))
-
-
-def _rows(rng: Random) -> list[dict[str, Any]]:
-    layout = rng.randrange(4)
-    many = range(rng.choice((1, 3, 12)))
-    if layout == 0:
-        return [{"query": f"q {i}", "pos": [f"p {i}", "p"], "neg": ["n"]} for i in many]
-    if layout == 1:
-        passage = {"docid": "d", "title": "T", "text": "p"}
-        return [
-            {"query_id": i, "query": f"q {i}", "positive_passages": [passage], "negative_passages": []} for i in many
-        ]
-    if layout == 2:
-        return [{"sentence1": f"q {i}", "sentence2": "p", "label": i % 2, "negative_1": "n"} for i in many]
-    return [
-        {"id": i, "query": f"q {i}", "positive": [f"p {i}"], "document_id": [f"d{i}"], "group": "g", "relevance": 1}
-        for i in many
-    ]
-
-
-def _json_lines(rows: list[dict[str, Any]], rng: Random, intact: bool = False) -> bytes:
-    share = rng.choice((0.0, 0.02, 0.1, 0.4)) * (not intact)
-    lines = [json_text(row, rng, share) for row in rows]
-    text = rng.choice(("\n", "\n", "\r\n", "\n\n", " ")).join(lines) + rng.choice(("\n", ""))
-    data = text.encode("utf-8", "surrogatepass")
-    if intact:
-        return data
-    if rng.random() < 0.1:
-        data = rng.choice((b"\xef\xbb\xbf" + data, text.encode("utf-16", "surrogatepass"), b"[" + data + b"]"))
-    return sometimes_damaged(data, rng)
-
-
-def make_json_lines(name: str) -> Callable[[Path, Random], None]:
-    return lambda folder, rng: _write(folder / name, _json_lines(_rows(rng), rng))
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
-
-
-def _table(header: list[str], rows: list[list[str]], delimiter: str, rng: Random, intact: bool = False) -> bytes:
-    share = rng.choice((0.0, 0.02, 0.1, 0.4)) * (not intact)
-    lines = [[cell(value, rng, share) for value in row] for row in [header, *rows]]
-    for line in lines:
-        if rng.random() < share / 4:
-            line.append("more")
-        if rng.random() < share / 4:
-            line.pop()
-    if rng.random() < 0.7:
-        out = io.StringIO()
-        csv.writer(out, delimiter=delimiter).writerows(lines)
-        text = out.getvalue()
-    else:
-        text = "\n".join(delimiter.join(line) for line in lines) + "\n"
-    data = text.encode("utf-8", "surrogatepass")
-    data = b"\xef\xbb\xbf" + data if rng.random() < 0.1 else data
-    return data if intact else sometimes_damaged(data, rng)
-
-
-def make_table(name: str, delimiter: str) -> Callable[[Path, Random], None]:
-    def make(folder: Path, rng: Random) -> None:
-        header = ["id", "query", "positive", "document_id", "group", "relevance", "negative"]
-        kept = [i for i in range(len(header)) if i in (1, 2) or rng.random() < 0.5]
-        rows = [[str(i), f"query {i}", f"text {i}", f"d{i}", "g", "1", "other"] for i in range(rng.choice((0, 1, 8)))]
-        data = _table([header[i] for i in kept], [[row[i] for i in kept] for row in rows], delimiter, rng)
-        _write(folder / name, data)
-
-    return make
-
-
-def make_beir(folder: Path, rng: Random) -> None:
-    corpus = [{"_id": f"d{i}", "title": "T", "text": f"text {i}"} for i in range(6)]
-    queries = [{"_id": str(i), "text": f"query {i}"} for i in range(4)]
-    intact = [rng.random() < 0.7 for _ in range(5)]
-    _write(folder / "corpus.jsonl", _json_lines(corpus, rng, intact[0]))
-    _write(folder / "queries.jsonl", _json_lines(queries, rng, intact[1]))
-    judged = [[str(i % 4), f"d{i}", str(i % 3)] for i in range(6)]
-    trec = rng.random() < 0.2
-    header = ["query-id", "iteration", "corpus-id", "score"] if trec else ["query-id", "corpus-id", "score"]
-    for split, whole in zip(("train", "test"), intact[2:], strict=False):
-        rows = [[row[0], "0", *row[1:]] if trec else row for row in judged]
-        _write(folder / "qrels" / f"{split}.tsv", _table(header, rows, "\t", rng, whole))
-    if rng.random() < 0.5:
-        _write(folder / "groups.tsv", _table(["id", "group"], [[f"d{i}", "g"] for i in range(6)], "\t", rng, intact[4]))
-    if rng.random() < 0.1:
-        _misplaced(rng.choice([p for p in sorted(folder.rglob("*")) if p.is_file()]), rng)
-
-
-def _misplaced(path: Path, rng: Random) -> None:
-    """Put nothing, a folder, or a link to itself in the place of a file."""
-    path.unlink()
-    what = rng.randrange(3)
-    if what == 1:
-        path.mkdir()
-    elif what == 2:
-        os.symlink(path.name, path)
-
-
-def read_beir(folder: Path) -> None:
-    use(read_pairs(str(folder), ReadOptions(skip_unknown=len(os.listdir(folder)) % 2 == 0)))
 
 
 _JUDGED = Pairs.from_columns(
@@ -181,7 +72,7 @@ def make_judgements(folder: Path, rng: Random) -> None:
         ]
         for i in range(rng.choice((5, 24, 36)))
     ]
-    _write(folder / "judged.csv", _table(header, rows, rng.choice(",,,,;"), rng))
+    write(folder / "judged.csv", table(header, rows, rng.choice(",,,,;"), rng))
 
 
 def read_judged(folder: Path) -> None:
@@ -247,12 +138,12 @@ def make_parquet(folder: Path, rng: Random) -> None:
         data = bytes(body) + data[cut:]
     elif where == 2:
         data = damaged(data, rng)
-    _write(folder / "pairs.parquet", data)
+    write(folder / "pairs.parquet", data)
 
 
 def read_parquet_file(folder: Path) -> None:
     errors = []
-    for read in (_read_file("pairs.parquet"), _read_run_file):
+    for read in (read_file("pairs.parquet"), _read_run_file):
         try:
             read(folder)
         except Exception as error:  # the second reader has its turn, too
@@ -289,12 +180,12 @@ def make_saved_dataset(folder: Path, rng: Random) -> None:
     names = [f"data-{i:05d}.arrow" for i in range(rng.choice((1, 2)))]
     table = _arrow_table(rng)
     for name in names:
-        _write(folder / name, _arrow_bytes(table, rng, stream=True))
+        write(folder / name, _arrow_bytes(table, rng, stream=True))
     state = {"_data_files": [{"filename": name} for name in names], "_fingerprint": "f", "_split": "train"}
     text = json_text(state, rng, rng.choice((0.0, 0.0, 0.0, 0.1))).encode("utf-8", "surrogatepass")
-    _write(folder / "state.json", sometimes_damaged(text, rng, 0.05))
+    write(folder / "state.json", sometimes_damaged(text, rng, 0.05))
     if rng.random() < 0.02:
-        _misplaced(folder / names[0], rng)
+        misplaced(folder / names[0], rng)
 
 
 def read_folder(folder: Path) -> None:
@@ -319,7 +210,7 @@ def make_npy(folder: Path, rng: Random) -> None:
     raw = (
         b"\x93NUMPY" + bytes((version, 0)) + length.to_bytes(wide, "little") + head.encode("latin-1", "replace") + data
     )
-    _write(folder / "vectors.npy", sometimes_damaged(raw, rng, 0.2))
+    write(folder / "vectors.npy", sometimes_damaged(raw, rng, 0.2))
 
 
 def read_npy(folder: Path) -> None:
@@ -364,10 +255,12 @@ def read_own_folder(folder: Path) -> None:
 
 
 KINDS = {
-    "json": Kind(make_json_lines("pairs.json"), _read_file("pairs.json")),
-    "jsonl": Kind(make_json_lines("pairs.jsonl"), _read_file("pairs.jsonl")),
-    "csv": Kind(make_table("pairs.csv", ","), _read_file("pairs.csv")),
-    "tsv": Kind(make_table("pairs.tsv", "\t"), _read_file("pairs.tsv")),
+    "json": Kind(make_json_lines("pairs.json"), read_file("pairs.json")),
+    "jsonl": Kind(make_json_lines("pairs.jsonl"), read_file("pairs.jsonl")),
+    "csv": Kind(make_table("pairs.csv", ","), read_file("pairs.csv")),
+    "tsv": Kind(make_table("pairs.tsv", "\t"), read_file("pairs.tsv")),
+    "json list": Kind(make_json_list, read_json_list),
+    "triples": Kind(make_triples, read_file("triples.tsv")),
     "beir": Kind(make_beir, read_beir),
     "judgements": Kind(make_judgements, read_judged),
     "npy": Kind(make_npy, read_npy, risky=True),
