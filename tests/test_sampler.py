@@ -233,3 +233,28 @@ def test_candidates_of_a_run_and_of_a_generation(tmp_path: Any) -> None:
         Mined.of_neighbors(shuffled, order, made, chain=Chain([Rank(min=2)]))
     with pytest.raises(UsageError, match="neighbors of 30 queries"):
         Mined.of_neighbors(shuffled, order, Pairs.from_columns(["a"], ["b"]))
+
+
+def test_equal_questions_are_never_in_one_batch() -> None:
+    """Each question is there twice, with another answer: in one batch, one's answer would be the other's negative."""
+    questions = [f"question {i // 2}" for i in range(24)]
+    pairs = Pairs.from_columns(questions, [f"answer {i}" for i in range(24)], query_ids=[str(i) for i in range(24)])
+    texts = pairs.queries.slice(0, 24)
+    for seed in range(40):
+        for batch in MemoryBankSampler(pairs, batch_size=12, negatives=0, seed=seed):
+            assert len({texts[example.query] for example in batch}) == len(batch)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_a_share_of_the_negatives_is_mined(pairs: Pairs, mined: Mined, share: float) -> None:
+    """3 negatives times the share is no whole number: it is rounded up as often as makes the mean right."""
+    everything = Mined(mined.documents, mined.scores, mined.positive_scores, np.ones_like(mined.kept))
+    given: dict[str, Any] = {"negative_sampling": "top", "curriculum": Curriculum(share, share)}
+    hard = []
+    for seed in range(40):
+        for batch in sampler(pairs, everything, seed=seed, **given):
+            for example in batch:
+                first = set(mined.documents[example.query, :3].tolist())
+                hard.append(len(first & set(example.negatives)))
+    # Random documents are among the first three by chance, 3 times in 90.
+    assert np.mean(hard) == pytest.approx(3 * share, abs=0.2)
