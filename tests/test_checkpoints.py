@@ -632,3 +632,18 @@ def test_a_damaged_best_encoder_is_not_taken_for_the_best(tmp_path: Path) -> Non
     assert found["warnings"] == heard
     assert found["best"]["step"] in (8, 12)
     hardneg.HashedEncoder.load(out / "best")
+
+
+def test_a_damaged_log_is_said(tmp_path: Path) -> None:
+    pairs, out = made_pairs(), tmp_path / "out"
+    given = options(log_every=1)
+    with pytest.raises(DataError, match="stopped"):
+        hardneg.train(pairs, encoder(), out, given, device="cpu", callbacks=[_Stops(7)])
+    path = out / "log.jsonl"
+    whole = path.read_text()
+    path.write_text(whole.replace('"step": 3', '"step": 2', 1))
+    with pytest.raises(RunError, match=r"log\.jsonl is damaged, or was changed: remove .*log\.jsonl to go on"):
+        hardneg.train(pairs, encoder(), out, given, device="cpu", resume=True)
+    path.write_text(whole + '{"step": 8, "los')  # cut off, after what was on disk at the last checkpoint
+    hardneg.train(pairs, encoder(), out, given, device="cpu", resume=True)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == list(range(1, 13))

@@ -625,7 +625,7 @@ def test_learning_rates(kind: str) -> None:
         ({"lr_scheduler": "cosin"}, "Did you mean 'cosine'"),
         ({"refresh": "hourly"}, "unknown schedule"),
         ({"filters": ("margni",)}, "Did you mean 'margin'"),
-        ({"measures": ("map@10",)}, "unknown measure"),
+        ({"measures": ("err@10",)}, "unknown measure"),
         ({"variants": Variants(hard_weight=2.0)}, "hard_weight has no meaning"),
     ],
 )

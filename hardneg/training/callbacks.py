@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from hardneg.encoders.saved import written
-from hardneg.errors import MissingDependencyError
-from hardneg.storage.files import atomic_path
+from hardneg.errors import MissingDependencyError, RunError
+from hardneg.storage.files import atomic_path, sha256_file
+from hardneg.storage.json_files import read_json, write_json
 
 
 class Callback(Protocol):
@@ -53,6 +55,11 @@ class Watcher(Callback, Protocol):
         ...
 
 
+class _Record(TypedDict):
+    bytes: int
+    sha256: str
+
+
 class LogFile:
     """Writes `log.jsonl`, one JSON object for each entry.
 
@@ -61,12 +68,15 @@ class LogFile:
         step: the step from which the training continues. Later entries are dropped, because they will be written again.
 
     Raises:
-        RunError: the file cannot be written, for example because the disk is full.
+        RunError: the file cannot be written, for example because the disk is full; or entries before the last checkpoint have
+            changed.
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        self.path = path
+        self.path, self.record = path, path.with_name(f".hardneg-{path.stem}.json")
+        self._check()
         with written(path, "the training stopped"):
+            self.record.unlink(missing_ok=True)  # the entries after `step` are about to go
             kept = []
             if path.exists():
                 for line in path.read_text("utf-8", "replace").splitlines():
@@ -79,6 +89,21 @@ class LogFile:
             with atomic_path(path) as temporary:
                 temporary.write_text("".join(line + "\n" for line in kept), "utf-8")
             self.file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+            self._keep_record()
+
+    def _keep_record(self) -> None:
+        """Write down what the log holds, so that a change of it is noticed."""
+        write_json(self.record, {"bytes": self.path.stat().st_size, "sha256": sha256_file(self.path)}, checksum=True)
+
+    def _check(self) -> None:
+        """RunError if the entries that were on disk at the last checkpoint have changed."""
+        if not self.record.exists() or not self.path.exists():
+            return
+        remedy = f"remove {self.path} to go on without its entries"
+        recorded = read_json(self.record, _Record, checksum=True, remedy=remedy)
+        start = self.path.read_bytes()[: max(0, recorded["bytes"])]
+        if hashlib.sha256(start).hexdigest() != recorded["sha256"]:
+            raise RunError(f"{self.path} is damaged, or was changed: {remedy}")
 
     def log(self, step: int, values: dict[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
@@ -90,6 +115,8 @@ class LogFile:
         """Wait until all entries are on disk."""
         with written(self.path, "the training stopped"):
             os.fsync(self.file.fileno())
+        with suppress(OSError):  # the record before is still that of the log's beginning
+            self._keep_record()
 
     def close(self) -> None:
         with suppress(OSError):  # every entry was flushed already, or its error raised
