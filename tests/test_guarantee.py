@@ -7,7 +7,8 @@ import math
 import pytest
 from scipy.stats import poisson
 
-from hardneg.false_negatives.guarantee import Test, judgements_needed
+from hardneg.false_negatives.guarantee import Test as Tested
+from hardneg.false_negatives.guarantee import certify, judgements_needed, p_value
 
 
 def needed(judged: int, false: int, alpha: float, confidence: float, now: int) -> int | None:
@@ -28,7 +29,7 @@ def needed(judged: int, false: int, alpha: float, confidence: float, now: int) -
      (400, 5, 0.03, 0.95, 400), (100, 5, 0.05, 0.95, 300)],
 )  # fmt: skip
 def test_how_many_judgements_are_needed(judged: int, false: int, alpha: float, confidence: float, now: int) -> None:
-    tests = [Test(0.1, 1000, judged, false, 0.5, False)]
+    tests = [Tested(0.1, 1000, judged, false, 0.5, False)]
     found, wanted = judgements_needed(tests, alpha, confidence, now), needed(judged, false, alpha, confidence, now)
     if wanted is None:
         assert found is None
@@ -37,4 +38,20 @@ def test_how_many_judgements_are_needed(judged: int, false: int, alpha: float, c
 
 
 def test_nothing_is_known_without_a_judgement() -> None:
-    assert judgements_needed([Test(0.1, 1000, 0, 0, 1.0, False)], 0.05, 0.95, 0) is None
+    assert judgements_needed([Tested(0.1, 1000, 0, 0, 1.0, False)], 0.05, 0.95, 0) is None
+
+
+def test_the_chance_of_so_few_false_ones() -> None:
+    """The Poisson bound holds up to one below the mean; at the mean and above, nothing is shown."""
+    given = {"judged_share": 0.1, "negatives": 1000, "alpha": 0.05}  # 5 are expected
+    for false in range(5):
+        assert p_value(false=false, **given) == pytest.approx(poisson.cdf(false, 5))
+    for false in (5, 6, 50):
+        assert p_value(false=false, **given) == 1.0
+
+
+def test_when_all_are_judged_nothing_is_left_to_chance() -> None:
+    for false, wanted in ((0, 0.0), (5, 0.0), (6, 1.0)):
+        assert p_value(false=false, judged_share=1.0, negatives=100, alpha=0.05) == wanted
+    tests = certify([0.1, 0.2, 0.3], [100, 100, 100], [100, 100, 100], [5, 6, 0], 1.0, 0.05, 1.0)
+    assert [test.passed for test in tests] == [True, False, False]  # a threshold after one that fails is not tested
