@@ -560,3 +560,20 @@ def test_series_of_pandas_are_taken_by_position() -> None:
     assert relations(Pairs.from_columns(shuffled.q, shuffled.p, groups=shuffled.g)) == WANTED
     some = frame[frame.g == "b"]
     assert relations(Pairs.from_columns(some.q, some.p)) == {QUERIES[1]: [TEXTS[1]], QUERIES[4]: [TEXTS[4]]}
+
+
+def test_the_filter_group_says_what_it_cannot_see(tmp_path: Path) -> None:
+    class Never:
+        dimension = 2
+
+        def encode(self, texts: Any, *, prompt: str = "") -> Any:
+            raise AssertionError("nothing is encoded before the data are checked")
+
+        def fingerprint(self) -> str:
+            return "never"
+
+    with pytest.raises(UsageError, match="the filter 'group' needs groups"):
+        mine(Pairs.from_columns(QUERIES, TEXTS), tmp_path / "a", MineOptions(filters=("group",)), encoder=Never())
+    some = Pairs.from_columns(QUERIES, TEXTS, groups=list("aabbcc"), corpus=["one", "two"])
+    run = mine(some, tmp_path / "b", MineOptions(depth=5, negatives=1, filters=("group",)))
+    assert "2 of 8 documents have no group: the filter 'group' keeps all of them" in run.info["warnings"]

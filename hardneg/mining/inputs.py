@@ -17,10 +17,11 @@ from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit
 from hardneg.encoders.factory import make_encoder
 from hardneg.encoders.precomputed import aligned, open_vectors
-from hardneg.errors import RunError
+from hardneg.errors import RunError, UsageError
 from hardneg.memory import release
 from hardneg.mining.options import MineOptions
 from hardneg.mining.run_folder import changed_options, read_run_json
+from hardneg.mining.specs import parse_filters
 from hardneg.progress import Progress, silent
 from hardneg.storage.files import sha256_file
 from hardneg.storage.json_files import read_json, write_json
@@ -109,6 +110,9 @@ def open_inputs(
     else:
         pairs = _read(str(source), folder, options, resources.progress)
     _check_files(folder)
+    for each in parse_filters(options.filters, options.default_filters).filters:
+        if (lacking := each.lacks(pairs)) is not None:
+            raise UsageError(lacking)
     release()
     resources.clock.lap("read")
     fingerprints: dict[str, Any] = {"source": pairs.name, **pairs.digests}

@@ -17,7 +17,13 @@ def warnings(pairs: Pairs, options: MineOptions) -> list[str]:
     without_positive = int((pairs.positives.lengths == 0).sum())
     if without_positive:
         messages.append(f"{without_positive:,} queries have no positive: margins and guides do not apply to them")
-    if pairs.document_groups is not None and not any(isinstance(f, Group) for f in chain.filters):
+    uses_groups = any(isinstance(f, Group) for f in chain.filters)
+    without = 0 if pairs.document_groups is None else int((pairs.document_groups < 0).sum())
+    if uses_groups and without:
+        messages.append(
+            f"{without:,} of {len(pairs.document_ids):,} documents have no group: the filter 'group' keeps all of them"
+        )
+    if pairs.document_groups is not None and not uses_groups:
         messages.append(
             "the dataset has groups that no filter uses: --filter group rejects documents of the query's group"
         )

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.spec_options import written_spec
@@ -69,6 +70,10 @@ class Filter(ABC):
             RunError: such a file was made with another encoder.
         """
         return {}
+
+    def lacks(self, pairs: Pairs) -> str | None:
+        """What the dataset lacks for this filter, as a sentence; None if nothing. Asked before anything is encoded."""
+        return None
 
     def notes(self, config: Mapping[str, Any]) -> list[str]:
         """What users should know about this filter in a selection with this configuration."""

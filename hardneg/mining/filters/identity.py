@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import Filter
@@ -99,12 +100,15 @@ class Group(Filter):
 
     name = "group"
 
+    def lacks(self, pairs: Pairs) -> str | None:
+        if pairs.document_groups is not None and pairs.query_groups is not None:
+            return None
+        return "the filter 'group' needs groups: a column 'group' or 'label' (--group-column), or groups.tsv in a BEIR folder"
+
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         pairs = context.pairs
         if pairs.document_groups is None or pairs.query_groups is None:
-            raise UsageError(
-                "the filter 'group' needs groups: a column 'group' or 'label' (--group-column), or groups.tsv in a BEIR folder"
-            )
+            raise UsageError(str(self.lacks(pairs)))
         known = context.known.take(candidates.queries)
         query_groups = pairs.query_groups[candidates.queries]
         rows = np.concatenate([known.row_numbers(), np.arange(len(query_groups))])
