@@ -26,7 +26,10 @@ FILTER_HELP = (
     "apply in order."
 )
 NO_DEFAULT_FILTERS_HELP = "Switch off the filters 'empty' and 'duplicate:text'. The filter 'known' stays on."
-FORCE_HELP = "Use a posterior even if it was learned with another encoder."
+FORCE_HELP = (
+    "Use a posterior even if it was learned with another encoder, and given vectors even if positives score no better than "
+    "random documents."
+)
 FILTERS_AND_SAMPLERS = """
 \b
 Filters, in the form in which --filter takes them:

@@ -577,3 +577,16 @@ def test_the_filter_group_says_what_it_cannot_see(tmp_path: Path) -> None:
     some = Pairs.from_columns(QUERIES, TEXTS, groups=list("aabbcc"), corpus=["one", "two"])
     run = mine(some, tmp_path / "b", MineOptions(depth=5, negatives=1, filters=("group",)))
     assert "2 of 8 documents have no group: the filter 'group' keeps all of them" in run.info["warnings"]
+
+
+def test_vectors_of_other_texts_are_refused(tmp_path: Path) -> None:
+    """Those of the documents in another order: each positive would be some other document."""
+    rng = np.random.default_rng(0)
+    pairs = Pairs.from_columns([f"q{i}" for i in range(400)], [f"d{i}" for i in range(400)])
+    queries = rng.standard_normal((400, 16)).astype(np.float32)
+    documents = queries + 0.3 * rng.standard_normal((400, 16)).astype(np.float32)
+    assert mine(pairs, tmp_path / "right", vectors=(queries, documents)).info["warnings"] == []
+    with pytest.raises(DataError, match=r"the positives score no better than random documents .*in another order"):
+        mine(pairs, tmp_path / "wrong", vectors=(queries, documents[rng.permutation(400)]))
+    run = mine(pairs, tmp_path / "forced", vectors=(queries, documents[::-1]), force=True)
+    assert run.info["warnings"][0].startswith("the positives score no better than random documents")

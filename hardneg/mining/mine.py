@@ -29,6 +29,7 @@ from hardneg.mining.miner import Judged, Miner
 from hardneg.mining.options import MineOptions, resolve_depth
 from hardneg.mining.run import PartWriter, Run
 from hardneg.mining.run_folder import posterior_files, relative_paths, run_output
+from hardneg.mining.sanity import check_positives
 from hardneg.mining.specs import parse_filters, parse_sampler
 from hardneg.mining.warnings import warnings
 from hardneg.progress import Progress, silent
@@ -62,7 +63,8 @@ def mine(
         encoder: a loaded encoder, used instead of the one that the options name.
         resume: continue an interrupted run; its final bytes are those of an uninterrupted one.
         overwrite: replace the run in `out`.
-        force: use a posterior even if it was learned with another encoder.
+        force: use a posterior even if it was learned with another encoder, and vectors for which positives score like random
+            documents.
         threads, batch_size, device: these affect speed, not the result (but a model may round differently by batch size).
         cache: folder for embeddings, to share them between runs; None: keep them inside the run.
         progress: callback that reports the progress of each stage.
@@ -88,7 +90,7 @@ def mine(
             chain = parse_filters(options.filters, options.default_filters)
             inputs.fingerprints |= chain.check(inputs.fingerprints, force)
             check_inputs(folder, inputs, target)
-            _mine(folder, target, inputs, options, chain, resources, command)
+            _mine(folder, target, inputs, options, chain, resources, command, force)
         # `progress` is still there if the process was killed between the last write and the clean-up.
         shutil.rmtree(folder / "progress", ignore_errors=True)
     run = Run(target, verify=False)
@@ -120,12 +122,15 @@ def _mine(
     chain: Chain,
     resources: Resources,
     command: list[str] | None,
+    force: bool,
 ) -> None:
     """Build the index, mine every part, and write the run to `folder`, from where it comes to `target`."""
     pairs, clock = inputs.pairs, resources.clock
     depth, max_depth = resolve_depth(options, len(pairs.document_ids))
     advance = resources.progress("index", 1)
     index, recall = _index(inputs, options, depth)
+    given = inputs.fingerprints.get("encoder") is None
+    doubts = check_positives(pairs, inputs.query_vectors, index, options.seed, given, force)
     advance(1)
     miner = Miner(
         pairs,
@@ -159,7 +164,7 @@ def _mine(
             "fingerprints": inputs.fingerprints,
             "reading": pairs.reading,
             "seed": options.seed,
-            "warnings": [*warnings(pairs, options), *_missed(recall)],
+            "warnings": [*doubts, *warnings(pairs, options), *_missed(recall)],
             "timings": clock.seconds,
             "environment": environment(index),
             "selections": [],
