@@ -62,7 +62,7 @@ def mined_with(pairs: hardneg.Pairs, q: np.ndarray, d: np.ndarray, folder: Path,
     given = hardneg.MineOptions(
         query_embeddings=str(folder / "q.npy"), corpus_embeddings=str(folder / "d.npy"), **options
     )
-    return diagnose(hardneg.mine(pairs, folder / "run", given))
+    return diagnose(hardneg.mine(pairs, folder / "run", given, force=True))
 
 
 def codes(found: Diagnosis, severity: str | None = None) -> set[str]:

@@ -563,15 +563,16 @@ def test_copies_of_the_positive_and_of_the_query_are_never_negatives(tmp_path: P
 
 
 def test_empty_texts_are_said_and_never_negatives(tmp_path: Path) -> None:
-    pairs = Pairs.from_columns(["", "q 1", "q 2"], ["d 0", "", "d 2"], corpus=[f"e {i}" for i in range(9)])
+    pairs = Pairs.from_columns(["", "q 1", "q 2"], ["d 0", "", "d 2"], corpus=["", *(f"e {i}" for i in range(9))])
     run = mine(pairs, tmp_path / "run")
-    empty = pairs.document_ids.to_pylist()[pairs.documents.slice(0, 3).index("")]
+    empty = pairs.document_ids.to_pylist()[pairs.documents.slice(0, 12).index("")]
     rows = run.negatives().to_pylist()
     assert len(rows) == 3
     assert all(empty not in row["negative_ids"] for row in rows)
-    assert [w for w in run.info["warnings"] if "empty text" in w] == [
-        "1 queries have an empty text: they were mined all the same",
+    assert [w for w in run.info["warnings"] if "empty" in w] == [
+        "1 queries have an empty text: they are mined all the same",
         "1 documents have an empty text: the filter 'empty' keeps them from being negatives",
+        "1 positives are empty: their queries are mined without them",
     ]
 
 

@@ -86,6 +86,7 @@ def test_every_table_shows_texts_as_they_are(nasty: str, monkeypatch: pytest.Mon
     summary = {
         **counts,
         "run": nasty,
+        "reading": {"format": nasty, "columns": {"query": nasty}},
         "index": "exact",
         "recall": {"queries": 0},
         "verdicts": {nasty: 1},

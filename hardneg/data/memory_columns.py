@@ -39,9 +39,9 @@ def column_values(values: Iterable[Any], name: str) -> list[Any]:
 
 
 def texts_of(cell: Any, name: str, where: str) -> list[str]:
-    """The texts of a cell that holds a text, several, or none (None, NaN or an empty list)."""
+    """The texts of a cell that holds a text, several, or none (None, NaN or an empty list). Some may be blank."""
     if isinstance(cell, str):
-        return [] if is_blank(cell) else [cell]
+        return [cell]
     if cell is None or (isinstance(cell, float) and cell != cell):
         return []
     if isinstance(cell, Mapping | Set) or not isinstance(cell, Iterable):
@@ -50,8 +50,7 @@ def texts_of(cell: Any, name: str, where: str) -> list[str]:
     for text in column_values(cell, f"{where}: {name}"):
         if not isinstance(text, str):
             raise DataError(f"{where}: {name} holds {shown(text)}, expected texts")
-        if not is_blank(text):
-            texts.append(text)
+        texts.append(text)
     return texts
 
 

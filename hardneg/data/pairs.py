@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id
 from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
+from hardneg.data.labels import is_blank
 from hardneg.data.memory_columns import column_values, label_of, texts_of
 from hardneg.data.texts import BATCH_ROWS, Texts, distinct_keys
 from hardneg.errors import DataError
@@ -158,7 +159,10 @@ class Pairs:
             where, group, id = f"row {i}", label_of(asked["groups"][i]), asked["query_ids"][i]
             row = builder.add_query(None if id is None else as_id(id, where), query, group=group, where=where)
             for text in texts_of(asked["positives"][i], "positives", where):
-                builder.relate(row, builder.add_document(None, text, group=group, where=where), 1)
+                if is_blank(text):
+                    builder.count("blank_positives")
+                else:
+                    builder.relate(row, builder.add_document(None, text, group=group, where=where), 1)
         for i, text in enumerate(documents["corpus"]):
             where, id = f"corpus row {i}", documents["corpus_ids"][i]
             group = label_of(documents["corpus_groups"][i])
