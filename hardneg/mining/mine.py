@@ -63,8 +63,7 @@ def mine(
         encoder: a loaded encoder, used instead of the one that the options name.
         resume: continue an interrupted run; its final bytes are those of an uninterrupted one.
         overwrite: replace the run in `out`.
-        force: use a posterior even if it was learned with another encoder, and vectors for which positives score like random
-            documents.
+        force: use a posterior of another encoder, and vectors for which positives score like random documents.
         threads, batch_size, device: these affect speed, not the result (but a model may round differently by batch size).
         cache: folder for embeddings, to share them between runs; None: keep them inside the run.
         progress: callback that reports the progress of each stage.
