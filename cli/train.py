@@ -44,6 +44,12 @@ _SECTIONS = {
 }
 
 
+_ON_TRAINING_PAIRS = (
+    "the encoder is evaluated on the pairs that it is trained on, which says little: SOURCE has no splits. Give other pairs with "
+    "--eval-source, or --eval-split none"
+)
+
+
 class _Finite(click.FloatRange):
     """A number within limits; unlike click's own type, it accepts neither NaN nor infinity."""
 
@@ -258,12 +264,14 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:
         pairs = read_pairs(source, read_options(given, given["split"]))
-        if given["self_supervised"]:
-            pairs = two_views(pairs)
         evaluation = None
         if given["eval_split"] != "none":
             held_out = read_pairs(given["eval_source"] or source, read_options(given, given["eval_split"]))
+            if leads and held_out.digests == pairs.digests:
+                warn([_ON_TRAINING_PAIRS])
             evaluation = EvaluationSet(held_out, zero_shot=given["zero_shot"])
+        if given["self_supervised"]:
+            pairs = two_views(pairs)
         run = None if given["run"] is None else Run(given["run"])
         result = run_train(
             pairs, model, out, options, evaluation=evaluation, run=run, callbacks=[LiveNumbers()],

@@ -34,7 +34,7 @@ from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
 from hardneg.training.self_supervised import two_views
 from hardneg.training.towers import Towers
-from tests.conftest import WORDS, in_two_ranks, run_here
+from tests.conftest import WORDS, in_two_ranks, run_here, write_jsonl
 from tests.test_encoders import minilm
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -881,3 +881,16 @@ def test_what_stands_in_no_crowd_of_the_query_is_never_suspected() -> None:
     assert suspected[~same].mean() < 0.25
     assert suspected[same].mean() > 1.5 * suspected[~same].mean()
     supply.close()
+
+
+def test_an_evaluation_on_the_training_pairs_is_said(tmp_path: Path) -> None:
+    rows = [{"query": f"what is {i}", "positive": f"this is {i}"} for i in range(40)]
+    one, other = write_jsonl(tmp_path / "p.jsonl", rows), write_jsonl(tmp_path / "o.jsonl", rows[:20])
+    common = ("--steps", "2", "--batch-size", "8", "--negatives", "1", "--depth", "10", "--device", "cpu")
+    said = run_here("train", one, "--out", tmp_path / "a", *common)
+    assert said.returncode == 0, said.stderr
+    assert "evaluated on the pairs that it is trained on" in said.stderr
+    for more in (("--eval-source", other), ("--eval-split", "none")):
+        quiet_one = run_here("train", one, "--out", tmp_path / "b", "--overwrite", *common, *more)
+        assert quiet_one.returncode == 0, quiet_one.stderr
+        assert "evaluated on the pairs" not in quiet_one.stderr
