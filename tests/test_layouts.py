@@ -590,3 +590,32 @@ def test_vectors_of_other_texts_are_refused(tmp_path: Path) -> None:
         mine(pairs, tmp_path / "wrong", vectors=(queries, documents[rng.permutation(400)]))
     run = mine(pairs, tmp_path / "forced", vectors=(queries, documents[::-1]), force=True)
     assert run.info["warnings"][0].startswith("the positives score no better than random documents")
+
+
+UNSEEN = [
+    "\u200b",
+    "\u200f",
+    "\ufeff",
+    "\xad",
+    "\x00",
+    "\x1b",
+    "\u202e",
+    "\u2060",
+    "\ufe0f",
+    "\u3164",
+    "\x9b",
+    "\U000e0041",
+]
+
+
+@pytest.mark.parametrize("unseen", UNSEEN, ids=lambda text: f"U+{ord(text):04X}")
+def test_unseen_characters_make_no_other_text(unseen: str, tmp_path: Path) -> None:
+    text = "the kettle is in hall 0"
+    copies = [unseen + text, text + unseen, text.replace("kettle", f"ket{unseen}tle")]
+    pairs = Pairs.from_columns(["where is it"], [text], corpus=[*copies, unseen, "another", "one more"])
+    run = mine(pairs, tmp_path / "run", MineOptions(negatives=2))
+    texts = dict(zip(pairs.document_ids.to_pylist(), pairs.documents.slice(0, len(pairs.document_ids)), strict=True))
+    (row,) = run.negatives().to_pylist()
+    assert {texts[id] for id in row["negative_ids"]} == {"another", "one more"}
+    assert run.info["counts"]["verdicts"]["duplicate"] == 3
+    assert run.info["counts"]["verdicts"]["empty"] == 1

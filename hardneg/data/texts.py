@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterator
@@ -131,15 +132,24 @@ def join_title(title: str, text: str) -> str:
     return f"{title} {text}".strip() if title else text
 
 
-def fold(text: str) -> str:
-    """The text in normal form. Texts that differ only in Unicode form (NFKC), case or white space fold alike.
+# Characters that nobody sees: controls that are no white space, and those of Unicode's property Default_Ignorable_Code_Point
+# (zero-width characters, marks of the writing direction, soft hyphens, variation selectors, fillers, tags).
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\ufff9-\ufffb\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
 
-    >>> fold("  Straße\\n1") == fold("STRASSE 1")
-    True
+
+def fold(text: str) -> str:
+    """The text in normal form. Texts that differ only in Unicode form (NFKC), case, white space or unseen characters fold alike.
+
+    >>> fold("  Straße\\n1") == fold("STRASSE 1"), fold("soft\\u00adly\\u200b") == fold("softly")
+    (True, True)
     """
     if not text.isascii():
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return " ".join(text.lower().split())
+    return " ".join(_UNSEEN.sub("", text).lower().split())
 
 
 def text_key(text: str) -> int:
