@@ -17,14 +17,7 @@ _SECTIONS = {"split": "Reading SOURCE", "measures": "Measures", "encoder": "Vect
 
 @click.command(cls=Sectioned, sections=_SECTIONS)
 @click.argument("source")
-@click.option(
-    "--split",
-    default="test",
-    show_default=True,
-    metavar="NAME",
-    help="Split to evaluate on, of a BEIR folder, a saved dataset or a built-in dataset.",
-)
-@reading
+@reading("test", "Split to evaluate on, of a BEIR folder, a saved dataset or a built-in dataset.")
 @click.option(
     "--measure",
     "measures",
@@ -81,7 +74,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     if (files[0] is None) != (files[1] is None):
         raise UsageError("give both --query-embeddings and --corpus-embeddings, or neither")
     with progress_bars() as progress:
-        pairs = read_pairs(source, read_options(given, given["split"]))
+        pairs = read_pairs(source, read_options(given))
         if files[0] is not None:
             queries = aligned(open_vectors(files[0]), pairs.query_rows, pairs.source_query_rows, files[0], "queries")
             documents = aligned(

@@ -16,14 +16,7 @@ _SECTIONS = {"split": "Reading SOURCE", "as_json": "Output"}
 
 @click.command(cls=Sectioned, sections=_SECTIONS)
 @click.argument("source")
-@click.option(
-    "--split",
-    default="train",
-    show_default=True,
-    metavar="NAME",
-    help="Split to read of a BEIR folder, a saved dataset or a built-in dataset.",
-)
-@reading
+@reading()
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 def inspect(source: str, as_json: bool, **given: Any) -> None:
     """Show what SOURCE is taken for, before anything is mined.
@@ -41,7 +34,7 @@ def inspect(source: str, as_json: bool, **given: Any) -> None:
 
     with progress_bars() as progress:
         advance = progress("read", 1)
-        found = run_inspect(source, read_options(given, given["split"]))
+        found = run_inspect(source, read_options(given))
         advance(1)
     if as_json:
         print_json(found)

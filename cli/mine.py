@@ -39,14 +39,7 @@ _SECTIONS = {
 )
 @click.option("--overwrite", is_flag=True, help="Replace the run in --out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on stdout.")
-@click.option(
-    "--split",
-    default="train",
-    show_default=True,
-    metavar="NAME",
-    help="Split to read of a BEIR folder, a saved dataset or a built-in dataset.",
-)
-@reading
+@reading()
 @encoding
 @click.option(
     "--precision",
@@ -142,7 +135,7 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
     from hardneg.mining.options import MineOptions
 
     options = MineOptions(
-        read=read_options(given, given["split"]),
+        read=read_options(given),
         default_filters=not given["no_default_filters"],
         **{
             name: given[name]

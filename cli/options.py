@@ -176,15 +176,16 @@ def filter_spec(ctx: click.Context, parameter: click.Parameter, specs: tuple[str
 
 def encoding(command: Command) -> Command:
     """Add the options that say how texts become vectors, or which files hold the vectors."""
-    return _with(_ENCODING, command)
+    return with_options(_ENCODING, command)
 
 
 def diagnosing(command: Command) -> Command:
     """Add the options of the commands that diagnose runs."""
-    return _with(_DIAGNOSING, command)
+    return with_options(_DIAGNOSING, command)
 
 
-def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+def with_options(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+    """Add options to a command, in this order."""
     for option in reversed(options):
         command = option(command)
     return command

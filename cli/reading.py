@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from .options import Command, with_options
+
 if TYPE_CHECKING:
     from hardneg.data.options import ReadOptions
-
-Command = Callable[..., Any]
 
 _READING = (
     click.option(
@@ -58,15 +58,21 @@ _READING = (
 )  # fmt: skip
 
 
-def reading(command: Command) -> Command:
-    """Add the options that say how SOURCE is read. `--split` is the command's own, as its default differs."""
-    for option in reversed(_READING):
-        command = option(command)
-    return command
+def reading(
+    split: str = "train", text: str = "Split to read of a BEIR folder, a saved dataset or a built-in dataset."
+) -> Callable[[Command], Command]:
+    """Add the options that say how SOURCE is read.
+
+    Args:
+        split: the default of `--split`.
+        text: its help text.
+    """
+    first = click.option("--split", default=split, show_default=True, metavar="NAME", help=text)
+    return lambda command: with_options((first, *_READING), command)
 
 
-def read_options(given: dict[str, Any], split: str) -> ReadOptions:
-    """The options for reading, from the options of a command."""
+def read_options(given: dict[str, Any], split: str | None = None) -> ReadOptions:
+    """The options for reading, from the options of a command. `split` stands for its own `--split`."""
     from hardneg.data.options import ReadOptions
 
     names = (
@@ -75,7 +81,7 @@ def read_options(given: dict[str, Any], split: str) -> ReadOptions:
     )  # fmt: skip
     return ReadOptions(
         format=given["format_"],
-        split=split,
+        split=given["split"] if split is None else split,
         corpus=given["corpus"] or None,
         negatives=given["own_negatives"],
         **{name: given[name] for name in names},

@@ -91,8 +91,7 @@ def _number(
 @_number("--log-every", 1, "Steps between two log entries.  [default: 10]")
 @click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard, to DIR/tensorboard.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on stdout.")
-@click.option("--split", default="train", show_default=True, metavar="NAME", help="Split of SOURCE to train on.")
-@reading
+@reading("train", "Split of SOURCE to train on.")
 @click.option(
     "--encoder",
     default="hashed",
@@ -263,7 +262,7 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     model = _model(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:
-        pairs = read_pairs(source, read_options(given, given["split"]))
+        pairs = read_pairs(source, read_options(given))
         evaluation = None
         if given["eval_split"] != "none":
             held_out = read_pairs(given["eval_source"] or source, read_options(given, given["eval_split"]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from hardneg.errors import UsageError, suggestion
 
@@ -22,7 +22,7 @@ FORMATS = (
     "labeled-list",
     "triples",
 )
-QUOTINGS = ("auto", "quotes", "none")
+Quoting = Literal["auto", "quotes", "none"]
 NEGATIVES = ("corpus", "judged")
 
 
@@ -63,11 +63,11 @@ class ReadOptions:
     corpus: str | os.PathLike[str] | tuple[str | os.PathLike[str], ...] | None = None
     text_column: str | None = None
     negatives: str = "corpus"
-    quoting: Literal["auto", "quotes", "none"] = "auto"
+    quoting: Quoting = "auto"
     skip_unknown: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("format", FORMATS), ("quoting", QUOTINGS), ("negatives", NEGATIVES)):
+        for name, known in (("format", FORMATS), ("quoting", get_args(Quoting)), ("negatives", NEGATIVES)):
             value = getattr(self, name)
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r}.{suggestion(str(value), known)}")

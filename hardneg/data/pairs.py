@@ -97,7 +97,7 @@ class Pairs:
         judged = Ragged(arrays["positive_offsets"], arrays["positive_values"])
         positives, grades = judged.take(kept), arrays.get("positive_grades")
         if grades is not None:
-            grades = Ragged(judged.offsets, grades).take(kept).values.view(np.float64)
+            grades = grades.view(np.float64)[judged.places(kept)]
         negatives = Ragged(arrays["negative_offsets"], arrays["negative_values"]).take(kept)
         return cls(
             query_ids=ids["query"] if keeps_all else ids["query"].take(numbers(kept)),

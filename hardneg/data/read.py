@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from hardneg import registry
 from hardneg.data.builder import Builder
@@ -25,6 +25,7 @@ from hardneg.data.readers.corpus import read_corpus
 from hardneg.data.readers.files import located_rows, present
 from hardneg.data.readers.flagembedding import FlagEmbeddingRows, LabeledListRows
 from hardneg.data.readers.json_rows import json_rows
+from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.pair_rows import PairRows
 from hardneg.data.readers.passages import ChatRows, DprRows, MarcoRows, SquadRows
 from hardneg.data.readers.rows import Located, Row
@@ -35,14 +36,6 @@ from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.storage.arrow import brief
 
 BUILTIN_SPLITS = ("train", "test")
-
-
-class Layout(Protocol):
-    """Adds what a row holds to the builder that it was made with."""
-
-    name: str
-
-    def __call__(self, where: str, row: Row) -> None: ...
 
 
 # Every layout that can be told by its first row: `fits` says whether a row is of its kind. What none of them fits is read
@@ -102,10 +95,9 @@ def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | N
             keep = read_beir(path, builder, options)
         else:
             layout = _read_rows(_rows_of(path, options), builder, options)
-    corpora = [*options.corpora, *(layout.corpora if isinstance(layout, TripleIds) else ())]
-    for corpus in corpora:
+    for corpus in [*options.corpora, *(layout.corpora if layout is not None else ())]:
         read_corpus(corpus, builder, options)
-    if isinstance(layout, TevatronIds | TripleIds):
+    if layout is not None:
         layout.finish()
     return Pairs.from_contents(builder.finish(source, keep))
 

@@ -21,7 +21,7 @@ from hardneg.evaluation.ranking import parse_measures, rank_measures
 from hardneg.index.base import METRICS
 from hardneg.index.exact import ExactIndex
 from hardneg.progress import Progress, silent
-from hardneg.storage.arrays import Ragged, members
+from hardneg.storage.arrays import members
 from hardneg.storage.arrow import values_of
 
 DEFAULT = ("ndcg@10", "mrr@10", "recall@10", "recall@100")
@@ -85,11 +85,9 @@ def evaluate_vectors(
     for start in range(0, len(rows), _BLOCK):
         here = rows[start : start + _BLOCK]
         near = index.search(np.asarray(queries[here], np.float32), min(depth + 1, index.size)).documents
-        grades = None
-        if pairs.positive_grades is not None:
-            grades = (
-                Ragged(pairs.positives.offsets, pairs.positive_grades.view(np.int64)).take(here).values.view(np.float64)
-            )
+        grades = pairs.positive_grades
+        if grades is not None:
+            grades = grades[pairs.positives.places(here)]
         ranking = _without(near, own[here])[:, :depth]
         found.append(rank_measures(ranking, pairs.positives.take(here), names, grades))
     values = {name: np.concatenate([part[name] for part in found]) for name in names}

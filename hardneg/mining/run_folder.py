@@ -15,6 +15,7 @@ from hardneg.errors import RunError
 from hardneg.storage.files import remove_temporary_files, sha256_file
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, staging
 from hardneg.storage.json_files import decode_json, read_json
+from hardneg.storage.outputs import OWN_FILES
 
 SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
 
@@ -22,7 +23,7 @@ VOLATILE = ("timings", "command", "environment")  # the entries of run.json that
 
 _REPLACES = ".hardneg-replaces"  # in a run that is to replace another one: the hash of that one's run.json
 
-KNOWN = ("run.json", "negatives.parquet", "candidates", "source", "embeddings", "progress", "posterior.json")
+KNOWN = (*OWN_FILES["run"], "posterior.json")  # the last one is there by the user's own choice
 
 _LASTING = ("run.json", "embeddings", "candidates")  # what took long to make
 

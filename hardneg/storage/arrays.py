@@ -125,10 +125,14 @@ class Ragged:
 
     def take(self, rows: NDArray[np.integer]) -> Ragged:
         """The lists at these rows, in this order."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths[rows])])
+        return Ragged(offsets, self.values[self.places(rows)])
+
+    def places(self, rows: NDArray[np.integer]) -> Int:
+        """int64: where the values of the lists at these rows are in `values`, and in arrays that go with it."""
         lengths = self.lengths[rows]
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        places = np.repeat(self.offsets[rows] - offsets[:-1], lengths) + np.arange(offsets[-1])
-        return Ragged(offsets, self.values[places])
+        starts = np.cumsum(lengths) - lengths
+        return np.repeat(self.offsets[rows] - starts, lengths) + np.arange(int(lengths.sum()))
 
     def padded(self, fill: int = -1) -> Int:
         """int64 `[n, longest]`: one list per row, padded at the end with `fill`."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from hardneg.errors import DataError, UsageError
 from hardneg.storage.files import is_special
+from hardneg.storage.folders import marker
 
-# What our folders hold, apart from what is put there by the user's own choice, such as posterior.json.
-_OWN = {
+# What our folders hold, by their kind: the file that describes them comes first.
+OWN_FILES = {
     "run": ("run.json", "negatives.parquet", "candidates", "source", "embeddings", "progress"),
     "training": ("train.json", "best", "last", "log.jsonl", "checkpoints", "embeddings", "tensorboard"),
 }
@@ -22,8 +23,8 @@ def check_place(path: Path) -> None:
     place = Path(os.path.realpath(path))
     for parent in place.parents:
         name = place.relative_to(parent).parts[0]
-        for kind, own in _OWN.items():
-            ours = (parent / f".hardneg-{kind}").exists() or (parent / own[0]).is_file()
+        for kind, own in OWN_FILES.items():
+            ours = marker(parent, kind).exists() or (parent / own[0]).is_file()
             if ours and (name in own or name.startswith(".hardneg-")):
                 raise UsageError(f"{path} is a file of the {kind} in {parent}: choose another place")
 

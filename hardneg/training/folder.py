@@ -12,13 +12,14 @@ from hardneg.errors import RunError
 from hardneg.storage.files import remove_temporary_files
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, resolved, staging
 from hardneg.storage.json_files import decode_json, read_json, write_json
+from hardneg.storage.outputs import OWN_FILES
 from hardneg.training import checkpoint
 from hardneg.training.distributed import World
 from hardneg.training.options import TrainOptions
 
 SCHEMA = "hardneg-train-1"
 
-KNOWN = ("train.json", "best", "last", "log.jsonl", "tensorboard", "posterior.json", "checkpoints", "embeddings")
+KNOWN = (*OWN_FILES["training"], "posterior.json")
 
 
 class _Head(TypedDict):

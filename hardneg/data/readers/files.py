@@ -7,9 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from hardneg.data.options import Quoting
 from hardneg.data.readers.json_rows import json_file
 from hardneg.data.readers.rows import COMPRESSED, Located, exists, names
-from hardneg.data.readers.separated import Quoting, separated
+from hardneg.data.readers.separated import separated
 from hardneg.data.readers.tables import parquet_rows, saved_dataset
 from hardneg.errors import DataError
 

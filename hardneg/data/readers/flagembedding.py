@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_list, as_number, need_cells
 from hardneg.data.labels import is_blank
-from hardneg.data.options import ReadOptions
+from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.rows import Row
 from hardneg.errors import DataError
 
 
-class LabeledListRows:
+class LabeledListRows(Layout):
     """Reads rows `{"query": text, "documents": [texts], "labels": [grades]}`: a grade above 0 is that of a positive."""
 
     name = "labeled-list"
-
-    def __init__(self, builder: Builder, options: ReadOptions) -> None:
-        self.builder, self.options = builder, options
 
     @staticmethod
     def fits(row: Row) -> bool:
@@ -37,16 +33,13 @@ class LabeledListRows:
                 self.builder.relate(query, document, score)
 
 
-class FlagEmbeddingRows:
+class FlagEmbeddingRows(Layout):
     """Reads rows `{"query": text, "pos": [texts], "neg": [texts]}`, with `id`, `pos_id` and `neg_id` if they are there.
 
     The texts of `neg` become documents of the corpus, and are judged negatives of the query if `options.negatives` says so.
     """
 
     name = "flagembedding"
-
-    def __init__(self, builder: Builder, options: ReadOptions) -> None:
-        self.builder, self.judged = builder, options.negatives == "judged"
 
     @staticmethod
     def fits(row: Row) -> bool:
@@ -59,8 +52,7 @@ class FlagEmbeddingRows:
         for document in self._documents(row, "pos", where):
             self.builder.relate(query, document, 1)
         for document in self._documents(row, "neg", where):
-            if self.judged:
-                self.builder.relate(query, document, 0)
+            self.own_negative(query, document)
 
     def _documents(self, row: Row, side: str, where: str) -> list[int]:
         texts, ids = as_list(row.get(side) or [], side, where), row.get(f"{side}_id")

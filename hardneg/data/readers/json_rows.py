@@ -55,16 +55,6 @@ def json_rows(stream: Lines, name: str) -> Located:
     yield from _numbered(chain([first], rest), name, before)
 
 
-def json_lines(stream: Lines, name: str) -> Located:
-    """The rows of a stream of JSON lines; `name` stands for the stream in messages.
-
-    >>> import io
-    >>> list(json_lines(io.BytesIO(b'{"query": "q"}'), "standard input"))
-    [('standard input, line 1', {'query': 'q'})]
-    """
-    yield from _numbered(iter(partial(stream.readline, _LONGEST_LINE + 1), b""), name, 0)
-
-
 def _first_line(lines: Iterator[bytes]) -> tuple[bytes | None, int]:
     """(the first line that is not empty, number of lines before it)."""
     for number, line in enumerate(lines):

@@ -10,6 +10,7 @@ from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_number, find_column, id_of, need_column
 from hardneg.data.labels import as_judgement, is_blank, meaning_of
 from hardneg.data.options import ReadOptions
+from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.rows import Row, names
 from hardneg.errors import DataError
 
@@ -39,7 +40,7 @@ _SENTENCES = ("sentence1", "sentence_a", "premise", "question1")
 _NEGATIVE_COLUMN = re.compile(r"(hard[_ -]?)?neg(atives?)?[_ -]?\d*", re.IGNORECASE)
 
 
-class PairRows:
+class PairRows(Layout):
     """Reads rows with a query and one or more positives.
 
     A row may also have ids, a group, a relevance judgement, and negatives. Texts in negative columns become documents
@@ -66,7 +67,7 @@ class PairRows:
         column: Callable[[str], Iterable[Any]],
         name: str,
     ) -> None:
-        self.builder, self.options = builder, options
+        super().__init__(builder, options)
         where, row = first
         self.query = need_column(row, options.query_column, QUERY_COLUMNS, where, "query")
         free = {name: value for name, value in row.items() if name != self.query}
@@ -144,5 +145,4 @@ class PairRows:
         for negative in negatives if isinstance(negatives, list) else [negatives]:
             if not is_blank(negative):
                 document = self.builder.add_document(None, negative, where=where)
-                if self.options.negatives == "judged":
-                    self.builder.relate(query, document, 0)
+                self.own_negative(query, document)

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_list, need_cells
 from hardneg.data.labels import is_blank
-from hardneg.data.options import ReadOptions
+from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.rows import Row
 from hardneg.errors import DataError
 
 
-class DprRows:
+class DprRows(Layout):
     """Reads rows `{"question", "positive_ctxs": [...], "negative_ctxs": [...], "hard_negative_ctxs": [...]}` (DPR).
 
     A passage is `{"title", "text", "passage_id"}`.
     """
 
     name = "dpr"
-
-    def __init__(self, builder: Builder, options: ReadOptions) -> None:
-        self.builder, self.judged = builder, options.negatives == "judged"
 
     @staticmethod
     def fits(row: Row) -> bool:
@@ -34,9 +30,7 @@ class DprRows:
             self.builder.relate(query, self._passage(passage, where), 1)
         for name in ("negative_ctxs", "hard_negative_ctxs"):
             for passage in as_list(row.get(name) or [], name, where):
-                document = self._passage(passage, where)
-                if self.judged:
-                    self.builder.relate(query, document, 0)
+                self.own_negative(query, self._passage(passage, where))
 
     def _passage(self, passage: Any, where: str) -> int:
         if not isinstance(passage, dict):
@@ -51,16 +45,13 @@ class DprRows:
         )
 
 
-class SquadRows:
+class SquadRows(Layout):
     """Reads rows `{"question", "context", "answers": {"text": [...]}}` (SQuAD): the context is the positive.
 
     The file as it was published, with `paragraphs` that hold `qas`, is read as well.
     """
 
     name = "squad"
-
-    def __init__(self, builder: Builder, options: ReadOptions) -> None:
-        self.builder = builder
 
     @staticmethod
     def fits(row: Row) -> bool:
@@ -88,16 +79,13 @@ class SquadRows:
         self.builder.relate(query, self.builder.add_document(None, context, where=where), 1)
 
 
-class MarcoRows:
+class MarcoRows(Layout):
     """Reads rows `{"query_id", "query", "passages": {"is_selected": [...], "passage_text": [...]}}` (MS MARCO v1.1, v2.1).
 
     Passages that were not selected become documents of the corpus: they were not judged.
     """
 
     name = "msmarco"
-
-    def __init__(self, builder: Builder, options: ReadOptions) -> None:
-        self.builder = builder
 
     @staticmethod
     def fits(row: Row) -> bool:
@@ -132,16 +120,13 @@ def _marco_passages(passages: Any, where: str) -> list[tuple[Any, bool]]:
     return [(text, bool(mark)) for text, mark in zip(texts, marks, strict=True)]
 
 
-class ChatRows:
+class ChatRows(Layout):
     """Reads rows `{"messages": [...], "positive_messages": [[...]], "negative_messages": [[...]]}` (ms-swift).
 
     The text of a list of messages is what they say, without system messages.
     """
 
     name = "chat"
-
-    def __init__(self, builder: Builder, options: ReadOptions) -> None:
-        self.builder, self.judged = builder, options.negatives == "judged"
 
     @staticmethod
     def fits(row: Row) -> bool:
@@ -157,8 +142,10 @@ class ChatRows:
                     self.builder.count(f"blank_{'positives' if grade else 'negatives'}")
                     continue
                 document = self.builder.add_document(None, text, where=where)
-                if grade or self.judged:
+                if grade:
                     self.builder.relate(query, document, grade)
+                else:
+                    self.own_negative(query, document)
 
 
 def _said(messages: Any, where: str) -> str:

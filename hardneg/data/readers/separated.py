@@ -13,13 +13,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from hardneg.data.options import Quoting
 from hardneg.data.readers.rows import Located, names, opened
 from hardneg.errors import DataError
-
-Quoting = Literal["auto", "quotes", "none"]
-QUOTINGS: tuple[Quoting, ...] = ("auto", "quotes", "none")
 
 
 def separated(path: Path, delimiter: str, header: Sequence[str] | None = None, quoting: Quoting = "auto") -> Located:

@@ -7,11 +7,12 @@ from typing import Any
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_list, need_cells
 from hardneg.data.options import ReadOptions
+from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.rows import Row
 from hardneg.errors import DataError
 
 
-class TevatronRows:
+class TevatronRows(Layout):
     """Reads rows `{"query_id", "query", "positive_passages": [...], "negative_passages": [...]}`.
 
     A passage is `{"docid", "title", "text"}`. Negative passages become documents of the corpus, and are judged negatives
@@ -19,9 +20,6 @@ class TevatronRows:
     """
 
     name = "tevatron"
-
-    def __init__(self, builder: Builder, options: ReadOptions) -> None:
-        self.builder, self.judged = builder, options.negatives == "judged"
 
     @staticmethod
     def fits(row: Row) -> bool:
@@ -33,9 +31,7 @@ class TevatronRows:
         for passage in as_list(row["positive_passages"], "positive_passages", where):
             self.builder.relate(query, self._passage(passage, where), 1)
         for passage in as_list(row.get("negative_passages") or [], "negative_passages", where):
-            document = self._passage(passage, where)
-            if self.judged:
-                self.builder.relate(query, document, 0)
+            self.own_negative(query, self._passage(passage, where))
 
     def _passage(self, passage: Any, where: str) -> int:
         if not isinstance(passage, dict):
@@ -47,7 +43,7 @@ class TevatronRows:
         return self.builder.add_document(as_id(passage["docid"], where), passage["text"], title=title, where=where)
 
 
-class TevatronIds:
+class TevatronIds(Layout):
     """Reads rows `{"query_id", "query_text", "positive_document_ids": [...], "negative_document_ids": [...]}`.
 
     The ids name documents of `options.corpus`.
@@ -56,12 +52,11 @@ class TevatronIds:
     name = "tevatron"
 
     def __init__(self, builder: Builder, options: ReadOptions) -> None:
-        self.builder, self.judged = builder, options.negatives == "judged"
+        super().__init__(builder, options)
         if not options.corpora:
             raise DataError(
                 "the rows name their documents by id (positive_document_ids): give the file of the documents with --corpus"
             )
-        self.named: list[tuple[str, int, str, float]] = []
 
     @staticmethod
     def fits(row: Row) -> bool:
@@ -72,11 +67,5 @@ class TevatronIds:
         text = row["query_text"] if "query_text" in row else row.get("query")
         query = self.builder.add_query(as_id(row["query_id"], where), text, where=where)
         for name, grade in (("positive_document_ids", 1.0), ("negative_document_ids", 0.0)):
-            if grade or self.judged:
-                ids = as_list(row.get(name) or [], name, where)
-                self.named += [(where, query, as_id(id, where), grade) for id in ids]
-
-    def finish(self) -> None:
-        """Relate the queries to the documents, once the corpus has been read."""
-        for where, query, id, grade in self.named:
-            self.builder.relate(query, self.builder.document_of(id, where), grade)
+            for id in as_list(row.get(name) or [], name, where):
+                self.relate_by_id(where, query, as_id(id, where), grade)

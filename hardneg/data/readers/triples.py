@@ -13,6 +13,7 @@ from hardneg.data.builder import Builder
 from hardneg.data.options import ReadOptions
 from hardneg.data.readers.corpus import TEXT_COLUMNS
 from hardneg.data.readers.files import suffix_of
+from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.pair_rows import (
     DOCUMENT_ID_COLUMNS,
     GRADE_COLUMNS,
@@ -62,13 +63,13 @@ def header_of(path: Path, options: ReadOptions) -> tuple[str, ...] | None:
     )
 
 
-class TripleIds:
+class TripleIds(Layout):
     """Reads rows of ids: of a query, of its positive, and of a negative."""
 
     name = "triples"
 
     def __init__(self, builder: Builder, options: ReadOptions, path: Path) -> None:
-        self.builder, self.judged = builder, options.negatives == "judged"
+        super().__init__(builder, options)
         self.corpora = [] if options.corpora else [path.parent / "collection.tsv"]
         files = sorted(path.parent.glob("queries*.tsv"))
         missing = [str(path.parent / "queries.tsv")] * (not files) + [str(p) for p in self.corpora if not exists(p)]
@@ -81,18 +82,11 @@ class TripleIds:
         for file in files:
             for _, row in separated(file, "\t", ("id", "text"), options.quoting):
                 self.queries.setdefault(row["id"], row["text"])
-        self.named: list[tuple[str, int, str, float]] = []
 
     def __call__(self, where: str, row: Row) -> None:
         query, positive, negative = (row[name] for name in ID_COLUMNS)
         if query not in self.queries:
             raise DataError(f"{where}: the query id {query!r} is unknown: it is in no queries*.tsv beside this file")
         number = self.builder.add_query(query, self.queries[query], where=where)
-        self.named.append((where, number, positive, 1.0))
-        if self.judged:
-            self.named.append((where, number, negative, 0.0))
-
-    def finish(self) -> None:
-        """Relate the queries to the documents, once the corpus has been read."""
-        for where, query, id, grade in self.named:
-            self.builder.relate(query, self.builder.document_of(id, where), grade)
+        self.relate_by_id(where, number, positive, 1.0)
+        self.relate_by_id(where, number, negative, 0.0)
