@@ -1,6 +1,17 @@
 from __future__ import annotations
 
 import contextlib
+import os
+
+if not os.path.exists("/dev/nvidiactl"):
+    # Kernels run in Triton's interpreter where there is no GPU. Triton looks at the variable when it is first imported, which
+    # torch does; afterwards only tests that ask for the interpreter shall use it.
+    os.environ["TRITON_INTERPRET"] = "1"
+    with contextlib.suppress(ImportError):
+        import triton  # noqa: F401
+    del os.environ["TRITON_INTERPRET"]
+
+import contextlib
 import io
 import json
 import signal
@@ -16,6 +27,7 @@ import pytest
 
 # What a test lacks here, and how to have it; the suite's last lines repeat it.
 NO_CUDA = "no CUDA device: run the suite on a machine with an NVIDIA GPU and a CUDA build of torch"
+NO_TRITON = "no triton: run the suite with triton installed (CUDA builds of torch bring it along)"
 NO_INT8 = "no exact int8 product: run the suite on a processor with avx512_vnni or amx_int8"
 NO_BROWSER = "no browser: install Debian's chromium (apt-get install chromium)"
 NO_PROC = "no /proc: run the suite on Linux"

@@ -19,7 +19,7 @@ from hardneg.errors import UsageError
 from hardneg.losses.batch import PerRole
 from hardneg.losses.caching import cached_backward
 from hardneg.losses.infonce import InfoNCE
-from hardneg.losses.logsumexp import Tiles, row_logsumexp
+from hardneg.losses.tiles import Tiles
 from hardneg.losses.variants import Variants
 from tests.conftest import NO_PROC
 
@@ -80,9 +80,32 @@ def naive(
     kinds = ["p"] * (B * P) + ["h"] * (B * K) + ["s"] * M + ["b"] * S
     known = known if known is not None else None if ids is None else ids.positives
     losses = []
+
+    def of_guide(x: Tensor, y: Tensor) -> float:
+        return float(x @ y)
+
+    def probability(i: int, sketch: Tensor) -> float:
+        return 1 / (1 + math.exp(-(float(sketches.queries[i] @ sketch) + intercept)))
+
+    def above(score: Tensor, positive: float) -> bool:
+        """Whether a score is within the margin of a positive's."""
+        s = float(score.detach())
+        return (v.margin_absolute is not None and s > positive - v.margin_absolute) or (
+            v.margin_relative is not None and s > positive - abs(positive) * v.margin_relative
+        )
+
+    def weight_of(suspicions: list[float]) -> float:
+        """0: hidden."""
+        if v.suspect_above is not None:
+            return 0.0 if any(p > v.suspect_above for p in suspicions) else 1.0
+        return math.prod(1 - p for p in suspicions)
+
     for i in range(B):
         own = [q[i] @ p[i, a] for a in range(P)]
         lowest = min(float(s.detach()) for s in own)
+        guided = (
+            [of_guide(guide.queries[i], guide.positives[i, a]) - v.guide_margin for a in range(P)] if guide else [0.0]
+        )
         entries: list[tuple[Tensor, float]] = []  # (score, weight) of each negative
         for j, kind in enumerate(kinds):
             score = q[i] @ columns[j]
@@ -99,23 +122,15 @@ def naive(
                 continue
             if groups is not None and int(groups.queries[i]) >= 0 and int(groups.queries[i]) == int(flat(groups)[j]):
                 continue
-            if v.margin_absolute is not None and float(score.detach()) > lowest - v.margin_absolute:
+            if above(score, lowest) or (guide is not None and of_guide(guide.queries[i], flat(guide)[j]) > min(guided)):
                 continue
-            if v.margin_relative is not None and float(score.detach()) > lowest - abs(lowest) * v.margin_relative:
-                continue
-            if guide is not None:
-                limit = min(float(guide.queries[i] @ guide.positives[i, a]) for a in range(P)) - v.guide_margin
-                if float(guide.queries[i] @ flat(guide)[j]) > limit:
-                    continue
             weight = v.hard_weight if kind == "h" else 1.0
             if sketches is not None:
-                probability = 1 / (1 + math.exp(-(float(sketches.queries[i] @ flat(sketches)[j]) + intercept)))
-                if v.suspect_above is None:
-                    weight *= 1 - probability
-                elif probability > v.suspect_above:
-                    continue
-            entries.append((score, weight))
+                weight *= weight_of([probability(i, flat(sketches)[j])])
+            if weight > 0:
+                entries.append((score, weight))
         n = len(entries)
+        mass = sum(w for _, w in entries)
         if n == 0:
             total = None
         elif v.beta:
@@ -123,12 +138,12 @@ def naive(
                 (w * torch.exp(s / t), w * torch.exp(v.beta * s / t), w * torch.exp((1 + v.beta) * s / t))
                 for s, w in entries
             ]
-            total = n * sum(r[2] for r in raised) / sum(r[1] for r in raised)
+            total = mass * sum(r[2] for r in raised) / sum(r[1] for r in raised)
         else:
             total = sum(w * torch.exp(s / t) for s, w in entries)
         each = []
         for a in range(P):
-            extra: list[Tensor] = []
+            extra: list[tuple[Tensor, float]] = []
             if v.query_query:
                 for k in range(B):
                     shares = ids is not None and known is not None and any(
@@ -137,8 +152,11 @@ def naive(
                     grouped = (
                         groups is not None and int(groups.queries[i]) >= 0 and groups.queries[i] == groups.queries[k]
                     )
-                    if k != i and not shares and not grouped:
-                        extra.append(torch.exp(q[i] @ q[k] / t))
+                    score = q[i] @ q[k]
+                    close = guide is not None and of_guide(guide.queries[i], guide.queries[k]) > min(guided)
+                    weight = weight_of([probability(i, s) for s in sketches.positives[k]]) if sketches else 1.0
+                    if k != i and not shares and not grouped and not above(score, lowest) and not close and weight:
+                        extra.append((score, weight))
             if v.document_document:
                 for k, b in itertools.product(range(B), range(P)):
                     shares = ids is not None and known is not None and int(ids.positives[k, b]) in known[i].tolist()
@@ -146,23 +164,28 @@ def naive(
                         groups is not None and int(groups.positives[i, a]) >= 0
                         and groups.positives[i, a] == groups.positives[k, b]
                     )  # fmt: skip
-                    if k != i and not shares and not grouped:
-                        extra.append(torch.exp(p[i, a] @ p[k, b] / t))
+                    score, limit = p[i, a] @ p[k, b], float(own[a].detach())
+                    close = guide is not None and of_guide(guide.positives[i, a], guide.positives[k, b]) > guided[a]
+                    weight = weight_of([probability(i, sketches.positives[k, b])]) if sketches else 1.0
+                    if k != i and not shares and not grouped and not above(score, limit) and not close and weight:
+                        extra.append((score, weight))
             many = n + len(extra)
             if many == 0:
                 each.append(own[a] * 0)
                 continue
-            below = sum(extra) if total is None else total + sum(extra)
+            below = sum(w * torch.exp(s / t) for s, w in extra) + (0 if total is None else total)
             e = torch.exp(own[a] / t)
             if v.tau_plus:
+                weights = mass + sum(w for _, w in extra)
                 below = torch.clamp(
-                    (below - many * v.tau_plus * e) / (1 - v.tau_plus), min=many * math.exp(-1 / float(t.detach()))
+                    (below - weights * v.tau_plus * e) / (1 - v.tau_plus),
+                    min=weights * math.exp(-1 / float(t.detach())),
                 )
-                if float(below.detach()) == many * math.exp(-1 / float(t.detach())):
-                    below = many * torch.exp(-1 / t)
+                if float(below.detach()) == weights * math.exp(-1 / float(t.detach())):
+                    below = weights * torch.exp(-1 / t)
             loss = -torch.log(e / below) if v.decoupled else -torch.log(e / (e + below))
             if v.label_smoothing:
-                logits = [s / t + math.log(w) for s, w in entries] + [torch.log(x) for x in extra] + [own[a] / t]
+                logits = [s / t + math.log(w) for s, w in [*entries, *extra]] + [own[a] / t]
                 spread = torch.log(e + below) - sum(logits) / len(logits)
                 loss = (1 - v.label_smoothing) * loss + v.label_smoothing * spread
             each.append(loss)
@@ -176,8 +199,11 @@ def naive(
                         groups is not None and int(groups.positives[i, a]) >= 0
                         and groups.positives[i, a] == groups.queries[k]
                     )  # fmt: skip
-                    if k != i and not shares and not grouped:
-                        others.append(q[k] @ p[i, a] / t)
+                    score, limit = q[k] @ p[i, a], float(own[a].detach())
+                    close = guide is not None and of_guide(guide.positives[i, a], guide.queries[k]) > guided[a]
+                    weight = weight_of([probability(k, sketches.positives[i, a])]) if sketches else 1.0
+                    if k != i and not shares and not grouped and not above(score, limit) and not close and weight:
+                        others.append(score / t + math.log(weight))
                 if not others:
                     each[a] = each[a] / 2
                     continue
@@ -410,16 +436,10 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         InfoNCE(dimensions=(9,))(**batch(dtype=torch.float32))
 
 
-def test_row_logsumexp_without_columns() -> None:
-    lse, total, count = row_logsumexp(torch.randn(3, 4), torch.randn(0, 4), torch.tensor(1.0))
-    assert torch.isneginf(lse).all()
-    assert total.tolist() == count.tolist() == [0, 0, 0]
-
-
 RANKS = """
 import sys, torch, torch.distributed as dist, torch.multiprocessing as mp
 sys.path.insert(0, {root!r})
-from hardneg.losses.infonce import InfoNCE, Variants, PerRole
+from hardneg.losses import InfoNCE, PerRole, Variants
 from tests.test_infonce import batch, marks, B
 
 CUT = 3  # queries of the first rank; the second has the other four, and two shared negatives instead of three

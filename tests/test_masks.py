@@ -13,10 +13,12 @@ from hardneg.losses.masks import Own, Weighted
 
 
 def tile(mask: Own | Weighted, rows: slice, columns: slice) -> torch.Tensor:
-    """The bias of a tile; zeros where the mask says that it has none there."""
+    """What is added to the logits of a tile; zeros where the mask says nothing."""
     scores = torch.zeros(rows.stop - rows.start, columns.stop - columns.start)
-    found = mask.bias(rows, columns, scores)
-    return scores if found is None else found.expand_as(scores)
+    found = mask.tile(rows, columns, scores)
+    if found is None:
+        return scores
+    return scores.masked_fill(found, -math.inf) if found.dtype == torch.bool else found.expand_as(scores)
 
 
 spans = st.tuples(st.integers(0, 12), st.integers(1, 6)).map(lambda pair: slice(pair[0], pair[0] + pair[1]))

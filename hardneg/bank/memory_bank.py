@@ -120,7 +120,7 @@ class MemoryBank(nn.Module):
             raise UsageError(f"the bank keeps vectors of real numbers, not of {vectors.dtype}")
         if vectors.ndim != 2 or vectors.shape[1] != self.dimension:
             raise UsageError(f"the bank keeps rows of {self.dimension} components, not {list(vectors.shape)}")
-        ranks = Ranks.here(len(vectors), vectors.device)
+        ranks = Ranks.here({"rows": len(vectors)}, vectors.device)
         columns = []
         for name, given in (("ids", ids), ("groups", groups)):
             if given is not None and given.shape != (len(vectors),):
@@ -128,8 +128,8 @@ class MemoryBank(nn.Module):
             if given is not None and (given.is_floating_point() or given.is_complex()):
                 raise UsageError(f"{name} of {given.dtype}: they must be integers")
             known = torch.full((len(vectors),), -1, device=vectors.device) if given is None else given
-            columns.append(ranks.gathered(known))
-        rows = ranks.gathered(vectors.detach())[-self.size :]
+            columns.append(ranks.gathered(known, "rows"))
+        rows = ranks.gathered(vectors.detach(), "rows")[-self.size :]
         kept = self._kept(rows, columns[0][-self.size :], f"step {int(self.step)}: vectors for the bank hold")
         places = (self.cursor + torch.arange(len(rows), device=self.vectors.device)) % self.size
         self.vectors[places] = kept

@@ -17,6 +17,8 @@ class MomentumEncoder(nn.Module):
         model: the model that is trained; the parameters of the copy have no gradients.
         momentum: share of itself that the copy keeps at each `update`.
 
+    The copy is always in evaluation mode: dropout would make the vectors of a bank noisier than those they stand for.
+
     Raises:
         UsageError: `momentum` is not in [0, 1).
     """
@@ -24,7 +26,13 @@ class MomentumEncoder(nn.Module):
     def __init__(self, model: nn.Module, momentum: float = 0.999) -> None:
         super().__init__()
         self.momentum = number("momentum", momentum, 0, 1, below=True)
-        self.model = copy.deepcopy(model).requires_grad_(False)
+        self.model = copy.deepcopy(model).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> MomentumEncoder:
+        """Do nothing but note the mode: the copy stays in evaluation mode."""
+        super().train(mode)
+        self.model.eval()
+        return self
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:

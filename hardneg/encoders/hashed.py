@@ -97,7 +97,7 @@ class HashedEncoder(nn.Module):
         values /= np.repeat(norms, np.diff(offsets)).astype(np.float32)
         matrix = csr_matrix((values, features, offsets), shape=(n, self.buckets + 1))
         components = min(self.dimension, n - 1)
-        table = self.table.weight.detach().numpy() * np.float32(0.3)
+        table = self.table.weight.detach().cpu().numpy() * np.float32(0.3)
         if components >= 1:
             # One thread, so that the order of summation, and with it the weights, do not depend on the number of cores.
             with threadpool_limits(1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from hardneg.errors import UsageError
 from hardneg.losses.gather import Ranks
+
+ROLES = ("positives", "hard", "shared", "bank")  # of documents, in the order of the columns
 
 
 @dataclass(frozen=True)
@@ -57,17 +60,47 @@ def role_values(sides: PerRole) -> list[Tensor | None]:
 def make_columns(sides: PerRole, ranks: Ranks) -> Columns:
     """The columns: the documents of all ranks, role by role, then the bank."""
     assert sides.positives is not None
-    kinds = [sides.positives.flatten(0, 1)]
-    kinds += [
-        kind for kind in (None if sides.hard is None else sides.hard.flatten(0, 1), sides.shared) if kind is not None
-    ]
-    present = [True, sides.hard is not None, sides.shared is not None]
-    gathered = iter([ranks.gathered(kind) for kind in kinds])
-    parts = [next(gathered) if there else None for there in present] + [sides.bank]
+    parts: list[Tensor | None] = []
+    for role in ROLES:
+        vectors = getattr(sides, role)
+        if vectors is None or role == "bank":
+            parts.append(vectors)
+        else:
+            parts.append(ranks.gathered(vectors.flatten(0, -2), role))
     counts = [0 if part is None else len(part) for part in parts]
-    wide = parts[0].dtype if parts[0] is not None else torch.float32
-    there = [part.to(wide) for part in parts if part is not None]
+    there = [part.to(sides.positives.dtype) for part in parts if part is not None]
     return Columns(there[0] if len(there) == 1 else torch.cat(there), *counts)
+
+
+def meet_ranks(
+    sides: PerRole, lists: Mapping[str, Tensor | None], attributes: Mapping[str, PerRole | Tensor | None]
+) -> Ranks:
+    """The ranks, once they have told each other what they bring.
+
+    Args:
+        sides: the vectors.
+        lists: `[B, k]`, lists of ids by name.
+        attributes: everything else that is given, by the name of the argument.
+
+    Raises:
+        UsageError: some ranks give what others do not, or the numbers of positives differ.
+    """
+    assert sides.queries is not None
+    assert sides.positives is not None
+    lengths = {"queries": len(sides.queries)}
+    lengths |= {role: 0 if x is None else x.shape[:-1].numel() for role in ROLES[:3] for x in (getattr(sides, role),)}
+    lengths |= {name: x.shape[1] if x is not None and x.ndim == 2 else 1 for name, x in lists.items()}
+    same = {"number of positives for each query": sides.positives.shape[1]}
+    same |= {f"vectors: {role} (0: none)": int(getattr(sides, role) is not None) for role in ROLES}
+    same |= {f"argument {name} (0: none; else its roles, as bits)": _code(given) for name, given in attributes.items()}
+    return Ranks.here(lengths, sides.queries.device, same)
+
+
+def _code(given: PerRole | Tensor | None) -> int:
+    """A number that says which roles of an argument are given."""
+    if not isinstance(given, PerRole):
+        return int(given is not None)
+    return sum(2 << i for i, value in enumerate(role_values(given)) if value is not None)
 
 
 def check_shapes(

@@ -1,18 +1,22 @@
-"""InfoNCE in memory that grows with the batch, not with its square: masks and variants are evaluated tile by tile."""
+"""InfoNCE in memory that grows with the batch, not with its square."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from hardneg.errors import UsageError
-from hardneg.losses.batch import PerRole, check_shapes, make_columns, role_values
+from hardneg.losses.batch import PerRole, check_shapes, make_columns, meet_ranks, role_values
 from hardneg.losses.gather import Ranks
-from hardneg.losses.logsumexp import LogitMask, Tiles, row_logsumexp
 from hardneg.losses.mask_sets import MaskSets
+from hardneg.losses.matrices import summed_losses
+from hardneg.losses.tail import RowLosses
+from hardneg.losses.tiles import Matrix, Tiles
+from hardneg.losses.unit import positive_scores, unit
 from hardneg.losses.variants import Variants
 
 SIMILARITIES = ("cosine", "dot")
@@ -33,8 +37,8 @@ class InfoNCE(nn.Module):
         similarity: `cosine` or `dot`.
         variants: see `Variants`.
         dimensions: Matryoshka (arXiv 2205.13147): the loss is summed over vectors cut to these lengths; None: whole vectors.
-        tiles: sizes of tiles and number format of products; None: as fits the device, in the format of the inputs or of an
-            enclosing autocast.
+        tiles: sizes of tiles, number format of products and back end; None: as fits the device, in the format of the inputs or
+            of an enclosing autocast.
 
     Raises:
         UsageError: an argument out of range.
@@ -123,131 +127,80 @@ class InfoNCE(nn.Module):
         if isinstance(self.log_scale, nn.Parameter):
             with torch.no_grad():
                 self.log_scale.clamp_(*self.log_range)
-        ranks = Ranks.here(len(queries), queries.device)
         sides = PerRole(queries, positives, hard, shared, None if bank is None else bank.detach())
-        losses = []
+        ranks = meet_ranks(
+            sides,
+            {"known": known_ids if known_ids is not None or ids is None else ids.positives,
+             "groups": None if groups is None else groups.queries},
+            {"ids": ids, "known_ids": known_ids, "groups": groups, "guide": guide, "sketches": sketches,
+             "hard_real": hard_real},
+        )  # fmt: skip
+        total = queries.new_zeros((), dtype=torch.float64 if queries.dtype == torch.float64 else torch.float32)
         for length in self.dimensions or (queries.shape[1],):
             if length > queries.shape[1]:
                 raise UsageError(f"dimensions asks for {length} components of vectors with {queries.shape[1]}")
             cut = PerRole(*(None if x is None else self._prepared(x[..., :length]) for x in role_values(sides)))
             masks = MaskSets(self.variants, ids, known_ids, groups, guide, sketches, intercept, hard_real, ranks)
-            losses.append(self._loss(cut, masks, ranks))
-        total = torch.stack(losses).sum()
+            total = total + self._loss(cut, masks, ranks)
         self.statistics |= {"loss": total.detach(), "temperature": torch.exp(-self.log_scale.detach())}
         return total
 
     def _prepared(self, vectors: Tensor) -> Tensor:
-        return nn.functional.normalize(vectors, dim=-1) if self.similarity == "cosine" else vectors
+        return vectors if self.similarity == "dot" else unit(vectors)
 
     def _loss(self, sides: PerRole, masks: MaskSets, ranks: Ranks) -> Tensor:
         assert sides.queries is not None
         assert sides.positives is not None
         queries, positives = sides.queries, sides.positives
         scale = self.log_scale.exp()
-        tiles = self._tiles(queries)
-        exact = torch.float64 if queries.dtype == torch.float64 else torch.float32
-        own = (queries[:, None].to(exact) * positives.to(exact)).sum(-1)  # [B, P]
+        own = positive_scores(queries, positives)
         columns = make_columns(sides, ranks)
-        listed = masks.of_queries(columns, positives.shape[1], own.detach().amin(1))
-        negatives, total, count = self._negatives(queries, columns.vectors, scale, listed, tiles)
-        logits = own * scale
-        log_sum = negatives[:, None].expand_as(logits)
-        many = count[:, None].expand_as(logits)
-        alone = count == 0
-        total = total[:, None].expand_as(logits)
-        for other, of_other, seen in self._more(sides, masks, ranks, scale, tiles):
-            log_sum, many, total = _added(log_sum, many, other, seen), many + seen, total + of_other
-            alone = alone & (seen == 0).all(1)
-        loss = self._against(logits, log_sum, many, total, scale)
-        if self.variants.symmetric:
-            rows = positives.flatten(0, 1)
-            back, back_total, seen = row_logsumexp(
-                rows, ranks.gathered(queries), scale, masks.of_positives(positives.shape[1]), tiles
-            )
-            shape = logits.shape
-            other = self._against(logits, back.view(shape), seen.view(shape), back_total.view(shape), scale, plain=True)
-            loss = (loss + other) / 2
-            alone = alone & (seen.view(shape) == 0).all(1)
+        matrices = self._matrices(sides, masks.at(columns, own.detach()), ranks)
+        tail = RowLosses(self.variants)
+        total, counts = summed_losses(
+            matrices, scale, own * scale, tail, self._tiles(queries), totals=self.variants.label_smoothing > 0
+        )
         entries = len(queries) * columns.vectors.shape[0]
         self.statistics = {
             "positive": own.detach().mean(),
-            "masked": 1 - count.sum() / max(1, entries),
-            "alone": alone.float().mean(),
+            "masked": 1 - counts["documents"].sum() / max(1, entries),
+            "alone": _alone(counts, own.shape).float().mean(),
         }
-        return ranks.mean(loss.mean(1))
+        return ranks.share(total)
+
+    def _matrices(self, sides: PerRole, masks: MaskSets, ranks: Ranks) -> dict[str, Matrix]:
+        """The score matrices of this loss, by the name under which its tail finds their sums."""
+        assert sides.queries is not None
+        assert sides.positives is not None
+        v, queries, each = self.variants, sides.queries, sides.positives.shape[1]
+        columns, seen = masks.columns, masks.of_queries()
+        bank = columns.bank
+        matrices = {"documents": Matrix(queries, columns.vectors, seen, factor=1 + v.beta, fixed=bank)}
+        if v.beta:
+            matrices["tilts"] = Matrix(queries, columns.vectors, seen, factor=v.beta, fixed=bank)
+        if v.symmetric or v.query_query:
+            of_queries = ranks.gathered(queries, "queries")
+        if v.query_query:
+            matrices["queries"] = Matrix(queries, of_queries, masks.among_queries())
+        if v.symmetric or v.document_document:
+            rows = sides.positives.flatten(0, 1)
+        if v.document_document:
+            matrices["positives"] = Matrix(rows, ranks.gathered(rows, "positives"), masks.among_positives(), each=each)
+        if v.symmetric:
+            matrices["back"] = Matrix(rows, of_queries, masks.of_positives(), each=each)
+        return matrices
 
     def _tiles(self, queries: Tensor) -> Tiles:
         tiles = self.tiles or Tiles.fitting(queries.device)
         if tiles.dtype is None and torch.is_autocast_enabled(queries.device.type):
-            return Tiles(tiles.rows, tiles.columns, torch.get_autocast_dtype(queries.device.type))
+            return replace(tiles, dtype=torch.get_autocast_dtype(queries.device.type))
         return tiles
 
-    def _negatives(
-        self, queries: Tensor, columns: Tensor, scale: Tensor, masks: list[LogitMask], tiles: Tiles
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(log of the sum over negatives, sum of their logits, their number), `[B]` each; `beta` concentrates the sum."""
-        beta = self.variants.beta
-        if not beta:
-            return row_logsumexp(queries, columns, scale, masks, tiles)
-        # Weights exp(beta * logit), of mean 1: sum(w e) / mean(w), in logarithms.
-        weighted, total, count = row_logsumexp(queries, columns, scale * (1 + beta), masks, tiles)
-        weights, _, _ = row_logsumexp(queries, columns, scale * beta, masks, tiles)
-        some = count > 0
-        spread = torch.where(some, weighted, 0) - torch.where(some, weights, 0) + torch.log(count.clamp(min=1))
-        return torch.where(some, spread, -torch.inf), total / (1 + beta), count
 
-    def _more(
-        self, sides: PerRole, masks: MaskSets, ranks: Ranks, scale: Tensor, tiles: Tiles
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Further terms of the denominators, `[B, P]` each: log of a sum, sum of the logits, number of entries."""
-        assert sides.queries is not None
-        assert sides.positives is not None
-        shape = sides.positives.shape[:2]
-        if self.variants.query_query:
-            found = row_logsumexp(
-                sides.queries, ranks.gathered(sides.queries), scale, masks.among_queries(shape[1]), tiles
-            )
-            lse, total, count = (each[:, None].expand(shape) for each in found)
-            yield lse, total, count
-        if self.variants.document_document:
-            rows = sides.positives.flatten(0, 1)
-            found = row_logsumexp(rows, ranks.gathered(rows), scale, masks.among_positives(shape[1]), tiles)
-            lse, total, count = (each.view(shape) for each in found)
-            yield lse, total, count
-
-    def _against(
-        self, logits: Tensor, log_sum: Tensor, count: Tensor, total: Tensor, scale: Tensor, plain: bool = False
-    ) -> Tensor:
-        """The loss of each positive, `[B, P]`, from its logit and the log of the sum over the negatives.
-
-        `plain` leaves out the corrections for negatives of queries, which do not apply to documents.
-        """
-        v = self.variants
-        some = count > 0
-        log_sum = torch.where(some, log_sum, 0)
-        if v.tau_plus and not plain:
-            log_sum = _debiased(log_sum, logits, count.clamp(min=1), v.tau_plus, scale)
-        gap = log_sum - logits
-        loss = gap if v.decoupled else nn.functional.softplus(gap)
-        if v.label_smoothing:
-            entire = torch.logaddexp(log_sum, logits)
-            mean = (total + logits) / (count + 1)
-            loss = (1 - v.label_smoothing) * loss + v.label_smoothing * (entire - mean)
-        return torch.where(some, loss, 0)
-
-
-def _added(first: Tensor, many: Tensor, second: Tensor, more: Tensor) -> Tensor:
-    """log(exp(first) + exp(second)), where either may be a sum of nothing: logaddexp has no gradient there."""
-    here, there = torch.where(many > 0, first, 0), torch.where(more > 0, second, 0)
-    both = torch.where(many > 0, torch.where(more > 0, torch.logaddexp(here, there), here), there)
-    return torch.where((many > 0) | (more > 0), both, -torch.inf)
-
-
-def _debiased(log_sum: Tensor, logits: Tensor, count: Tensor, tau_plus: float, scale: Tensor) -> Tensor:
-    """log of max((sum - N tau+ exp(positive)) / (1 - tau+), N exp(-1 / t)), arXiv 2007.00224, computed in logarithms."""
-    false = math.log(tau_plus) + torch.log(count) + logits
-    left = false < log_sum
-    rest = torch.where(left, false - log_sum, -1.0)  # any harmless number where nothing would be left
-    corrected = log_sum + torch.log1p(-torch.exp(rest)) - math.log(1 - tau_plus)
-    floor = torch.log(count) - scale
-    return torch.where(left, torch.maximum(corrected, floor), floor)
+def _alone(counts: Mapping[str, Tensor], shape: torch.Size) -> Tensor:
+    """`[B, P]`, which positives of which queries were compared with nothing."""
+    found = torch.zeros(shape, dtype=torch.bool, device=next(iter(counts.values())).device)
+    for count in counts.values():
+        rows = count.view(shape) if len(count) == shape.numel() else count[:, None].expand(shape)
+        found |= rows > 0
+    return ~found

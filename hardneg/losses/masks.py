@@ -1,69 +1,80 @@
-"""Masks: which entries of the score matrix are not negatives, and how much the others count. The filters, tile by tile.
+"""Masks: which entries of the score matrix are not negatives, and how much the others count. The filters, in the loss.
 
-Each mask gets a tile and returns what to add to its logits: -inf for an entry that does not count, the logarithm of a weight
-for one that counts less, else 0. Rows are queries; columns are whatever they are compared with.
+Each mask is a pure function of attributes of the rows and of the columns, and of the score, so that every back end can
+evaluate it wherever the scores are made. Rows are queries; columns are whatever they are compared with.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hardneg.errors import UsageError
 
-
-def minus_infinity_where(no: Tensor, like: Tensor) -> Tensor:
-    """-inf where `no` is true and 0 elsewhere, in the number format of `like`."""
-    return torch.zeros(no.shape, dtype=like.dtype, device=like.device).masked_fill_(no, -torch.inf)
+_FEW = 8  # labels of a row that are compared one by one; more are looked up in a sorted list
 
 
-@dataclass(frozen=True)
-class SameId:
-    """Masks positives of the query by id: duplicates within the batch, and older copies in the bank.
+class Mask(Protocol):
+    """Says which entries of a score matrix count, and how much."""
 
-    Attributes:
-        known: int64 `[n, p]`, ids of each row's positives (all known ones, not only those of the batch), -1: none.
-        ids: int64 `[m]`, of the columns, -1: unknown.
-    """
+    def tile(self, rows: slice, columns: slice, scores: Tensor) -> Tensor | None:
+        """What it says of a tile, without gradient; `[r, c]` or `[1, c]`. None: every entry counts as it is.
 
-    known: Tensor
-    ids: Tensor
-
-    def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
-        known, ids = self.known[rows], self.ids[columns]
-        same = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-        for p in range(known.shape[1]):
-            same |= (known[:, p, None] == ids) & (ids >= 0)
-        return minus_infinity_where(same, scores)
+        `scores` `[r, c]` are the similarities, before the temperature. A bool tensor is True for entries that do not count;
+        a tensor of the format of `scores` holds logarithms of weights.
+        """
+        ...
 
 
 @dataclass(frozen=True)
-class SameGroup:
-    """Masks documents of the query's groups: its own, and those of its positives.
+class SameLabel:
+    """Hides the columns that share a label with the row.
 
     Attributes:
-        mine: int64 `[n]` or `[n, g]`, groups of the rows, -1: none.
-        theirs: int64 `[m]` or `[m, h]`, groups of the columns, -1: none.
+        mine: int64 `[n]` or `[n, g]`, labels of each row, below 0: none.
+        theirs: int64 `[m]` or `[m, h]`, labels of each column, below 0: none.
     """
 
     mine: Tensor
     theirs: Tensor
 
-    def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
+    def __post_init__(self) -> None:
+        # No label is never equal to no label: -2 and -1.
+        mine, theirs = (x.reshape(len(x), -1) for x in (self.mine, self.theirs))
+        object.__setattr__(self, "mine", torch.where(mine < 0, -2, mine))
+        object.__setattr__(self, "theirs", torch.where(theirs < 0, -1, theirs))
+        if mine.shape[1] > _FEW:
+            object.__setattr__(self, "mine", self.mine.sort(1).values)
+
+    def tile(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
         mine, theirs = self.mine[rows], self.theirs[columns]
-        mine, theirs = mine.reshape(len(mine), -1), theirs.reshape(len(theirs), -1)
         same = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
-        for g in range(mine.shape[1]):
-            for h in range(theirs.shape[1]):
-                same |= (mine[:, g, None] == theirs[:, h]) & (mine[:, g, None] >= 0)
-        return minus_infinity_where(same, scores)
+        for h in range(theirs.shape[1]):
+            if mine.shape[1] > _FEW:
+                values = theirs[:, h].expand(scores.shape).contiguous()
+                places = torch.searchsorted(mine, values).clamp_(max=mine.shape[1] - 1)
+                same |= mine.gather(1, places) == values
+                continue
+            for g in range(mine.shape[1]):
+                same |= mine[:, g, None] == theirs[:, h]
+        return same
+
+
+class SameId(SameLabel):
+    """Hides positives of the query by id: duplicates within the batch, and older copies in the bank."""
+
+
+class SameGroup(SameLabel):
+    """Hides documents of the query's groups: its own, and those of its positives."""
 
 
 @dataclass(frozen=True)
 class Own:
-    """Masks the columns that belong to the row's own query, such as its positive.
+    """Hides the columns that belong to the row's own query, such as its positive.
 
     Attributes:
         rows, columns: how many consecutive rows, and columns, belong to one query.
@@ -74,19 +85,19 @@ class Own:
     columns: int = 1
     first: int = 0
 
-    def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor | None:
+    def tile(self, rows: slice, columns: slice, scores: Tensor) -> Tensor | None:
         low, high = rows.start // self.rows + self.first, (rows.stop - 1) // self.rows + self.first
         if columns.stop <= low * self.columns or columns.start >= (high + 1) * self.columns:
             return None
         row = torch.arange(rows.start, rows.stop, device=scores.device)[:, None]
         column = torch.arange(columns.start, columns.stop, device=scores.device)
         mine = torch.div(row, self.rows, rounding_mode="floor") + self.first
-        return minus_infinity_where(mine == torch.div(column, self.columns, rounding_mode="floor"), scores)
+        return mine == torch.div(column, self.columns, rounding_mode="floor")
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Masks columns that only fill up a table.
+    """Hides columns that only fill up a table.
 
     Attributes:
         real: bool `[m]`, False for such columns.
@@ -94,13 +105,13 @@ class Padding:
 
     real: Tensor
 
-    def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
-        return minus_infinity_where(~self.real[columns], scores).expand_as(scores)
+    def tile(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
+        return ~self.real[None, columns]
 
 
 @dataclass(frozen=True)
 class AbovePositive:
-    """Masks what scores above the row's positive less a margin: a likely false negative (NV-Retriever, arXiv 2407.15831).
+    """Hides what scores above the row's positive less a margin: a likely false negative (NV-Retriever, arXiv 2407.15831).
 
     Attributes:
         positive: `[n]`, scores of each row's positive; with several, of the lowest.
@@ -116,56 +127,79 @@ class AbovePositive:
         if self.absolute is None and self.relative is None:
             raise UsageError("a margin needs absolute=, relative= or both")
 
-    def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
-        positive = self.positive[rows, None].to(scores.dtype)
-        no = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
+    @property
+    def limit(self) -> Tensor:
+        """`[n]`, the highest score that counts."""
+        limits = []
         if self.absolute is not None:
-            no |= scores > positive - self.absolute
+            limits.append(self.positive - self.absolute)
         if self.relative is not None:
-            no |= scores > positive - positive.abs() * self.relative
-        return minus_infinity_where(no, scores)
+            limits.append(self.positive - self.positive.abs() * self.relative)
+        return limits[0] if len(limits) == 1 else torch.minimum(*limits)
+
+    def tile(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
+        return scores > self.limit[rows, None].to(scores.dtype)
 
 
 @dataclass(frozen=True)
 class Guide:
-    """Masks what a guide model scores above the row's positive, less a margin (GISTEmbed, arXiv 2402.16829).
+    """Hides what a guide model scores above the row's positive, less a margin (GISTEmbed, arXiv 2402.16829).
 
     Attributes:
         rows: `[n, g]`, columns: `[m, g]`: the guide's vectors.
         positive: `[n]`, the guide's score of each row's positive.
         margin: subtracted from that score.
+        known: bool `[m]`, False for columns that the guide knows nothing of, which it does not hide; None: it knows all.
     """
 
     rows: Tensor
     columns: Tensor
     positive: Tensor
     margin: float = 0.0
+    known: Tensor | None = None
 
-    def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
-        guided = self.rows[rows] @ self.columns[columns].T
-        return minus_infinity_where(guided > self.positive[rows, None] - self.margin, scores)
+    @property
+    def limit(self) -> Tensor:
+        """`[n]`, the highest score of the guide that counts."""
+        return self.positive - self.margin
+
+    def tile(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
+        above = self.rows[rows] @ self.columns[columns].T > self.limit[rows, None]
+        return above if self.known is None else above & self.known[columns]
 
 
 @dataclass(frozen=True)
 class Suspected:
-    """Uses a posterior: masks what is likely to be relevant, or weighs every entry by 1 minus that probability.
+    """Uses a posterior: hides what is likely to be relevant, or weighs every entry by 1 minus that probability.
 
     Attributes:
         rows: `[n, s]`, columns: `[m, s]`: sketches (`hardneg.make_sketch`), whose inner products are log odds.
         intercept: of the log odds.
-        threshold: mask entries that are more likely than this to be relevant; None: weigh every entry by 1 - p.
+        threshold: hide entries that are more likely than this to be relevant; None: weigh every entry by 1 - p.
+        known: bool `[m]`, False for columns without a sketch, which count as they are; None: all have one.
     """
 
     rows: Tensor
     columns: Tensor
     intercept: float
     threshold: float | None = None
+    known: Tensor | None = None
 
-    def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
+    @property
+    def limit(self) -> float:
+        """The log odds of the threshold."""
+        assert self.threshold is not None
+        if self.threshold in (0, 1):
+            return -math.inf if self.threshold == 0 else math.inf
+        return math.log(self.threshold) - math.log1p(-self.threshold)
+
+    def tile(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
         odds = (self.rows[rows] @ self.columns[columns].T).to(scores.dtype) + self.intercept
         if self.threshold is None:
-            return torch.nn.functional.logsigmoid(-odds)  # log(1 - p)
-        return minus_infinity_where(torch.sigmoid(odds) > self.threshold, scores)
+            weights = torch.nn.functional.logsigmoid(-odds)  # log(1 - p)
+            return weights if self.known is None else weights.masked_fill(~self.known[columns], 0)
+        above = odds > self.limit
+        return above if self.known is None else above & self.known[columns]
 
 
 @dataclass(frozen=True)
@@ -176,10 +210,9 @@ class Weighted:
     start: int
     stop: int
 
-    def bias(self, rows: slice, columns: slice, scores: Tensor) -> Tensor | None:
+    def tile(self, rows: slice, columns: slice, scores: Tensor) -> Tensor | None:
         if columns.stop <= self.start or columns.start >= self.stop:
             return None
         column = torch.arange(columns.start, columns.stop, device=scores.device)
         inside = (column >= self.start) & (column < self.stop)
-        weights = scores.new_zeros(len(column)).masked_fill_(inside, self.log_weight)
-        return weights.expand_as(scores)
+        return scores.new_zeros(len(column)).masked_fill_(inside, self.log_weight)[None]

@@ -20,6 +20,7 @@ from hardneg.losses.gather import Ranks
 from hardneg.refresh.generation import Items
 from hardneg.training.checks import check_fits
 from hardneg.training.distributed import World
+from hardneg.training.optim import mixed_precision
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
@@ -69,9 +70,9 @@ class Batch:
         """
         size = len(self.queries)
         rows = self.document_rows.to(world.device)
-        ranks = Ranks.here(size, world.device)
-        positives, mined = ranks.gathered(rows[:size]), ranks.gathered(rows[size:])
-        owner = ranks.gathered(torch.full_like(rows[size:], world.rank))
+        ranks = Ranks.here({"queries": size, "hard": len(rows) - size}, world.device)
+        positives, mined = ranks.gathered(rows[:size], "queries"), ranks.gathered(rows[size:], "hard")
+        owner = ranks.gathered(torch.full_like(rows[size:], world.rank), "hard")
         # The positives of all ranks are encoded anyway. A negative that several ranks drew belongs to the lowest rank.
         kept = ~torch.isin(rows[size:], torch.cat([positives, mined[owner < world.rank]])).cpu()
         kept = torch.cat([torch.ones(size, dtype=torch.bool), kept])
@@ -187,7 +188,7 @@ class TrainingBatches:
             self.sampler.advance()
             return
         if self.momentum is not None:
-            documents = self.momentum(batch.documents, "document")
+            documents = self._slowly_encoded(batch.documents)
         unit = torch.nn.functional.normalize(documents.detach().float(), dim=1)
         try:
             self.sampler.advance(unit, batch.document_rows.to(unit.device))
@@ -195,6 +196,14 @@ class TrainingBatches:
             if self.momentum is None:
                 raise
             raise DataError(f"{error} (These vectors are those of the momentum encoder.)") from None
+
+    def _slowly_encoded(self, items: Sequence[Any]) -> Tensor:
+        """The vectors of documents by the momentum encoder, as the training encodes its own."""
+        assert self.momentum is not None
+        step = self.options.mini_batch_size or len(items)
+        with mixed_precision(self.options.amp, self.world.device):
+            parts = [self.momentum(items[i : i + step], "document") for i in range(0, len(items), step)]
+        return torch.cat([part.float() for part in parts])
 
     def updated(self) -> None:
         """Move the momentum encoder, if there is one. Call this after each update of the weights."""

@@ -29,13 +29,12 @@ from hardneg.training.callbacks import Callback, Watcher, mean_of
 from hardneg.training.distributed import World
 from hardneg.training.finite import FirstBadStep, first_not_finite
 from hardneg.training.negatives import MinedNegatives
-from hardneg.training.optim import rate_at
+from hardneg.training.optim import mixed_precision, rate_at
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
 _ALONE = "every negative of every query was masked"
 _ADVICE = "Lower the learning rate, or use bf16 instead of fp16"
-_AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 Evaluate = Callable[[Towers], dict[str, float]]
 
@@ -162,7 +161,7 @@ class Trainer:
             return self.scaler.scale(value / self.options.accumulate)
 
         last = self._batches + 1 == self.options.accumulate
-        with self._autocast(), nullcontext() if last else self._no_sync():
+        with mixed_precision(self.options.amp, self.world.device), nullcontext() if last else self._no_sync():
             if self.options.mini_batch_size is None:
                 loss(self.model(batch.queries, "query"), self.model(batch.documents, "document")).backward()  # type: ignore[no-untyped-call]
             else:
@@ -203,12 +202,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.done.step += 1
         return True
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision, if the options ask for it."""
-        if self.options.amp == "no":
-            return nullcontext()
-        return torch.autocast(self.world.device.type, _AMP[self.options.amp])
 
     def _no_sync(self) -> AbstractContextManager[Any]:
         """A context in which ranks exchange no gradients."""

@@ -1,8 +1,19 @@
-"""Learning-rate schedules."""
+"""Learning-rate schedules and mixed precision."""
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def mixed_precision(amp: str, device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which models compute as the option `amp` says: `no`, `bf16` or `fp16`."""
+    return nullcontext() if amp == "no" else torch.autocast(device.type, _FORMATS[amp])
 
 
 def rate_at(step: int, total: int, warmup: float, kind: str) -> float:
