@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= -n 2 --dist loadgroup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test slow faults lint format clean
+.PHONY: demo test slow faults gpu lint format clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,5 +47,11 @@ slow: $(VENV)/dev
 faults: $(VENV)/dev
 	$(PYTEST) -m faults
 
+# Everything that needs a GPU, in one folder and in under 10 minutes. GPU_PYTHON: a Python that has a CUDA build of torch.
+GPU_PYTHON ?= $(BIN)/python
+GPU_OUT ?= gpu-results
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py --out $(GPU_OUT)
+
 clean:
-	rm -rf $(VENV) build dist demo-run *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist demo-run gpu-results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -61,7 +61,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     """
     from hardneg.data.read import read_pairs
     from hardneg.encoders.factory import make_encoder
-    from hardneg.encoders.precomputed import aligned, open_vectors
+    from hardneg.encoders.precomputed import open_aligned
     from hardneg.errors import UsageError
     from hardneg.evaluation.ranking import parse_measures
     from hardneg.evaluation.retrieval import DEFAULT, check_metric, evaluate_vectors
@@ -76,10 +76,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     with progress_bars() as progress:
         pairs = read_pairs(source, read_options(given))
         if files[0] is not None:
-            queries = aligned(open_vectors(files[0]), pairs.query_rows, pairs.source_query_rows, files[0], "queries")
-            documents = aligned(
-                open_vectors(files[1]), pairs.document_rows, pairs.source_document_rows, files[1], "documents"
-            )
+            queries, documents = open_aligned(files[0], pairs, "queries"), open_aligned(files[1], pairs, "documents")
             evaluation = evaluate_vectors(pairs, queries, documents, names, given["metric"])
         else:
             encoder = make_encoder(

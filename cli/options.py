@@ -25,7 +25,9 @@ FILTER_HELP = (
     "Reject candidates with this filter; all filters are listed below. Repeat the option for several filters: they "
     "apply in order."
 )
-NO_DEFAULT_FILTERS_HELP = "Switch off the filters 'empty' and 'duplicate:text'. The filter 'known' stays on."
+NO_DEFAULT_FILTERS_HELP = (
+    "Switch off the filters 'empty', 'duplicate:text' and 'distinct'. The filter 'known' stays on."
+)
 FORCE_HELP = (
     "Use a posterior even if it was learned with another encoder, and given vectors even if positives score no better than "
     "random documents."
@@ -40,8 +42,8 @@ Filters, in the form in which --filter takes them:
                                 text as a positive or the query
   duplicate:near=0.95           rejects documents with a score of 0.95 or more
                                 with a positive or the query
-  distinct                      rejects documents with the same text as a nearer
-                                candidate
+  distinct                      (on by default) rejects documents with the same
+                                text as a nearer candidate
   group                         rejects documents of the group of the query or
                                 of its positives
   rank:min=10,max=100           keeps these ranks; rank 1 is the nearest document
@@ -80,15 +82,19 @@ _ENCODING = (
         help=f"Encoder that turns texts into vectors: {ENCODER_HELP}.",
     ),
     click.option(
-        "--query-embeddings", metavar="F.npy",
-        help="Vectors of the queries, in the order of SOURCE, instead of an encoder. Needs --corpus-embeddings.",
+        "--query-embeddings", metavar="F",
+        help="Vectors of the queries instead of an encoder: .npy in the order of SOURCE, or .npz or .parquet with ids. "
+        "Needs --corpus-embeddings.",
     ),
     click.option(
-        "--corpus-embeddings", metavar="F.npy",
-        help="Vectors of the documents, in the order of SOURCE, instead of an encoder. Needs --query-embeddings.",
+        "--corpus-embeddings", metavar="F",
+        help="Vectors of the documents, likewise. Needs --query-embeddings.",
     ),
-    click.option("--query-prompt", default="", metavar="TEXT", help="Text that is put before each query."),
-    click.option("--document-prompt", default="", metavar="TEXT", help="Text that is put before each document."),
+    click.option(
+        "--query-prompt", metavar="TEXT",
+        help="Text that is put before each query.  [default: what the model has itself for queries]",
+    ),
+    click.option("--document-prompt", metavar="TEXT", help="Text that is put before each document.  [default: likewise]"),
     click.option(
         "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N",
         help="Texts that an st: encoder encodes at once.",

@@ -39,7 +39,7 @@ from .show import progress_bars
 @click.option(
     "--default-filters/--no-default-filters",
     default=None,
-    help="Switch the filters 'empty' and 'duplicate:text' on or off.  [default: as in the run]",
+    help="Switch the filters 'empty', 'duplicate:text' and 'distinct' on or off.  [default: as in the run]",
 )
 @click.option("--force", is_flag=True, help=FORCE_HELP)
 @click.option(

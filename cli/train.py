@@ -99,8 +99,12 @@ def _number(
     metavar="SPEC",
     help=f"Encoder to train: {ENCODER_HELP}.",
 )
-@click.option("--query-prompt", metavar="TEXT", help="Text that is put before each query.")
-@click.option("--document-prompt", metavar="TEXT", help="Text that is put before each document.")
+@click.option(
+    "--query-prompt",
+    metavar="TEXT",
+    help="Text that is put before each query.  [default: what the model has itself for queries]",
+)
+@click.option("--document-prompt", metavar="TEXT", help="Text that is put before each document.  [default: likewise]")
 @click.option(
     "--self-supervised",
     is_flag=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -273,7 +274,7 @@ def test_parse() -> None:
     with pytest.raises(UsageError, match="learned while training; for a mining pass, learn one of a run"):
         parse_filters(["posterior:learned"])
     names = parse_filters(["known", "group", "duplicate:text"]).names
-    assert names == ["kept", "known", "empty", "duplicate", "group"]
+    assert names == ["kept", "known", "empty", "duplicate", "distinct", "group"]
     assert parse_filters(["group"], defaults=False).names == ["kept", "known", "group"]
 
 
@@ -318,3 +319,23 @@ def test_parse_errors(spec: str, message: str) -> None:
 def test_sampler_errors(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse_sampler(spec)
+
+
+def test_copies_never_both_become_negatives_by_default(tmp_path: Path) -> None:
+    """Five texts, each under three ids, as shingled copies of a collection are: a query gets each text once at most."""
+    from hardneg import MineOptions, Pairs, mine
+
+    texts = [f"a document about subject {i}" for i in range(12)]
+    corpus = [t for t in texts for _ in range(3)]
+    pairs = Pairs.from_columns(
+        ["what about subject 0", "what about subject 5"], [texts[0], texts[5]], corpus=corpus,
+        corpus_ids=[f"c{i}" for i in range(len(corpus))],
+    )  # fmt: skip
+    chosen = mine(pairs, tmp_path / "a", MineOptions(negatives=4)).negatives().to_pylist()
+    text_of = dict(
+        zip(pairs.document_ids.to_pylist(), pairs.documents.take(np.arange(len(pairs.document_ids))), strict=True)
+    )
+    for row in chosen:
+        assert len({text_of[id] for id in row["negative_ids"]}) == len(row["negative_ids"]) == 4
+    both = mine(pairs, tmp_path / "b", MineOptions(negatives=4, default_filters=False)).negatives().to_pylist()
+    assert any(len(row["negative_ids"]) > len({text_of[id] for id in row["negative_ids"]}) for row in both)

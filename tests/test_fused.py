@@ -31,7 +31,10 @@ if importlib.util.find_spec("triton") is None:
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Without a GPU, kernels run in the interpreter for the length of a test."""
     if CUDA:
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
         yield
+        torch.set_float32_matmul_precision(precision)
         return
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     import triton.runtime.interpreter as interpreter

@@ -24,7 +24,7 @@ from hardneg.diagnostics.measures.hidden_positives import with_hidden_positives
 from hardneg.diagnostics.measures.search import search_quality, staleness
 from hardneg.diagnostics.measures.surface import surface_bias
 from hardneg.diagnostics.subject import Subject
-from hardneg.encoders.base import Encoder
+from hardneg.encoders.base import Encoder, prompt_of
 from hardneg.encoders.embed import fit
 from hardneg.encoders.factory import checked_encoder
 from hardneg.errors import UsageError
@@ -159,7 +159,7 @@ def _encoder_staleness(
         )
     fit(encoder, subject.pairs, progress)
     rows = sampled(len(subject.pairs.document_ids), SAMPLE, rng)
-    prompt = subject.info["config"]["document_prompt"]
+    prompt = prompt_of(encoder, "document", subject.info["config"]["document_prompt"])
     fresh = encoder.encode(subject.pairs.documents.take(rows), prompt=prompt)
     if fresh.shape[1] != subject.vectors[1].shape[1]:
         raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -58,6 +58,23 @@ class Trainable(Encoder, Protocol):
     def save(self, folder: str | Path) -> None:
         """Write the encoder to a folder, from which a spec such as `hashed:FOLDER` or `st:FOLDER` can load it."""
         ...
+
+
+def prompt_of(encoder: Any, side: str, given: str | None) -> str:
+    """The text that is put before each item of a side.
+
+    Args:
+        encoder: an encoder, which may have `prompts`, a mapping from sides to texts.
+        side: `query` or `document`.
+        given: a text that was asked for; None: the encoder's own for that side, if it has one.
+
+    >>> prompt_of(object(), "query", None), prompt_of(object(), "query", "find: ")
+    ('', 'find: ')
+    """
+    if given is not None:
+        return given
+    own = getattr(encoder, "prompts", None)
+    return str(own.get(side) or "") if isinstance(own, Mapping) else ""
 
 
 def dimension_of(encoder: Any) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import Texts
-from hardneg.encoders.base import Encoder, Fittable, checked_vectors, dimension_of
+from hardneg.encoders.base import Encoder, Fittable, checked_vectors, dimension_of, prompt_of
 from hardneg.progress import Progress
 from hardneg.storage.files import fingerprint
 from hardneg.storage.vectors import EmbeddingStore
@@ -42,22 +42,21 @@ def embed(
     pairs: Pairs,
     folder: Path,
     *,
-    query_prompt: str,
-    document_prompt: str,
+    query_prompt: str | None,
+    document_prompt: str | None,
     precision: str,
     progress: Progress,
     label: str = "",
 ) -> tuple[Any, Any, tuple[str, str]]:
     """Encode queries and documents, or reuse vectors in `folder` that have the same key.
 
-    The key is a hash of the encoder's weights, the prompt, the texts and the number format, so vectors of another
-    checkpoint are never reused.
+    The key is a hash of weights, prompt, texts and number format, so vectors of another checkpoint are never reused.
 
     Args:
         encoder: a fitted encoder.
         pairs: the dataset, with n queries and N documents.
         folder: where the vectors are stored.
-        query_prompt, document_prompt: text put before each query and each document.
+        query_prompt, document_prompt: text put before each query and each document; None: the encoder's own.
         precision: number format on disk, `float16` or `float32`.
         progress: called for the queries and for the documents.
         label: put before `queries` and `documents` in the names of the stages.
@@ -69,9 +68,10 @@ def embed(
         DataError: the encoder returned vectors that are of the wrong shape or not finite. UsageError: bad `dimension`.
     """
     weights, dimension = encoder.fingerprint(), dimension_of(encoder)
+    before, within = prompt_of(encoder, "query", query_prompt), prompt_of(encoder, "document", document_prompt)
     sides = {
-        "queries": (pairs.queries, len(pairs), query_prompt, pairs.query_rows),
-        "documents": (pairs.documents, len(pairs.document_ids), document_prompt, pairs.document_rows),
+        "queries": (pairs.queries, len(pairs), before, pairs.query_rows),
+        "documents": (pairs.documents, len(pairs.document_ids), within, pairs.document_rows),
     }
     opened, keys = [], []
     for side, (texts, total, prompt, rows) in sides.items():

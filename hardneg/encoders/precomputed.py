@@ -1,22 +1,69 @@
-"""Opens precomputed vectors: `.npy` files with one vector per row of the source."""
+"""Opens precomputed vectors: `.npy` files with one vector for each row of the source, or `.npz` and Parquet files with ids."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from hardneg.data.pairs import Pairs
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Rows
-from hardneg.storage.arrow import open_npy
+from hardneg.storage.arrow import brief, check_regular, open_npy, reading, strings, values_of
 
 _NATIVE = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
+_IDS = (
+    "id",
+    "_id",
+    "ids",
+    "docid",
+    "doc_id",
+    "document_id",
+    "corpus_id",
+    "corpus-id",
+    "query_id",
+    "query-id",
+    "qid",
+    "pid",
+)
 
 
-def open_vectors(path: str | Path) -> np.ndarray:
-    """A memory map of a `.npy` file of floats `[n, d]`; DataError if the file is missing or holds anything else."""
-    array = open_npy(Path(path), DataError)
+@dataclass(frozen=True)
+class GivenVectors:
+    """Vectors from a file.
+
+    Attributes:
+        array: floats `[n, d]`; memory-mapped if they come from a `.npy` file.
+        ids: Arrow strings `[n]`, or None: they are in the order of the source.
+    """
+
+    array: np.ndarray
+    ids: pa.Array | None = None
+
+
+def open_vectors(path: str | Path) -> GivenVectors:
+    """The vectors of a file.
+
+    Args:
+        path: `.npy`: floats `[n, d]`. `.npz`: two arrays, of which one holds floats `[n, d]` and the other one ids `[n]`.
+            `.parquet`: a column of ids and a column of lists of floats.
+
+    Raises:
+        DataError: the file is missing or holds anything else, or an id is missing or appears twice.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        given = _from_npz(path)
+    elif path.suffix in (".parquet", ".pq"):
+        given = _from_parquet(path)
+    else:
+        given = GivenVectors(open_npy(path, DataError))
+    array, ids = given.array, given.ids
     if array.ndim != 2 or array.dtype.kind != "f":
         raise DataError(
             f"{path}: expected floats of shape [rows, dimensions], got {array.dtype} of shape {array.shape}"
@@ -26,25 +73,123 @@ def open_vectors(path: str | Path) -> np.ndarray:
             f"{path}: expected floats of 16, 32 or 64 bits in the byte order of this machine, got {array.dtype.str}: "
             f"convert them with numpy: array.astype('float32')"
         )
-    return array
+    if ids is not None:
+        _check_ids(path, ids, len(array))
+    return given
 
 
-def aligned(array: Any, rows: np.ndarray, source_rows: int, name: str, what: str) -> Any:
+def _check_ids(path: Path, ids: pa.Array, rows: int) -> None:
+    if len(ids) != rows:
+        raise DataError(f"{path}: {len(ids):,} ids for {rows:,} vectors: there must be one each")
+    if ids.null_count:
+        raise DataError(f"{path}: {ids.null_count:,} of {rows:,} ids are missing")
+    if pc.count_distinct(ids).as_py() != len(ids):
+        counts = pc.value_counts(ids)
+        twice = counts.filter(pc.greater(counts.field("counts"), 1))[0]["values"].as_py()
+        raise DataError(f"{path}: the id {twice!r} appears more than once: which vector is meant cannot be told")
+
+
+def _from_npz(path: Path) -> GivenVectors:
+    check_regular(path, DataError)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except Exception as error:  # archives and headers fail in many ways
+        raise DataError(f"{path}: not a readable .npz file of numbers and texts ({brief(error)})") from None
+    floats = [name for name, array in arrays.items() if array.dtype.kind == "f" and array.ndim == 2]
+    names = [name for name, array in arrays.items() if array.dtype.kind in "Uiu" and array.ndim == 1]
+    if len(floats) != 1 or len(names) != 1:
+        held = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in arrays.items())
+        raise DataError(
+            f"{path}: expected one array of floats [n, d] and one of ids [n] (texts or integers); it holds {held or 'nothing'}: "
+            f"write it with numpy.savez(F, ids=numpy.array(ids, dtype=str), vectors=vectors)"
+        )
+    return GivenVectors(arrays[floats[0]], strings([str(each) for each in arrays[names[0]].tolist()]))
+
+
+def _from_parquet(path: Path) -> GivenVectors:
+    check_regular(path, DataError)
+    with reading(path, "Parquet file", DataError), pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        lists = [f.name for f in schema if _is_vector(f.type)]
+        ids = [f.name for f in schema if f.name.lower() in _IDS and not _is_vector(f.type)]
+        if len(lists) != 1 or len(ids) != 1:
+            held = ", ".join(f"{f.name}: {f.type}" for f in schema)
+            raise DataError(
+                f"{path}: expected one column of lists of floats and one of ids (named id, _id, docid or the like); it has {held}"
+            )
+        table = file.read([ids[0], lists[0]], use_threads=False)
+        table.validate(full=True)
+    column = table.column(lists[0]).combine_chunks()
+    column = column.chunk(0) if isinstance(column, pa.ChunkedArray) else column
+    rows = len(column)
+    if column.null_count:
+        raise DataError(f"{path}: {column.null_count:,} of {rows:,} vectors in {lists[0]!r} are missing")
+    flat = column.flatten()
+    lengths = np.unique(values_of(pc.list_value_length(column))) if rows else np.zeros(0, np.int64)
+    if len(lengths) > 1:
+        raise DataError(
+            f"{path}: vectors in {lists[0]!r} have {lengths[0]} to {lengths[-1]} components: all must have as many"
+        )
+    if flat.null_count:
+        raise DataError(f"{path}: {flat.null_count:,} numbers in {lists[0]!r} are missing")
+    array = values_of(flat).reshape(rows, int(lengths[0]) if rows else 0)
+    names = table.column(ids[0])
+    if not (pa.types.is_string(names.type) or pa.types.is_large_string(names.type) or pa.types.is_integer(names.type)):
+        raise DataError(f"{path}: the ids in {ids[0]!r} are {names.type}: they must be texts or integers")
+    return GivenVectors(array, pc.cast(names, pa.string()).combine_chunks())
+
+
+def _is_vector(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    return bool(is_list and pa.types.is_floating(kind.value_type))
+
+
+def open_aligned(path: str | Path, pairs: Pairs, side: str, name: str | None = None) -> Any:
+    """The vectors of a file for the queries or documents of a dataset, in their order.
+
+    Args:
+        path: see `open_vectors`.
+        pairs: the dataset.
+        side: `queries` or `documents`.
+        name: of the file, for messages; None: the path.
+
+    Returns:
+        `[n, d]`, an array or a view of its selected rows.
+
+    Raises:
+        DataError: as for `open_vectors`; there are too few or too many vectors, or none for some id.
+    """
+    given, name = open_vectors(path), str(name or path)
+    if given.ids is None:
+        return aligned(given.array, pairs, side, name)
+    ids = pairs.query_ids if side == "queries" else pairs.document_ids
+    found = pc.index_in(ids, value_set=given.ids)
+    if found.null_count:
+        first = ids.filter(pc.is_null(found))[0].as_py()
+        held = f"its ids are like {given.ids[0].as_py()!r}" if len(given.ids) else "it holds none"
+        raise DataError(f"{name}: no vector for {found.null_count:,} of {len(ids):,} {side}, such as {first!r}; {held}")
+    rows = values_of(found).astype(np.int64)
+    return given.array if np.array_equal(rows, np.arange(len(given.array))) else Rows(given.array, rows)
+
+
+def aligned(array: Any, pairs: Pairs, side: str, name: str) -> Any:
     """The vectors of the dataset's n queries or documents, in their order.
 
     Args:
         array: `[m, d]`: one vector per row of the source, or one per distinct item of the dataset.
-        rows: int64 `[n]`: the row of the source that each item comes from.
-        source_rows: number of rows in the source.
+        pairs: the dataset, which knows the row of the source that each item comes from.
+        side: `queries` or `documents`.
         name: name of the file, for the message.
-        what: `queries` or `documents`, for the message.
 
     Returns:
         `array` itself, or a view of its selected rows, `[n, d]`.
 
     Raises:
-        DataError: m is neither `source_rows` nor n.
+        DataError: m is neither the number of the source's rows nor n.
     """
+    rows = pairs.query_rows if side == "queries" else pairs.document_rows
+    source_rows = pairs.source_query_rows if side == "queries" else pairs.source_document_rows
     if len(array) == source_rows:
         if len(rows) == source_rows:
             return array
@@ -53,5 +198,6 @@ def aligned(array: Any, rows: np.ndarray, source_rows: int, name: str, what: str
         return array
     distinct = f" ({len(rows):,} distinct)" if len(rows) != source_rows else ""
     raise DataError(
-        f"{name}: {len(array):,} vectors for {source_rows:,} {what}{distinct}; give one vector per source row, in order"
+        f"{name}: {len(array):,} vectors for {source_rows:,} {side}{distinct}; give one vector per source row, in order, or "
+        f"vectors with ids (.npz or .parquet)"
     )

@@ -56,10 +56,24 @@ class SentenceTransformersEncoder(nn.Module):
         """d, the number of components of each vector."""
         return int(self.model.get_embedding_dimension())
 
+    @property
+    def prompts(self) -> dict[str, str]:
+        """What the model itself puts before queries and documents, by side.
+
+        Those of its prompts that are named so: `query`; `document`, `passage` or `corpus`, the first that is not empty; else its
+        default prompt, if it has none of these names.
+        """
+        named = getattr(self.model, "prompts", None) or {}
+        usual = named.get(getattr(self.model, "default_prompt_name", None) or "") or ""
+        found = {}
+        for side, names in (("query", ("query",)), ("document", ("document", "passage", "corpus"))):
+            found[side] = next((named[name] for name in names if named.get(name)), usual)
+        return found
+
     def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
         """The vectors of n texts, `[n, d]`, as the model returns them, on its device, with gradients."""
         device = next(self.model.parameters()).device
-        features = self.model.preprocess(list(texts), prompt=prompt or None)
+        features = self.model.preprocess(list(texts), prompt=prompt)
         on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
         out: torch.Tensor = self.model(on_device)["sentence_embedding"]
         return out
@@ -68,7 +82,7 @@ class SentenceTransformersEncoder(nn.Module):
         """The vectors of n texts, float32 `[n, d]`, as the model returns them: normalized only if it does that."""
         vectors = self.model.encode(
             list(texts),
-            prompt=prompt or None,
+            prompt=prompt,  # also an empty one: None would be the model's default
             batch_size=self.batch_size,
             convert_to_numpy=True,
             show_progress_bar=False,

@@ -105,8 +105,8 @@ def evaluate(
     encoder: Encoder,
     names: Sequence[str] = DEFAULT,
     *,
-    query_prompt: str = "",
-    document_prompt: str = "",
+    query_prompt: str | None = None,
+    document_prompt: str | None = None,
     metric: str = "cosine",
     cache: Path | None = None,
     progress: Progress = silent,
@@ -117,7 +117,7 @@ def evaluate(
         pairs: the dataset.
         encoder: the encoder, which is fitted first if it has to be.
         names: names of measures, see `rank_measures`.
-        query_prompt, document_prompt: text that is put before each query and each document.
+        query_prompt, document_prompt: text that is put before each query and each document; None: the encoder's own.
         metric: the score of two vectors: `cosine`, `ip` or `l2`.
         cache: a folder that keeps the vectors, under a hash of the encoder's weights; None: they are not kept.
         progress: called with the progress of each stage.

@@ -64,6 +64,13 @@ def _same_label(
 
 
 @triton.jit
+def _log2_of_one_plus_exp(x):
+    """Without overflow."""
+    base2 = x * 1.4426950408889634
+    return tl.maximum(base2, 0.0) + tl.log2(1 + tl.exp2(-tl.abs(base2)))
+
+
+@triton.jit
 def _place(place, n, m, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOGETHER: tl.constexpr):
     """(row, column) of a tile. Tiles that are computed at the same time share rows and columns, which the cache then has."""
     tall, wide = tl.cdiv(n, ROWS), tl.cdiv(m, COLUMNS)
@@ -102,44 +109,21 @@ def _weigh(
     bias = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
     if GUIDED:
         guided = _dot_tile(
-            guide_rows,
-            guide_columns,
-            first_row + i0,
-            j0,
-            first_row + n,
-            m,
-            guide_depth,
-            ROWS,
-            COLUMNS,
-            GUIDE_DEPTH,
-            BESIDE,
-            COPIED,
-        )
+            guide_rows, guide_columns, first_row + i0, j0, first_row + n, m, guide_depth, ROWS, COLUMNS, GUIDE_DEPTH,
+            BESIDE, COPIED,
+        )  # fmt: skip
         guided += tl.load(guide_offsets + all_j)[None, :]
         keep = keep & (guided <= tl.load(guide_limits + all_i)[:, None])
     if SUSPECTED:
         odds = _dot_tile(
-            sketch_rows,
-            sketch_columns,
-            first_row + i0,
-            j0,
-            first_row + n,
-            m,
-            sketch_depth,
-            ROWS,
-            COLUMNS,
-            SKETCH_DEPTH,
-            BESIDE,
-            COPIED,
-        )
+            sketch_rows, sketch_columns, first_row + i0, j0, first_row + n, m, sketch_depth, ROWS, COLUMNS, SKETCH_DEPTH,
+            BESIDE, COPIED,
+        )  # fmt: skip
         odds += intercept + tl.load(sketch_offsets + all_j)[None, :]
         if THRESHOLD:
             keep = keep & (odds <= sketch_limit)
         else:
-            # log2(1 - p) = -log2(1 + exp(odds)), without overflow
-            bias -= (tl.maximum(odds, 0) * 1.4426950408889634) + tl.log2(
-                1 + tl.exp2(-tl.abs(odds) * 1.4426950408889634)
-            )
+            bias -= _log2_of_one_plus_exp(odds)  # log2(1 - p)
     score = _dot_tile(
         rows, columns, first_row + i0, j0, first_row + n, m, depth, ROWS, COLUMNS, DEPTH, PRECISION, COPIED
     )

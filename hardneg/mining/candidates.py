@@ -84,6 +84,12 @@ class Context:
         return not np.array_equal(self.pairs.body_keys, self.pairs.document_keys)
 
     @cached_property
+    def copied(self) -> Mask:
+        """bool `[N]`, whether a document has the same text (folded) as another one; empty texts are copies of none."""
+        _, places, counts = np.unique(self.pairs.document_keys, return_inverse=True, return_counts=True)
+        return np.asarray((counts[places.ravel()] > 1) & (self.pairs.document_keys != 0))
+
+    @cached_property
     def nearest(self) -> NDArray[np.int32]:
         """The result of `find_nearest`, computed once; UsageError if the context has no `find_nearest`."""
         if self.find_nearest is None:

@@ -31,7 +31,7 @@ def guide_embedder(
             guide = resources.encoder(spec, seed)
             fit(guide, pairs, resources.progress)
             queries, documents, _ = embed(
-                guide, pairs, resources.embeddings(folder), query_prompt="", document_prompt="", precision=precision,
+                guide, pairs, resources.embeddings(folder), query_prompt=None, document_prompt=None, precision=precision,
                 progress=resources.progress, label="guide ",
             )  # fmt: skip
             by_spec[spec] = queries, VectorStore(documents, "cosine")

@@ -16,7 +16,7 @@ from hardneg.data.read import read_pairs
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit
 from hardneg.encoders.factory import make_encoder
-from hardneg.encoders.precomputed import aligned, open_vectors
+from hardneg.encoders.precomputed import aligned, open_aligned
 from hardneg.errors import RunError, UsageError
 from hardneg.memory import release
 from hardneg.mining.options import MineOptions
@@ -85,6 +85,7 @@ class Resources:
         return make_encoder(spec, seed=seed, device=self.device, batch_size=self.batch_size)
 
 
+_BOTH = ("queries", "documents")
 _AGAIN = "mine again with --overwrite"
 
 
@@ -116,24 +117,23 @@ def open_inputs(
     release()
     resources.clock.lap("read")
     fingerprints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
-    names = "query vectors", "corpus vectors"
     if options.query_embeddings is not None and options.corpus_embeddings is not None:
         names = options.query_embeddings, options.corpus_embeddings
-        vectors = open_vectors(names[0]), open_vectors(names[1])
-        fingerprints["query_embeddings"], fingerprints["corpus_embeddings"] = (
-            sha256_file(Path(name)) for name in names
-        )
+        queries, documents = (open_aligned(name, pairs, side) for name, side in zip(names, _BOTH, strict=True))
+        digests = [sha256_file(Path(name)) for name in names]
     elif vectors is not None:
-        fingerprints["query_embeddings"], fingerprints["corpus_embeddings"] = map(_array_digest, vectors)
-    if vectors is not None:
-        queries = aligned(vectors[0], pairs.query_rows, pairs.source_query_rows, names[0], "queries")
-        documents = aligned(vectors[1], pairs.document_rows, pairs.source_document_rows, names[1], "documents")
-        fingerprints["encoder"] = None
-        resources.clock.lap("embeddings")
-        return Inputs(pairs, queries, documents, fingerprints)
-    return _encoded(
-        pairs, folder, options, encoder or resources.encoder(options.encoder, options.seed), resources, fingerprints
-    )
+        whose = ("query vectors", "corpus vectors")
+        queries, documents = (
+            aligned(each, pairs, side, name) for each, side, name in zip(vectors, _BOTH, whose, strict=True)
+        )
+        digests = [_array_digest(each) for each in vectors]
+    else:
+        return _encoded(
+            pairs, folder, options, encoder or resources.encoder(options.encoder, options.seed), resources, fingerprints
+        )
+    fingerprints |= {"query_embeddings": digests[0], "corpus_embeddings": digests[1], "encoder": None}
+    resources.clock.lap("embeddings")
+    return Inputs(pairs, queries, documents, fingerprints)
 
 
 def _encoded(

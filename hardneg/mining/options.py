@@ -29,7 +29,8 @@ class MineOptions:
 
     Attributes:
         encoder: `hashed`, `st:NAME_OR_PATH` or `module:PKG.MOD:FACTORY`; not used if embeddings are given.
-        query_embeddings, corpus_embeddings: `.npy` files of vectors, in the order of the source's rows.
+        query_embeddings, corpus_embeddings: files of vectors: `.npy` in the order of the source's rows, or `.npz` or Parquet
+            with ids (see `hardneg.encoders.precomputed.open_vectors`).
         index: `exact`, `ivf`, `hnsw`, or `auto`, which decides by size; or an index, or a function that makes one
             (see `Index`).
         recall: share of the nearest documents that an approximate index should find; the share it does find is measured.
@@ -39,10 +40,10 @@ class MineOptions:
         max_depth: how deep to search for a query that filters leave with fewer than `negatives`; None: 4 * depth.
         negatives: number of negatives for each query.
         filters: specs or `Filter` objects, applied in order after `known` and the default filters.
-        default_filters: whether to use `empty` and `duplicate:text`.
+        default_filters: whether to use `empty`, `duplicate:text` and `distinct`.
         sampler: a spec, or an object with `log_weights(candidates)`.
         seed: seed of all random choices.
-        query_prompt, document_prompt: text that is put before each query and each document.
+        query_prompt, document_prompt: text that is put before each query and each document; None: the encoder's own.
         precision: number format of stored vectors, `float16` or `float32`.
         read: how to read the source.
     """
@@ -61,8 +62,8 @@ class MineOptions:
     default_filters: bool = True
     sampler: str | Sampler = "top"
     seed: int = 0
-    query_prompt: str = ""
-    document_prompt: str = ""
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     precision: str = "float16"
     read: ReadOptions = field(default_factory=ReadOptions)
 
@@ -127,8 +128,8 @@ TEXT, COUNT, FLAG = ((str,), "text"), ((int,), "a whole number"), ((bool,), "Tru
 MAYBE_TEXT, MAYBE_COUNT = ((str, type(None)), "text or None"), ((int, type(None)), "a whole number or None")
 MAYBE_FLAG = (bool, type(None)), "True, False or None"
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(("encoder", "index_device", "metric", "query_prompt", "document_prompt", "precision"), TEXT),
-    **dict.fromkeys(("query_embeddings", "corpus_embeddings"), MAYBE_TEXT),
+    **dict.fromkeys(("encoder", "index_device", "metric", "precision"), TEXT),
+    **dict.fromkeys(("query_embeddings", "corpus_embeddings", "query_prompt", "document_prompt"), MAYBE_TEXT),
     **dict.fromkeys(("depth", "max_depth"), MAYBE_COUNT),
     **dict.fromkeys(("negatives", "seed"), COUNT),
     "recall": ((int, float), "a number"),

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.encoders.precomputed import aligned, open_vectors
+from hardneg.encoders.precomputed import open_aligned
 from hardneg.errors import RunError
 from hardneg.index.vectors import VectorStore
 from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context
@@ -181,12 +181,7 @@ def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
     option = "query_embeddings" if side == "queries" else "corpus_embeddings"
     if config[option] is not None:
         path = locate(run.folder, run.info, config[option], fingerprints[option])
-        rows = (
-            (pairs.query_rows, pairs.source_query_rows)
-            if side == "queries"
-            else (pairs.document_rows, pairs.source_document_rows)
-        )
-        return aligned(open_vectors(path), *rows, str(path), side)
+        return open_aligned(path, pairs, side)
     key = fingerprints.get("query_vectors" if side == "queries" else "document_vectors")
     for manifest in sorted((run.folder / "embeddings").glob(f"{side}-*/manifest.json")):
         store = EmbeddingStore.at(manifest.parent)

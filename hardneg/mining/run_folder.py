@@ -63,8 +63,8 @@ class _Config(TypedDict):
     default_filters: bool
     sampler: str
     seed: Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-    query_prompt: str
-    document_prompt: str
+    query_prompt: str | None
+    document_prompt: str | None
     read: dict[str, Any]
 
 
@@ -254,6 +254,10 @@ def _content(name: str, value: Any) -> Any:
     """The value of an option without the paths in it, and with the names of today."""
     if name in ("query_embeddings", "corpus_embeddings"):
         return value is not None
+    if name in ("query_prompt", "document_prompt"):
+        return (
+            value or None
+        )  # earlier versions wrote "" where nothing was asked for; vectors have hashes of their prompts
     if name == "read" and isinstance(value, dict):
         return {**value, "corpus": value.get("corpus") is not None}
     if name == "filters" and isinstance(value, list | tuple):

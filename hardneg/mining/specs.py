@@ -11,7 +11,7 @@ from hardneg import registry, renamed
 from hardneg.errors import RunError, UsageError, suggestion
 from hardneg.index.factory import INDEXES
 from hardneg.mining.filters.base import Chain, Filter
-from hardneg.mining.filters.identity import Duplicate, Empty, Known
+from hardneg.mining.filters.identity import Distinct, Duplicate, Empty, Known
 from hardneg.mining.samplers import Sampler
 from hardneg.mining.spec_options import SpecOptions, object_text, same, split_spec
 
@@ -56,7 +56,7 @@ def filters_of(given: Iterable[str | Filter]) -> tuple[str | Filter, ...]:
 
 
 def parse_filters(specs: Iterable[str | Filter], defaults: bool = True, *, training: bool = False) -> Chain:
-    """The chain of `known` (always first), the default filters (`empty`, `duplicate:text`), and `specs` in order.
+    """The chain of `known` (always first), the default filters (`empty`, `duplicate:text`, `distinct`), and `specs` in order.
 
     Args:
         specs: filters, as for `parse_filter`. A filter that is already in the chain is not added again.
@@ -67,10 +67,10 @@ def parse_filters(specs: Iterable[str | Filter], defaults: bool = True, *, train
         UsageError: a spec cannot be used, its filter works only while training, or there are too many filters.
 
     >>> parse_filters(["rank:max=50"]).names
-    ['kept', 'known', 'empty', 'duplicate', 'rank']
+    ['kept', 'known', 'empty', 'duplicate', 'distinct', 'rank']
     """
     chain: list[Filter] = [Known()]
-    chain += [Empty(), Duplicate()] if defaults else []
+    chain += [Empty(), Duplicate(), Distinct()] if defaults else []
     for each in map(parse_filter, filters_of(specs)):
         if each.only_in_training and not training:
             raise UsageError(each.only_in_training)

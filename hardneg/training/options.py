@@ -70,7 +70,7 @@ class TrainOptions:
         curriculum: how the share of mined negatives grows from random to mined ones.
         filters: filters or their specs, which decide which candidates may be negatives. Filters that judge a pair by
             itself also mask entries of the loss (see `OnlineFilters`).
-        default_filters: whether to use the filters `empty` and `duplicate:text`.
+        default_filters: whether to use the filters `empty`, `duplicate:text` and `distinct`.
 
     Refresh:
         refresh: when to mine again, with the weights of that time: `never` (only before the first step), `epoch`,
@@ -114,8 +114,8 @@ class TrainOptions:
         log_every: steps between two log entries.
 
     Other options:
-        query_prompt: text that is put before each query.
-        document_prompt: text that is put before each document.
+        query_prompt: text that is put before each query; None: what the encoder has itself for queries, if it does.
+        document_prompt: text that is put before each document; None: likewise.
         workers: number of processes that prepare batches; 0: the training process prepares them.
         seed: seed of all random choices.
 
@@ -162,8 +162,8 @@ class TrainOptions:
     measures: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@100")
     save_every: int | None = None
     log_every: int = 10
-    query_prompt: str = ""
-    document_prompt: str = ""
+    query_prompt: str | None = None
+    document_prompt: str | None = None
     workers: int = 0
     seed: int = 0
 
@@ -179,8 +179,9 @@ class TrainOptions:
         for name in ("default_filters", "wait", "learn_temperature"):
             self._set(name, flag(name, getattr(self, name)))
         for name in ("refresh", "lr_scheduler", "amp", "query_prompt", "document_prompt"):
-            if not isinstance(getattr(self, name), str):
-                raise UsageError(f"{name}={getattr(self, name)!r} must be a text")
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and name.endswith("prompt")):
+                raise UsageError(f"{name}={value!r} must be a text")
         for name, kind in (("curriculum", Curriculum), ("variants", Variants)):
             if not isinstance(getattr(self, name), kind):
                 raise UsageError(f"{name}={getattr(self, name)!r} must be a {kind.__name__}(...)")

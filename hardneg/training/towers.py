@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hardneg.encoders.base import Trainable, checked_vectors, dimension_of
+from hardneg.encoders.base import Trainable, checked_vectors, dimension_of, prompt_of
 from hardneg.errors import DataError, UsageError
 
 SIDES = ("query", "document")
@@ -24,7 +24,8 @@ class Towers(nn.Module):
             `encode(items, prompt=)` and `save(folder)`, such as `HashedEncoder` or `SentenceTransformersEncoder` (see
             `hardneg.encoders.base.Trainable`).
         document: the encoder of documents; None: `query` encodes both.
-        query_prompt, document_prompt: text that is put before each query and each document.
+        query_prompt, document_prompt: text that is put before each query and each document; None: what each encoder has
+            itself in `prompts`, if it does.
 
     Raises:
         UsageError: an encoder lacks one of these members, or their dimensions differ.
@@ -35,7 +36,9 @@ class Towers(nn.Module):
     (8, True)
     """
 
-    def __init__(self, query: Any, document: Any = None, *, query_prompt: str = "", document_prompt: str = "") -> None:
+    def __init__(
+        self, query: Any, document: Any = None, *, query_prompt: str | None = None, document_prompt: str | None = None
+    ) -> None:
         super().__init__()
         for each in (query,) if document is None else (query, document):
             missing = [name for name in ("dimension", "vectors", "encode", "save") if not hasattr(each, name)]
@@ -52,7 +55,10 @@ class Towers(nn.Module):
             )
         self.query_tower = query
         self.document_tower = document if document is not query else None
-        self.prompts = {"query": query_prompt, "document": document_prompt}
+        self.prompts = {
+            "query": prompt_of(query, "query", query_prompt),
+            "document": prompt_of(query if document is None else document, "document", document_prompt),
+        }
 
     @property
     def dimension(self) -> int:

@@ -84,13 +84,20 @@ class Distinct(Filter):
     guesses = False
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
-        keys = np.where(alive, context.pairs.document_keys[candidates.documents], -1)
+        keep = np.ones(alive.shape, bool)
+        # As a rule, few documents have a copy, and few queries find two of a kind.
+        copied = context.copied[candidates.documents] & alive
+        rows = np.flatnonzero(copied.sum(1) > 1)
+        if not len(rows):
+            return keep
+        keys = np.where(copied[rows], context.pairs.document_keys[candidates.documents[rows]], -1)
         order = np.argsort(keys, axis=1, kind="stable")
         ordered = np.take_along_axis(keys, order, axis=1)
         repeated = np.zeros(keys.shape, bool)
-        repeated[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] > 0)
-        keep = np.ones(keys.shape, bool)
-        np.put_along_axis(keep, order, ~repeated, axis=1)
+        repeated[:, 1:] = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] != -1)
+        kept = np.ones(keys.shape, bool)
+        np.put_along_axis(kept, order, ~repeated, axis=1)
+        keep[rows] = kept
         return keep
 
 
