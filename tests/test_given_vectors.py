@@ -175,3 +175,52 @@ def test_damaged_files_are_refused_or_read(tmp_path: Path, kind: str, place: flo
     else:
         message = path.name if given.array.shape[0] == len(given.ids) else "another number of vectors than of ids"
     assert path.name in message
+
+
+@pytest.mark.parametrize("kind", [".npy", ".npz"])
+def test_vectors_in_the_order_of_the_corpus_file_go_to_its_documents(tmp_path: Path, kind: str) -> None:
+    """The pairs name three documents first, in another order than the corpus file, whose vectors are given."""
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(json.dumps({"query": f"q{i}", "positive": f"text {i}"}) + "\n" for i in (2, 0, 1))
+    )
+    order = [3, 0, 1, 4, 2, 5]
+    (tmp_path / "corpus.jsonl").write_text(
+        "".join(json.dumps({"_id": f"d{i}", "text": f"text {i}"}) + "\n" for i in order)
+    )
+    queries, documents = np.eye(6, dtype=np.float32)[[2, 0, 1]], np.eye(6, dtype=np.float32)[order]
+    np.save(tmp_path / "q.npy", queries)
+    np.save(tmp_path / "d.npy", documents)
+    read = hardneg.ReadOptions(corpus=str(tmp_path / "corpus.jsonl"))
+
+    def run(vectors: Path) -> list[dict[str, Any]]:
+        options = hardneg.MineOptions(
+            negatives=2, query_embeddings=str(tmp_path / "q.npy"), corpus_embeddings=str(vectors), read=read
+        )
+        return (
+            hardneg.mine(str(tmp_path / "pairs.jsonl"), tmp_path / "run", options, overwrite=True)
+            .negatives()
+            .to_pylist()
+        )
+
+    pairs = hardneg.read_pairs(str(tmp_path / "pairs.jsonl"), read)
+    names = pairs.document_ids.to_pylist()
+    if kind == ".npz":  # the positives have ids of their own: those of the texts that the pairs brought
+        vectors = np.stack(
+            [documents[order.index(int(pairs.documents.take(np.array([i]))[0][-1]))] for i in range(len(names))]
+        )
+        np.savez(tmp_path / "d.npz", ids=np.array(names), v=vectors)
+    for row in run(tmp_path / f"d{kind}"):
+        assert row["positive_scores"] == [1.0]
+    np.save(tmp_path / "d.npy", documents[:5])
+    with pytest.raises(
+        DataError, match=r"5 vectors for 6 documents, of the pairs and of the corpus, .* of the 6 rows of the corpus"
+    ):
+        run(tmp_path / "d.npy")
+
+
+def test_vectors_of_a_corpus_that_lacks_a_positive_are_refused(tmp_path: Path) -> None:
+    pairs = hardneg.Pairs.from_columns(["a", "b"], ["x", "y"], corpus=["y", "z", "w"])
+    options = hardneg.MineOptions(negatives=1)
+    vectors = np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[:3]
+    with pytest.raises(DataError, match=r"1 documents of the pairs are not in it, such as 'd0'"):
+        hardneg.mine(pairs, tmp_path / "run", options, vectors=vectors)

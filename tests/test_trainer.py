@@ -28,7 +28,6 @@ from hardneg.mining.specs import parse_filters
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
 from hardneg.training.distributed import World
-from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
@@ -517,19 +516,6 @@ def test_two_ranks_train_as_one(tmp_path: Path, chunk: int | None, sketched: str
     found = checkpoint.latest(tmp_path / "two" / "checkpoints")
     assert found is not None
     assert (found / "rank-1.safetensors").exists()
-
-
-def test_two_towers_on_ranks_with_chunks_are_refused() -> None:
-    towers = Towers(encoder(), encoder(1))
-    supply = Supply(made_pairs(), towers, TrainOptions(negatives=0, batch_size=8, mini_batch_size=4), HERE)
-    with pytest.raises(UsageError, match="cannot be trained with mini_batch_size"):
-        Trainer(
-            towers,
-            supply.training,
-            supply.negatives,
-            TrainOptions(negatives=0, batch_size=8, mini_batch_size=4),
-            World(0, 2, torch.device("cpu")),
-        )
 
 
 def test_bfloat16_and_tensorboard(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class _Column:
         self.by_id: dict[str, int] = {}
         self.by_text: dict[bytes, int] = {}
         self.text_digests = array("q")  # 64 bits per text, to notice when an id comes again with another text
+        self.ours = bytearray()  # whether the id of each text was made here, because it came without one
         self.next_id = 0
         self.source_rows = 0
         self.digest = hashlib.sha256()
@@ -68,20 +69,15 @@ class _Column:
             known = self.by_text.get(short)
             if known is not None:
                 return known, False
-            id = f"{self.kind[0]}{self.next_id}"
-            while id in self.by_id:
-                self.next_id += 1
-                id = f"{self.kind[0]}{self.next_id}"
-            self.next_id += 1
-        elif (known := self.by_id.get(id)) is not None:
-            if self.text_digests[known] != digest:
-                raise DataError(
-                    f"{where}: {self.kind} id {shown(id)} stands for another text before (row {self.rows[known]}). "
-                    f"Give each text its own id"
-                )
-            return known, False
+            id, ours = self._fresh_id(), True
+        else:
+            known = self._known(id, short, digest, where)
+            if known is not None:
+                return known, False
+            ours = False
         number = len(self.ids)
         self.by_id[id] = number
+        self.ours.append(ours)
         self.by_text.setdefault(short, number)
         self.text_digests.append(digest)
         self.ids.append(id)
@@ -94,6 +90,37 @@ class _Column:
         if len(self.pending) == BATCH_ROWS:
             self._flush(where)
         return number, True
+
+    def _fresh_id(self) -> str:
+        """An id for a text without one."""
+        id = f"{self.kind[0]}{self.next_id}"
+        while id in self.by_id:
+            self.next_id += 1
+            id = f"{self.kind[0]}{self.next_id}"
+        self.next_id += 1
+        return id
+
+    def _known(self, id: str, short: bytes, digest: int, where: str) -> int | None:
+        """The row of a text that comes with an id, or None if it is new. Ids that were made here give way to it."""
+        known = self.by_id.get(id)
+        if known is not None and not self.ours[known]:
+            if self.text_digests[known] != digest:
+                raise DataError(
+                    f"{where}: {self.kind} id {shown(id)} stands for another text before (row {self.rows[known]}). "
+                    f"Give each text its own id"
+                )
+            return known
+        if known is not None:
+            other = self._fresh_id()
+            self.ids[known], self.by_id[other] = other, known
+            del self.by_id[id]
+        same = self.by_text.get(short)
+        if same is None or not self.ours[same]:
+            return None
+        # A text without an id, such as a positive, that now gets one, such as its own in the corpus.
+        del self.by_id[self.ids[same]]
+        self.ids[same], self.by_id[id], self.ours[same] = id, same, False
+        return same
 
     def _flush(self, where: str = "") -> None:
         """Write the pending texts to the file, or to memory."""
@@ -159,6 +186,10 @@ class Builder:
         self.notes: dict[str, int] = {}
         self.columns: dict[str, str] = {}  # what each column of the source was taken for
         self.format = ""  # what the source was taken for
+        self._corpus: dict[int, int] | None = (
+            None  # row of each document in the files of documents, where these are others
+        )
+        self._corpus_start = 0
 
     def add_query(self, id: str | None, text: Any, *, group: Any = None, where: str) -> int:
         """Add a query, or find it if it is known; returns its row.
@@ -170,7 +201,16 @@ class Builder:
 
     def add_document(self, id: str | None, text: Any, *, title: Any = "", group: Any = None, where: str) -> int:
         """Add a document, or find it if it is known; returns its row. The rules for queries hold here as well."""
-        return self._add(self.documents, self.document_groups, id, _text(title, "title", where), text, group, where)
+        at = self.documents.source_rows - self._corpus_start
+        row = self._add(self.documents, self.document_groups, id, _text(title, "title", where), text, group, where)
+        if self._corpus is not None:
+            self._corpus.setdefault(row, at)
+        return row
+
+    def begin_corpus(self) -> None:
+        """From here on, documents come from files of documents. Their order counts beside that of the source's own."""
+        self._corpus_start = self.documents.source_rows
+        self._corpus = {} if self._corpus_start else None
 
     def _add(
         self, column: _Column, groups: dict[int, int], id: str | None, title: str, text: Any, group: Any, where: str
@@ -264,11 +304,14 @@ class Builder:
         grades = _grades(positives, q[relevant], d[relevant], scores[relevant], len(self.documents.ids))
         if (grades != 1).any():
             arrays["positive_grades"] = grades.view(np.int64)  # all labels are stored as int64
+        if self._corpus is not None:
+            arrays["corpus_rows"] = _numbers(self._corpus, len(self.documents.ids))
         ids = {"query": strings(self.queries.ids, pa.string()), "document": strings(self.documents.ids, pa.string())}
         head = {
             "name": name,
             "source_query_rows": self.queries.source_rows,
             "source_document_rows": self.documents.source_rows,
+            **({} if self._corpus is None else {"source_corpus_rows": self.documents.source_rows - self._corpus_start}),
             "digests": {"queries": self.queries.sha256(), "documents": self.documents.sha256()},
             "labels": labels_digest(arrays),
             "notes": self.notes,

@@ -30,6 +30,7 @@ class DatasetInfo(TypedDict):
     name: str
     source_query_rows: Count
     source_document_rows: Count
+    source_corpus_rows: NotRequired[Count]
     digests: dict[str, str]
     labels: str
     notes: dict[str, Count]
@@ -137,6 +138,12 @@ def _wrong_label(head: dict[str, Any], arrays: dict[str, np.ndarray], queries: i
         grades = arrays["positive_grades"].view(np.float64)
         if len(grades) != len(arrays.get("positive_values", ())) or not (np.isfinite(grades) & (grades > 0)).all():
             return "positive_grades"
+    if "corpus_rows" in arrays:
+        lengths["corpus_rows"] = documents
+        if arrays["corpus_rows"].min(initial=0) < -1 or arrays["corpus_rows"].max(initial=-1) >= head.get(
+            "source_corpus_rows", 0
+        ):
+            return "corpus_rows"
     for name in (*lengths, *limits):
         if name not in arrays or len(arrays[name]) != lengths.get(name, len(arrays[name])):
             return name

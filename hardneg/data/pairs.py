@@ -39,6 +39,9 @@ class Pairs:
         query_groups, document_groups: int64 group numbers, -1 for no group; None if the dataset has no groups.
         query_rows, document_rows: int64 row of the source that each text first appeared in.
         source_query_rows, source_document_rows: number of rows in the source, repetitions included.
+        corpus_rows: int64 `[N]`, the row of each document in the files of documents (`--corpus`) beside a source that has documents
+            of its own, -1 for those that are not in them; None: all documents come from one place.
+        source_corpus_rows: number of rows in those files.
         digests: SHA-256 of the query texts (`queries`), of the document texts (`documents`) and of the labels
             (`labels`).
         name: name of the source, as the user gave it.
@@ -71,6 +74,8 @@ class Pairs:
     notes: dict[str, int] = field(default_factory=dict)
     reading: dict[str, Any] = field(default_factory=dict)
     positive_grades: NDArray[np.float64] | None = None
+    corpus_rows: Int | None = None
+    source_corpus_rows: int = 0
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -120,6 +125,8 @@ class Pairs:
             notes=dict(head["notes"]),
             reading=dict(head.get("reading", {})),
             positive_grades=grades,
+            corpus_rows=arrays.get("corpus_rows"),
+            source_corpus_rows=head.get("source_corpus_rows", 0),
         )
 
     @classmethod
@@ -163,6 +170,8 @@ class Pairs:
                     builder.count("blank_positives")
                 else:
                     builder.relate(row, builder.add_document(None, text, group=group, where=where), 1)
+        if documents["corpus"]:
+            builder.begin_corpus()
         for i, text in enumerate(documents["corpus"]):
             where, id = f"corpus row {i}", documents["corpus_ids"][i]
             group = label_of(documents["corpus_groups"][i])
@@ -204,10 +213,13 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
     }
     if pairs.positive_grades is not None:
         arrays["positive_grades"] = pairs.positive_grades.view(np.int64)
+    if pairs.corpus_rows is not None:
+        arrays["corpus_rows"] = pairs.corpus_rows
     head = {
         "name": pairs.name,
         "source_query_rows": pairs.source_query_rows,
         "source_document_rows": pairs.source_document_rows,
+        **({} if pairs.corpus_rows is None else {"source_corpus_rows": pairs.source_corpus_rows}),
         "digests": {side: pairs.digests[side] for side in ("queries", "documents")},
         "labels": labels_digest(arrays),
         "notes": pairs.notes,

@@ -95,7 +95,10 @@ def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | N
             keep = read_beir(path, builder, options)
         else:
             layout = _read_rows(_rows_of(path, options), builder, options)
-    for corpus in [*options.corpora, *(layout.corpora if layout is not None else ())]:
+    corpora = [*options.corpora, *(layout.corpora if layout is not None else ())]
+    if corpora:
+        builder.begin_corpus()
+    for corpus in corpora:
         read_corpus(corpus, builder, options)
     if layout is not None:
         layout.finish()

@@ -186,8 +186,10 @@ def aligned(array: Any, pairs: Pairs, side: str, name: str) -> Any:
         `array` itself, or a view of its selected rows, `[n, d]`.
 
     Raises:
-        DataError: m is neither the number of the source's rows nor n.
+        DataError: m is neither the number of the source's rows nor n, or it cannot be told which document a vector belongs to.
     """
+    if side == "documents" and pairs.corpus_rows is not None and len(array) != pairs.source_document_rows:
+        return _aligned_to_corpus(array, pairs, pairs.corpus_rows, name)
     rows = pairs.query_rows if side == "queries" else pairs.document_rows
     source_rows = pairs.source_query_rows if side == "queries" else pairs.source_document_rows
     if len(array) == source_rows:
@@ -201,3 +203,22 @@ def aligned(array: Any, pairs: Pairs, side: str, name: str) -> Any:
         f"{name}: {len(array):,} vectors for {source_rows:,} {side}{distinct}; give one vector per source row, in order, or "
         f"vectors with ids (.npz or .parquet)"
     )
+
+
+def _aligned_to_corpus(array: Any, pairs: Pairs, corpus_rows: np.ndarray, name: str) -> Any:
+    """The vectors of documents that come from the pairs and from files of documents: in the order of these files."""
+    rows = pairs.source_corpus_rows
+    if len(array) != rows:
+        raise DataError(
+            f"{name}: {len(array):,} vectors for {len(pairs.document_ids):,} documents, of the pairs and of the corpus, whose order "
+            f"is not that of a file: give vectors with ids (.npz or .parquet), or one vector for each of the {rows:,} rows of "
+            f"the corpus"
+        )
+    missing = np.flatnonzero(corpus_rows < 0)
+    if len(missing):
+        first = pairs.document_ids[int(missing[0])].as_py()
+        raise DataError(
+            f"{name}: one vector for each row of the corpus, but {len(missing):,} documents of the pairs are not in it, such as "
+            f"{first!r}: give vectors with ids (.npz or .parquet)"
+        )
+    return Rows(array, corpus_rows)

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from hardneg.losses.fused import has_kernels
+from hardneg.losses.tiles import spans
 
+_ROWS = 2048  # at once, where there is no kernel: what lies between has no memory of its own
 _SHORTEST = 1e-12  # the length below which a vector has no direction
 
 
@@ -46,10 +48,13 @@ class _Unit(torch.autograd.Function):
             unit_rows(rows, made, inverse)
             made, inverse = made.view(vectors.shape), inverse.view(*vectors.shape[:-1], 1)
         else:
-            wide = _wide(vectors)
-            length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-            inverse = torch.where(length > _SHORTEST, 1 / length, 0)
-            made = (wide * inverse).to(vectors.dtype)
+            made = torch.empty_like(vectors, memory_format=torch.contiguous_format)
+            inverse = torch.empty(*vectors.shape[:-1], 1, dtype=_wide(vectors[:0]).dtype, device=vectors.device)
+            for i in spans(len(vectors), _ROWS):
+                wide = _wide(vectors[i])
+                length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+                inverse[i] = torch.where(length > _SHORTEST, 1 / length, 0)
+                made[i] = wide * inverse[i]
         ctx.save_for_backward(made, inverse)
         return made
 
@@ -64,9 +69,10 @@ class _Unit(torch.autograd.Function):
             found = torch.empty_like(rows)
             unit_gradient(rows, gradient.reshape(rows.shape).contiguous(), inverse.flatten(), found)
             return found.view(made.shape)
-        u, g = _wide(made), _wide(gradient)
-        along = (u * g).sum(-1, keepdim=True)
-        turned: Tensor = ((g - u * along) * inverse).to(made.dtype)
+        turned = torch.empty_like(made)
+        for i in spans(len(made), _ROWS):
+            u, g = _wide(made[i]), _wide(gradient[i])
+            turned[i] = torch.addcmul(g, u, (u * g).sum(-1, keepdim=True), value=-1).mul_(inverse[i])
         return turned
 
 
@@ -81,7 +87,8 @@ class _PositiveScores(torch.autograd.Function):
             row_dots(queries.contiguous(), positives.contiguous(), scores)
             return scores
         with torch.autocast(queries.device.type, enabled=False):
-            return (_wide(queries)[:, None] * _wide(positives)).sum(-1)
+            parts = [(_wide(queries[i])[:, None] * _wide(positives[i])).sum(-1) for i in spans(len(queries), _ROWS)]
+            return torch.cat(parts)
 
     @staticmethod
     @once_differentiable
@@ -101,8 +108,12 @@ class _PositiveScores(torch.autograd.Function):
                 None if found[0] is None else found[0].view(queries.shape),
                 None if found[1] is None else found[1].view(positives.shape),
             )
-        wide = gradient[..., None]
-        return (
-            (wide * _wide(positives)).sum(1).to(queries.dtype) if to_queries else None,
-            (wide * _wide(queries)[:, None]).to(positives.dtype) if to_positives else None,
-        )
+        of_queries = torch.empty_like(queries) if to_queries else None
+        of_positives = torch.empty_like(positives) if to_positives else None
+        for i in spans(len(queries), _ROWS):
+            wide = gradient[i, :, None]
+            if of_queries is not None:
+                of_queries[i] = (wide * _wide(positives[i])).sum(1)
+            if of_positives is not None:
+                of_positives[i] = wide * _wide(queries[i])[:, None]
+        return of_queries, of_positives

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -35,21 +35,36 @@ class World:
         """Whether this is rank 0, which writes files and prints."""
         return self.rank == 0
 
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model, wrapped with several ranks by DistributedDataParallel, which averages gradients over the ranks."""
-        if self.size == 1 or not any(parameter.requires_grad for parameter in model.parameters()):
-            return model
-        ids = [self.device.index or 0] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(model, device_ids=ids, broadcast_buffers=False)
+    def same_start(self, module: nn.Module) -> None:
+        """Give all ranks the weights and buffers of rank 0."""
+        if self.size > 1:
+            with torch.no_grad():
+                for tensor in (*module.parameters(), *module.buffers()):
+                    dist.broadcast(tensor.data, 0)
 
-    def average_gradients(self, module: nn.Module) -> None:
-        """Average the gradients of a small module that is not wrapped, such as a loss with a learned temperature."""
+    def average_gradients(self, *modules: nn.Module) -> None:
+        """Average the gradients of these modules over the ranks, once for each update of the weights.
+
+        A parameter that no rank has a gradient of, such as the pooler of a BERT whose vectors are means, keeps none.
+        DistributedDataParallel cannot do without it, nor with two passes through the model before the gradients.
+        """
         if self.size == 1:
             return
-        for parameter in module.parameters():
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.size
+        parameters = list({id(p): p for m in modules for p in m.parameters() if p.requires_grad}.values())
+        used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=self.device)
+        dist.all_reduce(used, dist.ReduceOp.MAX)
+        gradients = []
+        for parameter, some in zip(parameters, used.tolist(), strict=True):
+            if some:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                gradients.append(parameter.grad)
+        for bucket in _buckets(gradients):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            flat /= self.size
+            for gradient, part in zip(bucket, torch.split(flat, [g.numel() for g in bucket]), strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def wait(self) -> None:
         """Wait until all ranks have called this."""
@@ -87,6 +102,19 @@ class World:
         tensor = torch.from_numpy(local.copy()).to(self.device)
         dist.broadcast(tensor, 0)
         return tensor.cpu().numpy()
+
+
+def _buckets(gradients: Sequence[Tensor], most: int = 1 << 25) -> Iterator[list[Tensor]]:
+    """The gradients in groups of one number format and at most so many numbers, which are exchanged at once."""
+    bucket: list[Tensor] = []
+    for gradient in gradients:
+        full = sum(each.numel() for each in bucket) + gradient.numel() > most
+        if bucket and (full or bucket[0].dtype != gradient.dtype):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket
 
 
 @contextmanager

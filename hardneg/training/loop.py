@@ -6,7 +6,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -18,7 +17,7 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
 from hardneg.diagnostics.measures.batch import Collapse, batch_hardness, effective_rank
-from hardneg.errors import DataError, UsageError
+from hardneg.errors import DataError
 from hardneg.losses.arguments import number
 from hardneg.losses.caching import cached_backward
 from hardneg.losses.infonce import InfoNCE
@@ -89,16 +88,11 @@ class Trainer:
         self.options, self.world = options, world
         self.folder, self.evaluate, self.callbacks, self.on_best = folder, evaluate, list(callbacks), on_best
         self.warn = warn
-        if options.mini_batch_size is not None and world.size > 1 and not towers.shared:
-            # Ranks exchange gradients with the last mini-batch, but only one of the towers encodes that.
-            raise UsageError(
-                "two towers on several ranks cannot be trained with mini_batch_size: use a smaller batch_size instead"
-            )
         self.criterion = InfoNCE(
             options.temperature, learn_temperature=options.learn_temperature,
             variants=negatives.filters.variants(options.variants), dimensions=options.dimensions,
         ).to(world.device)  # fmt: skip
-        self.model = world.wrapped(towers)
+        world.same_start(towers)
         groups: list[dict[str, Any]] = [{"params": list(towers.parameters())}]
         if options.learn_temperature:
             groups.append({"params": list(self.criterion.parameters()), "weight_decay": 0.0})
@@ -160,10 +154,9 @@ class Trainer:
             )
             return self.scaler.scale(value / self.options.accumulate)
 
-        last = self._batches + 1 == self.options.accumulate
-        with mixed_precision(self.options.amp, self.world.device), nullcontext() if last else self._no_sync():
+        with mixed_precision(self.options.amp, self.world.device):
             if self.options.mini_batch_size is None:
-                loss(self.model(batch.queries, "query"), self.model(batch.documents, "document")).backward()  # type: ignore[no-untyped-call]
+                loss(self.towers(batch.queries, "query"), self.towers(batch.documents, "document")).backward()  # type: ignore[no-untyped-call]
             else:
                 sides = [
                     [
@@ -172,7 +165,7 @@ class Trainer:
                     ]
                     for items, side in ((batch.queries, "query"), (batch.documents, "document"))
                 ]
-                cached_backward(lambda mini_batch: self.model(*mini_batch), sides, loss, no_sync=self._no_sync)
+                cached_backward(lambda mini_batch: self.towers(*mini_batch), sides, loss)
         self._statistics.append(self.criterion.statistics)
         self.bad.look(self.criterion.statistics["loss"], self.done.step + 1)
         return vectors[0], vectors[1]
@@ -192,7 +185,7 @@ class Trainer:
         if self._batches < self.options.accumulate:
             return False
         self._batches = 0
-        self.world.average_gradients(self.criterion)
+        self.world.average_gradients(self.towers, self.criterion)
         self.scaler.unscale_(self.optimizer)
         if self.options.max_grad_norm is not None:
             clip_grad_norm_(self.towers.parameters(), self.options.max_grad_norm)
@@ -202,11 +195,6 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.done.step += 1
         return True
-
-    def _no_sync(self) -> AbstractContextManager[Any]:
-        """A context in which ranks exchange no gradients."""
-        context: AbstractContextManager[Any] = self.model.no_sync() if self.world.size > 1 else nullcontext()  # type: ignore[operator]
-        return context
 
     # Log and evaluation.
 
