@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import signal
 import sys
 from typing import Any, NoReturn
@@ -29,6 +30,10 @@ _COMMANDS = {
 }
 
 
+class _ReaderLeft(Exception):
+    """The reader of our pipe has finished."""
+
+
 class _Commands(click.Group):
     """A group that imports a command only when it is called, so that `hardneg --help` does not load torch."""
 
@@ -47,6 +52,12 @@ class _Commands(click.Group):
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
             raise click.UsageError(f"no such command {args[0]!r}.{suggestion(args[0], _COMMANDS)}", ctx)
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:  # click would exit with 1
+            raise _ReaderLeft from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -92,14 +103,12 @@ def main(args: list[str] | None = None) -> NoReturn:
         click.echo("\n".join(map(plain, words.getvalue().rstrip("\n").split("\n"))), err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "interrupted. 'hardneg mine' and 'hardneg train' continue where they stopped with --resume", err=True
-        )
+        click.echo(_go_on(sys.argv[1:] if args is None else args), err=True)
         code = 130
     except HardnegError as error:
         click.echo(f"error: {plain(error)}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
-    except BrokenPipeError:
+    except (_ReaderLeft, BrokenPipeError):
         # The reader of the pipe has finished, as in `| head`. This is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
@@ -114,6 +123,14 @@ def main(args: list[str] | None = None) -> NoReturn:
         click.echo("error: out of memory", err=True)
         code = 1
     sys.exit(code)
+
+
+def _go_on(args: list[str]) -> str:
+    """What to say when a command was interrupted: how to continue, where that is possible."""
+    if not args or args[0] not in ("mine", "train"):
+        return "interrupted"
+    again = [each for each in args if each not in ("--overwrite", "--resume")]
+    return f"interrupted. To go on where it stopped: hardneg {plain(shlex.join(again))} --resume"
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -19,7 +19,7 @@ from .options import (
     filter_spec,
 )
 from .reading import read_options, reading
-from .show import print_summary, progress_bars, summary, warn
+from .show import print_summary, progress_bars, say, summary, warn
 
 _SECTIONS = {
     "out": "Output",
@@ -146,6 +146,8 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
             )
         },
     )  # fmt: skip
+    before = Path(out) / "run.json"
+    finished = given["resume"] and before.is_file()
     with progress_bars() as progress:
         run = run_mine(
             source,
@@ -158,6 +160,8 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
                 for name in ("resume", "overwrite", "force", "threads", "batch_size", "device", "cache")
             },
         )
+    if finished:
+        say(f"{out} was finished before: nothing was mined, and the inputs are those of then.")
     report(run.info, out, as_json)
 
 

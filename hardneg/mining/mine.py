@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -148,6 +149,7 @@ def _mine(
     _mine_parts(miner, writer, resources)
     paths = [path for path in (options.query_embeddings, options.corpus_embeddings) if path is not None]
     paths += posterior_files(inputs.fingerprints)
+    left = _keep_posterior(folder, target, paths)
     writer.finish(
         {
             "hardneg_version": package_version("hardneg"),
@@ -163,13 +165,26 @@ def _mine(
             "fingerprints": inputs.fingerprints,
             "reading": pairs.reading,
             "seed": options.seed,
-            "warnings": [*doubts, *warnings(pairs, options), *_missed(recall)],
+            "warnings": [*doubts, *left, *warnings(pairs, options), *_missed(recall)],
             "timings": clock.seconds,
             "environment": environment(index),
             "selections": [],
             "paths": relative_paths(target, paths),
         }
     )
+
+
+def _keep_posterior(folder: Path, target: Path, used: list[str]) -> list[str]:
+    """Copy the posterior in the run that is replaced, if the new run uses it; or say that it goes with the old run."""
+    own = target / "posterior.json"
+    if folder.resolve() == target.resolve() or not own.is_file():
+        return []
+    if any(os.path.realpath(path) == os.path.realpath(own) for path in used):
+        shutil.copy2(own, folder / own.name)
+        return []
+    return [
+        f"{own} was removed with the run that this one replaces: it was learned from that run. Learn it again (hardneg calibrate)"
+    ]
 
 
 def _mine_parts(miner: Miner, writer: PartWriter, resources: Resources) -> None:
