@@ -188,7 +188,7 @@ def _number(
 @_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05]")
 @click.option("--learn-temperature", is_flag=True, help="Learn the temperature, starting from --temperature.")
 @click.option("--symmetric", is_flag=True, help="Also rank the queries for each document, as CLIP does.")
-@_number("--learning-rate", 0.0, "Highest learning rate.  [default: 0.001; for st: encoders 0.00002]")
+@_number("--learning-rate", 0.0, "Highest learning rate.  [default: 0.001; for transformers 0.00002]")
 @_number("--weight-decay", 0.0, "Weight decay of AdamW.  [default: 0]")
 @_number("--warmup", 0.0, "Share of the steps in which the learning rate rises.  [default: 0.1]", 1.0)
 @click.option(
@@ -197,7 +197,11 @@ def _number(
     help="Learning rate after the warm-up: constant, or falling to 0.  [default: linear]",
 )
 @_number("--max-grad-norm", 0.0, "Norm to which gradients are clipped; 0: no clipping.  [default: 1]")
-@click.option("--amp", type=click.Choice(["no", "bf16", "fp16"]), help="Mixed precision.  [default: no]")
+@click.option(
+    "--amp",
+    type=click.Choice(["no", "bf16", "fp16"]),
+    help="Mixed precision.  [default: bf16 on a GPU that has it, else no]",
+)
 @click.option("--eval-source", metavar="SOURCE", help="Dataset to evaluate on.  [default: SOURCE]")
 @click.option(
     "--eval-split",
@@ -297,8 +301,6 @@ def _options(given: dict[str, Any]) -> TrainOptions:
 
     known = {field.name for field in fields(TrainOptions)}
     chosen = {n: v for n, v in given.items() if n in known and v is not None and v != ()}
-    if given["encoder"].startswith("st:"):
-        chosen.setdefault("learning_rate", 2e-5)
     if chosen.get("max_grad_norm") == 0:
         chosen["max_grad_norm"] = None
     return TrainOptions(
@@ -311,10 +313,15 @@ def _options(given: dict[str, Any]) -> TrainOptions:
 
 def _model(given: dict[str, Any]) -> Encoder:
     """The encoder to train, with the dropout that --dropout or --self-supervised asks for."""
+    import torch
+
     from hardneg.encoders.factory import make_encoder
     from hardneg.errors import UsageError
 
-    model = make_encoder(given["encoder"], seed=given["seed"], device=given["device"])
+    device, rank = given["device"], os.environ.get("LOCAL_RANK")
+    if rank is not None and (device or "cuda").startswith("cuda") and torch.cuda.is_available():
+        device = f"cuda:{rank}"  # torchrun: each rank has its own, and none loads its model on the first one
+    model = make_encoder(given["encoder"], seed=given["seed"], device=device)
     dropout = given["dropout"] if given["dropout"] is not None else 0.3 if given["self_supervised"] else 0.0
     if dropout and hasattr(model, "dropout"):
         model.dropout = dropout

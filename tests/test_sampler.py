@@ -258,3 +258,25 @@ def test_a_share_of_the_negatives_is_mined(pairs: Pairs, mined: Mined, share: fl
                 hard.append(len(first & set(example.negatives)))
     # Random documents are among the first three by chance, 3 times in 90.
     assert np.mean(hard) == pytest.approx(3 * share, abs=0.2)
+
+
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.6, 1.0])
+def test_a_frequent_positive_costs_no_pairs(share: float, drop_last: bool) -> None:
+    """A fifth of the queries with one positive: more than there are batches. All pairs are seen, in as many batches as else."""
+    size, count = 32, 3200
+    rng = np.random.default_rng(0)
+    hot = rng.random(count) < share
+    answers = [("the one answer" if h else f"answer {i}") for i, h in enumerate(hot)]
+    pairs = Pairs.from_columns(
+        [f"question {i}" for i in range(count)], answers, corpus=[f"other {i}" for i in range(50)]
+    )
+    sampler = MemoryBankSampler(pairs, batch_size=size, negatives=1, drop_last=drop_last)
+    batches = list(sampler)
+    assert len(batches) <= len(sampler) + 2
+    seen = [example.query for batch in batches for example in batch]
+    assert len(seen) == len(set(seen))
+    assert len(seen) >= count - (2 * size if drop_last else 0)
+    most = max(np.bincount([example.positive for example in batch]).max() for batch in batches)
+    frequent = int(np.bincount([example.positive for batch in batches for example in batch]).max())
+    assert most <= max(1, -(-5 * frequent // (4 * len(sampler))))

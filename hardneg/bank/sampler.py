@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ from hardneg.mining.specs import parse_sampler
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Int
 
+_FEW = 8  # repetitions of a text that never stand in one batch
 _TRIES = 64  # random documents looked at to find one that is no positive
 
 
@@ -31,8 +33,9 @@ class MemoryBankSampler(Sampler[list[Example]]):
     """A batch sampler: `DataLoader(examples, batch_sampler=sampler)`, with any number of workers.
 
     Every epoch goes through the queries that have a positive, in another order. No query and no positive stands twice in
-    a batch, by text; a repeated one waits for a later batch. The last batch may be short, unless `drop_last`. Everything
-    depends on the seed and the number of the batch alone.
+    a batch, by text; a repeated one waits for a later batch. Only one that is repeated so often that the batches of an epoch
+    would not suffice (in more than 4 of 5) may stand in a batch several times: give the loss the ids, which mask it. The last
+    batch may be short, unless `drop_last`. Everything depends on the seed and the number of the batch alone.
 
     Negatives come from three places. Each query gets `negatives` mined ones, drawn among the kept candidates by
     `negative_sampling`. As `curriculum` says, and where too few are kept, random documents take their places. And every
@@ -213,25 +216,28 @@ class MemoryBankSampler(Sampler[list[Example]]):
             distinct_keys(self.pairs.query_keys[order], order),
             distinct_keys(self.pairs.document_keys[positives], positives),
         )
+        # Numbers from 0 in place of keys, and how often each may stand in one batch.
+        queries, documents = (np.unique(each, return_inverse=True)[1].ravel() for each in keys)
+        most = [_most_in_a_batch(each, len(self)) for each in (queries, documents)]
         size, number = self.batch_size * self.ranks, 0
-        waiting: list[int] = []
+        waiting: deque[int] = deque()
         following = iter(range(len(order)))
         while True:
             taken: list[int] = []
-            seen: tuple[set[int], set[int]] = set(), set()
+            seen: tuple[Counter[int], Counter[int]] = Counter(), Counter()
             late: list[int] = []
             while len(taken) < size:
-                place = waiting.pop(0) if waiting else next(following, None)
+                place = waiting.popleft() if waiting else next(following, None)
                 if place is None:
                     break
-                pair = int(keys[0][place]), int(keys[1][place])
-                if pair[0] in seen[0] or pair[1] in seen[1]:
+                q, d = int(queries[place]), int(documents[place])
+                if seen[0][q] >= most[0][q] or seen[1][d] >= most[1][d]:
                     late.append(place)
                     continue
-                seen[0].add(pair[0])
-                seen[1].add(pair[1])
+                seen[0][q] += 1
+                seen[1][d] += 1
                 taken.append(place)
-            waiting = late + waiting
+            waiting.extendleft(reversed(late))
             if not taken or (len(taken) < size and self.drop_last):
                 return
             yield number, order[taken], positives[taken]
@@ -283,3 +289,14 @@ class MemoryBankSampler(Sampler[list[Example]]):
                 )
             negatives[i, missing] = pool[: len(missing)]
         return negatives
+
+
+def _most_in_a_batch(numbers: Int, batches: int) -> Int:
+    """int64: how often each of the numbers 0 to n - 1 may stand in one batch, so that the batches of an epoch suffice.
+
+    Those in more than 4 of 5 batches get room to catch up: pairs come in random order, and late ones have to go somewhere. A
+    few repetitions may take a few more batches.
+    """
+    counts = np.bincount(numbers)
+    often = counts > max(_FEW, 0.8 * batches)
+    return np.where(often, np.maximum(1, np.ceil(1.25 * counts / max(1, batches))), 1).astype(np.int64)

@@ -49,7 +49,10 @@ class Fittable(Protocol):
 
 @runtime_checkable
 class Trainable(Encoder, Protocol):
-    """An encoder that can be trained. It must also be a `torch.nn.Module`."""
+    """An encoder that can be trained. It must also be a `torch.nn.Module`.
+
+    It may have a `learning_rate`, the highest one that suits it, which a training uses unless another one is given.
+    """
 
     def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
         """The vectors of n texts, float `[n, d]`, with gradients, on the device of the weights."""

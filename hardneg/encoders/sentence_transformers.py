@@ -57,6 +57,15 @@ class SentenceTransformersEncoder(nn.Module):
         return int(self.model.get_embedding_dimension())
 
     @property
+    def learning_rate(self) -> float:
+        """The highest learning rate that suits the model: 2e-5 for a transformer, 0.2 for a table of static vectors.
+
+        As in the training examples of sentence-transformers.
+        """
+        first = next(iter(self.model.children()), None)
+        return 0.2 if type(first).__name__ == "StaticEmbedding" else 2e-5
+
+    @property
     def prompts(self) -> dict[str, str]:
         """What the model itself puts before queries and documents, by side.
 

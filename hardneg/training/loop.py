@@ -28,7 +28,7 @@ from hardneg.training.callbacks import Callback, Watcher, mean_of
 from hardneg.training.distributed import World
 from hardneg.training.finite import FirstBadStep, first_not_finite
 from hardneg.training.negatives import MinedNegatives
-from hardneg.training.optim import mixed_precision, rate_at
+from hardneg.training.optim import mixed_precision, parameter_groups, rate_at
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
@@ -84,6 +84,7 @@ class Trainer:
         folder: Path | None = None, evaluate: Evaluate | None = None, callbacks: Sequence[Callback] = (),
         on_best: Callable[[], None] | None = None, warn: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
+        options = options.fitting(towers.learning_rate, world.device)
         self.towers, self.batches, self.negatives = towers, batches, negatives
         self.options, self.world = options, world
         self.folder, self.evaluate, self.callbacks, self.on_best = folder, evaluate, list(callbacks), on_best
@@ -93,11 +94,11 @@ class Trainer:
             variants=negatives.filters.variants(options.variants), dimensions=options.dimensions,
         ).to(world.device)  # fmt: skip
         world.same_start(towers)
-        groups: list[dict[str, Any]] = [{"params": list(towers.parameters())}]
+        groups = parameter_groups(towers, options.weight_decay)
         if options.learn_temperature:
             groups.append({"params": list(self.criterion.parameters()), "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(
-            groups, lr=options.learning_rate, weight_decay=options.weight_decay,
+            groups, lr=options.learning_rate or 1e-3, weight_decay=options.weight_decay,
             fused=world.device.type in ("cpu", "cuda"),
         )  # fmt: skip
         self.per_epoch = max(1, len(batches.sampler) // options.accumulate)

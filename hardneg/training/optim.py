@@ -7,13 +7,23 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def mixed_precision(amp: str, device: torch.device) -> AbstractContextManager[Any]:
-    """A context in which models compute as the option `amp` says: `no`, `bf16` or `fp16`."""
-    return nullcontext() if amp == "no" else torch.autocast(device.type, _FORMATS[amp])
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """The parameters in groups for an optimizer: biases and norms (with one dimension) do not decay."""
+    parameters = list(module.parameters())
+    if not weight_decay:
+        return [{"params": parameters}]
+    matrices, others = ([p for p in parameters if (p.ndim > 1) == wide] for wide in (True, False))
+    return [{"params": matrices}, *([{"params": others, "weight_decay": 0.0}] if others else [])]
+
+
+def mixed_precision(amp: str | None, device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which models compute as the option `amp` says: `no` (or None), `bf16` or `fp16`."""
+    return nullcontext() if amp in (None, "no") else torch.autocast(device.type, _FORMATS[str(amp)])
 
 
 def rate_at(step: int, total: int, warmup: float, kind: str) -> float:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
+
+import torch
 
 from hardneg import renamed
 from hardneg.bank.curriculum import Curriculum
@@ -100,12 +102,12 @@ class TrainOptions:
             2205.13147); None: whole vectors only.
 
     Optimizer:
-        learning_rate: the highest learning rate, at the end of the warm-up.
-        weight_decay: weight decay of AdamW.
+        learning_rate: the highest learning rate, at the end of the warm-up; None: the encoder's own (`learning_rate`), or 0.001.
+        weight_decay: weight decay of AdamW, on matrices only: not on biases and norms.
         warmup: share of the steps in which the learning rate rises.
         lr_scheduler: the learning rate after the warm-up: `constant`, or falling to 0 as `linear` or `cosine`.
         max_grad_norm: the norm to which gradients are clipped; None: no clipping.
-        amp: mixed precision: `no`, `bf16` or `fp16`.
+        amp: mixed precision: `no`, `bf16` or `fp16`; None: `bf16` on a GPU that has it, else `no`.
 
     Evaluation, checkpoints and log:
         evaluate_every: steps between two evaluations; None: one epoch.
@@ -152,12 +154,12 @@ class TrainOptions:
     learn_temperature: bool = False
     variants: Variants = field(default_factory=Variants)
     dimensions: tuple[int, ...] | None = None
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.1
     lr_scheduler: str = "linear"
     max_grad_norm: float | None = 1.0
-    amp: str = "no"
+    amp: str | None = None
     evaluate_every: int | None = None
     measures: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@100")
     save_every: int | None = None
@@ -174,13 +176,13 @@ class TrainOptions:
             if getattr(self, name) is not None:
                 self._set(name, whole(name, getattr(self, name), low))
         for name, limits in _NUMBERS.items():
-            if getattr(self, name) is not None or name not in ("momentum", "max_grad_norm"):
+            if getattr(self, name) is not None or name not in ("momentum", "max_grad_norm", "learning_rate"):
                 self._set(name, number(name, getattr(self, name), **limits))
         for name in ("default_filters", "wait", "learn_temperature"):
             self._set(name, flag(name, getattr(self, name)))
         for name in ("refresh", "lr_scheduler", "amp", "query_prompt", "document_prompt"):
             value = getattr(self, name)
-            if not isinstance(value, str) and not (value is None and name.endswith("prompt")):
+            if not isinstance(value, str) and not (value is None and (name.endswith("prompt") or name == "amp")):
                 raise UsageError(f"{name}={value!r} must be a text")
         for name, kind in (("curriculum", Curriculum), ("variants", Variants)):
             if not isinstance(getattr(self, name), kind):
@@ -207,7 +209,7 @@ class TrainOptions:
                 "mined negatives are shared by the whole batch here, so hard_weight has no meaning: leave it at 1"
             )
         for name, known in (("lr_scheduler", LR_SCHEDULERS), ("amp", AMP)):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in known and not (name == "amp" and self.amp is None):
                 raise UsageError(f"{name}={getattr(self, name)!r}.{suggestion(str(getattr(self, name)), known)}")
         if self.dimensions == ():
             raise UsageError("dimensions must name one length or more, or be None")
@@ -222,6 +224,20 @@ class TrainOptions:
         parse_measures(self.measures)
         if not self.measures:
             raise UsageError("measures must name one or more: the first decides which encoder is the best")
+
+    def fitting(self, learning_rate: float, device: torch.device) -> TrainOptions:
+        """The options with what was left open decided.
+
+        Args:
+            learning_rate: that of the encoder.
+            device: where it is trained.
+        """
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return replace(
+            self,
+            learning_rate=learning_rate if self.learning_rate is None else self.learning_rate,
+            amp=("bf16" if bf16 else "no") if self.amp is None else self.amp,
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The options as plain values. Filters, samplers and indexes that are objects become their specs."""

@@ -66,6 +66,12 @@ class Towers(nn.Module):
         return int(self.query_tower.dimension)
 
     @property
+    def learning_rate(self) -> float:
+        """The highest learning rate that suits the encoders: the lower of theirs, 0.001 for one that does not say."""
+        towers = [self.query_tower, *([] if self.document_tower is None else [self.document_tower])]
+        return min(float(getattr(tower, "learning_rate", 1e-3)) for tower in towers)
+
+    @property
     def shared(self) -> bool:
         """Whether one encoder serves queries and documents."""
         return self.document_tower is None

@@ -92,6 +92,7 @@ def train(
     with world(device) as here:
         towers = _towers(model, pairs, options, here)
         with training_folder(out, here, resume=resume, overwrite=overwrite) as folder:
+            options = options.fitting(towers.learning_rate, here.device)
             head = prepare(folder, out, pairs, options, here, resume)
             data = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(data, towers, folder, options, here, resume, progress)
