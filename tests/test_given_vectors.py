@@ -224,3 +224,25 @@ def test_vectors_of_a_corpus_that_lacks_a_positive_are_refused(tmp_path: Path) -
     vectors = np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[:3]
     with pytest.raises(DataError, match=r"1 documents of the pairs are not in it, such as 'd0'"):
         hardneg.mine(pairs, tmp_path / "run", options, vectors=vectors)
+
+
+def test_formats_of_ids_and_numbers(tmp_path: Path) -> None:
+    """Categoricals, views, bytes; half floats; suffixes in capitals."""
+    half = pa.array([[np.float16(1.5)], [np.float16(2)]], pa.list_(pa.float16()))
+    kinds = (pa.array(["a", "b"]).dictionary_encode(), pa.array(["a", "b"], pa.large_string()), pa.array(["a", "b"]))
+    for i, names in enumerate(kinds):
+        given = open_vectors(parquet(tmp_path / f"{i}.PARQUET", id=names, v=half))
+        assert given.ids.to_pylist() == ["a", "b"]
+        assert given.array.tolist() == [[1.5], [2.0]]
+        assert given.array.dtype == np.float16
+    np.savez(tmp_path / "f.npz", ids=np.array([b"a", b"b"]), v=np.ones((2, 1)))
+    (tmp_path / "f.npz").rename(tmp_path / "g.NPZ")
+    assert open_vectors(tmp_path / "g.NPZ").ids.to_pylist() == ["a", "b"]
+    np.savez(tmp_path / "f.npz", ids=np.array(["a", "\ud800"]), v=np.ones((2, 1)))
+    with pytest.raises(DataError, match="the ids in 'ids' are no texts in UTF-8"):
+        open_vectors(tmp_path / "f.npz")
+
+
+def test_prompts_beside_vectors_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(hardneg.UsageError, match="have no effect on vectors"):
+        hardneg.MineOptions(query_embeddings="q.npy", corpus_embeddings="d.npy", query_prompt="x: ").validate()

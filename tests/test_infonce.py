@@ -420,7 +420,7 @@ def test_shapes_that_do_not_fit(change: dict[str, Tensor], message: str) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0}, "temperature 0"),
+        ({"temperature": 0}, "temperature=0 must be above 0"),
         ({"temperature": 2.0}, "within"),
         ({"similarity": "l2"}, "similarity must be"),
         ({"dimensions": []}, "dimensions must be"),

@@ -106,3 +106,17 @@ def test_a_default_prompt_of_the_model_can_be_switched_off() -> None:
     np.testing.assert_allclose(encoder.encode(QUESTIONS, prompt=own["query"]), model.encode(QUESTIONS), atol=1e-6)
     plain = SentenceTransformer(minilm(), device="cpu").encode(QUESTIONS)
     np.testing.assert_allclose(encoder.encode(QUESTIONS, prompt=""), plain, atol=1e-6)
+
+
+def test_another_prompt_is_another_run(tmp_path: Path) -> None:
+    """Also none where the model has one of its own, and also when a finished run is resumed."""
+    pairs = hardneg.Pairs.from_columns(QUESTIONS, ANSWERS)
+    hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(negatives=1), encoder=Listening())
+    for prompt in ("", "x: "):
+        options = hardneg.MineOptions(negatives=1, query_prompt=prompt)
+        with pytest.raises(hardneg.RunError, match="other options"):
+            hardneg.mine(pairs, tmp_path / "run", options, encoder=Listening(), resume=True)
+    changed = Listening()
+    changed.prompts = {"query": "other: ", "document": "D: "}  # the model's own configuration was edited
+    with pytest.raises(hardneg.RunError, match="query_vectors"):
+        hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(negatives=1), encoder=changed, resume=True)

@@ -67,18 +67,15 @@ def embed(
     Raises:
         DataError: the encoder returned vectors that are of the wrong shape or not finite. UsageError: bad `dimension`.
     """
-    weights, dimension = encoder.fingerprint(), dimension_of(encoder)
+    dimension = dimension_of(encoder)
     before, within = prompt_of(encoder, "query", query_prompt), prompt_of(encoder, "document", document_prompt)
+    keys = vector_keys(encoder, pairs, before, within, precision)
     sides = {
-        "queries": (pairs.queries, len(pairs), before, pairs.query_rows),
-        "documents": (pairs.documents, len(pairs.document_ids), within, pairs.document_rows),
+        "queries": (pairs.queries, len(pairs), before, keys[0]),
+        "documents": (pairs.documents, len(pairs.document_ids), within, keys[1]),
     }
-    opened, keys = [], []
-    for side, (texts, total, prompt, rows) in sides.items():
-        chosen = hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
-        key = fingerprint(
-            {"weights": weights, "prompt": prompt, "texts": pairs.digests[side], "rows": chosen, "dtype": precision}
-        )
+    opened = []
+    for side, (texts, total, prompt, key) in sides.items():
         store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, dimension, precision)
         advance = progress(f"encode {label}{side}", total)
 
@@ -95,5 +92,19 @@ def embed(
 
         store.fill(encode, advance)
         opened.append(store.open())
-        keys.append(key)
-    return opened[0], opened[1], (keys[0], keys[1])
+    return opened[0], opened[1], keys
+
+
+def vector_keys(
+    encoder: Encoder, pairs: Pairs, query_prompt: str | None, document_prompt: str | None, precision: str
+) -> tuple[str, str]:
+    """The keys of the vectors of queries and documents, without encoding them; arguments as for `embed`."""
+    weights = encoder.fingerprint()
+    prompts = {"queries": prompt_of(encoder, "query", query_prompt)}
+    prompts["documents"] = prompt_of(encoder, "document", document_prompt)
+    keys = []
+    for side, rows in (("queries", pairs.query_rows), ("documents", pairs.document_rows)):
+        chosen = hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
+        named = {"weights": weights, "prompt": prompts[side], "texts": pairs.digests[side], "rows": chosen}
+        keys.append(fingerprint({**named, "dtype": precision}))
+    return keys[0], keys[1]

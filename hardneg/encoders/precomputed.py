@@ -57,9 +57,10 @@ def open_vectors(path: str | Path) -> GivenVectors:
         DataError: the file is missing or holds anything else, or an id is missing or appears twice.
     """
     path = Path(path)
-    if path.suffix == ".npz":
+    kind = path.suffix.lower()
+    if kind == ".npz":
         given = _from_npz(path)
-    elif path.suffix in (".parquet", ".pq"):
+    elif kind in (".parquet", ".pq"):
         given = _from_parquet(path)
     else:
         given = GivenVectors(open_npy(path, DataError))
@@ -97,14 +98,20 @@ def _from_npz(path: Path) -> GivenVectors:
     except Exception as error:  # archives and headers fail in many ways
         raise DataError(f"{path}: not a readable .npz file of numbers and texts ({brief(error)})") from None
     floats = [name for name, array in arrays.items() if array.dtype.kind == "f" and array.ndim == 2]
-    names = [name for name, array in arrays.items() if array.dtype.kind in "Uiu" and array.ndim == 1]
+    names = [name for name, array in arrays.items() if array.dtype.kind in "USiu" and array.ndim == 1]
     if len(floats) != 1 or len(names) != 1:
         held = ", ".join(f"{name}: {array.dtype} {list(array.shape)}" for name, array in arrays.items())
         raise DataError(
             f"{path}: expected one array of floats [n, d] and one of ids [n] (texts or integers); it holds {held or 'nothing'}: "
             f"write it with numpy.savez(F, ids=numpy.array(ids, dtype=str), vectors=vectors)"
         )
-    return GivenVectors(arrays[floats[0]], strings([str(each) for each in arrays[names[0]].tolist()]))
+    try:
+        given = [each if isinstance(each, bytes) else str(each) for each in arrays[names[0]].tolist()]
+        ids = strings(given, pa.string())
+        ids.validate(full=True)
+    except (UnicodeError, pa.ArrowInvalid) as error:
+        raise DataError(f"{path}: the ids in {names[0]!r} are no texts in UTF-8 ({brief(error)})") from None
+    return GivenVectors(arrays[floats[0]], ids)
 
 
 def _from_parquet(path: Path) -> GivenVectors:
@@ -133,8 +140,14 @@ def _from_parquet(path: Path) -> GivenVectors:
         )
     if flat.null_count:
         raise DataError(f"{path}: {flat.null_count:,} numbers in {lists[0]!r} are missing")
-    array = values_of(flat).reshape(rows, int(lengths[0]) if rows else 0)
+    # Arrow's half floats have no view as numpy's there.
+    numbers = flat.to_numpy(zero_copy_only=False) if pa.types.is_float16(flat.type) else values_of(flat)
+    array = numbers.reshape(rows, int(lengths[0]) if rows else 0)
     names = table.column(ids[0])
+    if pa.types.is_dictionary(names.type):
+        names = pc.cast(names, names.type.value_type)
+    if names.type == pa.string_view():
+        names = pc.cast(names, pa.string())
     if not (pa.types.is_string(names.type) or pa.types.is_large_string(names.type) or pa.types.is_integer(names.type)):
         raise DataError(f"{path}: the ids in {ids[0]!r} are {names.type}: they must be texts or integers")
     return GivenVectors(array, pc.cast(names, pa.string()).combine_chunks())

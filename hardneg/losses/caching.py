@@ -89,6 +89,8 @@ def cached_backward(
     for i, (chunk, state, gradient) in enumerate(again):
         state.restore()
         with nullcontext() if i + 1 == len(again) else no_sync():
-            torch.autograd.backward(encode(chunk), gradient)
+            vectors = encode(chunk)
+            if vectors.requires_grad:  # those of a frozen side, such as vectors that were made before, do not
+                torch.autograd.backward(vectors, gradient)
     after.restore()
     return value.detach()

@@ -10,8 +10,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hardneg.errors import UsageError
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -28,28 +26,19 @@ class Ranks:
     rank: int = 0
 
     @classmethod
-    def here(cls, lengths: Mapping[str, int], device: torch.device, same: Mapping[str, int] | None = None) -> Ranks:
-        """The ranks, as seen from this one. Every rank must call this: all numbers are exchanged at once, for the whole loss.
+    def here(cls, lengths: Mapping[str, int], device: torch.device) -> Ranks:
+        """The ranks, as seen from this one. Every rank must call this: all numbers are exchanged at once.
 
         Args:
-            lengths: of this rank; one of them is `queries`.
+            lengths: numbers of this rank, by name; the same names on all ranks.
             device: where collective operations find their tensors.
-            same: numbers that must be the same on all ranks.
-
-        Raises:
-            UsageError: they are not.
         """
         if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
             return cls(1, {name: [n] for name, n in lengths.items()})
-        same = same or {}
-        own = torch.tensor([*lengths.values(), *same.values()], dtype=torch.int64, device=device)
+        own = torch.tensor(list(lengths.values()), dtype=torch.int64, device=device)
         all_ = [torch.empty_like(own) for _ in range(dist.get_world_size())]
         dist.all_gather(all_, own)
         table: list[list[int]] = torch.stack(all_).tolist()  # the only wait for the device in a call of the loss
-        for i, name in enumerate(same, start=len(lengths)):
-            found = [row[i] for row in table]
-            if len(set(found)) > 1:
-                raise UsageError(f"all ranks must have the same {name}: by rank, they have {found}")
         return cls(len(table), {name: [row[i] for row in table] for i, name in enumerate(lengths)}, dist.get_rank())
 
     @property

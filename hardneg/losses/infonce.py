@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hardneg.errors import UsageError
-from hardneg.losses.batch import PerRole, check_shapes, make_columns, meet_ranks, role_values
+from hardneg.losses.arguments import flag, number, whole
+from hardneg.losses.batch import PerRole, make_columns, role_values
 from hardneg.losses.gather import Ranks
+from hardneg.losses.given import Given, meet_ranks
 from hardneg.losses.mask_sets import MaskSets
 from hardneg.losses.matrices import summed_losses
 from hardneg.losses.tail import RowLosses
@@ -32,7 +35,7 @@ class InfoNCE(nn.Module):
 
     Args:
         temperature: t, at the start.
-        learn_temperature: whether t is a parameter (in log space), kept within `temperature_range`.
+        learn_temperature: whether t is a parameter (in log space); each call moves it into `temperature_range` first.
         temperature_range: lowest and highest t.
         similarity: `cosine` or `dot`.
         variants: see `Variants`.
@@ -44,8 +47,8 @@ class InfoNCE(nn.Module):
         UsageError: an argument out of range.
 
     After a call, `statistics` holds means as detached tensors `[]` that are not synchronised with the host: `positive` (score),
-    `temperature`, `masked` (share of entries that did not count), `alone` (share of queries without any negative, whose loss
-    is 0), `loss`.
+    `temperature`, `masked` (share of entries of queries x documents that did not count, their own positives among them), `alone`
+    (share of queries without any negative, whose loss is 0), `loss`. With several `dimensions`, all but `loss` are of the last.
 
     >>> loss = InfoNCE(0.1)(torch.eye(2, 3), torch.eye(2, 3))
     >>> round(float(loss), 6)
@@ -64,27 +67,45 @@ class InfoNCE(nn.Module):
         tiles: Tiles | None = None,
     ) -> None:
         super().__init__()
-        low, high = temperature_range
-        if not 0 < low <= temperature <= high:
+        low, high = (
+            number(f"temperature_range[{i}]", each, 0, above=True) for i, each in enumerate(_pair(temperature_range))
+        )
+        if not low <= number("temperature", temperature, 0, above=True) <= high:
             raise UsageError(f"temperature {temperature} must be above 0 and within {temperature_range}")
         if similarity not in SIMILARITIES:
             raise UsageError(f"similarity must be one of {', '.join(SIMILARITIES)}, not {similarity!r}")
-        if dimensions is not None and (not dimensions or min(dimensions) < 1):
-            raise UsageError("dimensions must be lengths of 1 or more")
+        if dimensions is not None and (isinstance(dimensions, int | float | str) or not len(dimensions)):
+            raise UsageError(f"dimensions must be lengths of 1 or more, such as (64, 128), not {dimensions!r}")
+        for name, value, kind in (("variants", variants, Variants), ("tiles", tiles, Tiles)):
+            if value is not None and not isinstance(value, kind):
+                raise UsageError(f"{name} must be {kind.__name__}(...), not {value!r}")
         self.variants = variants or Variants()
         self.similarity, self.tiles = similarity, tiles
-        self.dimensions = None if dimensions is None else tuple(dimensions)
+        self.dimensions = None if dimensions is None else tuple(whole("dimensions", each, 1) for each in dimensions)
         self.log_range = math.log(1 / high), math.log(1 / low)
         log_scale = torch.tensor(math.log(1 / temperature))
-        if learn_temperature:
+        if flag("learn_temperature", learn_temperature):
             self.log_scale = nn.Parameter(log_scale)
         else:
             self.register_buffer("log_scale", log_scale)
         self.statistics: dict[str, Tensor] = {}
+        # What must be the same on all ranks.
+        self._options = f"temperature {temperature:g}, {temperature_range}, learned {learn_temperature}, {similarity}, "
+        self._options += f"{self.variants}, dimensions {self.dimensions}"
 
     @property
     def temperature(self) -> float:
-        return math.exp(-float(self.log_scale.detach()))
+        """The temperature that the next call uses."""
+        low, high = self.log_range
+        return math.exp(-min(max(float(self.log_scale.detach()), low), high))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> InfoNCE:
+        """Move the loss, but keep its temperature in float32 at least: half of its digits would be another temperature."""
+        before = self.log_scale.detach().clone()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.log_scale.dtype not in (torch.float32, torch.float64):
+            self.log_scale.data = before.to(self.log_scale.device)
+        return self
 
     def forward(
         self,
@@ -119,29 +140,36 @@ class InfoNCE(nn.Module):
             hard_real: bool `[B, K]`, False where a query has fewer than K hard negatives; None: all are real.
 
         Raises:
-            UsageError: shapes that do not fit each other.
+            UsageError: types or shapes that do not fit each other, on this rank or between ranks.
         """
-        if positives.ndim == 2:
-            positives = positives[:, None]
-        check_shapes(queries, positives, hard, shared, bank)
+        problem: UsageError | None = None
+        given: Given | None = None
+        try:
+            if isinstance(positives, Tensor) and positives.ndim == 2:
+                positives = positives[:, None]
+            sides = PerRole(queries, positives, hard, shared, bank.detach() if isinstance(bank, Tensor) else bank)
+            given = Given(sides, ids, known_ids, groups, guide, sketches, intercept, hard_real)
+            if self.dimensions is not None and max(self.dimensions) > queries.shape[1]:
+                raise UsageError(
+                    f"dimensions asks for {max(self.dimensions)} components of vectors with {queries.shape[1]}"
+                )
+        except UsageError as error:
+            problem, given = error, None
+        device = queries.device if isinstance(queries, Tensor) else self.log_scale.device
+        ranks = meet_ranks(given, problem, f"{self._options}, intercept {intercept}", device)
+        assert given is not None
+        return self._of(given, ranks)
+
+    def _of(self, given: Given, ranks: Ranks) -> Tensor:
         if isinstance(self.log_scale, nn.Parameter):
             with torch.no_grad():
                 self.log_scale.clamp_(*self.log_range)
-        sides = PerRole(queries, positives, hard, shared, None if bank is None else bank.detach())
-        ranks = meet_ranks(
-            sides,
-            {"known": known_ids if known_ids is not None or ids is None else ids.positives,
-             "groups": None if groups is None else groups.queries},
-            {"ids": ids, "known_ids": known_ids, "groups": groups, "guide": guide, "sketches": sketches,
-             "hard_real": hard_real},
-        )  # fmt: skip
+        queries = given.sides.queries
+        assert queries is not None
         total = queries.new_zeros((), dtype=torch.float64 if queries.dtype == torch.float64 else torch.float32)
         for length in self.dimensions or (queries.shape[1],):
-            if length > queries.shape[1]:
-                raise UsageError(f"dimensions asks for {length} components of vectors with {queries.shape[1]}")
-            cut = PerRole(*(None if x is None else self._prepared(x[..., :length]) for x in role_values(sides)))
-            masks = MaskSets(self.variants, ids, known_ids, groups, guide, sketches, intercept, hard_real, ranks)
-            total = total + self._loss(cut, masks, ranks)
+            cut = PerRole(*(None if x is None else self._prepared(x[..., :length]) for x in role_values(given.sides)))
+            total = total + self._loss(cut, MaskSets(self.variants, given, ranks), ranks)
         self.statistics |= {"loss": total.detach(), "temperature": torch.exp(-self.log_scale.detach())}
         return total
 
@@ -195,6 +223,12 @@ class InfoNCE(nn.Module):
         if tiles.dtype is None and torch.is_autocast_enabled(queries.device.type):
             return replace(tiles, dtype=torch.get_autocast_dtype(queries.device.type))
         return tiles
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    if not isinstance(value, tuple | list) or len(value) != 2:
+        raise UsageError(f"temperature_range must be (lowest, highest), not {value!r}")
+    return value[0], value[1]
 
 
 def _alone(counts: Mapping[str, Tensor], shape: torch.Size) -> Tensor:

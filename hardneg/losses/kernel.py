@@ -236,7 +236,9 @@ def _unit_rows(rows, out, inverse, d: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, WIDTH)
     x = tl.load(rows + row * d + k, mask=k < d, other=0.0).to(tl.float32)
-    length = tl.sqrt(tl.sum(x * x, 0))
+    largest = tl.maximum(tl.max(tl.abs(x), 0), 1.0)  # squares overflow above 1e19
+    x_small = x / largest
+    length = tl.sqrt(tl.sum(x_small * x_small, 0)) * largest
     one_over = tl.where(length > 1e-12, 1.0 / tl.maximum(length, 1e-12), 0.0)
     tl.store(out + row * d + k, (x * one_over).to(out.dtype.element_ty), mask=k < d)
     tl.store(inverse + row, one_over)

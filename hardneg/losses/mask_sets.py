@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hardneg.losses.batch import ROLES, Columns, PerRole
 from hardneg.losses.gather import Ranks
+from hardneg.losses.given import Given
 from hardneg.losses.masks import AbovePositive, Guide, Mask, Own, Padding, SameGroup, SameId, Suspected, Weighted
 from hardneg.losses.variants import Variants
 
@@ -24,16 +25,12 @@ class MaskSets:
     columns: Columns
     own: Tensor
 
-    def __init__(
-        self, variants: Variants, ids: PerRole | None, known_ids: Tensor | None, groups: PerRole | None, guide: PerRole | None,
-        sketches: PerRole | None, intercept: float, hard_real: Tensor | None, ranks: Ranks,
-    ) -> None:  # fmt: skip
+    def __init__(self, variants: Variants, given: Given, ranks: Ranks) -> None:
         self.variants, self.ranks = variants, ranks
-        self.ids, self.groups, self.guide, self.sketches = ids, groups, guide, sketches
-        self.intercept, self.hard_real = intercept, hard_real
-        self.known = known_ids
-        if known_ids is None and ids is not None and ids.positives is not None:
-            self.known = ids.positives if ids.positives.ndim == 2 else ids.positives[:, None]
+        self.ids, self.groups, self.guide, self.sketches = given.ids, given.groups, given.guide, given.sketches
+        self.intercept, self.hard_real, self.known = given.intercept, given.hard_real, given.known_ids
+        if self.known is None and self.ids is not None and self.ids.positives is not None:
+            self.known = self.ids.positives if self.ids.positives.ndim == 2 else self.ids.positives[:, None]
 
     def at(self, columns: Columns, own: Tensor) -> MaskSets:
         """The masks for these columns, and for the scores `[B, P]` of the positives."""
@@ -48,9 +45,9 @@ class MaskSets:
         """Masks of queries against all documents."""
         v, columns = self.variants, self.columns
         masks: list[Mask] = [Own(columns=self.each, first=self.ranks.start)]
-        if self.ids is not None and self.known is not None:
+        if self.ids is not None and self.known is not None and _of_documents(self.ids):
             masks.append(SameId(self.known, self._flat(self.ids, -1)))
-        if self.groups is not None and self.groups.queries is not None:
+        if self.groups is not None and self.groups.queries is not None and _of_documents(self.groups):
             theirs = self._flat(replace(self.groups, queries=None), -1)  # a query may have several groups
             masks.append(SameGroup(self.groups.queries, theirs))
         masks += self._margin(self.own.amin(1))
@@ -59,7 +56,7 @@ class MaskSets:
             masks.append(
                 Guide(self.guide.queries, self._flat(self.guide, 0), scores, v.guide_margin, self._known(self.guide))
             )
-        if self.sketches is not None and self.sketches.queries is not None:
+        if self.sketches is not None and self.sketches.queries is not None and _of_documents(self.sketches):
             theirs, known = self._flat(self.sketches, 0), self._known(self.sketches)
             masks.append(Suspected(self.sketches.queries, theirs, self.intercept, v.suspect_above, known))
         if v.hard_weight != 1 and columns.hard:
@@ -174,3 +171,8 @@ class MaskSets:
                 for r in ROLES
             ]
         )
+
+
+def _of_documents(given: PerRole) -> bool:
+    """Whether an attribute is known of any document."""
+    return any(getattr(given, role) is not None for role in ROLES)

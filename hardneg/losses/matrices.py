@@ -68,7 +68,9 @@ def _without_autocast(function: Any) -> Any:
 
     @functools.wraps(function)
     def plain(ctx: Any, *arguments: Any) -> Any:
-        kind = next(each.device.type for each in arguments if isinstance(each, Tensor))
+        kind = next(
+            (each.device.type for each in arguments if isinstance(each, Tensor)), "cpu"
+        )  # none: nothing is done
         with torch.autocast(kind, enabled=False):
             return function(ctx, *arguments)
 

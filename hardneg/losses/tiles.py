@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hardneg.errors import UsageError
+from hardneg.losses.arguments import whole
 from hardneg.losses.masks import Mask
 
 BACKENDS = ("auto", "torch", "triton")
@@ -41,8 +42,10 @@ class Tiles:
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
             raise UsageError(f"backend must be one of {', '.join(BACKENDS)}, not {self.backend!r}")
-        if self.rows < 1 or self.columns < 1:
-            raise UsageError(f"tiles must have 1 row and 1 column or more, not {self.rows} and {self.columns}")
+        whole("tiles.rows", self.rows, 1)
+        whole("tiles.columns", self.columns, 1)
+        if self.dtype is not None and not self.dtype.is_floating_point:
+            raise UsageError(f"tiles of {self.dtype}: products are made of real numbers")
 
     @classmethod
     def fitting(cls, device: torch.device, dtype: torch.dtype | None = None) -> Tiles:

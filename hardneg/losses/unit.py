@@ -52,7 +52,8 @@ class _Unit(torch.autograd.Function):
             inverse = torch.empty(*vectors.shape[:-1], 1, dtype=_wide(vectors[:0]).dtype, device=vectors.device)
             for i in spans(len(vectors), _ROWS):
                 wide = _wide(vectors[i])
-                length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+                largest = wide.abs().amax(-1, keepdim=True).clamp_(min=1)  # squares overflow above 1e19
+                length = torch.linalg.vector_norm(wide / largest, dim=-1, keepdim=True) * largest
                 inverse[i] = torch.where(length > _SHORTEST, 1 / length, 0)
                 made[i] = wide * inverse[i]
         ctx.save_for_backward(made, inverse)

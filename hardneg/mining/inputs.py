@@ -14,7 +14,7 @@ import numpy as np
 from hardneg.data.pairs import Pairs, open_pairs, save_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.base import Encoder
-from hardneg.encoders.embed import embed, fit
+from hardneg.encoders.embed import embed, fit, vector_keys
 from hardneg.encoders.factory import make_encoder
 from hardneg.encoders.precomputed import aligned, open_aligned
 from hardneg.errors import RunError, UsageError
@@ -251,6 +251,9 @@ def check_finished(
         encoder = encoder or resources.encoder(options.encoder, options.seed)
         fit(encoder, pairs, resources.progress)
         found["encoder"] = encoder.fingerprint()
+        found["query_vectors"], found["document_vectors"] = vector_keys(
+            encoder, pairs, options.query_prompt, options.document_prompt, options.precision
+        )
     # Runs of version 0.2 and older have no fingerprints of vectors that were given in memory.
     _same_inputs(info["fingerprints"], found, {*found} & {*info["fingerprints"]}, target)
 

@@ -94,6 +94,10 @@ class MineOptions:
         self._validate_depths()
         if (self.query_embeddings is None) != (self.corpus_embeddings is None):
             raise UsageError("give both query embeddings and corpus embeddings, or neither")
+        if self.query_embeddings is not None and (self.query_prompt or self.document_prompt):
+            raise UsageError(
+                "query_prompt and document_prompt have no effect on vectors that are given: leave them out"
+            )
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"the seed {self.seed} must be 0 to 2^63 - 1")
         check_device(self.index_device, self.index)

@@ -246,6 +246,11 @@ def _started(folder: Path, config: Mapping[str, Any] | None) -> bool:
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """The names of the options that differ. Paths of files do not count: their contents are compared elsewhere."""
     before, now = renamed.with_new_filters(dict(before)), renamed.with_new_filters(dict(now))
+    for name in ("query_prompt", "document_prompt"):
+        if before.get(name) == "" and now.get(name) is None:
+            before[name] = (
+                None  # version 0.1 wrote "" where nothing was asked for; the vectors' hashes know the prompts
+            )
     names = [name for name in {**now, **before} if name != "checksum"]
     return [name for name in names if _content(name, before.get(name)) != _content(name, now.get(name))]
 
@@ -254,10 +259,6 @@ def _content(name: str, value: Any) -> Any:
     """The value of an option without the paths in it, and with the names of today."""
     if name in ("query_embeddings", "corpus_embeddings"):
         return value is not None
-    if name in ("query_prompt", "document_prompt"):
-        return (
-            value or None
-        )  # earlier versions wrote "" where nothing was asked for; vectors have hashes of their prompts
     if name == "read" and isinstance(value, dict):
         return {**value, "corpus": value.get("corpus") is not None}
     if name == "filters" and isinstance(value, list | tuple):

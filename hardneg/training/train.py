@@ -80,8 +80,7 @@ def train(
         tensorboard: also write TensorBoard logs.
         warn, progress: called with each warning, and with the progress of each stage.
 
-    Returns:
-        The contents of `train.json`.
+    Returns: the contents of `train.json`.
 
     Raises:
         RunError: `out` is not empty or cannot be written, or what is to be resumed has other options or is damaged.
@@ -91,8 +90,8 @@ def train(
     start, options, out = time.perf_counter(), options or TrainOptions(), Path(out)
     with world(device) as here:
         towers = _towers(model, pairs, options, here)
+        options = options.fitting(towers.learning_rate, here.device)
         with training_folder(out, here, resume=resume, overwrite=overwrite) as folder:
-            options = options.fitting(towers.learning_rate, here.device)
             head = prepare(folder, out, pairs, options, here, resume)
             data = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(data, towers, folder, options, here, resume, progress)
