@@ -321,9 +321,9 @@ def test_good_npy(tmp_path: Path) -> None:
         for order in "CF":
             text = head("(3, 4)", order=str(order == "F"))
             (tmp_path / "v.npy").write_bytes(npy(text, values.tobytes(order), version))
-            assert open_vectors(tmp_path / "v.npy").tolist() == values.tolist()
+            assert open_vectors(tmp_path / "v.npy").array.tolist() == values.tolist()
     np.save(tmp_path / "empty.npy", np.empty((0, 4), np.float16), allow_pickle=False)
-    assert open_vectors(tmp_path / "empty.npy").shape == (0, 4)
+    assert open_vectors(tmp_path / "empty.npy").array.shape == (0, 4)
 
 
 @pytest.mark.parametrize(

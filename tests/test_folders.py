@@ -314,7 +314,7 @@ def test_a_finished_run_is_of_these_inputs(tmp_path: Path, source: Path) -> None
     mine(source, tmp_path / "run", SHORT)
     mine(source, tmp_path / "run", SHORT, resume=True)
     source.write_text(source.read_text().replace("answer 3 ", "reply 3 "))
-    with pytest.raises(RunError, match=r"other inputs \(documents, encoder"):
+    with pytest.raises(RunError, match=r"other inputs \(document_vectors, documents, encoder"):
         mine(source, tmp_path / "run", SHORT, resume=True)
 
 

@@ -219,11 +219,27 @@ def test_vectors_in_the_order_of_the_corpus_file_go_to_its_documents(tmp_path: P
 
 
 def test_vectors_of_a_corpus_that_lacks_a_positive_are_refused(tmp_path: Path) -> None:
-    pairs = hardneg.Pairs.from_columns(["a", "b"], ["x", "y"], corpus=["y", "z", "w"])
-    options = hardneg.MineOptions(negatives=1)
-    vectors = np.eye(4, dtype=np.float32)[:2], np.eye(4, dtype=np.float32)[:3]
+    (tmp_path / "pairs.jsonl").write_text('{"query": "a", "positive": "x"}\n{"query": "b", "positive": "y"}\n')
+    (tmp_path / "corpus.jsonl").write_text('{"text": "y"}\n{"text": "z"}\n{"text": "w"}\n')
+    np.save(tmp_path / "q.npy", np.eye(4, dtype=np.float32)[:2])
+    np.save(tmp_path / "d.npy", np.eye(4, dtype=np.float32)[:3])
+    files = {"query_embeddings": str(tmp_path / "q.npy"), "corpus_embeddings": str(tmp_path / "d.npy")}
+    read = hardneg.ReadOptions(corpus=str(tmp_path / "corpus.jsonl"))
     with pytest.raises(DataError, match=r"1 documents of the pairs are not in it, such as 'd0'"):
-        hardneg.mine(pairs, tmp_path / "run", options, vectors=vectors)
+        hardneg.mine(
+            str(tmp_path / "pairs.jsonl"), tmp_path / "run", hardneg.MineOptions(negatives=1, read=read, **files)
+        )
+
+
+def test_vectors_in_memory_are_in_the_order_of_the_dataset(tmp_path: Path) -> None:
+    """Whoever has the dataset in memory has its documents in order, the positives first."""
+    pairs = hardneg.Pairs.from_columns(["a", "b"], ["x", "y"], corpus=["z", "y", "w", "x"])
+    assert pairs.documents.take(np.arange(4)) == ["x", "y", "z", "w"]
+    vectors = np.eye(4, dtype=np.float32)
+    run = hardneg.mine(
+        pairs, tmp_path / "run", hardneg.MineOptions(negatives=1, depth=4), vectors=(vectors[:2], vectors)
+    )
+    assert [row["positive_scores"] for row in run.negatives().to_pylist()] == [[1.0], [1.0]]
 
 
 def test_formats_of_ids_and_numbers(tmp_path: Path) -> None:

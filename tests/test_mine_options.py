@@ -57,7 +57,8 @@ def test_numbers_of_numpy_and_paths_are_taken(tmp_path: Path) -> None:
         *((name, (1.0, "3", True, [3], np.nan)) for name in ("depth", "max_depth", "negatives", "seed")),
         ("recall", ("0.9", True, None, float("nan"), float("inf"))),
         ("default_filters", (1, "yes", None)),
-        *((name, (3, None, b"x")) for name in ("encoder", "metric", "precision", "query_prompt", "document_prompt")),
+        *((name, (3, None, b"x")) for name in ("encoder", "metric", "precision")),
+        *((name, (3, b"x")) for name in ("query_prompt", "document_prompt")),
         ("query_embeddings", (3, np.zeros(3))),
         ("index_device", (0, None)),
         ("index", (3, None)),
@@ -105,8 +106,8 @@ def test_select_checks_guides_and_seeds_first(tmp_path: Path) -> None:
 
 
 def test_too_many_filters_are_refused() -> None:
-    assert len(parse_filters([Rank(max=i + 1) for i in range(97)]).filters) == 100
-    with pytest.raises(UsageError, match="103 filters are too many: use at most 100"):
+    assert len(parse_filters([Rank(max=i + 1) for i in range(96)]).filters) == 100
+    with pytest.raises(UsageError, match="104 filters are too many: use at most 100"):
         parse_filters([Rank(max=i + 1) for i in range(100)])
     with pytest.raises(UsageError, match="too many"):
         Chain([Rank()] * 200)

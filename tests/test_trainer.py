@@ -551,7 +551,7 @@ def test_a_loss_that_is_no_number_stops(tmp_path: Path) -> None:
 
 
 def test_a_batch_that_cannot_be_filled_is_said(tmp_path: Path) -> None:
-    pairs = hardneg.Pairs.from_columns([f"question {i}" for i in range(40)], [f"answer {i % 3}" for i in range(40)])
+    pairs = hardneg.Pairs.from_columns([f"question {i}" for i in range(20)], [f"answer {i % 3}" for i in range(20)])
     with pytest.raises(UsageError, match="take a smaller batch_size"):
         hardneg.train(
             pairs, encoder(), tmp_path / "out", TrainOptions(steps=3, batch_size=16, negatives=0), device="cpu"

@@ -175,7 +175,7 @@ def open_aligned(path: str | Path, pairs: Pairs, side: str, name: str | None = N
     """
     given, name = open_vectors(path), str(name or path)
     if given.ids is None:
-        return aligned(given.array, pairs, side, name)
+        return aligned(given.array, pairs, side, name, of_files=True)
     ids = pairs.query_ids if side == "queries" else pairs.document_ids
     found = pc.index_in(ids, value_set=given.ids)
     if found.null_count:
@@ -186,7 +186,7 @@ def open_aligned(path: str | Path, pairs: Pairs, side: str, name: str | None = N
     return given.array if np.array_equal(rows, np.arange(len(given.array))) else Rows(given.array, rows)
 
 
-def aligned(array: Any, pairs: Pairs, side: str, name: str) -> Any:
+def aligned(array: Any, pairs: Pairs, side: str, name: str, of_files: bool = False) -> Any:
     """The vectors of the dataset's n queries or documents, in their order.
 
     Args:
@@ -194,6 +194,8 @@ def aligned(array: Any, pairs: Pairs, side: str, name: str) -> Any:
         pairs: the dataset, which knows the row of the source that each item comes from.
         side: `queries` or `documents`.
         name: name of the file, for the message.
+        of_files: the order is that of files, not of the dataset in memory. It makes a difference for documents that come from pairs
+            and from a corpus.
 
     Returns:
         `array` itself, or a view of its selected rows, `[n, d]`.
@@ -201,7 +203,7 @@ def aligned(array: Any, pairs: Pairs, side: str, name: str) -> Any:
     Raises:
         DataError: m is neither the number of the source's rows nor n, or it cannot be told which document a vector belongs to.
     """
-    if side == "documents" and pairs.corpus_rows is not None and len(array) != pairs.source_document_rows:
+    if of_files and side == "documents" and pairs.corpus_rows is not None and len(array) != pairs.source_document_rows:
         return _aligned_to_corpus(array, pairs, pairs.corpus_rows, name)
     rows = pairs.query_rows if side == "queries" else pairs.document_rows
     source_rows = pairs.source_query_rows if side == "queries" else pairs.source_document_rows
