@@ -28,7 +28,7 @@ class _Column:
     """All texts of one kind (queries or documents), with their ids and keys."""
 
     def __init__(self, kind: str, titled: bool, path: Path | None) -> None:
-        self.kind, self.titled = kind, titled
+        self.kind, self.letter, self.titled = kind, kind[0], titled
         names = ["title", "text"] if titled else ["text"]
         self.schema = pa.schema([(name, _TEXT) for name in names])
         self.path = path
@@ -93,12 +93,11 @@ class _Column:
 
     def _fresh_id(self) -> str:
         """An id for a text without one."""
-        id = f"{self.kind[0]}{self.next_id}"
-        while id in self.by_id:
+        while True:
+            id = f"{self.letter}{self.next_id}"
             self.next_id += 1
-            id = f"{self.kind[0]}{self.next_id}"
-        self.next_id += 1
-        return id
+            if id not in self.by_id:
+                return id
 
     def _known(self, id: str, short: bytes, digest: int, where: str) -> int | None:
         """The row of a text that comes with an id, or None if it is new. Ids that were made here give way to it."""
