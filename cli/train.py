@@ -22,9 +22,10 @@ from .options import (
     filter_spec,
 )
 from .reading import read_options, reading
-from .show import LiveNumbers, print_training, progress_bars, warn
+from .show import LiveNumbers, print_training, progress_bars, say, warn
 
 if TYPE_CHECKING:
+    from hardneg.data.pairs import Pairs
     from hardneg.encoders.base import Encoder
     from hardneg.training.options import TrainOptions
 
@@ -44,6 +45,7 @@ _SECTIONS = {
 }
 
 
+_VALIDATION = ("dev", "validation", "valid", "val")  # names of splits that are there to choose an encoder by
 _ON_TRAINING_PAIRS = (
     "the encoder is evaluated on the pairs that it is trained on, which says little: SOURCE has no splits. Give other pairs with "
     "--eval-source, or --eval-split none"
@@ -205,10 +207,9 @@ def _number(
 @click.option("--eval-source", metavar="SOURCE", help="Dataset to evaluate on.  [default: SOURCE]")
 @click.option(
     "--eval-split",
-    default="test",
-    show_default=True,
     metavar="NAME",
-    help="Split to evaluate on; none: no evaluation.",
+    help="Split to evaluate on; none: no evaluation.  [default: test of --eval-source; else dev or validation of SOURCE; "
+    "else 5 % of the queries, which are not trained on]",
 )
 @_number("--evaluate-every", 1, "Steps between two evaluations.  [default: one epoch]")
 @click.option(
@@ -273,10 +274,8 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         pairs = read_pairs(source, read_options(given))
         evaluation = None
         if given["eval_split"] != "none":
-            held_out = read_pairs(given["eval_source"] or source, read_options(given, given["eval_split"]))
-            if leads and held_out.digests == pairs.digests:
-                warn([_ON_TRAINING_PAIRS])
-            evaluation = EvaluationSet(held_out, zero_shot=given["zero_shot"])
+            pairs, held_out = _evaluated_on(source, pairs, given, leads)
+            evaluation = None if held_out is None else EvaluationSet(held_out, zero_shot=given["zero_shot"])
         if given["self_supervised"]:
             pairs = two_views(pairs)
         run = None if given["run"] is None else Run(given["run"])
@@ -292,6 +291,50 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     else:
         kind = given["encoder"].partition(":")[0]
         print_training(result, out, source, kind if kind in ("hashed", "st", "glyphs") else None)
+
+
+def _evaluated_on(source: str, pairs: Pairs, given: dict[str, Any], leads: bool) -> tuple[Pairs, Pairs | None]:
+    """(the pairs to train on, those to evaluate on); says which these are, where nobody named them."""
+    from hardneg.data.read import read_pairs
+    from hardneg.training.held_out import hold_out
+
+    if given["eval_source"] is not None or given["eval_split"] is not None:
+        split = given["eval_split"] or "test"
+        named = read_pairs(given["eval_source"] or source, read_options(given, split))
+        if leads and named.digests == pairs.digests:
+            warn([_ON_TRAINING_PAIRS])
+        return pairs, named
+    found = _validation(source, pairs, given)
+    if found is not None:
+        if leads:
+            say(f"evaluated on the split {found[0]!r} of {source}")
+        return pairs, found[1]
+    if given["self_supervised"]:  # it learns nothing of the labels
+        return pairs, pairs if int((pairs.positives.lengths > 0).sum()) else None
+    parts = hold_out(pairs, seed=given["seed"])
+    if leads:
+        many = (
+            "too few queries to hold some out: nothing is evaluated" if parts is None else f"{len(parts[1]):,} queries"
+        )
+        say(f"evaluated on: {many}" + ("" if parts is None else ", which are not trained on"))
+    return (pairs, None) if parts is None else parts
+
+
+def _validation(source: str, pairs: Pairs, given: dict[str, Any]) -> tuple[str, Pairs] | None:
+    """(name, pairs) of the split that SOURCE has for this purpose, if it has one. A single file has no splits."""
+    from hardneg.data.read import read_pairs
+    from hardneg.errors import HardnegError
+
+    if not (source.startswith("builtin:") or Path(source).is_dir()):
+        return None
+    for name in _VALIDATION:
+        try:
+            found = read_pairs(source, read_options(given, name))
+        except HardnegError:
+            continue
+        if found.digests != pairs.digests and len(found.positives.values):
+            return name, found
+    return None
 
 
 def _options(given: dict[str, Any]) -> TrainOptions:

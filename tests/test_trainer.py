@@ -28,6 +28,7 @@ from hardneg.mining.specs import parse_filters
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
 from hardneg.training.distributed import World
+from hardneg.training.held_out import hold_out
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
@@ -690,6 +691,8 @@ def test_command_line(tmp_path: Path, beir: Path) -> None:
         "2",
         "--device",
         "cpu",
+        "--eval-split",
+        "test",
     ]
     done = run_here(*args, "--json")
     assert done.returncode == 0, done.stderr
@@ -873,10 +876,56 @@ def test_an_evaluation_on_the_training_pairs_is_said(tmp_path: Path) -> None:
     rows = [{"query": f"what is {i}", "positive": f"this is {i}"} for i in range(40)]
     one, other = write_jsonl(tmp_path / "p.jsonl", rows), write_jsonl(tmp_path / "o.jsonl", rows[:20])
     common = ("--steps", "2", "--batch-size", "8", "--negatives", "1", "--depth", "10", "--device", "cpu")
-    said = run_here("train", one, "--out", tmp_path / "a", *common)
+    said = run_here("train", one, "--out", tmp_path / "a", *common, "--eval-split", "test")
     assert said.returncode == 0, said.stderr
     assert "evaluated on the pairs that it is trained on" in said.stderr
-    for more in (("--eval-source", other), ("--eval-split", "none")):
+    for more in (("--eval-source", other), ("--eval-split", "none"), ()):
         quiet_one = run_here("train", one, "--out", tmp_path / "b", "--overwrite", *common, *more)
         assert quiet_one.returncode == 0, quiet_one.stderr
         assert "evaluated on the pairs" not in quiet_one.stderr
+
+
+def test_without_a_word_evaluation_is_on_held_out_queries_or_a_validation_split(tmp_path: Path, beir: Path) -> None:
+    """Never on the test split, and never on pairs that are trained on."""
+    rows = [{"query": f"what is {i}", "positive": f"this is {i}"} for i in range(60)]
+    file = write_jsonl(tmp_path / "p.jsonl", rows)
+    common = ("--steps", "2", "--batch-size", "4", "--negatives", "1", "--depth", "6", "--device", "cpu")
+    held = run_here("train", file, "--out", tmp_path / "a", *common)
+    assert held.returncode == 0, held.stderr
+    assert "evaluated on: 3 queries, which are not trained on" in held.stderr
+    assert (tmp_path / "a" / "best").is_dir()
+    run = hardneg.mine(str(file), tmp_path / "run", hardneg.MineOptions(negatives=1, depth=6))
+    mined = run_here("train", file, "--out", tmp_path / "b", *common, "--run", run.folder)
+    assert mined.returncode == 0, mined.stderr
+    few = run_here("train", beir, "--out", tmp_path / "c", *common)
+    assert few.returncode == 0, few.stderr
+    assert "too few queries to hold some out: nothing is evaluated" in few.stderr
+    (beir / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\n11\td11\t1\n", "utf-8")
+    dev = run_here("train", beir, "--out", tmp_path / "d", *common)
+    assert dev.returncode == 0, dev.stderr
+    assert "evaluated on the split 'dev'" in dev.stderr
+
+
+def test_held_out_queries_are_not_trained_on() -> None:
+    """Copies of a question stay on one side; documents and everything else are as they were."""
+    questions = [f"question {i // 2}" for i in range(200)]
+    pairs = hardneg.Pairs.from_columns(
+        questions, [f"answer {i}" for i in range(200)], query_ids=[str(i) for i in range(200)]
+    )
+    parts = hold_out(pairs, share=0.1)
+    assert parts is not None
+    train, held = parts
+    trained = set(np.flatnonzero(train.positives.lengths > 0).tolist())
+    names = {int(each) for each in held.query_ids.to_pylist()}
+    assert len(names) == 20
+    assert trained | names == set(range(200))
+    assert not trained & names
+    assert {questions[i] for i in trained}.isdisjoint({questions[i] for i in names})
+    for i, row in enumerate(sorted(names)):
+        assert held.queries.take(np.array([i])) == [questions[row]]
+        assert (
+            held.positives.take(np.array([i])).values.tolist() == pairs.positives.take(np.array([row])).values.tolist()
+        )
+    assert len({train.digests["labels"], held.digests["labels"], pairs.digests["labels"]}) == 3
+    assert hold_out(pairs, share=0.1)[1].digests == held.digests  # type: ignore[index]
+    assert hold_out(hardneg.Pairs.from_columns(["a"] * 9, ["b"] * 9)) is None
