@@ -187,6 +187,21 @@ def test_scores_of_other_vectors(clean: hardneg.Run) -> None:
     assert "stale-scores" in codes(examine(replace(subject, vectors=(subject.vectors[0], shuffled))), "error")
 
 
+def test_vectors_of_other_texts(
+    code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], clean: hardneg.Run, tmp_path: Path
+) -> None:
+    """Positives that score like random documents are the first thing that is said, as an error."""
+    queries, documents = vectors
+    shuffled = documents[np.random.default_rng(0).permutation(len(documents))]
+    found = mined_with(code, queries, shuffled, tmp_path)
+    assert found.findings[0].code == "positives-like-random"
+    assert found.findings[0].severity == "error"
+    assert found.measured.numbers["beats_random"].value == pytest.approx(0.5, abs=0.06)
+    right = diagnose(clean)
+    assert "positives-like-random" not in codes(right)
+    assert right.measured.numbers["beats_random"].value > 0.9
+
+
 def test_truncated_texts(code: hardneg.Pairs, tmp_path: Path) -> None:
     found = diagnose(hardneg.mine(rebuilt(code, lambda text: text[:150]), tmp_path / "cut"))
     finding = next(f for f in found.findings if f.code == "truncated")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 _NUMBERS = (
+    ("positives nearer than random documents", "beats_random", "{:.1%}"),
     ("hardness (0 random, 1 as positives)", "relative", "{:.2f}"),
     ("mean margin of the positive", "margin", "{:.3f}"),
     ("a negative above a random positive", "overlap", "{:.2f}"),

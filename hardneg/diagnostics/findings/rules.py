@@ -91,6 +91,13 @@ class UnknownFalseNegatives(FindingRule):
 
 RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
+        "positives-like-random", "beats_random",
+        "a positive is nearer to its query than a random document is in only {v:.0%} of the cases (50% by chance): texts and "
+        "vectors do not belong together, or the encoder knows nothing of these texts. Nothing below means much",
+        "check the order or the ids of the vectors (hardneg inspect shows documents as they are read), or take another encoder",
+        error="like_random_error", above=False,
+    ),
+    ThresholdRule(
         "false-negatives", "false_share", "about {v:.1%} of the negatives are relevant documents that nobody labelled",
         "hardneg calibrate {run} && hardneg select {run} --add-filter {posterior} --out {out}",
         "false_share", "false_share_error", "most_false_queries",

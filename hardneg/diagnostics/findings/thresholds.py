@@ -15,7 +15,7 @@ class Thresholds:
     """The limits of all findings.
 
     Beyond a limit, a number becomes a warning. Beyond a limit whose name ends in `_error`, it becomes an error. Most
-    are upper limits; `easy`, `rank`, `effective`, `recall` and `overlap` are lower limits.
+    are upper limits; `like_random`, `easy`, `rank`, `effective`, `recall` and `overlap` are lower limits.
 
     Each limit lies between the values of seven runs without a planted fault and the value of a run with the planted
     fault that it should detect. The cost of false negatives was measured by training with them. See
@@ -24,6 +24,7 @@ class Thresholds:
     Attributes:
         false_share, false_share_error: the share of negatives that are relevant. A share of up to 0.05 had no
             measurable cost. A share of 0.3 costs about half of what mined negatives gain over random ones (Banking77).
+        like_random_error: how often a positive is nearer to its query than a random document is; 0.5 by chance.
         easy, easy_error: the hardness, on a scale from random documents (0) to positives (1).
         above_positive: the share of negatives that score above the positive. The finding is only information, because
             an untrained encoder finds many such negatives.
@@ -50,6 +51,7 @@ class Thresholds:
 
     false_share: float = 0.05
     false_share_error: float = 0.3
+    like_random_error: float = 0.6
     easy: float = 0.3
     easy_error: float = 0.1
     above_positive: float = 0.6

@@ -28,6 +28,7 @@ def hardness(subject: Subject, rng: np.random.Generator) -> Measurements:
     - `negative_score`, `positive_score`: the mean scores.
     - `overlap`: the probability that a random negative scores above a random positive (Mann and Whitney 1947).
     - `random_cosine`: the mean cosine of a query and a random document.
+    - `beats_random`: how often a positive is nearer to its query than a random document is; 0.5 by chance.
     - `relative`: (negatives - random) / (positives - random), where each stands for its mean cosine with the query. It
       is 0 if negatives are no nearer than random documents, and 1 if they are as near as positives.
     """
@@ -52,7 +53,8 @@ def hardness(subject: Subject, rng: np.random.Generator) -> Measurements:
         rows = sampled(len(subject.pairs), 2000, rng)
         other = rng.integers(0, len(subject.pairs.document_ids), len(rows))
         q = unit(subject.vectors[0], rows)
-        random = float((q * unit(subject.vectors[1], other)).sum(1).mean())
+        at_random = (q * unit(subject.vectors[1], other)).sum(1)
+        random = float(at_random.mean())
         first = np.where(subject.real[rows].any(1), subject.documents[rows, 0], -1)
         has = (first >= 0) & (subject.pairs.positives.lengths[rows] > 0)
         if has.any():
@@ -61,6 +63,8 @@ def hardness(subject: Subject, rng: np.random.Generator) -> Measurements:
             near = np.where(subject.real[rows], np.einsum("bd,bkd->bk", q, flat), np.nan)
             positives = subject.pairs.positives.take(rows[has])
             cosines = (q[has] * unit(subject.vectors[1], positives.values[positives.offsets[:-1]])).sum(1)
+            better = (cosines > at_random[has]) + 0.5 * (cosines == at_random[has])
+            out.numbers["beats_random"] = Estimate.mean_of(better)
             spread = float(cosines.mean()) - random
             out.numbers["random_cosine"] = random
             out.numbers["relative"] = (float(np.nanmean(near)) - random) / spread if abs(spread) > 1e-6 else np.nan
