@@ -17,7 +17,7 @@ _READING = (
     click.option(
         "--format", "format_", default="auto", show_default=True, metavar="NAME",
         help="Layout of SOURCE: beir · pairs (by columns) · flagembedding · tevatron · dpr · squad · msmarco · chat · "
-        "labeled-list · auto (tell it from the source).",
+        "labeled-list · llama-index · auto (tell it from the source).",
     ),
     click.option(
         "--query-column", metavar="NAME",

@@ -619,3 +619,38 @@ def test_unseen_characters_make_no_other_text(unseen: str, tmp_path: Path) -> No
     assert {texts[id] for id in row["negative_ids"]} == {"another", "one more"}
     assert run.info["counts"]["verdicts"]["duplicate"] == 3
     assert run.info["counts"]["verdicts"]["empty"] == 1
+
+
+@pytest.mark.parametrize("numbered", [False, True])
+@pytest.mark.parametrize("indent", [None, 2])
+def test_question_answer_sets_of_llama_index(numbered: bool, indent: int | None, tmp_path: Path) -> None:
+    """Also where its ids are numbers, which objects of columns have too."""
+    q, d = ("", "1") if numbered else ("q", "d")
+    whole = {
+        "queries": {f"{q}{i}": text for i, text in enumerate(QUERIES)},
+        "corpus": {f"{d}{i}": text for i, text in enumerate([*TEXTS, "one more"])},
+        "relevant_docs": {f"{q}{i}": [f"{d}{i}"] for i in range(len(QUERIES))},
+    }
+    path = tmp_path / "set.json"
+    path.write_text(json.dumps(whole, indent=indent))
+    pairs = read_pairs(str(path))
+    assert pairs.reading["format"] == "llama-index"
+    assert relations(pairs) == WANTED
+    assert len(pairs.document_ids) == len(TEXTS) + 1
+    whole["relevant_docs"][f"{q}0"] = ["nobody"]
+    path.write_text(json.dumps(whole))
+    with pytest.raises(DataError, match="'nobody' is unknown"):
+        read_pairs(str(path))
+
+
+def test_several_ways_to_ask(tmp_path: Path) -> None:
+    """Rows of MTEB's reranking tasks: each way is a query with the positives of its row."""
+    rows = [
+        {"query": ["one way", "another"], "positive": ["yes", "indeed"], "negative": ["no"]},
+        {"query": "plain", "positive": ["so"], "negative": []},
+    ]
+    pairs = read_pairs(str(write_jsonl(tmp_path / "m.jsonl", rows)), ReadOptions(negatives="judged"))
+    assert relations(pairs) == {"one way": ["indeed", "yes"], "another": ["indeed", "yes"], "plain": ["so"]}
+    assert relations(pairs, pairs.judged_negatives) == {"one way": ["no"], "another": ["no"], "plain": []}
+    with pytest.raises(DataError, match="2 queries with one id"):
+        read_pairs(str(write_jsonl(tmp_path / "n.jsonl", [{"id": "x", **rows[0]}])))

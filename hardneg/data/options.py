@@ -20,6 +20,7 @@ FORMATS = (
     "msmarco",
     "chat",
     "labeled-list",
+    "llama-index",
     "triples",
 )
 Quoting = Literal["auto", "quotes", "none"]

@@ -26,6 +26,7 @@ from hardneg.data.readers.files import located_rows, present
 from hardneg.data.readers.flagembedding import FlagEmbeddingRows, LabeledListRows
 from hardneg.data.readers.json_rows import json_rows
 from hardneg.data.readers.layout import Layout
+from hardneg.data.readers.llama_index import LlamaIndexRows
 from hardneg.data.readers.pair_rows import PairRows
 from hardneg.data.readers.passages import ChatRows, DprRows, MarcoRows, SquadRows
 from hardneg.data.readers.rows import Located, Row
@@ -41,7 +42,7 @@ BUILTIN_SPLITS = ("train", "test")
 # Every layout that can be told by its first row: `fits` says whether a row is of its kind. What none of them fits is read
 # as pairs, by the names of the columns.
 LAYOUTS: tuple[Any, ...] = (
-    TevatronRows, TevatronIds, DprRows, MarcoRows, ChatRows, SquadRows, FlagEmbeddingRows, LabeledListRows,
+    TevatronRows, TevatronIds, DprRows, MarcoRows, ChatRows, SquadRows, FlagEmbeddingRows, LabeledListRows, LlamaIndexRows,
 )  # fmt: skip
 
 

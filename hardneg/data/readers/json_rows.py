@@ -149,6 +149,8 @@ def _is_columns(value: dict[str, Any]) -> bool:
     if len(columns) < 2:
         return False
     lists = all(isinstance(column, list) for column in columns)
+    if {"queries", "corpus", "relevant_docs"} <= value.keys():  # of llama-index, whose ids may be numbers
+        return False
     maps = all(isinstance(column, dict) and all(map(str.isdigit, column)) for column in columns)
     return (lists or maps) and len({len(column) for column in columns}) == 1
 

@@ -112,8 +112,17 @@ class PairRows(Layout):
             text, positives = row[self.query], row[self.positive]
         except KeyError as error:
             raise DataError(f"{where}: there is no column {error.args[0]!r}; it has: {names(row)}") from None
+        id = id_of(row, self.id, where)
+        asked = text if isinstance(text, list) else [text]  # several ways to ask, as in MTEB's reranking tasks
+        if len(asked) != 1 and id is not None:
+            raise DataError(f"{where}: {len(asked)} queries with one id: give each a row of its own")
+        for each in asked:
+            self._add(id, each, positives, row, where)
+
+    def _add(self, id: str | None, text: Any, positives: Any, row: Row, where: str) -> None:
+        """Add a query with the positives and negatives of its row."""
         group = row.get(self.group) if self.group else None
-        query = self.builder.add_query(id_of(row, self.id, where), text, group=group, where=where)
+        query = self.builder.add_query(id, text, group=group, where=where)
         texts = positives if isinstance(positives, list) else [positives]
         ids = row.get(self.document_id) if self.document_id else None
         ids = ids if isinstance(ids, list) else [ids]
@@ -124,8 +133,8 @@ class PairRows(Layout):
             if is_blank(positive):
                 self.builder.count("blank_positives")
                 continue  # the query is kept, without a positive
-            id = as_id(ids[i], where) if self.document_id else None
-            document = self.builder.add_document(id, positive, group=group, where=where)
+            document_id = as_id(ids[i], where) if self.document_id else None
+            document = self.builder.add_document(document_id, positive, group=group, where=where)
             if score is not None:
                 self.builder.relate(query, document, score)
         for name in self.negatives:
