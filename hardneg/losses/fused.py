@@ -60,6 +60,8 @@ def fused_weights(
         if asked:
             raise UsageError(f"the back end triton runs on a GPU, not on {device!r}")
         return None
+    if matrix.narrow(tiles) == torch.float32 and not asked:
+        return None  # its products are not for the matrix units, and cuBLAS makes them at least as well
     if importlib.util.find_spec("triton") is None:
         if asked:
             raise UsageError("the back end triton needs the package triton, which CUDA builds of torch bring along")
