@@ -929,3 +929,18 @@ def test_held_out_queries_are_not_trained_on() -> None:
     assert len({train.digests["labels"], held.digests["labels"], pairs.digests["labels"]}) == 3
     assert hold_out(pairs, share=0.1)[1].digests == held.digests  # type: ignore[index]
     assert hold_out(hardneg.Pairs.from_columns(["a"] * 9, ["b"] * 9)) is None
+
+
+def test_queries_of_a_split_that_are_held_out_keep_their_texts(beir: Path) -> None:
+    """The queries of a split are a part of the file's already: a part of this part has to be the right one."""
+    head = "query-id\tcorpus-id\tscore\n"
+    for split, rows in (("test", (0, 1, 2)), ("train", range(4, 10))):
+        (beir / "qrels" / f"{split}.tsv").write_text(head + "".join(f"{i}\td{i}\t1\n" for i in rows), "utf-8")
+    pairs = hardneg.read_pairs(str(beir), hardneg.ReadOptions(split="train"))
+    names = pairs.query_ids.to_pylist()
+    assert not {"0", "1", "2"} & set(names)
+    part = pairs.of_queries(np.array([1, 3]))
+    assert part.query_ids.to_pylist() == [names[1], names[3]]
+    wanted = pairs.queries.slice(0, len(pairs))
+    assert part.queries.slice(0, 2) == [wanted[1], wanted[3]]
+    assert part.queries.take(np.array([1])) == [wanted[3]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,27 +96,21 @@ class Pairs:
     def from_contents(cls, contents: DatasetContents) -> Pairs:
         """The dataset from what `Builder.finish` or `read_dataset` returned."""
         head, arrays, ids, texts = contents.head, contents.arrays, contents.ids, contents.texts
-        kept = arrays["kept"]
-        keeps_all = len(kept) == len(arrays["query_keys"])
         grouped = len(arrays["document_groups"]) > 0
-        judged = Ragged(arrays["positive_offsets"], arrays["positive_values"])
-        positives, grades = judged.take(kept), arrays.get("positive_grades")
-        if grades is not None:
-            grades = grades.view(np.float64)[judged.places(kept)]
-        negatives = Ragged(arrays["negative_offsets"], arrays["negative_values"]).take(kept)
-        return cls(
-            query_ids=ids["query"] if keeps_all else ids["query"].take(numbers(kept)),
+        grades = arrays.get("positive_grades")
+        whole = cls(
+            query_ids=ids["query"],
             document_ids=ids["document"],
-            queries=texts[0] if keeps_all else texts[0].select(kept),
+            queries=texts[0],
             documents=texts[1],
-            positives=positives,
-            judged_negatives=negatives,
-            query_keys=arrays["query_keys"][kept],
+            positives=Ragged(arrays["positive_offsets"], arrays["positive_values"]),
+            judged_negatives=Ragged(arrays["negative_offsets"], arrays["negative_values"]),
+            query_keys=arrays["query_keys"],
             document_keys=arrays["document_keys"],
             body_keys=arrays["body_keys"],
-            query_groups=arrays["query_groups"][kept] if grouped else None,
+            query_groups=arrays["query_groups"] if grouped else None,
             document_groups=arrays["document_groups"] if grouped else None,
-            query_rows=arrays["query_rows"][kept],
+            query_rows=arrays["query_rows"],
             document_rows=arrays["document_rows"],
             source_query_rows=head["source_query_rows"],
             source_document_rows=head["source_document_rows"],
@@ -124,9 +118,26 @@ class Pairs:
             name=head["name"],
             notes=dict(head["notes"]),
             reading=dict(head.get("reading", {})),
-            positive_grades=grades,
+            positive_grades=None if grades is None else grades.view(np.float64),
             corpus_rows=arrays.get("corpus_rows"),
             source_corpus_rows=head.get("source_corpus_rows", 0),
+        )
+        kept = arrays["kept"]
+        return whole if np.array_equal(kept, np.arange(len(whole))) else whole.of_queries(kept)
+
+    def of_queries(self, rows: Int) -> Pairs:
+        """The dataset with these queries only, in this order, and with all documents. The digests stay those of the whole."""
+        grades, groups = self.positive_grades, self.query_groups
+        return replace(
+            self,
+            query_ids=self.query_ids.take(numbers(rows)),
+            queries=self.queries.select(rows),
+            positives=self.positives.take(rows),
+            judged_negatives=self.judged_negatives.take(rows),
+            query_keys=self.query_keys[rows],
+            query_groups=None if groups is None else groups[rows],
+            query_rows=self.query_rows[rows],
+            positive_grades=None if grades is None else grades[self.positives.places(rows)],
         )
 
     @classmethod

@@ -64,7 +64,7 @@ class Texts:
     def select(self, rows: Int) -> Texts:
         """A view of these rows, in this order; nothing is copied."""
         view = copy.copy(self)
-        view._selected = rows
+        view._selected = rows if self._selected is None else self._selected[rows]
         return view
 
     def _batch(self, i: int) -> pa.RecordBatch | pa.Table:

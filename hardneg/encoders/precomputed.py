@@ -158,14 +158,13 @@ def _is_vector(kind: pa.DataType) -> bool:
     return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
-def open_aligned(path: str | Path, pairs: Pairs, side: str, name: str | None = None) -> Any:
+def open_aligned(path: str | Path, pairs: Pairs, side: str) -> Any:
     """The vectors of a file for the queries or documents of a dataset, in their order.
 
     Args:
         path: see `open_vectors`.
         pairs: the dataset.
         side: `queries` or `documents`.
-        name: of the file, for messages; None: the path.
 
     Returns:
         `[n, d]`, an array or a view of its selected rows.
@@ -173,7 +172,7 @@ def open_aligned(path: str | Path, pairs: Pairs, side: str, name: str | None = N
     Raises:
         DataError: as for `open_vectors`; there are too few or too many vectors, or none for some id.
     """
-    given, name = open_vectors(path), str(name or path)
+    given, name = open_vectors(path), str(path)
     if given.ids is None:
         return aligned(given.array, pairs, side, name, of_files=True)
     ids = pairs.query_ids if side == "queries" else pairs.document_ids

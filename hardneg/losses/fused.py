@@ -28,7 +28,6 @@ from hardneg.losses.masks import (
 from hardneg.losses.tiles import Matrix, Sums, Tiles, gradient_format
 
 _LOG2E = math.log2(math.e)
-_FEW = 8  # labels of a row that are compared one by one; more are looked up by halving
 _FAR = 50.0  # nats between the highest logit of a row and its reference, beyond which weights lose what counts
 _NEAR = 30.0  # nats by which the reference keeps off the positive: towards 0, where it would be without one
 _REDOING = 8  # programs for each row of tiles that may have to be computed again
@@ -40,10 +39,15 @@ def _interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
 def has_kernels(rows: Tensor) -> bool:
     """Whether kernels can be run on these rows."""
     there = rows.device.type == "cuda" or _interpreted()
-    return there and rows.dtype in FORMATS and importlib.util.find_spec("triton") is not None
+    return there and rows.dtype in FORMATS and _has_triton()
 
 
 def fused_weights(
@@ -62,7 +66,7 @@ def fused_weights(
         return None
     if matrix.narrow(tiles) == torch.float32 and not asked:
         return None  # its products are not for the matrix units, and cuBLAS makes them at least as well
-    if importlib.util.find_spec("triton") is None:
+    if not _has_triton():
         if asked:
             raise UsageError("the back end triton needs the package triton, which CUDA builds of torch bring along")
         return None
@@ -81,7 +85,7 @@ def fused_weights(
 
 @dataclass
 class _Lowered:
-    """Masks as arguments of the kernel; see `kernel.weigh_tile`."""
+    """Masks as arguments of the kernel; see `kernel.weigh_tiles`."""
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -143,7 +147,7 @@ def _lower_labels(out: _Lowered, name: str, mask: SameLabel) -> None:
     out.tensors |= {f"{name}_mine": mine, f"{name}_theirs": theirs}
     upper = name.upper()
     out.numbers |= {f"{upper}_MINE": width, f"{upper}_THEIRS": theirs.shape[1]}
-    out.numbers[f"{upper}_STEPS"] = 0 if width <= _FEW else (width - 1).bit_length()
+    out.numbers[f"{upper}_STEPS"] = (width - 1).bit_length() if mask.searched else 0
 
 
 def _lower_product(out: _Lowered, name: str, rows: Tensor, columns: Tensor, known: Tensor | None) -> None:
@@ -206,7 +210,7 @@ class FusedWeights:
         # Rows that start at multiples of 32 bytes: otherwise products of matrices are slow.
         self.stride = -(-self.m // 16) * 16
         self.weights = torch.empty(most if store else 0, self.stride, dtype=self.rows.dtype, device=device)[:, : self.m]
-        across = -(-self.m // self.shape["COLUMNS"])
+        across = self.across
         floats = {"highest", "sums"} | ({"totals"} if totals else set()) | ({"masses"} if self.weighted else set())
         self.parts = {name: torch.empty(across * most, device=device) for name in floats}
         self.parts["counts"] = torch.empty(across * most, dtype=torch.int32, device=device)
@@ -234,10 +238,13 @@ class FusedWeights:
 
         return TensorDescriptor.from_tensor(factors, [self.shape[side.upper()], depth])
 
+    @property
+    def across(self) -> int:
+        """Tiles side by side."""
+        return int(-(-self.m // self.shape["COLUMNS"]))
+
     def _part(self, name: str, r: int) -> Tensor:
-        part = self.parts[name]
-        across = -(-self.m // self.shape["COLUMNS"])
-        return part[: across * r].view(across, r)
+        return self.parts[name][: self.across * r].view(self.across, r)
 
     def _launch(self, rows: slice, reference: Tensor, redo: Tensor | None) -> None:
         from hardneg.losses.kernel import weigh_tiles
@@ -245,7 +252,7 @@ class FusedWeights:
         r, shape, get = rows.stop - rows.start, self.shape, self.numbers.get
         nothing = reference
         pointers = {name: self.tensors.get(name, nothing) for name in _POINTERS}
-        tiles = -(-r // shape["ROWS"]) * -(-self.m // shape["COLUMNS"])
+        tiles = -(-r // shape["ROWS"]) * self.across
         stays = shape["STAYS"] and redo is None
         programs = min(tiles, self.processors) if stays else tiles
         if redo is not None:

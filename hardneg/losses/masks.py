@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -47,14 +48,19 @@ class SameLabel:
         mine, theirs = (x.reshape(len(x), -1) for x in (self.mine, self.theirs))
         object.__setattr__(self, "mine", torch.where(mine < 0, -2, mine))
         object.__setattr__(self, "theirs", torch.where(theirs < 0, -1, theirs))
-        if mine.shape[1] > _FEW:
+        if self.searched:
             object.__setattr__(self, "mine", self.mine.sort(1).values)
+
+    @property
+    def searched(self) -> bool:
+        """Whether a row has so many labels that they are sorted, and looked up by halving."""
+        return self.mine.shape[1] > _FEW
 
     def tile(self, rows: slice, columns: slice, scores: Tensor) -> Tensor:
         mine, theirs = self.mine[rows], self.theirs[columns]
         same = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
         for h in range(theirs.shape[1]):
-            if mine.shape[1] > _FEW:
+            if self.searched:
                 values = theirs[:, h].expand(scores.shape).contiguous()
                 places = torch.searchsorted(mine, values).clamp_(max=mine.shape[1] - 1)
                 same |= mine.gather(1, places) == values
@@ -127,7 +133,7 @@ class AbovePositive:
         if self.absolute is None and self.relative is None:
             raise UsageError("a margin needs absolute=, relative= or both")
 
-    @property
+    @cached_property
     def limit(self) -> Tensor:
         """`[n]`, the highest score that counts."""
         limits = []
@@ -158,7 +164,7 @@ class Guide:
     margin: float = 0.0
     known: Tensor | None = None
 
-    @property
+    @cached_property
     def limit(self) -> Tensor:
         """`[n]`, the highest score of the guide that counts."""
         return self.positive - self.margin

@@ -29,7 +29,7 @@ from hardneg.mining.inputs import Inputs, Resources, check_config, check_finishe
 from hardneg.mining.miner import Judged, Miner
 from hardneg.mining.options import MineOptions, resolve_depth
 from hardneg.mining.run import PartWriter, Run
-from hardneg.mining.run_folder import posterior_files, relative_paths, run_output
+from hardneg.mining.run_folder import copy_posterior, posterior_files, relative_paths, run_output
 from hardneg.mining.sanity import check_positives
 from hardneg.mining.specs import parse_filters, parse_sampler
 from hardneg.mining.warnings import warnings
@@ -180,7 +180,7 @@ def _keep_posterior(folder: Path, target: Path, used: list[str]) -> list[str]:
     if folder.resolve() == target.resolve() or not own.is_file():
         return []
     if any(os.path.realpath(path) == os.path.realpath(own) for path in used):
-        shutil.copy2(own, folder / own.name)
+        copy_posterior(own, folder / own.name)
         return []
     return [
         f"{own} was removed with the run that this one replaces: it was learned from that run. Learn it again (hardneg calibrate)"

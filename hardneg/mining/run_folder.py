@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,10 @@ from msgspec import Meta
 
 from hardneg import renamed
 from hardneg.errors import RunError
+from hardneg.storage.arrow import check_regular
 from hardneg.storage.files import remove_temporary_files, sha256_file
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, staging
-from hardneg.storage.json_files import decode_json, read_json
+from hardneg.storage.json_files import MAX_BYTES, decode_json, read_json
 from hardneg.storage.outputs import OWN_FILES
 
 SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
@@ -328,3 +330,12 @@ def locate(folder: Path, info: Mapping[str, Any], path: str, sha256: str | None)
     raise RunError(
         f"{path}, which {folder} was mined with, is missing (looked for {looked}): restore it, or mine again"
     )
+
+
+def copy_posterior(source: Path, target: Path) -> None:
+    """Copy the posterior in a run folder, if there is one; RunError if it is no file, or too large for one."""
+    if not os.path.lexists(source):
+        return
+    if check_regular(source, RunError) > MAX_BYTES:
+        raise RunError(f"{source} is larger than a posterior can be: remove it")
+    shutil.copy2(source, target)

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hardneg.ambient import own_settings
-from hardneg.errors import RunError, UsageError
+from hardneg.errors import UsageError
 from hardneg.mining.filters.base import Chain, Filter
 from hardneg.mining.miner import choose_negatives
 from hardneg.mining.options import MAYBE_COUNT, MAYBE_FLAG, check_types, plain
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import PartWriter, Run
-from hardneg.mining.run_folder import located_filters, posterior_files, relative_paths, run_output
+from hardneg.mining.run_folder import copy_posterior, located_filters, posterior_files, relative_paths, run_output
 from hardneg.mining.samplers import Sampler, query_keys
 from hardneg.mining.specs import check_guides, filters_of, no_code, parse_filters, parse_sampler
 from hardneg.progress import Progress, silent
 from hardneg.registry import spec_of
-from hardneg.storage.arrow import check_regular
 from hardneg.storage.folders import link_tree
-from hardneg.storage.json_files import MAX_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,21 +90,12 @@ def select(
         for name in ("source", "embeddings"):
             link_tree(run.folder / name, folder / name)
         run.check_unchanged()  # since it was opened: another selection would be lost otherwise
-        _copy_posterior(run.folder / "posterior.json", folder / "posterior.json")
+        copy_posterior(run.folder / "posterior.json", folder / "posterior.json")
         reopened = Reopened(run, folder, batch_size=batch_size, device=device, progress=progress)
         writer = PartWriter(folder, reopened.pairs, chosen.chain.names)
         _write_parts(reopened, chosen, writer, progress)
         writer.finish(_head(run, target, chosen, used, command))
     return Run(target, verify=False)
-
-
-def _copy_posterior(source: Path, target: Path) -> None:
-    """Copy the posterior in a run folder, if there is one; RunError if it is no file, or too large for one."""
-    if not os.path.lexists(source):
-        return
-    if check_regular(source, RunError) > MAX_BYTES:
-        raise RunError(f"{source} is larger than a posterior can be: remove it")
-    shutil.copy2(source, target)
 
 
 @dataclass(frozen=True)

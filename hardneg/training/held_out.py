@@ -44,24 +44,7 @@ def hold_out(pairs: Pairs, share: float = 0.05, seed: int = 0, most: int = 2000)
     sizes = np.bincount(classes.ravel())[order]
     chosen = order[: max(1, int(np.searchsorted(np.cumsum(sizes), count, side="right")))]
     rows = trainable[np.isin(classes.ravel(), chosen)]
-    return _without_positives(pairs, rows), of_queries(pairs, rows)
-
-
-def of_queries(pairs: Pairs, rows: Int) -> Pairs:
-    """The dataset with these queries only, and all documents."""
-    grades = pairs.positive_grades
-    return replace(
-        pairs,
-        query_ids=pairs.query_ids.take(rows),
-        queries=pairs.queries.select(rows),
-        positives=pairs.positives.take(rows),
-        judged_negatives=pairs.judged_negatives.take(rows),
-        query_keys=pairs.query_keys[rows],
-        query_groups=None if pairs.query_groups is None else pairs.query_groups[rows],
-        query_rows=pairs.query_rows[rows],
-        positive_grades=None if grades is None else grades[pairs.positives.places(rows)],
-        digests=_digests(pairs, rows, "of"),
-    )
+    return _without_positives(pairs, rows), replace(pairs.of_queries(rows), digests=_digests(pairs, rows, "of"))
 
 
 def _without_positives(pairs: Pairs, rows: Int) -> Pairs:
