@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ from rich.text import Text
 from hardneg.diagnostics.labels import comparison_rows, number_rows
 
 from .plain import plain, quoted
+
+_FEW_TERMS = 8  # weights of a posterior that are shown one by one
 
 Advance = Callable[[int], None]
 
@@ -211,8 +214,17 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
     if "relevant_share_range" in report:
         low, high = report["relevant_share_range"]
         _row(table, "  interval of that estimate", f"{low:.1%} to {high:.1%}")
-    for name, weight in value["features"].items():
-        _row(table, f"weight of {name}", f"{weight:.3f}")
+    if "relevant_per_query" in report:
+        low, high = report["relevant_per_query_range"]
+        said = f"{report['relevant_per_query']:.1f} ({low:.1f} to {high:.1f})"
+        _row(table, "relevant candidates a query, the known one included", said)
+        _row(table, "relevant documents a query that were not found", f"{report['relevant_not_found']:.1f}")
+    if len(value["features"]) <= _FEW_TERMS:
+        for name, weight in value["features"].items():
+            _row(table, f"weight of {name}", f"{weight:.3f}")
+    else:
+        features = dict.fromkeys(re.split("[<>]", name)[0] for name in value["features"])
+        _row(table, f"{len(value['features'])} terms of {len(features)} features", ", ".join(features))
     _row(table, "threshold", f"{value['threshold']:.4g}")
     if guarantee is None:
         _row(table, "guarantee", "none")
@@ -220,10 +232,17 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
         _row(table, "guarantee", f"at most {guarantee['alpha']:.1%} false, confidence {guarantee['confidence']:.0%}")
         _row(table, "  evidence", f"{guarantee['false']} false of {guarantee['judged']} judged negatives")
     _show(console, f"posterior {path}", table)
-    if guarantee is None and "expected" in report:
+    if "uninformative" in report:
+        _print(console, f"{report['uninformative'][0].upper()}{report['uninformative'][1:]}")
+    elif guarantee is None and "expected" in report:
         more = ""
+        if "expected_range" in report:
+            low, high = report["expected_range"]
+            more = f" (between {low:.1%} and {high:.1%})"
+        if value["threshold"] >= 1:
+            more += ". It rejects nothing: without it, no more than that is expected"
         if not report["expected"] <= report["alpha"] * 1.001:
-            more = f". That is more than {report['alpha']:.1%}, but a stricter threshold would leave too few negatives"
+            more += f". That is more than {report['alpha']:.1%}, but a stricter threshold would leave too few negatives"
         _print(
             console,
             f"With this threshold, the model expects {report['expected']:.1%} false negatives{more}. This is an "

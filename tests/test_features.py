@@ -14,9 +14,9 @@ import torch
 
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError, UsageError
-from hardneg.false_negatives.features import FEATURES, SHARED_FEATURES, PairFeatures, check_features, rises
+from hardneg.false_negatives.features import FEATURES, SHARED_FEATURES, PairFeatures, Term, check_features, rises
 from hardneg.false_negatives.lexical import Lexical
-from hardneg.false_negatives.model import Posterior, check_identity, identity
+from hardneg.false_negatives.model import LogisticModel, Posterior, check_identity, identity
 from hardneg.false_negatives.sketch import make_sketch
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
@@ -69,6 +69,10 @@ def test_simple_features_equal_loops(world: tuple[Candidates, Context]) -> None:
             score = float(candidates.vectors[i].astype(np.float64) @ vectors[d])
             positive = max((float(vectors[p] @ vectors[d]) for p in positives), default=score)
             known = [float(candidates.vectors[i].astype(np.float64) @ vectors[p]) for p in positives]
+            scores = [float(s) for s in candidates.scores[i] if np.isfinite(s)]
+            middle = scores[10:60] if len(scores[10:60]) > 1 else scores
+            mean, deviation = float(np.mean(middle)), float(np.std(middle)) + 1e-6
+            after = scores[j + 1] if j + 1 < len(scores) else scores[j]
             words = lexical(("q", i), d)
             expected = {
                 "score": score,
@@ -77,11 +81,18 @@ def test_simple_features_equal_loops(world: tuple[Candidates, Context]) -> None:
                 "local_score_query": score - reach[d],
                 "local_score_positive": positive - reach[d],
                 "log_rank": math.log(j + 1),
+                "score_below": score - scores[0],
+                "score_z": (score - mean) / deviation,
+                "score_gap": (scores[j] - after) / deviation,
+                "best_score": scores[0],
+                "score_mean": mean,
+                "score_spread": deviation,
                 "lexical_query": words,
                 "lexical_positive": max((lexical(("d", p), d) for p in positives.tolist()), default=words),
             }
             for name, value in expected.items():
-                assert found[name][i, j] == pytest.approx(value, abs=2e-5), name
+                assert found[name][i, j] == pytest.approx(value, abs=2e-5, rel=1e-4), name
+            assert set(expected) | set(SHARED_FEATURES) == set(SIMPLE)
 
 
 def naive_tfidf(pairs: Pairs) -> Any:
@@ -173,6 +184,66 @@ def test_lexical_of_empty_texts() -> None:
     assert found[1].tolist() == [0, 0, 0]
 
 
+def test_terms_are_features_and_hinges() -> None:
+    values = {"score": np.float32([0.2, 0.7]), "log_rank": np.float32([0.0, 3.0])}
+    np.testing.assert_allclose(Term.parse("score>0.5").of(values), [0.0, 0.2], atol=1e-7)
+    np.testing.assert_allclose(Term.parse("log_rank<2.3").of(values), [2.3, 0.0], atol=1e-6)
+    assert torch.equal(Term.parse("score>0.5").of({"score": torch.tensor([0.25, 0.75])}), torch.tensor([0.0, 0.25]))
+    for name in (
+        "score",
+        "score>0.5",
+        "log_rank<2.302585",
+        "score_z>-1e-07",
+        "guide:st:a>b",
+        "local_score_query>-0.25",
+    ):
+        assert str(Term.parse(name)) == name
+    directions = {"score": 1, "score>0.5": 1, "log_rank": -1, "log_rank<2": 1, "best_score": 0, "margin<0": 1}
+    assert {name: Term.parse(name).direction for name in directions} == directions
+    for wrong, message in (
+        ("score>x", "no number"),
+        ("score>nan", "no number"),
+        ("scores>1", "unknown feature 'scores'"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            Term.parse(wrong)
+
+
+def test_a_posterior_with_hinges_is_saved_and_read(tmp_path: Path) -> None:
+    in_loss = LogisticModel(("shared_query",), (2.0,), -1.0)
+    made = Posterior(("score", "score>0.5"), (1.0, 2.0), -1.0, 0.2, "known positives", in_loss=in_loss)
+    made.save(tmp_path / "p.json")
+    read = Posterior.load(tmp_path / "p.json")
+    assert read == made
+    assert read.in_loss == in_loss
+    assert read.needed == ("score",)
+    value = {"score": np.float32([0.75])}
+    assert read.probability(value)[0] == pytest.approx(1 / (1 + math.exp(1 - 0.75 - 0.5)))
+
+
+def test_a_posterior_of_the_first_schema_is_still_read(tmp_path: Path) -> None:
+    old = {**POSTERIOR.to_json(), "schema_version": 1}
+    del old["in_loss"]
+    (tmp_path / "p.json").write_text(json.dumps(old))
+    assert Posterior.load(tmp_path / "p.json") == POSTERIOR
+
+
+@pytest.mark.parametrize(
+    "in_loss",
+    [
+        3,
+        {},
+        {"features": {}, "intercept": 0},
+        {"features": {"x": 1}, "intercept": 0},
+        {"features": {"score": 1}, "intercept": "a"},
+    ],
+)
+def test_a_damaged_model_of_the_loss(tmp_path: Path, in_loss: Any) -> None:
+    (tmp_path / "p.json").write_text(json.dumps({**POSTERIOR.to_json(), "in_loss": in_loss}))
+    with pytest.raises(RunError, match="damaged"):
+        Posterior.load(tmp_path / "p.json")
+
+
 def test_names() -> None:
     check_features(["score", "guide:st:x", "cross-encoder:y"])
     for wrong in ("scores", "guide:", "guide", "guided:x"):
@@ -200,7 +271,7 @@ def test_posterior_survives_json(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"kind": "x"}, "is no posterior"),
-        ({"schema_version": 2}, "schema version 2"),
+        ({"schema_version": 3}, "schema version 3"),
         ({"features": {"shared_query": "x"}}, "damaged"),
         ({"features": {"nonsense": 1.0}}, "damaged"),
         ({"features": {}}, "damaged"),

@@ -12,7 +12,7 @@ from scipy.stats import hypergeom
 from hardneg.errors import DataError
 from hardneg.false_negatives.features import SHARED_FEATURES
 from hardneg.false_negatives.guarantee import certify, judgements_needed, p_value
-from hardneg.false_negatives.learn import LADDER, calibration, fit_judged, fit_known
+from hardneg.false_negatives.learn import LADDER, calibration, fit_judged
 from hardneg.false_negatives.model import LogisticModel
 
 NAMES = (*SHARED_FEATURES, "margin", "local_score_query", "local_score_positive")
@@ -93,56 +93,6 @@ def test_calibration_error_of_known_probabilities() -> None:
     y = rng.random(100_000) < p
     assert calibration(p, y, np.ones(100_000))["ece"] < 0.01
     assert calibration(p**2, y, np.ones(100_000))["ece"] == pytest.approx(np.mean(p - p**2), abs=0.01)
-
-
-def unlabelled_world(seed: int, rate: float, queries: int = 3000, depth: int = 40) -> tuple[dict[str, np.ndarray], ...]:
-    """Relevant and other candidates whose crowds differ; each relevant one is known with chance `rate`."""
-    rng = np.random.default_rng(seed)
-    m = queries * depth
-    relevant = rng.random(m) < 0.25
-    base = np.where(relevant, 0.75, 0.2)
-    values = {name: np.clip(base + rng.normal(0, 0.12, m), 0, 1).astype(np.float32) for name in SHARED_FEATURES}
-    values |= {name: rng.random(m).astype(np.float32) for name in ("score", "log_rank", "local_score_query")}
-    return values, relevant, relevant & (rng.random(m) < rate)
-
-
-@pytest.mark.parametrize("rate", [0.02, 0.2, 0.6])
-@pytest.mark.parametrize("hidden", [False, True])
-def test_known_positives_alone_find_the_share_of_relevant(rate: float, hidden: bool) -> None:
-    values, relevant, known = unlabelled_world(0, rate)
-    # The positive itself stands in the very middle of its own crowd: it must not be learned from.
-    if not hidden:
-        values["shared_positive"] = np.where(known, np.float32(1), values["shared_positive"])
-    model, report = fit_known(values, known, hidden=hidden)
-    unknown = ~known
-    truth = relevant[unknown].mean()
-    assert report["relevant_share"] == pytest.approx(truth, rel=0.2)
-    low, high = report["relevant_share_range"]
-    assert low - 0.02 <= truth <= high + 0.02
-    p = model.probability({name: value[unknown] for name, value in values.items()})
-    assert p.mean() == pytest.approx(truth, rel=0.25)
-    assert p[relevant[unknown]].mean() > 0.85
-    assert p[~relevant[unknown]].mean() < 0.1
-    assert min(model.weights) > 0
-
-
-def test_one_right_answer_is_not_taken_for_many() -> None:
-    """Where nearly every relevant document is known, and only the rank tells it from others of its crowd."""
-    values, relevant, _ = unlabelled_world(1, 0.0)
-    rng = np.random.default_rng(0)
-    one = relevant & (rng.random(len(relevant)) < 0.05)  # of a crowd of ten, one is right
-    values["log_rank"] = np.where(one, rng.normal(0.3, 0.3, len(one)), rng.normal(3, 0.5, len(one))).astype(np.float32)
-    known = one & (rng.random(len(one)) < 0.9)
-    _, report = fit_known(values, known)
-    truth = (one & ~known).sum() / (~known).sum()
-    assert report["relevant_share"] < 0.01
-    assert report["relevant_share_range"][0] <= truth
-
-
-def test_too_few_known_positives() -> None:
-    values, _, known = unlabelled_world(0, 0.02, queries=20)
-    with pytest.raises(DataError, match="too few to learn from"):
-        fit_known(values, known & (np.cumsum(known) <= 19))
 
 
 def test_logistic_is_a_logistic_function() -> None:

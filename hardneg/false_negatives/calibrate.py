@@ -36,6 +36,9 @@ from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Mask
 from hardneg.storage.outputs import check_place
 
+# The share that is said may be off by this factor beyond the range of levels. Measured: benchmarks/posterior.py.
+_MISFIT = 1.75
+
 LEARN = ("auto", "known", "hidden", "groups", "judged")
 
 
@@ -176,7 +179,8 @@ def _certified(
     )
     passed = [test for test in tests if test.passed]
     report = {**start.report, "level": level, "tests": [asdict(test) for test in tests]}
-    learned = Learned(final, start.source, report)
+    in_loss = None if start.in_loss is None else _at_level(start.in_loss, level)
+    learned = Learned(final, start.source, report, in_loss)
     if not passed:
         if not uncertified:
             raise NotCertified(_not_certified(tests, alpha, confidence, int(held.sum()), len(judged.relevant)))
@@ -221,7 +225,7 @@ def _check_choices(learn: str, features: Sequence[str] | None, posterior: Poster
 
 
 def _finished(
-    learned: Learned, threshold: float, run: Reopened, guarantee: dict[str, Any] | None, **more: float
+    learned: Learned, threshold: float, run: Reopened, guarantee: dict[str, Any] | None, **more: Any
 ) -> Posterior:
     return Posterior(
         learned.model.features,
@@ -232,14 +236,20 @@ def _finished(
         identity(run.run.info["fingerprints"]),
         {**learned.report, **more},
         guarantee,
+        learned.in_loss,
     )
 
 
 def _expected(learned: Learned, population: Population, alpha: float) -> Posterior:
     """Return the posterior with the threshold at which the model expects a share of alpha, or the nearest one."""
+    if "uninformative" in learned.report:
+        share = population.expected(1.0)
+        return _finished(learned, 1.0, population.run, None, alpha=alpha, expected=share)
     threshold = expected_threshold(population, alpha)
     found = population.expected(threshold)
-    return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found)
+    low, high = (population.expected(threshold, shift) for shift in learned.report.get("level_range", (0.0, 0.0)))
+    between = [low / _MISFIT, min(high * _MISFIT, 1.0)]
+    return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found, expected_range=between)
 
 
 def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
@@ -271,11 +281,14 @@ def _level(
         fitted = LogisticRegression(C=10.0, max_iter=1000).fit(odds[:, None], relevant, weights)
         if fitted.coef_[0, 0] > 0:
             level = {"slope": float(fitted.coef_[0, 0]), "shift": float(fitted.intercept_[0])}
+    return _at_level(model, level), level
+
+
+def _at_level(model: LogisticModel, level: dict[str, float]) -> LogisticModel:
     slope, shift = level["slope"], level["shift"]
-    moved = LogisticModel(
+    return LogisticModel(
         model.features, tuple(weight * slope for weight in model.weights), model.intercept * slope + shift
     )
-    return moved, level
 
 
 def _moved(probability: NDArray[np.float64], level: dict[str, float]) -> NDArray[np.float64]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,8 @@ from hardneg.storage.arrays import Float, Ragged
 if TYPE_CHECKING:
     from hardneg.false_negatives.lexical import Lexical
 
+A = TypeVar("A")
+
 FEATURES = {
     "shared_query": "cosine of the candidate's neighbor vector and the query's",
     "shared_positive": "cosine of the candidate's neighbor vector and a positive's (the highest)",
@@ -28,6 +32,12 @@ FEATURES = {
     "local_score_query": "score, less the score of the farthest of the candidate's 50 nearest documents",
     "local_score_positive": "positive_score, less that",
     "log_rank": "natural logarithm of the rank",
+    "score_below": "score, less the score of the query's nearest document",
+    "score_z": "score, less score_mean, divided by score_spread",
+    "score_gap": "score, less that of the next candidate, divided by score_spread",
+    "best_score": "score of the query's nearest document",
+    "score_mean": "mean of the query's scores at the ranks 11 to 60",
+    "score_spread": "standard deviation of the query's scores at the ranks 11 to 60",
     "lexical_query": "TF-IDF cosine of the texts of query and candidate",
     "lexical_positive": "TF-IDF cosine of the texts of a positive and the candidate (the highest)",
     "guide:": "score of query and candidate by another encoder, written guide:st:NAME",
@@ -36,8 +46,76 @@ FEATURES = {
 
 SHARED_FEATURES = ("shared_query", "shared_positive", "shared_votes")
 
+# More of these never makes a candidate more likely to be relevant.
+FALLING = frozenset({"margin", "log_rank"})
+
+# They say how easy a query is, which may point either way.
+OF_QUERY = frozenset({"best_score", "score_mean", "score_spread"})
+
 # More of these never makes a candidate less likely to be relevant.
-RISING = frozenset(FEATURES) - {"margin", "log_rank"}
+RISING = frozenset(FEATURES) - FALLING - OF_QUERY
+
+_MIDDLE = slice(10, 60)  # columns of the candidates that tell how the scores of a query spread
+
+_TIGHT = np.float32(1e-6)  # added to score_spread, which divides
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a posterior: a feature, or the part of it beyond a knot (a hinge; piecewise linear splines are sums of them).
+
+    Written as `score`, `score>0.5` for max(0, score - 0.5), or `log_rank<2.3` for max(0, 2.3 - log_rank).
+
+    Attributes:
+        feature: the name of the feature.
+        side: `>` or `<`; empty for the feature itself.
+        knot: where the hinge starts.
+    """
+
+    feature: str
+    side: str = ""
+    knot: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.feature}{self.side}{self.knot!r}" if self.side else self.feature
+
+    @classmethod
+    def parse(cls, name: str) -> Term:
+        """Read a term as `str` writes it. Raises UsageError for an unknown feature or a knot that is no number."""
+        if not isinstance(name, str):
+            raise UsageError(f"a feature is written as its name, not {name!r}. Known: {', '.join(FEATURES)}.")
+        kind, colon, model = name.partition(":")
+        if colon:
+            if (kind + colon) not in FEATURES or not model:
+                raise UsageError(f"unknown feature {name!r}.{suggestion(name, FEATURES)}")
+            return cls(name)
+        side = next((each for each in "<>" if each in name), "")
+        feature, _, knot = name.partition(side) if side else (name, "", "0")
+        if feature not in FEATURES:
+            raise UsageError(f"unknown feature {feature!r}.{suggestion(feature, FEATURES)}")
+        try:
+            number = float(knot)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise UsageError(f"the term {name!r} has no number behind {side!r}")
+        return cls(feature, side, number)
+
+    def of(self, values: Mapping[str, A]) -> A:
+        """The value of the term; numpy arrays and torch tensors of any shape, by the names of the features."""
+        value: Any = values[self.feature]
+        if not self.side:
+            return cast(A, value)
+        return cast(A, (value - self.knot if self.side == ">" else self.knot - value).clip(min=0))
+
+    @property
+    def direction(self) -> int:
+        """1: more of it never makes relevance less likely; -1: never more likely; 0: either."""
+        if rises(self.feature):
+            return 1
+        if self.feature in OF_QUERY:
+            return 0
+        return 1 if self.side == "<" else -1
 
 
 def check_features(names: Sequence[str]) -> None:
@@ -45,11 +123,7 @@ def check_features(names: Sequence[str]) -> None:
     if isinstance(names, str):
         raise UsageError(f"features is a list of names, not one name: write features=({names!r},)")
     for name in names:
-        if not isinstance(name, str):
-            raise UsageError(f"a feature is written as its name, not {name!r}. Known: {', '.join(FEATURES)}.")
-        kind, colon, model = name.partition(":")
-        if (kind + colon) not in FEATURES or (colon and not model):
-            raise UsageError(f"unknown feature {name!r}.{suggestion(name, FEATURES)}")
+        Term.parse(name)
 
 
 def rises(name: str) -> bool:
@@ -117,6 +191,36 @@ class PairFeatures:
         return _Block(self, candidates, columns).of(names)
 
 
+@dataclass(frozen=True)
+class Spread:
+    """How the scores of each query spread, float32 `[n, 1]`.
+
+    Attributes:
+        best: the highest score.
+        mean, deviation: of the scores at the ranks 11 to 60; of all scores if there are fewer.
+    """
+
+    best: Float
+    mean: Float
+    deviation: Float
+
+    @classmethod
+    def of(cls, scores: Float) -> Spread:
+        """The spread of scores `[n, K]`, highest first, -inf where there is no document."""
+        scores = scores[:, : _MIDDLE.stop]  # so that the depth of a search changes no bit
+        real = np.isfinite(scores)
+        middle = np.zeros_like(real)
+        middle[:, _MIDDLE] = real[:, _MIDDLE]
+        few = middle.sum(1) < 2
+        middle[few] = real[few]
+        count = np.maximum(middle.sum(1, keepdims=True), 1)
+        values = np.where(middle, scores, 0).astype(np.float64)
+        mean = values.sum(1, keepdims=True) / count
+        variance = (np.where(middle, values - mean, 0) ** 2).sum(1, keepdims=True) / count
+        best = np.where(real[:, :1], scores[:, :1], 0)
+        return cls(best, mean.astype(np.float32), np.sqrt(variance).astype(np.float32) + _TIGHT)
+
+
 class _Block:
     """The features of one block of queries. What several of them need is computed once."""
 
@@ -126,11 +230,13 @@ class _Block:
         if columns is None:
             self.documents, self.scores = candidates.documents, candidates.scores
             self.ranks = np.broadcast_to(candidates.ranks, self.documents.shape)
+            self.place = None
         else:
             real, place = columns >= 0, np.maximum(columns, 0)
             self.documents = np.where(real, np.take_along_axis(candidates.documents, place, 1), -1).astype(np.int32)
             self.scores = np.where(real, np.take_along_axis(candidates.scores, place, 1), -np.inf).astype(np.float32)
             self.ranks = (place + 1).astype(np.int32)
+            self.place = place
         self.positives = features.positives.take(self.queries).padded()
         self.with_positive: NDArray[np.bool_] = np.any(self.positives >= 0, axis=1)
 
@@ -184,11 +290,30 @@ class _Block:
             "local_score_query": lambda: self.scores - self.all.graph.farthest_score[self.documents],
             "local_score_positive": lambda: self.positive_score - self.all.graph.farthest_score[self.documents],
             "log_rank": lambda: np.log(self.ranks).astype(np.float32),
+            "score_below": lambda: self.scores - self.spread.best,
+            "score_z": lambda: (self.scores - self.spread.mean) / self.spread.deviation,
+            "score_gap": self._gap,
+            "best_score": lambda: np.broadcast_to(self.spread.best, self.scores.shape).copy(),
+            "score_mean": lambda: np.broadcast_to(self.spread.mean, self.scores.shape).copy(),
+            "score_spread": lambda: np.broadcast_to(self.spread.deviation, self.scores.shape).copy(),
             "lexical_query": lambda: self.all.lexical.with_queries(self.queries, self.documents),
             "lexical_positive": lambda: self._highest(self.all.lexical.with_documents, "lexical_query"),
         }
         with np.errstate(invalid="ignore"):  # scores of -inf where there is no document
             return simple[name]()
+
+    @cached_property
+    def spread(self) -> Spread:
+        return Spread.of(self.candidates.scores)
+
+    def _gap(self) -> Float:
+        scores = self.candidates.scores
+        after = np.where(np.isfinite(scores[:, 1:]), scores[:, 1:], scores[:, :-1])
+        gap = np.zeros(scores.shape, np.float32)
+        gap[:, :-1] = scores[:, :-1] - after
+        if self.place is not None:
+            gap = np.take_along_axis(gap, self.place, 1)
+        return gap / self.spread.deviation
 
     @cached_property
     def known(self) -> Float:

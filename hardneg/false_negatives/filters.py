@@ -56,7 +56,7 @@ class PosteriorFilter(Filter):
 
     @property
     def guide_encoders(self) -> tuple[str, ...]:
-        return tuple(name.partition(":")[2] for name in self.posterior.features if name.startswith("guide:"))
+        return tuple(name.partition(":")[2] for name in self.posterior.needed if name.startswith("guide:"))
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         limit = self.posterior.threshold if self.threshold is None else self.threshold
@@ -67,7 +67,7 @@ class PosteriorFilter(Filter):
         self, candidates: Candidates, context: Context, columns: NDArray[np.integer] | None = None
     ) -> Float:
         """float32 `[n, K]`, or `[n, c]` of these columns: P(relevant)."""
-        values = PairFeatures(context).of(self.posterior.features, candidates, columns)
+        values = PairFeatures(context).of(self.posterior.needed, candidates, columns)
         probability: Float = self.posterior.probability(values).astype(np.float32)
         return probability
 

@@ -10,6 +10,7 @@ import reprlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -18,14 +19,16 @@ from numpy.typing import NDArray
 
 from hardneg import renamed
 from hardneg.errors import RunError, UsageError
-from hardneg.false_negatives.features import check_features
+from hardneg.false_negatives.features import Term, check_features
 from hardneg.mining.specs import names_code, no_code, parse_filter, parse_sampler
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Float
 from hardneg.storage.json_files import read_json, write_json
 from hardneg.storage.outputs import check_replaceable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+READ_VERSIONS = (1, 2)  # 1: without `in_loss`, and without hinges among the features
 
 SOURCES = ("judgements", "groups", "hidden positives", "known positives")
 
@@ -41,14 +44,23 @@ class LogisticModel:
     P(relevant | features) = 1 / (1 + exp(-logit)), where the logit is the intercept plus the sum of weight * feature.
 
     Attributes:
-        features: the names of the features, see `hardneg.false_negatives.features`.
-        weights: one weight for each feature, for features that are not scaled.
+        features: the terms: names of features, or hinges of them; see `hardneg.false_negatives.features`.
+        weights: one weight for each term, for features that are not scaled.
         intercept: the intercept of the logit.
     """
 
     features: tuple[str, ...]
     weights: tuple[float, ...]
     intercept: float
+
+    @cached_property
+    def terms(self) -> tuple[Term, ...]:
+        return tuple(Term.parse(name) for name in self.features)
+
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        """The names of the features that the terms are made of, each once."""
+        return tuple(dict.fromkeys(term.feature for term in self.terms))
 
     def logit(self, values: Mapping[str, A]) -> A:
         """The logit of P(relevant).
@@ -60,8 +72,8 @@ class LogisticModel:
             An array or tensor of the same shape.
         """
         total: Any = self.intercept
-        for name, weight in zip(self.features, self.weights, strict=True):
-            value: Any = values[name]
+        for term, weight in zip(self.terms, self.weights, strict=True):
+            value: Any = term.of(values)
             total = total + value * weight
         logit: A = total
         return logit
@@ -77,7 +89,7 @@ class LogisticModel:
         """
         from scipy.special import expit  # imported here: mining without a posterior does not need SciPy
 
-        probability: Double = expit(self.logit({name: values[name].astype(np.float64) for name in self.features}))
+        probability: Double = expit(self.logit({name: values[name].astype(np.float64) for name in self.needed}))
         return probability
 
 
@@ -91,6 +103,8 @@ class Posterior(LogisticModel):
         fingerprints: the hashes that identify the encoder or the given vectors. The posterior is valid for these only.
         report: how the posterior was learned and how well it is calibrated, for people to read.
         guarantee: what was certified about the threshold, and for which selection; None if nothing was certified.
+        in_loss: a model of shared-neighbor features only, for documents of the batch and the bank (see `make_sketch`); None: the
+            posterior itself, which then must have no other features.
 
     Raises:
         UsageError: a feature is unknown, the numbers of features and weights differ, a number is not finite, the
@@ -106,10 +120,16 @@ class Posterior(LogisticModel):
     fingerprints: dict[str, str | None] = field(default_factory=dict, hash=False)
     report: dict[str, Any] = field(default_factory=dict, hash=False)
     guarantee: dict[str, Any] | None = field(default=None, hash=False)
+    in_loss: LogisticModel | None = None
 
     def __post_init__(self) -> None:
         check_features(self.features)
         numbers = (*self.weights, self.intercept, self.threshold)
+        if self.in_loss is not None:
+            check_features(self.in_loss.features)
+            numbers = (*numbers, *self.in_loss.weights, self.in_loss.intercept)
+            if len(self.in_loss.features) != len(self.in_loss.weights) or not self.in_loss.features:
+                raise UsageError("a posterior's model for the loss has not as many weights as features")
         if len(self.features) != len(self.weights) or not self.features:
             raise UsageError(f"a posterior of {len(self.features)} features has {len(self.weights)} weights")
         if not all(math.isfinite(number) for number in numbers) or not 0 <= self.threshold <= 1:
@@ -123,12 +143,12 @@ class Posterior(LogisticModel):
             "schema_version": SCHEMA_VERSION,
             "kind": "hardneg posterior",
             "source": self.source,
-            "features": dict(zip(self.features, self.weights, strict=True)),
-            "intercept": self.intercept,
+            **_model_json(self),
             "threshold": self.threshold,
             "fingerprints": self.fingerprints,
             "report": self.report,
             "guarantee": self.guarantee,
+            "in_loss": None if self.in_loss is None else _model_json(self.in_loss),
         }
 
     @classmethod
@@ -144,27 +164,27 @@ class Posterior(LogisticModel):
         """
         if not isinstance(value, dict) or value.get("kind") != "hardneg posterior":
             raise RunError(f"{where} is no posterior: hardneg calibrate writes posteriors")
-        if value.get("schema_version") != SCHEMA_VERSION:
+        if value.get("schema_version") not in READ_VERSIONS:
             raise RunError(
                 f"{where} has schema version {value.get('schema_version')!r}, but this version of hardneg reads "
-                f"{SCHEMA_VERSION}: calibrate again"
+                f"{' and '.join(map(str, READ_VERSIONS))}: calibrate again"
             )
         try:
-            features = renamed.with_new_names(_typed(value["features"], dict, "features"), renamed.FEATURES)
-            for name in features:
-                no_code(name, where)
+            model = _model_from(value, where)
+            in_loss = value.get("in_loss")
             fingerprints = _typed(value["fingerprints"], dict, "fingerprints")
             if not all(each is None or isinstance(each, str) for each in fingerprints.values()):
                 raise UsageError("a fingerprint must be text or null")
             return cls(
-                tuple(features),
-                tuple(_number(weight, name) for name, weight in features.items()),
-                _number(value["intercept"], "intercept"),
+                model.features,
+                model.weights,
+                model.intercept,
                 _number(value["threshold"], "threshold"),
                 _typed(value["source"], str, "source"),
                 dict(fingerprints),
                 dict(_typed(value["report"], dict, "report")),
                 _guarantee(value["guarantee"]),
+                None if in_loss is None else _model_from(_typed(in_loss, dict, "in_loss"), where),
             )
         except KeyError as error:
             raise RunError(f"{where} is a damaged posterior (it has no entry {error}): calibrate again") from None
@@ -190,6 +210,18 @@ class Posterior(LogisticModel):
             RunError: the file does not exist, or is not a posterior of this version.
         """
         return cls.from_json(read_json(Path(path)), str(path))
+
+
+def _model_json(model: LogisticModel) -> dict[str, Any]:
+    return {"features": dict(zip(model.features, model.weights, strict=True)), "intercept": model.intercept}
+
+
+def _model_from(value: Mapping[str, Any], where: str) -> LogisticModel:
+    features = renamed.with_new_names(_typed(value["features"], dict, "features"), renamed.FEATURES)
+    for name in features:
+        no_code(name, where)
+    weights = tuple(_number(weight, name) for name, weight in features.items())
+    return LogisticModel(tuple(features), weights, _number(value["intercept"], "intercept"))
 
 
 def check_savable(features: Sequence[str]) -> None:

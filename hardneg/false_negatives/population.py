@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 
 from hardneg.false_negatives.features import PairFeatures
+from hardneg.false_negatives.known import Learnable
 from hardneg.false_negatives.model import LogisticModel
+from hardneg.hashing import mix
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.reopen import Part, Reopened
 from hardneg.mining.samplers import draw, query_keys
@@ -24,6 +27,12 @@ _LEARNED = 8192  # queries that a posterior is learned from
 _ROWS = 512  # queries whose features are computed at once
 
 _MOST = 2_000_000  # candidates that a posterior is learned from
+
+_MOST_THINNED = 300_000  # the same where the deeper ones are thinned out, as every one has some 80 terms
+
+_NEAR = 60  # ranks of which none is left out
+
+_THINNED = 8  # of the deeper ranks, one in so many
 
 
 def open_to_judgement(part: Part) -> Mask:
@@ -51,55 +60,73 @@ class Found:
         return cls(run.context, depth, lambda: ((part.candidates, open_to_judgement(part)) for part in run))
 
 
-@dataclass(frozen=True)
-class Learnable:
-    """Candidates to learn from.
-
-    Attributes:
-        values: features of m candidates, by name.
-        known: bool `[m]`, True for known positives (for the hidden ones, if some were hidden).
-        query, document: int `[m]`, rows of the dataset.
-    """
-
-    values: dict[str, Float]
-    known: Mask
-    query: NDArray[np.int64]
-    document: NDArray[np.int32]
-
-
 def learnable(
-    found: Found, features: PairFeatures, names: Sequence[str], known: Ragged, seed: int, progress: Progress = silent
+    found: Found,
+    features: PairFeatures,
+    names: Sequence[str],
+    known: Ragged,
+    seed: int,
+    progress: Progress = silent,
+    *,
+    thinned: bool = False,
 ) -> Learnable:
-    """The open candidates and the known positives of a random sample of queries, with their features."""
+    """The open candidates and the known positives of a random sample of queries, with their features.
+
+    Args:
+        found: the candidates.
+        features: computes the features.
+        names: the names of the features.
+        known: the known positives of every query. Queries without are left out.
+        seed: seed of the sample.
+        progress: called with the number of queries done.
+        thinned: of the ranks above 60, take one in eight.
+    """
     with_known = np.flatnonzero(known.lengths > 0)
     rng = np.random.default_rng(seed)
-    count = min(len(with_known), _LEARNED, max(1, _MOST // found.depth))
+    wide = min(found.depth, _NEAR) + max(0, found.depth - _NEAR) // _THINNED if thinned else found.depth
+    count = min(len(with_known), _LEARNED, max(1, (_MOST_THINNED if thinned else _MOST) // max(wide, 1)))
     chosen = np.zeros(len(known), bool)
     chosen[rng.choice(with_known, count, replace=False)] = True
     advance = progress("features", count)
     values: dict[str, list[Float]] = {name: [] for name in names}
-    labels, queries, documents = [], [], []
+    labels, queries, documents, counts = [], [], [], []
     for candidates, open_ in found.blocks():
         rows = np.flatnonzero(chosen[candidates.queries])
         for start in range(0, len(rows), _ROWS):
             here = rows[start : start + _ROWS]
             block = candidates.rows(here)
             labelled = members(block.documents, known.take(block.queries)) & block.real
-            used = (open_[here] & block.real) | labelled
-            seen = features.of(names, block)
+            stands_for = _stands_for(block.queries, block.documents.shape[1], seed, thinned)
+            used = (open_[here] & block.real & (stands_for > 0)) | labelled
+            columns = np.argsort(~used, axis=1, kind="stable")[:, : max(1, int(used.sum(1).max(initial=0)))]
+            taken = np.take_along_axis(used, columns, 1)
+            seen = features.of(names, block, np.where(taken, columns, -1))
             for name in names:
-                values[name].append(seen[name][used])
-            labels.append(labelled[used])
-            row, column = np.nonzero(used)
-            queries.append(block.queries[row])
-            documents.append(block.documents[row, column])
+                values[name].append(seen[name][taken])
+            labels.append(np.take_along_axis(labelled, columns, 1)[taken])
+            counts.append(np.take_along_axis(stands_for, columns, 1)[taken])
+            queries.append(np.repeat(block.queries, taken.sum(1)))
+            documents.append(np.take_along_axis(block.documents, columns, 1)[taken])
             advance(len(here))
+    query = np.concatenate(queries)
     return Learnable(
         {name: np.concatenate(parts) for name, parts in values.items()},
         np.concatenate(labels),
-        np.concatenate(queries),
+        query,
         np.concatenate(documents),
+        np.concatenate(counts),
+        known.lengths[query],
     )
+
+
+def _stands_for(queries: NDArray[np.integer], width: int, seed: int, thinned: bool) -> NDArray[np.float64]:
+    """float64 `[n, width]`: how many candidates each column stands for; 0 for those that are left out."""
+    out = np.ones((len(queries), width))
+    if thinned and width > _NEAR:
+        offset = mix(queries.astype(np.uint64) ^ mix(np.array([seed], np.uint64))) % np.uint64(_THINNED)
+        deep = np.arange(width - _NEAR, dtype=np.uint64) % np.uint64(_THINNED)
+        out[:, _NEAR:] = np.where(deep[None, :] == offset[:, None], float(_THINNED), 0.0)
+    return out
 
 
 @dataclass(frozen=True)
@@ -147,7 +174,7 @@ class Population:
             for start in range(0, len(probability), _ROWS):
                 rows = np.arange(start, min(start + _ROWS, len(probability)))
                 block = part.candidates.rows(rows)
-                probability[rows] = model.probability(features.of(model.features, block))
+                probability[rows] = model.probability(features.of(model.needed, block))
                 advance(len(block.queries))
             self.parts.append((part.candidates, open_to_judgement(part) & part.candidates.real, probability))
 
@@ -174,10 +201,15 @@ class Population:
             [chosen[open_] for chosen, (_, open_, _) in zip(self._chosen(threshold), self.parts, strict=True)]
         )
 
-    def expected(self, threshold: float) -> float:
-        """The mean probability of the negatives of a threshold; 0 if there are none."""
+    def expected(self, threshold: float, shift: float = 0.0) -> float:
+        """The mean probability of the negatives of a threshold; 0 if there are none. `shift` is added to all log odds."""
         chosen = self.negatives(threshold)
-        return float(self.probabilities[chosen].mean(dtype=np.float64)) if chosen.any() else 0.0
+        if not chosen.any():
+            return 0.0
+        probabilities = self.probabilities[chosen].astype(np.float64)
+        if shift:
+            probabilities = expit(logit(probabilities.clip(1e-12, 1 - 1e-12)) + shift)
+        return float(probabilities.mean())
 
     def _chosen(self, threshold: float) -> Iterator[Mask]:
         for candidates, open_, probability in self.parts:

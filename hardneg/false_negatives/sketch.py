@@ -82,8 +82,8 @@ def make_sketch(posterior: Posterior, context: Context, components: int = 512, s
     """Make the sketch of a dataset.
 
     Args:
-        posterior: a posterior with shared-neighbor features only. `hardneg calibrate` learns such a posterior by
-            default.
+        posterior: a posterior with `in_loss`, as `hardneg calibrate` learns it by default, or with shared-neighbor features
+            only.
         context: the context of the dataset. Its `find_nearest` returns the nearest documents of every query, ten or
             more.
         components: m, the number of components. The noise of the log odds is about the size of the weights / sqrt(m).
@@ -92,7 +92,8 @@ def make_sketch(posterior: Posterior, context: Context, components: int = 512, s
     Raises:
         UsageError: the posterior has other features, `components` is below 1, or the context has no `find_nearest`.
     """
-    others = [name for name in posterior.features if name not in SHARED_FEATURES]
+    model = posterior if posterior.in_loss is None else posterior.in_loss
+    others = [name for name in model.features if name not in SHARED_FEATURES]
     if others:
         raise UsageError(
             f"a posterior of {', '.join(others)} is no inner product: to use a posterior in training, calibrate with "
@@ -100,7 +101,7 @@ def make_sketch(posterior: Posterior, context: Context, components: int = 512, s
         )
     if components < 1:
         raise UsageError(f"components={components} must be 1 or more")
-    weights = dict(zip(posterior.features, posterior.weights, strict=True))
+    weights = dict(zip(model.features, model.weights, strict=True))
     features = PairFeatures(context)
     size, total = features.graph.size, len(context.pairs)
     places, signs = _hash(size, components, seed)
@@ -112,7 +113,7 @@ def make_sketch(posterior: Posterior, context: Context, components: int = 512, s
     for start in range(0, total, _ROWS):
         chosen = np.arange(start, min(start + _ROWS, total))
         queries[chosen] = _of_queries(features, chosen, weights, places, signs, components)
-    return Sketch(torch.from_numpy(queries), torch.from_numpy(documents), posterior.intercept)
+    return Sketch(torch.from_numpy(queries), torch.from_numpy(documents), model.intercept)
 
 
 def _of_queries(

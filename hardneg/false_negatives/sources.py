@@ -11,7 +11,8 @@ import numpy as np
 from hardneg.errors import DataError
 from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
 from hardneg.false_negatives.judgements import Judgements, no_strangers
-from hardneg.false_negatives.learn import LADDER, TELLING, fit_judged, fit_known
+from hardneg.false_negatives.known import ASKED, POSITIVE, SKETCHED, Learnable, fit_known
+from hardneg.false_negatives.learn import LADDER, fit_judged
 from hardneg.false_negatives.model import LogisticModel, Posterior, check_identity
 from hardneg.false_negatives.population import Found, learnable
 from hardneg.mining.reopen import Reopened
@@ -33,11 +34,13 @@ class Learned:
         model: the model.
         source: what it was learned from, one of `hardneg.false_negatives.model.SOURCES`.
         report: how it was learned, for people to read.
+        in_loss: see `Posterior`.
     """
 
     model: LogisticModel
     source: str
     report: dict[str, Any]
+    in_loss: LogisticModel | None = None
 
 
 def family(
@@ -61,7 +64,9 @@ def family(
         return Learned(
             LogisticModel(posterior.features, posterior.weights, posterior.intercept),
             posterior.source,
-            dict(posterior.report),
+            # Numbers that are used, not shown, are not taken from a file.
+            {name: value for name, value in posterior.report.items() if name not in ("level_range", "uninformative")},
+            posterior.in_loss,
         )
     try:
         return learn_from(Found.of_run(run), features, learn, None, seed, progress)
@@ -95,19 +100,22 @@ def learn_from(
     positives = found.context.pairs.positives
     if learn == "groups":
         return from_groups(found, features, names, seed, progress)
+    wanted = (*ASKED, POSITIVE)
     several = int((positives.lengths > 1).sum())
     if learn == "hidden" and several == 0:
         raise DataError("no query has several positives: nothing can be hidden, use learn='known'")
     if learn == "hidden" or (learn == "auto" and several >= HIDEABLE):
         hidden, rest = hide(positives, seed)
-        data = learnable(
-            found, PairFeatures(found.context, rest), (*SHARED_FEATURES, *TELLING[1:]), hidden, seed, progress
-        )
-        model, report = fit_known(data.values, data.known, hidden=True)
-        return Learned(model, "hidden positives", report)
-    data = learnable(found, features, (*SHARED_FEATURES, *TELLING[1:]), positives, seed, progress)
-    model, report = fit_known(data.values, data.known)
-    return Learned(model, "known positives", report)
+        data = learnable(found, PairFeatures(found.context, rest), wanted, hidden, seed, progress, thinned=True)
+        return _known(data, "hidden positives", seed)
+    return _known(learnable(found, features, wanted, positives, seed, progress, thinned=True), "known positives", seed)
+
+
+def _known(data: Learnable, source: str, seed: int) -> Learned:
+    hidden = source == "hidden positives"
+    model, report = fit_known(data, hidden=hidden, seed=seed)
+    in_loss, _ = fit_known(data, names=SKETCHED, hinged=False, hidden=hidden, seed=seed)
+    return Learned(model, source, report, in_loss)
 
 
 def hide(positives: Ragged, seed: int) -> tuple[Ragged, Ragged]:

@@ -183,12 +183,23 @@ class OnlineFilters:
         except DataError as error:
             self.unlearned = str(error)
             return
+        if "uninformative" in learned.report:
+            self.unlearned = str(learned.report["uninformative"])
+            return
         # The model was learned from near candidates, but the loss applies it to any document. Lower the intercept, so that
         # a document that shares no neighbors with the query always stays below the limit.
-        model = learned.model
-        intercept = min(model.intercept, float(logit(min(max(self.limit, 1e-6), 1 - 1e-6))) - _BELOW_LIMIT)
+        model, in_loss = learned.model, learned.in_loss
+        assert in_loss is not None
+        lowest = min(in_loss.intercept, float(logit(min(max(self.limit, 1e-6), 1 - 1e-6))) - _BELOW_LIMIT)
         self.posterior = Posterior(
-            model.features, model.weights, intercept, self.limit, learned.source, {}, learned.report
+            model.features,
+            model.weights,
+            model.intercept,
+            self.limit,
+            learned.source,
+            {},
+            learned.report,
+            in_loss=replace(in_loss, intercept=lowest),
         )
 
     def state(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardneg.diagnostics.estimates import sampled
 from hardneg.diagnostics.measures.false_share import filtered_by_group
@@ -13,7 +14,6 @@ from hardneg.errors import DataError
 from hardneg.false_negatives.features import PairFeatures
 from hardneg.false_negatives.population import Found
 from hardneg.false_negatives.sources import HIDEABLE, learn_from
-from hardneg.mining.candidates import Candidates
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
@@ -50,9 +50,21 @@ def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progr
     except DataError:
         return subject
     rows = sampled(len(pairs), _QUERIES, np.random.default_rng(seed))
-    empty = np.empty((len(rows), 0), np.float32)
-    block = Candidates(rows, subject.documents[rows], subject.scores[rows], subject.positive[rows], empty)
     probability = np.full(subject.documents.shape, np.nan, np.float32)
-    predicted = model.probability(features.of(model.features, block))
-    probability[rows] = np.where(subject.real[rows], predicted, np.nan)
+    for part in reopened:
+        here = rows[np.isin(rows, part.candidates.queries)]
+        if len(here):
+            block = part.candidates.rows(here - part.candidates.queries[0])
+            columns = _columns(subject.documents[here], block.documents)
+            predicted = model.probability(features.of(model.needed, block, columns))
+            probability[here] = np.where(columns >= 0, predicted, np.nan)
     return replace(subject, probability=probability, told_by="hidden positives")
+
+
+def _columns(wanted: NDArray[np.integer], documents: NDArray[np.integer]) -> NDArray[np.int64]:
+    """int64 `[n, k]`: the column of each wanted document among `documents` `[n, K]`; -1 where it is not there."""
+    out = np.full(wanted.shape, -1, np.int64)
+    for j in range(wanted.shape[1]):
+        match = (documents == wanted[:, j, None]) & (wanted[:, j, None] >= 0)
+        out[:, j] = np.where(match.any(1), match.argmax(1), -1)
+    return out
