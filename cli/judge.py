@@ -70,7 +70,7 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
       hardneg judge run --sample 5000 --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2 --out f.csv
     """
     from hardneg.errors import DataError, UsageError
-    from hardneg.false_negatives.calibrate import judge as run_judge
+    from hardneg.false_negatives.judge import judge as run_judge
     from hardneg.false_negatives.model import Posterior
     from hardneg.storage.files import is_special
 

@@ -14,8 +14,9 @@ import pytest
 
 from hardneg.errors import DataError, RunError, UsageError
 from hardneg.false_negatives import judgements as j
-from hardneg.false_negatives.calibrate import NotCertified, calibrate, judge
+from hardneg.false_negatives.calibrate import NotCertified, calibrate
 from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
+from hardneg.false_negatives.judge import judge
 from hardneg.false_negatives.model import LogisticModel, Posterior
 from hardneg.false_negatives.population import Population, expected_threshold, ladder
 from hardneg.false_negatives.sources import hide
@@ -356,8 +357,7 @@ def open_held_out(rows: list[dict[str, str]]) -> None:
         (put(query_id="q99999"), "line 4: 'q99999'.*of another run"),
         (put(document_id="nope"), "1 document ids are not in the run's dataset"),
         (put(relevant="yes"), "'relevant' must be 0 or 1, it is not in the lines 4"),
-        (every(relevant="0"), "all 200 judged pairs are not relevant"),
-        (every(relevant="1"), "all 200 judged pairs are relevant"),
+        (every(relevant="1"), "no threshold can be certified.*98 of 98 judged negatives are false"),
         (every(relevant=""), "holds 0 judgements"),
         (contradicted, r"judges pairs both ways \(lines 2, 202\)"),
         (lambda rows: rows[:12], "holds 12 judgements"),
@@ -398,14 +398,14 @@ def test_pairs_that_are_no_candidates(mined: Path, judged: Path, tmp_path: Path)
 
 
 def test_drawn_for_another_alpha(mined: Path, judged: Path) -> None:
-    with pytest.raises(DataError, match="drawn for another --alpha"):
+    with pytest.raises(DataError, match=r"drawn for alpha 0\.1, not 0\.4"):
         calibrate(mined, judged, alpha=0.4)
 
 
 def test_refuses_what_cannot_be_certified(mined: Path, tmp_path: Path) -> None:
     judge(mined, tmp_path / "f.csv", sample=60)
     fill(tmp_path / "f.csv", tmp_path / "filled.csv")
-    with pytest.raises(NotCertified, match=r"more judgements would probably do: hardneg judge RUN --sample \d+"):
+    with pytest.raises(NotCertified, match=r"more judgements would do, with a chance of 9\d%: hardneg judge RUN --sample \d+"):
         calibrate(mined, tmp_path / "filled.csv")
     loose = calibrate(mined, tmp_path / "filled.csv", uncertified=True)
     assert loose.guarantee is None
@@ -464,13 +464,13 @@ def test_another_encoder_is_refused_unless_forced(data: Path, mined: Path, tmp_p
 def test_a_guarantee_for_another_selection_is_said(mined: Path, tmp_path: Path) -> None:
     made = calibrate(mined)
     selection = {"sampler": "top", "negatives": 7, "seed": 0, "default_filters": True, "filters": []}
-    promise = {"alpha": 0.05, "threshold": 0.5, "selection": selection}
+    promise = {"alpha": 0.05, "threshold": made.threshold, "selection": selection}
     Posterior(
         made.features, made.weights, made.intercept, made.threshold, made.source, made.fingerprints, {}, promise
     ).save(tmp_path / "p.json")
     for more, said in (
         ({}, None),
-        ({"negatives": 3}, "given for another selection (negatives 7 then, 3 now)"),
+        ({"negatives": 3}, "given for other candidates (negatives 7 then, 3 now)"),
         ({"more": "rank:min=2"}, "filters [] then, ['rank:min=2'] now"),
         ({"threshold": 0.6}, "does not hold for threshold 0.6"),
     ):
@@ -506,3 +506,108 @@ def test_a_miner_dies_with_its_last_reference(data: Path) -> None:
         assert alive() is None
     finally:
         gc.enable()
+
+
+def test_looks_are_noted_and_each_has_its_level(mined: Path, tmp_path: Path) -> None:
+    """Judging more after a refusal is a second look, and the file says so."""
+    judge(mined, tmp_path / "a.csv", sample=40, alpha=0.1)
+    fill(tmp_path / "a.csv", tmp_path / "a1.csv", lambda q, d: 0)
+    judge(mined, tmp_path / "b.csv", sample=120, alpha=0.1, judged=tmp_path / "a1.csv")
+    with open(tmp_path / "b.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    held = [row for row in rows if row["part"] == j.HELD_OUT]
+    assert sorted(int(row["look"]) for row in held) == [1] * 30 + [2] * 60
+    assert {row["alpha"] for row in rows} == {"0.1"}
+    assert len({row["drawn_for"] for row in rows}) == 1
+    # None false: 30 are too few at the first look, and 90 are enough at the second.
+    with pytest.raises(NotCertified, match="About .* more judgements would do, with a chance of"):
+        calibrate(mined, tmp_path / "a1.csv")
+    fill(tmp_path / "b.csv", tmp_path / "b1.csv", lambda q, d: 0)
+    made = calibrate(mined, tmp_path / "b1.csv")
+    assert made.guarantee is not None
+    assert made.guarantee["look"] == 2
+    assert made.guarantee["alpha"] == 0.1
+    assert {test["look"] for test in made.report["tests"]} == {1, 2}
+
+
+def test_what_passed_at_the_first_look_still_holds_at_the_second(mined: Path, tmp_path: Path) -> None:
+    judge(mined, tmp_path / "a.csv", sample=120, alpha=0.1)
+    fill(tmp_path / "a.csv", tmp_path / "a1.csv", lambda q, d: 0)
+    first = calibrate(mined, tmp_path / "a1.csv")
+    judge(mined, tmp_path / "b.csv", sample=300, alpha=0.1, judged=tmp_path / "a1.csv")
+    # All that is judged at the second look is false: on its own it would certify nothing.
+    edited(tmp_path / "b.csv", tmp_path / "b1.csv", lambda rows: [r | {"relevant": r["relevant"] or "1"} for r in rows])
+    second = calibrate(mined, tmp_path / "b1.csv")
+    assert first.guarantee is not None
+    assert second.guarantee is not None
+    assert second.guarantee["look"] == 1
+    assert second.guarantee["judged"] == first.guarantee["judged"]
+
+
+def test_judgements_of_another_alpha_run_or_draw_are_refused(
+    data: Path, mined: Path, judged: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=r"drawn for alpha 0\.1, not 0\.2.*Leave --alpha out"):
+        calibrate(mined, judged, alpha=0.2)
+    assert calibrate(mined, judged, uncertified=True).report["tests"]  # without --alpha: that of the file
+    mine(data, tmp_path / "shallow", options(data, depth=40, max_depth=40))
+    with pytest.raises(DataError, match="another run, depth, selection or posterior"):
+        calibrate(tmp_path / "shallow", judged)
+    with pytest.raises(DataError, match=r"test the guarantee are not among those drawn now"):
+        judge(mined, tmp_path / "x.csv", sample=300, alpha=0.1, seed=7, judged=judged)
+    two = edited(
+        judged, tmp_path / "two.csv", lambda rows: [{**r, "drawn_for": str(i % 2)} for i, r in enumerate(rows)]
+    )
+    with pytest.raises(DataError, match="files of several draws"):
+        calibrate(mined, two)
+    odd = edited(judged, tmp_path / "odd.csv", put(look="first"))
+    with pytest.raises(DataError, match=r"odd\.csv:\d+: the look is 'first'"):
+        calibrate(mined, odd)
+
+
+def test_a_file_of_the_first_version_is_still_read(mined: Path, judged: Path, tmp_path: Path) -> None:
+    def older(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        return [{k: v for k, v in row.items() if k not in ("look", "alpha", "drawn_for")} for row in rows]
+
+    old = edited(judged, tmp_path / "old.csv", older)
+    now, then = calibrate(mined, judged, uncertified=True), calibrate(mined, old, alpha=0.1, uncertified=True)
+    assert now.to_json() == then.to_json()
+
+
+def test_a_guarantee_does_not_travel(data: Path, mined: Path, tmp_path: Path) -> None:
+    """To another depth, other vectors or an untested threshold, stricter ones too."""
+    judge(mined, tmp_path / "a.csv", sample=150, alpha=0.1)
+    fill(tmp_path / "a.csv", tmp_path / "a1.csv", lambda q, d: 0)
+    made = calibrate(mined, tmp_path / "a1.csv")
+    assert made.guarantee is not None
+    path = tmp_path / "p.json"
+    made.save(path)
+
+    def warned(spec: str, run: Path = mined) -> str:
+        name = f"new{len(list(tmp_path.glob('new*')))}"
+        done = select(run, SelectOptions(filters=(spec,)), tmp_path / name, force=True)
+        return " ".join(note for note in done.info["warnings"] if "guarantee" in note)
+
+    assert warned(f"posterior:{path}") == ""
+    for threshold in (0.9 * made.threshold, min(1.0, 1.1 * made.threshold)):
+        assert "only" in warned(f"posterior:{path},threshold={threshold}")
+    mine(data, tmp_path / "shallow", options(data, depth=40, max_depth=40))
+    assert "depth 60 then, 40 now" in warned(f"posterior:{path}", tmp_path / "shallow")
+    rng = np.random.default_rng(5)
+    for name, count in (("q", QUERIES), ("d", TOPICS * EACH)):
+        np.save(tmp_path / f"{name}.npy", unit(rng.standard_normal((count, 24))))
+    vectors = {"query_embeddings": str(tmp_path / "q.npy"), "corpus_embeddings": str(tmp_path / "d.npy")}
+    mine(data, tmp_path / "others", options(data, **vectors), force=True)
+    assert "other query embeddings" in warned(f"posterior:{path}", tmp_path / "others")
+    # Mined again with the posterior: the same candidates, so it holds.
+    again = mine(data, tmp_path / "again", options(data, filters=(f"posterior:{path}",)))
+    assert not any("guarantee" in note for note in again.info["warnings"])
+
+
+def test_none_false_among_the_judged_certifies(mined: Path, judged: Path, tmp_path: Path) -> None:
+    clean = edited(judged, tmp_path / "clean.csv", every(relevant="0"))
+    made = calibrate(mined, clean)
+    assert made.guarantee is not None
+    assert made.guarantee["false"] == 0
+    with pytest.raises(DataError, match="all 200 judged pairs are not relevant: nothing can be learned"):
+        calibrate(mined, clean, learn="judged")

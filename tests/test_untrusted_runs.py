@@ -17,7 +17,8 @@ import torch
 
 import hardneg
 from hardneg import DataError, MineOptions, RunError, SelectOptions, UsageError, diagnose, export, mine, select
-from hardneg.false_negatives.calibrate import calibrate, judge
+from hardneg.false_negatives.calibrate import calibrate
+from hardneg.false_negatives.judge import judge
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.mined import Mined
 from hardneg.mining.run import Run

@@ -17,24 +17,20 @@ from hardneg.errors import DataError, UsageError
 from hardneg.false_negatives.features import PairFeatures, check_features
 from hardneg.false_negatives.guarantee import Test, certify, judgements_needed
 from hardneg.false_negatives.judgements import (
-    Drawn,
     Judgements,
-    draw_pairs,
-    judge_with,
+    check_drawn_for,
+    draw_id,
     no_strangers,
     read_judgements,
-    write_judgements,
 )
 from hardneg.false_negatives.learn import check_classes
-from hardneg.false_negatives.model import LogisticModel, Posterior, identity, selection_of
-from hardneg.false_negatives.population import Found, Population, expected_threshold, ladder
+from hardneg.false_negatives.model import LogisticModel, Posterior, identity, selection_of, sources_of
+from hardneg.false_negatives.population import Found, Ladder, Population, expected_threshold, ladder
 from hardneg.false_negatives.sources import Learned, family, from_judged, learn_from
-from hardneg.mining.cross_encoder import load_cross_encoder
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Mask
-from hardneg.storage.outputs import check_place
 
 # The share that is said may be off by this factor beyond the range of levels. Measured: benchmarks/posterior.py.
 _MISFIT = 1.75
@@ -47,63 +43,11 @@ class NotCertified(DataError):
 
 
 @own_settings()
-def judge(
-    run: str | Path | Run,
-    out: str | Path,
-    *,
-    sample: int = 300,
-    alpha: float = 0.05,
-    seed: int = 0,
-    posterior: Posterior | None = None,
-    judged: str | Path | None = None,
-    cross_encoder: str | None = None,
-    cut: float = 0.5,
-    progress: Progress = silent,
-) -> Drawn:
-    """Draw candidates of a run for judging, and write them as CSV.
-
-    Args:
-        run: a finished run.
-        out: the CSV file.
-        sample: number of pairs. With the same run, alpha, seed and posterior, a larger sample contains the smaller one.
-        alpha: share of false negatives to be guaranteed. Pairs are drawn near the thresholds that this alpha decides between.
-        seed: random seed of the draw.
-        posterior: the posterior whose threshold is to be certified; None: one learned from the known positives.
-        judged: a file of earlier judgements; they are copied to the new file.
-        cross_encoder: judges the pairs instead of people: relevant if its score is above `cut`.
-        cut: see `cross_encoder`.
-        progress: called with the progress of each stage.
-
-    Raises:
-        DataError, UsageError: see their messages.
-    """
-    _check_rates(alpha, 0.95)
-    check_place(Path(out))
-    if sample < 1:
-        raise UsageError("the sample must be 1 pair or more")
-    reopened, features = _open(run, progress)
-    model = family(reopened, features, posterior, "auto", seed, progress).model
-    population = Population(reopened, features, model, progress)
-    if not len(population.probabilities):
-        raise DataError(
-            f"{reopened.run.folder}: every candidate was rejected by other filters: nothing is left to judge"
-        )
-    drawn = draw_pairs(population, ladder(population, alpha), sample, seed)
-    relevant: list[int | None] | None = None
-    if cross_encoder is not None:
-        relevant = judge_with(load_cross_encoder(cross_encoder), population, drawn, cut)
-    elif judged is not None:
-        relevant = _taken_over(read_judgements(Path(judged), reopened.pairs), population, drawn)
-    write_judgements(Path(out), population, drawn, relevant)
-    return drawn
-
-
-@own_settings()
 def calibrate(
     run: str | Path | Run,
     judgements: str | Path | None = None,
     *,
-    alpha: float = 0.05,
+    alpha: float | None = None,
     confidence: float = 0.95,
     learn: str = "auto",
     features: Sequence[str] | None = None,
@@ -118,7 +62,7 @@ def calibrate(
         run: a finished run.
         judgements: a CSV file that `judge` wrote, filled in. Its held-out pairs certify the threshold; its other pairs set the level
             of the posterior. None: the threshold is where the model expects a share of alpha.
-        alpha: the allowed share of false negatives among the negatives.
+        alpha: the allowed share of false negatives among the negatives; None: what the judgements were drawn for, or 0.05.
         confidence: confidence of the guarantee.
         learn: the training data. `known`: the known positives only. `hidden`: one of several positives is hidden and searched for.
             `groups`: the dataset's groups are the truth. `judged`: all judgements, which then certify nothing. `auto`: hidden or
@@ -133,13 +77,16 @@ def calibrate(
         NotCertified: there are too few judgements, or too many of them are false; the message says how many more are needed.
         DataError, UsageError: see their messages.
     """
-    _check_rates(alpha, confidence)
+    check_rates(0.05 if alpha is None else alpha, confidence)
     _check_choices(learn, features, posterior, judgements is not None)
-    reopened, pair_features = _open(run, progress)
+    reopened, pair_features = open_run(run, progress)
     judged = None if judgements is None else read_judgements(Path(judgements), reopened.pairs)
-    if judged is not None:
+    if alpha is None:
+        alpha = 0.05 if judged is None or judged.alpha is None else judged.alpha
+    if judged is not None and learn == "judged":
         check_classes(judged.relevant)
     if judged is not None and learn != "judged":
+        check_drawn_for(judged, judgements, alpha, draw_id(reopened, posterior))
         start = family(reopened, pair_features, posterior, learn, seed, progress)
         return _certified(reopened, pair_features, judged, start, alpha, confidence, uncertified, progress)
     learned = (
@@ -166,19 +113,14 @@ def _certified(
     final, level = _level(start.model, population, judged, place)
     rungs = ladder(population, alpha)
     held = judged.held_out
-    share = _share(judged, place[held], np.logical_or.reduce(rungs.chosen))
-    seen = [chosen[place[held]] for chosen in rungs.chosen]
-    tests = certify(
-        rungs.thresholds,
-        [int(chosen.sum()) for chosen in rungs.chosen],
-        [int(chosen.sum()) for chosen in seen],
-        [int((chosen & judged.relevant[held]).sum()) for chosen in seen],
-        share,
-        alpha,
-        confidence,
-    )
-    passed = [test for test in tests if test.passed]
-    report = {**start.report, "level": level, "tests": [asdict(test) for test in tests]}
+    _check_share(judged, place[held], np.logical_or.reduce(rungs.chosen))
+    looks = [
+        _at_look(rungs, place, judged, look, alpha, confidence) for look in range(1, 1 + int(judged.looks[held].max()))
+    ]
+    tests = looks[-1]
+    # What passed at any look holds, as the levels of all looks add up to that of the guarantee.
+    passed = sorted((test for each in looks for test in each if test.passed), key=lambda test: test.threshold)
+    report = {**start.report, "level": level, "tests": [asdict(test) for each in looks for test in each]}
     in_loss = None if start.in_loss is None else _at_level(start.in_loss, level)
     learned = Learned(final, start.source, report, in_loss)
     if not passed:
@@ -193,17 +135,36 @@ def _certified(
         "confidence": confidence,
         "threshold": threshold,
         "selection": selection_of(run.run.info["config"]),
-        "method": "fixed-sequence test of the Poisson bound (Learn then Test, arXiv 2110.01052)",
+        "depth": int(run.run.info["resolved"]["depth"]),
+        "drawn_from": sources_of(run.run.info["fingerprints"]),
+        "method": "fixed-sequence hypergeometric test (Learn then Test, arXiv 2110.01052), alpha spent over looks",
     }
     return _finished(learned, threshold, run, guarantee)
 
 
-def _open(run: str | Path | Run, progress: Progress) -> tuple[Reopened, PairFeatures]:
+def _at_look(
+    rungs: Ladder, place: NDArray[np.int64], judged: Judgements, look: int, alpha: float, confidence: float
+) -> list[Test]:
+    """The tests with what was judged up to this look."""
+    seen = judged.held_out & (judged.looks <= look)
+    chosen = [each[place[seen]] for each in rungs.chosen]
+    return certify(
+        rungs.thresholds,
+        [int(each.sum()) for each in rungs.chosen],
+        [int(each.sum()) for each in chosen],
+        [int((each & judged.relevant[seen]).sum()) for each in chosen],
+        alpha,
+        confidence,
+        look,
+    )
+
+
+def open_run(run: str | Path | Run, progress: Progress) -> tuple[Reopened, PairFeatures]:
     reopened = Reopened(run if isinstance(run, Run) else Run(run), progress=progress)
     return reopened, PairFeatures(reopened.context)
 
 
-def _check_rates(alpha: float, confidence: float) -> None:
+def check_rates(alpha: float, confidence: float) -> None:
     if not 0 < alpha < 1 or not 0.5 <= confidence < 1:
         raise UsageError(f"alpha {alpha} must be between 0 and 1, the confidence {confidence} at least 0.5 and below 1")
 
@@ -295,8 +256,8 @@ def _moved(probability: NDArray[np.float64], level: dict[str, float]) -> NDArray
     return np.asarray(expit(logit(probability.clip(1e-12, 1 - 1e-12)) * level["slope"] + level["shift"]))
 
 
-def _share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> float:
-    """The chance with which each pair that could become a negative was judged. Raises DataError unless the file shows it.
+def _check_share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> None:
+    """Raise DataError unless each pair that could become a negative was judged with one chance, and none is missing.
 
     Args:
         held: positions of the held-out pairs among the open candidates.
@@ -316,28 +277,24 @@ def _share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> float:
             f"{len(held):,} pairs are held out, {int(able[held].sum()):,} of them could become negatives, and "
             f"{expected:,.0f} were to be expected: the file was drawn for another --alpha or posterior, or lines are missing"
         )
-    return share
 
 
 def _not_certified(tests: list[Test], alpha: float, confidence: float, held: int, judged: int) -> str:
     strictest = tests[0]
-    needed = judgements_needed(tests, alpha, confidence, held)
+    needed, chance = judgements_needed(strictest, alpha, confidence, held)
     found = (
         f"no threshold can be certified to keep false negatives at {alpha:.1%} or less with confidence {confidence:.0%}: "
         f"even with the strictest, {strictest.false} of {strictest.judged} judged negatives are false"
     )
     if needed is None:
-        more = "more judgements would hardly help: allow a larger --alpha, or mine with a better encoder"
+        more = (
+            f"more judgements would hardly help (the chance is {chance:.0%} at best): allow a larger --alpha, or mine with a better "
+            f"encoder"
+        )
     else:
         sample = max(judged + 1, -(-judged * needed // max(held, 1)))
         more = (
-            f"about {sample - judged:,} more judgements would probably do: "
+            f"about {sample - judged:,} more judgements would do, with a chance of {chance:.0%}: "
             f"hardneg judge RUN --sample {sample} --judged F.csv --out F2.csv keeps those there are"
         )
     return f"{found}. {more[0].upper()}{more[1:]}. --uncertified writes a posterior without a guarantee"
-
-
-def _taken_over(judged: Judgements, population: Population, drawn: Drawn) -> list[int | None]:
-    asked = population.pairs.take(drawn.place)
-    known = {(int(q), int(d)): int(r) for q, d, r in zip(judged.query, judged.document, judged.relevant, strict=True)}
-    return [known.get((int(q), int(d))) for q, d in zip(asked.query, asked.document, strict=True)]

@@ -86,14 +86,27 @@ class PosteriorFilter(Filter):
         guarantee = self.posterior.guarantee
         if guarantee is None:
             return []
-        if self.threshold is not None and self.threshold > guarantee["threshold"]:
-            return [f"the guarantee of {self.file} does not hold for threshold {self.threshold:g}: it has its own"]
+        limit = self.posterior.threshold if self.threshold is None else self.threshold
+        if limit != guarantee["threshold"]:
+            certified = guarantee["threshold"]
+            return [
+                f"the guarantee of {self.file} does not hold for threshold {limit:g}: only {certified:g} was tested, and other "
+                f"thresholds, stricter ones too, leave other negatives"
+            ]
         then, now = selection_of(guarantee["selection"]), selection_of(config)
-        changed = [name for name, value in then.items() if now[name] != value]
+        changed = [f"{name} {value!r} then, {now[name]!r} now" for name, value in then.items() if now[name] != value]
+        if "depth" in guarantee and config.get("found_depth", guarantee["depth"]) != guarantee["depth"]:
+            changed.append(f"depth {guarantee['depth']} then, {config['found_depth']} now")
+        sources = config.get("found_in")
+        if sources is not None:
+            for name, value in guarantee.get("drawn_from", {}).items():
+                if sources.get(name) != value:
+                    changed.append(f"other {name.replace('_', ' ')}")
         if not changed:
             return []
-        said = ", ".join(f"{name} {then[name]!r} then, {now[name]!r} now" for name in changed)
-        return [f"the guarantee of {self.file} was given for another selection ({said})"]
+        return [
+            f"the guarantee of {self.file} does not hold here: it was given for other candidates ({', '.join(changed)})"
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,18 @@ from hardneg.data.pairs import Pairs
 from hardneg.data.readers.rows import opened
 from hardneg.data.texts import shown
 from hardneg.errors import DataError, first_few
+from hardneg.false_negatives.model import Posterior, selection_of, sources_of
 from hardneg.false_negatives.population import Ladder, Population
 from hardneg.hashing import mix
+from hardneg.mining.reopen import Reopened
 from hardneg.mining.samplers import query_keys
 from hardneg.storage.arrays import Mask
 from hardneg.storage.arrow import values_of
-from hardneg.storage.files import atomic_path
+from hardneg.storage.files import atomic_path, fingerprint
 
 COLUMNS = (
     "query_id", "document_id", "relevant", "query", "positive", "document", "score", "rank",
-    "inclusion_probability", "part",
+    "inclusion_probability", "part", "look", "alpha", "drawn_for",
 )  # fmt: skip
 
 HELD_OUT, FIT = "hold-out", "fit"
@@ -49,11 +51,15 @@ class Drawn:
         place: int64 `[m]`, positions among the open candidates.
         inclusion: float64 `[m]`, the chance of each pair to be drawn into its part.
         held_out: bool `[m]`, True for the pairs that test the guarantee; the others are for learning.
+        look: int64 `[m]`, the look at which each pair was first drawn, from 1 (see `guarantee`).
+        left_out: number of pairs judged earlier that this draw does not contain.
     """
 
     place: NDArray[np.int64]
     inclusion: NDArray[np.float64]
     held_out: Mask
+    look: NDArray[np.int64]
+    left_out: int = 0
 
 
 def draw_pairs(population: Population, rungs: Ladder, sample: int, seed: int) -> Drawn:
@@ -79,6 +85,7 @@ def draw_pairs(population: Population, rungs: Ladder, sample: int, seed: int) ->
         np.concatenate([held[0], fit[0]]),
         np.concatenate([held[1], fit[1]]),
         np.arange(len(held[0]) + len(fit[0])) < len(held[0]),
+        np.ones(len(held[0]) + len(fit[0]), np.int64),
     )
 
 
@@ -108,10 +115,17 @@ def _spread(probability: NDArray[np.float32], rank: NDArray[np.int32]) -> NDArra
 
 
 def write_judgements(
-    path: Path, population: Population, drawn: Drawn, relevant: list[int | None] | None = None
+    path: Path,
+    population: Population,
+    drawn: Drawn,
+    relevant: list[int | None] | None = None,
+    *,
+    alpha: float,
+    drawn_for: str,
 ) -> None:
     """Write the pairs as CSV, one per line, in the order in which to judge them. `relevant` is empty where it is not given.
 
+    `alpha` and `drawn_for` (a hash of the run, the posterior and the selection) tell `calibrate` what the pairs were drawn for.
     Ids and texts are written with `as_cell`, because people open the file in a spreadsheet.
     """
     pairs = population.run.pairs
@@ -134,6 +148,7 @@ def write_judgements(
                 "score": f"{shown.score[i]:.6f}", "rank": int(shown.rank[i]),
                 "inclusion_probability": repr(float(drawn.inclusion[i])),
                 "part": HELD_OUT if drawn.held_out[i] else FIT,
+                "look": int(drawn.look[i]), "alpha": repr(alpha), "drawn_for": drawn_for,
             }
         )  # fmt: skip
     # Shuffled by the hashes of their ids, so that the order does not reveal which pairs are suspected.
@@ -178,6 +193,9 @@ class Judgements:
         inclusion: float64 `[m]`, the chance of being drawn; NaN if the file does not state it.
         held_out: bool `[m]`, True for the pairs that test the guarantee.
         skipped: number of rows of the file without a judgement.
+        look: int64 `[m]`, the look at which each pair was first drawn, from 1; empty: all at the first.
+        alpha: what the pairs were drawn for; None if the file does not say it.
+        drawn_for: a hash of the run, the posterior and the selection that the pairs were drawn for; None as for `alpha`.
     """
 
     query: NDArray[np.int64]
@@ -186,6 +204,14 @@ class Judgements:
     inclusion: NDArray[np.float64]
     held_out: Mask
     skipped: int = 0
+    look: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    alpha: float | None = None
+    drawn_for: str | None = None
+
+    @property
+    def looks(self) -> NDArray[np.int64]:
+        """int64 `[m]`: `look`, or 1 for all."""
+        return self.look if len(self.look) else np.ones(len(self.query), np.int64)
 
 
 def read_judgements(path: Path, pairs: Pairs) -> Judgements:
@@ -221,9 +247,59 @@ def read_judgements(path: Path, pairs: Pairs) -> Judgements:
     if len(twice):
         lines = sorted({judged[i][0] for i in twice} | {judged[first[pair[i]]][0] for i in twice})
         raise DataError(f"{path} judges pairs both ways (lines {first_few(lines)}): decide, and leave one line each")
+    look = np.array([_look(row.get("look"), line, path) for line, row in judged], np.int64)
+    alpha = _one([row.get("alpha") for _, row in judged], "alpha", path)
     return Judgements(
-        query[first], document[first], relevant[first], inclusion[first], held_out[first], len(rows) - len(judged)
-    )
+        query[first], document[first], relevant[first], inclusion[first], held_out[first], len(rows) - len(judged),
+        look[first], None if alpha is None else _chance(alpha, judged[0][0], path),
+        _one([row.get("drawn_for") for _, row in judged], "drawn_for", path),
+    )  # fmt: skip
+
+
+def _look(text: str | None, line: int, path: Path) -> int:
+    if text is None or not text.strip():
+        return 1
+    if not text.strip().isascii() or not text.strip().isdigit() or not 1 <= int(text[:9]) <= 1000:
+        raise DataError(f"{path}:{line}: the look is {text!r}: hardneg judge writes 1, 2, ...")
+    return int(text)
+
+
+def _one(values: list[str | None], name: str, path: Path) -> str | None:
+    """The value that all judged rows have in this column; None without one. Raises DataError if they differ."""
+    found = {value.strip() for value in values if value is not None and value.strip()}
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: the column {name!r} holds {first_few(sorted(found))}: these are files of several draws. Judge one file, "
+            f"and extend it with hardneg judge --judged"
+        )
+    return found.pop() if found else None
+
+
+def draw_id(run: Reopened, posterior: Posterior | None) -> str:
+    """A hash of what decides which pairs are drawn, but for alpha, sample and seed."""
+    info = run.run.info
+    return fingerprint(
+        {
+            "sources": sources_of(info["fingerprints"]),
+            "depth": info["resolved"]["depth"],
+            "selection": selection_of(info["config"]),
+            "posterior": None if posterior is None else posterior.to_json(),
+        }
+    )[:16]
+
+
+def check_drawn_for(judged: Judgements, path: str | Path | None, alpha: float, drawn_for: str) -> None:
+    """Raise DataError for judgements that were drawn for something else."""
+    if judged.alpha is not None and judged.alpha != alpha:
+        raise DataError(
+            f"{path} was drawn for alpha {judged.alpha:g}, not {alpha:g}: which pairs are drawn depends on it. Leave --alpha out to "
+            f"use that of the file, or draw anew (hardneg judge RUN --alpha {alpha:g})"
+        )
+    if judged.drawn_for is not None and judged.drawn_for != drawn_for:
+        raise DataError(
+            f"{path} was drawn for another run, depth, selection or posterior than this: a guarantee would not hold. Use the run and "
+            f"the --posterior that it was drawn for, draw anew (hardneg judge), or use --learn judged, which gives no guarantee"
+        )
 
 
 def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:

@@ -262,6 +262,14 @@ def _guarantee(value: Any) -> dict[str, Any] | None:
         _typed(spec, str, "a filter of the guarantee")
     for name in ("negatives", "seed", "default_filters"):
         _typed(selection[name], int, f"{name} of the guarantee")
+    # Files of version 0.1 have neither.
+    if "depth" in guarantee:
+        _typed(guarantee["depth"], int, "the depth of the guarantee")
+    if not all(
+        each is None or isinstance(each, str)
+        for each in _typed(guarantee.get("drawn_from", {}), dict, "drawn_from").values()
+    ):
+        raise UsageError("a fingerprint of the guarantee must be text or null")
     return guarantee
 
 
@@ -277,6 +285,18 @@ def identity(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
     if fingerprints.get("encoder") is not None:
         return {"encoder": str(fingerprints["encoder"])}
     return {name: fingerprints.get(name) for name in ("query_embeddings", "corpus_embeddings")}
+
+
+def sources_of(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
+    """The fingerprints of what candidates are found from: texts, labels, and the encoder or the vectors.
+
+    >>> sources_of({"source": "a/b", "queries": "12", "documents": "34", "posterior:p.json": "56", "encoder": None})
+    {'queries': '12', 'documents': '34', 'encoder': None}
+    """
+    named = ("queries", "documents", "labels", "encoder", "query_embeddings", "corpus_embeddings")
+    return {
+        name: None if fingerprints[name] is None else str(fingerprints[name]) for name in named if name in fingerprints
+    }
 
 
 def selection_of(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def _mine(
             "fingerprints": inputs.fingerprints,
             "reading": pairs.reading,
             "seed": options.seed,
-            "warnings": [*doubts, *left, *warnings(pairs, options), *_missed(recall)],
+            "warnings": [*doubts, *left, *warnings(pairs, options, depth, inputs.fingerprints), *_missed(recall)],
             "timings": clock.seconds,
             "environment": environment(index),
             "selections": [],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,11 @@ def _write_parts(reopened: Reopened, chosen: _Selection, writer: PartWriter, pro
         advance(len(candidates.queries))
 
 
+def _found(info: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration, with what its candidates were found from (see `Filter.notes`)."""
+    return {**config, "found_depth": info["resolved"]["depth"], "found_in": info["fingerprints"]}
+
+
 def _head(
     run: Run, target: Path, chosen: _Selection, used: dict[str, str], command: list[str] | None
 ) -> dict[str, Any]:
@@ -161,7 +167,7 @@ def _head(
     return {
         **{key: info[key] for key in ("hardneg_version", "resolved", "timings", "environment")},
         "fingerprints": {**_without_posteriors(info["fingerprints"]), **used},
-        "warnings": [*info["warnings"], *chosen.chain.notes(chosen.config)],
+        "warnings": [*info["warnings"], *chosen.chain.notes(_found(info, chosen.config))],
         "command": command,
         "config": chosen.config,
         "seed": chosen.config["seed"],

@@ -76,7 +76,12 @@ class Filter(ABC):
         return None
 
     def notes(self, config: Mapping[str, Any]) -> list[str]:
-        """What users should know about this filter in a selection with this configuration."""
+        """What users should know about this filter in a selection with this configuration.
+
+        Args:
+            config: the options. Where candidates were found already, also `found_depth`, their number for each query, and
+                `found_in`, the fingerprints of what they were found in.
+        """
         return []
 
     def false_probability(
