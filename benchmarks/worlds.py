@@ -26,6 +26,7 @@ from hardneg.false_negatives.population import _stands_for
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import lowest_scores
+from hardneg.mining.specs import parse_filters
 from hardneg.storage.arrays import Ragged
 
 SEEDS = range(20)
@@ -50,7 +51,7 @@ class World:
     @cached_property
     def open(self) -> np.ndarray:
         """What the default filters and the known positive leave."""
-        chain = hardneg.parse_filters([])
+        chain = parse_filters([])
         known = self.candidates.documents == self.positives.padded()[self.candidates.queries, :1]
         return (chain.verdicts(self.candidates, self.context) == 0) & ~known & self.candidates.real
 

@@ -18,6 +18,8 @@ from hardneg.diagnostics.labels import comparison_rows, number_rows
 
 from .plain import plain, quoted
 
+_DISAGREE = 0.001  # chance of such differences, if what was learned is right
+
 _FEW_TERMS = 8  # weights of a posterior that are shown one by one
 
 Advance = Callable[[int], None]
@@ -247,6 +249,14 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
             console,
             f"With this threshold, the model expects {report['expected']:.1%} false negatives{more}. This is an "
             f"estimate, not a guarantee. For a guarantee, judge some candidates: hardneg judge {quoted(run)} --out F.csv",
+        )
+    if "agreement" in report and "uninformative" not in report:
+        groups = ", ".join(f"{expected:.0f}/{seen}" for _, expected, seen in report["reliability"])
+        well = "agree" if report["agreement"] > _DISAGREE else "DIFFER: take the numbers above with care"
+        _print(
+            console,
+            f"Checked on half of the queries, learned from the other half: known positives foretold/found, from the least to the "
+            f"most suspected candidates: {groups}; they {well}.",
         )
     if "assumption" in report:
         _print(console, f"Assumption: {report['assumption']}.")

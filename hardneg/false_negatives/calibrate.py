@@ -35,6 +35,8 @@ from hardneg.storage.arrays import Mask
 # The share that is said may be off by this factor beyond the range of levels. Measured: benchmarks/posterior.py.
 _MISFIT = 1.75
 
+_DOUBT = 3.0  # false negatives: how much of what was said counts before judgements do
+
 LEARN = ("auto", "known", "hidden", "groups", "judged")
 
 
@@ -92,9 +94,11 @@ def calibrate(
     learned = (
         learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
         if judged is None
-        else from_judged(reopened, pair_features, judged, features, seed)
+        else from_judged(reopened, pair_features, judged, features, seed, progress)
     )
-    return _expected(learned, Population(reopened, pair_features, learned.model, progress), alpha)
+    population = Population(reopened, pair_features, learned.model, progress)
+    place = None if judged is None else _places(judged, population)
+    return _expected(learned, population, alpha, judged, place)
 
 
 def _certified(
@@ -126,7 +130,7 @@ def _certified(
     if not passed:
         if not uncertified:
             raise NotCertified(_not_certified(tests, alpha, confidence, int(held.sum()), len(judged.relevant)))
-        return _expected(learned, Population(run, features, final, progress), alpha)
+        return _expected(learned, Population(run, features, final, progress), alpha, judged, place)
     # The same order of candidates, on the scale of the final model.
     threshold = float(_moved(np.array([passed[-1].threshold]), level)[0])
     guarantee = {
@@ -201,13 +205,34 @@ def _finished(
     )
 
 
-def _expected(learned: Learned, population: Population, alpha: float) -> Posterior:
-    """Return the posterior with the threshold at which the model expects a share of alpha, or the nearest one."""
+def _expected(
+    learned: Learned,
+    population: Population,
+    alpha: float,
+    judged: Judgements | None = None,
+    place: NDArray[np.int64] | None = None,
+) -> Posterior:
+    """Return the posterior with the threshold at which the model expects a share of alpha, or the nearest one.
+
+    Where negatives were judged (at `place` among the open candidates), what the model expects is corrected by how many of these
+    are false: a model may fit all candidates, and not those few that become negatives.
+    """
     if "uninformative" in learned.report:
         share = population.expected(1.0)
         return _finished(learned, 1.0, population.run, None, alpha=alpha, expected=share)
-    threshold = expected_threshold(population, alpha)
-    found = population.expected(threshold)
+
+    def corrected(threshold: float) -> float:
+        share = population.expected(threshold)
+        if judged is None or place is None:
+            return share
+        seen = population.negatives(threshold)[place] & judged.held_out
+        said = float(population.probabilities[place[seen]].sum(dtype=np.float64))
+        return min(1.0, share * (float(judged.relevant[seen].sum()) + _DOUBT) / (said + _DOUBT))
+
+    threshold = expected_threshold(population, alpha, corrected)
+    found = corrected(threshold)
+    if judged is not None:
+        return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found)
     low, high = (population.expected(threshold, shift) for shift in learned.report.get("level_range", (0.0, 0.0)))
     between = [low / _MISFIT, min(high * _MISFIT, 1.0)]
     return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found, expected_range=between)

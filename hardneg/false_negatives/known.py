@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
+from scipy.stats import chi2
 
 from hardneg.errors import DataError
 from hardneg.false_negatives.draws import Draws, Fit, at_level, fit_draws, improved, score_draws
@@ -207,7 +208,8 @@ def _tested(draws: Draws, seed: int) -> tuple[Fit, dict[str, Any]]:
         The fit of that half, and a report.
 
     `gain` is the log likelihood over that of a fit that knows nothing of the candidates. `reliability` has for groups of
-    candidates: the sum of P(known), how many are the known one, and the number of candidates.
+    candidates, from the least to the most likely: mean P(relevant), the sum of P(known), and how many are the known one. `agreement`
+    is the chance of differences between foretold and found as large as these (chi-square test).
     """
     half = np.random.default_rng(seed).permutation(len(draws.starts)) < len(draws.starts) // 2
     ours, rest = draws.part(half), draws.part(~half)
@@ -229,7 +231,13 @@ def _tested(draws: Draws, seed: int) -> tuple[Fit, dict[str, Any]]:
         for g in np.split(order, np.unique(cuts))
         if len(g)
     ]
-    return learned, {"gain": float(gain), "reliability": groups}
+    foretold, seen = np.array([[expected, count] for _, expected, count in groups]).T
+    statistic = float(((seen - foretold) ** 2 / np.maximum(foretold, 1.0)).sum())
+    return learned, {
+        "gain": float(gain),
+        "reliability": groups,
+        "agreement": float(chi2.sf(statistic, len(groups))),
+    }
 
 
 def _levels(draws: Draws, best: Fit) -> tuple[Fit, Fit, Fit]:

@@ -260,17 +260,18 @@ def strictest(population: Population) -> float:
     return (low + float(above.min())) / 2 if len(above) else 1.0
 
 
-def expected_threshold(population: Population, alpha: float) -> float:
-    """The highest threshold with which the model expects at most a share of alpha false negatives.
+def expected_threshold(population: Population, alpha: float, expected: Callable[[float], float] | None = None) -> float:
+    """The highest threshold with which at most a share of alpha false negatives is expected, by the model or by `expected`.
 
     It is never below `strictest`, so that a model that expects more everywhere still leaves negatives.
     """
+    expected = population.expected if expected is None else expected
     low, high = strictest(population), 1.0
-    if population.expected(low) > alpha:
+    if expected(low) > alpha:
         return low
     for _ in range(25):
         middle = (low + high) / 2
-        low, high = (middle, high) if population.expected(middle) <= alpha else (low, middle)
+        low, high = (middle, high) if expected(middle) <= alpha else (low, middle)
     return low
 
 

@@ -14,6 +14,7 @@ from hardneg.false_negatives.judgements import Judgements, no_strangers
 from hardneg.false_negatives.known import ASKED, POSITIVE, SKETCHED, Learnable, fit_known
 from hardneg.false_negatives.learn import LADDER, fit_judged
 from hardneg.false_negatives.model import LogisticModel, Posterior, check_identity
+from hardneg.false_negatives.offset import MOVED, fit_offset
 from hardneg.false_negatives.population import Found, learnable
 from hardneg.mining.reopen import Reopened
 from hardneg.progress import Progress, silent
@@ -168,14 +169,36 @@ def from_groups(
 
 
 def from_judged(
-    run: Reopened, features: PairFeatures, judged: Judgements, names: Sequence[str] | None, seed: int
+    run: Reopened,
+    features: PairFeatures,
+    judged: Judgements,
+    names: Sequence[str] | None,
+    seed: int,
+    progress: Progress = silent,
 ) -> Learned:
-    """Learn from all judgements. Each is weighted by the number of candidates that it represents."""
+    """Learn from all judgements. Each is weighted by the number of candidates that it represents.
+
+    Without `names`, they move the model that the known positives teach (see `offset`), if these teach any.
+    """
+    weights = np.where(np.isnan(judged.inclusion), 1.0, 1 / judged.inclusion)
+    start = None if names is not None else _taught(run, features, seed, progress)
+    if start is not None:
+        values = _values_of(run, features, judged, tuple(dict.fromkeys((*start.model.needed, *MOVED))))
+        moved, report = fit_offset(start.model, values, judged.relevant, weights, judged.query, seed)
+        return Learned(moved, "judgements", report, start.in_loss)
     wanted = _ALL_FEATURES if names is None else tuple(names)
     values = _values_of(run, features, judged, wanted)
-    weights = np.where(np.isnan(judged.inclusion), 1.0, 1 / judged.inclusion)
     model, report = fit_judged(values, judged.relevant, weights, judged.query, names, seed)
     return Learned(model, "judgements", report)
+
+
+def _taught(run: Reopened, features: PairFeatures, seed: int, progress: Progress) -> Learned | None:
+    """What the known positives teach; None if nothing."""
+    try:
+        learned = learn_from(Found.of_run(run), features, "auto", None, seed, progress)
+    except DataError:
+        return None
+    return None if "uninformative" in learned.report else learned
 
 
 def _values_of(run: Reopened, features: PairFeatures, judged: Judgements, names: Sequence[str]) -> dict[str, Float]:
