@@ -23,12 +23,15 @@ sys.path.insert(0, str(Path(__file__).parent))
 from common import machine, versions
 from earlier_posterior import TELLING
 from earlier_posterior import fit_known as earlier
-from worlds import World, commands, cranfield, digits, intents, passages, scifact, translations
+from false_negatives import Counted, learned
+from worlds import World, banking, commands, cranfield, digits, intents, passages, scifact, translations
 
 from hardneg.errors import DataError
 from hardneg.false_negatives.calibrate import _MISFIT
 from hardneg.false_negatives.features import SHARED_FEATURES
+from hardneg.false_negatives.guarantee import Test, certify, judgements_needed
 from hardneg.false_negatives.known import ASKED, POSITIVE, fit_known
+from hardneg.false_negatives.population import ladder
 
 
 def sets(data: Path) -> Iterator[World]:
@@ -107,15 +110,75 @@ def line(world: World) -> str:
     return "| " + " | ".join([*cells, f"{seconds:.0f}"]) + " |"
 
 
+def promises(world: World, alpha: float = 0.05, confidence: float = 0.95, times: int = 200) -> Iterator[str]:
+    """Judgements drawn anew: how often a threshold is certified, how often the promise is broken, and what it costs."""
+    population = Counted(world, learned(world))
+    rungs = ladder(population, alpha)
+    scores, truth = world.candidates.scores[world.open], world.truth[world.open]
+    rates = [float(truth[chosen].mean()) for chosen in rungs.chosen]
+    hardness = [float(scores[chosen].mean()) for chosen in rungs.chosen]
+    negatives = [int(chosen.sum()) for chosen in rungs.chosen]
+    able = np.flatnonzero(np.logical_or.reduce(rungs.chosen))
+
+    def tested(drawn: np.ndarray, look: int) -> list[Test]:
+        seen = [chosen[drawn] for chosen in rungs.chosen]
+        false = [int((each & truth[drawn]).sum()) for each in seen]
+        return certify(rungs.thresholds, negatives, [int(each.sum()) for each in seen], false, alpha, confidence, look)
+
+    for name in ("300 judgements", "as advised, up to 3 looks", "ten looks, 100 more each"):
+        got, broken, used, enough, advised = [], 0, [], 0, 0
+        for seed in range(times):
+            order = np.random.default_rng(seed).permutation(able)
+            held, passed = 225, 0
+            for look in range(1, 11):
+                tests = tested(order[:held], look)
+                passed = sum(test.passed for test in tests)
+                if look > 1 and name.startswith("as"):
+                    advised += 1
+                    enough += passed > 0
+                if passed or name.startswith("300") or (name.startswith("as") and look == 3):
+                    break
+                more = judgements_needed(tests[0], alpha, confidence, held)[0] if name.startswith("as") else held + 75
+                if more is None or more > len(able):
+                    break
+                held = more
+            used.append(held / 0.75)
+            if passed:
+                got.append(hardness[passed - 1])
+                broken += rates[passed - 1] > alpha
+        advice = f"{enough} of {advised}" if advised else "-"
+        score = f"{np.mean(got):.3f}" if got else "-"
+        cells = [
+            world.name,
+            name,
+            f"{len(got) / times:.1%}",
+            f"{broken / times:.1%}",
+            f"{np.mean(used):.0f}",
+            advice,
+            score,
+        ]
+        yield "| " + " | ".join(cells) + " |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument(
         "--reliability", action="store_true", help="also print how often the known one was where it was expected"
     )
+    parser.add_argument(
+        "--guarantee", action="store_true", help="only the guarantee, with judgements drawn anew 200 times"
+    )
     args = parser.parse_args()
     print(machine())
     print(versions("hardneg", "scikit-learn", "scipy", "numpy"))
+    if args.guarantee:
+        print("\n| set | judged | certified | promise broken | mean judgements | advice was enough | mean score |")
+        print("| --- |" + " --- |" * 6)
+        for world in (banking(args.data), digits(), cranfield(args.data, 0), *passages(args.data)):
+            for row in promises(world):
+                print(row, flush=True)
+        return
     print(
         "\n| set (queries) | 95 % margin | score alone | before | now | ceiling | before, default: true (said) | now, default: true "
         "(said, from to) | relevant found a query: said (range) for true | seconds |"

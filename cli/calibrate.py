@@ -11,7 +11,8 @@ from hardneg import renamed
 from hardneg.errors import RunError
 
 from .main import print_json
-from .show import print_posterior, progress_bars
+from .show import progress_bars
+from .show_posterior import print_posterior
 
 
 def feature_names(ctx: click.Context, parameter: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:

@@ -85,6 +85,8 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
             run, out, posterior=None if posterior is None else Posterior.load(posterior), progress=progress, **given
         )
     value = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
+    latest = drawn.look == drawn.look.max(initial=1)
+    extended = given["judged"] is not None and int(drawn.look.max(initial=1)) > 1
     if as_json:
         print_json(value)
         return
@@ -93,6 +95,9 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
         f"wrote {value['pairs']:,} pairs to {plain(out)}, {value['held_out']:,} of them held out for the guarantee",
         err=to_stream,
     )
+    if given["judged"] is not None:
+        added = f"{int(latest.sum()):,} of them new" if extended else "none of them new: raise --sample"
+        click.echo(f"{added}; {drawn.left_out:,} judged before are not among them", err=to_stream)
     if to_stream:
         return
     todo = "" if given["cross_encoder"] else "write 1 (relevant) or 0 into the column 'relevant', then: "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,10 +16,6 @@ from rich.text import Text
 from hardneg.diagnostics.labels import comparison_rows, number_rows
 
 from .plain import plain, quoted
-
-_DISAGREE = 0.001  # chance of such differences, if what was learned is right
-
-_FEW_TERMS = 8  # weights of a posterior that are shown one by one
 
 Advance = Callable[[int], None]
 
@@ -194,73 +189,6 @@ def print_summary(value: dict[str, Any]) -> None:
         _show(console, title, table)
     _print(console, "seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in value["seconds"].items()))
     _print(console, f"next: hardneg export {quoted(value['run'])} --format triplet --out triplets.jsonl")
-
-
-def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
-    """Print a posterior (as JSON values) that was learned from `run` and saved to `path`."""
-    console = _console()
-    report, guarantee = value["report"], value["guarantee"]
-    table = Table(show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    _row(table, "learned from", value["source"])
-    for label, key, form in (
-        ("known positives among the candidates", "known_positives", "{:,}"),
-        ("judged pairs", "judged", "{:,}"),
-        ("judged pairs that are relevant", "relevant", "{:,}"),
-        ("relevant candidates (estimate)", "relevant_share", "{:.1%}"),
-        ("expected calibration error", "ece", "{:.3f}"),
-    ):
-        if key in report:
-            _row(table, label, form.format(report[key]))
-    if "relevant_share_range" in report:
-        low, high = report["relevant_share_range"]
-        _row(table, "  interval of that estimate", f"{low:.1%} to {high:.1%}")
-    if "relevant_per_query" in report:
-        low, high = report["relevant_per_query_range"]
-        said = f"{report['relevant_per_query']:.1f} ({low:.1f} to {high:.1f})"
-        _row(table, "relevant candidates a query, the known one included", said)
-        _row(table, "relevant documents a query that were not found", f"{report['relevant_not_found']:.1f}")
-    if len(value["features"]) <= _FEW_TERMS:
-        for name, weight in value["features"].items():
-            _row(table, f"weight of {name}", f"{weight:.3f}")
-    else:
-        features = dict.fromkeys(re.split("[<>]", name)[0] for name in value["features"])
-        _row(table, f"{len(value['features'])} terms of {len(features)} features", ", ".join(features))
-    _row(table, "threshold", f"{value['threshold']:.4g}")
-    if guarantee is None:
-        _row(table, "guarantee", "none")
-    else:
-        _row(table, "guarantee", f"at most {guarantee['alpha']:.1%} false, confidence {guarantee['confidence']:.0%}")
-        _row(table, "  evidence", f"{guarantee['false']} false of {guarantee['judged']} judged negatives")
-    _show(console, f"posterior {path}", table)
-    if "uninformative" in report:
-        _print(console, f"{report['uninformative'][0].upper()}{report['uninformative'][1:]}")
-    elif guarantee is None and "expected" in report:
-        more = ""
-        if "expected_range" in report:
-            low, high = report["expected_range"]
-            more = f" (between {low:.1%} and {high:.1%})"
-        if value["threshold"] >= 1:
-            more += ". It rejects nothing: without it, no more than that is expected"
-        if not report["expected"] <= report["alpha"] * 1.001:
-            more += f". That is more than {report['alpha']:.1%}, but a stricter threshold would leave too few negatives"
-        _print(
-            console,
-            f"With this threshold, the model expects {report['expected']:.1%} false negatives{more}. This is an "
-            f"estimate, not a guarantee. For a guarantee, judge some candidates: hardneg judge {quoted(run)} --out F.csv",
-        )
-    if "agreement" in report and "uninformative" not in report:
-        groups = ", ".join(f"{expected:.0f}/{seen}" for _, expected, seen in report["reliability"])
-        well = "agree" if report["agreement"] > _DISAGREE else "DIFFER: take the numbers above with care"
-        _print(
-            console,
-            f"Checked on half of the queries, learned from the other half: known positives foretold/found, from the least to the "
-            f"most suspected candidates: {groups}; they {well}.",
-        )
-    if "assumption" in report:
-        _print(console, f"Assumption: {report['assumption']}.")
-    _print(console, f"next: hardneg select {quoted(run)} --add-filter {quoted(f'posterior:{path}')}")
 
 
 def print_inspection(value: dict[str, Any]) -> None:

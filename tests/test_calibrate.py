@@ -562,9 +562,21 @@ def test_judgements_of_another_alpha_run_or_draw_are_refused(
     )
     with pytest.raises(DataError, match="files of several draws"):
         calibrate(mined, two)
-    odd = edited(judged, tmp_path / "odd.csv", put(look="first"))
-    with pytest.raises(DataError, match=r"odd\.csv:\d+: the look is 'first'"):
-        calibrate(mined, odd)
+    for look in ("first", "0", "-1", "         5e9", "000000001999999", "\u0665"):
+        odd = edited(judged, tmp_path / "odd.csv", put(look=look))
+        with pytest.raises(DataError, match=r"odd\.csv:\d+: the look is"):
+            calibrate(mined, odd)
+    # Held-out pairs that are inconvenient cannot be left out.
+
+    def without_one(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+        gone = next(i for i, row in enumerate(rows) if row["part"] == j.HELD_OUT)
+        return rows[:gone] + rows[gone + 1 :]
+
+    fewer = edited(judged, tmp_path / "fewer.csv", without_one)
+    with pytest.raises(
+        DataError, match=r"pairs were held out for the guarantee, and \d+ are there now: lines are missing"
+    ):
+        calibrate(mined, fewer)
 
 
 def test_a_file_of_the_first_version_is_still_read(mined: Path, judged: Path, tmp_path: Path) -> None:
@@ -613,3 +625,10 @@ def test_none_false_among_the_judged_certifies(mined: Path, judged: Path, tmp_pa
     assert made.guarantee["false"] == 0
     with pytest.raises(DataError, match="all 200 judged pairs are not relevant: nothing can be learned"):
         calibrate(mined, clean, learn="judged")
+
+
+def test_when_all_is_judged_and_nothing_certifies_it_says_so(mined: Path, tmp_path: Path) -> None:
+    judge(mined, tmp_path / "all.csv", sample=10**6, alpha=0.1)
+    fill(tmp_path / "all.csv", tmp_path / "filled.csv", lambda q, d: 1)
+    with pytest.raises(NotCertified, match="more judgements would hardly help|More judgements would hardly help"):
+        calibrate(mined, tmp_path / "filled.csv")

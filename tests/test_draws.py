@@ -123,7 +123,7 @@ def world(
 
 @pytest.mark.parametrize(("share", "known"), [(0.05, 1), (0.25, 1), (0.25, 3), (0.6, 1)])
 def test_known_positives_alone_tell_order_and_level(share: float, known: int) -> None:
-    data, relevant = world(0, 800, share=share, known=known)
+    data, relevant = world(0, 500, share=share, known=known)
     model, report = fit_known(data)
     unknown = ~data.known
     p = model.probability(data.values)[unknown]
@@ -139,7 +139,7 @@ def test_known_positives_alone_tell_order_and_level(share: float, known: int) ->
 
 
 def test_hidden_positives_teach_what_the_others_say() -> None:
-    data, relevant = world(1, 800)
+    data, relevant = world(1, 500)
     rng = np.random.default_rng(0)
     hidden = dict(data.values)
     # The value of a hidden positive is as that of any relevant document: the others are still known.
@@ -156,7 +156,7 @@ def test_hidden_positives_teach_what_the_others_say() -> None:
 
 
 def test_where_nothing_tells_it_says_so_and_suspects_nobody() -> None:
-    data, _ = world(2, 600, informed=False)
+    data, _ = world(2, 500, informed=False)
     model, report = fit_known(data)
     assert "neither scores nor shared neighbors" in report["uninformative"]
     p = model.probability(data.values)
@@ -164,9 +164,9 @@ def test_where_nothing_tells_it_says_so_and_suspects_nobody() -> None:
 
 
 def test_a_sample_of_the_deeper_candidates_says_the_same() -> None:
-    data, relevant = world(3, 600, depth=120)
+    data, relevant = world(3, 400, depth=120)
     rng = np.random.default_rng(0)
-    deep = np.tile(np.arange(120) >= 60, 600)
+    deep = np.tile(np.arange(120) >= 60, 400)
     counts = np.where(deep, np.where(rng.random(len(deep)) < 0.25, 4.0, 0.0), 1.0)
     used = (counts > 0) | data.known
     thinned = Learnable(
@@ -182,7 +182,7 @@ def test_a_sample_of_the_deeper_candidates_says_the_same() -> None:
 
 
 def test_the_reliability_table_counts_what_was_foretold() -> None:
-    data, _ = world(4, 1200)
+    data, _ = world(4, 700)
     _, report = fit_known(data)
     table = np.array(report["reliability"])
     assert table[:, 1].sum() == pytest.approx(table[:, 2].sum(), rel=0.1)
@@ -191,8 +191,8 @@ def test_the_reliability_table_counts_what_was_foretold() -> None:
 
 def test_a_feature_that_hardly_differs_gets_no_weight() -> None:
     """Where every query finds its own text, its best score is 1, but for rounding."""
-    data, _ = world(5, 600)
-    rounding = np.random.default_rng(0).integers(-1, 2, 600).repeat(60)
+    data, _ = world(5, 500)
+    rounding = np.random.default_rng(0).integers(-1, 2, 500).repeat(60)
     data.values["best_score"][:] = (1 + 1e-7 * rounding).astype(np.float32)
     model, _ = fit_known(data)
     assert "best_score" not in model.features
@@ -206,7 +206,7 @@ def test_few_queries_are_told_with_the_highest_level() -> None:
 
 
 def test_the_model_of_the_loss_has_shared_neighbors_only() -> None:
-    data, _ = world(7, 600)
+    data, _ = world(7, 500)
     model, _ = fit_known(data, names=SKETCHED, hinged=False)
     assert set(model.features) <= {*SKETCHED, POSITIVE}
     p = model.probability(data.values)
@@ -221,5 +221,45 @@ def test_equal_seeds_give_equal_models() -> None:
 
 def test_too_few_known_positives() -> None:
     data, _ = world(9, 19)
-    with pytest.raises(DataError, match="only 19 known positives.*too few to learn from"):
+    with pytest.raises(DataError, match="only 19 of 19 queries.*too few to learn from"):
         fit_known(data)
+
+
+def test_one_query_with_many_known_positives_is_too_few() -> None:
+    data, _ = world(10, 1, depth=200, share=0.5, known=60)
+    with pytest.raises(DataError, match="only 1 of 1 queries.*give more pairs"):
+        fit_known(data)
+
+
+def test_queries_of_which_nothing_is_left() -> None:
+    """All candidates are known, and the drawn one was not found."""
+    data, _ = world(11, 40, depth=5)
+    every = Learnable(
+        data.values,
+        np.ones_like(data.known),
+        data.query,
+        data.document,
+        data.counts,
+        np.full_like(data.positives, 10**6),
+    )
+    with pytest.raises(DataError, match="only 0 of 40 queries.*raise --depth"):
+        fit_known(every)
+
+
+def test_a_positive_that_says_nothing_gets_no_weight() -> None:
+    data, _ = world(12, 200)
+    data.values[POSITIVE][:] = 1.0
+    model, report = fit_known(data)
+    assert report["positive_weight"] == 0.0
+    assert np.isfinite(model.weights).all()
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    from threadpoolctl import threadpool_limits
+
+    data, _ = world(13, 300)
+    found = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            found.append(fit_known(data)[0])
+    assert found[0] == found[1]

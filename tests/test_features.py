@@ -221,6 +221,12 @@ def test_a_posterior_with_hinges_is_saved_and_read(tmp_path: Path) -> None:
     assert read.probability(value)[0] == pytest.approx(1 / (1 + math.exp(1 - 0.75 - 0.5)))
 
 
+def test_weights_that_overflow_are_no_probability() -> None:
+    made = Posterior(("score<1e308", "score<1.1e308"), (1e308, -1e308), 0.0, 0.2, "judgements")
+    with pytest.raises(RunError, match="overflow"):
+        made.probability({"score": np.float32([0.5])})
+
+
 def test_a_posterior_of_the_first_schema_is_still_read(tmp_path: Path) -> None:
     old = {**POSTERIOR.to_json(), "schema_version": 1}
     del old["in_loss"]

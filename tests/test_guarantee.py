@@ -73,7 +73,7 @@ def test_the_advised_number_is_enough_in_nine_of_ten(share: float, first: int) -
     rng, negatives, alpha = np.random.default_rng(1), 20_000, 0.05
     truth = np.arange(negatives) < share * negatives
     enough, advised = 0, 0
-    for _ in range(120):
+    for _ in range(80):
         drawn = rng.permutation(truth)
         test = certify([0.1], [negatives], [first], [int(drawn[:first].sum())], alpha, 0.95)[0]
         if test.passed:
@@ -84,7 +84,7 @@ def test_the_advised_number_is_enough_in_nine_of_ten(share: float, first: int) -
             continue
         advised += 1
         enough += certify([0.1], [negatives], [more], [int(drawn[:more].sum())], alpha, 0.95, 2)[0].passed
-    assert advised >= 12
+    assert advised >= 8
     assert enough / advised >= 0.8  # given a refusal, the share looked higher than it is: more is advised than needed
 
 
@@ -93,6 +93,8 @@ def test_what_no_number_can_certify() -> None:
     assert more is None
     assert chance < 0.01
     assert judgements_needed(Tested(0.1, 1000, 0, 0, 1.0, 1, False), 0.05, 0.95, 0) == (None, 0.0)
+    # All are judged: there is nothing more to judge.
+    assert judgements_needed(Tested(0.1, 100, 100, 10, 1.0, 1, False), 0.05, 0.95, 100) == (None, 0.0)
 
 
 def test_the_advice_counts_judgements_of_other_thresholds() -> None:

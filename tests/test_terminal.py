@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hardneg_cli import show
+from hardneg_cli import show, show_posterior
 from hardneg_cli.plain import json_text, plain, quoted
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,7 +109,7 @@ def test_every_table_shows_texts_as_they_are(nasty: str, monkeypatch: pytest.Mon
     training = {"evaluations": [best], "best": best, "generations": [], "steps": 1, "seconds": 1.0}
     for call, arguments, least in (
         (show.print_summary, ({**summary, "seconds": {nasty: 1.0}},), 3),
-        (show.print_posterior, (posterior, nasty, nasty), 4),
+        (show_posterior.print_posterior, (posterior, nasty, nasty), 4),
         (show.print_evaluation, (evaluation, nasty), 2),
         (show.print_training, (training, nasty, nasty, "hashed"), 4),
         (show.print_diagnosis, (diagnosis,), 4),

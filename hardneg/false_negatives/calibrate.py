@@ -232,10 +232,12 @@ def _expected(
     threshold = expected_threshold(population, alpha, corrected)
     found = corrected(threshold)
     if judged is not None:
-        return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found)
+        rejected = population.rejected(threshold)
+        return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found, rejected=rejected)
     low, high = (population.expected(threshold, shift) for shift in learned.report.get("level_range", (0.0, 0.0)))
     between = [low / _MISFIT, min(high * _MISFIT, 1.0)]
-    return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found, expected_range=between)
+    more = {"alpha": alpha, "expected": found, "expected_range": between, "rejected": population.rejected(threshold)}
+    return _finished(learned, threshold, population.run, None, **more)
 
 
 def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
@@ -300,7 +302,7 @@ def _check_share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> Non
     if able[held].mean() < 0.99 or abs(len(held) - expected) > 1 + 0.01 * expected:
         raise DataError(
             f"{len(held):,} pairs are held out, {int(able[held].sum()):,} of them could become negatives, and "
-            f"{expected:,.0f} were to be expected: the file was drawn for another --alpha or posterior, or lines are missing"
+            f"{expected:,.0f} were to be expected: the file was drawn for another --alpha, posterior or --learn, or lines are missing"
         )
 
 

@@ -124,8 +124,8 @@ def judgements_needed(test: Test, alpha: float, confidence: float, now: int) -> 
     Returns:
         (the total number, its chance); or (None, the best chance that any number has).
     """
-    if test.judged == 0:
-        return None, 0.0
+    if test.judged == 0 or test.judged >= test.negatives:
+        return None, 0.0  # nothing is known, or all is
     level, best = level_of(test.look + 1, confidence), 0.0
     prior = (test.false + 0.5, test.judged - test.false + 0.5)
     for seen in np.unique(np.geomspace(test.judged + 1, max(test.negatives, test.judged + 1), 100).astype(int)):

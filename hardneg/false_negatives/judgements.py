@@ -40,6 +40,10 @@ _HELD_SHARE = 0.75  # of the pairs that are drawn
 
 _STRATA = 5  # of probability, times as many of rank
 
+_LOOKS = 100  # looks at one file
+
+_LEAST_CHANCE = 1e-12  # of being drawn
+
 _SHOWN = 3  # positives that are shown
 
 
@@ -148,7 +152,8 @@ def write_judgements(
                 "score": f"{shown.score[i]:.6f}", "rank": int(shown.rank[i]),
                 "inclusion_probability": repr(float(drawn.inclusion[i])),
                 "part": HELD_OUT if drawn.held_out[i] else FIT,
-                "look": int(drawn.look[i]), "alpha": repr(alpha), "drawn_for": drawn_for,
+                "look": int(drawn.look[i]), "alpha": repr(alpha),
+                "drawn_for": f"{drawn_for}-{int(drawn.held_out.sum())}",
             }
         )  # fmt: skip
     # Shuffled by the hashes of their ids, so that the order does not reveal which pairs are suspected.
@@ -195,7 +200,8 @@ class Judgements:
         skipped: number of rows of the file without a judgement.
         look: int64 `[m]`, the look at which each pair was first drawn, from 1; empty: all at the first.
         alpha: what the pairs were drawn for; None if the file does not say it.
-        drawn_for: a hash of the run, the posterior and the selection that the pairs were drawn for; None as for `alpha`.
+        drawn_for: a hash of the run, the posterior and the selection that the pairs were drawn for, and behind a hyphen how many
+            were held out; None as for `alpha`.
     """
 
     query: NDArray[np.int64]
@@ -251,17 +257,18 @@ def read_judgements(path: Path, pairs: Pairs) -> Judgements:
     alpha = _one([row.get("alpha") for _, row in judged], "alpha", path)
     return Judgements(
         query[first], document[first], relevant[first], inclusion[first], held_out[first], len(rows) - len(judged),
-        look[first], None if alpha is None else _chance(alpha, judged[0][0], path),
+        look[first], None if alpha is None else _chance(alpha, judged[0][0], path, "alpha"),
         _one([row.get("drawn_for") for _, row in judged], "drawn_for", path),
     )  # fmt: skip
 
 
 def _look(text: str | None, line: int, path: Path) -> int:
-    if text is None or not text.strip():
+    plain = "" if text is None else text.strip()
+    if not plain:
         return 1
-    if not text.strip().isascii() or not text.strip().isdigit() or not 1 <= int(text[:9]) <= 1000:
-        raise DataError(f"{path}:{line}: the look is {text!r}: hardneg judge writes 1, 2, ...")
-    return int(text)
+    if not plain.isascii() or not plain.isdigit() or len(plain) > 3 or not 1 <= int(plain) <= _LOOKS:
+        raise DataError(f"{path}:{line}: the look is {shown(text)}: hardneg judge writes 1 to {_LOOKS}")
+    return int(plain)
 
 
 def _one(values: list[str | None], name: str, path: Path) -> str | None:
@@ -295,7 +302,16 @@ def check_drawn_for(judged: Judgements, path: str | Path | None, alpha: float, d
             f"{path} was drawn for alpha {judged.alpha:g}, not {alpha:g}: which pairs are drawn depends on it. Leave --alpha out to "
             f"use that of the file, or draw anew (hardneg judge RUN --alpha {alpha:g})"
         )
-    if judged.drawn_for is not None and judged.drawn_for != drawn_for:
+    if judged.drawn_for is None:
+        return
+    made_for, _, count = judged.drawn_for.partition("-")
+    held = int(judged.held_out.sum())
+    if made_for == drawn_for and count != str(held):
+        raise DataError(
+            f"{path}: {count} pairs were held out for the guarantee, and {held} are there now: lines are missing, or the column "
+            f"'part' was changed. Leaving some out would bend the result. --learn judged takes any, and gives no guarantee"
+        )
+    if made_for != drawn_for:
         raise DataError(
             f"{path} was drawn for another run, depth, selection or posterior than this: a guarantee would not hold. Use the run and "
             f"the --posterior that it was drawn for, draw anew (hardneg judge), or use --learn judged, which gives no guarantee"
@@ -346,15 +362,15 @@ def _rows_of(
     return values_of(places).astype(np.int64)
 
 
-def _chance(text: str | None, line: int, path: Path) -> float:
+def _chance(text: str | None, line: int, path: Path, name: str = "inclusion_probability") -> float:
     if not text:
         return float("nan")
     try:
         chance = float(text)
     except ValueError:
         chance = -1.0
-    if not 0 < chance <= 1:
-        raise DataError(f"{path}, line {line}: inclusion_probability {shown(text)} must be above 0 and at most 1")
+    if not _LEAST_CHANCE <= chance <= 1:
+        raise DataError(f"{path}, line {line}: {name} {shown(text)} must be above 0 and at most 1")
     return chance
 
 

@@ -4,7 +4,8 @@ Two stages. The first asks what the query says of a candidate: score, rank, how 
 and the votes of similar queries. It never looks at the query's own positive, as that would tell which candidate was drawn. The
 second adds what the positive says: among candidates that look alike to the first stage, those that share more neighbors with the
 known positive are more likely to be relevant. How much more follows from a regression of that similarity on the first stage's
-P(relevant): the coefficient is how far relevance moves it, and with its variance it gives a likelihood ratio. The level stays: for
+P(relevant): the coefficient is how far relevance moves it, and with its variance it gives a likelihood ratio. But as all shared
+neighbors are measured in one way, those with the positive count at least 0.6 times as much as the others do. The level stays: for
 every term of the first stage, the mean of P is kept (generalized expectation criteria, Mann and McCallum 2010).
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 from scipy.stats import chi2
+from threadpoolctl import threadpool_limits
 
 from hardneg.errors import DataError
 from hardneg.false_negatives.draws import Draws, Fit, at_level, fit_draws, improved, score_draws
@@ -59,6 +61,8 @@ _STEP = 0.5  # of the level
 _BOTH = 1000  # queries up to which the search starts anew from both levels, instead of from the fit of one half
 
 _CONSTANT = 1e-4  # standard deviation, in units of the largest value: below, a term is constant
+
+_ALIKE = 0.6  # of the weight of other shared neighbors: what the positive's are worth at least, as all are measured in one way
 
 _LIMIT = 6.0  # of a log likelihood ratio
 
@@ -148,28 +152,34 @@ def fit_known(
         and the probability is the same for all.
 
     Raises:
-        DataError: fewer than 20 known positives are among the candidates.
+        DataError: fewer than 20 queries have a known positive among the candidates.
     """
-    if data.known.sum() < _FEWEST:
-        raise DataError(
-            f"only {int(data.known.sum())} known positives are among the candidates, too few to learn from: "
-            f"raise --depth, or judge candidates (hardneg judge)"
-        )
     names = (*names, *([POSITIVE] if hidden else []))
     used, draws_of = _drawn(data, np.random.default_rng(seed))
+    found, asked = int((draws_of[1] >= 0).sum()), len(np.unique(data.query))
+    if found < _FEWEST:
+        more = "raise --depth" if found < asked else "give more pairs"
+        raise DataError(
+            f"only {found} of {asked} queries have their known positive among the candidates, too few to learn from ({_FEWEST} are "
+            f"the least): {more}, or judge candidates (hardneg judge)"
+        )
     values = {name: data.values[name][used] for name in (*names, POSITIVE)}
     counts = np.where(data.known[used], 0.0, data.counts[used])
     drawn_counts = data.counts[used]  # the drawn ones are candidates like all others
     knots = _KNOTS if len(draws_of[0]) >= _FEW else _FEW_KNOTS
     table = _Table(values, names, knots if hinged else (), drawn_counts)
     draws = Draws(table.columns, drawn_counts, draws_of[0], draws_of[1], table.signs)
+    with threadpool_limits(1):  # the last bits of a product of matrices depend on the number of threads
+        return _fitted(draws, table, counts, values, names[0], hidden, seed)
+
+
+def _fitted(
+    draws: Draws, table: _Table, counts: Double, values: Mapping[str, Float], name: str, hidden: bool, seed: int
+) -> tuple[LogisticModel, dict[str, Any]]:
     learned, report = _tested(draws, seed)
-    if len(draws.starts) <= _BOTH:
-        best = fit_draws(draws)
-    else:
-        best = improved(draws, learned)
+    best = fit_draws(draws) if len(draws.starts) <= _BOTH else improved(draws, learned)
     if report["gain"] <= _LIKELY:
-        return _uninformed(names[0], draws, report)
+        return _uninformed(name, draws, report)
     low, fit, high = _levels(draws, best)
     prior = expit(fit.logit(draws.table))
     report |= _numbers(draws, counts, low, fit, high)
@@ -270,7 +280,9 @@ def _levels(draws: Draws, best: Fit) -> tuple[Fit, Fit, Fit]:
 def _numbers(draws: Draws, counts: Double, low: Fit, fit: Fit, high: Fit) -> dict[str, Any]:
     """What the fit says of the number of relevant documents, with the range of levels."""
     found, rest = int(draws.found.sum()), float(counts.sum())
-    totals = [float(each.relevant(draws).sum()) for each in (low, fit, high)]
+    # Those that are known are relevant, whatever the fit says.
+    totals = [max(float(each.relevant(draws).sum()), float(found)) for each in (low, fit, high)]
+    totals[0], totals[2] = min(totals), max(totals)
     shares = [min(max(total - found, 0.0) / max(rest, 1.0), 1.0) for total in totals]
     relevant = fit.relevant(draws)
     outside = np.exp(fit.outside[0] + fit.outside[1] * np.log1p(relevant))
@@ -281,7 +293,7 @@ def _numbers(draws: Draws, counts: Double, low: Fit, fit: Fit, high: Fit) -> dic
         "candidates": int(rest),
         "relevant_share": shares[1],
         "relevant_share_range": [shares[0], shares[2]],
-        "relevant_per_query": float(relevant.mean()),
+        "relevant_per_query": totals[1] / len(draws.starts),
         "relevant_per_query_range": [total / len(draws.starts) for total in (totals[0], totals[2])],
         "relevant_not_found": float(outside.mean()),
         "level_range": [_shift(logit, draws.counts, totals[0]), _shift(logit, draws.counts, totals[2])],
@@ -325,10 +337,33 @@ def _with_positive(
     rest = seen - design @ found
     variance = max(float(weight @ rest**2 / max(weight.sum(), 1e-12)), 1e-6)
     gain = max(float(found[-1]), _SIGNIFICANT * float(np.sqrt(variance)))
-    slope = min(_PART * gain / variance, _LIMIT / max(float(np.std(rest)), 1e-6) / 2)
+    if np.std(seen) <= _CONSTANT * np.abs(seen).max(initial=0):
+        return fit.weights, fit.intercept, 0.0
+    slope = max(_PART * gain / variance, _ALIKE * _steepness(table, fit, prior, counts, values))
+    slope = min(slope, _LIMIT / max(float(np.std(rest)), 1e-6) / 2)
     start = np.concatenate([fit.weights, [fit.intercept]]) - slope * found[:-1]
     solved = _agreeing(columns, slope * seen, prior, counts, start)
     return solved[:-1], float(solved[-1]), slope
+
+
+def _steepness(table: _Table, fit: Fit, prior: Double, counts: Double, values: Mapping[str, Float]) -> float:
+    """How steeply the log odds rise with the shared neighbors, where candidates are uncertain: the mean slope over `SKETCHED`.
+
+    The slope is that of a line through what the terms of a feature add (least squares): a hinge that few candidates reach may be
+    as steep as it likes.
+    """
+    weights, unsure = fit.weights / table.deviation, counts * prior * (1 - prior)
+    share = unsure / max(float(unsure.sum()), 1e-12)
+    slopes = []
+    for name in SKETCHED:
+        seen = values[name].astype(np.float64)
+        added = np.zeros(len(seen))
+        for term, weight in zip(table.terms, weights, strict=True):
+            if term.feature == name:
+                added += weight * term.of(values)
+        away = seen - share @ seen
+        slopes.append(float(share @ (away * (added - share @ added))) / max(float(share @ away**2), 1e-12))
+    return float(np.mean(slopes))
 
 
 def _agreeing(columns: Float, offset: Double, prior: Double, counts: Double, start: Double) -> Double:

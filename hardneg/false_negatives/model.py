@@ -89,7 +89,13 @@ class LogisticModel:
         """
         from scipy.special import expit  # imported here: mining without a posterior does not need SciPy
 
-        probability: Double = expit(self.logit({name: values[name].astype(np.float64) for name in self.needed}))
+        with np.errstate(over="ignore", invalid="ignore"):
+            logit = np.asarray(self.logit({name: values[name].astype(np.float64) for name in self.needed}))
+        if np.isnan(logit).any():
+            raise RunError(
+                "the posterior's weights are too large for these features (its log odds overflow): calibrate again"
+            )
+        probability: Double = expit(logit)
         return probability
 
 
@@ -164,7 +170,8 @@ class Posterior(LogisticModel):
         """
         if not isinstance(value, dict) or value.get("kind") != "hardneg posterior":
             raise RunError(f"{where} is no posterior: hardneg calibrate writes posteriors")
-        if value.get("schema_version") not in READ_VERSIONS:
+        version = value.get("schema_version")
+        if type(version) is not int or version not in READ_VERSIONS:
             raise RunError(
                 f"{where} has schema version {value.get('schema_version')!r}, but this version of hardneg reads "
                 f"{' and '.join(map(str, READ_VERSIONS))}: calibrate again"

@@ -211,6 +211,10 @@ class Population:
             probabilities = expit(logit(probabilities.clip(1e-12, 1 - 1e-12)) + shift)
         return float(probabilities.mean())
 
+    def rejected(self, threshold: float) -> int:
+        """How many open candidates a threshold rejects."""
+        return int((self.probabilities > np.float32(threshold)).sum())
+
     def _chosen(self, threshold: float) -> Iterator[Mask]:
         for candidates, open_, probability in self.parts:
             kept = open_ & (probability <= np.float32(threshold))
