@@ -263,3 +263,15 @@ def test_the_number_of_threads_changes_no_bit() -> None:
         with threadpool_limits(threads):
             found.append(fit_known(data)[0])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3])
+def test_what_is_said_lies_within_its_range(share: float) -> None:
+    """Also where hardly any is relevant but the known ones."""
+    _, report = fit_known(world(14, 500, share=share)[0])
+    low, high = report["level_range"]
+    assert low <= 1e-6
+    assert high >= -1e-6
+    low, high = report["relevant_per_query_range"]
+    assert low <= report["relevant_per_query"] <= high
+    assert report["relevant_per_query"] >= report["known_positives"] / report["queries"]

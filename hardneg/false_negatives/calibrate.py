@@ -129,7 +129,7 @@ def _certified(
     learned = Learned(final, start.source, report, in_loss)
     if not passed:
         if not uncertified:
-            raise NotCertified(_not_certified(tests, alpha, confidence, int(held.sum()), len(judged.relevant)))
+            raise NotCertified(_not_certified(tests, alpha, confidence, judged, population))
         return _expected(learned, Population(run, features, final, progress), alpha, judged, place)
     # The same order of candidates, on the scale of the final model.
     threshold = float(_moved(np.array([passed[-1].threshold]), level)[0])
@@ -306,9 +306,13 @@ def _check_share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> Non
         )
 
 
-def _not_certified(tests: list[Test], alpha: float, confidence: float, held: int, judged: int) -> str:
+def _not_certified(
+    tests: list[Test], alpha: float, confidence: float, judgements: Judgements, population: Population
+) -> str:
     strictest = tests[0]
-    needed, chance = judgements_needed(strictest, alpha, confidence, held)
+    held, judged = int(judgements.held_out.sum()), len(judgements.relevant)
+    expected = population.expected(strictest.threshold)
+    needed, chance = judgements_needed(strictest, alpha, confidence, held, expected)
     found = (
         f"no threshold can be certified to keep false negatives at {alpha:.1%} or less with confidence {confidence:.0%}: "
         f"even with the strictest, {strictest.false} of {strictest.judged} judged negatives are false"

@@ -31,6 +31,8 @@ from scipy.stats import betabinom, hypergeom
 
 FIRST_LOOK = 0.7  # of the level that is left, for each look
 
+_PRIOR = 40.0  # judgements that what the posterior expects is worth, for the advice
+
 _ENOUGH = 0.9  # chance that the advised number of judgements is enough
 
 
@@ -110,16 +112,20 @@ def certify(
     return tests
 
 
-def judgements_needed(test: Test, alpha: float, confidence: float, now: int) -> tuple[int | None, float]:
+def judgements_needed(
+    test: Test, alpha: float, confidence: float, now: int, expected: float | None = None
+) -> tuple[int | None, float]:
     """The total number of judgements that certify a threshold at the next look in nine cases of ten.
 
-    What further judgements find is foretold from those there are: beta-binomial, with Jeffreys' prior for the share.
+    What further judgements find is foretold from those there are: beta-binomial. The prior of the share is what the posterior
+    expects, worth 40 judgements; Jeffreys' prior without it. A wrong prior makes the advice wrong, never the guarantee.
 
     Args:
         test: the last test of the strictest threshold.
         alpha: the allowed share of false negatives.
         confidence: the confidence of the guarantee.
         now: the number of judgements so far, of this and other thresholds.
+        expected: the share of false negatives that the posterior expects with this threshold.
 
     Returns:
         (the total number, its chance); or (None, the best chance that any number has).
@@ -127,7 +133,9 @@ def judgements_needed(test: Test, alpha: float, confidence: float, now: int) -> 
     if test.judged == 0 or test.judged >= test.negatives:
         return None, 0.0  # nothing is known, or all is
     level, best = level_of(test.look + 1, confidence), 0.0
-    prior = (test.false + 0.5, test.judged - test.false + 0.5)
+    share = 0.5 if expected is None else min(max(expected, 1e-3), 1 - 1e-3)
+    worth = 1.0 if expected is None else _PRIOR
+    prior = (test.false + worth * share, test.judged - test.false + worth * (1 - share))
     for seen in np.unique(np.geomspace(test.judged + 1, max(test.negatives, test.judged + 1), 100).astype(int)):
         critical = _most_passing(int(seen), test.negatives, alpha, level)
         chance = float(betabinom.cdf(critical - test.false, int(seen) - test.judged, *prior))

@@ -280,9 +280,9 @@ def _levels(draws: Draws, best: Fit) -> tuple[Fit, Fit, Fit]:
 def _numbers(draws: Draws, counts: Double, low: Fit, fit: Fit, high: Fit) -> dict[str, Any]:
     """What the fit says of the number of relevant documents, with the range of levels."""
     found, rest = int(draws.found.sum()), float(counts.sum())
+    fitted = [float(each.relevant(draws).sum()) for each in (low, fit, high)]
     # Those that are known are relevant, whatever the fit says.
-    totals = [max(float(each.relevant(draws).sum()), float(found)) for each in (low, fit, high)]
-    totals[0], totals[2] = min(totals), max(totals)
+    totals = [max(total, float(found)) for total in (min(fitted), fitted[1], max(fitted))]
     shares = [min(max(total - found, 0.0) / max(rest, 1.0), 1.0) for total in totals]
     relevant = fit.relevant(draws)
     outside = np.exp(fit.outside[0] + fit.outside[1] * np.log1p(relevant))
@@ -296,7 +296,7 @@ def _numbers(draws: Draws, counts: Double, low: Fit, fit: Fit, high: Fit) -> dic
         "relevant_per_query": totals[1] / len(draws.starts),
         "relevant_per_query_range": [total / len(draws.starts) for total in (totals[0], totals[2])],
         "relevant_not_found": float(outside.mean()),
-        "level_range": [_shift(logit, draws.counts, totals[0]), _shift(logit, draws.counts, totals[2])],
+        "level_range": [_shift(logit, draws.counts, total) for total in (min(fitted), max(fitted))],
         "assumption": "the known positive of a query is a random one of its relevant documents; where known positives are "
         "the most obvious ones, false negatives are rarer than said",
     }

@@ -237,7 +237,7 @@ class Ladder:
     chosen: tuple[Mask, ...]
 
 
-_RUNGS = 6
+_RUNGS = 4
 
 _FILLED = 0.95  # of the negatives that there are without a threshold
 
