@@ -858,10 +858,10 @@ def test_a_posterior_that_cannot_be_learned_rejects_nothing(tmp_path: Path) -> N
 
 
 def test_what_stands_in_no_crowd_of_the_query_is_never_suspected() -> None:
-    """Whatever was learned of near candidates: this encoder finds the topics badly, and everything was found likely."""
+    """Whatever was learned of near candidates."""
     pairs = by_topic()
     options = TrainOptions(batch_size=16, depth=20, filters=("posterior:learned",))
-    supply = Supply(pairs, Towers(encoder()), options, HERE)
+    supply = Supply(pairs, topical(pairs), options, HERE)
     filters = supply.filters
     assert filters.posterior is not None
     assert filters.sketch is not None
@@ -875,6 +875,21 @@ def test_what_stands_in_no_crowd_of_the_query_is_never_suspected() -> None:
     same = np.asarray(pairs.query_groups)[:, None] == np.asarray(pairs.document_groups)
     assert suspected[~same].mean() < 0.25
     assert suspected[same].mean() >= suspected[~same].mean()
+    supply.close()
+
+
+def test_where_nothing_is_learned_nobody_is_suspected() -> None:
+    """Texts that have nothing to do with each other: nothing tells known positives from other candidates, and it is said."""
+    rng = np.random.default_rng(0)
+    texts = [" ".join(f"w{n}" for n in rng.integers(0, 60, 12)) for _ in range(800)]
+    pairs = hardneg.Pairs.from_columns([f"{text} asked" for text in texts[:400]], texts[400:])
+    options = TrainOptions(batch_size=16, depth=40, filters=("posterior:learned",))
+    supply = Supply(pairs, Towers(encoder()), options, HERE)
+    filters = supply.filters
+    assert filters.posterior is None
+    assert filters.unlearned is not None
+    assert filters.sketch is not None
+    assert not filters.sketch.probability(torch.arange(9), torch.arange(30)).any()
     supply.close()
 
 

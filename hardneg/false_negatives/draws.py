@@ -141,7 +141,8 @@ class _State:
         self.from_top = logit[np.maximum(draws.drawn, 0)]
         found = np.where(draws.found, -np.logaddexp(0, -self.from_top), np.log(self.out))
         prior = ridge * self.weights @ self.weights + _OUTSIDE_PRIOR @ self.outside**2
-        self.loss = float(-(found - np.log(self.all)).sum() + prior / 2)
+        self.likelihoods = np.asarray(found - np.log(self.all), np.float64)
+        self.loss = float(-self.likelihoods.sum() + prior / 2)
 
     def gradient(self) -> Double:
         draws, found = self.draws, self.draws.found
@@ -202,9 +203,9 @@ def at_level(draws: Draws, start: Fit, intercept: float, ridge: float = 0.5) -> 
     return _newton(draws, parameters, ridge, fixed=intercept, most=25, enough=5 * _ENOUGH)
 
 
-def score_draws(draws: Draws, fit: Fit) -> float:
-    """The log likelihood of draws by a fit of others."""
-    return -_State(draws, fit.parameters, 0.0).loss
+def score_draws(draws: Draws, fit: Fit) -> Double:
+    """float64 `[n]`: the log likelihood of the draw of each query, by a fit of others."""
+    return _State(draws, fit.parameters, 0.0).likelihoods
 
 
 def _newton(

@@ -54,6 +54,10 @@ _SIGNIFICANT = 0.3  # smallest move of the similarity by relevance, in standard 
 
 _LIKELY = 2.0  # log likelihood that a level may be below the best one: a range of 95 % (Wilks 1938)
 
+# Log likelihood by which what was learned must foretell other queries better than nothing does. The ratio is an e-value: where
+# there is nothing to learn, it is above exp(5) in one set of 150 or less.
+_INFORMED = 5.0
+
 _CAUTIOUS = 0.5  # the same for the level that is used, the highest such one: one standard deviation
 
 _STEP = 0.5  # of the level
@@ -89,14 +93,7 @@ class Learnable:
 
 
 class _Table:
-    """Terms of candidates as columns, each with mean 0 and standard deviation 1.
-
-    Args:
-        values: the features of the candidates.
-        names: the features to use.
-        knots: quantiles at which hinges start.
-        counts: how many candidates each stands for.
-    """
+    """Terms of candidates as columns, each with mean 0 and standard deviation 1. Hinges start at the quantiles `knots`."""
 
     def __init__(
         self, values: Mapping[str, Float], names: tuple[str, ...], knots: tuple[float, ...], counts: Double
@@ -178,7 +175,7 @@ def _fitted(
 ) -> tuple[LogisticModel, dict[str, Any]]:
     learned, report = _tested(draws, seed)
     best = fit_draws(draws) if len(draws.starts) <= _BOTH else improved(draws, learned)
-    if report["gain"] <= _LIKELY:
+    if report["gain"] <= _INFORMED:
         return _uninformed(name, draws, report)
     low, fit, high = _levels(draws, best)
     prior = expit(fit.logit(draws.table))
@@ -225,7 +222,8 @@ def _tested(draws: Draws, seed: int) -> tuple[Fit, dict[str, Any]]:
     ours, rest = draws.part(half), draws.part(~half)
     learned = fit_draws(ours)
     nothing = fit_draws(ours.without_terms())
-    gain = score_draws(rest, learned) - score_draws(rest.without_terms(), nothing)
+    gains = score_draws(rest, learned) - score_draws(rest.without_terms(), nothing)
+    gain = float(gains.sum())
     relevant = learned.relevant(rest)
     every = relevant + np.exp(learned.outside[0] + learned.outside[1] * np.log1p(relevant))
     lengths = np.diff(np.append(rest.starts, len(rest.table)))
@@ -244,7 +242,7 @@ def _tested(draws: Draws, seed: int) -> tuple[Fit, dict[str, Any]]:
     foretold, seen = np.array([[expected, count] for _, expected, count in groups]).T
     statistic = float(((seen - foretold) ** 2 / np.maximum(foretold, 1.0)).sum())
     return learned, {
-        "gain": float(gain),
+        "gain": gain,
         "reliability": groups,
         "agreement": float(chi2.sf(statistic, len(groups))),
     }
