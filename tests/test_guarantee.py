@@ -73,7 +73,7 @@ def test_the_advised_number_is_enough_in_nine_of_ten(share: float, first: int) -
     rng, negatives, alpha = np.random.default_rng(1), 20_000, 0.05
     truth = np.arange(negatives) < share * negatives
     enough, advised = 0, 0
-    for _ in range(80):
+    for _ in range(50):
         drawn = rng.permutation(truth)
         test = certify([0.1], [negatives], [first], [int(drawn[:first].sum())], alpha, 0.95)[0]
         if test.passed:
@@ -84,7 +84,7 @@ def test_the_advised_number_is_enough_in_nine_of_ten(share: float, first: int) -
             continue
         advised += 1
         enough += certify([0.1], [negatives], [more], [int(drawn[:more].sum())], alpha, 0.95, 2)[0].passed
-    assert advised >= 8
+    assert advised >= 5
     assert enough / advised >= 0.8  # given a refusal, the share looked higher than it is: more is advised than needed
 
 
