@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from hardneg.errors import DataError
 from hardneg.false_negatives.features import SHARED_FEATURES
-from hardneg.false_negatives.learn import _LEAST, Double, Values, _Scaled
+from hardneg.false_negatives.learn import LEAST, Double, Values, _Scaled
 from hardneg.false_negatives.model import LogisticModel
 from hardneg.storage.arrays import Mask
 
@@ -108,7 +108,7 @@ def _unlabelled(seen: Double, known: Mask, rate: float) -> Callable[[Double], Do
 
     def probability(at: Double) -> Double:
         labelled = np.minimum(share.predict(at), rate * (1 - 1e-9))
-        return np.asarray((labelled / rate * (1 - rate) / (1 - labelled)).clip(_LEAST, 1 - _LEAST))
+        return np.asarray((labelled / rate * (1 - rate) / (1 - labelled)).clip(LEAST, 1 - LEAST))
 
     return probability
 
@@ -127,7 +127,7 @@ def _view(seen: Double, expected: Double) -> _View:
     place = np.searchsorted(edges[1:-1], seen, side="right")
     count = np.bincount(place, minlength=max(1, len(edges) - 1)).astype(np.float64)
     target = np.bincount(place, expected, minlength=len(count)) / np.maximum(count, 1)
-    return _View(place, count, target.clip(_LEAST, 1 - _LEAST))
+    return _View(place, count, target.clip(LEAST, 1 - LEAST))
 
 
 def _agreeing(total: Double, view: _View) -> tuple[float, float]:

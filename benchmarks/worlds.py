@@ -22,7 +22,7 @@ import hardneg
 from hardneg.data.pairs import Pairs
 from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
 from hardneg.false_negatives.known import ASKED, Learnable
-from hardneg.false_negatives.population import _stands_for
+from hardneg.false_negatives.population import stands_for
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import lowest_scores
@@ -75,7 +75,7 @@ class World:
     def learnable(self) -> Learnable:
         """What `hardneg calibrate` learns from: of the ranks above 60, one in eight."""
         n, width = self.truth.shape
-        counts = _stands_for(np.arange(n), width, 0, True)
+        counts = stands_for(np.arange(n), width, 0, True)
         used = (self.open & (counts > 0)) | self.known
         return Learnable(
             {name: value[used] for name, value in self.features.items()}, self.known[used], np.nonzero(used)[0],

@@ -23,7 +23,7 @@ from hardneg.false_negatives.judgements import (
     no_strangers,
     read_judgements,
 )
-from hardneg.false_negatives.learn import check_classes
+from hardneg.false_negatives.learn import check_classes, clipped_weights
 from hardneg.false_negatives.model import LogisticModel, Posterior, identity, selection_of, sources_of
 from hardneg.false_negatives.population import Found, Ladder, Population, expected_threshold, ladder
 from hardneg.false_negatives.sources import Learned, family, from_judged, learn_from
@@ -119,7 +119,7 @@ def _certified(
     held = judged.held_out
     _check_share(judged, place[held], np.logical_or.reduce(rungs.chosen))
     looks = [
-        _at_look(rungs, place, judged, look, alpha, confidence) for look in range(1, 1 + int(judged.looks[held].max()))
+        _at_look(rungs, place, judged, look, alpha, confidence) for look in range(1, 1 + int(judged.look[held].max()))
     ]
     tests = looks[-1]
     # What passed at any look holds, as the levels of all looks add up to that of the guarantee.
@@ -150,7 +150,7 @@ def _at_look(
     rungs: Ladder, place: NDArray[np.int64], judged: Judgements, look: int, alpha: float, confidence: float
 ) -> list[Test]:
     """The tests with what was judged up to this look."""
-    seen = judged.held_out & (judged.looks <= look)
+    seen = judged.held_out & (judged.look <= look)
     chosen = [each[place[seen]] for each in rungs.chosen]
     return certify(
         rungs.thresholds,
@@ -264,7 +264,7 @@ def _level(
     level = {"slope": 1.0, "shift": 0.0}
     if len(relevant) >= 2 and relevant.any() and not relevant.all():
         weights = np.where(np.isnan(judged.inclusion[used]), 1.0, 1 / judged.inclusion[used])
-        weights = np.minimum(weights / weights.mean(), 10.0)
+        weights = clipped_weights(weights)
         # A wide prior around the model's own scale.
         fitted = LogisticRegression(C=10.0, max_iter=1000).fit(odds[:, None], relevant, weights)
         if fitted.coef_[0, 0] > 0:

@@ -72,6 +72,15 @@ class Draws:
         """The table with a column of ones, for the intercept."""
         return np.concatenate([self.table, np.ones((len(self.table), 1), np.float32)], 1)
 
+    @cached_property
+    def lengths(self) -> Int:
+        """int64 `[n]`: number of candidates of each query."""
+        return np.diff(np.append(self.starts, len(self.table)))
+
+    def repeated(self, values: Double) -> Double:
+        """float64 `[M]`: the number of each query, at all its candidates."""
+        return np.repeat(values, self.lengths)
+
     def sums(self, values: NDArray[np.floating]) -> NDArray[np.floating]:
         """Sums over the candidates of each query."""
         total: NDArray[np.floating] = np.add.reduceat(values, self.starts, axis=0)
@@ -84,9 +93,8 @@ class Draws:
 
     def part(self, chosen: Mask) -> Draws:
         """The draws of some of the queries."""
-        lengths = np.diff(np.append(self.starts, len(self.table)))
-        rows = np.repeat(chosen, lengths)
-        starts = np.concatenate([[0], np.cumsum(lengths[chosen])[:-1]]).astype(np.int64)
+        rows = np.repeat(chosen, self.lengths)
+        starts = np.concatenate([[0], np.cumsum(self.lengths[chosen])[:-1]]).astype(np.int64)
         drawn = np.where(self.found, self.drawn - self.starts, -1)[chosen]
         return Draws(self.table[rows], self.counts[rows], starts, np.where(drawn >= 0, drawn + starts, -1), self.signs)
 
@@ -119,9 +127,22 @@ class Fit:
         """float64 `[n]`: the expected number of relevant candidates of each query."""
         return np.asarray(draws.sums(draws.counts * expit(self.logit(draws.table))), np.float64)
 
+    def not_found(self, relevant: Double) -> Double:
+        """`outside`, float64 `[n]`, from the result of `relevant`."""
+        return _outside(_line(relevant), self.outside)
+
     @property
     def parameters(self) -> Double:
         return np.concatenate([self.weights, [self.intercept], self.outside])
+
+
+def _line(relevant: Double) -> Double:
+    """float64 `[n, 2]`: what a and -b are multiplied with."""
+    return np.stack([np.ones_like(relevant), np.log1p(relevant)], 1)
+
+
+def _outside(line: Double, outside: Double) -> Double:
+    return np.asarray(np.exp(np.clip(line @ outside, -25.0, 25.0)))
 
 
 class _State:
@@ -134,12 +155,12 @@ class _State:
         logit = Fit(self.weights, float(parameters[m]), self.outside, 0.0).logit(draws.table)
         self.pi = expit(logit)
         total = np.asarray(draws.sums(draws.counts * self.pi), np.float64)
-        self.line = np.stack([np.ones_like(total), np.log1p(total)], 1)
-        self.out = np.exp(np.clip(self.line @ self.outside, -25.0, 25.0))
+        self.line = _line(total)
+        self.out = _outside(self.line, self.outside)
         self.slope = self.outside[1] * self.out / (1 + total)  # of `out` in the total
         self.all = total + self.out
-        self.from_top = logit[np.maximum(draws.drawn, 0)]
-        found = np.where(draws.found, -np.logaddexp(0, -self.from_top), np.log(self.out))
+        of_drawn = logit[np.maximum(draws.drawn, 0)]
+        found = np.where(draws.found, -np.logaddexp(0, -of_drawn), np.log(self.out))
         prior = ridge * self.weights @ self.weights + _OUTSIDE_PRIOR @ self.outside**2
         self.likelihoods = np.asarray(found - np.log(self.all), np.float64)
         self.loss = float(-self.likelihoods.sum() + prior / 2)
@@ -147,8 +168,7 @@ class _State:
     def gradient(self) -> Double:
         draws, found = self.draws, self.draws.found
         of_total = -(1 + self.slope) / self.all + np.where(found, 0.0, self.slope / self.out)
-        lengths = np.diff(np.append(draws.starts, len(self.pi)))
-        of_logit = np.repeat(of_total, lengths) * draws.counts * self.pi * (1 - self.pi)
+        of_logit = draws.repeated(of_total) * draws.counts * self.pi * (1 - self.pi)
         at = draws.drawn[found]
         of_logit[at] += 1 - self.pi[at]
         of_outside = self.line.T @ (np.where(found, 0.0, 1.0) - self.out / self.all)
@@ -160,9 +180,8 @@ class _State:
     def information(self) -> Double:
         """A positive definite stand-in for the Hessian: the variance of the slopes of P(known), as in a multinomial logit."""
         draws, m = self.draws, len(self.weights)
-        lengths = np.diff(np.append(draws.starts, len(self.pi)))
         spread = self.pi * (1 - self.pi)
-        chance = draws.counts * spread / np.repeat(self.all, lengths)
+        chance = draws.counts * spread / draws.repeated(self.all)
         means = np.asarray(draws.of_query(chance) @ draws.with_one, np.float64)
         at = draws.drawn[draws.found]
         chance[at] += spread[at]

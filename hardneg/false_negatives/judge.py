@@ -95,7 +95,7 @@ def _taken_over(judged: Judgements, population: Population, drawn: Drawn, file: 
     earlier = list(zip(judged.query.tolist(), judged.document.tolist(), strict=True))
     known = dict(zip(earlier, judged.relevant.tolist(), strict=True))
     # A pair that was for learning first tests the guarantee from this look on.
-    looked = dict(zip(earlier, np.where(judged.held_out, judged.looks, 0).tolist(), strict=True))
+    looked = dict(zip(earlier, np.where(judged.held_out, judged.look, 0).tolist(), strict=True))
     missing = set(earlier) - set(pairs)
     held = sum(pair in missing for pair, is_held in zip(earlier, judged.held_out, strict=True) if is_held)
     if held:
@@ -103,7 +103,7 @@ def _taken_over(judged: Judgements, population: Population, drawn: Drawn, file: 
             f"{held:,} pairs of {file} that test the guarantee are not among those drawn now: a larger --sample with the same "
             f"--seed, --alpha and --posterior contains them"
         )
-    next_look = int(judged.looks.max(initial=0)) + 1
+    next_look = int(judged.look.max(initial=0)) + 1
     look = np.array([looked.get(pair) or next_look for pair in pairs], np.int64)
     relevant = [int(known[pair]) if pair in known else None for pair in pairs]
     return relevant, replace(drawn, look=look, left_out=len(missing))

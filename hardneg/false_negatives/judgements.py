@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,7 @@ class Judgements:
         inclusion: float64 `[m]`, the chance of being drawn; NaN if the file does not state it.
         held_out: bool `[m]`, True for the pairs that test the guarantee.
         skipped: number of rows of the file without a judgement.
-        look: int64 `[m]`, the look at which each pair was first drawn, from 1; empty: all at the first.
+        look: int64 `[m]`, the look at which each pair was first drawn, from 1.
         alpha: what the pairs were drawn for; None if the file does not say it.
         drawn_for: a hash of the run, the posterior and the selection that the pairs were drawn for, and behind a hyphen how many
             were held out; None as for `alpha`.
@@ -209,15 +209,10 @@ class Judgements:
     relevant: Mask
     inclusion: NDArray[np.float64]
     held_out: Mask
-    skipped: int = 0
-    look: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    alpha: float | None = None
-    drawn_for: str | None = None
-
-    @property
-    def looks(self) -> NDArray[np.int64]:
-        """int64 `[m]`: `look`, or 1 for all."""
-        return self.look if len(self.look) else np.ones(len(self.query), np.int64)
+    skipped: int
+    look: NDArray[np.int64]
+    alpha: float | None
+    drawn_for: str | None
 
 
 def read_judgements(path: Path, pairs: Pairs) -> Judgements:

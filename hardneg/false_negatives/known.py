@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits
 from hardneg.errors import DataError
 from hardneg.false_negatives.draws import Draws, Fit, at_level, fit_draws, improved, score_draws
 from hardneg.false_negatives.features import OF_QUERY, Term
+from hardneg.false_negatives.logistic import fit_around
 from hardneg.false_negatives.model import LogisticModel
 from hardneg.storage.arrays import Float, Int, Mask
 
@@ -193,8 +194,8 @@ def _drawn(data: Learnable, rng: np.random.Generator) -> tuple[Int, tuple[Int, I
     Returns:
         The rows of `data` that are used; and of these, the first of each query, and the drawn one of each query (-1: not found).
     """
-    first = np.flatnonzero(np.append(True, data.query[1:] != data.query[:-1]))
-    number = np.cumsum(np.append(True, data.query[1:] != data.query[:-1])) - 1
+    begins = np.append(True, data.query[1:] != data.query[:-1])
+    first, number = np.flatnonzero(begins), np.cumsum(begins) - 1
     # The place of a random one among the known positives of each query; those that were found come first.
     place = rng.integers(data.positives[first])
     order = np.cumsum(data.known) - 1
@@ -225,10 +226,8 @@ def _tested(draws: Draws, seed: int) -> tuple[Fit, dict[str, Any]]:
     gains = score_draws(rest, learned) - score_draws(rest.without_terms(), nothing)
     gain = float(gains.sum())
     relevant = learned.relevant(rest)
-    every = relevant + np.exp(learned.outside[0] + learned.outside[1] * np.log1p(relevant))
-    lengths = np.diff(np.append(rest.starts, len(rest.table)))
     pi = expit(learned.logit(rest.table))
-    chance = rest.counts * pi / np.repeat(every, lengths)
+    chance = rest.counts * pi / rest.repeated(relevant + learned.not_found(relevant))
     is_drawn = np.zeros(len(pi), bool)
     is_drawn[rest.drawn[rest.found]] = True
     order = np.argsort(pi, kind="stable")
@@ -282,8 +281,6 @@ def _numbers(draws: Draws, counts: Double, low: Fit, fit: Fit, high: Fit) -> dic
     # Those that are known are relevant, whatever the fit says.
     totals = [max(total, float(found)) for total in (min(fitted), fitted[1], max(fitted))]
     shares = [min(max(total - found, 0.0) / max(rest, 1.0), 1.0) for total in totals]
-    relevant = fit.relevant(draws)
-    outside = np.exp(fit.outside[0] + fit.outside[1] * np.log1p(relevant))
     logit = fit.logit(draws.table)
     return {
         "known_positives": found,
@@ -293,7 +290,7 @@ def _numbers(draws: Draws, counts: Double, low: Fit, fit: Fit, high: Fit) -> dic
         "relevant_share_range": [shares[0], shares[2]],
         "relevant_per_query": totals[1] / len(draws.starts),
         "relevant_per_query_range": [total / len(draws.starts) for total in (totals[0], totals[2])],
-        "relevant_not_found": float(outside.mean()),
+        "relevant_not_found": float(fit.not_found(fit.relevant(draws)).mean()),
         "level_range": [_shift(logit, draws.counts, total) for total in (min(fitted), max(fitted))],
         "assumption": "the known positive of a query is a random one of its relevant documents; where known positives are "
         "the most obvious ones, false negatives are rarer than said",
@@ -340,7 +337,8 @@ def _with_positive(
     slope = max(_PART * gain / variance, _ALIKE * _steepness(table, fit, prior, counts, values))
     slope = min(slope, _LIMIT / max(float(np.std(rest)), 1e-6) / 2)
     start = np.concatenate([fit.weights, [fit.intercept]]) - slope * found[:-1]
-    solved = _agreeing(columns, slope * seen, prior, counts, start)
+    # The mean of P, weighted by each column, is then that of `prior`.
+    solved = fit_around(columns, prior, counts / counts.sum(), start, np.full(len(start), 1e-5), slope * seen)
     return solved[:-1], float(solved[-1]), slope
 
 
@@ -362,34 +360,3 @@ def _steepness(table: _Table, fit: Fit, prior: Double, counts: Double, values: M
         away = seen - share @ seen
         slopes.append(float(share @ (away * (added - share @ added))) / max(float(share @ away**2), 1e-12))
     return float(np.mean(slopes))
-
-
-def _agreeing(columns: Float, offset: Double, prior: Double, counts: Double, start: Double) -> Double:
-    """Weights with which the mean of P agrees with that of `prior`, weighted by each column: logistic regression on P."""
-    theta = start.copy()
-    share = counts / counts.sum()
-
-    def loss(at: Double) -> tuple[float, Double]:
-        logit = np.asarray(columns @ at.astype(np.float32), np.float64) + offset
-        away = at - start
-        return float(share @ (np.logaddexp(0, logit) - prior * logit) + 5e-6 * away @ away), logit
-
-    value, logit = loss(theta)
-    for _ in range(40):
-        p = expit(logit)
-        gradient = (columns.T @ (share * (p - prior)).astype(np.float32)).astype(np.float64) + 1e-5 * (theta - start)
-        scaled = columns * np.sqrt(share * p * (1 - p)).astype(np.float32)[:, None]
-        step = np.linalg.solve((scaled.T @ scaled).astype(np.float64) + 1.1e-5 * np.eye(len(theta)), gradient)
-        size = 1.0
-        while size > 1e-3:
-            tried, tried_logit = loss(theta - size * step)
-            if tried < value:
-                break
-            size /= 2
-        else:
-            break
-        done = value - tried < 1e-9
-        theta, value, logit = theta - size * step, tried, tried_logit
-        if done:
-            break
-    return theta

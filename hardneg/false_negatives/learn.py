@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ LADDER: tuple[tuple[str, ...], ...] = (
     (*SHARED_FEATURES, "margin", "local_score_query", "local_score_positive"),
 )
 
-_LEAST = 1e-4  # probability: below, nothing can be said
+LEAST = 1e-4  # probability: below, nothing can be said
 
 
 class _Scaled:
@@ -73,12 +73,11 @@ def fit_judged(
         DataError: all judgements are of one class.
     """
     check_classes(relevant)
-    # With weights that differ a hundredfold, a few pairs would decide everything.
-    clipped = np.minimum(weights / np.mean(weights), 10.0)
+    clipped = clipped_weights(weights)
     best: tuple[Double, Double, tuple[str, ...]] | None = None
     for rung in LADDER if names is None else [tuple(names)]:
         predicted = _cross_validated(values, relevant, clipped, queries, rung, seed)
-        loss = -np.where(relevant, np.log(predicted), np.log(1 - predicted)) * clipped
+        loss = log_losses(predicted, relevant, clipped)
         gain = None if best is None else best[1] - loss
         if best is None or gain is None or gain.mean() > gain.std() / np.sqrt(len(gain)):
             best = predicted, loss, rung
@@ -92,6 +91,29 @@ def fit_judged(
         **calibration(predicted, relevant, clipped),
     }
     return model, report
+
+
+def clipped_weights(weights: Double) -> Double:
+    """The weights with a mean of 1, none above 10: with weights that differ a hundredfold, a few pairs would decide everything."""
+    return np.minimum(weights / np.mean(weights), 10.0)
+
+
+def log_losses(predicted: Double, relevant: Mask, weights: Double) -> Double:
+    """The log loss of each pair, weighted."""
+    return np.asarray(-np.where(relevant, np.log(predicted), np.log(1 - predicted)) * weights)
+
+
+def left_out(queries: NDArray[np.integer], seed: int) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Up to five folds, as positions (to learn from, to predict). Pairs of one query are left out together.
+
+    Raises:
+        DataError: all pairs are of one query.
+    """
+    folds = min(5, len(np.unique(queries)))
+    if folds < 2:
+        raise DataError("the judged pairs are all of one query: judge pairs of several")
+    mixed = np.random.default_rng(seed).permutation(int(queries.max()) + 1)[queries]
+    yield from GroupKFold(folds).split(mixed, groups=mixed)
 
 
 def check_classes(relevant: Mask) -> None:
@@ -108,19 +130,15 @@ def _cross_validated(
     values: Values, relevant: Mask, weights: Double, queries: NDArray[np.integer], names: Sequence[str], seed: int
 ) -> Double:
     """P(relevant) of each pair, by a model that was fitted without the pairs of its query."""
-    folds = min(5, len(np.unique(queries)))
-    if folds < 2:
-        raise DataError("the judged pairs are all of one query: judge pairs of several")
     predicted = np.empty(len(relevant))
-    mixed = np.random.default_rng(seed).permutation(int(queries.max()) + 1)[queries]
-    for train, test in GroupKFold(folds).split(mixed, groups=mixed):
+    for train, test in left_out(queries, seed):
         if relevant[train].all() or not relevant[train].any():
             share = float(np.average(relevant[train], weights=weights[train]))
             predicted[test] = share
             continue
         model = _fit({n: values[n][train] for n in names}, relevant[train], weights[train], names)
         predicted[test] = model.probability({n: values[n][test] for n in names})
-    return np.asarray(predicted.clip(_LEAST, 1 - _LEAST))
+    return np.asarray(predicted.clip(LEAST, 1 - LEAST))
 
 
 def _fit(values: Values, relevant: Mask, weights: Double, names: Sequence[str]) -> LogisticModel:

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
-from sklearn.model_selection import GroupKFold
 
-from hardneg.errors import DataError
-from hardneg.false_negatives.learn import calibration
+from hardneg.false_negatives.learn import LEAST, calibration, clipped_weights, left_out, log_losses
+from hardneg.false_negatives.logistic import fit_around
 from hardneg.false_negatives.model import LogisticModel
 from hardneg.storage.arrays import Float, Mask
 
@@ -25,8 +24,6 @@ MOVED = ("shared_positive", "margin", "score_z", "log_rank")
 _SLOPE, _SHIFT, _WEIGHT = 0.3, 1.0, 0.5
 
 _LARGEST = 12.0  # log odds
-
-_LEAST = 1e-4  # probability
 
 
 def fit_offset(
@@ -52,23 +49,18 @@ def fit_offset(
     Returns:
         The model, and a report with its cross-validated log loss and calibration.
     """
-    # With weights that differ a hundredfold, a few pairs would decide everything.
-    clipped = np.minimum(weights / weights.mean(), 10.0)
+    clipped = clipped_weights(weights)
     logit = np.asarray(start.logit({n: values[n].astype(np.float64) for n in start.needed}), np.float64)
     odds = np.broadcast_to(logit, relevant.shape).clip(-_LARGEST, _LARGEST)
     table = np.stack([values[name].astype(np.float64) for name in MOVED], 1)
     mean, deviation = table.mean(0), table.std(0)
     deviation = np.where(deviation > 1e-9, deviation, 1.0)
     design = np.concatenate([odds[:, None], np.ones((len(odds), 1)), (table - mean) / deviation], 1)
-    folds = min(5, len(np.unique(queries)))
-    if folds < 2:
-        raise DataError("the judged pairs are all of one query: judge pairs of several")
     predicted = np.empty(len(odds))
-    mixed = np.random.default_rng(seed).permutation(int(queries.max()) + 1)[queries]
-    for train, test in GroupKFold(folds).split(mixed, groups=mixed):
+    for train, test in left_out(queries, seed):
         predicted[test] = expit(design[test] @ _fitted(design[train], relevant[train], clipped[train]))
     before = expit(odds)
-    losses = [_loss(p.clip(_LEAST, 1 - _LEAST), relevant, clipped) for p in (before, predicted)]
+    losses = [log_losses(p.clip(LEAST, 1 - LEAST), relevant, clipped) for p in (before, predicted)]
     moved = losses[1].mean() < losses[0].mean()
     report = {
         "judged": len(relevant),
@@ -89,29 +81,9 @@ def fit_offset(
     return LogisticModel(tuple(total), tuple(map(float, total.values())), float(intercept)), report
 
 
-def _loss(p: Double, relevant: Mask, weights: Double) -> Double:
-    return np.asarray(-np.where(relevant, np.log(p), np.log(1 - p)) * weights)
-
-
 def _fitted(design: Double, relevant: Mask, weights: Double) -> Double:
-    """The most likely slope, shift and weights, by Newton's method: the loss is convex."""
+    """The most likely slope, shift and weights."""
     centre = np.zeros(design.shape[1])
     centre[0] = 1.0
     precision = np.array([_SLOPE, _SHIFT, *[_WEIGHT] * (design.shape[1] - 2)]) ** -2.0
-    at = centre.copy()
-
-    def loss(x: Double) -> float:
-        logit = design @ x
-        return float(weights @ (np.logaddexp(0, logit) - relevant * logit) + precision @ (x - centre) ** 2 / 2)
-
-    for _ in range(50):
-        p = expit(design @ at)
-        gradient = design.T @ (weights * (p - relevant)) + precision * (at - centre)
-        hessian = (design * (weights * p * (1 - p))[:, None]).T @ design + np.diag(precision)
-        step, size, now = np.linalg.solve(hessian, gradient), 1.0, loss(at)
-        while size > 1e-4 and loss(at - size * step) > now:
-            size /= 2
-        at = at - size * step
-        if now - loss(at) < 1e-9:
-            break
-    return np.asarray(at)
+    return fit_around(design, relevant.astype(np.float64), weights, centre, precision)

@@ -96,15 +96,15 @@ def learnable(
             here = rows[start : start + _ROWS]
             block = candidates.rows(here)
             labelled = members(block.documents, known.take(block.queries)) & block.real
-            stands_for = _stands_for(block.queries, block.documents.shape[1], seed, thinned)
-            used = (open_[here] & block.real & (stands_for > 0)) | labelled
+            counts_for = stands_for(block.queries, block.documents.shape[1], seed, thinned)
+            used = (open_[here] & block.real & (counts_for > 0)) | labelled
             columns = np.argsort(~used, axis=1, kind="stable")[:, : max(1, int(used.sum(1).max(initial=0)))]
             taken = np.take_along_axis(used, columns, 1)
             seen = features.of(names, block, np.where(taken, columns, -1))
             for name in names:
                 values[name].append(seen[name][taken])
             labels.append(np.take_along_axis(labelled, columns, 1)[taken])
-            counts.append(np.take_along_axis(stands_for, columns, 1)[taken])
+            counts.append(np.take_along_axis(counts_for, columns, 1)[taken])
             queries.append(np.repeat(block.queries, taken.sum(1)))
             documents.append(np.take_along_axis(block.documents, columns, 1)[taken])
             advance(len(here))
@@ -119,7 +119,7 @@ def learnable(
     )
 
 
-def _stands_for(queries: NDArray[np.integer], width: int, seed: int, thinned: bool) -> NDArray[np.float64]:
+def stands_for(queries: NDArray[np.integer], width: int, seed: int, thinned: bool) -> NDArray[np.float64]:
     """float64 `[n, width]`: how many candidates each column stands for; 0 for those that are left out."""
     out = np.ones((len(queries), width))
     if thinned and width > _NEAR:

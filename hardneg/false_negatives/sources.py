@@ -213,9 +213,9 @@ def _values_of(run: Reopened, features: PairFeatures, judged: Judgements, names:
         if len(judged_rows) == 0:
             continue
         block = part.candidates.rows(judged.query[judged_rows] - part.candidates.queries[0])
-        match = block.documents == judged.document[judged_rows][:, None]
-        matched = match.any(1)
-        block_values = features.of(names, block, np.where(matched, match.argmax(1), -1)[:, None])
+        columns = block.columns(judged.document[judged_rows][:, None])
+        matched = columns[:, 0] >= 0
+        block_values = features.of(names, block, columns)
         for name in names:
             values[name][judged_rows[matched]] = block_values[name][matched, 0]
     no_strangers(np.isnan(values[names[0]]), judged, run.pairs)

@@ -46,6 +46,14 @@ class Candidates:
         """int32 `[K]`: the rank of each column, from 1 for the nearest document."""
         return np.arange(1, self.documents.shape[1] + 1, dtype=np.int32)
 
+    def columns(self, documents: NDArray[np.integer]) -> NDArray[np.int64]:
+        """int64 `[n, k]`: the column of each of these documents `[n, k]` of the corpus; -1 where it is no candidate of its query."""
+        out = np.full(documents.shape, -1, np.int64)
+        for j in range(documents.shape[1]):
+            match = (self.documents == documents[:, j, None]) & (documents[:, j, None] >= 0)
+            out[:, j] = np.where(match.any(1), match.argmax(1), -1)
+        return out
+
     def rows(self, rows: NDArray[np.integer]) -> Candidates:
         """The candidates of the queries in these rows of the block."""
         return Candidates(

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hardneg.ambient import own_settings
 from hardneg.errors import UsageError
-from hardneg.mining.filters.base import Chain, Filter
+from hardneg.mining.filters.base import Chain, Filter, with_found
 from hardneg.mining.miner import choose_negatives
 from hardneg.mining.options import MAYBE_COUNT, MAYBE_FLAG, check_types, plain
 from hardneg.mining.reopen import Reopened
@@ -153,21 +152,17 @@ def _write_parts(reopened: Reopened, chosen: _Selection, writer: PartWriter, pro
         advance(len(candidates.queries))
 
 
-def _found(info: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration, with what its candidates were found from (see `Filter.notes`)."""
-    return {**config, "found_depth": info["resolved"]["depth"], "found_in": info["fingerprints"]}
-
-
 def _head(
     run: Run, target: Path, chosen: _Selection, used: dict[str, str], command: list[str] | None
 ) -> dict[str, Any]:
     """The content of the selection's `run.json`, except what `PartWriter.finish` adds."""
     info = run.info
+    found = with_found(chosen.config, info["resolved"]["depth"], info["fingerprints"])
     previous = {"config": info["config"], "command": info["command"], "counts": info["counts"]}
     return {
         **{key: info[key] for key in ("hardneg_version", "resolved", "timings", "environment")},
         "fingerprints": {**_without_posteriors(info["fingerprints"]), **used},
-        "warnings": [*info["warnings"], *chosen.chain.notes(_found(info, chosen.config))],
+        "warnings": [*info["warnings"], *chosen.chain.notes(found)],
         "command": command,
         "config": chosen.config,
         "seed": chosen.config["seed"],

@@ -7,6 +7,7 @@ from typing import Any
 
 from hardneg.data.notes import notes_of
 from hardneg.data.pairs import Pairs
+from hardneg.mining.filters.base import with_found
 from hardneg.mining.filters.identity import Group
 from hardneg.mining.options import MineOptions
 from hardneg.mining.specs import parse_filters
@@ -15,7 +16,7 @@ from hardneg.mining.specs import parse_filters
 def warnings(pairs: Pairs, options: MineOptions, depth: int, fingerprints: Mapping[str, Any]) -> list[str]:
     """Return the warnings for `run.json`, one sentence each. `depth` and `fingerprints` say what candidates were found in."""
     chain = parse_filters(options.filters, options.default_filters)
-    messages = chain.notes({**options.to_json(), "found_depth": depth, "found_in": fingerprints})
+    messages = chain.notes(with_found(options.to_json(), depth, fingerprints))
     messages += notes_of(pairs)
     without_positive = int((pairs.positives.lengths == 0).sum())
     if without_positive:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hardneg.diagnostics.estimates import sampled
 from hardneg.diagnostics.measures.false_share import filtered_by_group
@@ -55,16 +54,7 @@ def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progr
         here = rows[np.isin(rows, part.candidates.queries)]
         if len(here):
             block = part.candidates.rows(here - part.candidates.queries[0])
-            columns = _columns(subject.documents[here], block.documents)
+            columns = block.columns(subject.documents[here])
             predicted = model.probability(features.of(model.needed, block, columns))
             probability[here] = np.where(columns >= 0, predicted, np.nan)
     return replace(subject, probability=probability, told_by="hidden positives")
-
-
-def _columns(wanted: NDArray[np.integer], documents: NDArray[np.integer]) -> NDArray[np.int64]:
-    """int64 `[n, k]`: the column of each wanted document among `documents` `[n, K]`; -1 where it is not there."""
-    out = np.full(wanted.shape, -1, np.int64)
-    for j in range(wanted.shape[1]):
-        match = (documents == wanted[:, j, None]) & (wanted[:, j, None] >= 0)
-        out[:, j] = np.where(match.any(1), match.argmax(1), -1)
-    return out

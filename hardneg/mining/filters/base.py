@@ -24,6 +24,11 @@ KEPT = "kept"
 MOST_FILTERS = 100  # in a chain: verdicts are stored as int8
 
 
+def with_found(config: Mapping[str, Any], depth: int, fingerprints: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, with what its candidates were found in (see `Filter.notes`)."""
+    return {**config, "found_depth": depth, "found_in": fingerprints}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Filter(ABC):
     """Base class of all filters. A subclass has a name and says which candidates may stay.
