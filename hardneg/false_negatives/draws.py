@@ -14,8 +14,9 @@ itself why each is so seldom the known one, and as the sigmoid saturates, candid
 be the known one. No share of labelled documents has to be guessed.
 
 The table of the terms is scaled, each weight has the sign that it must have, and a weak Gaussian prior keeps weights small. The
-maximum is found by projected Newton steps with the Fisher information in place of the Hessian. The level has several local
-maxima, so the search starts from a low and from a high one.
+maximum is found by projected Newton steps with the Fisher information in place of the Hessian, corrected from step to step by
+how the gradient changes (BFGS), as computing it is the largest part of the work. The level has several local maxima, so the
+search starts from a low and from a high one.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ _OUTSIDE = np.array([-1.0, 0.0])  # a and -b to start from
 _OUTSIDE_LOW, _OUTSIDE_HIGH = np.array([-9.0, -4.0]), np.array([9.0, 0.0])
 
 _OUTSIDE_PRIOR = np.array([0.01, 0.5])  # precision
+
+_FRESH = 12  # steps after which the information is computed anew
 
 _ENOUGH = 0.02  # gain of log likelihood: steps that gain less are the last
 
@@ -235,22 +238,41 @@ def _newton(
     low = np.concatenate([np.where(draws.signs > 0, 0.0, -np.inf), [intercept[0]], _OUTSIDE_LOW])
     high = np.concatenate([np.where(draws.signs < 0, 0.0, np.inf), [intercept[1]], _OUTSIDE_HIGH])
     state, damping = _State(draws, np.clip(start, low, high), ridge), 1e-3
+    gradient, information, age = state.gradient(), state.information(), 0
     for _ in range(most):
-        gradient, information = state.gradient(), state.information()
         better = None
-        for _ in range(12):
+        for _ in range(16):
             step = _bounded_step(information, gradient, damping, low - state.parameters, high - state.parameters)
             trial = _State(draws, np.clip(state.parameters + step, low, high), ridge)
             if trial.loss < state.loss:
                 better = trial
                 break
-            damping = max(8 * damping, 1e-3)
+            if age:
+                information, age, damping = state.information(), 0, 1e-3
+            else:
+                damping = max(8 * damping, 1e-3)
         if better is None:
             break
-        gain, state, damping = state.loss - better.loss, better, max(damping / 5, 1e-4)
-        if gain < enough:
+        gain, damping = state.loss - better.loss, max(damping / 5, 1e-4)
+        moved, changed = better.parameters - state.parameters, better.gradient() - gradient
+        state, gradient = better, gradient + changed
+        if gain < enough and not age:
             break
+        age += 1
+        information = _updated(information, moved, changed)
+        if gain < enough or age == _FRESH:  # only a step with fresh information may be the last
+            information, age = state.information(), 0
     return Fit(state.weights, float(state.parameters[m]), state.outside, state.loss)
+
+
+def _updated(information: Double, moved: Double, changed: Double) -> Double:
+    """The information after a step, corrected by how the gradient changed (BFGS; Nocedal and Wright 2006, chapter 6)."""
+    curvature = float(changed @ moved)
+    if curvature <= 1e-9 * float(np.sqrt((changed @ changed) * (moved @ moved))):
+        return information
+    along = information @ moved
+    out: Double = information + np.outer(changed, changed) / curvature - np.outer(along, along) / (moved @ along)
+    return out
 
 
 def _bounded_step(information: Double, gradient: Double, damping: float, low: Double, high: Double) -> Double:

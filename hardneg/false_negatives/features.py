@@ -46,6 +46,9 @@ FEATURES = {
 
 SHARED_FEATURES = ("shared_query", "shared_positive", "shared_votes")
 
+# What takes long to compute, and is kept in a run.
+KEPT = frozenset((*SHARED_FEATURES, "lexical_query", "lexical_positive"))
+
 # More of these never makes a candidate more likely to be relevant.
 FALLING = frozenset({"margin", "log_rank"})
 
@@ -148,11 +151,12 @@ class PairFeatures:
         self.positives = context.pairs.positives if positives is None else positives
         # These are stored with the context: all blocks share them, and they are freed with the pass.
         self.cache: dict[str, Any] = context.cache if positives is None else {}
+        self.kept = context.kept if positives is None else None
 
     @property
     def graph(self) -> NeighborGraph:
         if "neighbor graph" not in self.context.cache:
-            self.context.cache["neighbor graph"] = NeighborGraph.of(self.context.index)
+            self.context.cache["neighbor graph"] = NeighborGraph.kept(self.context)
         made: NeighborGraph = self.context.cache["neighbor graph"]
         return made
 
@@ -241,12 +245,14 @@ class _Block:
         self.with_positive: NDArray[np.bool_] = np.any(self.positives >= 0, axis=1)
 
     def of(self, names: Sequence[str]) -> dict[str, Float]:
-        made: dict[str, Float] = {}
+        made = self._kept(names)
+        costly = [name for name in names if name in KEPT and name not in made]
         for name in names:
+            if name in made:
+                continue
             kind, _, model = name.partition(":")
             if name in SHARED_FEATURES:
-                if name not in made:
-                    made |= self._shared([each for each in SHARED_FEATURES if each in names])
+                made |= self._shared([each for each in SHARED_FEATURES if each in names and each not in made])
             elif kind == "guide":
                 made[name] = self._guide(model)
             elif kind == "cross-encoder":
@@ -255,7 +261,18 @@ class _Block:
                 made[name] = self._simple(name)
         for values in made.values():
             values[self.documents < 0] = 0
+        if self.all.kept is not None and self.place is None and costly:
+            self.all.kept.keep(self.queries, self.candidates.documents, {name: made[name] for name in costly})
         return {name: made[name] for name in names}
+
+    def _kept(self, names: Sequence[str]) -> dict[str, Float]:
+        """Those of the features that the run keeps."""
+        if self.all.kept is None or not any(name in KEPT for name in names):
+            return {}
+        found = self.all.kept.of([name for name in names if name in KEPT], self.queries, self.candidates.documents)
+        if self.place is None:
+            return found
+        return {name: np.take_along_axis(values, self.place, 1) for name, values in found.items()}
 
     def _shared(self, names: list[str]) -> dict[str, Float]:
         graph = self.all.graph

@@ -14,19 +14,20 @@ All counts are integers, so no result depends on the order of a sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.index.base import ScoredVectors
 from hardneg.index.factory import make_index
+from hardneg.index.ivf import IVFIndex
 from hardneg.index.recall import others
-from hardneg.mining.candidates import NEAREST_FOUND
+from hardneg.mining.candidates import NEAREST_FOUND, Context
 from hardneg.storage.arrays import Float, Ragged
 
 NEAREST = 50  # nearest documents of each document, itself included
@@ -108,6 +109,33 @@ class NeighborGraph:
             lambda rows: count_neighbors(near, near[rows, :EXPANSION]), len(near), _ROWS, corpus.threads
         )
         return cls(near, farthest_score, NeighborVectors.joined(parts), corpus.threads)
+
+    @classmethod
+    def kept(cls, context: Context) -> NeighborGraph:
+        """The graph of a context's documents: the one that is kept in the run, or a new one, which is then kept there."""
+        corpus, kept = context.index, context.kept
+        if kept is None:
+            return cls.of(corpus)
+        size = corpus.size
+        shapes = {
+            "near": (np.int32, size),
+            "farthest_score": (np.float32, size),
+            "members": (np.int32, size),
+            "counts": (np.uint8, size),
+        }
+        found = kept.arrays("neighbors", shapes)
+        if found is not None and _sound(found, size):
+            vectors = NeighborVectors(found["members"], found["counts"])
+            return cls(found["near"], found["farthest_score"], vectors, corpus.threads)
+        graph = cls.of(corpus)
+        arrays: dict[str, NDArray[Any]] = {
+            "near": graph.near,
+            "farthest_score": graph.farthest_score,
+            "members": graph.vectors.members,
+            "counts": graph.vectors.counts,
+        }
+        kept.keep_arrays("neighbors", arrays)
+        return graph
 
     @property
     def size(self) -> int:
@@ -253,6 +281,22 @@ class Votes:
         return NeighborVectors(pooled.astype(np.int32), shares.astype(np.uint8))
 
 
+def _sound(found: Mapping[str, NDArray[Any]], size: int) -> bool:
+    """Whether arrays from a file can be those of a graph of this size."""
+    near, members = found["near"], found["members"]
+    shaped = (
+        near.ndim == members.ndim == 2 and found["farthest_score"].ndim == 1 and found["counts"].shape == members.shape
+    )
+    return shaped and bool(
+        near.size
+        and members.size
+        and near.min() >= -1
+        and near.max() < size
+        and members.min() >= 0
+        and members.max() <= size
+    )
+
+
 def neighbor_graph(corpus: ScoredVectors, k: int) -> tuple[NDArray[np.int32], Float]:
     """The nearest other documents of every document, and the score of the farthest of them.
 
@@ -262,8 +306,10 @@ def neighbor_graph(corpus: ScoredVectors, k: int) -> tuple[NDArray[np.int32], Fl
     index, _ = make_index("auto", corpus.documents, corpus.metric, k=min(k + 1, corpus.size), threads=corpus.threads)
     graph = np.full((corpus.size, k), -1, np.int32)
     farthest = np.full(corpus.size, -np.inf, np.float32)
+    # List by list, so that the documents of a block probe the same few lists, and each list is read about once.
+    order = index.order if isinstance(index, IVFIndex) else np.arange(corpus.size, dtype=np.int32)
     for start in range(0, corpus.size, _BLOCK):
-        rows = np.arange(start, min(start + _BLOCK, corpus.size), dtype=np.int32)
+        rows = np.sort(order[start : start + _BLOCK])
         found = index.search(np.asarray(corpus.documents[rows], np.float32), min(k + 1, corpus.size))
         near = others(found.documents, rows)
         graph[rows, : near.shape[1]] = near

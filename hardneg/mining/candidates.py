@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.index.base import ScoredVectors
 from hardneg.storage.arrays import Float, Int, Mask, Ragged
+
+if TYPE_CHECKING:
+    from hardneg.mining.kept_features import KeptFeatures
 
 NEAREST_FOUND = 10  # nearest documents of each query in `Context.nearest`
 
@@ -76,6 +79,7 @@ class Context:
         embed: returns (query vectors, document vectors) of another encoder, for guide filters.
         find_nearest: returns int32 `[n, m]`, the first few documents found for every query of the dataset, -1 where there
             are fewer, for filters that look across queries.
+        kept: features that were computed for the candidates earlier, if they come from a run.
         cache: storage that filters share between blocks, such as loaded models.
     """
 
@@ -84,6 +88,7 @@ class Context:
     known: Ragged
     embed: Callable[[str], tuple[Any, ScoredVectors]] | None = None
     find_nearest: Callable[[], NDArray[np.int32]] | None = None
+    kept: KeptFeatures | None = None
     cache: dict[str, Any] = field(default_factory=dict)
 
     @cached_property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context
 from hardneg.mining.filters.base import KEPT, lowest_scores
 from hardneg.mining.guides import guide_embedder
 from hardneg.mining.inputs import Resources
+from hardneg.mining.kept_features import KeptFeatures
 from hardneg.mining.run import PART_ROWS, Run
 from hardneg.mining.run_folder import locate
 from hardneg.mining.run_tables import check_ranking, positions, read_candidates
@@ -83,6 +85,7 @@ class Reopened:
             self.pairs.known_positives(),
             guides,
             self._nearest,
+            KeptFeatures(run.folder / "features", self._made_from),
         )
 
     @property
@@ -113,6 +116,8 @@ class Reopened:
         all_positive = np.full((stop - start, width), -np.inf, np.float32)
         all_positive[np.arange(width) < positives.lengths[:, None]] = positives.values
         empty = np.empty((stop - start, 0), np.float32)
+        if self.context.kept is not None:
+            self.context.kept.turn_to(number, start, documents)
         candidates = Candidates(np.arange(start, stop), documents, scores, lowest_scores(all_positive), empty)
         return Part(number, candidates, all_positive, kept, rejected)
 
@@ -121,6 +126,16 @@ class Reopened:
         column = self.run.negatives(self.pairs)["positive_scores"].combine_chunks()
         lengths = values_of(column.value_lengths())
         return Ragged(np.concatenate([[0], np.cumsum(lengths)]), values_of(column.flatten()))
+
+    def _made_from(self) -> dict[str, Any]:
+        """What the features of candidates depend on: texts, labels, vectors, and what the other queries found."""
+        prints = {
+            name: value
+            for name, value in self.run.info["fingerprints"].items()
+            if name != "source" and not name.startswith("posterior:")
+        }
+        nearest = hashlib.sha256(self.context.nearest.tobytes()).hexdigest()
+        return {"fingerprints": prints, "metric": self.run.info["config"]["metric"], "nearest": nearest}
 
     def _nearest(self) -> NDArray[np.int32]:
         nearest = np.full((len(self.pairs), NEAREST_FOUND), -1, np.int32)

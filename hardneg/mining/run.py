@@ -5,6 +5,7 @@
     candidates/part-*      one row for each candidate, with its verdict
     source/                the dataset as it was read
     embeddings/            the vectors, unless they were given or cached elsewhere
+    features/              features that commands computed for the posterior, see `kept_features`
     progress/              only while the run is unfinished: one record for each finished part
 
 A part is finished when its record exists. A record is written after its files, so a run that is killed loses only the part
