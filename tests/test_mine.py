@@ -620,3 +620,14 @@ def test_integer_and_unicode_ids(tmp_path: Path, beir: Path) -> None:
     ids = run.negatives()["query_id"].to_pylist()
     assert "größe" in ids
     assert ids == read_pairs(str(beir)).query_ids.to_pylist()
+
+
+def test_a_split_that_is_given_as_pairs_is_the_same_run_as_its_path(beir: Path, tmp_path: Path) -> None:
+    """The digests of a split are those of the whole dataset, and its run can be opened, selected from and resumed."""
+    mine(read_pairs(str(beir)), tmp_path / "pairs", MineOptions(encoder="hashed"))
+    mine(str(beir), tmp_path / "path", MineOptions(encoder="hashed"))
+    ours, theirs = Run(tmp_path / "pairs"), Run(tmp_path / "path")
+    assert ours.pairs().digests == theirs.pairs().digests
+    assert ours.negatives().equals(theirs.negatives())
+    assert select(ours, SelectOptions(negatives=2), tmp_path / "selected").info["counts"]["queries"] == 11
+    mine(read_pairs(str(beir)), tmp_path / "pairs", MineOptions(encoder="hashed"), resume=True)

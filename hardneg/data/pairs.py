@@ -114,7 +114,7 @@ class Pairs:
             document_rows=arrays["document_rows"],
             source_query_rows=head["source_query_rows"],
             source_document_rows=head["source_document_rows"],
-            digests={**head["digests"], "labels": head["labels"]},
+            digests={"labels": head["labels"], **head["digests"]},  # those of a part that was saved have a name of their own
             name=head["name"],
             notes=dict(head["notes"]),
             reading=dict(head.get("reading", {})),
@@ -231,7 +231,7 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         "source_query_rows": pairs.source_query_rows,
         "source_document_rows": pairs.source_document_rows,
         **({} if pairs.corpus_rows is None else {"source_corpus_rows": pairs.source_corpus_rows}),
-        "digests": {side: pairs.digests[side] for side in ("queries", "documents")},
+        "digests": dict(pairs.digests),
         "labels": labels_digest(arrays),
         "notes": pairs.notes,
         "reading": pairs.reading,
