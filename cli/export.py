@@ -15,22 +15,28 @@ from .plain import plain
     "format_",
     required=True,
     metavar="NAME",
-    help="Format to write: triplet · n-tuple · labeled-pair · labeled-list · flagembedding · tevatron · trec · beir.",
+    help="Format to write: triplet · n-tuple · labeled-pair · labeled-list · margin-mse · flagembedding · tevatron · "
+    "tevatron-corpus · pylate · ms-swift · msmarco · trec · qrels · beir.",
 )
 @click.option(
     "--out",
     required=True,
     metavar="F",
-    help="A .jsonl, .parquet, .csv or .tsv file; '-' for JSON lines on stdout; any file for trec; a folder for beir.",
+    help="A .jsonl, .parquet, .csv or .tsv file; '-' for JSON lines on stdout; any file for trec, qrels and msmarco; a folder for "
+    "beir, tevatron-corpus and pylate.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @click.option("--scores", is_flag=True, help="Also write the scores from mining.")
 @click.option(
+    "--false-probability", is_flag=True, help="Also write how likely each negative is relevant, if the run says so."
+)
+@click.option(
     "--short",
-    default="null",
+    default="skip",
     show_default=True,
     metavar="HOW",
-    help="What n-tuple does with queries that have too few negatives: null (fill up with nulls) · skip.",
+    help="What to do with queries without negatives, or for n-tuple with fewer than asked: skip (leave them out, as most "
+    "training libraries need) · null (write an empty list, or fill up with nulls).",
 )
 @click.option(
     "--max-positives",
@@ -44,6 +50,7 @@ def export(
     format_: str,
     out: str,
     scores: bool,
+    false_probability: bool,
     short: str,
     max_positives: int | None,
     overwrite: bool,
@@ -68,7 +75,14 @@ def export(
     from hardneg.mining.run import Run
 
     report = run_export(
-        Run(run), format_, out, scores=scores, short=short, max_positives=max_positives, overwrite=overwrite
+        Run(run),
+        format_,
+        out,
+        scores=scores,
+        false_probability=false_probability,
+        short=short,
+        max_positives=max_positives,
+        overwrite=overwrite,
     )
     click.echo(f"wrote {report.rows:,} rows for {report.queries:,} queries to {plain(out)}", err=True)
     for reason, count in report.left_out.items():

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from hardneg import DataError, MineOptions, Pairs, Run, UsageError, export, mine, read_pairs
 from hardneg.data.builder import Builder
+from hardneg.false_negatives.filters import PosteriorFilter
+from hardneg.false_negatives.model import Posterior
+
+from .conftest import write_jsonl
 
 Rows = list[dict[str, Any]]
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
+@pytest.fixture(scope="module")
+def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three queries: two positives and 3 negatives; one positive and 2 of 3 negatives; no positive."""
     builder = Builder(None)
     for i, text in enumerate(["alpha, beta", 'say "gamma"\tnow', "new\nline"]):
@@ -31,7 +37,14 @@ def run(tmp_path: Path) -> Run:
         builder.set_group("document", i, "g")
     builder.set_group("query", 1, "g")
     pairs = Pairs.from_contents(builder.finish("test"))
-    return mine(pairs, tmp_path / "run", MineOptions(negatives=3, filters=("group",), default_filters=False))
+    options = MineOptions(negatives=3, filters=("group",), default_filters=False)
+    return mine(pairs, tmp_path_factory.mktemp("exports") / "run", options).folder
+
+
+@pytest.fixture
+def run(mined: Path, tmp_path: Path) -> Run:
+    """A copy of that run."""
+    return Run(shutil.copytree(mined, tmp_path / "run"))
 
 
 def truth(run: Run) -> Rows:
@@ -99,6 +112,29 @@ def expected(run: Run, format: str, scores: bool) -> Rows:
                     for name, side in sides.items()
                 }
             )
+        elif format == "tevatron-corpus" and pos:
+            sides = {"positive": pos, "negative": neg}
+            row = {"query_id": r["id"], "query_text": query}
+            row |= {f"{name}_document_ids": [d for d, _ in side] for name, side in sides.items()}
+            rows.append(
+                row | ({f"{name}_scores": [s for _, s in side] for name, side in sides.items()} if scores else {})
+            )
+        elif format == "ms-swift" and pos:
+            row = {"messages": [{"role": "user", "content": query}]}
+            for name, side in {"positive": pos, "negative": neg}.items():
+                row[f"{name}_messages"] = [[{"role": "user", "content": text[d]}] for d, _ in side]
+            rows.append(row)
+        elif format == "margin-mse":
+            rows += [
+                {
+                    "query": query,
+                    "positive": text[p],
+                    "negative": text[n],
+                    "label": float(np.float32(ps) - np.float32(ns)),
+                }
+                for p, ps in pos
+                for n, ns in neg
+            ]
     return rows
 
 
@@ -112,15 +148,26 @@ def load(path: Path) -> Rows:
         return list(csv.DictReader(f, delimiter="," if path.suffix == ".csv" else "\t"))
 
 
-TABLES = ("triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron")
+TABLES = (
+    "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "ms-swift", "margin-mse"
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("scores", [False, True])
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet", ".csv", ".tsv"])
-@pytest.mark.parametrize("format", TABLES)
+@pytest.mark.parametrize(
+    ("format", "suffix"),
+    [
+        *((format, suffix) for format in TABLES for suffix in (".jsonl", ".parquet", ".csv", ".tsv")),
+        ("tevatron-corpus", ".jsonl"),
+    ],
+)
 def test_tables(run: Run, tmp_path: Path, format: str, suffix: str, scores: bool) -> None:
-    report = export(run, format, tmp_path / f"out{suffix}", scores=scores)
-    rows = load(tmp_path / f"out{suffix}")
+    if format == "tevatron-corpus":
+        report = export(run, format, tmp_path / "out", scores=scores, short="null")
+        rows = load(tmp_path / "out" / "train.jsonl")
+    else:
+        report = export(run, format, tmp_path / f"out{suffix}", scores=scores, short="null")
+        rows = load(tmp_path / f"out{suffix}")
     wanted = expected(run, format, scores)
     assert len(rows) == len(wanted) == report.rows > 0
     for row, want in zip(rows, wanted, strict=True):
@@ -132,16 +179,105 @@ def test_tables(run: Run, tmp_path: Path, format: str, suffix: str, scores: bool
                 want[name] = cell if is_list else "" if cell is None else str(cell)
             row = cells
         assert list(row) == list(want)
+        if "label" in want and format == "margin-mse":
+            assert float(row.pop("label")) == pytest.approx(float(want.pop("label")))
         assert row == (pytest.approx(want) if "score" in want and suffix != ".csv" else want)
 
 
 def test_what_is_left_out_is_counted(run: Run, tmp_path: Path) -> None:
     assert [len(r["neg"]) for r in truth(run)] == [3, 2, 3]
     assert export(run, "triplet", tmp_path / "a.jsonl").left_out == Counter({"without a positive": 1})
-    report = export(run, "n-tuple", tmp_path / "b.jsonl", short="skip")
+    report = export(run, "n-tuple", tmp_path / "b.jsonl")
     assert report.left_out == Counter({"without a positive": 1, "with fewer negatives than asked": 1})
     assert (report.rows, report.queries) == (2, 1)
     assert export(run, "labeled-list", tmp_path / "c.jsonl").left_out == Counter()
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Three queries with 2, 1 and no negatives of 2, and a posterior that said how likely each is relevant."""
+    pairs = Pairs.from_columns(
+        ["a", "b", "c"], ["pa", "pb", "pc"], corpus=["n1", "n2"], groups=["x", "y", "z"], corpus_groups=["z", "w"]
+    )
+    queries, documents = np.eye(3, 4, dtype=np.float32), np.eye(5, 4, dtype=np.float32) + 0.1
+    posterior = Posterior(("score",), (1.0,), -3.0, 1.0, "groups")
+    options = MineOptions(negatives=2, filters=("group", PosteriorFilter(posterior=posterior), "rank:max=4"))
+    return mine(pairs, tmp_path_factory.mktemp("exports") / "short", options, vectors=(queries, documents), force=True)
+
+
+def test_what_training_libraries_cannot_hold_is_left_out_by_default(short: Run, tmp_path: Path) -> None:
+    """Nulls, and empty lists of negatives, end in errors in the libraries that the formats are named after."""
+    negatives = {row["query_id"]: len(row["negative_ids"]) for row in short.negatives().to_pylist()}
+    with_any = sum(count > 0 for count in negatives.values())
+    for format in ("flagembedding", "tevatron", "ms-swift"):
+        report = export(short, format, tmp_path / f"{format}.jsonl")
+        assert report.queries == with_any == 3 - report.left_out["without a negative"]
+        kept = load(tmp_path / f"{format}.jsonl")
+        assert all(row.get("neg") or row.get("negative_passages") or row.get("negative_messages") for row in kept)
+        export(short, format, tmp_path / f"{format}-all.jsonl", short="null")
+        assert len(load(tmp_path / f"{format}-all.jsonl")) == 3
+    export(short, "n-tuple", tmp_path / "n.jsonl")
+    assert all(None not in row.values() for row in load(tmp_path / "n.jsonl"))
+
+
+@pytest.mark.parametrize(
+    "format", ["triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "margin-mse"]
+)
+def test_false_probabilities(short: Run, tmp_path: Path, format: str) -> None:
+    wanted = {
+        (row["query_id"], chance)
+        for row in short.negatives().to_pylist()
+        for chance in row["negative_false_probability"]
+    }
+    assert wanted
+    export(short, format, tmp_path / "out.jsonl", false_probability=True, short="null")
+    text = (tmp_path / "out.jsonl").read_text()
+    for _, chance in wanted:
+        assert str(float(np.float32(chance))) in text or str(chance) in text
+
+
+def test_false_probabilities_that_nobody_knows(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="does not say how likely its negatives are relevant"):
+        export(run, "triplet", tmp_path / "out.jsonl", false_probability=True)
+
+
+def test_pylate(run: Run, tmp_path: Path) -> None:
+    """Tables of ids, all rows with the same number of scores, and texts beside them."""
+    report = export(run, "pylate", tmp_path / "out")
+    rows = load(tmp_path / "out" / "train.jsonl")
+    first = truth(run)[0]
+    assert [row["document_ids"] for row in rows] == [[p, *(n for n, _ in first["neg"])] for p, _ in first["pos"]]
+    assert rows[0]["scores"] == pytest.approx([first["pos"][0][1], *(s for _, s in first["neg"])])
+    assert report.left_out == Counter({"without a positive": 1, "with fewer negatives than asked": 1})
+    texts = {row["document_id"]: row["text"] for row in load(tmp_path / "out" / "documents.jsonl")}
+    assert texts == first["texts"]
+    assert [row["query_id"] for row in load(tmp_path / "out" / "queries.jsonl")] == ["q0", "q1", "q2"]
+    with pytest.raises(DataError, match="holds files, but no tevatron-corpus export"):
+        export(run, "tevatron-corpus", tmp_path / "out", overwrite=True)
+
+
+def test_msmarco_triples(run: Run, tmp_path: Path) -> None:
+    export(run, "msmarco", tmp_path / "triples.tsv")
+    lines = [line.split("\t") for line in (tmp_path / "triples.tsv").read_text("utf-8").splitlines()]
+    wanted = [
+        [" ".join(row[name].split()) for name in ("query", "positive", "negative")]
+        for row in expected(run, "triplet", False)
+    ]
+    assert lines == wanted
+
+
+def test_qrels_have_grades(tmp_path: Path) -> None:
+    rows = [("q1", "d1", 2), ("q1", "d2", 1), ("q1", "d3", 0), ("q2", "d4", 1)]
+    folder = tmp_path / "beir"
+    write_jsonl(folder / "corpus.jsonl", [{"_id": f"d{i}", "text": f"text {i}"} for i in range(6)])
+    write_jsonl(folder / "queries.jsonl", [{"_id": q, "text": q} for q in ("q1", "q2")])
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "train.tsv").write_text(
+        "".join(f"{q}\t{d}\t{g}\n" for q, d, g in [("query-id", "corpus-id", "score"), *rows])
+    )
+    run = mine(str(folder), tmp_path / "run", MineOptions(negatives=1))
+    assert export(run, "qrels", tmp_path / "qrels.txt").rows == 4
+    assert (tmp_path / "qrels.txt").read_text() == "".join(f"{q} 0 {d} {g}\n" for q, d, g in rows)
 
 
 def test_most_positives(run: Run, tmp_path: Path) -> None:
@@ -240,9 +376,9 @@ def test_places_that_cannot_be_written_to(run: Run, tmp_path: Path) -> None:
     for overwrite in (False, True):
         with pytest.raises(UsageError, match=r"folder\.jsonl is a folder: give the name of a file"):
             export(run, "triplet", tmp_path / "folder.jsonl", overwrite=overwrite)
-        with pytest.raises(UsageError, match="file: a BEIR export is a folder"):
+        with pytest.raises(UsageError, match="file: an export as beir is a folder"):
             export(run, "beir", tmp_path / "file", overwrite=overwrite)
-    with pytest.raises(UsageError, match="--out -: a BEIR export is a folder"):
+    with pytest.raises(UsageError, match="--out -: an export as beir is a folder"):
         export(run, "beir", "-")
     assert (tmp_path / "file").read_text() == "mine"
 

@@ -114,7 +114,10 @@ class Pairs:
             document_rows=arrays["document_rows"],
             source_query_rows=head["source_query_rows"],
             source_document_rows=head["source_document_rows"],
-            digests={"labels": head["labels"], **head["digests"]},  # those of a part that was saved have a name of their own
+            digests={
+                "labels": head["labels"],
+                **head["digests"],
+            },  # those of a part that was saved have a name of their own
             name=head["name"],
             notes=dict(head["notes"]),
             reading=dict(head.get("reading", {})),

@@ -13,14 +13,16 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.errors import DataError, UsageError, suggestion
-from hardneg.exports.layouts import LAYOUTS, NEED_POSITIVE, Block, Docs
+from hardneg.exports.folders import CORPUS_FILES, FOLDERS, write_beir, write_with_corpus
+from hardneg.exports.layouts import LAYOUTS, NEED_ALL, NEED_NEGATIVE, NEED_POSITIVE, Asked, Block, Docs
 from hardneg.exports.writers import (
     BLOCK_QUERIES,
     NO_NEGATIVE,
     Exported,
     json_lines,
+    qrels_lines,
     trec_lines,
-    write_beir,
+    triple_lines,
     write_csv,
     write_parquet,
     write_text,
@@ -33,11 +35,11 @@ from hardneg.storage.files import is_special
 from hardneg.storage.folders import entries, marker
 from hardneg.storage.outputs import check_place
 
-EXPORT_FORMATS = (
-    "triplet", "n-tuple", "labeled-pair", "labeled-list", "flagembedding", "tevatron", "trec", "beir",
-)  # fmt: skip
+EXPORT_FORMATS = (*LAYOUTS, "trec", "qrels", "beir")
 
-SHORT = ("null", "skip")
+_LINES = ("trec", "qrels", "msmarco")  # formats of lines, in a file of any name
+
+SHORT = ("skip", "null")
 
 SUFFIXES = (".jsonl", ".parquet", ".csv", ".tsv")
 
@@ -50,7 +52,8 @@ def export(
     out: str | Path,
     *,
     scores: bool = False,
-    short: str = "null",
+    false_probability: bool = False,
+    short: str = "skip",
     max_positives: int | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -60,10 +63,11 @@ def export(
         run: a finished run, or its folder.
         format: one of `EXPORT_FORMATS`.
         out: a file ending in .jsonl, .parquet, .csv or .tsv, or `-` for JSON lines on standard output; any file name
-            for trec; a folder for beir.
+            for trec, qrels and msmarco; a folder for beir, tevatron-corpus and pylate.
         scores: whether to write the scores from mining.
-        short: for n-tuple, what to do with queries that have too few negatives: `null` pads them with nulls, `skip`
-            leaves them out.
+        false_probability: whether to write how likely each negative is relevant, by the posterior of the run.
+        short: what to do with queries that have no negatives, or for n-tuple fewer than asked: `skip` leaves them out, as
+            training libraries end in an error there; `null` writes an empty list, or fills an n-tuple up with nulls.
         max_positives: the most positives to use of a query, those with the highest scores; None: all.
         overwrite: replace `out` if it exists.
 
@@ -79,39 +83,47 @@ def export(
         raise UsageError(f"unknown value {short!r} of short.{suggestion(short, SHORT)}")
     path = Path(out)
     to_file = str(out) != "-" and not is_special(path)
-    if to_file and format not in ("trec", "beir") and path.suffix not in SUFFIXES:
+    if to_file and format not in (*_LINES, *FOLDERS) and path.suffix not in SUFFIXES:
         raise UsageError(
             f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout"
         )
     _check_place(path, format, overwrite)
     run = run if isinstance(run, Run) else Run(run)
-    pairs = run.pairs()
-    count = int(run.info["config"]["negatives"])
-    report = Exported()
-    blocks = _blocks(run, pairs, max_positives)
+    pairs, report = run.pairs(), Exported()
+    if format == "qrels":
+        write_text(path, qrels_lines(pairs, report))
+        return report
+    blocks = _blocks(run, pairs, max_positives, false_probability)
     if format == "beir":
         write_beir(run, pairs, blocks, path, report)
-        return report
-    if format == "trec":
+    elif format == "trec":
         write_text(path, trec_lines(blocks, report))
-        return report
-    tables = _tables(format, blocks, report, scores, count, short)
-    if path.suffix == ".parquet":
+    else:
+        asked = Asked(scores, int(run.info["config"]["negatives"]))
+        _write(format, _tables(format, blocks, report, asked, short), pairs, path)
+    return report
+
+
+def _write(format: str, tables: Iterator[pa.Table], pairs: Pairs, path: Path) -> None:
+    if format in CORPUS_FILES:
+        write_with_corpus(format, tables, pairs, path)
+    elif format == "msmarco":
+        write_text(path, triple_lines(tables))
+    elif path.suffix == ".parquet":
         write_parquet(tables, path)
     elif path.suffix not in (".csv", ".tsv"):  # also '-' and devices: JSON lines
         write_text(path, json_lines(tables))
     else:
         write_csv(tables, path)
-    return report
 
 
 def _check_place(path: Path, format: str, overwrite: bool) -> None:
     """Raise an error if the format cannot be written to `path`, or if something is there that may not be replaced."""
-    if format == "beir":
+    if format in FOLDERS:
         if str(path) == "-" or (path.exists() and not path.is_dir()):
-            raise UsageError(f"--out {path}: a BEIR export is a folder, give the name of one")
-        if entries(path) and not marker(path, "beir").exists():
-            raise DataError(f"{path} holds files, but no BEIR export of hardneg: choose another --out")
+            raise UsageError(f"--out {path}: an export as {format} is a folder, give the name of one")
+        if entries(path) and not marker(path, format).exists():
+            raise DataError(f"{path} holds files, but no {format} export of hardneg: choose another --out")
         check_place(path / "corpus.jsonl")
         if not entries(path):
             return
@@ -124,12 +136,14 @@ def _check_place(path: Path, format: str, overwrite: bool) -> None:
         raise DataError(f"{path} exists: choose another --out, or replace it with --overwrite")
 
 
-def _blocks(run: Run, pairs: Pairs, max_positives: int | None) -> Iterator[Block]:
+def _blocks(run: Run, pairs: Pairs, max_positives: int | None, chances: bool) -> Iterator[Block]:
     """The queries of a run in blocks of `BLOCK_QUERIES`, with the texts of their documents; at least one block."""
     table = run.negatives(pairs)
     empty, space = strings(["", " "])
     rows_of = values_of(pc.index_in(table["query_id"], value_set=pairs.query_ids).combine_chunks())
     both = [_docs(table, name, pairs) for name in ("positive", "negative")]
+    if chances:
+        both[1] = replace(both[1], chances=_chances(run, table))
     for start in range(0, max(1, len(table)), BLOCK_QUERIES):
         release()
         block = np.arange(start, min(start + BLOCK_QUERIES, len(table)))
@@ -167,27 +181,38 @@ def _docs(table: pa.Table, side: str, pairs: Pairs) -> Docs:
     return Docs(Ragged(offsets, rows), values_of(scores.flatten()))
 
 
+def _chances(run: Run, table: pa.Table) -> NDArray[np.float32]:
+    """float32 `[m]`: how likely each negative is relevant. Raises UsageError if no posterior said so."""
+    column = table["negative_false_probability"].combine_chunks()
+    if column.null_count:
+        raise UsageError(
+            f"{run.folder} does not say how likely its negatives are relevant: select them with a posterior first (hardneg "
+            f"calibrate, then hardneg select --add-filter posterior:FILE)"
+        )
+    return np.asarray(values_of(column.flatten()), np.float32)
+
+
 NO_POSITIVE = "without a positive"
 
 TOO_FEW = "with fewer negatives than asked"
 
+_ROW_A_NEGATIVE = ("triplet", "margin-mse", "msmarco")  # without a negative, they have no row anyway
 
-def _tables(
-    format: str, blocks: Iterator[Block], report: Exported, scores: bool, count: int, short: str
-) -> Iterator[pa.Table]:
+
+def _tables(format: str, blocks: Iterator[Block], report: Exported, asked: Asked, short: str) -> Iterator[pa.Table]:
     """One table for each block. Queries that the format cannot hold are left out, and counted in `report`."""
     for block in blocks:
         needs = {NO_POSITIVE: block.positives.lists.lengths > 0} if format in NEED_POSITIVE else {}
-        if format == "triplet":
+        if format in NEED_NEGATIVE and (short == "skip" or format in _ROW_A_NEGATIVE):
             needs[NO_NEGATIVE] = block.negatives.lists.lengths > 0
-        if format == "n-tuple" and short == "skip":
-            needs[TOO_FEW] = block.negatives.lists.lengths >= count
+        if format == "pylate" or (format in NEED_ALL and short == "skip"):
+            needs[TOO_FEW] = block.negatives.lists.lengths >= asked.count
         keep = np.ones(len(block.ids), bool)
         for reason, holds in needs.items():
             if missing := int((keep & ~holds).sum()):
                 report.left_out[reason] += missing
             keep &= holds
-        table = LAYOUTS[format](block.rows(keep), scores, count)
+        table = LAYOUTS[format](block.rows(keep), asked)
         report.queries += int(keep.sum())
         report.rows += len(table)
         yield table

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -21,11 +21,8 @@ from hardneg.data.pairs import Pairs
 from hardneg.data.texts import shown
 from hardneg.errors import DataError
 from hardneg.exports.layouts import Block, Docs
+from hardneg.storage.arrow import numbers
 from hardneg.storage.files import atomic_path
-from hardneg.storage.folders import marker
-
-if TYPE_CHECKING:
-    from hardneg.mining.run import Run
 
 BLOCK_QUERIES = 2048  # queries whose texts are in memory at once
 
@@ -129,7 +126,7 @@ def write_text(path: Path, lines: Iterator[str]) -> None:
         f.writelines(lines)
 
 
-def _pylists(side: Docs, ids: list[str]) -> Iterator[tuple[list[str], list[float]]]:
+def pylists(side: Docs, ids: list[str]) -> Iterator[tuple[list[str], list[float]]]:
     """(document ids, scores) of each query."""
     bounds = side.lists.offsets.tolist()
     places, scores = side.lists.values.tolist(), side.scores.tolist()
@@ -143,19 +140,19 @@ def trec_lines(blocks: Iterator[Block], report: Exported) -> Iterator[str]:
     Queries without a negative are counted in `report.left_out`. DataError: an id holds white space.
     """
     for block in blocks:
-        negatives = _pylists(block.negatives, block.document_ids.to_pylist())
+        negatives = pylists(block.negatives, block.document_ids.to_pylist())
         for query, (documents, scores) in zip(block.ids.to_pylist(), negatives, strict=True):
             if not documents:
                 report.left_out[NO_NEGATIVE] += 1
                 continue
-            _check_ids(query, *documents)
+            check_ids(query, *documents)
             report.queries += 1
             report.rows += len(documents)
             for rank, (document, score) in enumerate(zip(documents, scores, strict=True), 1):
                 yield f"{query} Q0 {document} {rank} {score:.6f} hardneg\n"
 
 
-def _check_ids(*ids: str) -> None:
+def check_ids(*ids: str) -> None:
     """Raise DataError if an id does not fit in TREC files and qrels.
 
     White space separates fields there. A double quote at the start is taken for a quoted field by some readers of qrels.
@@ -166,63 +163,27 @@ def _check_ids(*ids: str) -> None:
             raise DataError(f"the id {shown(id)} {what}, which TREC files and qrels cannot: choose another format")
 
 
-def file_name(name: object, what: str) -> str:
-    """A name that comes from a run, checked before it becomes part of a path.
+def triple_lines(tables: Iterator[pa.Table]) -> Iterator[str]:
+    """Query, positive and negative, separated by tabs, one triple a line, as the files of MS MARCO are.
 
-    Args:
-        name: the name.
-        what: what it names, for the message.
-
-    Raises:
-        DataError: it could lead out of the folder, or is no name that every file system takes.
-
-    >>> file_name("train", "the split")
-    'train'
+    Tabs and line breaks within a text become spaces: the format has no way to write them.
     """
-    good = (
-        isinstance(name, str) and name.isprintable() and name.strip(". ") == name != ""
-        and not set(name) & set('/\\:*?"<>|') and len(name.encode("utf-8", "replace")) <= 200
-    )  # fmt: skip
-    if not good:
-        raise DataError(
-            f"run.json names {what} {shown(name)}, which cannot be part of a file name: export in another format"
-        )
-    return str(name)
+    for table in tables:
+        for row in zip(*(table[name].to_pylist() for name in ("query", "positive", "negative")), strict=True):
+            yield "\t".join(" ".join(text.split()) for text in row) + "\n"
 
 
-def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, report: Exported) -> None:
-    """Write a BEIR folder: corpus.jsonl, queries.jsonl, and qrels/SPLIT.tsv with score 1 for positives and 0 for negatives."""
-    split = file_name(run.info["config"]["read"].get("split"), "the split")
-    path.mkdir(parents=True, exist_ok=True)
-    marker(path, "beir").touch()
-    with (
-        atomic_path(path / "qrels" / f"{split}.tsv") as temporary,
-        open(temporary, "w", encoding="utf-8") as qrels,
-        atomic_path(path / "queries.jsonl") as temporary_queries,
-        open(temporary_queries, "w", encoding="utf-8") as queries,
-    ):
-        qrels.write("query-id\tcorpus-id\tscore\n")
-        for block in blocks:
-            ids = block.document_ids.to_pylist()
-            sides = _pylists(block.positives, ids), _pylists(block.negatives, ids)
-            for query, text, *lists in zip(block.ids.to_pylist(), block.queries.to_pylist(), *sides, strict=True):
-                report.queries += 1
-                queries.write(json.dumps({"_id": query, "text": text}, ensure_ascii=False) + "\n")
-                for (documents, _), score in zip(lists, (1, 0), strict=True):
-                    _check_ids(query, *documents)
-                    report.rows += len(documents)
-                    qrels.writelines(f"{query}\t{document}\t{score}\n" for document in documents)
-    write_text(path / "corpus.jsonl", _corpus_lines(pairs))
-    for other in (path / "qrels").glob("*.tsv"):  # of an earlier export, whose queries and documents are replaced
-        if other.name != f"{split}.tsv":
-            other.unlink()
-
-
-def _corpus_lines(pairs: Pairs) -> Iterator[str]:
-    """The lines of corpus.jsonl."""
-    for start in range(0, len(pairs.document_ids), BLOCK_QUERIES):
-        rows = np.arange(start, min(start + BLOCK_QUERIES, len(pairs.document_ids)))
-        table = pairs.documents.columns(rows)
-        ids = pairs.document_ids.slice(start, len(rows)).to_pylist()
-        for id, title, text in zip(ids, table["title"].to_pylist(), table["text"].to_pylist(), strict=True):
-            yield json.dumps({"_id": id, "title": title, "text": text}, ensure_ascii=False) + "\n"
+def qrels_lines(pairs: Pairs, report: Exported) -> Iterator[str]:
+    """The labels as lines of TREC qrels: query, 0, document, grade. What was judged not relevant has the grade 0."""
+    grades = np.ones(len(pairs.positives.values)) if pairs.positive_grades is None else pairs.positive_grades
+    for query in range(len(pairs)):
+        (id,) = pairs.query_ids.slice(query, 1).to_pylist()
+        places = slice(*pairs.positives.offsets[query : query + 2])
+        judged = pairs.judged_negatives.take(np.array([query])).values
+        rows = np.concatenate([pairs.positives.values[places], judged])
+        documents = pairs.document_ids.take(numbers(rows)).to_pylist()
+        check_ids(id, *documents)
+        report.queries += bool(documents)
+        report.rows += len(documents)
+        for document, grade in zip(documents, [*grades[places].tolist(), *[0] * len(judged)], strict=True):
+            yield f"{id} 0 {document} {grade:g}\n"
