@@ -27,6 +27,7 @@ from .plain import plain
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
 @click.option("--scores", is_flag=True, help="Also write the scores from mining.")
+@click.option("--ids", is_flag=True, help="Also write ids beside the texts.")
 @click.option(
     "--false-probability", is_flag=True, help="Also write how likely each negative is relevant, if the run says so."
 )
@@ -50,6 +51,7 @@ def export(
     format_: str,
     out: str,
     scores: bool,
+    ids: bool,
     false_probability: bool,
     short: str,
     max_positives: int | None,
@@ -79,6 +81,7 @@ def export(
         format_,
         out,
         scores=scores,
+        ids=ids,
         false_probability=false_probability,
         short=short,
         max_positives=max_positives,

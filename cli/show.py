@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hardneg.diagnostics.labels import comparison_rows, number_rows
+from hardneg.progress import Advance, lines
 
 from .plain import plain, quoted
-
-Advance = Callable[[int], None]
 
 
 def _console(stderr: bool = False) -> Console:
@@ -55,7 +54,7 @@ class _Rate(ProgressColumn):
 def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Advance]]:
     """Show progress on stderr, through a callback as in `hardneg.progress`.
 
-    On a terminal it shows bars, elsewhere it prints a line when a stage is finished. `quiet` shows nothing.
+    On a terminal it shows bars, elsewhere lines: when a stage is finished, and every 30 seconds. `quiet` shows nothing.
     """
     console = _console(stderr=True)
     if quiet:
@@ -76,27 +75,7 @@ def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Advance]
 
             yield start
     else:
-        yield _lines(console)
-
-
-def _lines(console: Console) -> Callable[[str, int], Advance]:
-    """A progress callback that prints a line when a stage is finished."""
-
-    def start(stage: str, total: int) -> Advance:
-        started = time.perf_counter()
-        done = 0
-
-        def advance(count: int) -> None:
-            nonlocal done
-            before, done = done, done + count
-            if before < total <= done:
-                seconds = time.perf_counter() - started
-                rate = f", {total / max(seconds, 1e-9):,.0f}/s" if total > 1 else ""
-                _print(console, f"{stage}: {total:,} in {seconds:.1f} s{rate}")
-
-        return advance
-
-    return start
+        yield lines(lambda line: _print(console, line))
 
 
 def warn(messages: list[str]) -> None:

@@ -7,6 +7,7 @@ from hardneg import evaluation as evaluation
 from hardneg import exports as exports
 from hardneg import false_negatives as false_negatives
 from hardneg import index as index
+from hardneg import integrations as integrations
 from hardneg import losses as losses
 from hardneg import mining as mining
 from hardneg import refresh as refresh
@@ -54,3 +55,4 @@ from hardneg.training.evaluation_set import EvaluationSet as EvaluationSet
 from hardneg.training.options import TrainOptions as TrainOptions
 from hardneg.training.towers import Towers as Towers
 from hardneg.training.train import train as train
+from hardneg.version import __version__ as __version__

@@ -6,12 +6,101 @@ the number of items finished since its last call.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import importlib.util
+import inspect
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, ParamSpec, TextIO, TypeVar
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], Advance]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_HEARTBEAT = 30.0  # seconds without a line after which one says how far a stage is
 
 
 def silent(stage: str, total: int) -> Advance:
     """A `Progress` callback that ignores all reports."""
     return lambda count: None
+
+
+def with_progress(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function take `progress=True` for bars, and `progress=False` for silence, besides a callback."""
+
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def wrapped(*args: P.args, **named: P.kwargs) -> R:
+        bound = signature.bind(*args, **named)
+        given: Any = bound.arguments.get("progress", False)
+        with shown() if given is True else nullcontext(given if callable(given) else silent) as callback:
+            bound.arguments["progress"] = callback
+            return function(*bound.args, **bound.kwargs)
+
+    return wrapped
+
+
+@contextmanager
+def shown(file: TextIO | None = None) -> Iterator[Progress]:
+    """A callback that shows progress on stderr: bars on a terminal and in a notebook, lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    console = Console(file=file or sys.stderr) if file is not None or not _in_notebook() else Console()
+    if not console.is_terminal and not console.is_jupyter:
+        yield lines(lambda line: print(line, file=file or sys.stderr, flush=True))
+        return
+    columns = (
+        TextColumn("{task.description:<18}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )  # fmt: skip
+    with Bars(*columns, console=console) as bars:
+
+        def start(stage: str, total: int) -> Advance:
+            task = bars.add_task(stage, total=total)
+            return lambda count: bars.advance(task, count)
+
+        yield start
+
+
+def _in_notebook() -> bool:
+    """Whether this is a notebook that can show bars: rich needs ipywidgets there."""
+    return "ipykernel" in sys.modules and importlib.util.find_spec("ipywidgets") is not None
+
+
+def lines(write: Callable[[str], None], every: float = _HEARTBEAT) -> Progress:
+    """A callback that writes a line when a stage is finished, and every 30 seconds how far it is.
+
+    Args:
+        write: writes one line.
+        every: seconds between two lines of a stage.
+
+    >>> advance = lines(print)("read", 1)
+    >>> advance(1)
+    read: 1 in 0.0 s
+    """
+
+    def start(stage: str, total: int) -> Advance:
+        started = last = time.perf_counter()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal done, last
+            before, done = done, done + count
+            now = time.perf_counter()
+            rate = f", {done / max(now - started, 1e-9):,.0f}/s"
+            if before < total <= done:
+                write(f"{stage}: {total:,} in {now - started:.1f} s{rate if total > 1 else ''}")
+            elif done < total and now - last >= every:
+                left = (total - done) * (now - started) / max(done, 1)
+                write(f"{stage}: {done:,} of {total:,} in {now - started:.0f} s{rate}, about {left:,.0f} s left")
+                last = now
+
+        return advance
+
+    return start

@@ -57,6 +57,14 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
     },
 }
 
+# What a finished run can do, which stands in rooms above it; see `hardneg.mining.Run`.
+_VERBS = {
+    "to_dataset": "hardneg.exports.dataset:to_dataset",
+    "export": "hardneg.exports.export:export",
+    "diagnose": "hardneg.diagnostics.diagnose:diagnose",
+    "select": "hardneg.mining.select:select_by_name",
+}
+
 _WRITER = "hardneg.mining.specs:written"  # writes filters and samplers as text; see `spec_of`
 
 # Names that a spec cannot reach: `object` stands for objects without a spec (see `spec_of`).
@@ -128,6 +136,11 @@ def _loaded(path: str) -> Callable[..., Any]:
     assert callable(part)
     function: Callable[..., Any] = part
     return function
+
+
+def verb(name: str) -> Callable[..., Any]:
+    """A function of a higher room that methods of a run call."""
+    return _loaded(_VERBS[name])
 
 
 def spec_of(part: Any) -> str:

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "hardneg"
 ROOMS = (
     "errors", "ambient", "hashing", "lazy", "memory", "progress", "renamed", "registry", "storage", "data", "encoders", "index",
     "losses", "mining", "false_negatives", "refresh", "bank", "evaluation", "exports", "demo_data", "diagnostics", "training",
+    "integrations", "version", "__main__",
 )  # fmt: skip
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 

@@ -14,7 +14,7 @@ from hardneg.false_negatives.calibrate import calibrate
 from hardneg.false_negatives.features import KEPT, SHARED_FEATURES, PairFeatures
 from hardneg.false_negatives.model import Posterior
 from hardneg.false_negatives.shared_neighbors import NeighborGraph, Votes
-from hardneg.mining import reopen, run
+from hardneg.mining import parts, reopen, run
 from hardneg.mining.mine import mine
 from hardneg.mining.options import MineOptions
 from hardneg.mining.reopen import Reopened
@@ -47,14 +47,15 @@ def mined(tmp_path_factory: pytest.TempPathFactory) -> Path:
     np.save(folder / "d.npy", unit(centres[topic] + rng.standard_normal((DOCUMENTS, 16)) * 0.6))
     options = MineOptions(query_embeddings=str(folder / "q.npy"), corpus_embeddings=str(folder / "d.npy"), depth=40)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "PART_ROWS", 50)
+        for module in (parts, run):
+            patch.setattr(module, "PART_ROWS", 50)
         mine(data, folder / "run", options)
     return folder / "run"
 
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (run, reopen):
+    for module in (parts, run, reopen):
         monkeypatch.setattr(module, "PART_ROWS", 50)
 
 

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import hardneg.mining.miner as miner_module
+import hardneg.mining.parts as parts_module
 import hardneg.mining.run as run_module
 from hardneg import DataError, MineOptions, Pairs, ReadOptions, Run, RunError, UsageError, mine, read_pairs, select
 from hardneg.data.texts import fold
@@ -124,7 +125,8 @@ def test_approximate_indexes_mine_the_same_every_time(
     run = mine(pairs, tmp_path / "a", options, vectors=(queries, documents), threads=1)
     monkeypatch.setattr(miner_module, "_BLOCK", 7)
     monkeypatch.setattr(miner_module, "_AHEAD", 50)
-    monkeypatch.setattr(run_module, "PART_ROWS", 40)
+    for module in (parts_module, run_module):
+        monkeypatch.setattr(module, "PART_ROWS", 40)
     other = mine(pairs, tmp_path / "b", options, vectors=(queries, documents), threads=3)
     assert run.negatives().equals(other.negatives())
     resolved = run.info["resolved"]
@@ -343,7 +345,7 @@ def test_resume_wants_the_same_options_and_inputs(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device", "here")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module.PartWriter, "finish", fail)
+        patch.setattr(parts_module.PartWriter, "finish", fail)
         with pytest.raises(OSError, match="No space left"):
             mine(pairs, out, MineOptions(depth=20), vectors=(queries, documents))
     with pytest.raises(RunError, match=r"holds an unfinished run: go on with --resume"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from hardneg import renamed
+from hardneg.bank.batches import distinct_batches
 from hardneg.bank.curriculum import Curriculum
 from hardneg.bank.examples import Example
 from hardneg.bank.memory_bank import BankView, MemoryBank
@@ -25,7 +25,6 @@ from hardneg.mining.specs import parse_sampler
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Int
 
-_FEW = 8  # repetitions of a text that never stand in one batch
 _TRIES = 64  # random documents looked at to find one that is no positive
 
 
@@ -216,39 +215,24 @@ class MemoryBankSampler(Sampler[list[Example]]):
             distinct_keys(self.pairs.query_keys[order], order),
             distinct_keys(self.pairs.document_keys[positives], positives),
         )
-        # Numbers from 0 in place of keys, and how often each may stand in one batch.
-        queries, documents = (np.unique(each, return_inverse=True)[1].ravel() for each in keys)
-        most = [_most_in_a_batch(each, len(self)) for each in (queries, documents)]
-        size, number = self.batch_size * self.ranks, 0
-        waiting: deque[int] = deque()
-        following = iter(range(len(order)))
-        while True:
-            taken: list[int] = []
-            seen: tuple[Counter[int], Counter[int]] = Counter(), Counter()
-            late: list[int] = []
-            while len(taken) < size:
-                place = waiting.popleft() if waiting else next(following, None)
-                if place is None:
-                    break
-                q, d = int(queries[place]), int(documents[place])
-                if seen[0][q] >= most[0][q] or seen[1][d] >= most[1][d]:
-                    late.append(place)
-                    continue
-                seen[0][q] += 1
-                seen[1][d] += 1
-                taken.append(place)
-            waiting.extendleft(reversed(late))
-            if not taken or (len(taken) < size and self.drop_last):
-                return
+        batches = distinct_batches(*keys, self.batch_size * self.ranks, len(self), self.drop_last)
+        for number, taken in enumerate(batches):
             yield number, order[taken], positives[taken]
-            number += 1
 
     def _examples(self, batch: int, rows: Int, positives: Int) -> list[Example]:
-        negatives = self._negatives(batch, rows)
+        negatives = self.negatives_of(rows, batch)
         return [Example(int(q), int(p), tuple(n.tolist())) for q, p, n in zip(rows, positives, negatives, strict=True)]
 
-    def _negatives(self, batch: int, rows: Int) -> Int:
-        """int64 `[b, negatives]`."""
+    def negatives_of(self, rows: Int, batch: int) -> Int:
+        """Draw negatives for these queries, without a batch: for a training loop that makes its own batches.
+
+        Args:
+            rows: int64 `[b]`, rows of the dataset's queries.
+            batch: the number that the draw is seeded with; another number gives another draw from the same candidates.
+
+        Returns:
+            int64 `[b, negatives]`, rows of the corpus.
+        """
         mined = next(each for start, each in reversed(self._mined) if start <= batch)
         seed = int(mix(np.array([self.seed], np.uint64) + np.uint64(batch + 1))[0] >> np.uint64(2))
         out = np.full((len(rows), self.negatives), -1, np.int64)
@@ -289,14 +273,3 @@ class MemoryBankSampler(Sampler[list[Example]]):
                 )
             negatives[i, missing] = pool[: len(missing)]
         return negatives
-
-
-def _most_in_a_batch(numbers: Int, batches: int) -> Int:
-    """int64: how often each of the numbers 0 to n - 1 may stand in one batch, so that the batches of an epoch suffice.
-
-    Those in more than 4 of 5 batches get room to catch up: pairs come in random order, and late ones have to go somewhere. A
-    few repetitions may take a few more batches.
-    """
-    counts = np.bincount(numbers)
-    often = counts > max(_FEW, 0.8 * batches)
-    return np.where(often, np.maximum(1, np.ceil(1.25 * counts / max(1, batches))), 1).astype(np.int64)

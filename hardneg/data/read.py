@@ -21,7 +21,7 @@ from hardneg.data.builder import Builder
 from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
 from hardneg.data.readers.beir import is_beir, read_beir
-from hardneg.data.readers.corpus import read_corpus
+from hardneg.data.readers.corpus import add_corpus, read_corpus
 from hardneg.data.readers.files import located_rows, present
 from hardneg.data.readers.flagembedding import FlagEmbeddingRows, LabeledListRows
 from hardneg.data.readers.json_rows import json_rows
@@ -33,6 +33,7 @@ from hardneg.data.readers.rows import Located, Row
 from hardneg.data.readers.separated import separated
 from hardneg.data.readers.tevatron import TevatronIds, TevatronRows
 from hardneg.data.readers.triples import ID_COLUMNS, TripleIds, header_of
+from hardneg.data.tables import corpus_rows, is_path, table_rows
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.storage.arrow import brief
 
@@ -63,22 +64,35 @@ class Rows:
         return (row.get(name) for _, row in self.open())
 
 
-def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | None = None) -> Pairs:
+def read_pairs(
+    source: Any, options: ReadOptions | None = None, folder: Path | None = None, *, corpus: Any = None
+) -> Pairs:
     """Read a dataset.
 
     Args:
-        source: a path, a pattern such as `shards/*.parquet`, `-` for JSON on standard input, or `builtin:NAME`.
+        source: a path, a pattern such as `shards/*.parquet`, `-` for JSON on standard input, `builtin:NAME`, or a table in
+            memory: a `datasets.Dataset`, a data frame, an Arrow table, a mapping from names of columns to lists, or a list of
+            rows.
         options: how to read it; by default, format and columns are guessed.
         folder: a folder to write the dataset to, so that memory use does not grow with the texts; None keeps the texts
             in memory.
+        corpus: additional documents in memory: a list of texts, or a table with a column of texts. Files are given in the options.
 
     Raises:
         DataError: the source does not exist or its content is wrong; the message names the file and the line.
         UsageError: the format, the built-in dataset or its split is unknown.
+
+    >>> pairs = read_pairs([{"query": "capital of France?", "answer": "Paris"}], corpus=["Lyon"])
+    >>> len(pairs), len(pairs.document_ids)
+    (1, 2)
     """
     options = options or ReadOptions()
     builder = Builder(folder)
     keep, layout = None, None
+    if not is_path(source):
+        layout = _read_rows(Rows("the source", table_rows(source, options.split)), builder, options)
+        return _finished(builder, options, layout, None, "a table in memory", corpus)
+    source = str(source)
     if source.startswith("builtin:"):
         builder.format = source
         _read_builtin(source.removeprefix("builtin:"), options.split, builder)
@@ -96,14 +110,23 @@ def read_pairs(source: str, options: ReadOptions | None = None, folder: Path | N
             keep = read_beir(path, builder, options)
         else:
             layout = _read_rows(_rows_of(path, options), builder, options)
+    return _finished(builder, options, layout, keep, source, corpus)
+
+
+def _finished(
+    builder: Builder, options: ReadOptions, layout: Layout | None, keep: Any, name: str, corpus: Any
+) -> Pairs:
+    """Add the documents of other places, and finish the dataset."""
     corpora = [*options.corpora, *(layout.corpora if layout is not None else ())]
-    if corpora:
+    if corpora or corpus is not None:
         builder.begin_corpus()
-    for corpus in corpora:
-        read_corpus(corpus, builder, options)
+    for path in corpora:
+        read_corpus(path, builder, options)
+    if corpus is not None:
+        add_corpus(corpus_rows(corpus, options.split, options.text_column)(), builder, options)
     if layout is not None:
         layout.finish()
-    return Pairs.from_contents(builder.finish(source, keep))
+    return Pairs.from_contents(builder.finish(name, keep))
 
 
 def _rows_of(path: Path, options: ReadOptions) -> Rows:

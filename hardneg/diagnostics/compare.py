@@ -22,9 +22,10 @@ from hardneg.diagnostics.findings.thresholds import Thresholds
 from hardneg.diagnostics.measures.search import moved
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import UsageError
-from hardneg.mining.run import PART_ROWS, Run
+from hardneg.mining.parts import PART_ROWS
+from hardneg.mining.run import Run
 from hardneg.mining.run_tables import positions, read_candidates
-from hardneg.progress import Progress, silent
+from hardneg.progress import Progress, with_progress
 from hardneg.refresh.staleness import SAMPLE, Staleness
 from hardneg.storage.arrow import values_of
 
@@ -70,10 +71,11 @@ class Comparison:
         }
 
 
+@with_progress
 @own_settings()
 def compare(
     first: Run | str | Path, second: Run | str | Path, *, temperature: float = 0.05,
-    thresholds: Thresholds | None = None, seed: int = 0, progress: Progress = silent,
+    thresholds: Thresholds | None = None, seed: int = 0, progress: Progress | bool = False,
 ) -> Comparison:  # fmt: skip
     """Compare two runs over the same queries and documents.
 
@@ -83,12 +85,13 @@ def compare(
         temperature: the temperature of the loss that you will train with.
         thresholds: the limits beyond which a number becomes a finding; None for the default limits.
         seed: the random seed for drawing samples.
-        progress: a callback that receives the progress.
+        progress: True for bars, or a callback that receives the progress.
 
     Raises:
         RunError: a run is damaged.
         UsageError: the runs have different queries or documents.
     """
+    assert callable(progress)  # see `with_progress`
     runs = [run if isinstance(run, Run) else Run(run) for run in (first, second)]
     diagnoses = [
         diagnose(run, temperature=temperature, thresholds=thresholds, seed=seed, progress=progress) for run in runs

@@ -29,7 +29,7 @@ from hardneg.encoders.embed import fit
 from hardneg.encoders.factory import checked_encoder
 from hardneg.errors import UsageError
 from hardneg.mining.run import Run
-from hardneg.progress import Progress, silent
+from hardneg.progress import Progress, with_progress
 from hardneg.refresh.staleness import SAMPLE
 
 
@@ -68,6 +68,7 @@ class Diagnosis:
         }
 
 
+@with_progress
 @own_settings()
 def diagnose(
     run: Run | str | Path,
@@ -77,7 +78,7 @@ def diagnose(
     thresholds: Thresholds | None = None,
     rules: Sequence[FindingRule] = (),
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Diagnosis:
     """Measure the negatives of a run and report problems.
 
@@ -89,7 +90,7 @@ def diagnose(
         thresholds: the limits beyond which a number becomes a finding; None for the default limits.
         rules: your own rules, applied after the built-in ones.
         seed: the random seed for drawing samples.
-        progress: a callback that receives the progress.
+        progress: True for bars, or a callback that receives the progress.
 
     Raises:
         RunError: the run is damaged.
@@ -101,6 +102,7 @@ def diagnose(
     >>> diagnose(run).measured.numbers["queries"]
     2
     """
+    assert callable(progress)  # see `with_progress`
     run = run if isinstance(run, Run) else Run(run)
     advance = progress("read run", 1)
     subject = Subject.of_run(run)
@@ -109,6 +111,7 @@ def diagnose(
     return examine(subject, temperature, encoder, thresholds, rules, seed, progress)
 
 
+@with_progress
 @own_settings()
 def examine(
     subject: Subject,
@@ -117,13 +120,14 @@ def examine(
     thresholds: Thresholds | None = None,
     rules: Sequence[FindingRule] = (),
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Diagnosis:
     """Like `diagnose`, for negatives in memory. The other arguments are those of `diagnose`."""
+    assert callable(progress)  # see `with_progress`
     if not temperature > 0:
         raise UsageError(f"temperature={temperature} must be above 0")
     if encoder is not None:
-        checked_encoder(encoder, "encoder")
+        encoder = checked_encoder(encoder, "encoder")
     rng = np.random.default_rng(seed)
     measured = Measurements()
     steps: tuple[Callable[[], Measurements], ...] = (

@@ -51,18 +51,30 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
     return checked_encoder(encoder, spec)
 
 
-def checked_encoder(given: object, where: str) -> Encoder:
-    """`given` itself, if it is an encoder.
+def is_sentence_transformer(given: object) -> bool:
+    """Whether an object is a model of sentence-transformers, told without importing that package."""
+    return any(
+        each.__name__ == "SentenceTransformer" and each.__module__.startswith("sentence_transformers")
+        for each in type(given).__mro__
+    )
+
+
+def checked_encoder(given: object, where: str, batch_size: int = 32) -> Encoder:
+    """`given` itself, if it is an encoder; a `SentenceTransformer` as an encoder.
 
     Args:
         given: what may be an encoder.
         where: where it comes from, for the message: its spec, or the name of an argument.
+        batch_size: texts per batch, for a `SentenceTransformer`.
 
     Raises:
         UsageError: it lacks a member that every encoder has, or it is the spec or the class of an encoder.
     """
     if isinstance(given, str):
         raise UsageError(f"{where}: {given!r} is a spec, not an encoder: hardneg.make_encoder({given!r}) makes one")
+    if is_sentence_transformer(given):
+        wrapped: Encoder = registry.find("encoder", "st")(given, EncoderOptions(batch_size=batch_size))
+        return wrapped
     if isinstance(given, type):
         raise UsageError(f"{where}: {given.__name__} is a class, not an encoder: give an object, {given.__name__}(...)")
     methods = ("encode", "fingerprint")

@@ -182,8 +182,8 @@ def _tokenizer(tokenizer: Any) -> Any:
     return [hashlib.sha256(text.encode()).hexdigest(), {str(k): str(v) for k, v in special.items()}, sides]
 
 
-def from_spec(name: str, options: EncoderOptions) -> SentenceTransformersEncoder:
-    """Make the encoder of the spec `st:NAME_OR_PATH`."""
-    if not name:
+def from_spec(name: Any, options: EncoderOptions) -> SentenceTransformersEncoder:
+    """Make the encoder of the spec `st:NAME_OR_PATH`, or of a loaded model."""
+    if name == "":
         raise incomplete("st:")
     return SentenceTransformersEncoder(name, device=options.device, batch_size=options.batch_size)

@@ -20,7 +20,7 @@ from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures, rank_measures
 from hardneg.index.base import METRICS
 from hardneg.index.exact import ExactIndex
-from hardneg.progress import Progress, silent
+from hardneg.progress import Progress, with_progress
 from hardneg.storage.arrays import members
 from hardneg.storage.arrow import values_of
 
@@ -100,35 +100,37 @@ def evaluate_vectors(
     )
 
 
+@with_progress
 def evaluate(
     pairs: Pairs,
-    encoder: Encoder,
+    encoder: Encoder | Any,
     names: Sequence[str] = DEFAULT,
     *,
     query_prompt: str | None = None,
     document_prompt: str | None = None,
     metric: str = "cosine",
     cache: Path | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Evaluation:
     """Encode a dataset and evaluate it.
 
     Args:
         pairs: the dataset.
-        encoder: the encoder, which is fitted first if it has to be.
+        encoder: the encoder, which is fitted first if it has to be; or a `SentenceTransformer`.
         names: names of measures, see `rank_measures`.
         query_prompt, document_prompt: text that is put before each query and each document; None: the encoder's own.
         metric: the score of two vectors: `cosine`, `ip` or `l2`.
         cache: a folder that keeps the vectors, under a hash of the encoder's weights; None: they are not kept.
-        progress: called with the progress of each stage.
+        progress: True for bars, or called with the progress of each stage.
 
     Raises:
         UsageError: a measure or the metric is unknown, or `encoder` is none. DataError: no query has a positive, or the
             encoder returned something else than vectors.
     """
+    assert callable(progress)  # see `with_progress`
     parse_measures(names)
     check_metric(metric)
-    checked_encoder(encoder, "encoder")
+    encoder = checked_encoder(encoder, "encoder")
     fit(encoder, pairs, progress)
     with tempfile.TemporaryDirectory() as place:
         queries, documents, _ = embed(

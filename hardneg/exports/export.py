@@ -52,6 +52,7 @@ def export(
     out: str | Path,
     *,
     scores: bool = False,
+    ids: bool = False,
     false_probability: bool = False,
     short: str = "skip",
     max_positives: int | None = None,
@@ -65,6 +66,7 @@ def export(
         out: a file ending in .jsonl, .parquet, .csv or .tsv, or `-` for JSON lines on standard output; any file name
             for trec, qrels and msmarco; a folder for beir, tevatron-corpus and pylate.
         scores: whether to write the scores from mining.
+        ids: whether to write ids beside the texts, in formats that have texts only.
         false_probability: whether to write how likely each negative is relevant, by the posterior of the run.
         short: what to do with queries that have no negatives, or for n-tuple fewer than asked: `skip` leaves them out, as
             training libraries end in an error there; `null` writes an empty list, or fills an n-tuple up with nulls.
@@ -79,8 +81,7 @@ def export(
     """
     if format not in EXPORT_FORMATS:
         raise UsageError(f"unknown export format {format!r}.{suggestion(format, EXPORT_FORMATS)}")
-    if short not in SHORT:
-        raise UsageError(f"unknown value {short!r} of short.{suggestion(short, SHORT)}")
+    _check_short(short)
     path = Path(out)
     to_file = str(out) != "-" and not is_special(path)
     if to_file and format not in (*_LINES, *FOLDERS) and path.suffix not in SUFFIXES:
@@ -93,15 +94,43 @@ def export(
     if format == "qrels":
         write_text(path, qrels_lines(pairs, report))
         return report
-    blocks = _blocks(run, pairs, max_positives, false_probability)
+    if format in LAYOUTS:
+        tables = tables_of(
+            run, format, report, scores=scores, ids=ids, false_probability=false_probability, short=short,
+            max_positives=max_positives, pairs=pairs,
+        )  # fmt: skip
+        _write(format, tables, pairs, path)
+        return report
+    blocks = _blocks(run, pairs, max_positives, False)
     if format == "beir":
         write_beir(run, pairs, blocks, path, report)
-    elif format == "trec":
-        write_text(path, trec_lines(blocks, report))
     else:
-        asked = Asked(scores, int(run.info["config"]["negatives"]))
-        _write(format, _tables(format, blocks, report, asked, short), pairs, path)
+        write_text(path, trec_lines(blocks, report))
     return report
+
+
+def _check_short(short: str) -> None:
+    if short not in SHORT:
+        raise UsageError(f"unknown value {short!r} of short.{suggestion(short, SHORT)}")
+
+
+def tables_of(
+    run: Run,
+    format: str,
+    report: Exported,
+    *,
+    scores: bool,
+    ids: bool,
+    false_probability: bool,
+    short: str,
+    max_positives: int | None,
+    pairs: Pairs | None = None,
+) -> Iterator[pa.Table]:
+    """The tables of an export, block by block. The arguments are those of `export`; `report` receives the counts."""
+    _check_short(short)
+    pairs = run.pairs() if pairs is None else pairs
+    asked = Asked(scores, ids, int(run.info["config"]["negatives"]))
+    return _tables(format, _blocks(run, pairs, max_positives, false_probability), report, asked, short)
 
 
 def _write(format: str, tables: Iterator[pa.Table], pairs: Pairs, path: Path) -> None:

@@ -89,15 +89,32 @@ class Asked:
 
     Attributes:
         scores: whether to write the scores from mining.
+        ids: whether to write ids beside the texts, in formats that have none.
         count: number of negatives per query that the run was asked for.
     """
 
     scores: bool
+    ids: bool
     count: int
 
 
 def _list(lists: Ragged, values: pa.Array) -> pa.Array:
     return pa.LargeListArray.from_arrays(numbers(lists.offsets), values)
+
+
+def _id_of(block: Block, places: Int) -> pa.Array:
+    """Ids of the documents at these places of the block."""
+    return block.document_ids.take(numbers(places))
+
+
+def _with_ids(columns: dict[str, pa.Array], **ids: pa.Array) -> dict[str, pa.Array]:
+    """Each column of texts with the ids before it: `query_id`, `query`, `positive_id`, ..."""
+    out: dict[str, pa.Array] = {}
+    for name, column in columns.items():
+        if name in ids:
+            out["document_ids" if name == "documents" else f"{name}_id"] = ids[name]
+        out[name] = column
+    return out
 
 
 def _whole_texts(block: Block, places: Int) -> pa.Array:
@@ -145,6 +162,9 @@ def _triplets(block: Block, asked: Asked) -> pa.Table:
         "positive": _whole_texts(block, p.lists.values[first]),
         "negative": _whole_texts(block, n.lists.values[second]),
     }
+    if asked.ids:
+        columns = _with_ids(columns, query=block.ids.take(numbers(rows)), positive=_id_of(block, p.lists.values[first]),
+                            negative=_id_of(block, n.lists.values[second]))  # fmt: skip
     if asked.scores:
         both = np.stack([p.scores[first], n.scores[second]], axis=1)
         columns["scores"] = _list(Ragged(2 * np.arange(len(rows) + 1), rows), numbers(both.ravel()))
@@ -168,9 +188,13 @@ def _tuples(block: Block, asked: Asked) -> pa.Table:
     missing = np.arange(count) >= n.lists.lengths[rows][:, None]
     place = np.minimum(place, max(0, len(n.lists.values) - 1))
     columns = {"query": block.queries.take(numbers(rows)), "positive": _whole_texts(block, p.lists.values)}
+    id_columns = {"query": block.ids.take(numbers(rows)), "positive": _id_of(block, p.lists.values)}
     for i in range(count):
         values = n.lists.values[place[:, i]] if len(n.lists.values) else place[:, i]
         columns[f"negative_{i + 1}"] = block.whole.take(numbers(values, missing[:, i]))
+        id_columns[f"negative_{i + 1}"] = block.document_ids.take(numbers(values, missing[:, i]))
+    if asked.ids:
+        columns = _with_ids(columns, **id_columns)
     if asked.scores:
         table = np.concatenate([p.scores[:, None], n.scores[place] if len(n.scores) else np.zeros(place.shape)], axis=1)
         absent = np.pad(missing, ((0, 0), (1, 0)))
@@ -187,6 +211,9 @@ def _labeled_pairs(block: Block, asked: Asked) -> pa.Table:
     """One row for each query and document, with the score or a label."""
     lists, values, labels, chances = _with_labels(block)
     columns = {"query": block.queries.take(numbers(lists.row_numbers())), "document": _whole_texts(block, lists.values)}
+    if asked.ids:
+        ids = block.ids.take(numbers(lists.row_numbers()))
+        columns = _with_ids(columns, query=ids, document=_id_of(block, lists.values))
     columns |= {"score": numbers(values)} if asked.scores else {"label": numbers(labels)}
     columns |= {} if chances is None else {"false_probability": chances}
     return pa.table(columns)
@@ -196,6 +223,8 @@ def _labeled_lists(block: Block, asked: Asked) -> pa.Table:
     """One row for each query, with lists of documents and of scores or labels."""
     lists, values, labels, chances = _with_labels(block)
     columns = {"query": block.queries, "documents": _list(lists, _whole_texts(block, lists.values))}
+    if asked.ids:
+        columns = _with_ids(columns, query=block.ids, documents=_list(lists, _id_of(block, lists.values)))
     columns |= {"scores": _list(lists, numbers(values))} if asked.scores else {"labels": _list(lists, numbers(labels))}
     columns |= {} if chances is None else {"false_probability": _list(lists, chances)}
     return pa.table(columns)
@@ -206,6 +235,8 @@ def _flagembedding(block: Block, asked: Asked) -> pa.Table:
     columns = {"query": block.queries}
     sides = {"pos": block.positives, "neg": block.negatives}
     columns |= {name: _list(side.lists, _whole_texts(block, side.lists.values)) for name, side in sides.items()}
+    if asked.ids:
+        columns = _with_ids(columns, query=block.ids, **{name: _ids(block, side) for name, side in sides.items()})
     if asked.scores:
         columns |= {f"{name}_scores": _list(side.lists, numbers(side.scores)) for name, side in sides.items()}
     if block.negatives.chances is not None:

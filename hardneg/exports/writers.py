@@ -45,21 +45,21 @@ class Exported:
 NO_NEGATIVE = "without a negative"
 
 
-def _plain(type: pa.DataType) -> pa.DataType:
+def plain_type(type: pa.DataType) -> pa.DataType:
     """The same type with 32-bit offsets, which every Parquet reader supports."""
     if pa.types.is_large_string(type):
         return pa.string()
     if pa.types.is_large_list(type):
-        return pa.list_(_plain(type.value_type))
+        return pa.list_(plain_type(type.value_type))
     if pa.types.is_struct(type):
-        return pa.struct([(f.name, _plain(f.type)) for f in type])
+        return pa.struct([(f.name, plain_type(f.type)) for f in type])
     return type
 
 
 def write_parquet(tables: Iterator[pa.Table], path: Path) -> None:
     """Write tables of one schema to a Parquet file; there must be at least one."""
     first = next(tables)
-    schema = pa.schema([(f.name, _plain(f.type)) for f in first.schema])
+    schema = pa.schema([(f.name, plain_type(f.type)) for f in first.schema])
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(temporary, schema, compression="zstd", write_statistics=False) as writer,

@@ -29,7 +29,7 @@ from hardneg.false_negatives.population import Found, Ladder, Population, expect
 from hardneg.false_negatives.sources import Learned, family, from_judged, learn_from
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
-from hardneg.progress import Progress, silent
+from hardneg.progress import Progress, with_progress
 from hardneg.storage.arrays import Mask
 
 # The share that is said may be off by this factor beyond the range of levels. Measured: benchmarks/posterior.py.
@@ -44,6 +44,7 @@ class NotCertified(DataError):
     """The judgements do not certify any threshold (CLI exit code 1)."""
 
 
+@with_progress
 @own_settings()
 def calibrate(
     run: str | Path | Run,
@@ -56,7 +57,7 @@ def calibrate(
     posterior: Posterior | None = None,
     uncertified: bool = False,
     seed: int = 0,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Posterior:
     """Learn the false-negative posterior of a run and choose its threshold.
 
@@ -73,12 +74,13 @@ def calibrate(
         posterior: the posterior that `judge` drew for. Its threshold is certified; only its level is learned.
         uncertified: return a posterior with an expected threshold if none can be certified.
         seed: random seed of samples.
-        progress: called with the progress of each stage.
+        progress: True for bars, or called with the progress of each stage.
 
     Raises:
         NotCertified: there are too few judgements, or too many of them are false; the message says how many more are needed.
         DataError, UsageError: see their messages.
     """
+    assert callable(progress)  # see `with_progress`
     check_rates(0.05 if alpha is None else alpha, confidence)
     _check_choices(learn, features, posterior, judgements is not None)
     reopened, pair_features = open_run(run, progress)

@@ -25,10 +25,11 @@ from hardneg.false_negatives.population import Population, ladder
 from hardneg.false_negatives.sources import family
 from hardneg.mining.cross_encoder import load_cross_encoder
 from hardneg.mining.run import Run
-from hardneg.progress import Progress, silent
+from hardneg.progress import Progress, with_progress
 from hardneg.storage.outputs import check_place
 
 
+@with_progress
 @own_settings()
 def judge(
     run: str | Path | Run,
@@ -41,7 +42,7 @@ def judge(
     judged: str | Path | None = None,
     cross_encoder: str | None = None,
     cut: float = 0.5,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> Drawn:
     """Draw candidates of a run for judging, and write them as CSV.
 
@@ -55,11 +56,12 @@ def judge(
         judged: a file of earlier judgements; they are copied to the new file.
         cross_encoder: judges the pairs instead of people: relevant if its score is above `cut`.
         cut: see `cross_encoder`.
-        progress: called with the progress of each stage.
+        progress: True for bars, or called with the progress of each stage.
 
     Raises:
         DataError, UsageError: see their messages.
     """
+    assert callable(progress)  # see `with_progress`
     check_rates(alpha, 0.95)
     check_place(Path(out))
     if sample < 1:

@@ -41,6 +41,10 @@ class _Random:
         random.setstate(self.python)
 
 
+# The chunks of a side, with the state of the generators before each, and its number of rows.
+_Pass = list[tuple[Any, _Random, int]]
+
+
 def cached_backward(
     encode: Callable[[Any], Tensor],
     sides: Sequence[Sequence[Any]],
@@ -62,22 +66,76 @@ def cached_backward(
     Raises:
         UsageError: a side without chunks.
     """
+    leaves, passes = _encoded(encode, sides)
+    with no_sync():
+        value = loss(*leaves)
+        torch.autograd.backward(value)
+    _pass_on(encode, leaves, passes, no_sync)
+    return value.detach()
+
+
+def cached_gradients(
+    encode: Callable[[Any], Tensor], sides: Sequence[Sequence[Any]], loss: Callable[..., Tensor]
+) -> Tensor:
+    """Like `cached_backward`, for a loop that calls `backward()` itself: the loss, `[]`, whose backward pass does the work.
+
+    The chunks are encoded again in the backward pass, with the precision (autocast) of the forward pass.
+    """
+    leaves, passes = _encoded(encode, sides)
+    value = loss(*leaves)
+    kind = value.device.type
+    enabled, dtype = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
+
+    def backward(gradient: Tensor) -> None:
+        torch.autograd.backward(value, gradient)
+        with torch.enable_grad(), torch.autocast(kind, dtype, enabled=enabled):
+            _pass_on(encode, leaves, passes, nullcontext)
+
+    handle = torch.zeros((), device=value.device, requires_grad=True)
+    out: Tensor = _Deferred.apply(handle, value.detach(), backward)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Deferred(torch.autograd.Function):
+    """A value whose backward pass calls a function."""
+
+    @staticmethod
+    def forward(ctx: Any, handle: Tensor, value: Tensor, backward: Callable[[Tensor], None]) -> Tensor:
+        ctx.run = backward
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        ctx.run(gradients[0])
+        return torch.zeros_like(gradients[0]), None, None
+
+
+def _encoded(encode: Callable[[Any], Tensor], sides: Sequence[Sequence[Any]]) -> tuple[list[Tensor], list[_Pass]]:
+    """The vectors of all sides, as leaves of a graph, and what is needed to encode them again."""
     if not sides or any(not chunks for chunks in sides):
         raise UsageError("every side needs one chunk or more")
-    leaves = []
-    passes: list[list[tuple[Any, _Random, int]]] = []  # for each side: its chunks, their random states, their rows
+    leaves: list[Tensor] = []
+    passes: list[_Pass] = []
     with torch.no_grad():
         for chunks in sides:
-            parts, done = [], []
+            parts: list[Tensor] = []
+            done: _Pass = []
             for chunk in chunks:
                 state = _Random.now()
                 parts.append(encode(chunk))
                 done.append((chunk, state, len(parts[-1])))
             leaves.append(torch.cat(parts).requires_grad_())
             passes.append(done)
-    with no_sync():
-        value = loss(*leaves)
-        torch.autograd.backward(value)
+    return leaves, passes
+
+
+def _pass_on(
+    encode: Callable[[Any], Tensor],
+    leaves: Sequence[Tensor],
+    passes: Sequence[_Pass],
+    no_sync: Callable[[], AbstractContextManager[Any]],
+) -> None:
+    """Encode all chunks again, and pass the gradients of the leaves on."""
     after = _Random.now()
     # A side that the loss does not use has no gradient and is not encoded again.
     again = [
@@ -93,4 +151,3 @@ def cached_backward(
             if vectors.requires_grad:  # those of a frozen side, such as vectors that were made before, do not
                 torch.autograd.backward(vectors, gradient)
     after.restore()
-    return value.detach()

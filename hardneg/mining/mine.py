@@ -8,15 +8,18 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 
 from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
+from hardneg.data.read import read_pairs
+from hardneg.data.tables import is_path
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.factory import checked_encoder
-from hardneg.errors import DataError
+from hardneg.errors import DataError, UsageError
 from hardneg.index.base import Index
 from hardneg.index.factory import make_index
 from hardneg.index.recall import Recall
@@ -27,23 +30,26 @@ from hardneg.mining.filters.base import Chain
 from hardneg.mining.guides import guide_embedder
 from hardneg.mining.inputs import Inputs, Resources, check_config, check_finished, check_inputs, open_inputs
 from hardneg.mining.miner import Judged, Miner
-from hardneg.mining.options import MineOptions, resolve_depth
-from hardneg.mining.run import PartWriter, Run
+from hardneg.mining.options import MineChoices, MineOptions, chosen, resolve_depth, with_corpus_file
+from hardneg.mining.parts import PartWriter
+from hardneg.mining.run import Run
 from hardneg.mining.run_folder import copy_posterior, posterior_files, relative_paths, run_output
 from hardneg.mining.sanity import check_positives
 from hardneg.mining.specs import parse_filters, parse_sampler
 from hardneg.mining.warnings import warnings
-from hardneg.progress import Progress, silent
+from hardneg.progress import Progress, with_progress
 
 
+@with_progress
 @own_settings()
 def mine(
-    source: str | Path | Pairs,
+    source: str | Path | Pairs | Any,
     out: str | Path,
     options: MineOptions | None = None,
     *,
+    corpus: Any = None,
     vectors: tuple[np.ndarray, np.ndarray] | None = None,
-    encoder: Encoder | None = None,
+    encoder: Encoder | str | Any = None,
     resume: bool = False,
     overwrite: bool = False,
     force: bool = False,
@@ -51,31 +57,40 @@ def mine(
     batch_size: int = 32,
     device: str | None = None,
     cache: str | Path | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     command: list[str] | None = None,
+    **choices: Unpack[MineChoices],
 ) -> Run:
     """Mine hard negatives and write a run folder.
 
     Args:
-        source: anything that `read_pairs` takes, or a dataset in memory.
+        source: anything that `read_pairs` takes, such as a path or a `datasets.Dataset`, or `Pairs`.
         out: the run folder.
         options: the options that decide the result; None: the defaults.
+        corpus: additional documents: a file or folder, or texts or a table in memory.
         vectors: (queries `[n, d]`, documents `[N, d]`), float16 or float32, instead of files or an encoder.
-        encoder: a loaded encoder, used instead of the one that the options name.
+        encoder: an encoder, a `SentenceTransformer`, or a spec, used instead of the one that the options name.
         resume: continue an interrupted run; its final bytes are those of an uninterrupted one.
         overwrite: replace the run in `out`.
         force: use a posterior of another encoder, and vectors for which positives score like random documents.
         threads, batch_size, device: these affect speed, not the result (but a model may round differently by batch size).
         cache: folder for embeddings, to share them between runs; None: keep them inside the run.
-        progress: callback that reports the progress of each stage.
+        progress: True for bars (lines where there is no terminal), or a callback that reports the progress of each stage.
         command: the command line, recorded in run.json.
+        choices: options by name, such as `negatives=5`, in place of those in `options`.
 
     Raises:
         UsageError, DataError, RunError: if every candidate was rejected, the run is written before a DataError says so.
     """
-    (options := options or MineOptions()).validate()
+    assert callable(progress)  # see `with_progress`
+    if isinstance(encoder, str):
+        choices, encoder = {**choices, "encoder": encoder}, None  # type: ignore[typeddict-unknown-key]
+    if is_path(corpus):
+        choices, corpus = with_corpus_file(choices, options, corpus), None
+    (options := chosen(options or MineOptions(), choices)).validate()
     if encoder is not None:
-        checked_encoder(encoder, "encoder")
+        encoder = checked_encoder(encoder, "encoder", batch_size)
+    source = _in_memory(source, corpus, options)
     target, config, resources = Path(out), options.to_json(), Resources(batch_size, device, cache, progress)
     with (
         _torch_threads(threads),
@@ -97,6 +112,15 @@ def mine(
     if not finished and not any(int(k) for k in run.info["counts"]["negatives"]):
         raise DataError(_all_rejected(target, run.info["counts"]["verdicts"]))
     return run
+
+
+def _in_memory(source: Any, corpus: Any, options: MineOptions) -> Any:
+    """A table in memory, or a source with a corpus in memory, as `Pairs`; anything else as it is."""
+    if isinstance(source, Pairs):
+        if corpus is not None:
+            raise UsageError("corpus has no effect on Pairs: give it to read_pairs or Pairs.from_columns")
+        return source
+    return source if corpus is None and is_path(source) else read_pairs(source, options.read, corpus=corpus)
 
 
 @contextmanager

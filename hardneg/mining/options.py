@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -125,6 +125,47 @@ class MineOptions:
         added = ("relevant_from", "text_column", "negatives", "quoting")
         value["read"] = {n: v for n, v in read.items() if n not in added or v != unset[n]}
         return value
+
+
+class MineChoices(TypedDict, total=False):
+    """The options of a pass that `mine` takes by name: those of `MineOptions`, see there."""
+
+    query_embeddings: str | None
+    corpus_embeddings: str | None
+    index: IndexSpec
+    recall: float
+    index_device: str
+    metric: str
+    depth: int | None
+    max_depth: int | None
+    negatives: int
+    filters: Sequence[str | Filter]
+    default_filters: bool
+    sampler: str | Sampler
+    seed: int
+    query_prompt: str | None
+    document_prompt: str | None
+    precision: str
+    read: ReadOptions
+
+
+def chosen(options: MineOptions, choices: Mapping[str, Any]) -> MineOptions:
+    """The options with some replaced; UsageError for a name that is none.
+
+    >>> chosen(MineOptions(), {"negatives": 3}).negatives
+    3
+    """
+    known = [each.name for each in dataclasses.fields(MineOptions)]
+    for name in choices:
+        if name not in known:
+            raise UsageError(f"mine has no option {name!r}.{suggestion(name, known)}")
+    return dataclasses.replace(options, **choices)
+
+
+def with_corpus_file(choices: MineChoices, options: MineOptions | None, corpus: Any) -> MineChoices:
+    """The choices with a file of additional documents."""
+    read = choices.get("read") or (options or MineOptions()).read
+    return {**choices, "read": dataclasses.replace(read, corpus=corpus)}
 
 
 # What each option must be: types, and words for the message.

@@ -23,7 +23,8 @@ from hardneg.mining.filters.base import KEPT, lowest_scores
 from hardneg.mining.guides import guide_embedder
 from hardneg.mining.inputs import Resources
 from hardneg.mining.kept_features import KeptFeatures
-from hardneg.mining.run import PART_ROWS, Run
+from hardneg.mining.parts import PART_ROWS
+from hardneg.mining.run import Run
 from hardneg.mining.run_folder import locate
 from hardneg.mining.run_tables import check_ranking, positions, read_candidates
 from hardneg.progress import Progress, silent

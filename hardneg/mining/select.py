@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from hardneg.ambient import own_settings
-from hardneg.errors import UsageError
+from hardneg.errors import UsageError, suggestion
 from hardneg.mining.filters.base import Chain, Filter, with_found
 from hardneg.mining.miner import choose_negatives
 from hardneg.mining.options import MAYBE_COUNT, MAYBE_FLAG, check_types, plain
+from hardneg.mining.parts import PartWriter
 from hardneg.mining.reopen import Reopened
-from hardneg.mining.run import PartWriter, Run
+from hardneg.mining.run import Run
 from hardneg.mining.run_folder import copy_posterior, located_filters, posterior_files, relative_paths, run_output
 from hardneg.mining.samplers import Sampler, query_keys
 from hardneg.mining.specs import check_guides, filters_of, no_code, parse_filters, parse_sampler
-from hardneg.progress import Progress, silent
+from hardneg.progress import Progress, with_progress
 from hardneg.registry import spec_of
 from hardneg.storage.folders import link_tree
 
@@ -48,6 +50,7 @@ class SelectOptions:
         check_types(self, {"negatives": MAYBE_COUNT, "seed": MAYBE_COUNT, "default_filters": MAYBE_FLAG})
 
 
+@with_progress
 @own_settings()
 def select(
     run: str | Path | Run,
@@ -58,7 +61,7 @@ def select(
     force: bool = False,
     batch_size: int = 32,
     device: str | None = None,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
     command: list[str] | None = None,
 ) -> Run:
     """Filter and sample the candidates of `run` again.
@@ -70,7 +73,7 @@ def select(
         overwrite: replace the run in `out`.
         force: use a posterior even if it was learned with another encoder.
         batch_size, device: settings for encoding with guide models.
-        progress: callback that reports the progress of each stage.
+        progress: True for bars, or a callback that reports the progress of each stage.
         command: the command line, recorded in run.json.
 
     Returns:
@@ -79,6 +82,7 @@ def select(
     Raises:
         UsageError, RunError: see their messages.
     """
+    assert callable(progress)  # see `with_progress`
     run = run if isinstance(run, Run) else Run(run)
     target = run.folder if out is None else Path(out)
     if out is not None and target.resolve() == run.folder.resolve():
@@ -96,6 +100,16 @@ def select(
         _write_parts(reopened, chosen, writer, progress)
         writer.finish(_head(run, target, chosen, used, command))
     return Run(target, verify=False)
+
+
+def select_by_name(run: Run, out: str | Path | None = None, **options: Any) -> Run:
+    """`select` with the fields of `SelectOptions` as arguments."""
+    known = [each.name for each in fields(SelectOptions)]
+    chosen = {name: options.pop(name) for name in known if name in options}
+    unknown = next((name for name in options if name not in inspect.signature(select).parameters), None)
+    if unknown is not None:
+        raise UsageError(f"select has no option {unknown!r}.{suggestion(unknown, known)}")
+    return select(run, SelectOptions(**chosen), out, **options)
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,14 @@ class OnlineFilters:
         """Whether a sketch is used. It needs the neighbors that a generation finds, even if no negatives are mined."""
         return self.posterior is not None or self.to_learn is not None
 
+    def to(self, device: torch.device) -> None:
+        """Move what the masks are made of to a device."""
+        if device == self.device:
+            return
+        self.device, self.canonical = device, self.canonical.to(device)
+        self._document_groups = None if self._document_groups is None else self._document_groups.to(device)
+        self.sketch = None if self.sketch is None else self.sketch.to(device)
+
     def variants(self, given: Variants) -> Variants:
         """`given`, with the limits of the filters: the strictest margin, the guide's margin, the posterior's threshold."""
         for name in ("absolute", "relative"):

@@ -26,7 +26,7 @@ from hardneg.losses.arguments import whole
 from hardneg.mining.guides import guide_embedder
 from hardneg.mining.inputs import Resources
 from hardneg.mining.run import Run
-from hardneg.progress import Progress, silent
+from hardneg.progress import Progress, with_progress
 from hardneg.refresh.generation import Items
 from hardneg.storage.json_files import write_json
 from hardneg.training import checkpoint
@@ -43,6 +43,7 @@ from hardneg.training.saved import check_saved, save_encoder
 from hardneg.training.towers import Towers
 
 
+@with_progress
 @own_settings(gradients=True)
 def train(
     pairs: Pairs,
@@ -60,7 +61,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     tensorboard: bool = False,
     warn: Callable[[str], None] = print,
-    progress: Progress = silent,
+    progress: Progress | bool = False,
 ) -> dict[str, Any]:
     """Train an encoder (or one for each side) with mined negatives, which are mined again as it learns.
 
@@ -87,6 +88,7 @@ def train(
             DataError: the loss or a weight is not finite, or the encoder returned no vectors. UsageError: an option does
             not fit the data, the model or the machine.
     """
+    assert callable(progress)  # see `with_progress`
     start, options, out = time.perf_counter(), options or TrainOptions(), Path(out)
     with world(device) as here:
         towers = _towers(model, pairs, options, here)

@@ -33,9 +33,14 @@ def read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
     """
     if not present(path):
         raise DataError(f"{path} does not exist: --corpus takes a file of documents")
+    add_corpus(_rows(path, options), builder, options)
+
+
+def add_corpus(rows: Located, builder: Builder, options: ReadOptions) -> None:
+    """Add rows with a column of texts to the documents. Arguments and errors are those of `read_corpus`."""
     column: str | None = None
     id_column = group_column = None
-    for where, row in _rows(path, options):
+    for where, row in rows:
         if column is None:
             column = need_column(row, options.text_column, TEXT_COLUMNS, where, "text")
             id_column = find_column(row, None, ("_id", "id", *DOCUMENT_ID_COLUMNS), where)

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.diagnostics.subject import Subject
-from hardneg.mining.run import PART_ROWS, Run
+from hardneg.mining.parts import PART_ROWS
+from hardneg.mining.run import Run
 from hardneg.mining.run_tables import read_candidates
 
 _CANDIDATES = 14  # the largest number of candidates per query

@@ -1,0 +1,129 @@
+"""Rows of tables in memory: datasets, data frames, Arrow tables, lists of rows and columns by name.
+
+What an object is, is told by its methods, so none of the libraries is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from hardneg.data.memory_columns import column_values
+from hardneg.data.readers.rows import Located, Row
+from hardneg.errors import DataError, UsageError, suggestion
+
+_ROWS = 1024  # rows that are taken from a table at once
+
+
+def is_path(source: Any) -> bool:
+    """Whether a source is named by text: a path, a pattern, `-` or `builtin:NAME`."""
+    return isinstance(source, str | os.PathLike)
+
+
+def table_rows(source: Any, split: str, what: str = "the source") -> Callable[[], Located]:
+    """A function that begins a pass over the rows of a table in memory, each with its place.
+
+    Args:
+        source: a `datasets.Dataset`, `DatasetDict` or `IterableDataset`; a frame of pandas or polars; an Arrow table; a mapping
+            from names of columns to their values; or a list of mappings, or of tuples (query, positive, negatives...).
+        split: the split to take of a `DatasetDict`.
+        what: what messages call the source.
+
+    Raises:
+        DataError: it is none of these. UsageError: a `DatasetDict` has no such split.
+    """
+    take = _taken(_of_split(source, split), what)
+
+    def rows() -> Iterator[tuple[str, Row]]:
+        for i, row in enumerate(take()):
+            where = f"{what}, row {i}"
+            if not isinstance(row, Mapping):
+                row = _named(row, where)
+            yield where, row
+
+    return rows
+
+
+def _of_split(source: Any, split: str) -> Any:
+    """One of the datasets of a `DatasetDict`; anything else as it is."""
+    if not (isinstance(source, Mapping) and source and all(hasattr(each, "column_names") for each in source.values())):
+        return source
+    if split not in source:
+        raise UsageError(f"the dataset has no split {split!r}.{suggestion(split, tuple(source))}")
+    return source[split]
+
+
+def _taken(source: Any, what: str) -> Callable[[], Iterable[Any]]:
+    """A function that begins a pass over the rows."""
+    if hasattr(source, "collect") and hasattr(source, "lazy"):  # a LazyFrame of polars
+        source = source.collect()
+    if hasattr(source, "iter_rows") and hasattr(source, "columns"):  # a frame of polars
+        return lambda: source.iter_rows(named=True)
+    if hasattr(source, "iloc") and hasattr(source, "columns"):  # a frame of pandas
+        return lambda: _of_frame(source)
+    if hasattr(source, "to_batches") and hasattr(source, "column_names"):  # an Arrow table
+        return lambda: (row for batch in source.to_batches(_ROWS) for row in batch.to_pylist())
+    if hasattr(source, "with_format") and hasattr(source, "features"):  # a dataset: its values as they are stored
+        return lambda: _of_batches(source.with_format(None).iter(_ROWS))
+    if isinstance(source, Mapping):
+        columns = {str(name): column_values(values, f"{what}: {name}") for name, values in source.items()}
+        if len({len(values) for values in columns.values()}) > 1:
+            lengths = ", ".join(f"{name} {len(values):,}" for name, values in columns.items())
+            raise DataError(f"{what} has columns of different lengths ({lengths}): give one value per row in each")
+        return lambda: (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
+    if isinstance(source, Sequence) and not isinstance(source, bytes):
+        return lambda: source
+    raise DataError(
+        f"{what} is a {type(source).__name__}: give a path, builtin:NAME, Pairs, a dataset, a data frame, an Arrow table, a "
+        f"mapping from names of columns to lists, or a list of rows"
+    )
+
+
+def _of_batches(batches: Iterable[Mapping[str, list[Any]]]) -> Iterator[Row]:
+    for batch in batches:
+        for row in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, row, strict=True))
+
+
+def _of_frame(frame: Any) -> Iterator[Row]:
+    for start in range(0, len(frame), _ROWS):
+        for row in frame.iloc[start : start + _ROWS].to_dict("records"):
+            # A missing cell is NaN here, or a missing value of another kind, which is not equal to itself either.
+            yield {str(name): None if _missing(value) else _plain(value) for name, value in row.items()}
+
+
+def _missing(value: Any) -> bool:
+    if value is None or isinstance(value, str | list | tuple | Mapping) or hasattr(value, "shape"):
+        return value is None
+    return type(value).__name__ in ("NAType", "NaTType") or bool(value != value)
+
+
+def _plain(value: Any) -> Any:
+    """An array in a cell as a list."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _named(row: Any, where: str) -> Row:
+    """A row without names of columns: query, positive, and what else there is as negatives."""
+    if isinstance(row, str) or not isinstance(row, Sequence) or len(row) < 2:
+        raise DataError(
+            f"{where}: expected a mapping with named columns, or a tuple (query, positive), got {row!r:.80}"
+        )
+    query, positive, *negatives = row
+    return {"query": query, "positive": positive, **({"negatives": negatives} if negatives else {})}
+
+
+def corpus_rows(corpus: Any, split: str, column: str | None) -> Callable[[], Located]:
+    """Rows of additional documents in memory: a list or a column of texts, or a table as for `table_rows`."""
+    what = "the corpus"
+    table = isinstance(corpus, Mapping) or any(hasattr(corpus, name) for name in ("column_names", "columns"))
+    if table or (isinstance(corpus, Sequence) and len(corpus) and isinstance(corpus[0], Mapping)):
+        return table_rows(corpus, split, what)
+    if column is not None:
+        raise UsageError(f"text_column={column!r} has no effect on a corpus that is a list of texts: leave it out")
+    texts = column_values(corpus, what)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"{what}, row {i}: expected a text, got {text!r:.80}")
+    return lambda: ((f"{what}, row {i}", {"text": text}) for i, text in enumerate(texts))

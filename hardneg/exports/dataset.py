@@ -1,0 +1,45 @@
+"""The negatives of a run as a `datasets.Dataset`, in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from hardneg.errors import MissingDependencyError, UsageError, suggestion
+from hardneg.exports.export import tables_of
+from hardneg.exports.layouts import LAYOUTS
+from hardneg.exports.writers import Exported, plain_type
+
+if TYPE_CHECKING:
+    from hardneg.mining.run import Run
+
+# Formats that are one table.
+TABLES = tuple(name for name in LAYOUTS if name not in ("tevatron-corpus", "pylate", "msmarco"))
+
+
+def to_dataset(
+    run: Run,
+    format: str = "triplet",
+    *,
+    ids: bool = False,
+    scores: bool = False,
+    false_probability: bool = False,
+    short: str = "skip",
+    max_positives: int | None = None,
+    counts: Exported | None = None,
+) -> Any:
+    """See `Run.to_dataset`. `counts` receives how many queries were left out."""
+    if format not in TABLES:
+        raise UsageError(f"to_dataset has no format {format!r}.{suggestion(str(format), TABLES)}")
+    try:
+        from datasets import Dataset
+    except ImportError:
+        raise MissingDependencyError("datasets", "datasets", "to_dataset") from None
+    tables = tables_of(
+        run, format, Exported() if counts is None else counts, ids=ids, scores=scores,
+        false_probability=false_probability, short=short, max_positives=max_positives,
+    )  # fmt: skip
+    batches = list(tables)
+    schema = pa.schema([(field.name, plain_type(field.type)) for field in batches[0].schema])
+    return Dataset(pa.concat_tables([table.cast(schema) for table in batches]))

@@ -1,0 +1,200 @@
+"""`mine_hard_negatives` of sentence-transformers, by a mining pass of hardneg."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hardneg.errors import UsageError
+from hardneg.integrations.rescored import Rescored, Window
+from hardneg.mining.filters.base import Filter
+from hardneg.mining.filters.limits import Margin, Score
+from hardneg.mining.mine import mine
+from hardneg.mining.options import MineOptions
+from hardneg.mining.samplers import Top, Uniform
+
+FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
+
+
+def mine_hard_negatives(
+    dataset: Any,
+    model: Any,
+    anchor_column_name: str | None = None,
+    positive_column_name: str | None = None,
+    corpus: list[str] | None = None,
+    cross_encoder: Any = None,
+    range_min: int = 0,
+    range_max: int | None = None,
+    max_score: float | None = None,
+    min_score: float | None = None,
+    absolute_margin: float | None = None,
+    relative_margin: float | None = None,
+    num_negatives: int = 3,
+    sampling_strategy: Literal["random", "top"] = "top",
+    query_prompt_name: str | None = None,
+    query_prompt: str | None = None,
+    corpus_prompt_name: str | None = None,
+    corpus_prompt: str | None = None,
+    include_positives: bool = False,
+    output_format: Literal["triplet", "n-tuple", "labeled-pair", "labeled-list"] = "triplet",
+    output_scores: bool = False,
+    batch_size: int = 32,
+    faiss_batch_size: int = 16384,
+    use_faiss: bool = False,
+    use_multi_process: list[str] | bool = False,
+    verbose: bool = True,
+    cache_folder: str | None = None,
+    as_triplets: bool | None = None,
+    margin: float | None = None,
+    *,
+    filters: Sequence[str | Filter] = (),
+    default_filters: bool = True,
+    ids: bool = False,
+    seed: int = 0,
+    run: str | Path | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """`sentence_transformers.util.mine_hard_negatives` by a mining pass of hardneg: the same arguments and output formats.
+
+    The arguments up to `margin` are those of that function. `use_faiss` and `faiss_batch_size` have no effect, as hardneg searches
+    in its own way; `include_positives` and `use_multi_process` are refused. Unlike there, documents that copy the query, a positive
+    or each other are left out (`default_filters`), and the cache knows the weights of the model.
+
+    Args:
+        filters: filters of hardneg, besides those of the arguments, such as `posterior:FILE`.
+        default_filters: whether to use `empty`, `duplicate:text` and `distinct`.
+        ids: whether to add columns with ids beside those of the texts.
+        seed: seed of `sampling_strategy="random"`.
+        run: a folder to keep the run in, with the verdict of every candidate; None: a temporary one.
+        overwrite: replace the run in `run`.
+
+    Returns:
+        A `datasets.Dataset`.
+
+    Raises:
+        UsageError: an argument cannot be used. DataError: the dataset has no pairs.
+    """
+    _refused(include_positives=include_positives, use_multi_process=use_multi_process)
+    if as_triplets is not None:
+        output_format = "triplet" if as_triplets else "n-tuple"
+    if output_format not in FORMATS:
+        raise UsageError(f"output_format={output_format!r} must be one of {', '.join(FORMATS)}")
+    if sampling_strategy not in ("top", "random"):
+        raise UsageError(f"sampling_strategy={sampling_strategy!r} must be 'top' or 'random'")
+    limits = {
+        "absolute_margin": absolute_margin if margin is None else margin, "relative_margin": relative_margin,
+        "max_score": max_score, "min_score": min_score,
+    }  # fmt: skip
+    anchor, positive = _columns(dataset, anchor_column_name, positive_column_name)
+    queries, positives = list(dataset[anchor]), list(dataset[positive])
+    limited = any(value is not None for value in limits.values())
+    last = _range(range_min, range_max, num_negatives, queries, limited)
+    depth = min(last + _most_positives(queries), len({*positives, *(corpus or ())}))
+    options = MineOptions(
+        depth=depth,
+        max_depth=depth,
+        negatives=num_negatives,
+        filters=(*_limits(limits, cross_encoder, batch_size), *filters, Window(first=range_min, last=last)),
+        default_filters=default_filters,
+        sampler=Top() if sampling_strategy == "top" else Uniform(),
+        seed=seed,
+        query_prompt=_prompt(model, query_prompt, query_prompt_name),
+        document_prompt=_prompt(model, corpus_prompt, corpus_prompt_name),
+        precision="float32",
+    )
+    with tempfile.TemporaryDirectory() as place:
+        mined = mine(
+            {"query": queries, "positive": positives}, run or Path(place) / "run", options, corpus=corpus, encoder=model,
+            batch_size=batch_size, cache=cache_folder, progress=verbose, overwrite=overwrite,
+        )  # fmt: skip
+        made = _output(mined, output_format, output_scores, ids)
+        if verbose:
+            print(mined)
+        # The texts are in memory, so the folder may go.
+        renamed = {"query": anchor, "positive": positive, "document": positive, "documents": positive}
+        return made.rename_columns({old: new for old, new in renamed.items() if old in made.column_names})
+
+
+def _refused(**given: Any) -> None:
+    reasons = {
+        "include_positives": "the run keeps every candidate with its rank: hardneg.mining.Reopened reads them",
+        "use_multi_process": "hardneg encodes in one process: give the model a device",
+    }
+    for name, value in given.items():
+        if value:
+            raise UsageError(f"{name}={value!r} is not supported: {reasons[name]}")
+
+
+def _columns(dataset: Any, anchor: str | None, positive: str | None) -> tuple[str, str]:
+    names = list(dataset.column_names)
+    for given in (anchor, positive):
+        if given is not None and given not in names:
+            raise UsageError(f"the dataset has no column {given!r}; it has: {', '.join(names)}")
+    if len(names) < 2:
+        raise UsageError(f"the dataset has {len(names)} column, but pairs need two: anchor and positive")
+    return anchor or names[0], positive or names[1]
+
+
+def _most_positives(queries: Iterable[str]) -> int:
+    _, counts = np.unique(np.array(list(queries), dtype=object).astype(str), return_counts=True)
+    return int(counts.max(initial=1))
+
+
+def _range(first: int, last: int | None, count: int, queries: list[str], limited: bool) -> int:
+    """The last rank of the window, as sentence-transformers chooses it."""
+    if last is None:
+        last = first + (10 * count if limited else count) + _most_positives(queries)
+    if not 0 <= first < last or count > last - first:
+        raise UsageError(
+            f"range_min={first} and range_max={last} leave {max(0, last - first)} candidates, and num_negatives={count} were "
+            f"asked for"
+        )
+    return last
+
+
+def _limits(limits: dict[str, float | None], cross_encoder: Any, batch_size: int) -> list[Filter]:
+    if all(value is None for value in limits.values()):
+        return []
+    if cross_encoder is not None:
+        return [Rescored(model=cross_encoder, batch_size=batch_size, **limits)]
+    made: list[Filter] = []
+    absolute, relative = limits["absolute_margin"], limits["relative_margin"]
+    if absolute is not None or relative is not None:
+        made.append(Margin(absolute=absolute, relative=relative))
+    if limits["max_score"] is not None or limits["min_score"] is not None:
+        low, high = limits["min_score"], limits["max_score"]
+        made.append(Score(min=-math.inf if low is None else low, max=math.inf if high is None else high))
+    return made
+
+
+def _prompt(model: Any, text: str | None, name: str | None) -> str | None:
+    if text is not None or name is None:
+        return text
+    known = getattr(model, "prompts", None) or {}
+    if name not in known:
+        raise UsageError(f"the model has no prompt {name!r}; it has: {', '.join(known) or 'none'}")
+    return str(known[name])
+
+
+def _output(run: Any, format: str, scores: bool, ids: bool) -> Any:
+    if format != "labeled-list":
+        return run.to_dataset(format, scores=scores, ids=ids)
+    # One row a positive, which comes first.
+    whole = run.to_dataset(format, ids=ids)
+    values = run.to_dataset(format, scores=True)["scores"] if scores else whole["labels"]
+    name = "scores" if scores else "labels"
+    rows: list[dict[str, Any]] = []
+    for row, value in zip(whole, values, strict=True):
+        negatives = [i for i, label in enumerate(row["labels"]) if label == 0]
+        for first in (i for i, label in enumerate(row["labels"]) if label == 1):
+            taken = [first, *negatives]
+            lists = {key: [row[key][i] for i in taken] for key in ("document_ids", "documents") if key in row}
+            single = {key: row[key] for key in ("query_id", "query") if key in row}
+            if negatives:
+                rows.append({**single, **lists, name: [value[i] for i in taken]})
+    return type(whole).from_list(rows)

@@ -1,0 +1,194 @@
+"""For sentence-transformers: `mine_hard_negatives` with its signature, negatives that its trainer mines again, and `InfoNCE`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from hardneg.bank.batches import distinct_batches
+from hardneg.errors import MissingDependencyError, UsageError
+from hardneg.integrations.mine_hard_negatives import mine_hard_negatives
+from hardneg.integrations.negatives import HardNegatives as _AnyNegatives
+from hardneg.integrations.negatives import pair_keys
+from hardneg.integrations.transformers import HardNegatives as _HardNegatives
+from hardneg.losses.caching import cached_gradients
+from hardneg.losses.infonce import InfoNCE as _InfoNCE
+from hardneg.losses.variants import Variants
+
+try:
+    try:
+        from sentence_transformers.base.sampler import DefaultBatchSampler
+    except ImportError:  # before version 5.4
+        from sentence_transformers.sampler import DefaultBatchSampler
+except ImportError:
+    raise MissingDependencyError("sentence-transformers", "st", "hardneg.integrations.sentence_transformers") from None
+
+
+class HardNegatives(_HardNegatives):
+    """Negatives that `SentenceTransformerTrainer` mines again while it trains: its dataset and a callback in one.
+
+    `negatives = HardNegatives(dataset, model, num_negatives=4, refresh="steps:500")`, then give the trainer
+    `train_dataset=negatives.dataset` and `callbacks=[negatives]`. The dataset has the columns `query`, `positive`, `negative_1`,
+    ..., and `label` with the rows of these texts, by which `InfoNCE` of this module masks known and suspected positives; the
+    trainer's own losses ignore it.
+
+    Negatives are saved with every checkpoint, and a training that is resumed has the same ones. With `dataloader_num_workers` above
+    0, batches that workers read ahead may still have the negatives before a refresh.
+
+    Arguments and errors are those of `hardneg.integrations.HardNegatives`.
+    """
+
+    @property
+    def dataset(self) -> Any:
+        """A `datasets.Dataset`, whose negatives are those in use when a batch is fetched."""
+        try:
+            from datasets import Dataset
+        except ImportError:
+            raise MissingDependencyError("datasets", "st", "HardNegatives.dataset") from None
+        made = Dataset.from_dict({"pair": np.arange(len(self.examples))})
+        made.set_transform(self._columns_of)
+        return made
+
+    def _columns_of(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        rows = self.examples.rows(batch["pair"])
+        columns: dict[str, list[Any]] = {"query": self.pairs.queries.take(rows[:, 0])}
+        for i in range(1, rows.shape[1]):
+            columns["positive" if i == 1 else f"negative_{i - 1}"] = self.pairs.documents.take(rows[:, i])
+        columns["label"] = rows.tolist()
+        return columns
+
+    @property
+    def batch_sampler(self) -> DistinctBatches:
+        """For `SentenceTransformerTrainingArguments(batch_sampler=negatives.batch_sampler)`: no query or positive twice in a batch.
+
+        Unlike the trainer's own `no_duplicates`, it never reads a text, and its batches do not depend on the negatives in use.
+        """
+        return DistinctBatches(*pair_keys(self.pairs, self.examples))
+
+
+@dataclass(frozen=True)
+class DistinctBatches:
+    """Makes batch samplers for pairs; a value that training arguments can be saved with.
+
+    Attributes:
+        queries, documents: int64 `[m]`, a key for the query and for the positive of each pair.
+    """
+
+    queries: NDArray[np.int64]
+    documents: NDArray[np.int64]
+
+    def __call__(
+        self,
+        dataset: Any,
+        batch_size: int,
+        drop_last: bool,
+        valid_label_columns: Any = None,
+        generator: Any = None,
+        seed: int = 0,
+    ) -> Any:
+        """A batch sampler for the dataset that the keys are of."""
+        return _Batches(self, dataset, batch_size, drop_last, seed)
+
+
+class _Batches(DefaultBatchSampler):  # type: ignore[misc]
+    """Batches of the places of pairs, in another order in every epoch."""
+
+    def __init__(self, keys: DistinctBatches, dataset: Any, batch_size: int, drop_last: bool, seed: int) -> None:
+        super().__init__(dataset, batch_size=batch_size, drop_last=drop_last, seed=seed)
+        if len(dataset) != len(keys.queries):
+            raise UsageError(f"batches of {len(keys.queries):,} pairs for a dataset of {len(dataset):,}")
+        self._of_pairs = keys
+
+    def __iter__(self) -> Iterator[list[int]]:
+        keys = self._of_pairs
+        order = np.random.default_rng([self.seed or 0, self.epoch]).permutation(len(keys.queries))
+        batches = distinct_batches(
+            keys.queries[order], keys.documents[order], self.batch_size, len(self), self.drop_last
+        )
+        # The trainer counts on `len(self)` batches; repetitions may add a few, which are left for another epoch.
+        for batch in itertools.islice(batches, len(self)):
+            yield order[batch].tolist()
+
+
+class InfoNCE(nn.Module):
+    """The InfoNCE loss of hardneg as a loss of sentence-transformers.
+
+    Every query is compared with all positives and negatives of the batch, those of all ranks included. With `negatives`, known
+    positives, equal texts and what the filters suspect are masked, by the rows in the column `label`.
+
+    Args:
+        model: the `SentenceTransformer` that is trained.
+        negatives: the `HardNegatives` that the dataset comes from; None: nothing is masked.
+        temperature, learn_temperature, variants, dimensions: see `hardneg.InfoNCE`.
+        mini_batch_size: texts encoded at once (gradient caching, arXiv 2101.06983), so that a batch can be larger than memory;
+            None: all.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        negatives: _AnyNegatives | None = None,
+        *,
+        temperature: float = 0.05,
+        learn_temperature: bool = False,
+        variants: Variants | None = None,
+        dimensions: Sequence[int] | None = None,
+        mini_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if mini_batch_size is not None and mini_batch_size < 1:
+            raise UsageError(f"mini_batch_size={mini_batch_size} must be 1 or more, or None")
+        self.model, self.negatives, self.mini_batch_size = model, negatives, mini_batch_size
+        if negatives is not None:
+            variants = negatives.filters.variants(variants or Variants())
+        self.loss = _InfoNCE(temperature, learn_temperature=learn_temperature, variants=variants, dimensions=dimensions)
+
+    def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None = None) -> Tensor:
+        """The loss, `[]`, of tokenized queries, positives and negatives; `labels` are their rows, int64 `[B, 2 + k]`."""
+        features = list(sentence_features)
+        if len(features) < 2:
+            raise UsageError("InfoNCE needs two columns of texts or more: queries, positives and negatives")
+        masks: dict[str, Any] = {}
+        if self.negatives is not None and labels is not None:
+            if labels.ndim != 2 or labels.shape[1] != len(features):
+                raise UsageError(
+                    f"the labels have shape {list(labels.shape)}, expected the rows of {len(features)} texts for each of the "
+                    f"batch: train on the dataset of HardNegatives"
+                )
+            # Negatives column by column, as their vectors are.
+            negatives = labels[:, 2:].T.reshape(len(labels), -1)
+            masks = self.negatives.masks(torch.cat([labels[:, :2], negatives], 1))
+
+        def loss(*sides: Tensor) -> Tensor:
+            value: Tensor = self.loss(sides[0], sides[1], shared=torch.cat(sides[2:]) if sides[2:] else None, **masks)
+            return value
+
+        if self.mini_batch_size is None or not torch.is_grad_enabled():
+            return loss(*(self._vectors(each) for each in features))
+        return cached_gradients(self._vectors, [self._chunks(each) for each in features], loss)
+
+    def _vectors(self, features: dict[str, Tensor]) -> Tensor:
+        vectors: Tensor = self.model(dict(features))["sentence_embedding"]
+        return vectors
+
+    def _chunks(self, features: dict[str, Any]) -> list[dict[str, Any]]:
+        assert self.mini_batch_size is not None
+        count = next(len(x) for x in features.values() if isinstance(x, Tensor))
+        return [
+            {name: x[i : i + self.mini_batch_size] if isinstance(x, Tensor) else x for name, x in features.items()}
+            for i in range(0, count, self.mini_batch_size)
+        ]
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """For the model card."""
+        return {"temperature": self.loss.temperature, "mini_batch_size": self.mini_batch_size}
+
+
+__all__ = ["HardNegatives", "InfoNCE", "mine_hard_negatives"]
