@@ -11,7 +11,7 @@ try:
     from lightning.pytorch import Callback
 except ImportError:
     try:
-        from pytorch_lightning import Callback  # type: ignore[no-redef]
+        from pytorch_lightning import Callback  # type: ignore[assignment, unused-ignore]
     except ImportError:
         raise MissingDependencyError("lightning", "lightning", "hardneg.integrations.lightning") from None
 

@@ -1,0 +1,445 @@
+"""The trainers of others, with the real packages: a refresh within a training, and the same weights after a resume."""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments, util
+
+import hardneg
+from hardneg import DataError, InfoNCE, Pairs, RunError, UsageError
+from hardneg.integrations import HardNegatives, collate
+from hardneg.integrations.lightning import RefreshNegatives
+from hardneg.integrations.mine_hard_negatives import FORMATS, mine_hard_negatives
+from hardneg.integrations.sentence_transformers import HardNegatives as ForTrainer
+from hardneg.integrations.sentence_transformers import InfoNCE as TrainerLoss
+from hardneg.integrations.transformers import HardNegatives as ForTransformers
+from hardneg.losses.caching import cached_gradients
+
+from .conftest import WORDS
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.xdist_group("integrations"),
+]
+
+STEPS = 12  # 3 epochs of 4
+
+
+def rows(count: int = 32, seed: int = 0) -> list[dict[str, str]]:
+    rng = random.Random(seed)
+    return [
+        {"question": f"{' '.join(rng.sample(WORDS, 3))} {i}", "answer": f"{' '.join(rng.sample(WORDS, 5))} {i}"}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_model: Path) -> Path:
+    return tiny_model
+
+
+def loaded(folder: Path) -> SentenceTransformer:
+    torch.manual_seed(0)
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([each.detach().flatten() for each in model.parameters()])
+
+
+# Objects that are at hand.
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> hardneg.Run:
+    out = tmp_path_factory.mktemp("live") / "run"
+    return hardneg.mine(Dataset.from_list(rows()), out, encoder=loaded(tiny_model), negatives=3, corpus=["one more", "and another"])
+
+
+def test_a_dataset_and_a_model_are_mined_and_given_back(run: hardneg.Run, tiny_model: Path) -> None:
+    assert run.info["config"]["negatives"] == 3
+    made = run.to_dataset("n-tuple", ids=True)
+    assert made.column_names[:4] == ["query_id", "query", "positive_id", "positive"]
+    assert len(made) == 32
+    texts = {row["question"]: row["answer"] for row in rows()}
+    assert all(texts[row["query"]] == row["positive"] for row in made)
+    assert made[0]["negative_1"] != made[0]["positive"]
+    assert len(run.to_dataset("triplet", scores=True)[0]["scores"]) == 2
+    assert hardneg.evaluate(run.pairs(), loaded(tiny_model)).queries == 32
+    assert run.diagnose().measured.numbers["queries"] == 32
+    assert "3 a query" in repr(run)
+    assert "<table>" in run._repr_html_()
+    with pytest.raises(UsageError, match="no format 'triplets'. Did you mean 'triplet'"):
+        run.to_dataset("triplets")
+
+
+def test_a_run_is_selected_from_and_exported_by_its_methods(run: hardneg.Run, tmp_path: Path) -> None:
+    chosen = run.select(tmp_path / "two", negatives=2, sampler="uniform")
+    assert chosen.info["config"]["sampler"] == "uniform"
+    assert chosen.export("triplet", tmp_path / "t.jsonl").rows == 64
+    with pytest.raises(UsageError, match="select has no option 'negativs'. Did you mean 'negatives'"):
+        run.select(negativs=2)
+
+
+def test_options_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="mine has no option 'negativess'. Did you mean 'negatives'"):
+        hardneg.mine(rows(), tmp_path / "run", negativess=3)  # type: ignore[call-arg]
+    made = hardneg.mine(rows(), tmp_path / "run", encoder="hashed", negatives=2, sampler="uniform", seed=3)
+    assert {name: made.info["config"][name] for name in ("negatives", "sampler", "seed", "encoder")} == {
+        "negatives": 2, "sampler": "uniform", "seed": 3, "encoder": "hashed",
+    }  # fmt: skip
+    with pytest.raises(UsageError, match="corpus has no effect on Pairs"):
+        hardneg.mine(made.pairs(), tmp_path / "other", corpus=["x"])
+
+
+# The miner.
+
+
+def test_the_signature_is_theirs() -> None:
+    ours, theirs = (list(inspect.signature(each).parameters.values()) for each in (mine_hard_negatives, util.mine_hard_negatives))
+    assert [(each.name, each.default) for each in theirs] == [(each.name, each.default) for each in ours[: len(theirs)]]
+    assert all(each.kind is inspect.Parameter.KEYWORD_ONLY for each in ours[len(theirs) :])
+
+
+CHOICES: list[dict[str, Any]] = [
+    {},
+    {"output_scores": True},
+    {"range_min": 2, "range_max": 9, "num_negatives": 2},
+    {"relative_margin": 0.02},
+    {"absolute_margin": 0.001, "num_negatives": 2},
+    {"max_score": 0.98, "min_score": 0.2},
+]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: ",".join(choice) or "defaults")
+def test_the_negatives_are_theirs(tiny_model: Path, format: str, choice: dict[str, Any]) -> None:
+    """The same rows as sentence-transformers makes, where its function finds any; one query has two positives."""
+    model = loaded(tiny_model)
+    data = Dataset.from_list([*rows(), {"question": rows()[0]["question"], "answer": "another answer"}])
+    corpus = [row["answer"] for row in rows(20, seed=1)]
+    arguments = {"corpus": corpus, "verbose": False, "output_format": format, **choice}
+    theirs = util.mine_hard_negatives(data, model, **arguments)
+    if not len(theirs):
+        with pytest.raises(DataError, match="all candidates were rejected"):
+            mine_hard_negatives(data, model, **arguments)
+        return
+    ours = mine_hard_negatives(data, model, **arguments)
+    assert ours.column_names == theirs.column_names
+    assert sorted(map(_written, ours)) == sorted(map(_written, theirs))
+
+
+def _written(row: dict[str, Any]) -> str:
+    def rounded(value: Any) -> Any:
+        return [rounded(each) for each in value] if isinstance(value, list) else round(value, 3) if isinstance(value, float) else value
+
+    return str({name: rounded(value) for name, value in row.items() if "score" not in name})
+
+
+class Lengths:
+    """A cross-encoder that scores a pair by the length of the document."""
+
+    def predict(self, pairs: list[tuple[str, str]], **_: Any) -> np.ndarray:
+        return np.array([len(document) for _, document in pairs], np.float32)
+
+
+def test_a_cross_encoder_scores_candidates_and_positives(tiny_model: Path) -> None:
+    data = Dataset.from_list(rows())
+    made = mine_hard_negatives(data, loaded(tiny_model), cross_encoder=Lengths(), absolute_margin=4.0, verbose=False)
+    assert len(made)
+    assert all(len(row["negative"]) <= len(row["answer"]) - 4 for row in made)
+
+
+def test_arguments_that_cannot_be_honored_are_refused(tiny_model: Path) -> None:
+    data, model = Dataset.from_list(rows()), loaded(tiny_model)
+    for arguments, message in (
+        ({"include_positives": True}, "include_positives=True is not supported"),
+        ({"use_multi_process": ["cpu"]}, "use_multi_process"),
+        ({"output_format": "pairs"}, "output_format='pairs' must be one of"),
+        ({"anchor_column_name": "query"}, "no column 'query'; it has: question, answer"),
+        ({"query_prompt_name": "find"}, "no prompt 'find'"),
+        ({"range_min": 5, "range_max": 6}, "leave 1 candidates, and num_negatives=3"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            mine_hard_negatives(data, model, verbose=False, **arguments)
+
+
+# The trainer of sentence-transformers.
+
+
+def trained(
+    folder: Path, out: Path, *, refresh: str = "steps:3", resume: str | None = None, own_batches: bool = True,
+    mini_batch_size: int | None = None, filters: tuple[str, ...] = (),
+) -> tuple[torch.Tensor, ForTrainer]:  # fmt: skip
+    model = loaded(folder)
+    negatives = ForTrainer(Dataset.from_list(rows()), model, num_negatives=2, refresh=refresh, depth=10, filters=filters)
+    sampler: Any = negatives.batch_sampler if own_batches else "batch_sampler"
+    arguments = SentenceTransformerTrainingArguments(
+        output_dir=str(out), num_train_epochs=3, per_device_train_batch_size=8, save_strategy="steps", save_steps=1,
+        learning_rate=1e-3, report_to=[], disable_tqdm=True, seed=1, batch_sampler=sampler, use_cpu=True,
+    )  # fmt: skip
+    loss = TrainerLoss(model, negatives, mini_batch_size=mini_batch_size)
+    trainer = SentenceTransformerTrainer(model, arguments, train_dataset=negatives.dataset, loss=loss, callbacks=[negatives])
+    trainer.train(resume_from_checkpoint=resume)
+    assert trainer.state.global_step == STEPS
+    return weights(model), negatives
+
+
+@pytest.mark.parametrize("refresh", ["steps:3", "epoch"])
+def test_weights_are_equal_after_a_resume(tiny_model: Path, tmp_path: Path, refresh: str) -> None:
+    """At a step before a refresh is used, after it, and at the end of an epoch."""
+    whole, _ = trained(tiny_model, tmp_path / "out", refresh=refresh)
+    for step in (3, 5, 8):
+        again, _ = trained(tiny_model, tmp_path / "out", refresh=refresh, resume=str(tmp_path / "out" / f"checkpoint-{step}"))
+        assert torch.equal(whole, again), step
+
+
+def test_a_refresh_changes_what_is_learned(tiny_model: Path, tmp_path: Path) -> None:
+    never, _ = trained(tiny_model, tmp_path / "a", refresh="never", own_batches=False)
+    often, _ = trained(tiny_model, tmp_path / "b", refresh="steps:3", own_batches=False)
+    assert not torch.equal(never, often)
+
+
+def test_a_checkpoint_without_negatives_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    trained(tiny_model, tmp_path / "out")
+    for folder in (tmp_path / "out").glob("checkpoint-*/hardneg"):
+        folder.rename(folder.with_name("moved"))
+    with pytest.raises(RunError, match="was saved without this callback"):
+        trained(tiny_model, tmp_path / "out", resume=str(tmp_path / "out" / "checkpoint-4"))
+
+
+def test_negatives_of_other_data_are_refused(tiny_model: Path, tmp_path: Path) -> None:
+    model = loaded(tiny_model)
+    with HardNegatives(rows(), model, num_negatives=1, depth=5) as negatives:
+        negatives.begin()
+        negatives.save(tmp_path / "saved")
+    for other in (HardNegatives(rows(seed=1), model, num_negatives=1, depth=5), HardNegatives(rows(), model, num_negatives=2, depth=5)):
+        with pytest.raises(RunError, match="holds the negatives of another dataset, or with other options"):
+            other.begin(tmp_path / "saved")
+
+
+def test_the_loss_masks_what_is_known(tiny_model: Path) -> None:
+    """A document that is a positive of a query, too, is no negative of it: as if it were not in the batch."""
+    model = loaded(tiny_model).eval()
+    pairs = Pairs.from_columns(["a", "b"], [["x", "y"], ["y"]], corpus=["z", "w"])
+    negatives = ForTrainer(pairs, model, num_negatives=1, depth=3, default_filters=False)
+    loss, plain = TrainerLoss(model, negatives), InfoNCE()
+    texts = [["a", "b"], ["x", "y"], ["z", "w"]]
+    features = [model.preprocess(each) for each in texts]
+    ids = {text: i for i, text in enumerate(pairs.documents.slice(0, 4))}
+    labels = torch.tensor([[0, ids["x"], ids["z"]], [1, ids["y"], ids["w"]]])
+    q, p, n = (torch.from_numpy(model.encode(each)) for each in texts)
+    # Query a knows y; query b does not know x.
+    a = plain(q[:1], p[:1], shared=n)
+    b = plain(q[1:], p[1:], shared=torch.cat([p[:1], n]))
+    assert float(loss(features, labels)) == pytest.approx(float(a + b) / 2, abs=1e-5)
+    with pytest.raises(UsageError, match="train on the dataset of HardNegatives"):
+        loss(features, torch.zeros(2))
+
+
+def test_gradients_of_small_pieces_are_those_of_the_whole(tiny_model: Path) -> None:
+    model = loaded(tiny_model).eval()
+    texts = [[row["question"] for row in rows(7)], [row["answer"] for row in rows(7)], [row["answer"] for row in rows(7, seed=1)]]
+    found = []
+    for size in (None, 3):
+        loss = TrainerLoss(model, mini_batch_size=size, learn_temperature=True)
+        model.zero_grad()
+        value = loss([model.preprocess(each) for each in texts])
+        (value * 2).backward()
+        found.append((value.detach(), weights_gradient(model), loss.loss.log_scale.grad))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def weights_gradient(model: torch.nn.Module) -> torch.Tensor:
+    return torch.cat([each.grad.flatten() for each in model.parameters() if each.grad is not None])
+
+
+def test_a_deferred_backward_pass_counts_once() -> None:
+    weight = torch.tensor([2.0], requires_grad=True)
+    value = cached_gradients(lambda x: x * weight, [[torch.ones(2, 1), torch.ones(1, 1)]], lambda v: (v**2).sum())
+    assert float(value) == 12
+    value.backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    assert float(weight.grad) == 12
+
+
+def test_batches_hold_nothing_twice(tiny_model: Path) -> None:
+    repeated = [*rows(20), *({"question": rows()[0]["question"], "answer": f"answer {i}"} for i in range(4))]
+    negatives = ForTrainer(repeated, loaded(tiny_model), num_negatives=1, depth=5)
+    sampler = negatives.batch_sampler(negatives.dataset, 6, drop_last=False, seed=0)
+    queries, documents = negatives.examples.queries, negatives.examples.positives
+    orders = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        batches = list(sampler)
+        assert all(len(set(queries[batch])) == len(batch) == len(set(documents[batch])) for batch in batches)
+        orders.append([place for batch in batches for place in batch])
+    assert orders[0] != orders[1]
+    with pytest.raises(UsageError, match="batches of 24 pairs for a dataset of 3"):
+        negatives.batch_sampler(range(3), 2, drop_last=False)
+
+
+# Loops of one's own, Lightning, accelerate, transformers.
+
+
+def steps(model: SentenceTransformer, negatives: HardNegatives, epochs: int, start: int = 0) -> Iterator[int]:
+    """A bare loop; yields after each step."""
+    loss = negatives.loss()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for epoch in range(start, epochs):
+        negatives.begin_epoch(epoch)
+        for batch in negatives.loader(8):
+            q, p, n = (model(model.preprocess(batch[name]))["sentence_embedding"] for name in ("query", "positive", "negatives"))
+            optimizer.zero_grad()
+            loss(q, p, shared=n, **negatives.masks(batch["rows"])).backward()
+            optimizer.step()
+            negatives.step()
+            yield negatives.trained
+        negatives.end_epoch()
+
+
+def test_a_bare_loop_and_its_checkpoint(tiny_model: Path) -> None:
+    """The state as one dict of tensors, as `torch.save` and `accelerate` write it."""
+    found = []
+    for cut in (None, 8):  # after the second epoch
+        model = loaded(tiny_model).eval()
+        with HardNegatives(rows(), model, num_negatives=2, depth=10, refresh="steps:3") as negatives:
+            negatives.begin()
+            for step in steps(model, negatives, 3):
+                if step == cut:
+                    negatives.end_epoch()
+                    kept = negatives.state_dict(), {k: v.clone() for k, v in model.state_dict().items()}
+                    break
+        if cut is not None:
+            model = loaded(tiny_model).eval()
+            model.load_state_dict(kept[1])
+            with HardNegatives(rows(), model, num_negatives=2, depth=10, refresh="steps:3") as negatives:
+                negatives.load_state_dict(kept[0])
+                list(steps(model, negatives, 3, start=2))
+        found.append(weights(model))
+    assert torch.equal(*found)
+
+
+def test_workers_read_the_same_negatives(tiny_model: Path) -> None:
+    with HardNegatives(rows(), loaded(tiny_model), num_negatives=2, depth=10) as negatives:
+        negatives.begin()
+        alone = [batch["rows"] for batch in negatives.loader(8)]
+        negatives._fetched = 0
+        together = [batch["rows"] for batch in negatives.loader(8, workers=2)]
+        assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+        item = negatives.examples[3]
+        assert list(item) == ["query", "positive", "negatives", "rows"]
+        assert collate([item, item])["rows"].shape == (2, 4)
+        assert len(negatives.examples) == 32
+
+
+def test_lightning(tiny_model: Path, tmp_path: Path) -> None:
+    import lightning.pytorch as pl
+
+    class Module(pl.LightningModule):
+        def __init__(self, model: SentenceTransformer, negatives: HardNegatives) -> None:
+            super().__init__()
+            self.model, self.negatives, self.loss = model.eval(), negatives, negatives.loss()
+
+        def training_step(self, batch: dict[str, Any], number: int) -> torch.Tensor:
+            q, p, n = (
+                self.model(self.model.preprocess(batch[name]))["sentence_embedding"] for name in ("query", "positive", "negatives")
+            )
+            value: torch.Tensor = self.loss(q, p, shared=n, **self.negatives.masks(batch["rows"]))
+            return value
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.model.parameters(), 0.1)
+
+    def fitted(epochs: int, resume: Path | None = None) -> tuple[torch.Tensor, HardNegatives]:
+        model = loaded(tiny_model)
+        negatives = HardNegatives(rows(), model, num_negatives=2, depth=10, refresh="steps:3")
+        trainer = pl.Trainer(
+            max_epochs=epochs, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[RefreshNegatives(negatives)], default_root_dir=tmp_path,
+        )  # fmt: skip
+        trainer.fit(Module(model, negatives), negatives.loader(8), ckpt_path=resume)
+        trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
+        return weights(model), negatives
+
+    whole, negatives = fitted(3)
+    assert negatives.trained == STEPS
+
+
+def test_the_trainer_of_transformers(tiny_model: Path, tmp_path: Path) -> None:
+    from transformers import Trainer, TrainingArguments
+
+    class Contrastive(torch.nn.Module):
+        def __init__(self, model: SentenceTransformer, negatives: HardNegatives) -> None:
+            super().__init__()
+            self.model, self.negatives, self.loss = model.eval(), negatives, negatives.loss()
+
+        def forward(self, query: Any, positive: Any, negatives: Any, rows: torch.Tensor) -> dict[str, torch.Tensor]:
+            q, p, n = (self.model(self.model.preprocess(each))["sentence_embedding"] for each in (query, positive, negatives))
+            return {"loss": self.loss(q, p, shared=n, **self.negatives.masks(rows))}
+
+    def fitted(resume: str | None = None) -> torch.Tensor:
+        model = loaded(tiny_model)
+        negatives = ForTransformers(rows(), model, num_negatives=2, depth=10, refresh="steps:3")
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path), num_train_epochs=3, per_device_train_batch_size=8, save_strategy="steps", save_steps=5,
+            report_to=[], disable_tqdm=True, remove_unused_columns=False, use_cpu=True, learning_rate=1e-3, seed=1,
+        )  # fmt: skip
+        trainer = Trainer(
+            Contrastive(model, negatives), arguments, train_dataset=negatives.examples, data_collator=collate, callbacks=[negatives]
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return weights(model)
+
+    assert torch.equal(fitted(), fitted(str(tmp_path / "checkpoint-5")))
+
+
+def test_accelerate(tiny_model: Path, tmp_path: Path) -> None:
+    from accelerate import Accelerator
+
+    accelerator = Accelerator(cpu=True)
+    model = loaded(tiny_model).eval()
+    negatives = HardNegatives(rows(), model, num_negatives=2, depth=10, refresh="steps:3")
+    accelerator.register_for_checkpointing(negatives)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, negatives.loader(8))
+    loss = negatives.loss()
+    negatives.begin()
+    for batch in loader:
+        q, p, n = (prepared(model.preprocess(batch[name]))["sentence_embedding"] for name in ("query", "positive", "negatives"))
+        optimizer.zero_grad()
+        accelerator.backward(loss(q, p, shared=n, **negatives.masks(batch["rows"])))
+        optimizer.step()
+        negatives.step()
+    assert negatives.trained == 4
+    accelerator.save_state(str(tmp_path / "state"))
+    before = negatives.examples.rows(np.arange(8))
+    accelerator.load_state(str(tmp_path / "state"))
+    assert negatives.trained == 4
+    np.testing.assert_array_equal(negatives.examples.rows(np.arange(8)), before)
+    negatives.close()
+
+
+def test_pytorch_metric_learning(tiny_model: Path) -> None:
+    """Its losses take our bank as reference embeddings."""
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    bank = hardneg.MemoryBank(16, 4)
+    vectors = torch.nn.functional.normalize(torch.randn(6, 4), dim=1).requires_grad_()
+    bank.push(torch.nn.functional.normalize(torch.randn(6, 4), dim=1), torch.arange(6))
+    view = bank.view()
+    value = NTXentLoss()(vectors, torch.arange(6), ref_emb=view.vectors, ref_labels=view.ids)
+    value.backward()
+    assert vectors.grad is not None
+    assert torch.isfinite(vectors.grad).all()
