@@ -1,20 +1,19 @@
-"""Output for people: progress bars, notes and tables. Only this module uses rich."""
+"""Output for people: progress bars, notes and tables. Bars are those of `hardneg.progress`."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from hardneg.diagnostics.labels import comparison_rows, number_rows
-from hardneg.progress import Advance, lines
+from hardneg.progress import Progress, shown, silent
 
 from .plain import plain, quoted
 
@@ -43,39 +42,18 @@ def _row(table: Table, *cells: str, style: str | None = None) -> None:
     table.add_row(*map(plain, cells), style=style)
 
 
-class _Rate(ProgressColumn):
-    """The column of a progress bar with the items per second."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f}/s" if task.total != 1 else "")
-
-
 @contextmanager
-def progress_bars(quiet: bool = False) -> Iterator[Callable[[str, int], Advance]]:
+def progress_bars(quiet: bool = False) -> Iterator[Progress]:
     """Show progress on stderr, through a callback as in `hardneg.progress`.
 
     On a terminal it shows bars, elsewhere lines: when a stage is finished, and every 30 seconds. `quiet` shows nothing.
     """
-    console = _console(stderr=True)
     if quiet:
-        yield lambda stage, total: lambda count: None
-    elif console.is_terminal:
-        columns = (
-            TextColumn("{task.description:<18}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            _Rate(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console) as bars:
-
-            def start(stage: str, total: int) -> Advance:
-                task = bars.add_task(plain(stage), total=total)
-                return lambda count: bars.advance(task, count)
-
-            yield start
-    else:
-        yield lines(lambda line: _print(console, line))
+        yield silent
+        return
+    console = _console(stderr=True)
+    with shown(console, lambda line: _print(console, line)) as start:
+        yield lambda stage, total: start(plain(stage), total)
 
 
 def warn(messages: list[str]) -> None:

@@ -37,6 +37,8 @@ from hardneg.false_negatives.judge import judge as judge
 from hardneg.false_negatives.model import Posterior as Posterior
 from hardneg.false_negatives.sketch import make_sketch as make_sketch
 from hardneg.index.exact import ExactIndex as ExactIndex
+from hardneg.integrations.examples import collate as collate
+from hardneg.integrations.negatives import HardNegatives as HardNegatives
 from hardneg.losses.batch import PerRole as PerRole
 from hardneg.losses.infonce import InfoNCE as InfoNCE
 from hardneg.losses.variants import Variants as Variants

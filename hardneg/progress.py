@@ -13,7 +13,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any, ParamSpec, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Advance = Callable[[int], None]
 Progress = Callable[[str, int], Advance]
@@ -46,24 +49,37 @@ def with_progress(function: Callable[P, R]) -> Callable[P, R]:
 
 
 @contextmanager
-def shown(file: TextIO | None = None) -> Iterator[Progress]:
-    """A callback that shows progress on stderr: bars on a terminal and in a notebook, lines elsewhere."""
-    from rich.console import Console
+def shown(console: Console | None = None, write: Callable[[str], None] | None = None) -> Iterator[Progress]:
+    """A callback that shows progress on stderr: bars on a terminal and in a notebook, lines elsewhere.
+
+    Args:
+        console: where the bars are drawn; None: on stderr, or in the notebook.
+        write: writes a line where there are no bars.
+    """
+    from rich.console import Console as Terminal
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
-    console = Console(file=file or sys.stderr) if file is not None or not _in_notebook() else Console()
+    if console is None:
+        console = Terminal() if _in_notebook() else Terminal(stderr=True)
     if not console.is_terminal and not console.is_jupyter:
-        yield lines(lambda line: print(line, file=file or sys.stderr, flush=True))
+        yield lines(write or (lambda line: print(line, file=sys.stderr, flush=True)))
         return
     columns = (
-        TextColumn("{task.description:<18}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        TextColumn("{task.description:<18}", markup=False), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False), TimeRemainingColumn(),
     )  # fmt: skip
     with Bars(*columns, console=console) as bars:
 
         def start(stage: str, total: int) -> Advance:
-            task = bars.add_task(stage, total=total)
-            return lambda count: bars.advance(task, count)
+            task = bars.add_task(stage, total=total, rate="")
+
+            def advance(count: int) -> None:
+                bars.advance(task, count)
+                speed = bars.tasks[bars.task_ids.index(task)].speed or 0
+                bars.update(task, rate=f"{speed:,.0f}/s" if total > 1 else "")
+
+            return advance
 
         yield start
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -25,9 +26,10 @@ def blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+def test_python_blocks_run(page: Path, tmp_path: Path, tiny_model: Path) -> None:
     """One after the other, as somebody would type them; no block is left out of the test."""
     found = blocks(page)
+    shutil.copytree(tiny_model, tmp_path / "all-MiniLM-L6-v2")  # a folder of that name is what a name would load
     assert len(found) == page.read_text().count("```python")
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(found)], cwd=tmp_path, capture_output=True, text=True, check=False

@@ -179,3 +179,29 @@ def test_errors_show_what_they_name(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "\x1b" not in done.stderr
     assert "\\x1b[31mdepth" in done.stderr
+
+
+def test_progress_is_bars_lines_or_a_callback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`progress=True` writes lines where there is no terminal; a long stage says how far it is."""
+    import hardneg
+    from hardneg import progress
+
+    rows = [{"query": f"query {i}", "positive": f"answer {i}"} for i in range(20)]
+    hardneg.mine(rows, tmp_path / "lines", negatives=2, progress=True)
+    assert "search: 20 in" in capsys.readouterr().err
+    stages: list[str] = []
+
+    def collect(stage: str, total: int) -> progress.Advance:
+        stages.append(stage)
+        return lambda count: None
+
+    hardneg.mine(rows, tmp_path / "callback", negatives=2, progress=collect)
+    assert "search" in stages
+    hardneg.mine(rows, tmp_path / "silence", negatives=2)
+    assert capsys.readouterr().err == ""
+    written: list[str] = []
+    advance = progress.lines(written.append, every=0)("encode", 100)
+    advance(25)
+    advance(75)
+    assert written[0].startswith("encode: 25 of 100 in 0 s")
+    assert written[1].startswith("encode: 100 in")

@@ -38,6 +38,11 @@ class Examples(Dataset[ExampleTexts]):
 
     def __init__(self, pairs: Pairs, queries: Items | None = None, documents: Items | None = None) -> None:
         self.queries, self.documents = queries or pairs.queries, documents or pairs.documents
+        self._count = len(pairs)
+
+    def __len__(self) -> int:
+        """Number of queries; loaders ask for it, though the sampler decides what an item is."""
+        return self._count
 
     def __getitem__(self, example: Example) -> ExampleTexts:
         documents = list(self.documents.take(np.array([example.positive, *example.negatives])))

@@ -111,7 +111,7 @@ def _named(row: Any, where: str) -> Row:
             f"{where}: expected a mapping with named columns, or a tuple (query, positive), got {row!r:.80}"
         )
     query, positive, *negatives = row
-    return {"query": query, "positive": positive, **({"negatives": negatives} if negatives else {})}
+    return {"query": query, "positive": positive, "negatives": negatives}
 
 
 def corpus_rows(corpus: Any, split: str, column: str | None) -> Callable[[], Located]:

@@ -120,7 +120,8 @@ def evaluate(
         names: names of measures, see `rank_measures`.
         query_prompt, document_prompt: text that is put before each query and each document; None: the encoder's own.
         metric: the score of two vectors: `cosine`, `ip` or `l2`.
-        cache: a folder that keeps the vectors, under a hash of the encoder's weights; None: they are not kept.
+        cache: a folder that keeps the vectors, under a hash of the encoder's weights, in float16 as a mining pass does, which finds
+            them there; None: they are not kept, and are float32.
         progress: True for bars, or called with the progress of each stage.
 
     Raises:
@@ -135,7 +136,7 @@ def evaluate(
     with tempfile.TemporaryDirectory() as place:
         queries, documents, _ = embed(
             encoder, pairs, cache or Path(place), query_prompt=query_prompt, document_prompt=document_prompt,
-            precision="float32", progress=progress,
+            precision="float32" if cache is None else "float16", progress=progress,
         )  # fmt: skip
         return evaluate_vectors(pairs, queries, documents, names, metric)
 

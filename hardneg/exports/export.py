@@ -83,8 +83,7 @@ def export(
         raise UsageError(f"unknown export format {format!r}.{suggestion(format, EXPORT_FORMATS)}")
     _check_short(short)
     path = Path(out)
-    to_file = str(out) != "-" and not is_special(path)
-    if to_file and format not in (*_LINES, *FOLDERS) and path.suffix not in SUFFIXES:
+    if not _is_stream(path) and format not in (*_LINES, *FOLDERS) and path.suffix not in SUFFIXES:
         raise UsageError(
             f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout"
         )
@@ -107,6 +106,10 @@ def export(
     else:
         write_text(path, trec_lines(blocks, report))
     return report
+
+
+def _is_stream(path: Path) -> bool:
+    return str(path) == "-" or is_special(path)
 
 
 def _check_short(short: str) -> None:
@@ -158,7 +161,7 @@ def _check_place(path: Path, format: str, overwrite: bool) -> None:
             return
     elif path.is_dir():
         raise UsageError(f"--out {path} is a folder: give the name of a file")
-    if str(path) == "-" or is_special(path):
+    if _is_stream(path):
         return
     check_place(path)
     if path.exists() and not overwrite:

@@ -18,47 +18,24 @@ from hardneg.mining.mine import mine
 from hardneg.mining.options import MineOptions
 from hardneg.mining.samplers import Top, Uniform
 
+LIMITS = ("absolute_margin", "relative_margin", "max_score", "min_score")
+
 FORMATS = ("triplet", "n-tuple", "labeled-pair", "labeled-list")
 
 
 def mine_hard_negatives(
-    dataset: Any,
-    model: Any,
-    anchor_column_name: str | None = None,
-    positive_column_name: str | None = None,
-    corpus: list[str] | None = None,
-    cross_encoder: Any = None,
-    range_min: int = 0,
-    range_max: int | None = None,
-    max_score: float | None = None,
-    min_score: float | None = None,
-    absolute_margin: float | None = None,
-    relative_margin: float | None = None,
-    num_negatives: int = 3,
-    sampling_strategy: Literal["random", "top"] = "top",
-    query_prompt_name: str | None = None,
-    query_prompt: str | None = None,
-    corpus_prompt_name: str | None = None,
-    corpus_prompt: str | None = None,
-    include_positives: bool = False,
-    output_format: Literal["triplet", "n-tuple", "labeled-pair", "labeled-list"] = "triplet",
-    output_scores: bool = False,
-    batch_size: int = 32,
-    faiss_batch_size: int = 16384,
-    use_faiss: bool = False,
-    use_multi_process: list[str] | bool = False,
-    verbose: bool = True,
-    cache_folder: str | None = None,
-    as_triplets: bool | None = None,
-    margin: float | None = None,
-    *,
-    filters: Sequence[str | Filter] = (),
-    default_filters: bool = True,
-    ids: bool = False,
-    seed: int = 0,
-    run: str | Path | None = None,
-    overwrite: bool = False,
-) -> Any:
+    dataset: Any, model: Any, anchor_column_name: str | None = None, positive_column_name: str | None = None,
+    corpus: list[str] | None = None, cross_encoder: Any = None, range_min: int = 0, range_max: int | None = None,
+    max_score: float | None = None, min_score: float | None = None, absolute_margin: float | None = None,
+    relative_margin: float | None = None, num_negatives: int = 3, sampling_strategy: Literal["random", "top"] = "top",
+    query_prompt_name: str | None = None, query_prompt: str | None = None, corpus_prompt_name: str | None = None,
+    corpus_prompt: str | None = None, include_positives: bool = False,
+    output_format: Literal["triplet", "n-tuple", "labeled-pair", "labeled-list"] = "triplet", output_scores: bool = False,
+    batch_size: int = 32, faiss_batch_size: int = 16384, use_faiss: bool = False,
+    use_multi_process: list[str] | bool = False, verbose: bool = True, cache_folder: str | None = None,
+    as_triplets: bool | None = None, margin: float | None = None, *, filters: Sequence[str | Filter] = (),
+    default_filters: bool = True, ids: bool = False, seed: int = 0, run: str | Path | None = None, overwrite: bool = False,
+) -> Any:  # fmt: skip
     """`sentence_transformers.util.mine_hard_negatives` by a mining pass of hardneg: the same arguments and output formats.
 
     The arguments up to `margin` are those of that function. `use_faiss` and `faiss_batch_size` have no effect, as hardneg searches
@@ -82,42 +59,36 @@ def mine_hard_negatives(
     _refused(include_positives=include_positives, use_multi_process=use_multi_process)
     if as_triplets is not None:
         output_format = "triplet" if as_triplets else "n-tuple"
-    if output_format not in FORMATS:
-        raise UsageError(f"output_format={output_format!r} must be one of {', '.join(FORMATS)}")
-    if sampling_strategy not in ("top", "random"):
-        raise UsageError(f"sampling_strategy={sampling_strategy!r} must be 'top' or 'random'")
-    limits = {
-        "absolute_margin": absolute_margin if margin is None else margin, "relative_margin": relative_margin,
-        "max_score": max_score, "min_score": min_score,
-    }  # fmt: skip
+    _known("output_format", output_format, FORMATS)
+    _known("sampling_strategy", sampling_strategy, ("top", "random"))
+    absolute = absolute_margin if margin is None else margin
+    limits = dict(zip(LIMITS, (absolute, relative_margin, max_score, min_score), strict=True))
     anchor, positive = _columns(dataset, anchor_column_name, positive_column_name)
     queries, positives = list(dataset[anchor]), list(dataset[positive])
-    limited = any(value is not None for value in limits.values())
-    last = _range(range_min, range_max, num_negatives, queries, limited)
+    last = _range(range_min, range_max, num_negatives, queries, any(value is not None for value in limits.values()))
     depth = min(last + _most_positives(queries), len({*positives, *(corpus or ())}))
     options = MineOptions(
-        depth=depth,
-        max_depth=depth,
-        negatives=num_negatives,
+        depth=depth, max_depth=depth, negatives=num_negatives, default_filters=default_filters, seed=seed, precision="float32",
         filters=(*_limits(limits, cross_encoder, batch_size), *filters, Window(first=range_min, last=last)),
-        default_filters=default_filters,
         sampler=Top() if sampling_strategy == "top" else Uniform(),
-        seed=seed,
         query_prompt=_prompt(model, query_prompt, query_prompt_name),
         document_prompt=_prompt(model, corpus_prompt, corpus_prompt_name),
-        precision="float32",
-    )
+    )  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         mined = mine(
             {"query": queries, "positive": positives}, run or Path(place) / "run", options, corpus=corpus, encoder=model,
             batch_size=batch_size, cache=cache_folder, progress=verbose, overwrite=overwrite,
         )  # fmt: skip
-        made = _output(mined, output_format, output_scores, ids)
+        made = _output(mined, output_format, output_scores, ids)  # in memory, so the folder may go
         if verbose:
             print(mined)
-        # The texts are in memory, so the folder may go.
-        renamed = {"query": anchor, "positive": positive, "document": positive, "documents": positive}
-        return made.rename_columns({old: new for old, new in renamed.items() if old in made.column_names})
+    renamed = {"query": anchor, "positive": positive, "document": positive, "documents": positive}
+    return made.rename_columns({old: new for old, new in renamed.items() if old in made.column_names})
+
+
+def _known(name: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{name}={value!r} must be one of {', '.join(known)}")
 
 
 def _refused(**given: Any) -> None:

@@ -186,9 +186,11 @@ class HardNegatives:
 
     def begin_epoch(self, epoch: int) -> None:
         """Draw other negatives for an epoch, unless they are its own already."""
-        if epoch == self.epoch and self._tables:
+        if self.index is None:
+            self.begin()
+        if epoch == self.epoch:
             return
-        if epoch > self.epoch and not self._ended and self.index is not None:
+        if epoch > self.epoch and not self._ended:
             self.end_epoch()  # a training that is resumed at the end of an epoch goes on with the next one
         self.epoch, self._fetched, self._ended = epoch, self.trained, False
         self._draw(self.trained)

@@ -85,8 +85,7 @@ def train(
 
     Raises:
         RunError: `out` is not empty or cannot be written, or what is to be resumed has other options or is damaged.
-            DataError: the loss or a weight is not finite, or the encoder returned no vectors. UsageError: an option does
-            not fit the data, the model or the machine.
+            DataError: the loss, a weight or a vector is not finite. UsageError: an option does not fit.
     """
     assert callable(progress)  # see `with_progress`
     start, options, out = time.perf_counter(), options or TrainOptions(), Path(out)
