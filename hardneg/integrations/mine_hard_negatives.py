@@ -47,8 +47,7 @@ def mine_hard_negatives(
         default_filters: whether to use `empty`, `duplicate:text` and `distinct`.
         ids: whether to add columns with ids beside those of the texts.
         seed: seed of `sampling_strategy="random"`.
-        run: a folder to keep the run in, with the verdict of every candidate; None: a temporary one.
-        overwrite: replace the run in `run`.
+        run, overwrite: a folder to keep the run in, with the verdict of every candidate, and whether to replace one that is there.
 
     Returns:
         A `datasets.Dataset`.

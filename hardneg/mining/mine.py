@@ -50,17 +50,11 @@ def mine(
     corpus: Any = None,
     vectors: tuple[np.ndarray, np.ndarray] | None = None,
     encoder: Encoder | str | Any = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    force: bool = False,
-    threads: int | None = None,
-    batch_size: int = 32,
-    device: str | None = None,
-    cache: str | Path | None = None,
-    progress: Progress | bool = False,
-    command: list[str] | None = None,
+    resume: bool = False, overwrite: bool = False, force: bool = False,
+    threads: int | None = None, batch_size: int = 32, device: str | None = None, cache: str | Path | None = None,
+    progress: Progress | bool = False, command: list[str] | None = None,
     **choices: Unpack[MineChoices],
-) -> Run:
+) -> Run:  # fmt: skip
     """Mine hard negatives and write a run folder.
 
     Args:
@@ -90,28 +84,42 @@ def mine(
     (options := chosen(options or MineOptions(), choices)).validate()
     if encoder is not None:
         encoder = checked_encoder(encoder, "encoder", batch_size)
-    source = _in_memory(source, corpus, options)
-    target, config, resources = Path(out), options.to_json(), Resources(batch_size, device, cache, progress)
+    source, given = _in_memory(source, corpus, options), (vectors, encoder)
+    resources, target = Resources(batch_size, device, cache, progress), Path(out)
     with (
         _torch_threads(threads),
-        run_output(target, resume=resume, overwrite=overwrite, config=config) as folder,
+        run_output(target, resume=resume, overwrite=overwrite, config=options.to_json()) as folder,
     ):
         finished = (folder / "run.json").exists()
         if finished:
-            check_finished(source, folder, options, vectors, encoder, resources, target)
+            check_finished(source, folder, options, *given, resources, target)
         else:
-            check_config(folder, config, target)
-            inputs = open_inputs(source, folder, options, vectors, encoder, resources)
-            chain = parse_filters(options.filters, options.default_filters)
-            inputs.fingerprints |= chain.check(inputs.fingerprints, force)
-            check_inputs(folder, inputs, target)
-            _mine(folder, target, inputs, options, chain, resources, command, force)
+            _begin(folder, target, source, options, given, resources, command, force)
         # `progress` is still there if the process was killed between the last write and the clean-up.
         shutil.rmtree(folder / "progress", ignore_errors=True)
     run = Run(target, verify=False)
     if not finished and not any(int(k) for k in run.info["counts"]["negatives"]):
         raise DataError(_all_rejected(target, run.info["counts"]["verdicts"]))
     return run
+
+
+def _begin(
+    folder: Path,
+    target: Path,
+    source: Any,
+    options: MineOptions,
+    given: tuple[tuple[np.ndarray, np.ndarray] | None, Encoder | None],
+    resources: Resources,
+    command: list[str] | None,
+    force: bool,
+) -> None:
+    """Begin a run, or go on with an interrupted one, and finish it. `given`: vectors and encoder, see `mine`."""
+    check_config(folder, options.to_json(), target)
+    inputs = open_inputs(source, folder, options, *given, resources)
+    chain = parse_filters(options.filters, options.default_filters)
+    inputs.fingerprints |= chain.check(inputs.fingerprints, force)
+    check_inputs(folder, inputs, target)
+    _mine(folder, target, inputs, options, chain, resources, command, force)
 
 
 def _in_memory(source: Any, corpus: Any, options: MineOptions) -> Any:
