@@ -27,10 +27,10 @@ from false_negatives import Counted, learned
 from worlds import World, banking, commands, cranfield, digits, intents, passages, scifact, translations
 
 from hardneg.errors import DataError
-from hardneg.false_negatives.calibrate import _MISFIT
 from hardneg.false_negatives.features import SHARED_FEATURES
 from hardneg.false_negatives.guarantee import Test, certify, judgements_needed
 from hardneg.false_negatives.known import ASKED, POSITIVE, fit_known
+from hardneg.false_negatives.model import MISFIT
 from hardneg.false_negatives.population import ladder
 
 
@@ -107,8 +107,8 @@ def line(world: World) -> str:
     false, _, _, chosen = world.default(p)
     odds = logit(p[chosen].clip(1e-12, 1 - 1e-12))
     low, high = (float(expit(odds + shift).mean()) for shift in report["level_range"])
-    within = low / _MISFIT <= false <= high * _MISFIT
-    said = f"{p[chosen].mean():.3f}, {low / _MISFIT:.3f} to {min(1, high * _MISFIT):.3f}"
+    within = low / MISFIT <= false <= high * MISFIT
+    said = f"{p[chosen].mean():.3f}, {low / MISFIT:.3f} to {min(1, high * MISFIT):.3f}"
     cells.append(f"{false:.3f} ({said}){'' if within else ' **outside**'}")
     low, high = report["relevant_per_query_range"]
     cells.append(f"{report['relevant_per_query']:.1f} ({low:.1f} to {high:.1f}) for {world.truth.sum(1).mean():.1f}")

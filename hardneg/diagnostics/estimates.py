@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from hardneg.storage.arrays import Float
 
 Ids = list[str]
+
+_MOST_WORTH = 100.0  # what one value may count for in the interval of a share
 
 LISTED = 10  # number of example ids listed for a finding
 
@@ -21,12 +24,15 @@ class Estimate:
 
     Attributes:
         value: the estimate.
-        low, high: the ends of its 95 % confidence interval, 1.96 standard errors from `value` (normal approximation).
+        low, high: the ends of its 95 % confidence interval: by Student's distribution for a mean, by Wilson's formula for a share.
         sample: the number of values that it was estimated from.
 
     >>> estimate = Estimate.mean_of(np.array([0.0, 1.0] * 50))
     >>> estimate.value, round(estimate.low, 3), round(estimate.high, 3), estimate.sample
-    (0.5, 0.402, 0.598, 100)
+    (0.5, 0.4, 0.6, 100)
+    >>> nothing_found = Estimate.share_of(np.zeros(50))
+    >>> nothing_found.value, round(nothing_found.low, 3), round(nothing_found.high, 3)
+    (0.0, 0.0, 0.071)
     """
 
     value: float
@@ -36,19 +42,47 @@ class Estimate:
 
     @classmethod
     def mean_of(cls, values: NDArray[Any]) -> Estimate:
-        """Estimate the mean of independent values. Values that are not finite are left out; NaN if none remain."""
+        """Estimate the mean of independent values. Values that are not finite are left out; NaN if none remain.
+
+        A single value has no interval: it is infinitely wide.
+        """
         finite = np.asarray(values, np.float64)
         finite = finite[np.isfinite(finite)]
-        if len(finite) == 0:
+        count = len(finite)
+        if count == 0:
             return cls(np.nan, np.nan, np.nan, 0)
-        mean, half = float(finite.mean()), 1.96 * float(finite.std()) / float(np.sqrt(len(finite)))
-        return cls(mean, mean - half, mean + half, len(finite))
+        mean = float(finite.mean())
+        if count == 1:
+            return cls(mean, -np.inf, np.inf, 1)
+        half = float(stdtrit(count - 1, 0.975)) * float(finite.std(ddof=1)) / float(np.sqrt(count))
+        return cls(mean, mean - half, mean + half, count)
 
     @classmethod
-    def share_of(cls, values: NDArray[Any]) -> Estimate:
-        """Estimate the mean of values between 0 and 1. The interval is clipped to these limits."""
-        mean = cls.mean_of(values)
-        return replace(mean, low=max(mean.low, 0.0), high=min(mean.high, 1.0)) if mean.sample else mean
+    def share_of(cls, values: NDArray[Any], total: int | None = None) -> Estimate:
+        """Estimate the mean of values between 0 and 1, such as the share of each query (Wilson 1927).
+
+        Values that vary less than ones and zeros would count for more than one each: the number in Wilson's formula is the one with
+        which a share of ones has their variance.
+
+        Args:
+            values: the values; those that are not finite are left out.
+            total: how many there are altogether, if the values are a sample of them: of all, the mean is known exactly.
+        """
+        finite = np.asarray(values, np.float64)
+        finite = finite[np.isfinite(finite)]
+        count = len(finite)
+        if count == 0:
+            return cls(np.nan, np.nan, np.nan, 0)
+        share = float(finite.mean())
+        if total is not None and count >= total:
+            return cls(share, share, share, count)
+        spread, most = float(finite.var()), share * (1 - share)
+        worth = count * min(most / spread, _MOST_WORTH) if spread > 0 else float(count)
+        worth /= 1.0 if total is None else 1 - count / total
+        z = 1.959964
+        middle = (share + z * z / (2 * worth)) / (1 + z * z / worth)
+        half = z / (1 + z * z / worth) * float(np.sqrt(most / worth + z * z / (4 * worth * worth)))
+        return cls(share, max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share)), count)
 
 
 @dataclass

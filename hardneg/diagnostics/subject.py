@@ -11,8 +11,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
+from hardneg.errors import RunError
+from hardneg.false_negatives.model import Posterior
 from hardneg.mining.reopen import open_run_vectors
 from hardneg.mining.run import Run
+from hardneg.mining.run_folder import located_filters
 from hardneg.storage.arrays import Float
 from hardneg.storage.arrow import values_of
 
@@ -39,6 +42,7 @@ class Subject:
         vectors: the embeddings of queries `[n, d]` and documents `[N, d]`; None if they are not available.
         info: the contents of the run's `run.json`.
         told_by: the source of `probability`: `posterior` or `hidden positives`.
+        level_range: what may have to be added to all log odds of `probability`, at least and at most; None: not known.
     """
 
     name: str
@@ -52,6 +56,7 @@ class Subject:
     vectors: tuple[Any, Any] | None
     info: dict[str, Any]
     told_by: str = "posterior"
+    level_range: tuple[float, float] | None = None
 
     @property
     def real(self) -> NDArray[np.bool_]:
@@ -97,4 +102,20 @@ class Subject:
             padded(values_of(pc.list_flatten(probability)), np.nan, np.float32) if known else None,
             lowest, int(run.info["config"]["negatives"]),
             None if vectors[0] is None or vectors[1] is None else (vectors[0], vectors[1]), run.info,
+            level_range=_level_range(run) if known else None,
         )  # fmt: skip
+
+
+def _level_range(run: Run) -> tuple[float, float] | None:
+    """The range of levels of the posterior that the negatives were selected with, if its file is still there and tells it."""
+    try:
+        filters = located_filters(run.folder, run.info)
+        files = [spec.partition(":")[2].split(",")[0] for spec in filters if spec.startswith("posterior:")]
+        report = Posterior.load(files[-1]).report if files else {}
+    except RunError:
+        return None
+    given = report.get("level_range")
+    numbers = (
+        isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(each, int | float) for each in given)
+    )
+    return (float(given[0]), float(given[1])) if numbers and given is not None else None

@@ -24,16 +24,13 @@ from hardneg.false_negatives.judgements import (
     read_judgements,
 )
 from hardneg.false_negatives.learn import check_classes, clipped_weights
-from hardneg.false_negatives.model import LogisticModel, Posterior, identity, selection_of, sources_of
+from hardneg.false_negatives.model import MISFIT, LogisticModel, Posterior, identity, selection_of, sources_of
 from hardneg.false_negatives.population import Found, Ladder, Population, expected_threshold, ladder
 from hardneg.false_negatives.sources import Learned, family, from_judged, learn_from
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, with_progress
 from hardneg.storage.arrays import Mask
-
-# The share that is said may be off by this factor beyond the range of levels. Measured: benchmarks/posterior.py.
-_MISFIT = 1.75
 
 _DOUBT = 3.0  # false negatives: how much of what was said counts before judgements do
 
@@ -237,7 +234,7 @@ def _expected(
         rejected = population.rejected(threshold)
         return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found, rejected=rejected)
     low, high = (population.expected(threshold, shift) for shift in learned.report.get("level_range", (0.0, 0.0)))
-    between = [low / _MISFIT, min(high * _MISFIT, 1.0)]
+    between = [low / MISFIT, min(high * MISFIT, 1.0)]
     more = {"alpha": alpha, "expected": found, "expected_range": between, "rejected": population.rejected(threshold)}
     return _finished(learned, threshold, population.run, None, **more)
 

@@ -30,6 +30,10 @@ SCHEMA_VERSION = 2
 
 READ_VERSIONS = (1, 2)  # 1: without `in_loss`, and without hinges among the features
 
+# The share that a posterior without judgements says may be off by this factor beyond its range of levels. Measured:
+# benchmarks/posterior.py.
+MISFIT = 1.75
+
 SOURCES = ("judgements", "groups", "hidden positives", "known positives")
 
 A = TypeVar("A")

@@ -145,6 +145,12 @@ RULES: tuple[FindingRule, ...] = (
         "a temperature between {temperature_low:.3g} and {temperature_high:.3g}", "effective", above=False,
     ),
     ThresholdRule(
+        "temperature-high", "temperature_outside",
+        "the temperature {temperature:.3g} is {v:.1f} times the highest at which negatives still count by their hardness: near ones "
+        "teach hardly more than far ones",
+        "a temperature between {temperature_low:.3g} and {temperature_high:.3g}", info="temperature_outside",
+    ),
+    ThresholdRule(
         "looks", "surface_auc",
         "negatives can be told from positives by their looks alone (AUC {v:.2f}): a model will learn the looks",
         "mine from a corpus of the positives' kind, or clean both alike", "surface_auc",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, unit
 from hardneg.diagnostics.subject import Subject
 from hardneg.index.exact import ExactIndex
-from hardneg.storage.arrays import Float
+from hardneg.index.vectors import checked_norms
+from hardneg.storage.arrays import Float, Rows
+
+_COMPARED = 1 << 27  # pairs of documents that are compared to find near copies
 
 
 def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
@@ -19,8 +23,8 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
     - `coverage`: the share of the corpus that is a negative of any query.
     - `near_duplicates`: the share of a query's negatives whose cosine with an earlier negative of the query is above
       0.95; mean over queries.
-    - `corpus_near_duplicates`: the share of documents whose cosine with the nearest other document is above 0.95. A
-      sample is compared with a larger sample.
+    - `corpus_near_duplicates`: the share of documents whose cosine with the nearest other document of the corpus is above 0.95.
+      A sample of the documents is searched in the whole corpus.
     - `cluster_coverage`: the share of the corpus's clusters that contain a negative. The clusters come from k-means on
       a sample of the documents. There are 64, or fewer for a small corpus.
     - `cluster_entropy`: the entropy of the negatives over the clusters, divided by that of the documents. It is 1 if
@@ -40,16 +44,31 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
     near &= np.tri(near.shape[1], k=-1, dtype=bool) & (documents >= 0)[:, None, :]
     repeated = np.where(documents >= 0, near.any(2), np.nan)
     out.numbers["near_duplicates"] = Estimate.share_of(row_means(repeated))
-    some = sampled(len(subject.pairs.document_ids), 4000, rng)
+    out.numbers["corpus_near_duplicates"], repeated_rows = _copied(subject, rng)
+    out.ids["near_duplicate_documents"] = names_of(subject.pairs.document_ids, repeated_rows[:LISTED])
     everything = sampled(len(subject.pairs.document_ids), 50000, rng)
-    vectors = unit(subject.vectors[1], everything)
-    nearest = ExactIndex(vectors).search(unit(subject.vectors[1], some), min(2, len(everything)))
-    other = nearest.scores[np.arange(len(some)), -1] if nearest.scores.shape[1] > 1 else np.zeros(len(some))
-    out.numbers["corpus_near_duplicates"] = Estimate.share_of(other > 0.95)
-    repeated_rows = some[other > 0.95][:LISTED]
-    out.ids["near_duplicate_documents"] = names_of(subject.pairs.document_ids, repeated_rows)
-    out.numbers |= _clusters(subject, vectors, rng)
+    out.numbers |= _clusters(subject, unit(subject.vectors[1], everything), rng)
     return out
+
+
+def _copied(subject: Subject, rng: np.random.Generator) -> tuple[Estimate, NDArray[np.int64]]:
+    """The share of documents that have a near copy, and those of the sample that have one.
+
+    The sample is searched in the whole corpus: whether a document's only copy is in another sample would depend on the size of
+    the corpus. The larger the corpus, the smaller the sample.
+    """
+    assert subject.vectors is not None
+    vectors = subject.vectors[1]
+    usable = np.flatnonzero(checked_norms(vectors, "corpus", zero_allowed=True) > 0)  # a zero vector has no cosine
+    size = len(usable)
+    places = sampled(size, int(np.clip(_COMPARED // max(1, size), 500, 4000)), rng)
+    if size < 2:
+        return Estimate.share_of(np.zeros(size), size), usable[:0]
+    index = ExactIndex(vectors if size == len(vectors) else Rows(vectors, usable), "cosine")
+    nearest = index.search(unit(vectors, usable[places]), 2)
+    itself = nearest.documents[:, 0] == places
+    other = np.where(itself, nearest.scores[:, 1], nearest.scores[:, 0])
+    return Estimate.share_of(other > 0.95, size), usable[places[other > 0.95]]
 
 
 def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dict[str, float]:

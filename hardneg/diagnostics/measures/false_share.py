@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+from scipy.special import expit, logit
 
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, finite_mean, names_of, row_means
 from hardneg.diagnostics.subject import Subject
+from hardneg.false_negatives.model import MISFIT
 from hardneg.mining.filters.identity import Group
 
 
@@ -15,7 +19,8 @@ def false_negatives(subject: Subject) -> Measurements:
     The numbers are `false_share`, the estimated share, and `false_source`, the evidence for it. The evidence is the
     first of these that exists:
 
-    - `posterior`: the share is the mean of `negative_false_probability`.
+    - `posterior`: the share is the mean of `negative_false_probability`. Where the posterior was learned without judgements, the
+      interval holds its own error as well (the range of levels, and its misfit on other sets).
     - `groups`: the share of negatives in the group of their query. Groups say nothing about a run whose filter `group`
       removed such negatives: their share is 0, whatever the share of relevant documents without the right group.
     - `hidden positives`: the share is the mean probability according to a posterior learned from hidden positives (see
@@ -41,11 +46,24 @@ def false_negatives(subject: Subject) -> Measurements:
             out.numbers["groups_removed"] = True
         return out
     per_query = row_means(shares)
-    out.numbers |= {"false_source": source, "false_share": Estimate.share_of(per_query)}
+    out.numbers |= {
+        "false_source": source,
+        "false_share": _with_own_error(subject, Estimate.share_of(per_query), source),
+    }
     worst = np.flatnonzero(np.nan_to_num(per_query) > 0)
     worst = worst[np.argsort(-per_query[worst], kind="stable")][:LISTED]
     out.ids["most_false_queries"] = names_of(subject.pairs.query_ids, worst)
     return out
+
+
+def _with_own_error(subject: Subject, share: Estimate, source: str) -> Estimate:
+    """The estimate, with the error of the posterior in its interval."""
+    if source != "posterior" or subject.level_range is None or subject.probability is None:
+        return share
+    odds = logit(subject.probability[subject.real].astype(np.float64).clip(1e-9, 1 - 1e-9))
+    shifted = [float(np.nanmean(expit(odds + shift))) for shift in subject.level_range]
+    low, high = min(shifted) / MISFIT, max(shifted) * MISFIT
+    return replace(share, low=min(share.low, low), high=min(1.0, max(share.high, high)))
 
 
 def filtered_by_group(subject: Subject) -> bool:

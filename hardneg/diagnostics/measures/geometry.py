@@ -20,7 +20,8 @@ def geometry(subject: Subject, rng: np.random.Generator) -> Measurements:
     - `mean_cosine`: the mean cosine of two random documents.
     - `effective_rank`: the effective rank of the documents (Roy and Vetterli 2007).
     - `dimension`: the number of components of a vector.
-    - `rank_share`: `effective_rank` divided by `dimension`.
+    - `rank_share`: `effective_rank` divided by the largest that it can be: `dimension`, or the number of documents that were
+      measured if there are fewer.
     """
     out = Measurements()
     if subject.vectors is None:
@@ -41,5 +42,5 @@ def geometry(subject: Subject, rng: np.random.Generator) -> Measurements:
         out.numbers["mean_cosine"] = float(pairs.mean())
     out.numbers["effective_rank"] = effective_rank(torch.from_numpy(vectors))
     out.numbers["dimension"] = int(vectors.shape[1])
-    out.numbers["rank_share"] = out.numbers["effective_rank"] / out.numbers["dimension"]
+    out.numbers["rank_share"] = out.numbers["effective_rank"] / max(1, min(vectors.shape))
     return out

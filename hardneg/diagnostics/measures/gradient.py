@@ -18,7 +18,8 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
 
     The numbers are:
 
-    - `temperature`: the given temperature.
+    - `temperature`: the given temperature; `temperature_outside`: how many times it is above `temperature_high`, or below
+      `temperature_low` as a negative number; 0 between them.
     - `effective_negatives`: exp of the entropy of the weights of a query's negatives, after these are normalized to sum
       to 1; mean over queries.
     - `effective_share`: the same, divided by the number of the query's negatives.
@@ -63,4 +64,7 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
     for name, target in (("temperature_low", 0.25), ("temperature_high", 0.8)):
         step = int(np.searchsorted(shares, target))
         out.numbers[name] = float(ladder[min(step, len(ladder) - 1)])
+    low, high = out.numbers["temperature_low"], out.numbers["temperature_high"]
+    outside = temperature / high if temperature > high else -low / temperature if temperature < low else 0.0
+    out.numbers["temperature_outside"] = float(outside)
     return out
