@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -218,7 +218,7 @@ class LiveNumbers:
         pass
 
 
-def print_training(value: dict[str, Any], out: str, source: str, kind: str | None) -> None:
+def print_training(value: dict[str, Any], out: str, source: str, kind: str | None, corpora: Sequence[Any] = ()) -> None:
     """Print the results of a training.
 
     Args:
@@ -226,6 +226,7 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
         out: the folder of the training.
         source: the training data.
         kind: the kind of encoder, as in its spec, to suggest the next command; None: suggest none.
+        corpora: the files of additional documents.
     """
     console = _console()
     if value["evaluations"]:
@@ -243,7 +244,10 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
     which = "best" if value["best"] is not None else "last"
     _print(console, f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl")
     if kind is not None:
-        _print(console, f"next: hardneg mine {quoted(source)} --encoder {quoted(f'{kind}:{out}/{which}')} --out run")
+        more = "".join(f" --corpus {quoted(str(each))}" for each in corpora)
+        _print(
+            console, f"next: hardneg mine {quoted(source)}{more} --encoder {quoted(f'{kind}:{out}/{which}')} --out run"
+        )
 
 
 _COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
@@ -268,6 +272,23 @@ def print_diagnosis(value: dict[str, Any]) -> None:
             _print(console, f"    look at: {', '.join(finding['ids'][:5])}")
         if finding["fix"]:
             _print(console, f"    fix: {finding['fix']}")
+    if value.get("alternatives"):
+        _alternatives(console, value["alternatives"])
+
+
+def _alternatives(console: Console, tried: list[dict[str, Any]]) -> None:
+    """Print what the fixes would do, side by side."""
+    table = Table()
+    table.add_column("filters added", no_wrap=True)
+    for name in ("false", "mean score", "above positive", "queries short"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for each in tried:
+        false = "?" if each["false_share"] is None else f"{each['false_share']:.1%}"
+        _row(
+            table, " ".join(each["added"]) or "none", false, f"{each['mean_score']:.3f}", f"{each['above_positive']:.1%}",
+            f"{each['short']:.1%}",
+        )  # fmt: skip
+    _show(console, "tried on these candidates", table)
 
 
 def print_comparison(value: dict[str, Any]) -> None:

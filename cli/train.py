@@ -290,7 +290,7 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         print_json(result)
     else:
         kind = given["encoder"].partition(":")[0]
-        print_training(result, out, source, kind if kind in ("hashed", "st", "glyphs") else None)
+        print_training(result, out, source, kind if kind in ("hashed", "st", "glyphs") else None, given["corpus"] or ())
 
 
 def _evaluated_on(source: str, pairs: Pairs, given: dict[str, Any], leads: bool) -> tuple[Pairs, Pairs | None]:

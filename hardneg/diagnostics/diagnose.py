@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hardneg.ambient import own_settings
+from hardneg.diagnostics.alternatives import Alternative, alternatives, better_fixes
 from hardneg.diagnostics.estimates import Measurements, sampled
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.rules import find
@@ -41,11 +42,13 @@ class Diagnosis:
         subject: the negatives that were diagnosed.
         measured: the measurements by name. The modules of `hardneg.diagnostics.measures` define them.
         findings: the problems that were found, the most severe first.
+        alternatives: selections that fixes suggest, tried on the run's candidates; empty if no fix is a selection.
     """
 
     subject: Subject
     measured: Measurements
     findings: list[Finding]
+    alternatives: list[Alternative] = field(default_factory=list)
 
     @property
     def worst(self) -> str | None:
@@ -65,6 +68,7 @@ class Diagnosis:
             "verdicts": self.subject.info["counts"]["verdicts"],
             **self.measured.to_json(),
             "findings": [finding.to_json() for finding in self.findings],
+            "alternatives": [each.to_json() for each in self.alternatives],
         }
 
 
@@ -108,7 +112,10 @@ def diagnose(
     subject = Subject.of_run(run)
     advance(1)
     subject = with_hidden_positives(subject, run, seed, progress)
-    return examine(subject, temperature, encoder, thresholds, rules, seed, progress)
+    found = examine(subject, temperature, encoder, thresholds, rules, seed, progress)
+    tried = alternatives(run, subject, found.findings, progress)
+    fixed = better_fixes(found.findings, tried, (thresholds or Thresholds()).few)
+    return replace(found, findings=fixed, alternatives=tried)
 
 
 @with_progress

@@ -1,0 +1,178 @@
+"""What the fixes of a diagnosis would do: tried on the run's own candidates before they are offered."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from hardneg.diagnostics.findings.base import Finding
+from hardneg.diagnostics.measures.false_share import filtered_by_group
+from hardneg.diagnostics.subject import Subject
+from hardneg.errors import HardnegError
+from hardneg.mining.filters.base import Chain
+from hardneg.mining.reopen import Part, Reopened
+from hardneg.mining.run import Run
+from hardneg.mining.samplers import draw, query_keys
+from hardneg.mining.specs import no_code, parse_filters, parse_sampler
+from hardneg.progress import Progress
+from hardneg.storage.arrays import Float, Mask
+
+_MARGINS = ("0.1", "0.05", "0.02", "0.01", "0")  # relative, the strictest first
+
+_PARTS = 2  # of the run that are tried, spread over it
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """A selection that was tried on a part of the queries.
+
+    Attributes:
+        added: the filters that it adds to those of the run; empty for the run as it is.
+        false_share: the share of its negatives that are relevant, by the groups or the posterior; None: not known.
+        mean_score: the mean score of its negatives.
+        above_positive: the share of its negatives that score above the positive.
+        short: the share of queries that have fewer negatives than asked.
+        command: the command that makes the selection.
+    """
+
+    added: tuple[str, ...]
+    false_share: float | None
+    mean_score: float
+    above_positive: float
+    short: float
+    command: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The alternative as JSON values."""
+        return asdict(self)
+
+
+def alternatives(run: Run, subject: Subject, findings: Sequence[Finding], progress: Progress) -> list[Alternative]:
+    """Try what the findings suggest.
+
+    Args:
+        run: the run.
+        subject: its negatives.
+        findings: those whose fix adds a filter are tried; margins of several widths, if one is among them.
+        progress: called with the number of selections tried.
+
+    Returns:
+        The run as it is, and the selections with more filters; none if no fix adds a filter.
+    """
+    specs = _added_by(findings)
+    if not specs:
+        return []
+    reopened = Reopened(run, pairs=subject.pairs)
+    numbers = np.unique(np.linspace(0, reopened.parts - 1, min(_PARTS, reopened.parts)).astype(int))
+    parts = [reopened.part(int(number)) for number in numbers]
+    tried = []
+    advance = progress("try fixes", len(specs) + 1)
+    for added in ((), *specs):
+        try:
+            tried.append(_tried(reopened, subject, parts, added))
+        except HardnegError:  # it needs vectors or texts that the run does not keep
+            continue
+        finally:
+            advance(1)
+    return tried
+
+
+def _added_by(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
+    """The filters that each fix adds, each set once."""
+    found: list[tuple[str, ...]] = []
+    for finding in findings:
+        words = shlex.split(finding.fix.partition(" && ")[0].partition(", or ")[0], posix=True) if finding.fix else []
+        added = tuple(words[i + 1] for i, word in enumerate(words[:-1]) if word == "--add-filter")
+        if any(spec.startswith("margin:") for spec in added):
+            found += [(f"margin:relative={each}",) for each in _MARGINS]
+        elif added and not any(spec.startswith("posterior:") for spec in added):
+            found.append(added)
+    return list(dict.fromkeys(found))
+
+
+def _tried(reopened: Reopened, subject: Subject, parts: Sequence[Part], added: tuple[str, ...]) -> Alternative:
+    config = reopened.run.info["config"]
+    no_code(config["sampler"], str(reopened.run.folder / "run.json"))
+    sampler, keys = parse_sampler(config["sampler"]), query_keys(reopened.pairs.query_ids)
+    chain = parse_filters(added, False) if added else Chain([])
+    false, scores, above, counts = [], [], [], []
+    for part in parts:
+        candidates = part.candidates
+        kept = part.kept & (chain.verdicts(candidates, reopened.context) == 0)
+        columns = draw(sampler, candidates, kept, config["negatives"], config["seed"], keys[candidates.queries])
+        real, place = columns >= 0, np.maximum(columns, 0)
+        chosen = np.take_along_axis(candidates.scores, place, 1)
+        scores.append(chosen[real])
+        positive = np.broadcast_to(candidates.positive_scores[:, None], real.shape)
+        known = real & np.isfinite(positive)
+        above.append((chosen > positive)[known])
+        counts.append(real.sum(1))
+        false.append(_relevant(subject, part, place, real))
+    known_false = [each for each in false if each is not None]
+    command = " ".join(
+        [
+            "hardneg select",
+            shlex.quote(str(reopened.run.folder)),
+            *(f"--add-filter {shlex.quote(spec)}" for spec in added),
+        ]
+    )
+    return Alternative(
+        added,
+        _mean(known_false) if len(known_false) == len(false) else None,
+        _mean(scores) or 0.0,
+        _mean(above) or 0.0,
+        float((np.concatenate(counts) < config["negatives"]).mean()),
+        f"{command} --out {shlex.quote(str(reopened.run.folder) + '-2')}" if added else "",
+    )
+
+
+def _relevant(subject: Subject, part: Part, place: Any, real: Mask) -> Float | None:
+    """float32: for each negative, 1 if it has the group of its query, else 0; None without groups that tell."""
+    pairs = subject.pairs
+    if pairs.query_groups is None or pairs.document_groups is None or filtered_by_group(subject):
+        return None
+    documents = np.take_along_axis(part.candidates.documents, place, 1)
+    groups = pairs.query_groups[part.candidates.queries][:, None]
+    usable = real & (groups >= 0)
+    return np.asarray((pairs.document_groups[documents] == groups)[usable], np.float32)
+
+
+def _mean(values: Sequence[Any]) -> float | None:
+    whole = np.concatenate([np.asarray(each, np.float64) for each in values]) if values else np.empty(0)
+    return float(whole.mean()) if len(whole) else None
+
+
+def better_fixes(findings: Sequence[Finding], tried: Sequence[Alternative], most_short: float) -> list[Finding]:
+    """The findings, with fixes that leave enough negatives.
+
+    A margin becomes the widest one that leaves at most `most_short` of the queries with fewer negatives than before; where none does,
+    or another filter leaves too few, the fix says so.
+    """
+    before = next((each.short for each in tried if not each.added), 0.0)
+    by_filters = {each.added: each for each in tried}
+    margins = [each for each in tried if each.added and each.added[0].startswith("margin:") and len(each.added) == 1]
+    out = []
+    for finding in findings:
+        (added,) = _added_by([finding])[:1] or [()]
+        if added and added[0].startswith("margin:") and margins:
+            chosen = next((each for each in margins if each.short <= before + most_short), None)
+            least = margins[-1]
+            fix = (
+                f"no margin leaves enough of these candidates (with {least.added[0]}, {least.short:.1%} of the queries have fewer "
+                f"negatives than asked): mine deeper (--depth), or take another encoder"
+            )
+            if chosen is not None:
+                fix = _with_cost(chosen)
+            finding = replace(finding, fix=fix)
+        elif added and added in by_filters:
+            finding = replace(finding, fix=_with_cost(by_filters[added]))
+        out.append(finding)
+    return out
+
+
+def _with_cost(tried: Alternative) -> str:
+    return f"{tried.command}   # {tried.short:.1%} of the queries then have fewer negatives than asked"

@@ -1,0 +1,90 @@
+"""Fixes are tried before they are offered, and what they would cost is said."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hardneg
+from hardneg.diagnostics.diagnose import diagnose
+from hardneg.mining.mine import mine
+from hardneg.mining.options import MineOptions
+from hardneg.storage.arrow import values_of
+
+from .conftest import run_here, unit
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> hardneg.Run:
+    """Queries of groups whose positives are rather far: most candidates score above them."""
+    folder = tmp_path_factory.mktemp("fixes")
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((10, 8))
+    group, asked = np.arange(300) % 10, np.arange(100) % 10
+    texts = [f"text {i}" for i in range(300)]
+    far = rng.random(100) < 0.85
+    positives = [texts[rng.choice(np.flatnonzero((group == asked[i]) != far[i]))] for i in range(100)]
+    pairs = hardneg.Pairs.from_columns(
+        [f"query {i}" for i in range(100)], positives, corpus=texts, groups=asked, corpus_groups=group
+    )
+    vectors = dict(zip(texts, unit(centres[group] + 0.8 * rng.standard_normal((300, 8))), strict=True))
+    documents = np.stack([vectors[text] for text in pairs.documents.slice(0, 300)])
+    queries = unit(centres[asked] + 0.8 * rng.standard_normal((100, 8)))
+    return mine(pairs, folder / "run", MineOptions(depth=100, negatives=5), vectors=(queries, documents), force=True)
+
+
+def test_a_fix_is_tried_and_its_cost_is_that_of_the_selection(run: hardneg.Run, tmp_path: Path) -> None:
+    found = diagnose(run)
+    finding = next(each for each in found.findings if each.code == "above-positive")
+    assert found.alternatives[0].added == ()
+    assert [each.added for each in found.alternatives[1:]] == [
+        (f"margin:relative={m}",) for m in ("0.1", "0.05", "0.02", "0.01", "0")
+    ]
+    for tried in found.alternatives[1:]:
+        words = shlex.split(tried.command)
+        assert words[:3] == ["hardneg", "select", str(run.folder)]
+        chosen = run.select(tmp_path / tried.added[0], add_filters=tried.added)
+        counts = {int(k): v for k, v in chosen.info["counts"]["negatives"].items()}
+        assert tried.short == pytest.approx(sum(v for k, v in counts.items() if k < 5) / 100)
+        scores = values_of(chosen.negatives()["negative_scores"].combine_chunks().flatten())
+        assert tried.mean_score == pytest.approx(float(scores.mean()), abs=1e-6)
+        assert tried.above_positive == 0
+    assert found.alternatives[0].above_positive > 0.5
+    enough = [each for each in found.alternatives[1:] if each.short <= found.alternatives[0].short + 0.02]
+    if enough:
+        assert finding.fix.startswith(enough[0].command)
+    else:
+        assert "no margin leaves enough of these candidates" in finding.fix
+
+
+def test_the_false_share_of_an_alternative_is_that_of_its_negatives(run: hardneg.Run, tmp_path: Path) -> None:
+    tried = diagnose(run).alternatives[-1]
+    chosen = run.select(tmp_path / "chosen", add_filters=tried.added)
+    pairs = chosen.pairs()
+    assert pairs.query_groups is not None
+    assert pairs.document_groups is not None
+    ids = {id: i for i, id in enumerate(pairs.document_ids.to_pylist())}
+    same = [
+        pairs.document_groups[ids[document]] == pairs.query_groups[i]
+        for i, row in enumerate(chosen.negatives()["negative_ids"].to_pylist())
+        for document in row
+    ]
+    assert tried.false_share == pytest.approx(np.mean(same))
+
+
+def test_they_are_shown_side_by_side(run: hardneg.Run) -> None:
+    shown = run_here("diagnose", run.folder).stdout
+    assert "tried on these candidates" in shown
+    assert "margin:relative=0.05" in shown
+
+
+def test_a_run_without_such_fixes_tries_nothing(tmp_path: Path) -> None:
+    pairs = hardneg.Pairs.from_columns(
+        [f"question {i}" for i in range(30)], [f"question {i} answered" for i in range(30)]
+    )
+    found = diagnose(mine(pairs, tmp_path / "run", MineOptions(negatives=2)))
+    assert not [each for each in found.findings if "--add-filter margin" in each.fix]
+    assert found.alternatives == [] or found.alternatives[0].added == ()
