@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,8 @@ from hardneg.progress import Progress
 from hardneg.storage.arrays import Float, Mask
 
 _MARGINS = ("0.1", "0.05", "0.02", "0.01", "0")  # relative, the strictest first
+
+_ADDED = re.compile(r"--add-filter (?:'(?=posterior:))?([\w:=.-]+)")  # a spec in the command of a fix
 
 _PARTS = 2  # of the run that are tried, spread over it
 
@@ -85,8 +88,7 @@ def _added_by(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
     """The filters that each fix adds, each set once."""
     found: list[tuple[str, ...]] = []
     for finding in findings:
-        words = shlex.split(finding.fix.partition(" && ")[0].partition(", or ")[0], posix=True) if finding.fix else []
-        added = tuple(words[i + 1] for i, word in enumerate(words[:-1]) if word == "--add-filter")
+        added = tuple(_ADDED.findall(finding.fix))
         if any(spec.startswith("margin:") for spec in added):
             found += [(f"margin:relative={each}",) for each in _MARGINS]
         elif added and not any(spec.startswith("posterior:") for spec in added):
