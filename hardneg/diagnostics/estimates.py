@@ -46,8 +46,7 @@ class Estimate:
 
         A single value has no interval: it is infinitely wide.
         """
-        finite = np.asarray(values, np.float64)
-        finite = finite[np.isfinite(finite)]
+        finite = _finite_of(values)
         count = len(finite)
         if count == 0:
             return cls(np.nan, np.nan, np.nan, 0)
@@ -68,8 +67,7 @@ class Estimate:
             values: the values; those that are not finite are left out.
             total: how many there are altogether, if the values are a sample of them: of all, the mean is known exactly.
         """
-        finite = np.asarray(values, np.float64)
-        finite = finite[np.isfinite(finite)]
+        finite = _finite_of(values)
         count = len(finite)
         if count == 0:
             return cls(np.nan, np.nan, np.nan, 0)
@@ -83,6 +81,11 @@ class Estimate:
         middle = (share + z * z / (2 * worth)) / (1 + z * z / worth)
         half = z / (1 + z * z / worth) * float(np.sqrt(most / worth + z * z / (4 * worth * worth)))
         return cls(share, max(0.0, min(middle - half, share)), min(1.0, max(middle + half, share)), count)
+
+
+def _finite_of(values: NDArray[Any]) -> NDArray[np.float64]:
+    numbers = np.asarray(values, np.float64)
+    return numbers[np.isfinite(numbers)]
 
 
 @dataclass

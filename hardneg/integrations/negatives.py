@@ -30,13 +30,13 @@ from hardneg.errors import RunError, UsageError
 from hardneg.integrations.examples import NegativeExamples, collate
 from hardneg.losses.infonce import InfoNCE
 from hardneg.losses.variants import Variants
-from hardneg.mining.candidates import NEAREST_FOUND, Context
 from hardneg.mining.filters.base import Filter
 from hardneg.mining.mined import Mined
 from hardneg.mining.samplers import Sampler
 from hardneg.mining.specs import parse_filters
 from hardneg.progress import silent
-from hardneg.refresh.generation import Generation, Recipe
+from hardneg.refresh.context import context_of
+from hardneg.refresh.generation import Recipe
 from hardneg.refresh.refreshed_index import RefreshedIndex
 from hardneg.refresh.snapshot import ModuleSnapshots
 from hardneg.refresh.staleness import Schedule
@@ -118,7 +118,9 @@ class HardNegatives:
         self.schedule = Schedule.parse(refresh)
         self.known = self.pairs.known_positives()
         chain = parse_filters(tuple(filters), default_filters, training=True)
-        self.filters = OnlineFilters(chain, self.pairs, self._context(None), torch.device("cpu"), seed)
+        self.filters = OnlineFilters(
+            chain, self.pairs, context_of(None, self.pairs, self.known), torch.device("cpu"), seed
+        )
         self.draws = MemoryBankSampler(
             self.pairs, batch_size=1, negatives=num_negatives, negative_sampling=sampler, seed=seed
         )
@@ -320,7 +322,7 @@ class HardNegatives:
         """Use the candidates of the generation in use."""
         generation = self._index.generation
         assert generation.neighbors is not None
-        context = self._context(generation)
+        context = context_of(generation, self.pairs, self.known)
         mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.filters.fixed)
         self.draws.use(self.filters.use(mined, context), at=self._drawn)
 
@@ -339,19 +341,6 @@ class HardNegatives:
         self._fetched += 1
         table = next((each for each in reversed(self._tables) if each.start <= batch), self._tables[0])
         return np.asarray(table.rows.numpy()[queries], np.int64)
-
-    def _context(self, generation: Generation | None) -> Context:
-        def index() -> Any:
-            if generation is None:
-                raise UsageError("a filter asked for vectors before the first generation was built")
-            return generation.index
-
-        def nearest() -> NDArray[np.int32]:
-            assert generation is not None
-            assert generation.neighbors is not None
-            return generation.neighbors.documents[:, :NEAREST_FOUND]
-
-        return Context(self.pairs, index, self.known, None, nearest)
 
 
 class _Batches(TorchSampler[list[int]]):

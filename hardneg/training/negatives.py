@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hardneg.bank.memory_bank import BankView
 from hardneg.bank.sampler import MemoryBankSampler
 from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
-from hardneg.mining.candidates import NEAREST_FOUND, Context
 from hardneg.mining.mined import Mined
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.mining.specs import parse_filters
-from hardneg.refresh.generation import Generation, Items, Recipe
+from hardneg.refresh.context import context_of
+from hardneg.refresh.generation import Items, Recipe
 from hardneg.refresh.refreshed_index import RefreshedIndex
 from hardneg.refresh.snapshot import ModuleSnapshots
 from hardneg.refresh.staleness import Schedule
@@ -70,7 +69,9 @@ class MinedNegatives:
         self.known, self.embed = pairs.known_positives(), embed
         self.documents = documents or pairs.documents
         chain = parse_filters(options.filters, options.default_filters, training=True)
-        self.filters = OnlineFilters(chain, pairs, self._context(None), world.device, options.seed)
+        self.filters = OnlineFilters(
+            chain, pairs, context_of(None, pairs, self.known, embed), world.device, options.seed
+        )
         if learned is not None:
             with fitting((resume or Path("generations")).parent):
                 self.filters.load(learned)
@@ -137,7 +138,7 @@ class MinedNegatives:
         if self.index is not None:
             generation = self.index.generation
             assert generation.neighbors is not None
-            context = self._context(generation)
+            context = context_of(generation, self.pairs, self.known, self.embed)
             mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.filters.fixed)
             mined = self.filters.use(mined, context)
         if self.world.size > 1:
@@ -165,21 +166,6 @@ class MinedNegatives:
         if any(trained.get(name) != mined.get(name) for name in ("queries", "documents")):
             raise UsageError(f"the run {run.folder} was mined from another dataset than {self.pairs.name}")
         self.sampler.use(self.filters.use(Mined.of_run(run), reopened.context))
-
-    def _context(self, generation: Generation | None) -> Context:
-        """What filters can use besides the candidates; None: only what needs no generation."""
-
-        def index() -> Any:
-            if generation is None:
-                raise UsageError("a filter asked for vectors before the first generation was built")
-            return generation.index
-
-        def nearest() -> NDArray[np.int32]:
-            assert generation is not None
-            assert generation.neighbors is not None
-            return generation.neighbors.documents[:, :NEAREST_FOUND]
-
-        return Context(self.pairs, index, self.known, self.embed, nearest)
 
     # Checkpoints.
 
