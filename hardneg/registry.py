@@ -42,6 +42,7 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
         "group": "hardneg.mining.filters.identity:group_from_spec",
         "rank": "hardneg.mining.filters.limits:rank_from_spec",
         "score": "hardneg.mining.filters.limits:score_from_spec",
+        "window": "hardneg.mining.filters.limits:window_from_spec",
         "margin": "hardneg.mining.filters.limits:margin_from_spec",
         "shared-neighbors": "hardneg.false_negatives.filters:shared_neighbors_from_spec",
         "guide": "hardneg.mining.filters.models:guide_from_spec",

@@ -166,6 +166,7 @@ def test_tables(run: Run, tmp_path: Path, format: str, suffix: str, scores: bool
         report = export(run, format, tmp_path / "out", scores=scores, short="null")
         rows = load(tmp_path / "out" / "train.jsonl")
     else:
+        scores = scores and format != "ms-swift"
         report = export(run, format, tmp_path / f"out{suffix}", scores=scores, short="null")
         rows = load(tmp_path / f"out{suffix}")
     wanted = expected(run, format, scores)
@@ -394,3 +395,35 @@ def test_carriage_returns_do_not_break_rows(tmp_path: Path, suffix: str) -> None
     export(run, "labeled-pair", tmp_path / f"out{suffix}")
     assert {row["query"] for row in load(tmp_path / f"out{suffix}")} == {f"{i} {text}" for i, text in enumerate(texts)}
     assert b"\r\n1" not in (tmp_path / f"out{suffix}").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("format", "name"),
+    [("msmarco", "x.parquet"), ("qrels", "x.jsonl"), ("trec", "x.csv"), ("pylate", "x.jsonl"), ("beir", "x.tsv")],
+)
+def test_names_that_would_mislead_are_refused(run: Run, tmp_path: Path, format: str, name: str) -> None:
+    with pytest.raises(UsageError, match="would mislead"):
+        export(run, format, tmp_path / name)
+
+
+def test_an_interrupted_export_leaves_no_rows_beside_texts_of_another(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for format, rows in (("pylate", "train.jsonl"), ("tevatron-corpus", "train.jsonl"), ("beir", "qrels/train.tsv")):
+        export(run, format, tmp_path / format)
+        assert (tmp_path / format / rows).is_file()
+        with monkeypatch.context() as patch:
+            patch.setattr("hardneg.exports.folders.write_text", fail)
+            with pytest.raises(KeyboardInterrupt):
+                export(run, format, tmp_path / format, overwrite=True)
+        assert not (tmp_path / format / rows).exists()
+
+
+def test_parts_without_a_place_are_refused(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="ms-swift has no place for scores"):
+        export(run, "ms-swift", tmp_path / "x.jsonl", scores=True)
+    with pytest.raises(UsageError, match="is no single table"):
+        run.to_dataset("beir")

@@ -193,6 +193,17 @@ def test_a_place_that_cannot_be_written_to_changes_nothing(here: Path) -> None:
     right = features_of(here, kept=False)
     (here / "features").write_text("not a folder")
     found = features_of(here)
+    (here / "features").unlink()
+    features_of(here)
+    names = [path.name for path in (here / "features").iterdir()]
+    for make in (os.mkdir, os.mkfifo):
+        shutil.rmtree(here / "features")
+        (here / "features").mkdir()
+        for name in names:
+            make(here / "features" / name)
+        again = features_of(here)
+        for name in NAMES:
+            np.testing.assert_array_equal(again[name], right[name])
     for name in NAMES:
         np.testing.assert_array_equal(found[name], right[name])
 

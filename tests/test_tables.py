@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ def test_columns_are_named_by_options() -> None:
         ({"a": [1], "b": [1, 2]}, r"columns of different lengths \(a 1, b 2\)"),
         ([], "there are no rows"),
         ([{"query": "q", "positive": "p"}, {"query": "q", "positive": 3}], "the source, row 1"),
+        (pd.DataFrame([["q", "a", "b"]], columns=["query", "positive", "positive"]), "several columns 'positive'"),
+        ({"query": pd.DataFrame({"q": ["x"]}), "positive": ["y"]}, "query is a table of 1 columns"),
         (DatasetDict(test=Dataset.from_list(ROWS)), "no split 'train'"),
     ],
 )
@@ -109,3 +112,22 @@ def test_errors(source: Any, message: str) -> None:
 def test_errors_of_a_corpus(corpus: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
         read_pairs([("q", "a")], corpus=corpus)
+
+
+def test_what_only_later_rows_have_is_read() -> None:
+    found = read_pairs([{"query": "a", "positive": "pa"}, {"query": "b", "positive": "pb", "negative": "nb"}])
+    assert content(found)["documents"] == ["pa", "pb", "nb"]
+    with pytest.raises(DataError, match="row 0: the label is None"):
+        read_pairs([{"query": "a", "positive": "pa"}, {"query": "b", "positive": "pb", "label": 0}])
+    mixed = read_pairs([("a", "pa"), {"query": "b", "positive": "pb", "negatives": ["n"]}])
+    assert "n" in content(mixed)["documents"]
+
+
+def test_named_tuples_are_read_by_name() -> None:
+    Row = namedtuple("Row", ["positive", "query"])
+    assert content(read_pairs([Row("answer", "question")]))["queries"] == ["question"]
+
+
+def test_a_corpus_file_beside_a_table(tmp_path: Path) -> None:
+    (tmp_path / "more.jsonl").write_text('{"text": "x"}\n')
+    assert content(read_pairs([("q", "a")], corpus=tmp_path / "more.jsonl"))["documents"] == ["a", "x"]

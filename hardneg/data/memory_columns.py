@@ -25,6 +25,8 @@ def column_values(values: Iterable[Any], name: str) -> list[Any]:
     """
     if isinstance(values, str | bytes | Mapping | Set):
         raise DataError(f"{name} is a {type(values).__name__}: give a list with one value per row")
+    if getattr(values, "ndim", 1) != 1 and hasattr(values, "columns"):
+        raise DataError(f"{name} is a table of {len(values.columns)} columns: give one column")
     for method in ("to_pylist", "to_list", "tolist"):
         take = getattr(values, method, None)
         if callable(take):

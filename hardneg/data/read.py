@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,7 +76,7 @@ def read_pairs(
         options: how to read it; by default, format and columns are guessed.
         folder: a folder to write the dataset to, so that memory use does not grow with the texts; None keeps the texts
             in memory.
-        corpus: additional documents in memory: a list of texts, or a table with a column of texts. Files are given in the options.
+        corpus: additional documents: a list of texts, a table with a column of texts, or a file as in the options.
 
     Raises:
         DataError: the source does not exist or its content is wrong; the message names the file and the line.
@@ -87,6 +87,8 @@ def read_pairs(
     (1, 2)
     """
     options = options or ReadOptions()
+    if is_path(corpus):
+        options, corpus = replace(options, corpus=(*options.corpora, Path(corpus))), None
     builder = Builder(folder)
     keep, layout = None, None
     if not is_path(source):

@@ -6,6 +6,7 @@ What an object is, is told by its methods, so none of the libraries is imported.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,10 +38,7 @@ def table_rows(source: Any, split: str, what: str = "the source") -> Callable[[]
 
     def rows() -> Iterator[tuple[str, Row]]:
         for i, row in enumerate(take()):
-            where = f"{what}, row {i}"
-            if not isinstance(row, Mapping):
-                row = _named(row, where)
-            yield where, row
+            yield f"{what}, row {i}", row
 
     return rows
 
@@ -60,9 +58,11 @@ def _taken(source: Any, what: str) -> Callable[[], Iterable[Any]]:
         source = source.collect()
     if hasattr(source, "iter_rows") and hasattr(source, "columns"):  # a frame of polars
         return lambda: source.iter_rows(named=True)
-    if hasattr(source, "iloc") and hasattr(source, "columns"):  # a frame of pandas
+    if is_frame(source):
+        _check_names([str(name) for name in source.columns], what)
         return lambda: _of_frame(source)
     if hasattr(source, "to_batches") and hasattr(source, "column_names"):  # an Arrow table
+        _check_names(source.column_names, what)
         return lambda: (row for batch in source.to_batches(_ROWS) for row in batch.to_pylist())
     if hasattr(source, "with_format") and hasattr(source, "features"):  # a dataset: its values as they are stored
         return lambda: _of_batches(source.with_format(None).iter(_ROWS))
@@ -73,7 +73,7 @@ def _taken(source: Any, what: str) -> Callable[[], Iterable[Any]]:
             raise DataError(f"{what} has columns of different lengths ({lengths}): give one value per row in each")
         return lambda: (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        return lambda: source
+        return lambda: _of_rows(source, what)
     raise DataError(
         f"{what} is a {type(source).__name__}: give a path, builtin:NAME, Pairs, a dataset, a data frame, an Arrow table, a "
         f"mapping from names of columns to lists, or a list of rows"
@@ -84,6 +84,26 @@ def _of_batches(batches: Iterable[Mapping[str, list[Any]]]) -> Iterator[Row]:
     for batch in batches:
         for row in zip(*batch.values(), strict=True):
             yield dict(zip(batch, row, strict=True))
+
+
+def is_frame(source: Any) -> bool:
+    """Whether an object is a data frame of pandas; a Series, whose labels are attributes as well, is none."""
+    return hasattr(source, "iloc") and hasattr(source, "columns") and getattr(source, "ndim", 0) == 2
+
+
+def _check_names(columns: Sequence[str], what: str) -> None:
+    """DataError if a name stands for several columns."""
+    repeated = [name for name, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise DataError(f"{what} has several columns {repeated[0]!r}: give each a name of its own")
+
+
+def _of_rows(source: Sequence[Any], what: str) -> Iterator[Row]:
+    """Rows of a list; each has the columns of all, whichever row has them first."""
+    rows = [row if isinstance(row, Mapping) else _named(row, f"{what}, row {i}") for i, row in enumerate(source)]
+    columns = dict.fromkeys(name for row in rows for name in row)
+    for row in rows:
+        yield row if len(row) == len(columns) else {name: row.get(name) for name in columns}
 
 
 def _of_frame(frame: Any) -> Iterator[Row]:
@@ -110,6 +130,9 @@ def _named(row: Any, where: str) -> Row:
         raise DataError(
             f"{where}: expected a mapping with named columns, or a tuple (query, positive), got {row!r:.80}"
         )
+    fields = getattr(row, "_fields", None)
+    if fields is not None:  # a named tuple
+        return dict(zip(fields, row, strict=True))
     query, positive, *negatives = row
     return {"query": query, "positive": positive, "negatives": negatives}
 
@@ -117,7 +140,8 @@ def _named(row: Any, where: str) -> Row:
 def corpus_rows(corpus: Any, split: str, column: str | None) -> Callable[[], Located]:
     """Rows of additional documents in memory: a list or a column of texts, or a table as for `table_rows`."""
     what = "the corpus"
-    table = isinstance(corpus, Mapping) or any(hasattr(corpus, name) for name in ("column_names", "columns"))
+    polars = hasattr(corpus, "iter_rows") and hasattr(corpus, "columns")
+    table = isinstance(corpus, Mapping) or hasattr(corpus, "column_names") or is_frame(corpus) or polars
     if table or (isinstance(corpus, Sequence) and len(corpus) and isinstance(corpus[0], Mapping)):
         return table_rows(corpus, split, what)
     if column is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from hardneg.errors import MissingDependencyError, UsageError, suggestion
-from hardneg.exports.export import tables_of
+from hardneg.exports.export import EXPORT_FORMATS, tables_of
 from hardneg.exports.layouts import LAYOUTS
 from hardneg.exports.writers import Exported, plain_type
 
@@ -30,6 +30,8 @@ def to_dataset(
     counts: Exported | None = None,
 ) -> Any:
     """See `Run.to_dataset`. `counts` receives how many queries were left out."""
+    if format in EXPORT_FORMATS and format not in TABLES:
+        raise UsageError(f"the format {format!r} is no single table: hardneg.export(run, {format!r}, out) writes it")
     if format not in TABLES:
         raise UsageError(f"to_dataset has no format {format!r}.{suggestion(str(format), TABLES)}")
     try:

@@ -83,10 +83,7 @@ def export(
         raise UsageError(f"unknown export format {format!r}.{suggestion(format, EXPORT_FORMATS)}")
     _check_short(short)
     path = Path(out)
-    if not _is_stream(path) and format not in (*_LINES, *FOLDERS) and path.suffix not in SUFFIXES:
-        raise UsageError(
-            f"--out {out}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout"
-        )
+    _check_name(path, format)
     _check_place(path, format, overwrite)
     run = run if isinstance(run, Run) else Run(run)
     pairs, report = run.pairs(), Exported()
@@ -106,6 +103,20 @@ def export(
     else:
         write_text(path, trec_lines(blocks, report))
     return report
+
+
+def _check_name(path: Path, format: str) -> None:
+    """UsageError if the name of a file does not say what is in it."""
+    if format in _LINES or format in FOLDERS:
+        if path.suffix in SUFFIXES and not (format in _LINES and path.suffix == ".tsv"):
+            what = "lines of text" if format in _LINES else "a folder"
+            raise UsageError(
+                f"--out {path}: the format {format} is {what}, so a name that ends in {path.suffix} would mislead"
+            )
+    elif not _is_stream(path) and path.suffix not in SUFFIXES:
+        raise UsageError(
+            f"--out {path}: the name must end in one of {', '.join(SUFFIXES)}, or be '-' for JSON lines on stdout"
+        )
 
 
 def _is_stream(path: Path) -> bool:
@@ -131,6 +142,7 @@ def tables_of(
 ) -> Iterator[pa.Table]:
     """The tables of an export, block by block. The arguments are those of `export`; `report` receives the counts."""
     _check_short(short)
+    _check_parts(format, scores, ids)
     pairs = run.pairs() if pairs is None else pairs
     asked = Asked(scores, ids, int(run.info["config"]["negatives"]))
     return _tables(format, _blocks(run, pairs, max_positives, false_probability), report, asked, short)
@@ -222,6 +234,12 @@ def _chances(run: Run, table: pa.Table) -> NDArray[np.float32]:
             f"calibrate, then hardneg select --add-filter posterior:FILE)"
         )
     return np.asarray(values_of(column.flatten()), np.float32)
+
+
+def _check_parts(format: str, scores: bool, ids: bool) -> None:
+    """UsageError for parts that a format has no place for."""
+    if format == "ms-swift" and (scores or ids):
+        raise UsageError(f"the format ms-swift has no place for {'scores' if scores else 'ids'}: leave them out")
 
 
 NO_POSITIVE = "without a positive"

@@ -59,6 +59,10 @@ def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, repo
     split = file_name(run.info["config"]["read"].get("split"), "the split")
     path.mkdir(parents=True, exist_ok=True)
     marker(path, "beir").touch()
+    # As above: the labels of an earlier export go first, and those of this one come last.
+    for other in (path / "qrels").glob("*.tsv"):
+        other.unlink()
+    write_text(path / "corpus.jsonl", _corpus_lines(pairs))
     with (
         atomic_path(path / "qrels" / f"{split}.tsv") as temporary,
         open(temporary, "w", encoding="utf-8") as qrels,
@@ -76,10 +80,6 @@ def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, repo
                     check_ids(query, *documents)
                     report.rows += len(documents)
                     qrels.writelines(f"{query}\t{document}\t{score}\n" for document in documents)
-    write_text(path / "corpus.jsonl", _corpus_lines(pairs))
-    for other in (path / "qrels").glob("*.tsv"):  # of an earlier export, whose queries and documents are replaced
-        if other.name != f"{split}.tsv":
-            other.unlink()
 
 
 def _corpus_lines(pairs: Pairs) -> Iterator[str]:
@@ -106,9 +106,11 @@ def write_with_corpus(format: str, tables: Iterator[pa.Table], pairs: Pairs, pat
     """
     path.mkdir(parents=True, exist_ok=True)
     marker(path, format).touch()
-    write_text(path / "train.jsonl", json_lines(tables))
+    # The rows go first and come last: an export that is interrupted has none, rather than some of an earlier one.
+    (path / "train.jsonl").unlink(missing_ok=True)
     for name, (side, id_name) in CORPUS_FILES[format].items():
         write_text(path / name, _text_lines(pairs, side, id_name))
+    write_text(path / "train.jsonl", json_lines(tables))
 
 
 def _text_lines(pairs: Pairs, side: str, id_name: str) -> Iterator[str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from hardneg.data.pairs import Pairs
+from hardneg.errors import UsageError
 
 Int = NDArray[np.int64]
 
@@ -66,6 +67,12 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     `negatives` is one list of B * k texts, those of the first query first: as `InfoNCE` takes them, as `shared`.
     """
+    missing = [name for name in ("query", "positive", "negatives", "rows") if items and name not in items[0]]
+    if missing:
+        raise UsageError(
+            f"the examples lack {', '.join(missing)}: the trainer of transformers removes columns that its model does not name, "
+            f"unless its arguments have remove_unused_columns=False"
+        )
     rows: Tensor = torch.stack([item["rows"] for item in items])
     return {
         "query": [item["query"] for item in items],

@@ -20,8 +20,7 @@ class RefreshNegatives(Callback):
     """Tells `HardNegatives` what the trainer does: `Trainer(callbacks=[RefreshNegatives(negatives)])`.
 
     The training loader is `negatives.loader(batch_size)`. Negatives are saved in every checkpoint, and a training that is resumed has
-    the same ones; if it is resumed within an epoch, the loader begins the epoch anew, as Lightning does with loaders that have no
-    state of their own.
+    the same ones; within an epoch, the loader goes on after the batches that were trained on.
     """
 
     def __init__(self, negatives: HardNegatives) -> None:
@@ -58,3 +57,4 @@ class RefreshNegatives(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if state_dict:
             self.negatives.load_state_dict(state_dict)
+            self.negatives.skip_trained()

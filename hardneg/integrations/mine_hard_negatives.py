@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from hardneg.errors import UsageError
-from hardneg.integrations.rescored import Rescored, Window
+from hardneg.data.tables import corpus_rows, table_rows
+from hardneg.errors import DataError, UsageError
+from hardneg.integrations.rescored import rescored_columns, rescored_rows
 from hardneg.mining.filters.base import Filter
-from hardneg.mining.filters.limits import Margin, Score
+from hardneg.mining.filters.limits import Margin, Score, Window
 from hardneg.mining.mine import mine
 from hardneg.mining.options import MineOptions
+from hardneg.mining.run import Run
 from hardneg.mining.samplers import Top, Uniform
+from hardneg.mining.specs import filters_of
 
 LIMITS = ("absolute_margin", "relative_margin", "max_score", "min_score")
 
@@ -43,14 +47,12 @@ def mine_hard_negatives(
     or each other are left out (`default_filters`), and the cache knows the weights of the model.
 
     Args:
-        filters: filters of hardneg, besides those of the arguments, such as `posterior:FILE`.
-        default_filters: whether to use `empty`, `duplicate:text` and `distinct`.
-        ids: whether to add columns with ids beside those of the texts.
+        filters, default_filters: filters of hardneg besides those of the arguments, and whether to use the default ones.
+        ids: whether to add columns with ids beside the texts. Take them out before training: the trainer takes them for texts.
         seed: seed of `sampling_strategy="random"`.
         run, overwrite: a folder to keep the run in, with the verdict of every candidate, and whether to replace one that is there.
 
-    Returns:
-        A `datasets.Dataset`.
+    Returns: a `datasets.Dataset`.
 
     Raises:
         UsageError: an argument cannot be used. DataError: the dataset has no pairs.
@@ -60,29 +62,83 @@ def mine_hard_negatives(
         output_format = "triplet" if as_triplets else "n-tuple"
     _known("output_format", output_format, FORMATS)
     _known("sampling_strategy", sampling_strategy, ("top", "random"))
-    absolute = absolute_margin if margin is None else margin
-    limits = dict(zip(LIMITS, (absolute, relative_margin, max_score, min_score), strict=True))
+    given = (absolute_margin if margin is None else margin, relative_margin, max_score, min_score)
+    limits = dict(zip(LIMITS, given, strict=True))
+    dataset, corpus, filters = as_dataset(dataset), _texts(corpus), filters_of(filters)
     anchor, positive = _columns(dataset, anchor_column_name, positive_column_name)
     queries, positives = list(dataset[anchor]), list(dataset[positive])
-    last = _range(range_min, range_max, num_negatives, queries, any(value is not None for value in limits.values()))
+    limited = any(value is not None for value in limits.values())
+    last = _range(range_min, range_max, num_negatives, queries, limited)
     depth = min(last + _most_positives(queries), len({*positives, *(corpus or ())}))
+    rescored, drawn = cross_encoder is not None and limited, sampling_strategy == "random"
+    own = [] if rescored else [*_limits(limits), *([Window(first=range_min, last=last)] if range_min or drawn else [])]
+    prompts = _prompt(model, query_prompt, query_prompt_name), _prompt(model, corpus_prompt, corpus_prompt_name)
     options = MineOptions(
-        depth=depth, max_depth=depth, negatives=num_negatives, default_filters=default_filters, seed=seed, precision="float32",
-        filters=(*_limits(limits, cross_encoder, batch_size), *filters, Window(first=range_min, last=last)),
-        sampler=Top() if sampling_strategy == "top" else Uniform(),
-        query_prompt=_prompt(model, query_prompt, query_prompt_name),
-        document_prompt=_prompt(model, corpus_prompt, corpus_prompt_name),
+        depth=depth, max_depth=depth, negatives=depth if rescored else num_negatives, filters=(*own, *filters), seed=seed,
+        default_filters=default_filters, precision="float32", sampler=Uniform() if drawn and not rescored else Top(),
+        query_prompt=prompts[0], document_prompt=prompts[1],
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
-        mined = mine(
-            {"query": queries, "positive": positives}, run or Path(place) / "run", options, corpus=corpus, encoder=model,
-            batch_size=batch_size, cache=cache_folder, progress=verbose, overwrite=overwrite,
-        )  # fmt: skip
-        made = _output(mined, output_format, output_scores, ids)  # in memory, so the folder may go
-        if verbose:
+        folder = Path(place) / "run" if run is None else Path(run)
+        more = {"corpus": corpus, "encoder": model, "batch_size": batch_size, "cache": cache_folder}
+        mined = _mined(queries, positives, folder, options, verbose, overwrite, **more)
+        if rescored:
+            scored = rescored_rows(
+                mined, cross_encoder, limits, (range_min, last), num_negatives, drawn, seed, batch_size
+            )
+            made = type(dataset).from_dict(
+                rescored_columns(mined, scored, output_format, num_negatives, output_scores, ids)
+            )
+        else:
+            made = _output(mined, output_format, output_scores, ids)  # in memory, so the folder may go
+        if verbose and run is not None:
             print(mined)
-    renamed = {"query": anchor, "positive": positive, "document": positive, "documents": positive}
-    return made.rename_columns({old: new for old, new in renamed.items() if old in made.column_names})
+    return _renamed(made, anchor, positive)
+
+
+def _renamed(made: Any, anchor: str, positive: str) -> Any:
+    """The dataset with the names of columns that were given."""
+    names = {"query": anchor, "positive": positive, "document": positive, "documents": positive}
+    return made.rename_columns({old: new for old, new in names.items() if old in made.column_names})
+
+
+def _mined(
+    queries: list[str], positives: list[str], folder: Path, options: MineOptions, verbose: bool, overwrite: bool, **given: Any
+) -> Run:  # fmt: skip
+    """Mine; a run without any negative is one as well."""
+    try:
+        return mine(
+            {"query": queries, "positive": positives}, folder, options, progress=verbose, overwrite=overwrite, **given
+        )
+    except DataError:
+        if not (folder / "run.json").is_file():
+            raise
+        warnings.warn("no query has a negative within these limits: loosen them, or raise range_max", stacklevel=3)
+        return Run(folder)
+
+
+def as_dataset(source: Any) -> Any:
+    """A `datasets.Dataset`; of another table in memory, the same rows. `DataError` if it is none."""
+    if hasattr(source, "column_names") and hasattr(source, "features"):
+        return source
+    from datasets import Dataset
+
+    rows = [dict(row) for _, row in table_rows(source, "train", "the dataset")()]
+    return Dataset.from_dict({name: [row.get(name) for row in rows] for name in (rows[0] if rows else {})})
+
+
+def _texts(corpus: Any) -> list[str] | None:
+    """The texts of a corpus in memory; None for none."""
+    if corpus is None:
+        return None
+    rows = [row for _, row in corpus_rows(corpus, "train", None)()]
+    names = ("text", "document", "passage", "contents", "content", "body")
+    name = next((each for each in names if rows and each in rows[0]), None)
+    if rows and name is None:
+        raise UsageError(
+            f"corpus: none of the columns {', '.join(rows[0])} is named {', '.join(names)}: give a list of texts"
+        )
+    return [row[name] for row in rows] if name is not None else []
 
 
 def _known(name: str, value: str, known: Sequence[str]) -> None:
@@ -127,11 +183,7 @@ def _range(first: int, last: int | None, count: int, queries: list[str], limited
     return last
 
 
-def _limits(limits: dict[str, float | None], cross_encoder: Any, batch_size: int) -> list[Filter]:
-    if all(value is None for value in limits.values()):
-        return []
-    if cross_encoder is not None:
-        return [Rescored(model=cross_encoder, batch_size=batch_size, **limits)]
+def _limits(limits: dict[str, float | None]) -> list[Filter]:
     made: list[Filter] = []
     absolute, relative = limits["absolute_margin"], limits["relative_margin"]
     if absolute is not None or relative is not None:

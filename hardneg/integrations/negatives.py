@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,55 +11,41 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data import Sampler as TorchSampler
+from torch.utils.data import DataLoader, get_worker_info
 
-from hardneg.bank.batches import distinct_batches
 from hardneg.bank.sampler import MemoryBankSampler
 from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
 from hardneg.data.read import read_pairs
 from hardneg.data.tables import is_path
-from hardneg.data.texts import distinct_keys
 from hardneg.encoders.base import prompt_of
 from hardneg.encoders.embed import fit
 from hardneg.encoders.factory import checked_encoder
-from hardneg.errors import RunError, UsageError
+from hardneg.errors import UsageError
+from hardneg.integrations.batches import PairBatches
+from hardneg.integrations.drawn import DrawnNegatives
 from hardneg.integrations.examples import NegativeExamples, collate
+from hardneg.integrations.saved_negatives import SCHEMA, packed, read_saved, unpacked
 from hardneg.losses.infonce import InfoNCE
 from hardneg.losses.variants import Variants
 from hardneg.mining.filters.base import Filter
 from hardneg.mining.mined import Mined
 from hardneg.mining.samplers import Sampler
-from hardneg.mining.specs import parse_filters
+from hardneg.mining.specs import filters_of, parse_filters
 from hardneg.progress import silent
 from hardneg.refresh.context import context_of
 from hardneg.refresh.generation import Recipe
 from hardneg.refresh.refreshed_index import RefreshedIndex
 from hardneg.refresh.snapshot import ModuleSnapshots
 from hardneg.refresh.staleness import Schedule
-from hardneg.storage.files import read_array, write_array
-from hardneg.storage.json_files import read_json, write_json
+from hardneg.registry import spec_of
+from hardneg.storage.files import write_array
+from hardneg.storage.json_files import write_json
 from hardneg.training.online_filters import OnlineFilters, Rows
-
-_SCHEMA = "hardneg-negatives-1"
 
 _AHEAD = 2  # batches that a loop may have fetched before the one that it trains on is done
 
 Int = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Table:
-    """Negatives of all queries, used from one batch on.
-
-    Attributes:
-        start: the first batch, counted from the start of the training.
-        rows: int32 `[n, k]`, rows of the corpus, in memory that worker processes share.
-    """
-
-    start: int
-    rows: Tensor
 
 
 class HardNegatives:
@@ -94,6 +78,7 @@ class HardNegatives:
         filters: the filters, as masks of a loss.
         epoch: the epoch, from 0.
         examples: the dataset of examples, `NegativeExamples`.
+        drawn: the negatives in use.
 
     Raises:
         UsageError, DataError: an argument cannot be used, or the data cannot be read.
@@ -117,18 +102,22 @@ class HardNegatives:
         self.recipe = Recipe(index=index, depth=min(depth, count), share=share, seed=seed)
         self.schedule = Schedule.parse(refresh)
         self.known = self.pairs.known_positives()
-        chain = parse_filters(tuple(filters), default_filters, training=True)
+        chain = parse_filters(filters_of(filters), default_filters, training=True)
         self.filters = OnlineFilters(
             chain, self.pairs, context_of(None, self.pairs, self.known), torch.device("cpu"), seed
         )
         self.draws = MemoryBankSampler(
             self.pairs, batch_size=1, negatives=num_negatives, negative_sampling=sampler, seed=seed
         )
+        self._sampler = spec_of(sampler)
         self.index: RefreshedIndex | None = None
         self.trained = 0  # batches
         self.epoch, self._drawn, self._fetched = 0, 0, 0
+        self.masked: Tensor | None = None  # by the last call of a loss that masks
+        self._began = 0  # batches before this epoch
+        self._skip = 0  # batches of this epoch that the loader leaves out, see `skip_trained`
         self._ended = False  # whether `end_epoch` was called for this epoch
-        self._tables: list[_Table] = []
+        self.drawn = DrawnNegatives(len(self.pairs), num_negatives)
         self.examples = NegativeExamples(self.pairs, self._rows_for_batch)
 
     @property
@@ -147,30 +136,36 @@ class HardNegatives:
         Raises:
             RunError: the folder does not exist, is damaged, or belongs to other data or options.
         """
-        state = None if folder is None else self._state(Path(folder))
-        if self.index is not None:
-            if state is None:  # a batch was fetched before the training began
-                self.index.lag, self._fetched = self._lag(updates), self.trained
-                return
-            self.close()
-        if state is not None:
-            self.filters.load(state["filters"])
-            self.trained = self._fetched = state["trained"]
-            self.epoch, self._drawn, self._ended = state["epoch"], state["drawn"], state["ended"] is True
-        self.index = RefreshedIndex(
+        if folder is not None:
+            self._resume(Path(folder), updates)
+            return
+        if self.index is not None:  # a batch was fetched before the training began
+            self.index.lag, self._fetched = self._lag(updates), self.trained
+            return
+        self.index = self._new_index(updates)
+        self._mine()
+        self._draw(0)
+
+    def _resume(self, folder: Path, updates: int | None) -> None:
+        """Continue from a folder. Nothing changes before all of it has been read."""
+        state, tables = read_saved(folder, self._identity(), self.drawn.shape, len(self.pairs.document_ids))
+        index = self._new_index(updates, resume=folder / "generations", step=state.step)
+        self.close()
+        self.index = index
+        self.filters.load(state.filters)
+        self.trained = self._fetched = state.trained
+        self.epoch, self._drawn, self._began, self._ended = state.epoch, state.drawn, state.began, state.ended
+        self._mine()
+        self.drawn.clear()
+        for start, rows in tables:
+            self.drawn.put(start, rows)
+
+    def _new_index(self, updates: int | None, resume: Path | None = None, step: int = 0) -> RefreshedIndex:
+        return RefreshedIndex(
             self.pairs.documents, ModuleSnapshots(self.encoder, self._encode), ids=len(self.pairs.document_ids),
             queries=(self.pairs.queries, len(self.pairs)), schedule=self.refresh, recipe=self.recipe, lag=self._lag(updates),
-            resume=None if folder is None else Path(folder) / "generations", step=0 if state is None else state["step"],
+            resume=resume, step=step,
         )  # fmt: skip
-        self._mine()
-        if state is None:
-            self._draw(0)
-        else:
-            assert folder is not None
-            self._tables = [
-                _Table(each["start"], _shared(read_array(Path(folder) / each["file"], each["sha256"])))
-                for each in state["tables"]
-            ]
 
     def step(self) -> bool:
         """Count a batch and an update of the weights. Returns True if negatives were mined again."""
@@ -184,18 +179,28 @@ class HardNegatives:
     def batch(self) -> None:
         """Count a batch that did not update the weights."""
         self.trained += 1
-        self._fetched = self.trained + _AHEAD - 1
 
     def begin_epoch(self, epoch: int) -> None:
-        """Draw other negatives for an epoch, unless they are its own already."""
+        """Draw other negatives for an epoch, unless they are its own already. Raises UsageError if it is no number from 0."""
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise UsageError(f"epoch={epoch!r} must be a whole number, 0 or more")
         if self.index is None:
             self.begin()
         if epoch == self.epoch:
             return
         if epoch > self.epoch and not self._ended:
             self.end_epoch()  # a training that is resumed at the end of an epoch goes on with the next one
-        self.epoch, self._fetched, self._ended = epoch, self.trained, False
+        self.epoch, self._fetched, self._ended, self._began = epoch, self.trained, False, self.trained
         self._draw(self.trained)
+
+    def skip_trained(self) -> None:
+        """Let the loader begin after the batches of this epoch that were trained on, where a loop does not skip them itself."""
+        self._skip = 0 if self._ended else self.trained - self._began
+
+    def skipped(self) -> int:
+        """Batches that the loader leaves out now, once; see `skip_trained`."""
+        skip, self._skip = self._skip, 0
+        return skip
 
     def end_epoch(self) -> None:
         """Mark the end of an epoch: with the schedule `epoch`, negatives are mined again."""
@@ -203,13 +208,25 @@ class HardNegatives:
         if self._index.end_epoch():
             self._mine()
 
-    def loader(self, batch_size: int, *, drop_last: bool = True, workers: int = 0) -> DataLoader[dict[str, Any]]:
+    def loader(self, batch_size: int, *, drop_last: bool = True, num_workers: int = 0) -> DataLoader[dict[str, Any]]:
         """A data loader of batches as `collate` makes them, in which no query and no positive stands twice.
 
-        Every epoch (see `begin_epoch`) has another order.
+        Every epoch (see `begin_epoch`) has another order. A last batch that is not full is left out, unless `drop_last` is False.
+
+        Raises:
+            UsageError: there are fewer pairs than a batch has.
         """
-        batches = _Batches(self, batch_size, drop_last)
-        return DataLoader(self.examples, batch_sampler=batches, collate_fn=collate, num_workers=workers)
+        batches = PairBatches(self, batch_size, drop_last)
+        if not len(batches):
+            raise UsageError(f"{len(self.examples):,} pairs do not fill a batch of {batch_size}: use drop_last=False")
+        if num_workers and self.index is None:
+            self.begin()  # each worker would mine for itself
+        return DataLoader(self.examples, batch_sampler=batches, collate_fn=collate, num_workers=num_workers)
+
+    def numbers(self) -> dict[str, float]:
+        """For a log: the number of the generation in use, its age in updates, and the share of the loss that was masked last."""
+        found = {"negatives_generation": float(self._index.generation.number), "negatives_age": float(self._index.age)}
+        return found if self.masked is None else {**found, "negatives_masked": float(self.masked)}
 
     def close(self) -> None:
         """Stop a refresh that is under way."""
@@ -241,7 +258,16 @@ class HardNegatives:
 
         Returns:
             Keyword arguments of `InfoNCE.forward`.
+
+        Raises:
+            UsageError: these are no rows of the dataset.
         """
+        if rows.ndim != 2 or rows.shape[1] < 2 or rows.is_floating_point():
+            raise UsageError(f"rows have shape {list(rows.shape)} and type {rows.dtype}, expected int64 [B, 2 + k]")
+        queries, documents = len(self.pairs), len(self.pairs.document_ids)
+        inside = (rows >= 0).all() & (rows[:, 0] < queries).all() & (rows[:, 1:] < documents).all()
+        if not bool(inside):
+            raise UsageError(f"rows that are not those of {queries:,} queries and {documents:,} documents")
         self.filters.to(rows.device)
         return self.filters.masks(Rows(rows[:, 0], rows[:, 1], rows[:, 2:].flatten(), rows.new_empty(0)))
 
@@ -252,51 +278,31 @@ class HardNegatives:
         folder = Path(folder)
         self._index.save(folder / "generations")
         tables = []
-        for i, table in enumerate(self._tables):
-            sha = write_array(folder / f"negatives-{i}.npy", table.rows.numpy())
-            tables.append({"start": table.start, "file": f"negatives-{i}.npy", "sha256": sha})
+        for i, (start, rows) in enumerate(self.drawn.tables()):
+            sha = write_array(folder / f"negatives-{i}.npy", rows)
+            tables.append({"start": start, "file": f"negatives-{i}.npy", "sha256": sha})
         state = {
-            "schema": _SCHEMA, "identity": self._identity(), "trained": self.trained, "step": self._index.now,
-            "epoch": self.epoch, "drawn": self._drawn, "ended": self._ended, "tables": tables, "filters": self.filters.state(),
+            "schema": SCHEMA, "identity": self._identity(), "trained": self.trained, "step": self._index.now,
+            "epoch": self.epoch, "drawn": self._drawn, "began": self._began, "ended": self._ended, "tables": tables,
+            "filters": self.filters.state(),
         }  # fmt: skip
         write_json(folder / "negatives.json", json.loads(json.dumps(state)), checksum=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What `save` writes, as tensors of bytes by the names of the files, for checkpoints that are one file."""
-        with tempfile.TemporaryDirectory() as place:
-            self.save(place)
-            files = [path for path in sorted(Path(place).rglob("*")) if path.is_file()]
-            return {path.relative_to(place).as_posix(): torch.from_numpy(np.fromfile(path, np.uint8)) for path in files}
+        return packed(self.save)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned. Raises RunError if it belongs to other data or options."""
-        self._place = tempfile.TemporaryDirectory()  # stays while vectors in it are in use
-        folder = Path(self._place.name)
-        for name, content in state.items():
-            path = (folder / name).resolve()
-            if not path.is_relative_to(folder.resolve()):
-                raise RunError(f"the state names the file {name!r}, which is not one of negatives: it is damaged")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content.numpy().tofile(path)
-        self.begin(folder)
-
-    def _state(self, folder: Path) -> dict[str, Any]:
-        state = read_json(folder / "negatives.json", checksum=True)
-        if state.get("schema") != _SCHEMA or state.get("identity") != self._identity():
-            raise RunError(
-                f"{folder} holds the negatives of another dataset, or with other options: resume with the same ones"
-            )
-        numbers = [state.get(name) for name in ("trained", "step", "epoch", "drawn")]
-        if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
-            raise RunError(f"{folder}/negatives.json is damaged")
-        for each in state.get("tables", ()):
-            if type(each.get("start")) is not int or each.get("file") not in ("negatives-0.npy", "negatives-1.npy"):
-                raise RunError(f"{folder}/negatives.json is damaged")
-        return state
+        self._place = unpacked(state)  # stays while vectors in it are in use
+        self.begin(self._place.name)
 
     def _identity(self) -> dict[str, Any]:
         digests = {name: self.pairs.digests.get(name) for name in ("queries", "documents", "labels")}
-        options = {"refresh": self.refresh, "lag": self.lag, "seed": self.seed, "negatives": self.num_negatives}
+        options = {
+            "refresh": self.refresh, "lag": self.lag, "seed": self.seed, "negatives": self.num_negatives,
+            "sampler": self._sampler, "prompts": self.prompts, "recipe": self.recipe.to_json(),
+        }  # fmt: skip
         filters = [each.spec for each in self.filters.fixed.filters]
         return {**digests, **options, "filters": filters, "learned": self.filters.to_learn is not None}
 
@@ -328,48 +334,20 @@ class HardNegatives:
 
     def _draw(self, start: int) -> None:
         """Draw negatives for all queries, to be used from batch `start` on."""
-        rows = self.draws.negatives_of(np.arange(len(self.pairs)), self._drawn)
+        self.drawn.put(start, self.draws.negatives_of(np.arange(len(self.pairs)), self._drawn))
         self._drawn += 1
-        before = [table for table in self._tables if table.start < start][-1:]
-        self._tables = [*before, _Table(start, _shared(rows))]
 
     def _rows_for_batch(self, queries: Int) -> Int:
         """int64 `[b, k]`: the negatives of these queries in the batch that is fetched now."""
-        if not self._tables:
+        if get_worker_info() is not None:  # a worker does not know which batch this is
+            if self.drawn.empty:
+                raise UsageError("the training has not begun: call begin() before the loader starts its workers")
+            return self.drawn.newest(queries)
+        if self.drawn.empty:
             self.begin()
         batch = self._fetched
         self._fetched += 1
-        table = next((each for each in reversed(self._tables) if each.start <= batch), self._tables[0])
-        return np.asarray(table.rows.numpy()[queries], np.int64)
-
-
-class _Batches(TorchSampler[list[int]]):
-    """Batches of places in the examples, in another order in every epoch."""
-
-    def __init__(self, negatives: HardNegatives, batch_size: int, drop_last: bool) -> None:
-        if batch_size < 1:
-            raise UsageError(f"batch_size={batch_size} must be 1 or more")
-        self.negatives, self.batch_size, self.drop_last = negatives, batch_size, drop_last
-
-    def __len__(self) -> int:
-        count = len(self.negatives.examples)
-        return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        negatives = self.negatives
-        queries, documents = pair_keys(negatives.pairs, negatives.examples)
-        order = np.random.default_rng([negatives.seed, negatives.epoch]).permutation(len(queries))
-        batches = distinct_batches(queries[order], documents[order], self.batch_size, len(self), self.drop_last)
-        for batch in batches:
-            yield order[batch].tolist()
-
-
-def pair_keys(pairs: Pairs, examples: NegativeExamples) -> tuple[Int, Int]:
-    """(int64 `[m]`, int64 `[m]`): a key for the query and for the positive of each pair; equal texts have equal keys."""
-    return (
-        distinct_keys(pairs.query_keys[examples.queries], examples.queries),
-        distinct_keys(pairs.document_keys[examples.positives], examples.positives),
-    )
+        return self.drawn.at(batch, queries)
 
 
 def _pairs(source: Any, corpus: Any, read: ReadOptions) -> Pairs:
@@ -380,10 +358,3 @@ def _pairs(source: Any, corpus: Any, read: ReadOptions) -> Pairs:
     if is_path(corpus):
         return read_pairs(source, ReadOptions(**{**vars(read), "corpus": corpus}))
     return read_pairs(source, read, corpus=corpus)
-
-
-def _shared(rows: NDArray[np.integer]) -> Tensor:
-    """int32, in memory that worker processes see as well."""
-    table = torch.from_numpy(np.ascontiguousarray(rows, np.int32))
-    table.share_memory_()  # type: ignore[no-untyped-call]
-    return table

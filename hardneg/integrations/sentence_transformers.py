@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hardneg.bank.batches import distinct_batches
 from hardneg.errors import MissingDependencyError, UsageError
+from hardneg.integrations.batches import pair_keys
 from hardneg.integrations.mine_hard_negatives import mine_hard_negatives
 from hardneg.integrations.negatives import HardNegatives as _AnyNegatives
-from hardneg.integrations.negatives import pair_keys
 from hardneg.integrations.transformers import HardNegatives as _HardNegatives
 from hardneg.losses.caching import cached_gradients
 from hardneg.losses.infonce import InfoNCE as _InfoNCE
@@ -145,6 +145,9 @@ class InfoNCE(nn.Module):
         super().__init__()
         if mini_batch_size is not None and mini_batch_size < 1:
             raise UsageError(f"mini_batch_size={mini_batch_size} must be 1 or more, or None")
+        longest = model.get_embedding_dimension() if hasattr(model, "get_embedding_dimension") else None
+        if dimensions is not None and longest is not None and max(dimensions) > longest:
+            raise UsageError(f"dimensions={tuple(dimensions)}: the model has vectors with {longest} components")
         self.model, self.negatives, self.mini_batch_size = model, negatives, mini_batch_size
         if negatives is not None:
             variants = negatives.filters.variants(variants or Variants())
@@ -168,6 +171,8 @@ class InfoNCE(nn.Module):
 
         def loss(*sides: Tensor) -> Tensor:
             value: Tensor = self.loss(sides[0], sides[1], shared=torch.cat(sides[2:]) if sides[2:] else None, **masks)
+            if self.negatives is not None:
+                self.negatives.masked = self.loss.statistics["masked"]
             return value
 
         if self.mini_batch_size is None or not torch.is_grad_enabled():

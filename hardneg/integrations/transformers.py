@@ -50,6 +50,13 @@ class HardNegatives(_HardNegatives, TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.step()
 
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
+        """Add generation, age and masked share to what the trainer logs."""
+        if self.index is not None and logs is not None and "loss" in logs:
+            logs |= self.numbers()
+            if state.log_history:
+                state.log_history[-1] |= self.numbers()
+
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.end_epoch()
 

@@ -156,6 +156,8 @@ class KeptFeatures:
         table = pa.table({name: numbers(values) for name, values in columns.items()})
         table = table.replace_schema_metadata({_META: json.dumps(made).encode()})
         no_links(self.folder.parent, [self.folder.name])
+        if not _replaceable(self._path(part.number)):
+            return
         try:
             with (
                 atomic_path(self._path(part.number)) as temporary,
@@ -202,6 +204,9 @@ class KeptFeatures:
     def keep_arrays(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
         """Keep arrays that all queries share."""
         no_links(self.folder.parent, [self.folder.name])
+        places = [self.folder / f"arrays-{name}.json", *(self.folder / f"arrays-{name}-{each}.npy" for each in arrays)]
+        if not all(map(_replaceable, places)):
+            return
         try:
             files = {
                 each: write_array(self.folder / f"arrays-{name}-{each}.npy", value) for each, value in arrays.items()
@@ -210,6 +215,11 @@ class KeptFeatures:
             write_json(self.folder / f"arrays-{name}.json", head, checksum=True)
         except OSError:
             return
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether a file can be written there: nothing is there, or a file; no pipe, which nobody reads, and no folder."""
+    return path.is_file() or not path.exists()
 
 
 def _digest(values: NDArray[Any]) -> str:

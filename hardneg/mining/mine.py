@@ -79,7 +79,7 @@ def mine(
     assert callable(progress)  # see `with_progress`
     if isinstance(encoder, str):
         choices, encoder = {**choices, "encoder": encoder}, None  # type: ignore[typeddict-unknown-key]
-    if is_path(corpus):
+    if is_path(corpus) and not isinstance(source, Pairs):
         choices, corpus = with_corpus_file(choices, options, corpus), None
     (options := chosen(options or MineOptions(), choices)).validate()
     if encoder is not None:

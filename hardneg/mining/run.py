@@ -149,8 +149,13 @@ class Run:
         return registry.verb("diagnose")(self, **options)
 
     def select(self, out: str | Path | None = None, **options: Any) -> Run:
-        """Filter and sample the candidates again, as `hardneg.select` does; options by name, such as `negatives=3`."""
+        """Filter and sample the candidates again, as `hardneg.select` does; options by name, such as `negatives=3`.
+
+        Without `out`, the run itself becomes the selection, in its folder as well as here.
+        """
         chosen: Run = registry.verb("select")(self, out=out, **options)
+        if out is None:
+            self.info = chosen.info
         return chosen
 
     def export(self, format: str, out: str | Path, **options: Any) -> Any:

@@ -86,6 +86,37 @@ class Margin(Filter):
         return below_margin(candidates.scores, candidates.positive_scores[:, None], self.absolute, self.relative)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Window(Filter):
+    """Keeps the candidates at the places `first` + 1 to `last` among those that no filter before it rejected.
+
+    Unlike `rank`, it does not count candidates that other filters reject, nor known positives.
+
+    Attributes:
+        first: number of the nearest ones that are left out.
+        last: the last place; None: no limit.
+    """
+
+    name = "window"
+    guesses = False
+    first: int = 0
+    last: int | None = None
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        place = np.cumsum(alive, axis=1)
+        keep: Mask = (place > self.first) & (place <= (np.inf if self.last is None else self.last))
+        return keep
+
+
+def window_from_spec(v: SpecOptions) -> Filter:
+    first, last = v.integer("first", 0, 0), v.integer("last", None, 1)
+    v.no_other_options()
+    assert first is not None
+    if last is not None and last <= first:
+        raise UsageError(f"filter {v.spec!r}: last must be above first")
+    return Window(first=first, last=last)
+
+
 def rank_from_spec(v: SpecOptions) -> Filter:
     low, high = v.integer("min", 1, 1), v.integer("max", None, 1)
     assert low is not None
