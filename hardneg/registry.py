@@ -63,6 +63,7 @@ _VERBS = {
     "to_dataset": "hardneg.exports.dataset:to_dataset",
     "export": "hardneg.exports.export:export",
     "diagnose": "hardneg.diagnostics.diagnose:diagnose",
+    "report": "hardneg.diagnostics.report.page:write_report",
     "select": "hardneg.mining.select:select_by_name",
 }
 

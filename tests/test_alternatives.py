@@ -88,3 +88,17 @@ def test_a_run_without_such_fixes_tries_nothing(tmp_path: Path) -> None:
     found = diagnose(mine(pairs, tmp_path / "run", MineOptions(negatives=2)))
     assert not [each for each in found.findings if "--add-filter margin" in each.fix]
     assert found.alternatives == [] or found.alternatives[0].added == ()
+
+
+def test_a_diagnosis_says_what_it_found(run: hardneg.Run, tmp_path: Path) -> None:
+    found = diagnose(run)
+    assert repr(found).startswith(f"<Diagnosis of '{run.folder}':")
+    assert "above-positive" not in repr(found)
+    assert "score above the positive" in repr(found)
+    assert "<table>" in found._repr_html_()
+    found.to_html(tmp_path / "report.html")
+    assert "score above the positive" in (tmp_path / "report.html").read_text()
+    assert (
+        repr(run.pairs())
+        == "<Pairs 'columns': 100 queries, 300 documents, 100 positives, 0 judged negatives, with groups>"
+    )

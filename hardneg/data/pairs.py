@@ -80,6 +80,14 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.query_ids)
 
+    def __repr__(self) -> str:
+        groups = "" if self.query_groups is None else ", with groups"
+        positives, judged = len(self.positives.values), len(self.judged_negatives.values)
+        return (
+            f"<Pairs {self.name!r}: {len(self):,} queries, {len(self.document_ids):,} documents, {positives:,} positives, "
+            f"{judged:,} judged negatives{groups}>"
+        )
+
     def known_positives(self) -> Ragged:
         """For each query, its positives and those of all queries with the same folded text.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hardneg import registry
 from hardneg.ambient import own_settings
 from hardneg.diagnostics.alternatives import Alternative, alternatives, better_fixes
 from hardneg.diagnostics.estimates import Measurements, sampled
@@ -60,6 +62,26 @@ class Diagnosis:
         if level not in SEVERITIES:
             raise UsageError(f"unknown severity {level!r}; known: {', '.join(SEVERITIES)}")
         return any(SEVERITIES.index(finding.severity) >= SEVERITIES.index(level) for finding in self.findings)
+
+    def to_html(self, path: str | Path) -> None:
+        """Write the report of a run as one HTML file, as `hardneg diagnose --html` does.
+
+        Raises:
+            RunError: this is no diagnosis of a run, or the run is not there any more. DataError: another file is at `path`.
+        """
+        registry.verb("report")(self, Run(self.subject.name), path)
+
+    def __repr__(self) -> str:
+        found = "".join(f"\n  {each.severity}: {each.text}" for each in self.findings) or " no problems found"
+        return f"<Diagnosis of {self.subject.name!r}:{found}>"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(each.severity)}</td><td style='text-align:left'>{html.escape(each.text)}<br><code>"
+            f"{html.escape(each.fix)}</code></td></tr>"
+            for each in self.findings
+        )
+        return f"<b>{html.escape(self.subject.name)}</b><table>{rows or '<tr><td>no problems found</td></tr>'}</table>"
 
     def to_json(self) -> dict[str, Any]:
         """The diagnosis as printed by `hardneg diagnose --json`."""
