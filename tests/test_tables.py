@@ -131,3 +131,12 @@ def test_named_tuples_are_read_by_name() -> None:
 def test_a_corpus_file_beside_a_table(tmp_path: Path) -> None:
     (tmp_path / "more.jsonl").write_text('{"text": "x"}\n')
     assert content(read_pairs([("q", "a")], corpus=tmp_path / "more.jsonl"))["documents"] == ["a", "x"]
+
+
+def test_a_dataset_by_name(tmp_path: Path) -> None:
+    """A saved folder; a name that cannot be reached is an error of one line."""
+    DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk(str(tmp_path / "saved"))
+    assert content(read_pairs(f"hf:{tmp_path / 'saved'}")) == content(read_pairs(ROWS))
+    with pytest.raises(DataError, match=r"hf:nobody/nothing cannot be loaded .*Give the name") as caught:
+        read_pairs("hf:nobody/nothing")
+    assert "\n" not in str(caught.value)

@@ -33,7 +33,7 @@ from hardneg.data.readers.rows import Located, Row
 from hardneg.data.readers.separated import separated
 from hardneg.data.readers.tevatron import TevatronIds, TevatronRows
 from hardneg.data.readers.triples import ID_COLUMNS, TripleIds, header_of
-from hardneg.data.tables import corpus_rows, is_path, table_rows
+from hardneg.data.tables import corpus_rows, from_hub, is_path, table_rows
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.storage.arrow import brief
 
@@ -70,9 +70,9 @@ def read_pairs(
     """Read a dataset.
 
     Args:
-        source: a path, a pattern such as `shards/*.parquet`, `-` for JSON on standard input, `builtin:NAME`, or a table in
-            memory: a `datasets.Dataset`, a data frame, an Arrow table, a mapping from names of columns to lists, or a list of
-            rows.
+        source: a path, a pattern such as `shards/*.parquet`, `-` for JSON on standard input, `builtin:NAME`, `hf:NAME` (or
+            `hf:NAME:CONFIGURATION`) of a dataset hub, or a table in memory: a `datasets.Dataset`, a data frame, an Arrow table, a
+            mapping from names of columns to lists, or a list of rows.
         options: how to read it; by default, format and columns are guessed.
         folder: a folder to write the dataset to, so that memory use does not grow with the texts; None keeps the texts
             in memory.
@@ -95,6 +95,9 @@ def read_pairs(
         layout = _read_rows(Rows("the source", table_rows(source, options.split)), builder, options)
         return _finished(builder, options, layout, None, "a table in memory", corpus)
     source = str(source)
+    if source.startswith("hf:") and not present(Path(source)):
+        rows = Rows(source, table_rows(from_hub(source.removeprefix("hf:"), options.split), options.split, source))
+        return _finished(builder, options, _read_rows(rows, builder, options), None, source, corpus)
     if source.startswith("builtin:"):
         builder.format = source
         _read_builtin(source.removeprefix("builtin:"), options.split, builder)

@@ -12,7 +12,8 @@ from typing import Any
 
 from hardneg.data.memory_columns import column_values
 from hardneg.data.readers.rows import Located, Row
-from hardneg.errors import DataError, UsageError, suggestion
+from hardneg.errors import DataError, MissingDependencyError, UsageError, suggestion
+from hardneg.storage.arrow import brief
 
 _ROWS = 1024  # rows that are taken from a table at once
 
@@ -84,6 +85,31 @@ def _of_batches(batches: Iterable[Mapping[str, list[Any]]]) -> Iterator[Row]:
     for batch in batches:
         for row in zip(*batch.values(), strict=True):
             yield dict(zip(batch, row, strict=True))
+
+
+def from_hub(name: str, split: str) -> Any:
+    """A dataset by its name in a hub, or a folder that `datasets` saved.
+
+    Args:
+        name: `NAME` or `NAME:CONFIGURATION`.
+        split: the split to load.
+
+    Raises:
+        MissingDependencyError: the package datasets is not installed. DataError: the dataset cannot be loaded.
+    """
+    try:
+        from datasets import load_dataset, load_from_disk
+    except ImportError:
+        raise MissingDependencyError("datasets", "datasets", f"the source hf:{name}") from None
+    dataset, _, configuration = name.partition(":")
+    try:
+        if os.path.isdir(name):
+            return load_from_disk(name)
+        return load_dataset(dataset, configuration or None, split=split)
+    except Exception as error:  # missing, without access, without a network: each in its own way
+        raise DataError(
+            f"hf:{name} cannot be loaded ({brief(error)}). Give the name of a dataset that this machine can reach, or a folder"
+        ) from error
 
 
 def is_frame(source: Any) -> bool:
