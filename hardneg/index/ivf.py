@@ -1,10 +1,10 @@
 """Inverted file: approximate search that compares each query only with the documents of the most promising lists.
 
 Every document is in the list of its nearest centroid. A query probes the lists of the centroids that are near to it,
-which means that it is compared with the documents in them (Sivic and Zisserman 2003). A server that
-gets one query at a time reads the lists again for each. Here all queries are known in advance. They are grouped by list, and
-each list is one matrix product with all the queries that probe it (as in `faiss.contrib.big_batch_search`). Within the probed lists the answer is exact, by the same
-error bounds as in a full search.
+which means that it is compared with the documents in them (Sivic and Zisserman 2003). A server that gets one query at a
+time reads the lists again for each. Here all queries are known in advance. They are grouped by list, and each list is
+one matrix product with all the queries that probe it (as in `faiss.contrib.big_batch_search`). Within the probed lists
+the answer is exact, by the same error bounds as in a full search.
 
 The *probe margin* says how many lists a query probes: all those whose centroids compare with the query at most this
 much worse than the best centroid. For example, if the cosines of a query with three centroids are 0.80, 0.75 and 0.60,
