@@ -133,7 +133,7 @@ def test_full_disk(pairs: Path, tmp_path: Path) -> None:
         "@contextmanager\n"
         "def full(path):\n"
         "    yield Path('/dev/full')\n"
-        "import hardneg.mining.run as r; r.atomic_path = full\n"
+        "import hardneg.mining.parts as r; r.atomic_path = full\n"
         "from hardneg_cli.main import main; main()"
     )
     command = [sys.executable, "-c", code, "mine", str(pairs), "--out", str(tmp_path / "run")]

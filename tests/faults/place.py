@@ -18,11 +18,11 @@ VOLATILE = ("timings", "environment", "command", "checksum", "hardneg_version")
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """What a run says: all its files, and run.json without times and places."""
+    """What a run says: all its files but the cache of features, and run.json without times and places."""
     found = {
         p.relative_to(folder).as_posix(): p.read_bytes()
         for p in sorted(folder.rglob("*"))
-        if p.is_file() and not p.name.startswith(".hardneg-")
+        if p.is_file() and not p.name.startswith(".hardneg-") and p.parent.name != "features"
     }
     if "run.json" in found:
         info = json.loads(found["run.json"])
@@ -71,7 +71,7 @@ class Place:
             self.whole[what] = {"output": (folder / name).read_bytes()}
         self.cut = folder / "cut"
         code = (
-            "import os, signal, sys; import hardneg.mining.run as run\n"
+            "import os, signal, sys; import hardneg.mining.parts as run\n"
             "run.PartWriter.finish = lambda *a: os.kill(os.getpid(), signal.SIGKILL)\n" + MAIN
         )
         self.process(code, "mine", self.source, "--out", self.cut, *self.options)
