@@ -183,7 +183,7 @@ def test_an_interrupted_overwrite_goes_on(tmp_path: Path, source: Path, monkeypa
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("hardneg.mining.run.PartWriter.finish", interrupted)
+        patch.setattr("hardneg.mining.parts.PartWriter.finish", interrupted)
         with pytest.raises(KeyboardInterrupt):
             mine(source, tmp_path / "run", other, overwrite=True)
     assert Run(tmp_path / "run").info["config"]["negatives"] == 2

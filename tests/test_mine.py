@@ -221,9 +221,10 @@ def test_widening_is_for_those_who_ran_out(tmp_path: Path) -> None:
 CHILD = """
 import os, signal, sys
 import hardneg.storage.files as store
+import hardneg.mining.parts as parts
 import hardneg.mining.run as run
 import hardneg.mining.miner as miner
-run.PART_ROWS = 64
+parts.PART_ROWS = run.PART_ROWS = 64
 store.SHARD_ROWS = 64
 left = int(sys.argv[3])
 replace = os.replace

@@ -329,7 +329,7 @@ def test_an_interrupted_replacement_replaces_no_other_run(
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hardneg.mining.run.PartWriter.finish", stopped)
+    monkeypatch.setattr("hardneg.mining.parts.PartWriter.finish", stopped)
     with pytest.raises(KeyboardInterrupt):
         mine(source, run, options, overwrite=True)
     monkeypatch.undo()
