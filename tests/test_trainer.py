@@ -27,6 +27,7 @@ from hardneg.errors import DataError, RunError, UsageError
 from hardneg.false_negatives.model import LogisticModel
 from hardneg.losses.variants import Variants
 from hardneg.mining.specs import parse_filters
+from hardneg.refresh.context import context_of
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
 from hardneg.training.distributed import World
@@ -50,7 +51,7 @@ class Supply:
         self.negatives = MinedNegatives(pairs, towers, options, world, self.training.sampler)
         self.sampler, self.filters, self.index = self.training.sampler, self.negatives.filters, self.negatives.index
         self.batches, self.seen, self.used = self.training.batches, self.training.bank_view, self.training.used
-        self.masks, self.close, self._context = self.negatives.masks, self.negatives.close, self.negatives._context
+        self.masks, self.close = self.negatives.masks, self.negatives.close
 
 
 def made_pairs(count: int = 96, seed: int = 0, groups: bool = False) -> hardneg.Pairs:
@@ -342,7 +343,7 @@ def test_filters_in_the_loss_are_those_of_the_candidates(specs: tuple[str, ...],
     supply = Supply(pairs, towers, options, HERE)
     batch = next(iter(supply.batches()))
     assert supply.index is not None
-    context = supply._context(supply.index.generation)
+    context = context_of(supply.index.generation, pairs, pairs.known_positives())
     q = torch.from_numpy(towers.encode(batch.queries, "query"))
     d = torch.from_numpy(towers.encode(batch.documents, "document"))
     scores = (q @ d.T).numpy()

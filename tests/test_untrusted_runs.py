@@ -27,6 +27,7 @@ from hardneg.storage.files import sha256_file
 from hardneg.storage.folders import staging
 from hardneg.storage.json_files import write_json
 from tests.conftest import run_here, write_jsonl
+from tests.faults.place import content
 
 NEGATIVES, CANDIDATES = "negatives.parquet", "candidates/part-00000.parquet"
 SHORT = MineOptions(depth=12, negatives=3)
@@ -288,7 +289,7 @@ def test_a_posterior_that_is_no_file(run: Path, tmp_path: Path) -> None:
 
 
 def test_files_of_runs_and_of_others_are_not_written_over(run: Path, tmp_path: Path) -> None:
-    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    before = content(run)
     keep = tmp_path / "keep.jsonl"
     keep.write_text("mine\n")
     (tmp_path / "ds").mkdir()
@@ -307,7 +308,7 @@ def test_files_of_runs_and_of_others_are_not_written_over(run: Path, tmp_path: P
         done = run_here(*arguments)
         assert done.returncode in (1, 2), (arguments, done.stdout)
         assert "choose another" in done.stderr, done.stderr
-    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    assert content(run) == before
     assert keep.read_text() == (tmp_path / "ds" / "corpus.jsonl").read_text() == "mine\n"
 
 

@@ -122,10 +122,8 @@ class Pairs:
             document_rows=arrays["document_rows"],
             source_query_rows=head["source_query_rows"],
             source_document_rows=head["source_document_rows"],
-            digests={
-                "labels": head["labels"],
-                **head["digests"],
-            },  # those of a part that was saved have a name of their own
+            # The labels of a part that was saved alone are named after the whole.
+            digests={**head["digests"], "labels": head["digests"].get("labels", head["labels"])},
             name=head["name"],
             notes=dict(head["notes"]),
             reading=dict(head.get("reading", {})),
