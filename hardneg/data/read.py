@@ -118,6 +118,19 @@ def read_pairs(
     return _finished(builder, options, layout, keep, source, corpus)
 
 
+def as_pairs(source: Any, options: ReadOptions, corpus: Any = None) -> Pairs:
+    """`Pairs` as they are; anything else as `read_pairs` reads it.
+
+    Raises:
+        UsageError: a corpus is given beside `Pairs`, which have all their documents.
+    """
+    if not isinstance(source, Pairs):
+        return read_pairs(source, options, corpus=corpus)
+    if corpus is not None:
+        raise UsageError("corpus has no effect on Pairs: give it to read_pairs or Pairs.from_columns")
+    return source
+
+
 def _finished(
     builder: Builder, options: ReadOptions, layout: Layout | None, keep: Any, name: str, corpus: Any
 ) -> Pairs:

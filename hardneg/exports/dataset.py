@@ -27,9 +27,8 @@ def to_dataset(
     false_probability: bool = False,
     short: str = "skip",
     max_positives: int | None = None,
-    counts: Exported | None = None,
 ) -> Any:
-    """See `Run.to_dataset`. `counts` receives how many queries were left out."""
+    """See `Run.to_dataset`."""
     if format in EXPORT_FORMATS and format not in TABLES:
         raise UsageError(f"the format {format!r} is no single table: hardneg.export(run, {format!r}, out) writes it")
     if format not in TABLES:
@@ -39,7 +38,7 @@ def to_dataset(
     except ImportError:
         raise MissingDependencyError("datasets", "datasets", "to_dataset") from None
     tables = tables_of(
-        run, format, Exported() if counts is None else counts, ids=ids, scores=scores,
+        run, format, Exported(), ids=ids, scores=scores,
         false_probability=false_probability, short=short, max_positives=max_positives,
     )  # fmt: skip
     batches = list(tables)

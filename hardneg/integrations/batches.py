@@ -37,18 +37,36 @@ class PairBatches(Sampler[list[int]]):
         if batch_size < 1:
             raise UsageError(f"batch_size={batch_size} must be 1 or more")
         self.negatives, self.batch_size, self.drop_last = negatives, batch_size, drop_last
+        self._keys = pair_keys(negatives.pairs, negatives.examples)
 
     def __len__(self) -> int:
         count = len(self.negatives.examples)
         return count // self.batch_size if self.drop_last else -(-count // self.batch_size)
 
     def __iter__(self) -> Iterator[list[int]]:
-        negatives = self.negatives
-        queries, documents = pair_keys(negatives.pairs, negatives.examples)
-        order = np.random.default_rng([negatives.seed, negatives.epoch]).permutation(len(queries))
-        batches = distinct_batches(queries[order], documents[order], self.batch_size, len(self), self.drop_last)
-        for batch in itertools.islice(batches, negatives.skipped(), None):
-            yield order[batch].tolist()
+        training = (
+            self.negatives
+        )  # asked when the first batch is: a trainer may name the epoch after it made the iterator
+        batches = shuffled_batches(
+            self._keys, [training.seed, training.epoch], self.batch_size, len(self), self.drop_last
+        )
+        yield from itertools.islice(batches, training.skipped(), None)
+
+
+def shuffled_batches(
+    keys: tuple[Int, Int], seed: list[int], size: int, batches: int, drop_last: bool
+) -> Iterator[list[int]]:
+    """Places of pairs, in batches in which no query and no document stands twice.
+
+    Args:
+        keys: as from `pair_keys`.
+        seed: of the order.
+        size, batches, drop_last: see `distinct_batches`.
+    """
+    queries, documents = keys
+    order = np.random.default_rng(seed).permutation(len(queries))
+    for batch in distinct_batches(queries[order], documents[order], size, batches, drop_last):
+        yield order[batch].tolist()
 
 
 def pair_keys(pairs: Pairs, examples: NegativeExamples) -> tuple[Int, Int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hardneg.errors import MissingDependencyError, UsageError
+from hardneg.errors import MissingDependencyError
 from hardneg.integrations.negatives import HardNegatives
 
 try:
@@ -27,10 +27,7 @@ class RefreshNegatives(Callback):
         self.negatives = negatives
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.world_size > 1 and self.negatives.filters.to_learn is not None:
-            raise UsageError(
-                "posterior:learned would learn another posterior on each of the processes: calibrate a run, and give its file"
-            )
+        self.negatives.check_alone(trainer.world_size)
         batches = trainer.num_training_batches
         known = isinstance(batches, int)
         self.negatives.begin(updates=max(1, batches // trainer.accumulate_grad_batches) if known else None)

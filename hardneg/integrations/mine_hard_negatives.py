@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
-from hardneg.data.tables import corpus_rows, table_rows
+from hardneg.data.pairs import Pairs
+from hardneg.data.read import read_pairs
+from hardneg.data.tables import table_rows
 from hardneg.errors import DataError, UsageError
 from hardneg.integrations.rescored import rescored_columns, rescored_rows
 from hardneg.mining.filters.base import Filter
@@ -64,12 +65,13 @@ def mine_hard_negatives(
     _known("sampling_strategy", sampling_strategy, ("top", "random"))
     given = (absolute_margin if margin is None else margin, relative_margin, max_score, min_score)
     limits = dict(zip(LIMITS, given, strict=True))
-    dataset, corpus, filters = as_dataset(dataset), _texts(corpus), filters_of(filters)
+    dataset, filters = as_dataset(dataset), filters_of(filters)
     anchor, positive = _columns(dataset, anchor_column_name, positive_column_name)
     queries, positives = list(dataset[anchor]), list(dataset[positive])
     limited = any(value is not None for value in limits.values())
     last = _range(range_min, range_max, num_negatives, queries, limited)
-    depth = min(last + _most_positives(queries), len({*positives, *(corpus or ())}))
+    pairs = read_pairs({"query": queries, "positive": positives}, corpus=corpus)
+    depth = min(last + _most_positives(queries), len(pairs.document_ids))
     rescored, drawn = cross_encoder is not None and limited, sampling_strategy == "random"
     own = [] if rescored else [*_limits(limits), *([Window(first=range_min, last=last)] if range_min or drawn else [])]
     prompts = _prompt(model, query_prompt, query_prompt_name), _prompt(model, corpus_prompt, corpus_prompt_name)
@@ -80,8 +82,8 @@ def mine_hard_negatives(
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run" if run is None else Path(run)
-        more = {"corpus": corpus, "encoder": model, "batch_size": batch_size, "cache": cache_folder}
-        mined = _mined(queries, positives, folder, options, verbose, overwrite, **more)
+        more = {"encoder": model, "batch_size": batch_size, "cache": cache_folder, "overwrite": overwrite}
+        mined = _mined(pairs, folder, options, verbose, **more)
         if rescored:
             scored = rescored_rows(
                 mined, cross_encoder, limits, (range_min, last), num_negatives, drawn, seed, batch_size
@@ -102,14 +104,10 @@ def _renamed(made: Any, anchor: str, positive: str) -> Any:
     return made.rename_columns({old: new for old, new in names.items() if old in made.column_names})
 
 
-def _mined(
-    queries: list[str], positives: list[str], folder: Path, options: MineOptions, verbose: bool, overwrite: bool, **given: Any
-) -> Run:  # fmt: skip
+def _mined(pairs: Pairs, folder: Path, options: MineOptions, verbose: bool, **given: Any) -> Run:
     """Mine; a run without any negative is one as well."""
     try:
-        return mine(
-            {"query": queries, "positive": positives}, folder, options, progress=verbose, overwrite=overwrite, **given
-        )
+        return mine(pairs, folder, options, progress=verbose, **given)
     except DataError:
         if not (folder / "run.json").is_file():
             raise
@@ -125,20 +123,6 @@ def as_dataset(source: Any) -> Any:
 
     rows = [dict(row) for _, row in table_rows(source, "train", "the dataset")()]
     return Dataset.from_dict({name: [row.get(name) for row in rows] for name in (rows[0] if rows else {})})
-
-
-def _texts(corpus: Any) -> list[str] | None:
-    """The texts of a corpus in memory; None for none."""
-    if corpus is None:
-        return None
-    rows = [row for _, row in corpus_rows(corpus, "train", None)()]
-    names = ("text", "document", "passage", "contents", "content", "body")
-    name = next((each for each in names if rows and each in rows[0]), None)
-    if rows and name is None:
-        raise UsageError(
-            f"corpus: none of the columns {', '.join(rows[0])} is named {', '.join(names)}: give a list of texts"
-        )
-    return [row[name] for row in rows] if name is not None else []
 
 
 def _known(name: str, value: str, known: Sequence[str]) -> None:
@@ -167,8 +151,7 @@ def _columns(dataset: Any, anchor: str | None, positive: str | None) -> tuple[st
 
 
 def _most_positives(queries: Iterable[str]) -> int:
-    _, counts = np.unique(np.array(list(queries), dtype=object).astype(str), return_counts=True)
-    return int(counts.max(initial=1))
+    return max(Counter(queries).values(), default=1)
 
 
 def _range(first: int, last: int | None, count: int, queries: list[str], limited: bool) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,9 +14,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from hardneg.bank.sampler import MemoryBankSampler
 from hardneg.data.options import ReadOptions
-from hardneg.data.pairs import Pairs
-from hardneg.data.read import read_pairs
-from hardneg.data.tables import is_path
+from hardneg.data.read import as_pairs
 from hardneg.encoders.base import prompt_of
 from hardneg.encoders.embed import fit
 from hardneg.encoders.factory import checked_encoder
@@ -91,7 +88,7 @@ class HardNegatives:
         query_prompt: str | None = None, document_prompt: str | None = None, seed: int = 0,
         read: ReadOptions | None = None,
     ) -> None:  # fmt: skip
-        self.pairs = _pairs(source, corpus, read or ReadOptions())
+        self.pairs = as_pairs(source, read or ReadOptions(), corpus)
         self.encoder: Any = checked_encoder(model, "model")
         if not isinstance(self.encoder, torch.nn.Module):
             raise UsageError(f"model: a {type(model).__name__} cannot be trained: it is no torch.nn.Module")
@@ -166,6 +163,13 @@ class HardNegatives:
             queries=(self.pairs.queries, len(self.pairs)), schedule=self.refresh, recipe=self.recipe, lag=self._lag(updates),
             resume=resume, step=step,
         )  # fmt: skip
+
+    def check_alone(self, processes: int) -> None:
+        """UsageError if each of several processes would learn a posterior of its own."""
+        if self.filters.to_learn is not None and processes > 1:
+            raise UsageError(
+                "posterior:learned would learn another posterior on each of the processes: calibrate a run, and give its file"
+            )
 
     def step(self) -> bool:
         """Count a batch and an update of the weights. Returns True if negatives were mined again."""
@@ -286,7 +290,7 @@ class HardNegatives:
             "epoch": self.epoch, "drawn": self._drawn, "began": self._began, "ended": self._ended, "tables": tables,
             "filters": self.filters.state(),
         }  # fmt: skip
-        write_json(folder / "negatives.json", json.loads(json.dumps(state)), checksum=True)
+        write_json(folder / "negatives.json", state, checksum=True)
 
     def state_dict(self) -> dict[str, Any]:
         """What `save` writes, as tensors of bytes by the names of the files, for checkpoints that are one file."""
@@ -348,13 +352,3 @@ class HardNegatives:
         batch = self._fetched
         self._fetched += 1
         return self.drawn.at(batch, queries)
-
-
-def _pairs(source: Any, corpus: Any, read: ReadOptions) -> Pairs:
-    if isinstance(source, Pairs):
-        if corpus is not None:
-            raise UsageError("corpus has no effect on Pairs: give it to read_pairs or Pairs.from_columns")
-        return source
-    if is_path(corpus):
-        return read_pairs(source, ReadOptions(**{**vars(read), "corpus": corpus}))
-    return read_pairs(source, read, corpus=corpus)

@@ -12,9 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from hardneg.bank.batches import distinct_batches
 from hardneg.errors import MissingDependencyError, UsageError
-from hardneg.integrations.batches import pair_keys
+from hardneg.integrations.batches import pair_keys, shuffled_batches
 from hardneg.integrations.mine_hard_negatives import mine_hard_negatives
 from hardneg.integrations.negatives import HardNegatives as _AnyNegatives
 from hardneg.integrations.transformers import HardNegatives as _HardNegatives
@@ -107,14 +106,10 @@ class _Batches(DefaultBatchSampler):  # type: ignore[misc]
         self._of_pairs = keys
 
     def __iter__(self) -> Iterator[list[int]]:
-        keys = self._of_pairs
-        order = np.random.default_rng([self.seed or 0, self.epoch]).permutation(len(keys.queries))
-        batches = distinct_batches(
-            keys.queries[order], keys.documents[order], self.batch_size, len(self), self.drop_last
-        )
+        keys = self._of_pairs.queries, self._of_pairs.documents
+        batches = shuffled_batches(keys, [self.seed or 0, self.epoch], self.batch_size, len(self), self.drop_last)
         # The trainer counts on `len(self)` batches; repetitions may add a few, which are left for another epoch.
-        for batch in itertools.islice(batches, len(self)):
-            yield order[batch].tolist()
+        yield from itertools.islice(batches, len(self))
 
 
 class InfoNCE(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hardneg.errors import MissingDependencyError, RunError, UsageError
+from hardneg.errors import MissingDependencyError, RunError
 from hardneg.integrations.negatives import HardNegatives as _HardNegatives
 
 try:
@@ -25,10 +25,7 @@ class HardNegatives(_HardNegatives, TrainerCallback):
     """
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        if self.filters.to_learn is not None and args.world_size > 1:
-            raise UsageError(
-                "posterior:learned would learn another posterior on each of the processes: calibrate a run, and give its file"
-            )
+        self.check_alone(args.world_size)
         updates = max(1, int(state.max_steps / max(state.num_train_epochs, 1)))
         if state.global_step:
             folder = _checkpoint(args, state)
@@ -53,9 +50,10 @@ class HardNegatives(_HardNegatives, TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **more: Any) -> None:
         """Add generation, age and masked share to what the trainer logs."""
         if self.index is not None and logs is not None and "loss" in logs:
-            logs |= self.numbers()
+            numbers = self.numbers()
+            logs |= numbers
             if state.log_history:
-                state.log_history[-1] |= self.numbers()
+                state.log_history[-1] |= numbers
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         self.end_epoch()

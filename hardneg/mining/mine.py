@@ -15,11 +15,11 @@ import torch
 
 from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
-from hardneg.data.read import read_pairs
+from hardneg.data.read import as_pairs
 from hardneg.data.tables import is_path
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.factory import checked_encoder
-from hardneg.errors import DataError, UsageError
+from hardneg.errors import DataError
 from hardneg.index.base import Index
 from hardneg.index.factory import make_index
 from hardneg.index.recall import Recall
@@ -84,7 +84,8 @@ def mine(
     (options := chosen(options or MineOptions(), choices)).validate()
     if encoder is not None:
         encoder = checked_encoder(encoder, "encoder", batch_size)
-    source, given = _in_memory(source, corpus, options), (vectors, encoder)
+    source = source if corpus is None and is_path(source) else as_pairs(source, options.read, corpus)
+    given = vectors, encoder
     resources, target = Resources(batch_size, device, cache, progress), Path(out)
     with (
         _torch_threads(threads),
@@ -120,15 +121,6 @@ def _begin(
     inputs.fingerprints |= chain.check(inputs.fingerprints, force)
     check_inputs(folder, inputs, target)
     _mine(folder, target, inputs, options, chain, resources, command, force)
-
-
-def _in_memory(source: Any, corpus: Any, options: MineOptions) -> Any:
-    """A table in memory, or a source with a corpus in memory, as `Pairs`; anything else as it is."""
-    if isinstance(source, Pairs):
-        if corpus is not None:
-            raise UsageError("corpus has no effect on Pairs: give it to read_pairs or Pairs.from_columns")
-        return source
-    return source if corpus is None and is_path(source) else read_pairs(source, options.read, corpus=corpus)
 
 
 @contextmanager
