@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from hardneg import renamed
-from hardneg.errors import RunError
+from hardneg.errors import RunError, UsageError
 
 from .main import print_json
 from .show import progress_bars
@@ -30,6 +30,7 @@ def feature_names(ctx: click.Context, parameter: click.Parameter, names: tuple[s
 @click.command()
 @click.argument("run")
 @click.argument("judgements", required=False, metavar="[F.csv]")
+@click.option("--judgements", "named", metavar="F.csv", help="The same as F.csv as an argument.")
 @click.option(
     "--out", metavar="FILE", type=click.Path(path_type=Path), help="File to write.  [default: RUN/posterior.json]"
 )
@@ -53,8 +54,8 @@ def feature_names(ctx: click.Context, parameter: click.Parameter, names: tuple[s
     show_default=True,
     metavar="HOW",
     help="What to learn from: known (the known positives) · hidden (for queries with several positives, one that is "
-    "hidden) · groups (the groups of the dataset) · judged (the judgements in F.csv, without a guarantee) · auto (hidden "
-    "or known).",
+    "hidden) · groups (the groups of the dataset) · judged (the judgements in F.csv, without a guarantee) · auto (judged if "
+    "F.csv was saved by a report and not drawn by 'hardneg judge', otherwise hidden or known).",
 )
 @click.option(
     "--feature",
@@ -81,6 +82,7 @@ def feature_names(ctx: click.Context, parameter: click.Parameter, names: tuple[s
 def calibrate(
     run: str,
     judgements: str | None,
+    named: str | None,
     features: tuple[str, ...],
     posterior: str | None,
     out: Path | None,
@@ -97,15 +99,21 @@ def calibrate(
     With F.csv, a file of judgements from 'hardneg judge', it certifies a threshold: with --confidence, at most a share
     of --alpha of the negatives is false. If no threshold can be certified, it says whether more judgements would help.
 
+    What you judged in a report ('hardneg diagnose --html') was not drawn at random: it teaches, and certifies nothing.
+
     \b
     Examples:
       hardneg calibrate run
       hardneg calibrate run f.csv --alpha 0.05 --confidence 0.95
+      hardneg calibrate run judgements.csv
       hardneg select run --filter posterior:run/posterior.json --out run2
     """
     from hardneg.false_negatives.calibrate import calibrate as run_calibrate
     from hardneg.false_negatives.model import Posterior, check_savable
 
+    if named is not None and judgements is not None:
+        raise UsageError("give the judgements once: as an argument or with --judgements")
+    judgements = judgements if named is None else named
     check_savable(features)
     with progress_bars() as progress:
         learned = run_calibrate(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from hardneg.errors import UsageError
+
 from .main import print_json
 from .options import diagnosing
 from .show import print_diagnosis, progress_bars
@@ -19,19 +21,28 @@ from .show import print_diagnosis, progress_bars
     type=click.Choice(["info", "warning", "error"]),
     help="Exit with code 3 if there is a finding of this severity or a higher one.",
 )
+@click.option(
+    "--judgements",
+    metavar="F.csv",
+    help="Pairs that 'hardneg judge' drew, to judge in the report of --html.",
+)
 @diagnosing
 def diagnose(
-    run: str, temperature: float, encoder: str | None, thresholds: str | None, fail_on: str | None, html: str | None, seed: int,
-    as_json: bool,
+    run: str, temperature: float, encoder: str | None, thresholds: str | None, fail_on: str | None, judgements: str | None,
+    html: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
     """Check whether the negatives of RUN are any good, and say what would help.
 
     The command measures, for example, how hard the negatives are, how many of them are false negatives, and how
     diverse they are. It prints the numbers and its findings, the most severe first, each with a suggestion.
 
+    In the report of --html you can search, sort and open the queries, judge pairs with the keys 1 and 0, and save what
+    you judged for 'hardneg calibrate'.
+
     \b
     Examples:
       hardneg diagnose run --html report.html
+      hardneg judge run --out f.csv && hardneg diagnose run --html report.html --judgements f.csv
       hardneg diagnose run --encoder hashed:trained/best
       hardneg diagnose run --fail-on error --json > diagnosis.json
     """
@@ -41,6 +52,8 @@ def diagnose(
     from hardneg.encoders.factory import make_encoder
     from hardneg.mining.run import Run
 
+    if judgements is not None and html is None:
+        raise UsageError("--judgements are judged in the report: name its file with --html")
     limits = None if thresholds is None else Thresholds.load(thresholds)
     with progress_bars() as progress:
         present = None if encoder is None else make_encoder(encoder)
@@ -51,7 +64,7 @@ def diagnose(
         value = diagnosis.to_json()
         if html is not None:
             advance = progress("report", 1)
-            write_report(diagnosis, opened, html)
+            write_report(diagnosis, opened, html, judgements=judgements)
             advance(1)
     (print_json if as_json else print_diagnosis)(value)
     if fail_on is not None and diagnosis.fails(fail_on):

@@ -61,6 +61,11 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
         show._print(console, f"{report['uninformative'][0].upper()}{report['uninformative'][1:]}")
     elif guarantee is None and "expected" in report:
         show._print(console, _expectation(report, run))
+    if report.get("moved") is False:
+        show._print(
+            console,
+            "What was judged changes nothing yet: what it teaches about some queries does not foretell the others.",
+        )
     if "agreement" in report and "uninformative" not in report:
         groups = ", ".join(f"{expected:.0f}/{seen}" for _, expected, seen in report["reliability"])
         well = "agree" if report["agreement"] > _DISAGREE else "DIFFER: take the numbers above with care"

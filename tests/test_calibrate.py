@@ -358,7 +358,7 @@ def open_held_out(rows: list[dict[str, str]]) -> None:
         (put(document_id="nope"), "1 document ids are not in the run's dataset"),
         (put(relevant="yes"), "'relevant' must be 0 or 1, it is not in the lines 4"),
         (every(relevant="1"), r"no threshold can be certified.*\d+ of \d+ judged negatives are false"),
-        (every(relevant=""), "holds 0 judgements"),
+        (every(relevant=""), "holds no judgements"),
         (contradicted, r"judges pairs both ways \(lines 2, 202\)"),
         (lambda rows: rows[:12], "holds 12 judgements"),
         (lambda rows: rows[:100], "lines are missing"),

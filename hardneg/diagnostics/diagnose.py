@@ -63,13 +63,17 @@ class Diagnosis:
             raise UsageError(f"unknown severity {level!r}; known: {', '.join(SEVERITIES)}")
         return any(SEVERITIES.index(finding.severity) >= SEVERITIES.index(level) for finding in self.findings)
 
-    def to_html(self, path: str | Path) -> None:
+    def to_html(self, path: str | Path, judgements: str | Path | None = None) -> None:
         """Write the report of a run as one HTML file, as `hardneg diagnose --html` does.
+
+        Args:
+            path: the path of the file.
+            judgements: a file of `hardneg.judge`, whose pairs can be judged in the report.
 
         Raises:
             RunError: this is no diagnosis of a run, or the run is not there any more. DataError: another file is at `path`.
         """
-        registry.verb("report")(self, Run(self.subject.name), path)
+        registry.verb("report")(self, Run(self.subject.name), path, judgements=judgements)
 
     def __repr__(self) -> str:
         found = "".join(f"\n  {each.severity}: {each.text}" for each in self.findings) or " no problems found"

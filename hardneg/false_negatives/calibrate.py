@@ -19,6 +19,7 @@ from hardneg.false_negatives.guarantee import Test, certify, judgements_needed
 from hardneg.false_negatives.judgements import (
     Judgements,
     check_drawn_for,
+    check_enough,
     draw_id,
     no_strangers,
     read_judgements,
@@ -61,12 +62,13 @@ def calibrate(
     Args:
         run: a finished run.
         judgements: a CSV file that `judge` wrote, filled in. Its held-out pairs certify the threshold; its other pairs set the level
-            of the posterior. None: the threshold is where the model expects a share of alpha.
+            of the posterior. Or one that a report saved, which holds out nothing. None: the threshold is where the model expects a
+            share of alpha.
         alpha: the allowed share of false negatives among the negatives; None: what the judgements were drawn for, or 0.05.
         confidence: confidence of the guarantee.
         learn: the training data. `known`: the known positives only. `hidden`: one of several positives is hidden and searched for.
-            `groups`: the dataset's groups are the truth. `judged`: all judgements, which then certify nothing. `auto`: hidden or
-            known.
+            `groups`: the dataset's groups are the truth. `judged`: all judgements, which then certify nothing. `auto`: judged for
+            judgements that hold out nothing, otherwise hidden or known.
         features: feature names for `judged` and `groups`; None: chosen by cross-validation.
         posterior: the posterior that `judge` drew for. Its threshold is certified; only its level is learned.
         uncertified: return a posterior with an expected threshold if none can be certified.
@@ -84,9 +86,12 @@ def calibrate(
     judged = None if judgements is None else read_judgements(Path(judgements), reopened.pairs)
     if alpha is None:
         alpha = 0.05 if judged is None or judged.alpha is None else judged.alpha
-    if judged is not None and learn == "judged":
+    if judged is not None and learn == "auto" and posterior is None and not judged.held_out.any():
+        learn = "judged"
+    if judged is not None and learn == "judged" and features is not None:
         check_classes(judged.relevant)
     if judged is not None and learn != "judged":
+        check_enough(len(judged.relevant), str(judgements))
         check_drawn_for(judged, judgements, alpha, draw_id(reopened, posterior))
         start = family(reopened, pair_features, posterior, learn, seed, progress)
         return _certified(reopened, pair_features, judged, start, alpha, confidence, uncertified, progress)
@@ -96,8 +101,10 @@ def calibrate(
         else from_judged(reopened, pair_features, judged, features, seed, progress)
     )
     population = Population(reopened, pair_features, learned.model, progress)
-    place = None if judged is None else _places(judged, population)
-    return _expected(learned, population, alpha, judged, place)
+    if judged is None:
+        return _expected(learned, population, alpha)
+    place, is_open = _matched(judged, population)
+    return _expected(learned, population, alpha, judged.those(is_open), place[is_open])
 
 
 def _certified(
@@ -239,15 +246,23 @@ def _expected(
     return _finished(learned, threshold, population.run, None, **more)
 
 
-def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
-    """The positions of the judged pairs among the open candidates. Raises DataError for pairs that are not among them."""
+def _matched(judged: Judgements, population: Population) -> tuple[NDArray[np.int64], Mask]:
+    """The positions of the judged pairs among the open candidates, and which of the pairs are among these."""
     pairs = population.pairs
     keys = pairs.query * np.int64(len(population.run.pairs.document_ids)) + pairs.document
     wanted = judged.query * np.int64(len(population.run.pairs.document_ids)) + judged.document
+    if len(keys) == 0:
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
     order = np.argsort(keys)
-    place = order[np.searchsorted(keys, wanted, sorter=order).clip(max=max(0, len(keys) - 1))]
-    no_strangers(keys[place] != wanted, judged, population.run.pairs)
-    return np.asarray(place, np.int64)
+    place = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
+    return np.asarray(place, np.int64), keys[place] == wanted
+
+
+def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
+    """The positions of the judged pairs among the open candidates. Raises DataError for pairs that are not among them."""
+    place, is_open = _matched(judged, population)
+    no_strangers(~is_open, judged, population.run.pairs)
+    return place
 
 
 def _level(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -214,15 +214,20 @@ class Judgements:
     alpha: float | None
     drawn_for: str | None
 
+    def those(self, mask: Mask) -> Judgements:
+        """The judgements where `mask`, bool `[m]`, is True."""
+        columns = ("query", "document", "relevant", "inclusion", "held_out", "look")
+        return replace(self, **{name: getattr(self, name)[mask] for name in columns})
+
 
 def read_judgements(path: Path, pairs: Pairs) -> Judgements:
     """Read judged pairs.
 
     Raises:
         DataError: a column is missing, a value of `relevant` is not 0 or 1, ids are not in the dataset, two judgements of one pair
-            differ, a held-out pair was not judged, or there are too few judgements.
+            differ, a held-out pair was not judged, or there are no judgements.
     """
-    rows = _rows(path)
+    rows = judgement_rows(path)
     judged = [(line, row) for line, row in rows if row["relevant"].strip()]
     wrong = [line for line, row in judged if row["relevant"].strip() not in ("0", "1")]
     if wrong:
@@ -233,8 +238,8 @@ def read_judgements(path: Path, pairs: Pairs) -> Judgements:
             f"{path}: {len(open_):,} pairs held out for the guarantee are not judged (lines {first_few(open_)}): "
             f"judge them all, leaving some out would bend the result"
         )
-    if len(judged) < FEWEST:
-        raise DataError(f"{path} holds {len(judged)} judgements: {FEWEST} are the least that anything can be said from")
+    if not judged:
+        raise DataError(f"{path} holds no judgements: write 1 (relevant) or 0 into the column 'relevant'")
     query = _rows_of([from_cell(row["query_id"]) for _, row in judged], pairs.query_ids, judged, path, "query")
     document = _rows_of(
         [from_cell(row["document_id"]) for _, row in judged], pairs.document_ids, judged, path, "document"
@@ -313,6 +318,12 @@ def check_drawn_for(judged: Judgements, path: str | Path | None, alpha: float, d
         )
 
 
+def check_enough(count: int, where: str) -> None:
+    """Raise DataError for judgements that are too few to learn or to certify anything from, if they stand alone."""
+    if count < FEWEST:
+        raise DataError(f"{where}: {count} judgements, {FEWEST} are the least that anything can be said from")
+
+
 def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
     """Raise DataError if some judged pairs are not among the candidates."""
     if strange.any():
@@ -327,8 +338,8 @@ def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
         )
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line, row) for each row of a CSV file."""
+def judgement_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """(line, row) for each row of a file of judgements. Raises DataError if it is no CSV in UTF-8 or lacks a column."""
     csv.field_size_limit(1 << 27)  # texts may be longer than the default allows
     with opened(path, once=True) as stream:
         try:

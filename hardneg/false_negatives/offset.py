@@ -36,7 +36,7 @@ def fit_offset(
 ) -> tuple[LogisticModel, dict[str, Any]]:
     """Move a model by judged pairs: logit P = slope * logit(start) + shift + weights of `MOVED`, near 1, 0 and 0.
 
-    It is left as it is if the moved one, cross-validated by query, is no better.
+    It is left as it is if the moved one, cross-validated by query, is no better, or if all pairs are of one query.
 
     Args:
         start: the model to move.
@@ -57,9 +57,11 @@ def fit_offset(
     deviation = np.where(deviation > 1e-9, deviation, 1.0)
     design = np.concatenate([odds[:, None], np.ones((len(odds), 1)), (table - mean) / deviation], 1)
     predicted = np.empty(len(odds))
-    for train, test in left_out(queries, seed):
-        predicted[test] = expit(design[test] @ _fitted(design[train], relevant[train], clipped[train]))
     before = expit(odds)
+    several = len(np.unique(queries)) > 1
+    for train, test in left_out(queries, seed) if several else ():
+        predicted[test] = expit(design[test] @ _fitted(design[train], relevant[train], clipped[train]))
+    predicted = predicted if several else before
     losses = [log_losses(p.clip(LEAST, 1 - LEAST), relevant, clipped) for p in (before, predicted)]
     moved = losses[1].mean() < losses[0].mean()
     report = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from hardneg.errors import DataError
 from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
-from hardneg.false_negatives.judgements import Judgements, no_strangers
+from hardneg.false_negatives.judgements import Judgements, check_enough, no_strangers
 from hardneg.false_negatives.known import ASKED, POSITIVE, SKETCHED, Learnable, fit_known
 from hardneg.false_negatives.learn import LADDER, fit_judged
 from hardneg.false_negatives.model import LogisticModel, Posterior, check_identity
@@ -186,6 +186,7 @@ def from_judged(
         values = _values_of(run, features, judged, tuple(dict.fromkeys((*start.model.needed, *MOVED))))
         moved, report = fit_offset(start.model, values, judged.relevant, weights, judged.query, seed)
         return Learned(moved, "judgements", report, start.in_loss)
+    check_enough(len(judged.relevant), "the known positives teach nothing, and the judgements stand alone")
     wanted = _ALL_FEATURES if names is None else tuple(names)
     values = _values_of(run, features, judged, wanted)
     model, report = fit_judged(values, judged.relevant, weights, judged.query, names, seed)

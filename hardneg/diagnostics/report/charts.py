@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,20 +10,32 @@ from numpy.typing import NDArray
 
 from hardneg.diagnostics.compare import Comparison
 from hardneg.diagnostics.diagnose import Diagnosis
+from hardneg.diagnostics.estimates import unit
+from hardneg.diagnostics.subject import Subject
 from hardneg.errors import MissingDependencyError
 
 Spec = dict[str, Any]
 
 _BINS = 60
 
-_COLORS = {"positive": "#2a9d8f", "negative": "#e76f51", "random": "#8d99ae"}
+_COLORS = {"positive": "#2a9d8f", "negative": "#e76f51", "rejected": "#7b6cb5", "random": "#8d99ae"}
+
+_DRAWN = 4000  # pairs of a query and a random document
+
+_RANKS = 12  # groups of ranks
 
 
-def charts(found: Diagnosis) -> dict[str, Spec]:
-    """The charts of a diagnosis, by name. A chart without data is left out."""
+def charts(found: Diagnosis, rejected: Sequence[float] = ()) -> dict[str, Spec]:
+    """The charts of a diagnosis, by name. A chart without data is left out.
+
+    Args:
+        found: the diagnosis.
+        rejected: the scores of a sample of the candidates that filters rejected.
+    """
     alt = _altair()
     drawn = {
-        "scores": _scores(alt, found),
+        "scores": _scores(alt, found, rejected),
+        "ranks": _ranks(alt, found),
         "margins": _margins(alt, found),
         "verdicts": _verdicts(alt, found),
         "temperature": _temperature(alt, found),
@@ -46,7 +59,10 @@ def comparison_charts(found: Comparison) -> dict[str, Spec]:
         color=alt.Color("candidates:Q", scale=alt.Scale(type="symlog", scheme="tealblues"), legend=None),
         tooltip=["before:N", "after:N", alt.Tooltip("candidates:Q", format=",")],
     )
-    counts = base.mark_text(color="#d62828").encode(text=alt.Text("candidates:Q", format=".3~s"))
+    # White letters on the dark cells, dark ones on the light cells; the color is a logarithm of the count.
+    half = max((count for row in found.flow.values() for count in row.values()), default=0) ** 0.5
+    readable = alt.condition(f"datum.candidates > {half}", alt.value("#ffffff"), alt.value("#10202b"))
+    counts = base.mark_text().encode(text=alt.Text("candidates:Q", format=".3~s"), color=readable)
     flow = {"flow": (heat + counts).to_dict()} if rows else {}
     scores = {}
     for name, diagnosis in (("before", found.before), ("after", found.after)):
@@ -69,10 +85,60 @@ def _chart(alt: Any, rows: list[dict[str, Any]], title: str) -> Any:
     return alt.Chart(alt.Data(values=rows), title=title).properties(width="container", height=230)
 
 
-def _scores(alt: Any, found: Diagnosis) -> Any:
+def _scores(alt: Any, found: Diagnosis, rejected: Sequence[float]) -> Any:
     subject = found.subject
-    kinds = {"positive": subject.positive[np.isfinite(subject.positive)], "negative": subject.scores[subject.real]}
-    return _histograms(alt, kinds, _COLORS, "Scores of positives and negatives")
+    kinds = {
+        "random": _at_random(subject),
+        "rejected": np.asarray(rejected, np.float32),
+        "negative": subject.scores[subject.real],
+        "positive": subject.positive[np.isfinite(subject.positive)],
+    }
+    return _histograms(alt, kinds, _COLORS, "Scores of positives, negatives, rejected and random documents")
+
+
+def _at_random(subject: Subject) -> NDArray[np.float32]:
+    """The scores of pairs of a query and a random document, if the run's scores are cosines of its vectors."""
+    if subject.vectors is None or subject.info["config"].get("metric", "cosine") != "cosine":
+        return np.empty(0, np.float32)
+    rng = np.random.default_rng(0)
+    rows, documents = (rng.integers(0, len(each), _DRAWN) for each in subject.vectors)
+    scores: NDArray[np.float32] = (unit(subject.vectors[0], rows) * unit(subject.vectors[1], documents)).sum(1)
+    return scores
+
+
+def _ranks(alt: Any, found: Diagnosis) -> Any:
+    """P(relevant) of the negatives by their rank: the mean, and the middle four fifths."""
+    subject = found.subject
+    if subject.probability is None:
+        return None
+    known = subject.real & np.isfinite(subject.probability)
+    ranks, chances = subject.ranks[known], subject.probability[known]
+    if len(ranks) == 0:
+        return None
+    edges = np.unique(np.geomspace(1, int(ranks.max()) + 1, _RANKS + 1).round().astype(int))
+    rows = []
+    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        here = chances[(ranks >= low) & (ranks < high)]
+        if len(here):
+            name = f"{low}" if high == low + 1 else f"{low}-{high - 1}"
+            few, many = np.quantile(here, [0.1, 0.9])
+            rows.append(
+                {
+                    "ranks": name,
+                    "mean": float(here.mean()),
+                    "low": float(few),
+                    "high": float(many),
+                    "negatives": len(here),
+                }
+            )
+    base = _chart(alt, rows, "P(relevant) of the negatives by rank").encode(
+        x=alt.X("ranks:O", title="rank", sort=None, axis=alt.Axis(labelAngle=0)),
+        tooltip=["ranks:O", alt.Tooltip("mean:Q", format=".3f"), alt.Tooltip("negatives:Q", format=",")],
+    )
+    spread = base.mark_rule(color=_COLORS["random"], strokeWidth=2).encode(
+        y=alt.Y("low:Q", title="P(relevant)"), y2="high:Q"
+    )
+    return spread + base.mark_point(filled=True, size=60, color=_COLORS["negative"]).encode(y="mean:Q")
 
 
 def _histograms(alt: Any, kinds: dict[str, NDArray[Any]], colors: dict[str, str], title: str) -> Any:

@@ -1,4 +1,4 @@
-"""Write a report as one self-contained HTML file with findings, charts, numbers and example queries.
+"""Write a report as one self-contained HTML file: findings, a table of queries to work in, charts, numbers and provenance.
 
 The file requests nothing from the network, and its Content-Security-Policy forbids such requests. The policy allows two
 scripts only, which it names by their SHA-256. The texts of the dataset cannot run as code: the file holds them as
@@ -10,23 +10,33 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from hardneg.diagnostics.alternatives import Alternative
 from hardneg.diagnostics.compare import Comparison
 from hardneg.diagnostics.diagnose import Diagnosis
 from hardneg.diagnostics.findings.base import Finding
 from hardneg.diagnostics.labels import comparison_rows, number_rows
 from hardneg.diagnostics.report.charts import Spec, charts, comparison_charts
-from hardneg.diagnostics.report.examples import examples
+from hardneg.diagnostics.report.drawn import DrawnPairs, drawn_pairs
+from hardneg.diagnostics.report.flags import flagged
+from hardneg.diagnostics.report.provenance import provenance
+from hardneg.diagnostics.report.queries import choose, query_data
+from hardneg.diagnostics.subject import Subject
 from hardneg.errors import MissingDependencyError
 from hardneg.mining.run import Run
-from hardneg.storage.files import atomic_path
+from hardneg.storage.files import atomic_path, fingerprint
 from hardneg.storage.outputs import check_replaceable
+
+QUERIES = 1000  # the largest number of queries in the table
+
+_SCRIPTS = ("base.js", "charts.js", "query.js", "table.js", "judge.js", "start.js")  # in the order in which they run
 
 
 @dataclass(frozen=True)
@@ -38,9 +48,19 @@ class Page:
         lead: the summary below the title.
         findings: the findings to show, the most severe first.
         charts: Vega-Lite specifications by name.
-        numbers: the rows of the table of numbers: (label, value, remark).
-        examples: the example queries, from `hardneg.diagnostics.report.examples`.
-        total: the number of queries in the run.
+        numbers: the rows of the table of numbers, three cells each.
+        columns: the heads of that table.
+        heading: the heading of the findings.
+        alternatives: the table of what fixes would do; its first row is the head.
+        flags: the number of queries that a finding concerns, by its code.
+        queries: the data of the table of queries, see `hardneg.diagnostics.report.queries`; None for no table.
+        slices: for each way to slice the queries, `names` and, for each query of the table, `of`: the place of its slice in them.
+        about_queries: what the table of queries shows.
+        command: the command that takes what was judged in the table.
+        drawn: pairs to judge that `hardneg judge` drew.
+        drawn_command: the command that takes what was judged of them.
+        provenance: (what, value) of where the run comes from.
+        digest: tells the judgements of different runs apart.
     """
 
     title: str
@@ -48,35 +68,100 @@ class Page:
     findings: list[Finding]
     charts: dict[str, Spec]
     numbers: Sequence[tuple[str, str, str]]
-    examples: list[dict[str, Any]]
-    total: int
+    columns: tuple[str, str, str] = ("number", "value", "interval or remark")
+    heading: str = "Findings"
+    alternatives: list[tuple[str, ...]] = field(default_factory=list)
+    flags: dict[str, int] = field(default_factory=dict)
+    queries: dict[str, Any] | None = None
+    slices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    about_queries: str = ""
+    command: str = ""
+    drawn: DrawnPairs | None = None
+    drawn_command: str = ""
+    provenance: list[tuple[str, str]] = field(default_factory=list)
+    digest: str = ""
 
 
-def write_report(found: Diagnosis, run: Run | str | Path, path: str | Path, most: int = 200) -> None:
+def write_report(
+    found: Diagnosis, run: Run | str | Path, path: str | Path, most: int = QUERIES, judgements: str | Path | None = None
+) -> None:
     """Write the report of a run to an HTML file. The file is written completely or not at all.
 
     Args:
         found: the diagnosis of the run.
-        run: the run or its folder, to read the candidates of the example queries from.
+        run: the run or its folder, to read the candidates of the queries from.
         path: the path of the file.
-        most: the largest number of example queries.
+        most: the largest number of queries in the table.
+        judgements: a file of `hardneg judge`, whose pairs can be judged in the report.
 
     Raises:
-        MissingDependencyError: the extra `report` is not installed.
+        MissingDependencyError: the extra `report` is not installed. DataError: `judgements` is not such a file.
     """
-    write_page(report_page(found, run if isinstance(run, Run) else Run(run), most), path)
+    write_page(report_page(found, run if isinstance(run, Run) else Run(run), most, judgements), path)
 
 
-def report_page(found: Diagnosis, run: Run, most: int = 200) -> Page:
+def report_page(found: Diagnosis, run: Run, most: int = QUERIES, judgements: str | Path | None = None) -> Page:
     """The page that `write_report` writes. The arguments are those of `write_report`."""
+    subject = found.subject
+    drawn = None if judgements is None else drawn_pairs(judgements)
+    flags = flagged(subject, found.findings)
+    chosen = choose(subject, flags, most)
+    queries = query_data(run, subject, chosen, flags)
+    name = shlex.quote(subject.name)
+    return Page(
+        title=f"Negatives of {subject.name}",
+        lead=_lead(found),
+        findings=found.findings,
+        charts=charts(found, queries.pop("rejected_scores")),
+        numbers=number_rows(found.to_json()["numbers"]),
+        alternatives=_alternatives(found.alternatives),
+        flags=dict(zip(flags.codes, flags.counts, strict=True)),
+        queries=queries if len(chosen.rows) else None,
+        about_queries=_about(subject, len(chosen.rows), int(queries["length"])),
+        command=f"hardneg calibrate {name} judgements.csv",
+        drawn=drawn,
+        drawn_command="" if drawn is None else f"hardneg calibrate {name} {shlex.quote(drawn.saved)}",
+        provenance=provenance(run),
+        digest=fingerprint(run.info["fingerprints"]),
+    )
+
+
+def _lead(found: Diagnosis) -> str:
     subject = found.subject
     counts = {s: sum(f.severity == s for f in found.findings) for s in ("error", "warning", "info")}
     problems = ", ".join(f"{n} {name}{'s' if n != 1 and name != 'info' else ''}" for name, n in counts.items() if n)
     lead = f"{len(subject.pairs):,} queries, {len(subject.pairs.document_ids):,} documents, "
-    lead += f"{int(subject.real.sum()):,} negatives. {problems or 'No problems found'}."
-    numbers = number_rows(found.to_json()["numbers"])
-    title, queries = f"Negatives of {subject.name}", examples(run, subject, most)
-    return Page(title, lead, found.findings, charts(found), numbers, queries, len(subject.pairs))
+    return lead + f"{int(subject.real.sum()):,} negatives. {problems or 'No problems found'}."
+
+
+def _about(subject: Subject, shown: int, length: int) -> str:
+    """What the table of queries shows."""
+    total = len(subject.pairs)
+    which = (
+        "All queries."
+        if shown == total
+        else f"{shown:,} of {total:,} queries: those that findings concern, the worst first, and some drawn at random."
+    )
+    return f"{which} Open one to see its texts, cut after {length:,} characters, and up to 14 of its candidates."
+
+
+def _alternatives(tried: Sequence[Alternative]) -> list[tuple[str, ...]]:
+    """The table of what fixes would do."""
+    if not tried:
+        return []
+    head = ("added filters", "false share", "mean score", "above positive", "queries left short", "command")
+    rows: list[tuple[str, ...]] = [
+        (
+            " ".join(each.added) or "none: the run as it is",
+            "not known" if each.false_share is None else f"{each.false_share:.1%}",
+            f"{each.mean_score:.3f}",
+            f"{each.above_positive:.1%}",
+            f"{each.short:.1%}",
+            each.command if each.added else "",
+        )
+        for each in tried
+    ]
+    return [head, *rows]
 
 
 def write_comparison(found: Comparison, path: str | Path) -> None:
@@ -90,13 +175,23 @@ def write_comparison(found: Comparison, path: str | Path) -> None:
         MissingDependencyError: the extra `report` is not installed.
     """
     before, after = found.before.subject, found.after.subject
-    changes = [replace(finding, text=f"{change}: {finding.text}") for change, finding in found.changes]
+    changes = [
+        replace(finding, text=f"{change}: {finding.text}", fix="" if change == "gone" else finding.fix)
+        for change, finding in found.changes
+    ]
     lead = f"{found.overlap.value:.0%} of the negatives are in both runs. " + (
         "" if changes else "No finding has changed."
     )
-    title = f"{after.name} compared with {before.name}"
-    numbers = comparison_rows(found.to_json())
-    write_page(Page(title, lead, changes, comparison_charts(found), numbers, [], len(after.pairs)), path)
+    page = Page(
+        title=f"{after.name} compared with {before.name}",
+        lead=lead,
+        findings=changes,
+        charts=comparison_charts(found),
+        numbers=comparison_rows(found.to_json()),
+        columns=("number", "before", "after"),
+        heading="What changed",
+    )
+    write_page(page, path)
 
 
 def write_page(page: Page, path: str | Path) -> None:
@@ -116,16 +211,29 @@ def render(page: Page) -> str:
         raise MissingDependencyError("jinja2", "report", "the HTML report") from None
     library = _library()
     home = files("hardneg.diagnostics.report")
-    script = home.joinpath("report.js").read_text("utf-8")
+    script = "".join(home.joinpath(name).read_text("utf-8") for name in _SCRIPTS)
+    style = home.joinpath("report.css").read_text("utf-8")
     # A `<` in a text could end the script element that holds the data, so write it as a JSON escape.
-    data = json.dumps({"charts": page.charts, "examples": page.examples}, ensure_ascii=False, allow_nan=False)
+    data = json.dumps(_data(page), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
     policy += f"script-src {_hashed(library)} {_hashed(script)}"
     template = Environment(autoescape=True).from_string(home.joinpath("report.html.j2").read_text("utf-8"))
-    return template.render(
-        page=page, policy=Markup(policy), data=Markup(data), library=Markup(library), script=Markup(script)
-    )
+    parts = {"policy": policy, "data": data, "library": library, "script": script, "style": style}
+    return template.render(page=page, **{name: Markup(text) for name, text in parts.items()})
+
+
+def _data(page: Page) -> dict[str, Any]:
+    """What the scripts of the page read."""
+    shown: dict[str, Any] = {"charts": page.charts, "digest": page.digest, "queries": None, "slices": page.slices}
+    shown["findings"] = [{"code": code, "shown": 0} for code in page.flags]
+    shown["drawn"] = None if page.drawn is None else {**asdict(page.drawn), "saved": page.drawn.saved}
+    if page.queries is not None:
+        shown |= page.queries
+        for each in page.queries["queries"]["flags"]:
+            for place in each:
+                shown["findings"][place]["shown"] += 1
+    return shown
 
 
 @cache

@@ -1,0 +1,3 @@
+if (data.drawn) startDrawn();
+if (data.queries) startTable();
+document.documentElement.dataset.ready = "yes";
