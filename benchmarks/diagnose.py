@@ -2,9 +2,10 @@
 
 The run is mined from real MiniLM vectors and jittered copies of them, with the texts that they are of. Then each is done in a
 process of its own: `diagnose`, with the HTML report, and `compare` with another selection of the same run. Live: the share of a
-training's time that `Diagnostics` takes at every=50.
+training's time that `Diagnostics` takes at every=50. With `--page`, a browser opens the report.
 
     python benchmarks/diagnose.py --data ../shared/data
+    python benchmarks/diagnose.py --data ../shared/data --queries 1000 --page
 """
 
 from __future__ import annotations
@@ -69,6 +70,28 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
     return {"seconds": time.perf_counter() - start, "peak": peak_mb(), "size": size}
 
 
+def painted(path: Path, times: int) -> list[dict[str, float]]:
+    """How long a browser takes to show a report: the first paint with content, and until the table can be worked in."""
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    found = []
+    with sync_playwright() as play:
+        for _ in range(times):
+            browser = play.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+            page = browser.new_page()
+            start = time.perf_counter()
+            page.goto(path.as_uri(), wait_until="commit")
+            page.wait_for_selector("html[data-ready=yes]")
+            ready = time.perf_counter() - start
+            page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length > 0")
+            paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime") / 1000
+            found.append({"paint": paint, "ready": ready})
+            browser.close()
+    return found
+
+
 def live(steps: int) -> float:
     """Share of a training step that `Diagnostics(every=50)` takes."""
     import hardneg
@@ -97,6 +120,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=100_000)
     parser.add_argument("--depth", type=int, default=100)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--page", action="store_true", help="only the report, and how long a browser takes to show it")
     parser.add_argument("--what", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -118,10 +142,15 @@ def main() -> None:
         in_own_process(__file__, *common, "--what=prepare")
         print(f"{args.queries:,} queries, {args.depth} candidates each")
         print(f"{'what':<20}{'seconds':>24}{'peak MB':>10}{'findings, bytes':>18}")
-        for what in ("diagnose", "diagnose --html", "compare"):
+        for what in ("diagnose", "diagnose --html") if args.page else ("diagnose", "diagnose --html", "compare"):
             runs = [in_own_process(__file__, *common, f"--what={what}") for _ in range(args.repeat)]
             seconds = median_and_spread([r["seconds"] for r in runs])
             print(f"{what:<20}{seconds:>24}{max(r['peak'] for r in runs):>10.0f}{runs[0]['size']:>18,}", flush=True)
+        if args.page:
+            opened = painted(Path(folder) / "report.html", args.repeat)
+            for name in ("paint", "ready"):
+                print(f"seconds to {name}: {median_and_spread([each[name] for each in opened])}")
+            return
     share = in_own_process(__file__, f"--data={args.data}", "--what=live")["share"]
     print(f"live, every 50 steps: {share:.2%} of the training's time")
 

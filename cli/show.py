@@ -279,7 +279,7 @@ def print_diagnosis(value: dict[str, Any]) -> None:
 def _alternatives(console: Console, tried: list[dict[str, Any]]) -> None:
     """Print what the fixes would do, side by side."""
     table = Table()
-    table.add_column("filters added", no_wrap=True)
+    table.add_column("filters added", overflow="fold")  # where there is little room, the numbers stay whole
     for name in ("false", "mean score", "above positive", "queries short"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in tried:
