@@ -68,8 +68,7 @@ def mine(
         resume: continue an interrupted run; its final bytes are those of an uninterrupted one.
         overwrite: replace the run in `out`.
         force: use a posterior of another encoder, and vectors for which positives score like random documents.
-        threads, batch_size, device, devices: these affect speed, not the result (but a model may round differently). `devices`
-            encode at the same time: `cuda:0,cuda:1`.
+        threads, batch_size, device, devices (such as `cuda:0,cuda:1`): speed, not the result (but a model may round differently).
         cache: folder for embeddings, to share them between runs; None: keep them inside the run.
         progress: True for bars (lines where there is no terminal), or a callback that reports the progress of each stage.
         command: the command line, recorded in run.json.
