@@ -89,19 +89,26 @@ def embed(
         raise UsageError(
             f"only encoders st:MODEL run on several devices, not a {type(encoder).__name__}: leave --devices out"
         )
-    opened, said = [], [] if notes is None else notes
+    opened = []
     with DevicePool(encoder, devices) if devices else nullcontext() as pool:
         for side, (texts, total, prompt, key) in sides.items():
             store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, dimension, precision)
-            advance = progress(f"encode {label}{side}", total)
+            stage = f"encode {label}{side}"
+            advance = progress(stage, total)
             if isinstance(encoder, Arranging):
                 store.fill_with(partial(_arranged, encoder, texts, prompt, advance, pool), advance)
             else:
                 store.fill_with(partial(_in_chunks, encoder, texts, prompt, advance), advance)
             opened.append(store.open())
-            said += [f"encode {label}{side}: {each}" for each in (pool.said() if pool is not None else [])]
-            said += [f"encode {label}{side}: {each}" for each in getattr(encoder, "said", list)()]
+            if notes is not None:
+                notes += [f"{stage}: {each}" for each in _said(encoder, pool)]
     return opened[0], opened[1], keys
+
+
+def _said(encoder: Encoder, pool: DevicePool | None) -> list[str]:
+    """What went wrong and was done again, or was lost."""
+    lost = [] if pool is None else pool.said()
+    return [*lost, *getattr(encoder, "said", list)()]
 
 
 def _in_chunks(

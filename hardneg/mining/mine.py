@@ -180,14 +180,7 @@ def _mine(
             "hardneg_version": package_version("hardneg"),
             "command": command,
             "config": options.to_json(),
-            "resolved": {
-                "depth": depth,
-                "max_depth": max_depth,
-                "index": index.name,
-                "recall": recall.to_json(),
-                "dimension": index.dimension,
-                **({} if inputs.encoding is None else {"encoder": inputs.encoding}),
-            },
+            "resolved": _resolved(inputs, depth, max_depth, index, recall),
             "fingerprints": inputs.fingerprints,
             "reading": pairs.reading,
             "seed": options.seed,
@@ -204,6 +197,18 @@ def _mine(
             "paths": relative_paths(target, paths),
         }
     )
+
+
+def _resolved(inputs: Inputs, depth: int, max_depth: int, index: Index, recall: Recall) -> dict[str, Any]:
+    """The entry `resolved` of `run.json`: what was chosen where the options leave a choice."""
+    return {
+        "depth": depth,
+        "max_depth": max_depth,
+        "index": index.name,
+        "recall": recall.to_json(),
+        "dimension": index.dimension,
+        **({} if inputs.encoding is None else {"encoder": inputs.encoding}),
+    }
 
 
 def _keep_posterior(folder: Path, target: Path, used: list[str]) -> list[str]:
