@@ -166,16 +166,25 @@ def test_products_in_bfloat16_are_another_encoder_with_close_vectors(encoder: Se
         encoder.precision = "bfloat"
 
 
-def test_a_model_that_is_stored_in_bfloat16(tiny_model: Path) -> None:
+def test_a_model_that_is_stored_in_bfloat16(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sentence_transformers import SentenceTransformer
 
     given = SentenceTransformer(str(tiny_model), device="cpu").bfloat16()
     made = SentenceTransformersEncoder(given, precision="auto")
     assert made.number_format == Chosen("bfloat16", "the model is stored in bfloat16")
     assert np.isfinite(made.encode(some_texts(9))).all()
+    given.save_pretrained(str(tmp_path / "model"))
     made.precision = "float32"
     with pytest.raises(UsageError, match=r"call its method .float\(\)"):
         made.encode(["a"])
+    for rate, name in ((1.0, "float32"), (9.0, "bfloat16")):
+        monkeypatch.setattr(
+            number_format, "product_rates", lambda device, rate=rate: {"float32": 5.0, "bfloat16": rate}
+        )
+        loaded = SentenceTransformersEncoder(str(tmp_path / "model"), device="cpu", precision="auto")
+        loaded.model.bfloat16()  # as versions of transformers load it that take the format of the file
+        assert loaded.number_format.name == name
+        assert str(next(loaded.model.parameters()).dtype) == f"torch.{name}"
 
 
 def test_a_full_memory_halves_batches_and_says_so(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from hardneg.errors import MissingDependencyError, UsageError, suggestion
+from hardneg.storage.files import sha256_file
 
 BACKENDS = ("torch", "onnx", "openvino")
 
@@ -28,6 +32,33 @@ def split_backend(rest: str) -> tuple[str, str]:
     return name, backend
 
 
+def files_digest(name: str) -> str:
+    """SHA-256 of the files of a model, as 64 hexadecimal digits: what another back end than torch reads its weights from.
+
+    Args:
+        name: the folder, or the name under which the model is in the local cache of the hub.
+
+    Raises:
+        UsageError: the files are not on this machine.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+
+        try:
+            folder = Path(
+                snapshot_download(name if "/" in name else f"sentence-transformers/{name}", local_files_only=True)
+            )
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"st:{name}: the files of the model are not found ({error}): save it, and give the folder"
+            ) from None
+    digest = hashlib.sha256()
+    for path in sorted(each for each in folder.rglob("*") if each.is_file() and each.suffix not in (".md", ".tmp")):
+        digest.update(f"{path.relative_to(folder).as_posix()} {sha256_file(path)}\n".encode())
+    return digest.hexdigest()
+
+
 def load_model(name: str, device: str | None, backend: str = "torch") -> Any:
     """A `SentenceTransformer`.
 
@@ -42,7 +73,12 @@ def load_model(name: str, device: str | None, backend: str = "torch") -> Any:
     """
     try:
         from sentence_transformers import SentenceTransformer
-    except ImportError:
+    except ImportError as error:
+        if find_spec("sentence_transformers") is not None:  # it is there, and lacks something itself
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(
+                f"st:{name}: sentence-transformers cannot be loaded ({reason}): install what it needs"
+            ) from error
         raise MissingDependencyError("sentence-transformers", "st", f"the encoder st:{name}") from None
     more = {} if backend == "torch" else {"backend": backend}
     try:

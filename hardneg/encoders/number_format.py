@@ -79,6 +79,12 @@ def product_rates(device: str) -> dict[str, float]:
     return {name: work / taken for name, taken in seconds.items()}
 
 
+def is_slow(device: str, name: str) -> bool:
+    """Whether a device multiplies this format no faster than float32."""
+    rates = product_rates(device)
+    return rates.get(name, 0.0) < rates["float32"]
+
+
 def _layer(kind: torch.dtype, device: torch.device, rows: int, wide: int) -> Callable[[], object]:
     """A function that runs one linear layer. The weights are cast once, the activations every time, as autocast does."""
     generator = torch.Generator().manual_seed(0)

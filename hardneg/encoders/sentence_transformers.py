@@ -17,8 +17,8 @@ from hardneg.encoders.batches import CPU_TOKENS, PIECE, Arrangement, arrange
 from hardneg.encoders.budget import fastest_budget
 from hardneg.encoders.factory import EncoderOptions, incomplete
 from hardneg.encoders.forward import Counts, Forward
-from hardneg.encoders.loading import load_model, split_backend
-from hardneg.encoders.number_format import TYPES, Chosen, checked_format, choose
+from hardneg.encoders.loading import files_digest, load_model, split_backend
+from hardneg.encoders.number_format import Chosen, checked_format, choose, is_slow
 from hardneg.encoders.saved import replaced_folder
 from hardneg.errors import UsageError
 
@@ -74,9 +74,14 @@ class SentenceTransformersEncoder(nn.Module):
             self._chosen = self._choose()
         return self._chosen
 
+    @property
+    def stored(self) -> str:
+        """The number format of the weights."""
+        kind = next((x.dtype for x in self.model.parameters() if x.is_floating_point()), torch.float32)
+        return str(kind).removeprefix("torch.")
+
     def _choose(self) -> Chosen:
-        stored = str(next((x.dtype for x in self.model.parameters() if x.is_floating_point()), torch.float32))
-        stored, asked = stored.removeprefix("torch."), self._precision
+        stored, asked = self.stored, self._precision
         if self.backend != "torch":
             if asked not in ("auto", "float32"):
                 raise UsageError(
@@ -84,19 +89,34 @@ class SentenceTransformersEncoder(nn.Module):
                 )
             return Chosen("float32", f"the back end {self.backend} computes as its model was saved")
         if stored != "float32":
-            if asked in ("auto", stored):
+            slow = self.own and asked == "auto" and is_slow(str(self.model.device), stored)
+            if asked in ("auto", stored) and not slow:
                 return Chosen(stored, f"the model is stored in {stored}")
+            if slow:
+                self.model.float()
+                return Chosen(
+                    "float32", f"the model is stored in {stored}, which {self.model.device} multiplies more slowly"
+                )
             if not self.own:
                 raise UsageError(f"the model is in {stored}: call its method .float() for --encoder-precision {asked}")
             self.model.float()
         if asked != "auto":
             return Chosen(asked, "asked for")
-        found = choose(str(self.model.device), self._in_both_formats)
-        return found
+        return choose(str(self.model.device), self._in_both_formats)
+
+    def go_on(self, name: str, reason: str) -> None:
+        """Multiply in the number format in which an interrupted pass began, for the reason that it had."""
+        self.precision = name
+        self._chosen = Chosen(self._choose().name, reason)
 
     def _in_both_formats(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Vectors of some texts in float32 and in bfloat16."""
-        exact, coarse = (self._forward(name).run(_TRIED, "", 256) for name in ("float32", "bfloat16"))
+        training = self.model.training
+        self.model.eval()
+        try:
+            exact, coarse = (self._forward(name).run(_TRIED, "", 256) for name in ("float32", "bfloat16"))
+        finally:
+            self.model.train(training)
         return exact, coarse
 
     def _forward(self, name: str) -> Forward:
@@ -175,11 +195,10 @@ class SentenceTransformersEncoder(nn.Module):
     ) -> NDArray[np.float32]:
         """The vectors of texts of similar length side by side, float32 `[n, d]`; see `Forward.run`."""
         name = self.number_format.name
-        stored = next((x.dtype for x in self.model.parameters() if x.is_floating_point()), torch.float32)
         training = self.model.training
         self.model.eval()
         try:
-            forward = self._forward("float32" if stored == TYPES[name] else name)
+            forward = self._forward("float32" if name == self.stored else name)
             return forward.run(texts, prompt, tokens, advance)
         finally:
             self.model.train(training)
@@ -195,14 +214,16 @@ class SentenceTransformersEncoder(nn.Module):
         So a model with other pooling or another tokenizer is another one, whatever its weights. The name of the model is
         not part of it.
         """
+        chosen = self.number_format.name  # first: it may change the format of the weights
         digest = hashlib.sha256(b"sentence-transformers-2")
         digest.update(json.dumps(_settings(self.model), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             data = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
             digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
-        chosen = self.number_format.name
-        if any(x.dtype != TYPES[chosen] for x in self.model.parameters() if x.is_floating_point()):
+        if self.backend != "torch":
+            digest.update(f"{self.backend} {files_digest(str(self.name))}".encode())
+        if chosen != self.stored:
             digest.update(f"products in {chosen}".encode())
         return digest.hexdigest()
 

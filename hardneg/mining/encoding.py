@@ -38,7 +38,8 @@ def set_precision(encoder: Encoder, options: MineOptions, folder: Path) -> None:
     if chosen == "auto":
         before = _before(folder)
         if before is not None:
-            settable.precision = str(before.get("precision", "float32"))
+            reason = str(before.get("precision_reason", "an earlier version began this pass, and computed in it"))
+            settable.go_on(str(before.get("precision", settable.stored)), reason)
     path = folder / "progress" / "encoding.json"
     if (folder / "progress").is_dir() and not path.exists():
         write_json(path, settable.in_effect(), checksum=True)
