@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -236,6 +237,8 @@ def test_an_error_of_the_model_reaches_the_caller_and_ends_the_threads(
     monkeypatch.setattr(Forward, "_model", fail)
     with pytest.raises(RuntimeError, match="no such kernel"):
         encoder.encode(some_texts(600))
+    with ThreadPoolExecutor(1) as new:
+        assert new.submit(torch.get_num_threads).result() == torch.get_num_threads()
     assert threading.active_count() == before
     other = Forward(encoder.model, encoder.dimension)
     other.device = torch.device("meta")  # any that is not the processor

@@ -152,14 +152,16 @@ class Forward:
             for batch in stream:
                 keep(batch.rows, self._vectors(batch, texts, prompt))
             return
-        with ThreadPoolExecutor(before) as pool:
-            try:
-                working = [pool.submit(work) for _ in range(before)]
-                for each in working:
-                    each.result()
-            finally:  # also when a worker failed, or the user interrupts
-                ended.set()
-        torch.set_num_threads(before)  # what the workers set is the default of new threads
+        try:
+            with ThreadPoolExecutor(before) as pool:
+                try:
+                    working = [pool.submit(work) for _ in range(before)]
+                    for each in working:
+                        each.result()
+                finally:  # also when a worker failed, or the user interrupts
+                    ended.set()
+        finally:
+            torch.set_num_threads(before)  # what the workers set is the default of new threads
 
     def _on_device(self, stream: Iterator[Batch], texts: Sequence[str], prompt: str, keep: Callable[..., None]) -> None:
         """The device works on a batch while the next is sent and the vectors of the one before are fetched."""

@@ -87,6 +87,10 @@ class Resources:
     progress: Progress = silent
     clock: Clock = field(default_factory=Clock)
 
+    def __post_init__(self) -> None:
+        if self.devices and self.device is not None:
+            raise UsageError(f"--device {self.device} and --devices exclude each other: give one of them")
+
     def embeddings(self, folder: Path) -> Path:
         """Return the folder with the embeddings of the run in `folder`."""
         return Path(self.cache) if self.cache is not None else folder / "embeddings"
