@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -479,3 +480,17 @@ def test_a_back_end_that_is_not_there(spec: str, message: str, tiny_model: Path)
         pytest.skip("optimum is installed: its back ends can be used here")
     with pytest.raises(UsageError, match=message):
         hardneg.make_encoder(spec.replace("MODEL", str(tiny_model)))
+
+
+def test_openvino_gives_the_vectors_of_torch(tiny_model: Path, tmp_path: Path) -> None:
+    from importlib.util import find_spec
+
+    if find_spec("optimum") is None or find_spec("openvino") is None:
+        pytest.skip("no openvino: pip install 'sentence-transformers[openvino]' (it needs an older transformers)")
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "model"))
+    made = hardneg.make_encoder(f"st:{folder},backend=openvino", device="cpu")
+    texts = some_texts(50)
+    np.testing.assert_allclose(made.encode(texts), SentenceTransformersEncoder(str(folder)).encode(texts), atol=1e-5)
+    before = made.fingerprint()
+    next(folder.rglob("*.safetensors")).write_bytes(b"other weights")
+    assert made.fingerprint() != before
