@@ -60,6 +60,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
       hardneg evaluate builtin:pycode --split train --measure mrr@10
     """
     from hardneg.data.read import read_pairs
+    from hardneg.encoders.devices import parse_devices
     from hardneg.encoders.factory import make_encoder
     from hardneg.encoders.precomputed import open_aligned
     from hardneg.errors import UsageError
@@ -79,11 +80,13 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
             queries, documents = open_aligned(files[0], pairs, "queries"), open_aligned(files[1], pairs, "documents")
             evaluation = evaluate_vectors(pairs, queries, documents, names, given["metric"])
         else:
+            devices = parse_devices(given["devices"])
             encoder = make_encoder(
-                given["encoder"], seed=given["seed"], device=given["device"], batch_size=given["batch_size"]
-            )
+                given["encoder"], seed=given["seed"], device=devices[0] if devices else given["device"],
+                batch_size=given["batch_size"], precision=given["encoder_precision"],
+            )  # fmt: skip
             evaluation = run_evaluate(
-                pairs, encoder, names, progress=progress,
+                pairs, encoder, names, progress=progress, devices=devices,
                 **{name: given[name] for name in ("query_prompt", "document_prompt", "metric", "cache")},
             )  # fmt: skip
     if as_json:

@@ -26,6 +26,7 @@ _COMMANDS = {
     "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
     "train": (".train", "Train an encoder with negatives that are mined again as it learns."),
     "evaluate": (".evaluate", "Measure how well an encoder retrieves: nDCG, MRR, recall."),
+    "doctor": (".doctor", "Show what this machine has, and what will be picked on it, and why."),
     "demo": (".demo", "Try everything on built-in data in a few minutes."),
 }
 

@@ -142,7 +142,7 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
             for name in (
                 "encoder", "query_embeddings", "corpus_embeddings", "index", "recall", "index_device", "metric", "depth", "max_depth",
                 "negatives",
-                "filters", "sampler", "seed", "query_prompt", "document_prompt", "precision",
+                "filters", "sampler", "seed", "query_prompt", "document_prompt", "precision", "encoder_precision",
             )
         },
     )  # fmt: skip
@@ -157,7 +157,7 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
             command=sys.argv[1:],
             **{
                 name: given[name]
-                for name in ("resume", "overwrite", "force", "threads", "batch_size", "device", "cache")
+                for name in ("resume", "overwrite", "force", "threads", "batch_size", "device", "devices", "cache")
             },
         )
     if finished:

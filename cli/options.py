@@ -18,7 +18,8 @@ def _dashed(name: str) -> str:
 
 
 ENCODER_HELP = (
-    "hashed (built in, needs no download) · st:NAME_OR_PATH (a sentence-transformers model) · glyphs (for "
+    "hashed (built in, needs no download) · st:NAME_OR_PATH (a sentence-transformers model; with ,backend=onnx or "
+    ",backend=openvino another back end) · glyphs (for "
     "builtin:glyphs) · hashed:FOLDER and glyphs:FOLDER (saved by 'hardneg train') · module:PKG.MOD:FACTORY (your own)"
 )
 FILTER_HELP = (
@@ -96,12 +97,22 @@ _ENCODING = (
     ),
     click.option("--document-prompt", metavar="TEXT", help="Text that is put before each document.  [default: likewise]"),
     click.option(
-        "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N",
-        help="Texts that an st: encoder encodes at once.",
+        "--batch-size", type=click.IntRange(1), metavar="N",
+        help="Texts that an st: encoder encodes at once.  [default: as many as a budget of tokens allows; a GPU's is measured]",
     ),
     click.option(
         "--device", metavar="NAME",
         help="Device of an st: encoder, such as cpu or cuda.  [default: a GPU if torch finds one]",
+    ),
+    click.option(
+        "--devices", metavar="LIST",
+        help="Devices that encode at the same time, a process on each: cuda:0,cuda:1 · cuda (every GPU) · cpu:2. One that dies "
+        "loses nothing.",
+    ),
+    click.option(
+        "--encoder-precision", default="auto", show_default=True, metavar="NAME",
+        help="Number format that an st: encoder multiplies in: float32 · bfloat16 · float16 · auto (bfloat16 where a short "
+        "measurement finds it faster; 'hardneg doctor' shows it).",
     ),
 )  # fmt: skip
 _DIAGNOSING = (

@@ -91,6 +91,7 @@ def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
         "queries_searched_deeper": counts["widened"],
         "index": info["resolved"]["index"],
         "recall": info["resolved"]["recall"],
+        "encoder": info["resolved"].get("encoder"),
         "verdicts": counts["verdicts"],
         "scores": info["scores"],
         "seconds": info["timings"],
@@ -105,6 +106,23 @@ def index_text(name: str, recall: dict[str, Any]) -> str:
     'ivf, recall@100 0.957'
     """
     return f"{name}, recall@{recall['k']} {recall['measured']:.3f}" if recall["queries"] else name
+
+
+def encoder_rows(used: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Rows of a table: the prompts that were put before the texts, whose they are, and the number format of the products.
+
+    >>> encoder_rows({"query_prompt": "query: ", "query_prompt_from": "model", "document_prompt": ""})
+    [('query prompt', "'query: ' (the model's own)")]
+    """
+    rows = []
+    for side in ("query", "document"):
+        prompt = (used or {}).get(f"{side}_prompt")
+        if prompt:
+            whose = "the model's own" if used and used[f"{side}_prompt_from"] == "model" else "given"
+            rows.append((f"{side} prompt", f"{prompt[:60]!r}{'...' if len(prompt) > 60 else ''} ({whose})"))
+    if used and "precision" in used:
+        rows.append(("encoder precision", f"{used['precision']} on {used['device']}"))
+    return rows
 
 
 def print_summary(value: dict[str, Any]) -> None:
@@ -128,6 +146,8 @@ def print_summary(value: dict[str, Any]) -> None:
     ):
         _row(counts, label, f"{value[key]:,}")
     _row(counts, "index", index_text(value["index"], value["recall"]))
+    for label, text in encoder_rows(value["encoder"]):
+        _row(counts, label, text)
     verdicts = Table(show_header=False)
     verdicts.add_column()
     verdicts.add_column(justify="right")
@@ -181,6 +201,9 @@ def print_evaluation(value: dict[str, Any], source: str) -> None:
     skipped = value["queries_without_positives"]
     more = f"; {skipped:,} more queries have no positive in this split" if skipped else ""
     _print(console, f"{value['queries']:,} queries, {value['documents']:,} documents{more}")
+    for label, text in encoder_rows(value.get("encoder")):
+        _print(console, f"{label}: {text}")
+    warn(value.get("warnings", []))
 
 
 class LiveNumbers:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,16 @@ import numpy as np
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import Texts
 from hardneg.encoders.base import Encoder, Fittable, checked_vectors, dimension_of, prompt_of
-from hardneg.progress import Progress
+from hardneg.encoders.batches import Arranging
+from hardneg.encoders.device_pool import DevicePool
+from hardneg.errors import UsageError
+from hardneg.progress import Advance, Progress
 from hardneg.storage.files import fingerprint
-from hardneg.storage.vectors import EmbeddingStore
+from hardneg.storage.vectors import EmbeddingStore, Span
 
 _SAMPLE = 8192  # number of texts to fit on, for encoders without the attribute `sample`
 
-_CHUNK = 1024  # texts passed to the encoder at once, from which it may form batches of similar length
+_CHUNK = 1024  # texts passed at once to an encoder that does not arrange them itself
 
 
 def fit(encoder: Encoder, pairs: Pairs, progress: Progress) -> None:
@@ -47,6 +53,8 @@ def embed(
     precision: str,
     progress: Progress,
     label: str = "",
+    devices: tuple[str, ...] = (),
+    notes: list[str] | None = None,
 ) -> tuple[Any, Any, tuple[str, str]]:
     """Encode queries and documents, or reuse vectors in `folder` that have the same key.
 
@@ -60,12 +68,15 @@ def embed(
         precision: number format on disk, `float16` or `float32`.
         progress: called for the queries and for the documents.
         label: put before `queries` and `documents` in the names of the stages.
+        devices: devices that encode at the same time, see `parse_devices`; none: the encoder's own.
+        notes: what went wrong and was done again is added to this list, one sentence each.
 
     Returns:
         (query vectors `[n, d]`, document vectors `[N, d]`, both memory-mapped; the keys of the two).
 
     Raises:
-        DataError: the encoder returned vectors that are of the wrong shape or not finite. UsageError: bad `dimension`.
+        DataError: the encoder returned vectors that are of the wrong shape or not finite. UsageError: bad `dimension`, or
+            several devices for an encoder that cannot use them. RunError: the disk is full, or a device failed.
     """
     dimension = dimension_of(encoder)
     before, within = prompt_of(encoder, "query", query_prompt), prompt_of(encoder, "document", document_prompt)
@@ -74,25 +85,59 @@ def embed(
         "queries": (pairs.queries, len(pairs), before, keys[0]),
         "documents": (pairs.documents, len(pairs.document_ids), within, keys[1]),
     }
+    if devices and not isinstance(encoder, Arranging):
+        raise UsageError(
+            f"only encoders st:MODEL run on several devices, not a {type(encoder).__name__}: leave --devices out"
+        )
     opened = []
-    for side, (texts, total, prompt, key) in sides.items():
-        store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, dimension, precision)
-        advance = progress(f"encode {label}{side}", total)
-
-        def encode(
-            start: int, stop: int, texts: Texts = texts, prompt: str = prompt, advance: Any = advance
-        ) -> np.ndarray:
-            out = np.empty((stop - start, dimension), np.float32)
-            for at in range(start, stop, _CHUNK):
-                end = min(at + _CHUNK, stop)
-                returned = encoder.encode(texts.slice(at, end), prompt=prompt)
-                out[at - start : end - start] = checked_vectors(returned, end - at, dimension, encoder)
-                advance(end - at)
-            return out
-
-        store.fill(encode, advance)
-        opened.append(store.open())
+    with DevicePool(encoder, devices) if devices else nullcontext() as pool:
+        for side, (texts, total, prompt, key) in sides.items():
+            store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, dimension, precision)
+            stage = f"encode {label}{side}"
+            advance = progress(stage, total)
+            if isinstance(encoder, Arranging):
+                store.fill_with(partial(_arranged, encoder, texts, prompt, advance, pool), advance)
+            else:
+                store.fill_with(partial(_in_chunks, encoder, texts, prompt, advance), advance)
+            opened.append(store.open())
+            if notes is not None:
+                notes += [f"{stage}: {each}" for each in _said(encoder, pool)]
     return opened[0], opened[1], keys
+
+
+def _said(encoder: Encoder, pool: DevicePool | None) -> list[str]:
+    """What went wrong and was done again, or was lost."""
+    lost = [] if pool is None else pool.said()
+    return [*lost, *getattr(encoder, "said", list)()]
+
+
+def _in_chunks(
+    encoder: Encoder, texts: Texts, prompt: str, advance: Advance, spans: list[Span]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The vectors of each shard, from an encoder that is given a thousand texts at a time."""
+    dimension = dimension_of(encoder)
+    for span in spans:
+        out = np.empty((span.stop - span.start, dimension), np.float32)
+        for at in range(span.start, span.stop, _CHUNK):
+            end = min(at + _CHUNK, span.stop)
+            returned = encoder.encode(texts.slice(at, end), prompt=prompt)
+            out[at - span.start : end - span.start] = checked_vectors(returned, end - at, dimension, encoder)
+            advance(end - at)
+        yield span.number, out
+
+
+def _arranged(
+    encoder: Arranging, texts: Texts, prompt: str, advance: Advance, pool: DevicePool | None, spans: list[Span]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The vectors of each shard, its texts sorted by length and equal ones encoded once, here or on the devices of a pool."""
+    shards = ((span.number, encoder.arrange(texts.slice(span.start, span.stop), prompt)) for span in spans)
+    if pool is not None:
+        yield from pool.encode(shards, prompt, advance)
+        return
+    for number, arranged in shards:
+        found = encoder.encode_arranged(arranged.texts, prompt, arranged.tokens, advance)
+        advance(len(arranged.places) - len(arranged.texts))
+        yield number, found[arranged.places]
 
 
 def vector_keys(

@@ -10,7 +10,7 @@ from hardneg import registry
 from hardneg.encoders.base import Encoder, dimension_of
 from hardneg.errors import UsageError, suggestion
 
-FORMS = "hashed, st:NAME_OR_PATH, glyphs, module:PKG.MOD:FACTORY"
+FORMS = "hashed, st:NAME_OR_PATH[,backend=onnx|openvino], glyphs, module:PKG.MOD:FACTORY"
 
 
 @dataclass(frozen=True)
@@ -20,22 +20,26 @@ class EncoderOptions:
     Attributes:
         seed: seed of the initial weights, for encoders without saved weights.
         device: device of sentence-transformers models; None lets the model choose.
-        batch_size: texts per batch, for sentence-transformers models.
+        batch_size: texts per batch, for sentence-transformers models; None: as many as is fast.
+        precision: number format in which sentence-transformers models multiply: `auto`, `float32`, `bfloat16` or `float16`.
     """
 
     seed: int = 0
     device: str | None = None
-    batch_size: int = 32
+    batch_size: int | None = None
+    precision: str = "float32"
 
 
-def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_size: int = 32) -> Encoder:
+def make_encoder(
+    spec: str, *, seed: int = 0, device: str | None = None, batch_size: int | None = None, precision: str = "float32"
+) -> Encoder:
     """The encoder that `spec` names.
 
     Args:
         spec: `hashed`, `hashed:FOLDER` (saved weights), `st:NAME_OR_PATH`, `glyphs`, `glyphs:FOLDER`,
             `module:PKG.MOD:FACTORY`, or a name registered with `hardneg.registry.register`, with `:` and a value if it
             takes one.
-        seed, device, batch_size: see `EncoderOptions`.
+        seed, device, batch_size, precision: see `EncoderOptions`.
 
     Raises:
         UsageError: the spec is unknown or incomplete, or the encoder cannot be loaded.
@@ -47,7 +51,7 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
     known = registry.names("encoder")
     if kind not in known:
         raise UsageError(f"unknown encoder {spec!r}.{suggestion(kind, known)} Forms: {FORMS}")
-    encoder = registry.find("encoder", kind)(rest, EncoderOptions(seed, device, batch_size))
+    encoder = registry.find("encoder", kind)(rest, EncoderOptions(seed, device, batch_size, precision))
     return checked_encoder(encoder, spec)
 
 
@@ -59,13 +63,13 @@ def is_sentence_transformer(given: object) -> bool:
     )
 
 
-def checked_encoder(given: object, where: str, batch_size: int = 32) -> Encoder:
+def checked_encoder(given: object, where: str, batch_size: int | None = None, precision: str = "float32") -> Encoder:
     """`given` itself, if it is an encoder; a `SentenceTransformer` as an encoder.
 
     Args:
         given: what may be an encoder.
         where: where it comes from, for the message: its spec, or the name of an argument.
-        batch_size: texts per batch, for a `SentenceTransformer`.
+        batch_size, precision: see `EncoderOptions`, for a `SentenceTransformer`.
 
     Raises:
         UsageError: it lacks a member that every encoder has, or it is the spec or the class of an encoder.
@@ -73,7 +77,9 @@ def checked_encoder(given: object, where: str, batch_size: int = 32) -> Encoder:
     if isinstance(given, str):
         raise UsageError(f"{where}: {given!r} is a spec, not an encoder: hardneg.make_encoder({given!r}) makes one")
     if is_sentence_transformer(given):
-        wrapped: Encoder = registry.find("encoder", "st")(given, EncoderOptions(batch_size=batch_size))
+        wrapped: Encoder = registry.find("encoder", "st")(
+            given, EncoderOptions(batch_size=batch_size, precision=precision)
+        )
         return wrapped
     if isinstance(given, type):
         raise UsageError(f"{where}: {given.__name__} is a class, not an encoder: give an object, {given.__name__}(...)")

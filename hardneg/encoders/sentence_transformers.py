@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from hardneg.encoders.batches import CPU_TOKENS, PIECE, Arrangement, arrange
+from hardneg.encoders.budget import fastest_budget
 from hardneg.encoders.factory import EncoderOptions, incomplete
+from hardneg.encoders.forward import Counts, Forward
+from hardneg.encoders.loading import files_digest, load_model, split_backend
+from hardneg.encoders.number_format import Chosen, checked_format, choose, is_slow
 from hardneg.encoders.saved import replaced_folder
-from hardneg.errors import MissingDependencyError, UsageError
+from hardneg.errors import UsageError
 
 
 class SentenceTransformersEncoder(nn.Module):
@@ -24,32 +29,115 @@ class SentenceTransformersEncoder(nn.Module):
     Args:
         name: name or path of the model, as `SentenceTransformer` takes it, or a loaded model.
         device: device of the model; None lets sentence-transformers choose. Ignored for a loaded model.
-        batch_size: texts per batch in `encode`.
+        batch_size: texts per batch in `encode`; None: as many as a budget of tokens allows, which is fastest.
+        precision: number format of the products in `encode`: `float32`, `bfloat16`, `float16`, or `auto`, which takes bfloat16
+            where a short measurement finds it faster and the model bears it. The vectors are float32 in any case.
+        backend: `torch`, `onnx` or `openvino`: what runs the model. Only `torch` can be trained.
 
     Raises:
-        MissingDependencyError: sentence-transformers is not installed.
-        UsageError: the model cannot be loaded.
+        MissingDependencyError: sentence-transformers, or what the back end needs, is not installed.
+        UsageError: the model cannot be loaded, or the precision is unknown.
     """
 
-    def __init__(self, name: Any, device: str | None = None, batch_size: int = 32) -> None:
+    def __init__(
+        self,
+        name: Any,
+        device: str | None = None,
+        batch_size: int | None = None,
+        precision: str = "float32",
+        backend: str = "torch",
+    ) -> None:
         super().__init__()
-        try:
-            from sentence_transformers import SentenceTransformer
-        except ImportError:
-            raise MissingDependencyError("sentence-transformers", "st", f"the encoder st:{name}") from None
-        if isinstance(name, str):
-            try:
-                self.model = SentenceTransformer(name, device=device)
-            except Exception as error:  # a damaged model fails in many ways, deep in other libraries
-                reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                raise UsageError(
-                    f"st:{name}: the model cannot be loaded ({reason}). Give the folder of a saved model, "
-                    f"or a name that this machine can reach"
-                ) from error
-        else:
-            self.model = name
-        self.batch_size = batch_size
+        self.batch_size, self.backend = batch_size, backend
+        self.own = isinstance(name, str)  # whether the model may be changed: nobody else holds it
+        self.name = name if isinstance(name, str) else None
+        self.model = load_model(name, device, backend) if isinstance(name, str) else name
+        self.tokens: int | None = None  # the budget of a batch; None: found when it is needed
+        self.counts = Counts()
+        self.precision = precision
         self.fitted = True
+
+    @property
+    def precision(self) -> str:
+        """The number format that was asked for; see `number_format` for the one that is used."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, name: str) -> None:
+        self._precision = checked_format(name)
+        self._chosen: Chosen | None = None
+
+    @property
+    def number_format(self) -> Chosen:
+        """The number format that `encode` multiplies in, and why; measured at first use if `precision` is `auto`."""
+        if self._chosen is None:
+            self._chosen = self._choose()
+        return self._chosen
+
+    @property
+    def stored(self) -> str:
+        """The number format of the weights."""
+        kind = next((x.dtype for x in self.model.parameters() if x.is_floating_point()), torch.float32)
+        return str(kind).removeprefix("torch.")
+
+    def _choose(self) -> Chosen:
+        stored, asked = self.stored, self._precision
+        if self.backend != "torch":
+            if asked not in ("auto", "float32"):
+                raise UsageError(
+                    f"the back end {self.backend} has a precision of its own: leave --encoder-precision out"
+                )
+            return Chosen("float32", f"the back end {self.backend} computes as its model was saved")
+        if stored != "float32":
+            slow = self.own and asked == "auto" and is_slow(str(self.model.device), stored)
+            if asked in ("auto", stored) and not slow:
+                return Chosen(stored, f"the model is stored in {stored}")
+            if slow:
+                self.model.float()
+                return Chosen(
+                    "float32", f"the model is stored in {stored}, which {self.model.device} multiplies more slowly"
+                )
+            if not self.own:
+                raise UsageError(f"the model is in {stored}: call its method .float() for --encoder-precision {asked}")
+            self.model.float()
+        if asked != "auto":
+            return Chosen(asked, "asked for")
+        return choose(str(self.model.device), self._in_both_formats)
+
+    def go_on(self, name: str, reason: str) -> None:
+        """Multiply in the number format in which an interrupted pass began, for the reason that it had."""
+        self.precision = name
+        self._chosen = Chosen(self._choose().name, reason)
+
+    def _in_both_formats(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Vectors of some texts in float32 and in bfloat16."""
+        training = self.model.training
+        self.model.eval()
+        try:
+            exact, coarse = (self._forward(name).run(_TRIED, "", 256) for name in ("float32", "bfloat16"))
+        finally:
+            self.model.train(training)
+        return exact, coarse
+
+    def _forward(self, name: str) -> Forward:
+        parallel = self.backend == "torch"
+        return Forward(self.model, self.dimension, name, self.batch_size, parallel, self.counts)
+
+    def in_effect(self) -> dict[str, Any]:
+        """How the model is run: for `run.json`, and for a resumed pass, which has to run it in the same way."""
+        chosen = self.number_format
+        return {
+            "precision": chosen.name,
+            "precision_reason": chosen.reason,
+            "device": str(self.model.device),
+            "batch_size": self.batch_size,
+            "batch_tokens": self.tokens if self.batch_size is None else None,
+        }
+
+    def said(self) -> list[str]:
+        """What went wrong since the last call and was done again, one sentence each."""
+        counts, self.counts = self.counts, Counts()
+        return counts.sentences(str(self.model.device), self.number_format.name)
 
     @property
     def dimension(self) -> int:
@@ -85,18 +173,40 @@ class SentenceTransformersEncoder(nn.Module):
         features = self.model.preprocess(list(texts), prompt=prompt)
         on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
         out: torch.Tensor = self.model(on_device)["sentence_embedding"]
-        return out
+        width = getattr(self.model, "truncate_dim", None)
+        return out if width is None else out[..., :width]
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
-        """The vectors of n texts, float32 `[n, d]`, as the model returns them: normalized only if it does that."""
-        vectors = self.model.encode(
-            list(texts),
-            prompt=prompt,  # also an empty one: None would be the model's default
-            batch_size=self.batch_size,
-            convert_to_numpy=True,
-            show_progress_bar=False,
-        )
-        return np.asarray(vectors, np.float32)
+        """The vectors of n texts, float32 `[n, d]`, as the model returns them: normalized only if it does that.
+
+        Equal texts are encoded once, and texts of similar length together. Raises RunError if a text does not fit into memory.
+        """
+        arranged = self.arrange(list(texts), prompt)
+        return self.encode_arranged(arranged.texts, prompt, arranged.tokens)[arranged.places]
+
+    def arrange(self, texts: list[str], prompt: str = "") -> Arrangement:
+        """The distinct texts by length, and the budget of a batch."""
+        if self.tokens is None and texts and self.batch_size is None:
+            self.tokens = CPU_TOKENS if self.model.device.type == "cpu" else self._fastest_budget(texts, prompt)
+        return arrange(texts, self.tokens or CPU_TOKENS)
+
+    def encode_arranged(
+        self, texts: Sequence[str], prompt: str, tokens: int, advance: Callable[[int], None] = lambda count: None
+    ) -> NDArray[np.float32]:
+        """The vectors of texts of similar length side by side, float32 `[n, d]`; see `Forward.run`."""
+        name = self.number_format.name
+        training = self.model.training
+        self.model.eval()
+        try:
+            forward = self._forward("float32" if name == self.stored else name)
+            return forward.run(texts, prompt, tokens, advance)
+        finally:
+            self.model.train(training)
+
+    def _fastest_budget(self, texts: list[str], prompt: str) -> int:
+        """The budget of a batch that encodes most tokens per second on this device, found on some of the texts."""
+        longest = sorted(texts[:: max(1, len(texts) // PIECE)], key=len)[-PIECE:]
+        return fastest_budget(self._forward(self.number_format.name), longest, prompt)
 
     def fingerprint(self) -> str:
         """A hash of all that the vectors depend on: weights, modules and their settings, tokenizer and default prompt.
@@ -104,12 +214,17 @@ class SentenceTransformersEncoder(nn.Module):
         So a model with other pooling or another tokenizer is another one, whatever its weights. The name of the model is
         not part of it.
         """
+        chosen = self.number_format.name  # first: it may change the format of the weights
         digest = hashlib.sha256(b"sentence-transformers-2")
         digest.update(json.dumps(_settings(self.model), sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             data = tensor.detach().cpu().contiguous()
             digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
             digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+        if self.backend != "torch":
+            digest.update(f"{self.backend} {files_digest(str(self.name))}".encode())
+        if chosen != self.stored:
+            digest.update(f"products in {chosen}".encode())
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:
@@ -183,7 +298,19 @@ def _tokenizer(tokenizer: Any) -> Any:
 
 
 def from_spec(name: Any, options: EncoderOptions) -> SentenceTransformersEncoder:
-    """Make the encoder of the spec `st:NAME_OR_PATH`, or of a loaded model."""
+    """Make the encoder of the spec `st:NAME_OR_PATH[,backend=NAME]`, or of a loaded model."""
     if name == "":
         raise incomplete("st:")
-    return SentenceTransformersEncoder(name, device=options.device, batch_size=options.batch_size)
+    backend = "torch"
+    if isinstance(name, str):
+        name, backend = split_backend(name)
+    return SentenceTransformersEncoder(name, options.device, options.batch_size, options.precision, backend)
+
+
+# Texts on which the number formats are compared.
+_TRIED = [
+    "what keeps bread soft", "how do glaciers move", "who wrote the first program", "the price of copper fell by four percent",
+    "Bread stays soft for days if a part of the flour is scalded, because starch that has gelled holds more water.",
+    "A glacier flows downhill under its own weight: the ice deforms within, and slides over the rock where it melts.",
+    "def mean(values):\n    return sum(values) / len(values)", "12, 15 and 27", "",
+]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit
 from hardneg.encoders.factory import checked_encoder
+from hardneg.encoders.report import encoding_of
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures, rank_measures
 from hardneg.index.base import METRICS
@@ -39,6 +40,8 @@ class Evaluation:
         queries: number of evaluated queries.
         without_positives: number of queries without a positive, which cannot be evaluated.
         documents: number of documents in the corpus.
+        encoding: how the texts were encoded: prompts, number format and why; None if vectors were given.
+        notes: what went wrong while encoding and was done again.
     """
 
     means: dict[str, float]
@@ -46,6 +49,8 @@ class Evaluation:
     queries: int
     without_positives: int
     documents: int
+    encoding: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -54,6 +59,8 @@ class Evaluation:
             "documents": self.documents,
             "means": self.means,
             "standard_errors": self.errors,
+            **({} if self.encoding is None else {"encoder": self.encoding}),
+            **({} if not self.notes else {"warnings": self.notes}),
         }
 
 
@@ -110,6 +117,7 @@ def evaluate(
     document_prompt: str | None = None,
     metric: str = "cosine",
     cache: Path | None = None,
+    devices: tuple[str, ...] = (),
     progress: Progress | bool = False,
 ) -> Evaluation:
     """Encode a dataset and evaluate it.
@@ -122,6 +130,7 @@ def evaluate(
         metric: the score of two vectors: `cosine`, `ip` or `l2`.
         cache: a folder that keeps the vectors, under a hash of the encoder's weights, in float16 as a mining pass does, which finds
             them there; None: they are not kept, and are float32.
+        devices: devices that encode at the same time, see `hardneg.encoders.devices.parse_devices`; none: the encoder's own.
         progress: True for bars, or called with the progress of each stage.
 
     Raises:
@@ -131,14 +140,16 @@ def evaluate(
     assert callable(progress)  # see `with_progress`
     parse_measures(names)
     check_metric(metric)
-    encoder = checked_encoder(encoder, "encoder")
+    encoder = checked_encoder(encoder, "encoder", precision="auto")
     fit(encoder, pairs, progress)
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as place:
         queries, documents, _ = embed(
             encoder, pairs, cache or Path(place), query_prompt=query_prompt, document_prompt=document_prompt,
-            precision="float32" if cache is None else "float16", progress=progress,
+            precision="float32" if cache is None else "float16", progress=progress, devices=devices, notes=notes,
         )  # fmt: skip
-        return evaluate_vectors(pairs, queries, documents, names, metric)
+        evaluation = evaluate_vectors(pairs, queries, documents, names, metric)
+    return replace(evaluation, encoding=encoding_of(encoder, query_prompt, document_prompt), notes=notes)
 
 
 def _check_vectors(pairs: Pairs, queries: Any, documents: Any) -> None:

@@ -18,6 +18,8 @@ from hardneg.index.vectors import Documents
 
 INDEXES = ("auto", "exact", "ivf", "hnsw")
 
+AUTO_DOCUMENTS, AUTO_QUERIES = 100_000, 16_384  # from here on, `auto` stands for `ivf`
+
 _COMPARED = 1 << 22  # numbers of the documents that are compared with those of an index of the caller's own
 
 _SAMPLE = 2048  # queries in the sample that is also searched exactly: half of them tune the index, half measure it
@@ -35,7 +37,7 @@ def fastest_index(documents: int, queries: int) -> str:
     'exact'
     """
     # Training the centroids pays off when many queries share its cost and each list is a small part of the corpus.
-    return "ivf" if documents >= 100_000 and queries >= 16_384 else "exact"
+    return "ivf" if documents >= AUTO_DOCUMENTS and queries >= AUTO_QUERIES else "exact"
 
 
 def make_index(

@@ -30,10 +30,18 @@ def make_kernel(name: str, sample: Float) -> Kernel:
 
 @functools.cache
 def fastest_kernel(dimension: int) -> str:
-    """The name of the fastest kernel for vectors of this dimension. It is measured once, in a tenth of a second.
+    """The name of the fastest kernel for vectors of this dimension. It is measured once, in a tenth of a second."""
+    seconds = kernel_seconds(dimension)
+    return min(seconds, key=lambda name: seconds[name])
 
-    A coarse number format leaves more documents to rescore, so it has to be faster by a clear margin. Some processors
-    saturate the partial sums of int8 products. There int8 is not used, because its error bound would not hold.
+
+@functools.cache
+def kernel_seconds(dimension: int) -> dict[str, float]:
+    """Seconds that a tile of vectors of this dimension takes, by the name of the kernel.
+
+    A coarse number format leaves more documents to rescore, so it has to be faster by a clear margin, by which its seconds are
+    multiplied. Some processors saturate the partial sums of int8 products. There int8 is not used, because its error bound would
+    not hold.
     """
     handicaps = {"float32": 1.0, "bfloat16": 1.2}
     if int8_is_exact(dimension):
@@ -45,7 +53,7 @@ def fastest_kernel(dimension: int) -> str:
             start = time.perf_counter()
             run()
             seconds[name] = min(seconds[name], time.perf_counter() - start)
-    return min(handicaps, key=lambda name: seconds[name] * handicaps[name])
+    return {name: seconds[name] * handicaps[name] for name in handicaps}
 
 
 def _product(name: str, dimension: int) -> Callable[[], object]:

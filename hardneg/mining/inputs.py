@@ -17,8 +17,10 @@ from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit, vector_keys
 from hardneg.encoders.factory import make_encoder
 from hardneg.encoders.precomputed import aligned, open_aligned
+from hardneg.encoders.report import encoding_of
 from hardneg.errors import RunError, UsageError
 from hardneg.memory import release
+from hardneg.mining.encoding import set_precision
 from hardneg.mining.options import MineOptions
 from hardneg.mining.run_folder import changed_options, read_run_json
 from hardneg.mining.specs import parse_filters
@@ -36,12 +38,17 @@ class Inputs:
         query_vectors: `[n, d]`, one row per query of the dataset, in its order.
         document_vectors: `[N, d]`, one row per document of the dataset, in its order.
         fingerprints: fingerprints of the dataset, the encoder and the vectors, by name. They identify the pass.
+        encoding: how the texts were encoded: prompts, and for models of sentence-transformers also number format and why, device and
+            batches; None if the vectors were given.
+        notes: what went wrong while encoding and was done again, one sentence each.
     """
 
     pairs: Pairs
     query_vectors: Any
     document_vectors: Any
     fingerprints: dict[str, Any]
+    encoding: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class Clock:
@@ -63,18 +70,26 @@ class Resources:
     """Settings that affect how a pass runs, but not its result.
 
     Attributes:
-        batch_size: number of texts that an encoder processes at once.
+        batch_size: number of texts that an encoder processes at once; None: as many as is fast.
         device: device of the encoders; None: the one that torch finds.
+        devices: several devices that encode at the same time, see `parse_devices`.
+        encoder_precision: number format of the products of encoders, for those that are made from a spec.
         cache: folder for embeddings that several runs share; None: keep them inside the run.
         progress: callback that reports the progress of each stage.
         clock: measures the time of each stage.
     """
 
-    batch_size: int = 32
+    batch_size: int | None = None
     device: str | None = None
+    devices: tuple[str, ...] = ()
+    encoder_precision: str = "float32"
     cache: str | Path | None = None
     progress: Progress = silent
     clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        if self.devices and self.device is not None:
+            raise UsageError(f"--device {self.device} and --devices exclude each other: give one of them")
 
     def embeddings(self, folder: Path) -> Path:
         """Return the folder with the embeddings of the run in `folder`."""
@@ -82,7 +97,10 @@ class Resources:
 
     def encoder(self, spec: str, seed: int) -> Encoder:
         """Make the encoder that `spec` names."""
-        return make_encoder(spec, seed=seed, device=self.device, batch_size=self.batch_size)
+        device = self.devices[0] if self.devices else self.device
+        return make_encoder(
+            spec, seed=seed, device=device, batch_size=self.batch_size, precision=self.encoder_precision
+        )
 
 
 _BOTH = ("queries", "documents")
@@ -145,9 +163,11 @@ def _encoded(
     fingerprints: dict[str, Any],
 ) -> Inputs:
     """Encode the dataset, and add the fingerprints of the encoder and its vectors to `fingerprints`."""
+    set_precision(encoder, options, folder)
     fit(encoder, pairs, resources.progress)
     fingerprints["encoder"] = encoder.fingerprint()
     resources.clock.lap("encoder")
+    notes: list[str] = []
     queries, documents, keys = embed(
         encoder,
         pairs,
@@ -156,10 +176,13 @@ def _encoded(
         document_prompt=options.document_prompt,
         precision=options.precision,
         progress=resources.progress,
+        devices=resources.devices,
+        notes=notes,
     )
     fingerprints["query_vectors"], fingerprints["document_vectors"] = keys
     resources.clock.lap("encode")
-    return Inputs(pairs, queries, documents, fingerprints)
+    encoding = encoding_of(encoder, options.query_prompt, options.document_prompt)
+    return Inputs(pairs, queries, documents, fingerprints, encoding, notes)
 
 
 def _read(source: str, folder: Path, options: MineOptions, progress: Progress) -> Pairs:
@@ -249,6 +272,7 @@ def check_finished(
         found["query_embeddings"], found["corpus_embeddings"] = map(_array_digest, vectors)
     else:
         encoder = encoder or resources.encoder(options.encoder, options.seed)
+        set_precision(encoder, options, folder)
         fit(encoder, pairs, resources.progress)
         found["encoder"] = encoder.fingerprint()
         found["query_vectors"], found["document_vectors"] = vector_keys(

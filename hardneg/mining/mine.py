@@ -18,6 +18,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.data.read import as_pairs
 from hardneg.data.tables import is_path
 from hardneg.encoders.base import Encoder
+from hardneg.encoders.devices import parse_devices
 from hardneg.encoders.factory import checked_encoder
 from hardneg.errors import DataError
 from hardneg.index.base import Index
@@ -50,8 +51,8 @@ def mine(
     corpus: Any = None,
     vectors: tuple[np.ndarray, np.ndarray] | None = None,
     encoder: Encoder | str | Any = None,
-    resume: bool = False, overwrite: bool = False, force: bool = False,
-    threads: int | None = None, batch_size: int = 32, device: str | None = None, cache: str | Path | None = None,
+    resume: bool = False, overwrite: bool = False, force: bool = False, threads: int | None = None,
+    batch_size: int | None = None, device: str | None = None, devices: str | None = None, cache: str | Path | None = None,
     progress: Progress | bool = False, command: list[str] | None = None,
     **choices: Unpack[MineChoices],
 ) -> Run:  # fmt: skip
@@ -67,7 +68,7 @@ def mine(
         resume: continue an interrupted run; its final bytes are those of an uninterrupted one.
         overwrite: replace the run in `out`.
         force: use a posterior of another encoder, and vectors for which positives score like random documents.
-        threads, batch_size, device: these affect speed, not the result (but a model may round differently by batch size).
+        threads, batch_size, device, devices (such as `cuda:0,cuda:1`): speed, not the result (but a model may round differently).
         cache: folder for embeddings, to share them between runs; None: keep them inside the run.
         progress: True for bars (lines where there is no terminal), or a callback that reports the progress of each stage.
         command: the command line, recorded in run.json.
@@ -83,19 +84,19 @@ def mine(
         choices, corpus = with_corpus_file(choices, options, corpus), None
     (options := chosen(options or MineOptions(), choices)).validate()
     if encoder is not None:
-        encoder = checked_encoder(encoder, "encoder", batch_size)
+        encoder = checked_encoder(encoder, "encoder", batch_size, "auto")
     source = source if corpus is None and is_path(source) else as_pairs(source, options.read, corpus)
-    given = vectors, encoder
-    resources, target = Resources(batch_size, device, cache, progress), Path(out)
+    several, target = parse_devices(devices), Path(out)
+    resources = Resources(batch_size, device, several, options.encoder_precision, cache, progress)
     with (
         _torch_threads(threads),
         run_output(target, resume=resume, overwrite=overwrite, config=options.to_json()) as folder,
     ):
         finished = (folder / "run.json").exists()
         if finished:
-            check_finished(source, folder, options, *given, resources, target)
+            check_finished(source, folder, options, vectors, encoder, resources, target)
         else:
-            _begin(folder, target, source, options, given, resources, command, force)
+            _begin(folder, target, source, options, (vectors, encoder), resources, command, force)
         # `progress` is still there if the process was killed between the last write and the clean-up.
         shutil.rmtree(folder / "progress", ignore_errors=True)
     run = Run(target, verify=False)
@@ -179,23 +180,35 @@ def _mine(
             "hardneg_version": package_version("hardneg"),
             "command": command,
             "config": options.to_json(),
-            "resolved": {
-                "depth": depth,
-                "max_depth": max_depth,
-                "index": index.name,
-                "recall": recall.to_json(),
-                "dimension": index.dimension,
-            },
+            "resolved": _resolved(inputs, depth, max_depth, index, recall),
             "fingerprints": inputs.fingerprints,
             "reading": pairs.reading,
             "seed": options.seed,
-            "warnings": [*doubts, *left, *warnings(pairs, options, depth, inputs.fingerprints), *_missed(recall)],
+            "warnings": [
+                *doubts,
+                *left,
+                *inputs.notes,
+                *warnings(pairs, options, depth, inputs.fingerprints),
+                *_missed(recall),
+            ],
             "timings": clock.seconds,
             "environment": environment(index),
             "selections": [],
             "paths": relative_paths(target, paths),
         }
     )
+
+
+def _resolved(inputs: Inputs, depth: int, max_depth: int, index: Index, recall: Recall) -> dict[str, Any]:
+    """The entry `resolved` of `run.json`: what was chosen where the options leave a choice."""
+    return {
+        "depth": depth,
+        "max_depth": max_depth,
+        "index": index.name,
+        "recall": recall.to_json(),
+        "dimension": index.dimension,
+        **({} if inputs.encoding is None else {"encoder": inputs.encoding}),
+    }
 
 
 def _keep_posterior(folder: Path, target: Path, used: list[str]) -> list[str]:

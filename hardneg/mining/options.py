@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hardneg.data.options import ReadOptions
+from hardneg.encoders.number_format import NUMBER_FORMATS
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.index.base import METRICS, Index, IndexSpec
 from hardneg.index.factory import INDEXES
@@ -45,6 +46,8 @@ class MineOptions:
         seed: seed of all random choices.
         query_prompt, document_prompt: text that is put before each query and each document; None: the encoder's own.
         precision: number format of stored vectors, `float16` or `float32`.
+        encoder_precision: number format in which a sentence-transformers model multiplies: `float32`, `bfloat16`, `float16`, or
+            `auto`, which takes bfloat16 where a short measurement finds it faster and the model bears it.
         read: how to read the source.
     """
 
@@ -65,6 +68,7 @@ class MineOptions:
     query_prompt: str | None = None
     document_prompt: str | None = None
     precision: str = "float16"
+    encoder_precision: str = "auto"
     read: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
@@ -86,6 +90,7 @@ class MineOptions:
             *((("index", self.index, INDEXES),) if isinstance(self.index, str) else ()),
             ("metric", self.metric, METRICS),
             ("precision", self.precision, PRECISIONS),
+            ("encoder precision", self.encoder_precision, NUMBER_FORMATS),
         ):
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r}.{suggestion(value, known)}")
@@ -123,6 +128,8 @@ class MineOptions:
         corpora = [str(path) for path in self.read.corpora]
         read["corpus"] = None if not corpora else corpora[0] if len(corpora) == 1 else corpora
         added = ("relevant_from", "text_column", "negatives", "quoting")
+        if self.encoder_precision == "auto":
+            del value["encoder_precision"]
         value["read"] = {n: v for n, v in read.items() if n not in added or v != unset[n]}
         return value
 
@@ -146,6 +153,7 @@ class MineChoices(TypedDict, total=False):
     query_prompt: str | None
     document_prompt: str | None
     precision: str
+    encoder_precision: str
     read: ReadOptions
 
 
@@ -173,7 +181,7 @@ TEXT, COUNT, FLAG = ((str,), "text"), ((int,), "a whole number"), ((bool,), "Tru
 MAYBE_TEXT, MAYBE_COUNT = ((str, type(None)), "text or None"), ((int, type(None)), "a whole number or None")
 MAYBE_FLAG = (bool, type(None)), "True, False or None"
 _TYPES: dict[str, tuple[tuple[type, ...], str]] = {
-    **dict.fromkeys(("encoder", "index_device", "metric", "precision"), TEXT),
+    **dict.fromkeys(("encoder", "index_device", "metric", "precision", "encoder_precision"), TEXT),
     **dict.fromkeys(("query_embeddings", "corpus_embeddings", "query_prompt", "document_prompt"), MAYBE_TEXT),
     **dict.fromkeys(("depth", "max_depth"), MAYBE_COUNT),
     **dict.fromkeys(("negatives", "seed"), COUNT),

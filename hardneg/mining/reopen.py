@@ -69,14 +69,17 @@ class Reopened:
         embeddings: Path | None = None,
         *,
         pairs: Pairs | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         device: str | None = None,
         progress: Progress = silent,
     ) -> None:
         self.run = run
         self.pairs: Pairs = run.pairs() if pairs is None else pairs
         _check_count(run)
-        config, resources = run.info["config"], Resources(batch_size, device, progress=progress)
+        config, resources = (
+            run.info["config"],
+            Resources(batch_size, device, encoder_precision=_precision_of(run), progress=progress),
+        )
         guides = guide_embedder(
             self.pairs, embeddings or run.folder, resources, seed=config["seed"], precision=config["precision"]
         )
@@ -204,6 +207,11 @@ def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
         if store.head["key"] == key and store.complete:
             return store.open()
     return None
+
+
+def _precision_of(run: Run) -> str:
+    """The number format that guide models multiply in: chosen as in the pass, so that its vectors are found."""
+    return str(run.info["config"].get("encoder_precision", "auto"))
 
 
 def _index_opener(run: Run, pairs: Pairs) -> Callable[[], VectorStore]:

@@ -59,7 +59,7 @@ def select(
     *,
     overwrite: bool = False,
     force: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     device: str | None = None,
     progress: Progress | bool = False,
     command: list[str] | None = None,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from msgspec import Meta
@@ -19,6 +21,14 @@ from hardneg.storage.json_files import read_json, write_json
 
 PRECISIONS = ("float16", "float32")  # number formats for stored vectors
 SHARD_ROWS = 16384
+
+
+class Span(NamedTuple):
+    """A shard: its number, and the rows from `start` to `stop - 1`."""
+
+    number: int
+    start: int
+    stop: int
 
 
 class _Part(TypedDict):
@@ -95,15 +105,31 @@ class EmbeddingStore:
         return fits and path.is_file() and sha256_file(path) == part["sha256"]
 
     def fill(self, encode: Callable[[int, int], NDArray[np.floating]], advance: Callable[[int], None]) -> None:
-        """Encode and write the missing shards.
+        """Encode and write the missing shards, one after the other. A shard is written while the next one is encoded.
 
         Args:
             encode: `encode(start, stop)` returns the vectors of these rows, `[stop - start, d]`.
             advance: called with the number of rows of each shard that exists already.
 
         Raises:
-            RunError: another process writes the same vectors.
-        DataError: `encode` returned vectors of another shape, or some that are not finite in the number format.
+            RunError: another process writes the same vectors, or the disk is full.
+            DataError: `encode` returned vectors of another shape, or some that are not finite in the number format.
+        """
+        self.fill_with(lambda spans: ((span.number, encode(span.start, span.stop)) for span in spans), advance)
+
+    def fill_with(
+        self,
+        encode: Callable[[list[Span]], Iterable[tuple[int, NDArray[np.floating]]]],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Encode and write the missing shards, in any order.
+
+        Args:
+            encode: is given the missing shards; yields the number of a shard and its vectors, as soon as they are there.
+            advance: called with the number of rows of each shard that exists already.
+
+        Raises:
+            As `fill`.
         """
         if self.complete:
             advance(self.rows)
@@ -111,35 +137,68 @@ class EmbeddingStore:
         with locked(self.folder, "vectors"):
             self._read_parts()  # another process may have written some since
             remove_temporary_files(self.folder)
-            self._fill(encode, advance)
+            existing = {int(part["start"]) // SHARD_ROWS for part in self.parts}
+            spans = [
+                Span(i, i * SHARD_ROWS, i * SHARD_ROWS + rows)
+                for i, rows in enumerate(self._shard_rows)
+                if i not in existing
+            ]
+            advance(self.rows - sum(span.stop - span.start for span in spans))
+            self._check_space(spans)
+            with ThreadPoolExecutor(1) as background:
+                writing: Future[None] | None = None
+                for number, vectors in encode(spans):
+                    cast = self._checked(number, vectors)
+                    if writing is not None:
+                        writing.result()
+                    writing = background.submit(self._write, number, cast)
+                if writing is not None:
+                    writing.result()
 
-    def _fill(self, encode: Callable[[int, int], NDArray[np.floating]], advance: Callable[[int], None]) -> None:
-        existing = {int(part["start"]): part for part in self.parts}
-        self.parts = []
-        for i, count in enumerate(self._shard_rows):
-            start = i * SHARD_ROWS
-            if start in existing:
-                self.parts.append(existing[start])
-                advance(count)
-                continue
-            vectors = encode(start, start + count)
-            if vectors.shape != (count, self.dimension):
-                raise DataError(
-                    f"the encoder returned shape {list(vectors.shape)} for {count:,} texts, "
-                    f"expected [{count}, {self.dimension}]"
-                )
-            with np.errstate(over="ignore"):
-                cast = vectors.astype(self.dtype)
-            bad = ~np.isfinite(cast).all(1)
-            if bad.any():
-                first = start + int(np.flatnonzero(bad)[0])
-                raise DataError(
-                    f"{int(bad.sum()):,} vectors are NaN or infinite as {self.dtype}, the first in row {first}: "
-                    f"either the encoder returned such values, or they need --precision float32"
-                )
-            path = self.folder / f"part-{i:05d}.npy"
-            self.parts.append({"file": path.name, "start": start, "rows": count, "sha256": write_array(path, cast)})
+    def _check_space(self, spans: list[Span]) -> None:
+        """RunError if the disk has less room than the missing shards need: better now than after hours."""
+        needed = sum(span.stop - span.start for span in spans) * self.dimension * self.dtype.itemsize
+        free = shutil.disk_usage(self.folder).free
+        if needed > free:
+            raise RunError(
+                f"the vectors need {needed / 1e9:,.1f} GB in {self.folder}, and the disk has {free / 1e9:,.1f} GB left: free "
+                f"space, or choose a folder on another disk"
+            )
+
+    def _checked(self, number: int, vectors: NDArray[np.floating]) -> NDArray[np.floating]:
+        """The vectors of a shard in the number format on disk; DataError if they are not what they should be."""
+        start, count = number * SHARD_ROWS, self._shard_rows[number]
+        if vectors.shape != (count, self.dimension):
+            raise DataError(
+                f"the encoder returned shape {list(vectors.shape)} for {count:,} texts, "
+                f"expected [{count}, {self.dimension}]"
+            )
+        with np.errstate(over="ignore"):
+            cast = vectors.astype(self.dtype)
+        bad = ~np.isfinite(cast).all(1)
+        if bad.any():
+            first = start + int(np.flatnonzero(bad)[0])
+            raise DataError(
+                f"{int(bad.sum()):,} vectors are NaN or infinite as {self.dtype}, the first in row {first}: "
+                f"either the encoder returned such values, or they need --precision float32"
+            )
+        return cast
+
+    def _write(self, number: int, vectors: NDArray[np.floating]) -> None:
+        """Write a shard, and name it in the manifest."""
+        path = self.folder / f"part-{number:05d}.npy"
+        try:
+            digest = write_array(path, vectors)
+            start, rows = number * SHARD_ROWS, len(vectors)
+            part = {"file": path.name, "start": start, "rows": rows, "sha256": digest}
+            self.parts = sorted([*self.parts, part], key=lambda each: int(each["start"]))
             write_json(self.folder / "manifest.json", {**self.head, "parts": self.parts}, checksum=True)
+        except OSError as error:
+            kept = sum(int(part["rows"]) for part in self.parts if part["file"] != path.name)
+            raise RunError(
+                f"{path} cannot be written ({error.strerror or error}). {kept:,} of {self.rows:,} vectors are kept: free space "
+                f"on the disk, or check the permissions of the folder, and go on with --resume"
+            ) from error
 
     @property
     def complete(self) -> bool:
