@@ -16,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from hardneg.data.dataset_files import DatasetContents, labels_digest, write_dataset
-from hardneg.data.texts import BATCH_ROWS, Texts, join_title, shown, text_key
+from hardneg.data.picture import COLUMNS, Picture, columns_of, content_of
+from hardneg.data.picture_store import PictureStore
+from hardneg.data.texts import BATCH_ROWS, Texts, join_title, schema_of, shown, text_key
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Ragged
-from hardneg.storage.arrow import strings
+from hardneg.storage.arrow import numbers, strings
 
 _TEXT = pa.large_string()
 
@@ -29,17 +31,11 @@ class _Column:
 
     def __init__(self, kind: str, titled: bool, path: Path | None) -> None:
         self.kind, self.letter, self.titled = kind, kind[0], titled
-        names = ["title", "text"] if titled else ["text"]
-        self.schema = pa.schema([(name, _TEXT) for name in names])
         self.path = path
-        self.pending: list[tuple[str, ...]] = []
+        self.pending: list[tuple[str | int, ...]] = []
         self.unhashed: list[bytes] = []  # lengths and texts that are not in `digest` yet
-        self.in_memory = {name: (bytearray(), array("q", [0])) for name in names}  # (bytes, offsets), without a file
         self.sink = self.writer = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.sink = pa.OSFile(str(path.with_name(f".{path.name}.tmp")), "wb")
-            self.writer = pa.ipc.new_file(self.sink, self.schema)
+        self.open(pictures=False)
         self.ids: list[str] = []
         self.keys = array("q")
         self.body_keys = array("q")
@@ -52,15 +48,31 @@ class _Column:
         self.source_rows = 0
         self.digest = hashlib.sha256()
 
+    def open(self, pictures: bool) -> None:
+        """Make the columns, those of pictures with their places; nothing was added yet."""
+        self.schema = schema_of(self.titled, pictures)
+        # (bytes, offsets) of texts and ([], numbers) of numbers, without a file
+        self.in_memory = {
+            field.name: (bytearray(), array("q", [0] if field.type == _TEXT else [])) for field in self.schema
+        }
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.sink = pa.OSFile(str(self.path.with_name(f".{self.path.name}.tmp")), "wb")
+            self.writer = pa.ipc.new_file(self.sink, self.schema)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether pictures can be added."""
+        return COLUMNS[0] in self.schema.names
+
     def add(self, id: str | None, title: str, text: str, where: str) -> tuple[int, bool]:
         """(row of this text, whether it is new). A text without an id is new if no earlier text equals it."""
         row = self.source_rows
         self.source_rows += 1
-        whole = join_title(title, text)
+        whole = text if isinstance(text, Picture) else join_title(title, text)
         try:
-            encoded = whole.encode("utf-8")
-            if id is not None:
-                id.encode("utf-8")
+            encoded = content_of(whole)
+            (id or "").encode("utf-8")
         except UnicodeEncodeError as error:
             raise DataError(f"{where}: the {self.kind} has a lone surrogate (half a character): {error}") from None
         short = hashlib.blake2b(encoded, digest_size=16).digest()
@@ -86,7 +98,8 @@ class _Column:
         self.body_keys.append(text_key(text) if title else key)
         self.rows.append(row)
         self.unhashed += (len(encoded).to_bytes(8, "little"), encoded)
-        self.pending.append((title, text) if self.titled else (text,))
+        place = columns_of(text) if self.pictures else ()
+        self.pending.append((title, str(text), *place) if self.titled else (str(text), *place))
         if len(self.pending) == BATCH_ROWS:
             self._flush(where)
         return number, True
@@ -127,9 +140,16 @@ class _Column:
         self.pending = []
         self.sha256()
         if self.writer is not None:
-            self.writer.write_batch(pa.record_batch([strings(column) for column in columns], schema=self.schema))
+            arrays = [
+                strings(column) if field.type == _TEXT else numbers(np.array(column, np.int64))
+                for field, column in zip(self.schema, columns, strict=True)
+            ]
+            self.writer.write_batch(pa.record_batch(arrays, schema=self.schema))
             return
-        for (data, offsets), column in zip(self.in_memory.values(), columns, strict=True):
+        for field, (data, offsets), column in zip(self.schema, self.in_memory.values(), columns, strict=True):
+            if field.type != _TEXT:
+                offsets.extend(column)
+                continue
             for text in column:
                 data += text.encode("utf-8")
                 offsets.append(len(data))
@@ -150,7 +170,9 @@ class _Column:
         if self.path is None or self.writer is None or self.sink is None:
             columns = [
                 pa.Array.from_buffers(_TEXT, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-                for data, offsets in self.in_memory.values()
+                if field.type == _TEXT
+                else pa.Array.from_buffers(field.type, len(offsets), [None, pa.py_buffer(offsets)])
+                for field, (data, offsets) in zip(self.schema, self.in_memory.values(), strict=True)
             ]
             return Texts(pa.table(columns, schema=self.schema))
         self.writer.close()
@@ -189,6 +211,27 @@ class Builder:
             None  # row of each document in the files of documents, where these are others
         )
         self._corpus_start = 0
+        self._store: PictureStore | None = None
+
+    def hold_pictures(self, kind: str) -> None:
+        """Let the `query`s or the `document`s be pictures, texts, or both. Call it before the first of them is added.
+
+        Raises:
+            DataError: there are texts already.
+        """
+        column = self.queries if kind == "query" else self.documents
+        if column.pictures:
+            return
+        if column.source_rows:
+            raise DataError(f"the {kind} texts of this source cannot be followed by pictures: give the pictures alone")
+        column.open(pictures=True)
+
+    @property
+    def store(self) -> PictureStore:
+        """Keeps the bytes of pictures that are in no file of their own: in the folder of the dataset, or in a temporary one."""
+        if self._store is None:
+            self._store = PictureStore(self.folder)
+        return self._store
 
     def add_query(self, id: str | None, text: Any, *, group: Any = None, where: str) -> int:
         """Add a query, or find it if it is known; returns its row.
@@ -317,6 +360,8 @@ class Builder:
             "reading": {"format": self.format, "columns": self.columns},
         }
         texts = self.queries.finish(), self.documents.finish()
+        if self._store is not None:
+            self._store.finish()
         if self.folder is not None:
             write_dataset(self.folder, head, arrays, ids)
         return DatasetContents(head, arrays, ids, texts)
