@@ -11,6 +11,7 @@ import numpy as np
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import Texts
 from hardneg.encoders.base import Encoder, Fittable, checked_vectors, dimension_of, prompt_of
+from hardneg.encoders.modalities import check_takes
 from hardneg.progress import Progress
 from hardneg.storage.files import fingerprint
 from hardneg.storage.vectors import EmbeddingStore
@@ -24,6 +25,8 @@ def fit(encoder: Encoder, pairs: Pairs, progress: Progress) -> None:
     """Fit the encoder on evenly spaced queries and documents, if it is `Fittable` and not fitted yet."""
     if not isinstance(encoder, Fittable) or encoder.fitted:
         return
+    check_takes(encoder, pairs.queries, "queries")
+    check_takes(encoder, pairs.documents, "documents")
     advance = progress("fit encoder", 1)
     half = getattr(encoder, "sample", _SAMPLE) // 2
     queries = _evenly_spaced(pairs.queries, len(pairs), half)
@@ -65,9 +68,12 @@ def embed(
         (query vectors `[n, d]`, document vectors `[N, d]`, both memory-mapped; the keys of the two).
 
     Raises:
-        DataError: the encoder returned vectors that are of the wrong shape or not finite. UsageError: bad `dimension`.
+        DataError: the encoder returned vectors that are of the wrong shape or not finite. UsageError: bad `dimension`, or there
+            are pictures and it takes texts alone.
     """
     dimension = dimension_of(encoder)
+    check_takes(encoder, pairs.queries, "queries")
+    check_takes(encoder, pairs.documents, "documents")
     before, within = prompt_of(encoder, "query", query_prompt), prompt_of(encoder, "document", document_prompt)
     keys = vector_keys(encoder, pairs, before, within, precision)
     sides = {

@@ -10,7 +10,7 @@ from hardneg import registry
 from hardneg.encoders.base import Encoder, dimension_of
 from hardneg.errors import UsageError, suggestion
 
-FORMS = "hashed, st:NAME_OR_PATH, glyphs, module:PKG.MOD:FACTORY"
+FORMS = "hashed, st:NAME_OR_PATH, open_clip:MODEL,pretrained=TAG, glyphs, module:PKG.MOD:FACTORY"
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ def make_encoder(spec: str, *, seed: int = 0, device: str | None = None, batch_s
     """The encoder that `spec` names.
 
     Args:
-        spec: `hashed`, `hashed:FOLDER` (saved weights), `st:NAME_OR_PATH`, `glyphs`, `glyphs:FOLDER`,
-            `module:PKG.MOD:FACTORY`, or a name registered with `hardneg.registry.register`, with `:` and a value if it
-            takes one.
+        spec: `hashed`, `hashed:FOLDER` (saved weights), `st:NAME_OR_PATH`, `open_clip:MODEL,pretrained=TAG_OR_FILE`,
+            `open_clip:FOLDER` (saved weights), `glyphs`, `glyphs:FOLDER`, `module:PKG.MOD:FACTORY`, or a name registered with
+            `hardneg.registry.register`, with `:` and a value if it takes one.
         seed, device, batch_size: see `EncoderOptions`.
 
     Raises:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from hardneg.encoders.factory import EncoderOptions, incomplete
+from hardneg.encoders.modalities import decoded_by, vectors_by_kind
 from hardneg.encoders.saved import replaced_folder
 from hardneg.errors import MissingDependencyError, UsageError
 
@@ -57,6 +58,12 @@ class SentenceTransformersEncoder(nn.Module):
         return int(self.model.get_embedding_dimension())
 
     @property
+    def pictures(self) -> bool:
+        """Whether the model encodes pictures as well as texts, as CLIP does."""
+        supports = getattr(self.model, "supports", None)
+        return bool(callable(supports) and supports("image"))
+
+    @property
     def learning_rate(self) -> float:
         """The highest learning rate that suits the model: 2e-5 for a transformer, 0.2 for a table of static vectors.
 
@@ -81,16 +88,40 @@ class SentenceTransformersEncoder(nn.Module):
 
     def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
         """The vectors of n texts, `[n, d]`, as the model returns them, on its device, with gradients."""
+        if not self.pictures:
+            return self._vectors(list(texts), prompt)
+        return vectors_by_kind(
+            texts,
+            lambda some: self._vectors(_as_texts(some), prompt),
+            lambda some: self._vectors(decoded_by(_same, some), ""),
+        )
+
+    def _vectors(self, items: list[Any], prompt: str) -> torch.Tensor:
         device = next(self.model.parameters()).device
-        features = self.model.preprocess(list(texts), prompt=prompt)
+        features = self.model.preprocess(items, prompt=prompt)
         on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
         out: torch.Tensor = self.model(on_device)["sentence_embedding"]
         return out
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
         """The vectors of n texts, float32 `[n, d]`, as the model returns them: normalized only if it does that."""
+        if not self.pictures:
+            return self._encoded(list(texts), prompt)
+        if not len(texts):
+            return np.empty((0, self.dimension), np.float32)
+        found = vectors_by_kind(
+            texts,
+            lambda some: torch.from_numpy(self._encoded(_as_texts(some), prompt)),
+            lambda some: torch.cat([
+                torch.from_numpy(self._encoded(decoded_by(_same, some[start : start + self.batch_size]), ""))
+                for start in range(0, len(some), self.batch_size)
+            ]),
+        )  # fmt: skip
+        return found.numpy()
+
+    def _encoded(self, items: list[Any], prompt: str) -> NDArray[np.float32]:
         vectors = self.model.encode(
-            list(texts),
+            items,
             prompt=prompt,  # also an empty one: None would be the model's default
             batch_size=self.batch_size,
             convert_to_numpy=True,
@@ -148,6 +179,7 @@ def _settings(model: Any) -> dict[str, Any]:
                 "settings": _stable(own() if callable(own) else {}),
                 "config": _stable(inner.to_dict() if inner is not None else {}),
                 "tokenizer": _tokenizer(getattr(module, "tokenizer", None)),
+                **_preparation(getattr(module, "processor", None)),
             }
         )
     prompts, default = getattr(model, "prompts", None) or {}, getattr(model, "default_prompt_name", None)
@@ -158,6 +190,21 @@ def _settings(model: Any) -> dict[str, Any]:
         "prompts": prompts,
         "default_prompt": default,
     }
+
+
+def _same(image: Any) -> Any:
+    return image
+
+
+def _as_texts(items: list[str]) -> list[dict[str, str]]:
+    """Texts, marked as such: a model of several kinds would take one that looks like a path or an address for a file to open."""
+    return [{"text": item} for item in items]
+
+
+def _preparation(processor: Any) -> dict[str, Any]:
+    """How a model of several kinds prepares pictures."""
+    images = getattr(processor, "image_processor", None)
+    return {} if images is None else {"images": _stable(images.to_dict())}
 
 
 def _stable(settings: dict[str, Any]) -> dict[str, Any]:
