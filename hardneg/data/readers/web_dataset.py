@@ -147,7 +147,7 @@ def _members(file: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
                 member = archive.next()
                 if member is None:
                     return
-                setattr(archive, "members", [])  # noqa: B010; it would keep the header of every member
+                archive.members = []  # type: ignore[attr-defined]  # it would keep the header of every member
                 where = f"{file}, {shortened(member.name)} at byte {member.offset:,}"
                 if member.isdir():
                     continue

@@ -9,6 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hardneg.data.picture import Picture
+from hardneg.diagnostics.report.thumbnails import Thumbnails
 from hardneg.diagnostics.subject import Subject
 from hardneg.mining.parts import PART_ROWS
 from hardneg.mining.run import Run
@@ -52,18 +54,20 @@ def choose(subject: Subject, most: int) -> list[tuple[int, str]]:
     return list(chosen.items())
 
 
-def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]]:
+def examples(run: Run, subject: Subject, most: int = 200, pictures: Thumbnails | None = None) -> list[dict[str, Any]]:
     """Collect what a report shows of its example queries.
 
     Args:
         run: the run, to read the candidates from.
         subject: the negatives of the run.
         most: the largest number of queries.
+        pictures: keeps the small copies of pictures.
 
     Returns:
         For each query: its id, its text, the reason for showing it, up to three positives, the lowest score of a
-        positive, and candidates in the order of their ranks.
+        positive, and candidates in the order of their ranks. Entries `picture` are places in `pictures`.
     """
+    pictures = Thumbnails() if pictures is None else pictures
     chosen = choose(subject, most)
     rows = np.array([row for row, _ in chosen], np.int64)
     candidates = _candidates(run, subject, rows)
@@ -85,6 +89,7 @@ def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]
             entries.append({
                 "id": subject.pairs.document_ids[document].as_py(),
                 "text": texts[document],
+                **_picture(texts[document], pictures),
                 "rank": rank,
                 "score": round(score, 4),
                 "verdict": verdict,
@@ -96,7 +101,8 @@ def examples(run: Run, subject: Subject, most: int = 200) -> list[dict[str, Any]
             "id": subject.pairs.query_ids[row].as_py(),
             "why": why,
             "query": queries[row],
-            "positives": [texts[int(document)] for document in first[row]],
+            **_picture(queries[row], pictures),
+            "positives": [{"text": (text := texts[int(d)]), **_picture(text, pictures)} for d in first[row]],
             "positive_score": None if np.isnan(positive) else round(positive, 4),
             "candidates": entries,
         })  # fmt: skip
@@ -136,5 +142,10 @@ def _candidates(run: Run, subject: Subject, rows: NDArray[np.int64]) -> dict[int
     return out
 
 
+def _picture(item: str, pictures: Thumbnails) -> dict[str, int]:
+    place = pictures.of(item)
+    return {} if place is None else {"picture": place}
+
+
 def _shortened(text: str) -> str:
-    return text if len(text) <= _CHARACTERS else text[:_CHARACTERS] + " …"
+    return text if isinstance(text, Picture) or len(text) <= _CHARACTERS else text[:_CHARACTERS] + " …"

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -23,6 +23,7 @@ from hardneg.diagnostics.findings.base import Finding
 from hardneg.diagnostics.labels import comparison_rows, number_rows
 from hardneg.diagnostics.report.charts import Spec, charts, comparison_charts
 from hardneg.diagnostics.report.examples import examples
+from hardneg.diagnostics.report.thumbnails import Thumbnails
 from hardneg.errors import MissingDependencyError
 from hardneg.mining.run import Run
 from hardneg.storage.files import atomic_path
@@ -41,6 +42,7 @@ class Page:
         numbers: the rows of the table of numbers: (label, value, remark).
         examples: the example queries, from `hardneg.diagnostics.report.examples`.
         total: the number of queries in the run.
+        pictures: the small copies of pictures that the examples show.
     """
 
     title: str
@@ -50,6 +52,7 @@ class Page:
     numbers: Sequence[tuple[str, str, str]]
     examples: list[dict[str, Any]]
     total: int
+    pictures: Thumbnails = field(default_factory=Thumbnails)
 
 
 def write_report(found: Diagnosis, run: Run | str | Path, path: str | Path, most: int = 200) -> None:
@@ -75,8 +78,9 @@ def report_page(found: Diagnosis, run: Run, most: int = 200) -> Page:
     lead = f"{len(subject.pairs):,} queries, {len(subject.pairs.document_ids):,} documents, "
     lead += f"{int(subject.real.sum()):,} negatives. {problems or 'No problems found'}."
     numbers = number_rows(found.to_json()["numbers"])
-    title, queries = f"Negatives of {subject.name}", examples(run, subject, most)
-    return Page(title, lead, found.findings, charts(found), numbers, queries, len(subject.pairs))
+    pictures = Thumbnails()
+    title, queries = f"Negatives of {subject.name}", examples(run, subject, most, pictures)
+    return Page(title, lead, found.findings, charts(found), numbers, queries, len(subject.pairs), pictures)
 
 
 def write_comparison(found: Comparison, path: str | Path) -> None:
@@ -118,7 +122,8 @@ def render(page: Page) -> str:
     home = files("hardneg.diagnostics.report")
     script = home.joinpath("report.js").read_text("utf-8")
     # A `<` in a text could end the script element that holds the data, so write it as a JSON escape.
-    data = json.dumps({"charts": page.charts, "examples": page.examples}, ensure_ascii=False, allow_nan=False)
+    shown = {"charts": page.charts, "examples": page.examples, "pictures": page.pictures.uris}
+    data = json.dumps(shown, ensure_ascii=False, allow_nan=False)
     data = data.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
     policy += f"script-src {_hashed(library)} {_hashed(script)}"

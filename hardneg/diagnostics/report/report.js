@@ -23,6 +23,17 @@ function node(kind, name, text) {
   return element;
 }
 
+function item(name, entry, text) {
+  const element = node("div", name, text);
+  if (entry.picture !== undefined) {
+    const image = node("img", "picture");
+    image.src = data.pictures[entry.picture];
+    image.alt = text;
+    element.prepend(image);
+  }
+  return element;
+}
+
 function bar(score, kind) {
   const outer = node("div", "bar " + kind), inner = node("span");
   inner.style.width = Math.max(0, Math.min(1, score)) * 100 + "%";
@@ -32,18 +43,18 @@ function bar(score, kind) {
 
 function card(example) {
   const element = node("article", "card example");
-  element.append(node("div", "soft", example.id + " · " + example.why), node("div", "text query", example.query));
+  element.append(node("div", "soft", example.id + " · " + example.why), item("text query", example, example.query));
   const sides = node("div", "sides"), left = node("div"), right = node("div");
   left.append(node("div", "verdict", "positive" + (example.positive_score === null ? "" : " " + example.positive_score.toFixed(3))));
   if (example.positive_score !== null) left.append(bar(example.positive_score, "positive"));
-  for (const text of example.positives) left.append(node("div", "text", text));
+  for (const positive of example.positives) left.append(item("text", positive, positive.text));
   for (const candidate of example.candidates) {
     const side = candidate.negative ? right : left;
     let label = "rank " + candidate.rank + " · " + candidate.score.toFixed(3) + " · ";
     label += candidate.negative ? "negative" : candidate.verdict === "kept" ? "kept, but not sampled" : "rejected: " + candidate.verdict;
     if (candidate.probability !== null) label += " · P(relevant) " + candidate.probability.toFixed(2);
     side.append(node("div", candidate.negative ? "verdict kept" : "verdict", label + " · " + candidate.id));
-    side.append(bar(candidate.score, ""), node("div", "text", candidate.text));
+    side.append(bar(candidate.score, ""), item("text", candidate, candidate.text));
   }
   sides.append(left, right);
   element.append(sides);
