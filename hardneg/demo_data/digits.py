@@ -105,6 +105,6 @@ def write_small_clip(folder: str | Path, *, seed: int = 0, width: int = 64, laye
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         CLIPModel(config).save_pretrained(folder / "base")
-    CLIPProcessor(images, tokenizer).save_pretrained(folder / "base")
+    CLIPProcessor(images, tokenizer).save_pretrained(folder / "base")  # type: ignore[no-untyped-call]
     SentenceTransformer(modules=[Transformer(str(folder / "base"))], device="cpu").save_pretrained(str(folder))
     return folder

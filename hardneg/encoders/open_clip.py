@@ -221,8 +221,8 @@ def _weights(library: Any, name: str, folder: Path | None, pretrained: str | Non
 def _no_pickle(path: Path) -> None:
     if path.suffix != ".safetensors":
         raise UsageError(
-            f"{path}: hardneg loads weights from .safetensors only, because other files may run code: load it with torch.load("
-            f"..., weights_only=True), and save it with safetensors.torch.save_file"
+            f"{path}: hardneg loads weights from .safetensors only, because other files may run code: load them in Python with "
+            f"weights_only=True, and write them with safetensors.torch.save_file"
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from hardneg.encoders.embed import embed, fit
 from hardneg.encoders.factory import checked_encoder
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures, rank_measures
+from hardneg.evaluation.zero_shot import zero_shot as classified
 from hardneg.index.base import METRICS
 from hardneg.index.exact import ExactIndex
 from hardneg.progress import Progress, with_progress
@@ -110,6 +111,7 @@ def evaluate(
     document_prompt: str | None = None,
     metric: str = "cosine",
     cache: Path | None = None,
+    zero_shot: bool = False,
     progress: Progress | bool = False,
 ) -> Evaluation:
     """Encode a dataset and evaluate it.
@@ -122,6 +124,7 @@ def evaluate(
         metric: the score of two vectors: `cosine`, `ip` or `l2`.
         cache: a folder that keeps the vectors, under a hash of the encoder's weights, in float16 as a mining pass does, which finds
             them there; None: they are not kept, and are float32.
+        zero_shot: also classify each document by its nearest query, see `hardneg.evaluation.zero_shot`.
         progress: True for bars, or called with the progress of each stage.
 
     Raises:
@@ -138,7 +141,13 @@ def evaluate(
             encoder, pairs, cache or Path(place), query_prompt=query_prompt, document_prompt=document_prompt,
             precision="float32" if cache is None else "float16", progress=progress,
         )  # fmt: skip
-        return evaluate_vectors(pairs, queries, documents, names, metric)
+        found = evaluate_vectors(pairs, queries, documents, names, metric)
+        if not zero_shot:
+            return found
+        shares = classified(pairs, queries, documents)
+        judged = len(np.unique(pairs.positives.values))
+        errors = {name: float(np.sqrt(share * (1 - share) / judged)) for name, share in shares.items()}
+        return replace(found, means=found.means | shares, errors=found.errors | errors)
 
 
 def _check_vectors(pairs: Pairs, queries: Any, documents: Any) -> None:
