@@ -1,8 +1,8 @@
 """CLIP on pictures: does mining help where many pictures are right for each caption?
 
 The digits of scikit-learn are written as PNG files, 1,348 to train on, each with one of 40 captions of its class; 449 to test. A CLIP
-of 0.2 million weights is drawn at random and trained with the symmetric loss and in-batch negatives alone. From there each way goes on,
-with the same weights, data, batches of 32 pairs, learning rate and steps:
+of 0.2 million weights is drawn at random, and trained with the symmetric loss and in-batch negatives alone. From there each way goes
+on, with the same weights, data, batches of 32 pairs, learning rate and steps:
 
     in-batch            negatives of the batch only
     in-batch, group     the same; pictures and captions of the same class are masked
@@ -50,9 +50,10 @@ def train(folder: Path, start: Path, seed: int, steps: int, choices: dict[str, A
     read = hardneg.ReadOptions(split="test", caption_template="a handwritten {}")
     test = EvaluationSet(hardneg.read_pairs(folder / "digits", read), zero_shot=True)
     encoder = hardneg.make_encoder(f"st:{start}", device="cpu")
+    refresh = f"steps:{max(1, steps // 4)}" if choices["negatives"] else "never"
     options = hardneg.TrainOptions(
         steps=steps, batch_size=32, temperature=0.07, variants=Variants(symmetric=True), seed=seed,
-        evaluate_every=steps, refresh=f"steps:{max(1, steps // 4)}" if choices["negatives"] else "never", **{"learning_rate": 1e-3, **choices},
+        evaluate_every=steps, refresh=refresh, **{"learning_rate": 1e-3, **choices},
     )  # fmt: skip
     begin = time.perf_counter()
     done = hardneg.train(

@@ -251,7 +251,6 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
       hardneg train builtin:pycode --out trained --refresh steps:100 --filter posterior:learned
       hardneg train beir/scifact --out trained --encoder st:all-MiniLM-L6-v2 --mini-batch-size 32
       hardneg train pairs.jsonl --out trained --run run --eval-split none
-      hardneg train builtin:glyphs --out trained --encoder glyphs --symmetric --zero-shot
       hardneg train photos/ --out trained --encoder open_clip:ViT-B-32,pretrained=openai --symmetric --filter group
     """
     if given["resume"] and given["overwrite"]:

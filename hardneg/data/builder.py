@@ -177,10 +177,8 @@ class Builder:
             "query_keys": np.asarray(self.queries.keys),
             "document_keys": np.asarray(self.documents.keys),
             "body_keys": np.asarray(self.documents.body_keys),
-            "query_groups": _numbers(self.query_groups, total) if grouped else np.empty(0, np.int64),
-            "document_groups": _numbers(self.document_groups, len(self.documents.ids))
-            if grouped
-            else np.empty(0, np.int64),
+            "query_groups": _numbers(self.query_groups, total * grouped),
+            "document_groups": _numbers(self.document_groups, len(self.documents.ids) * grouped),
             "query_rows": np.asarray(self.queries.rows),
             "document_rows": np.asarray(self.documents.rows),
         }
