@@ -26,6 +26,11 @@ _SECTIONS = {"split": "Reading SOURCE", "measures": "Measures", "encoder": "Vect
     help="Measure to compute: ndcg@K · mrr@K · recall@K. Repeat the option for several.  [default: ndcg@10 mrr@10 "
     "recall@10 recall@100]",
 )
+@click.option(
+    "--zero-shot",
+    is_flag=True,
+    help="Also measure zero-shot classification: how many documents, such as pictures, have a right query as the nearest.",
+)
 @encoding
 @click.option(
     "--cache",
@@ -77,6 +82,8 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     with progress_bars() as progress:
         pairs = read_pairs(source, read_options(given))
         if files[0] is not None:
+            if given["zero_shot"]:
+                raise UsageError("--zero-shot needs an encoder, not vectors that are given")
             queries, documents = open_aligned(files[0], pairs, "queries"), open_aligned(files[1], pairs, "documents")
             evaluation = evaluate_vectors(pairs, queries, documents, names, given["metric"])
         else:
@@ -87,7 +94,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
             )  # fmt: skip
             evaluation = run_evaluate(
                 pairs, encoder, names, progress=progress, devices=devices,
-                **{name: given[name] for name in ("query_prompt", "document_prompt", "metric", "cache")},
+                **{name: given[name] for name in ("query_prompt", "document_prompt", "metric", "cache", "zero_shot")},
             )  # fmt: skip
     if as_json:
         print_json(evaluation.to_json())

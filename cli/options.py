@@ -19,8 +19,9 @@ def _dashed(name: str) -> str:
 
 ENCODER_HELP = (
     "hashed (built in, needs no download) · st:NAME_OR_PATH (a sentence-transformers model; with ,backend=onnx or "
-    ",backend=openvino another back end) · glyphs (for "
-    "builtin:glyphs) · hashed:FOLDER and glyphs:FOLDER (saved by 'hardneg train') · module:PKG.MOD:FACTORY (your own)"
+    ",backend=openvino another back end) · open_clip:MODEL,pretrained=TAG (texts and pictures) · glyphs (for "
+    "builtin:glyphs) · hashed:FOLDER, glyphs:FOLDER and open_clip:FOLDER (saved by 'hardneg train') · "
+    "module:PKG.MOD:FACTORY (your own)"
 )
 FILTER_HELP = (
     "Reject candidates with this filter; all filters are listed below. Repeat the option for several filters: they "

@@ -17,7 +17,7 @@ _READING = (
     click.option(
         "--format", "format_", default="auto", show_default=True, metavar="NAME",
         help="Layout of SOURCE: beir · pairs (by columns) · flagembedding · tevatron · dpr · squad · msmarco · chat · "
-        "labeled-list · llama-index · auto (tell it from the source).",
+        "labeled-list · llama-index · images · auto (tell it from the source).",
     ),
     click.option(
         "--query-column", metavar="NAME",
@@ -55,6 +55,28 @@ _READING = (
         "--skip-unknown", is_flag=True,
         help="Skip judgements with unknown ids in a BEIR folder and report their number, instead of stopping.",
     ),
+    click.option(
+        "--images", type=click.Choice(["documents", "queries"]), default="documents", show_default=True,
+        help="What the pictures of a folder, of an image column or of WebDataset shards are. Their captions are the other side.",
+    ),
+    click.option(
+        "--image-column", metavar="NAME",
+        help="Column of the pictures: paths, or bytes as Hugging Face stores them; in shards, the extension.",
+    ),
+    click.option("--caption-column", metavar="NAME", help="Column of their captions: a text or a list of texts."),
+    click.option(
+        "--caption-template", default="{}", show_default=True, metavar="TEXT",
+        help="Caption of a picture that has a class only, such as 'a photo of a {}'.",
+    ),
+    click.option(
+        "--image-root", metavar="FOLDER", type=click.Path(path_type=Path),
+        help="Folder that paths of pictures are relative to, and may not leave.  [default: that of the file]",
+    ),
+    click.option("--outside-images", is_flag=True, help="Let the paths of pictures lead out of that folder."),
+    click.option(
+        "--skip-broken", is_flag=True,
+        help="Decode every picture as it is read; skip those that cannot be, and report their number, instead of stopping.",
+    ),
 )  # fmt: skip
 
 
@@ -77,7 +99,8 @@ def read_options(given: dict[str, Any], split: str | None = None) -> ReadOptions
 
     names = (
         "query_column", "positive_column", "id_column", "document_id_column", "group_column", "relevance_column",
-        "relevant_from", "text_column", "quoting", "skip_unknown",
+        "relevant_from", "text_column", "quoting", "skip_unknown", "images", "image_column", "caption_column",
+        "caption_template", "image_root", "outside_images", "skip_broken",
     )  # fmt: skip
     return ReadOptions(
         format=given["format_"],

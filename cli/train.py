@@ -251,7 +251,7 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
       hardneg train builtin:pycode --out trained --refresh steps:100 --filter posterior:learned
       hardneg train beir/scifact --out trained --encoder st:all-MiniLM-L6-v2 --mini-batch-size 32
       hardneg train pairs.jsonl --out trained --run run --eval-split none
-      hardneg train builtin:glyphs --out trained --encoder glyphs --symmetric --zero-shot
+      hardneg train photos/ --out trained --encoder open_clip:ViT-B-32,pretrained=openai --symmetric --filter group
     """
     if given["resume"] and given["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
@@ -290,7 +290,13 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         print_json(result)
     else:
         kind = given["encoder"].partition(":")[0]
-        print_training(result, out, source, kind if kind in ("hashed", "st", "glyphs") else None, given["corpus"] or ())
+        print_training(
+            result,
+            out,
+            source,
+            kind if kind in ("hashed", "st", "glyphs", "open_clip") else None,
+            given["corpus"] or (),
+        )
 
 
 def _evaluated_on(source: str, pairs: Pairs, given: dict[str, Any], leads: bool) -> tuple[Pairs, Pairs | None]:
@@ -332,7 +338,9 @@ def _validation(source: str, pairs: Pairs, given: dict[str, Any]) -> tuple[str, 
             found = read_pairs(source, read_options(given, name))
         except HardnegError:
             continue
-        if found.digests != pairs.digests and len(found.positives.values):
+        if found.digests == pairs.digests:
+            return None  # it has no splits, and is read alike under every name
+        if len(found.positives.values):
             return name, found
     return None
 

@@ -30,6 +30,7 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
     "encoder": {
         "hashed": "hardneg.encoders.hashed:from_spec",
         "st": "hardneg.encoders.sentence_transformers:from_spec",
+        "open_clip": "hardneg.encoders.open_clip:from_spec",
         "glyphs": "hardneg.demo_data.glyph_encoder:from_spec",
         "module": "hardneg.encoders.factory:from_module",
     },

@@ -170,3 +170,22 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     modules = [Transformer(str(folder / "base"), max_seq_length=32), Pooling(16)]
     SentenceTransformer(modules=modules, device="cpu").save_pretrained(str(folder / "model"))
     return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLIP of texts and pictures that encodes in milliseconds, untrained, as a model of sentence-transformers."""
+    from hardneg.demo_data.digits import write_small_clip
+
+    return write_small_clip(tmp_path_factory.mktemp("clip") / "model", width=16, layers=1, size=16)
+
+
+@pytest.fixture(scope="session")
+def clip(small_clip: Path) -> Callable[[], Any]:
+    """Makes the encoder of `small_clip`, loaded once: each has its own copy."""
+    import copy
+
+    from hardneg.encoders.factory import make_encoder
+
+    loaded = make_encoder(f"st:{small_clip}", device="cpu")
+    return lambda: copy.deepcopy(loaded)

@@ -6,8 +6,6 @@ Without one, the texts stay in memory.
 
 from __future__ import annotations
 
-import hashlib
-from array import array
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
@@ -16,147 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from hardneg.data.dataset_files import DatasetContents, labels_digest, write_dataset
-from hardneg.data.texts import BATCH_ROWS, Texts, join_title, shown, text_key
+from hardneg.data.item_column import ItemColumn
+from hardneg.data.picture_store import PictureStore
+from hardneg.data.texts import shown
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Ragged
 from hardneg.storage.arrow import strings
-
-_TEXT = pa.large_string()
-
-
-class _Column:
-    """All texts of one kind (queries or documents), with their ids and keys."""
-
-    def __init__(self, kind: str, titled: bool, path: Path | None) -> None:
-        self.kind, self.letter, self.titled = kind, kind[0], titled
-        names = ["title", "text"] if titled else ["text"]
-        self.schema = pa.schema([(name, _TEXT) for name in names])
-        self.path = path
-        self.pending: list[tuple[str, ...]] = []
-        self.unhashed: list[bytes] = []  # lengths and texts that are not in `digest` yet
-        self.in_memory = {name: (bytearray(), array("q", [0])) for name in names}  # (bytes, offsets), without a file
-        self.sink = self.writer = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.sink = pa.OSFile(str(path.with_name(f".{path.name}.tmp")), "wb")
-            self.writer = pa.ipc.new_file(self.sink, self.schema)
-        self.ids: list[str] = []
-        self.keys = array("q")
-        self.body_keys = array("q")
-        self.rows = array("q")
-        self.by_id: dict[str, int] = {}
-        self.by_text: dict[bytes, int] = {}
-        self.text_digests = array("q")  # 64 bits per text, to notice when an id comes again with another text
-        self.ours = bytearray()  # whether the id of each text was made here, because it came without one
-        self.next_id = 0
-        self.source_rows = 0
-        self.digest = hashlib.sha256()
-
-    def add(self, id: str | None, title: str, text: str, where: str) -> tuple[int, bool]:
-        """(row of this text, whether it is new). A text without an id is new if no earlier text equals it."""
-        row = self.source_rows
-        self.source_rows += 1
-        whole = join_title(title, text)
-        try:
-            encoded = whole.encode("utf-8")
-            if id is not None:
-                id.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise DataError(f"{where}: the {self.kind} has a lone surrogate (half a character): {error}") from None
-        short = hashlib.blake2b(encoded, digest_size=16).digest()
-        digest = int.from_bytes(short[:8], "little", signed=True)
-        if id is None:
-            known = self.by_text.get(short)
-            if known is not None:
-                return known, False
-            id, ours = self._fresh_id(), True
-        else:
-            known = self._known(id, short, digest, where)
-            if known is not None:
-                return known, False
-            ours = False
-        number = len(self.ids)
-        self.by_id[id] = number
-        self.ours.append(ours)
-        self.by_text.setdefault(short, number)
-        self.text_digests.append(digest)
-        self.ids.append(id)
-        key = text_key(whole)
-        self.keys.append(key)
-        self.body_keys.append(text_key(text) if title else key)
-        self.rows.append(row)
-        self.unhashed += (len(encoded).to_bytes(8, "little"), encoded)
-        self.pending.append((title, text) if self.titled else (text,))
-        if len(self.pending) == BATCH_ROWS:
-            self._flush(where)
-        return number, True
-
-    def _fresh_id(self) -> str:
-        """An id for a text without one."""
-        while True:
-            id = f"{self.letter}{self.next_id}"
-            self.next_id += 1
-            if id not in self.by_id:
-                return id
-
-    def _known(self, id: str, short: bytes, digest: int, where: str) -> int | None:
-        """The row of a text that comes with an id, or None if it is new. Ids that were made here give way to it."""
-        known = self.by_id.get(id)
-        if known is not None and not self.ours[known]:
-            if self.text_digests[known] != digest:
-                raise DataError(
-                    f"{where}: {self.kind} id {shown(id)} stands for another text before (row {self.rows[known]}). "
-                    f"Give each text its own id"
-                )
-            return known
-        if known is not None:
-            other = self._fresh_id()
-            self.ids[known], self.by_id[other] = other, known
-            del self.by_id[id]
-        same = self.by_text.get(short)
-        if same is None or not self.ours[same]:
-            return None
-        # A text without an id, such as a positive, that now gets one, such as its own in the corpus.
-        del self.by_id[self.ids[same]]
-        self.ids[same], self.by_id[id], self.ours[same] = id, same, False
-        return same
-
-    def _flush(self, where: str = "") -> None:
-        """Write the pending texts to the file, or to memory."""
-        columns = list(zip(*self.pending, strict=True))
-        self.pending = []
-        self.sha256()
-        if self.writer is not None:
-            self.writer.write_batch(pa.record_batch([strings(column) for column in columns], schema=self.schema))
-            return
-        for (data, offsets), column in zip(self.in_memory.values(), columns, strict=True):
-            for text in column:
-                data += text.encode("utf-8")
-                offsets.append(len(data))
-
-    def sha256(self) -> str:
-        """SHA-256 of all texts so far; each text is preceded by its length in bytes."""
-        self.digest.update(b"".join(self.unhashed))
-        self.unhashed = []
-        return self.digest.hexdigest()
-
-    def finish(self) -> Texts:
-        """Close the file, if there is one, and return the texts."""
-        if self.pending:
-            self._flush()
-        self.by_id = {}
-        self.by_text = {}
-        self.text_digests = array("q")
-        if self.path is None or self.writer is None or self.sink is None:
-            columns = [
-                pa.Array.from_buffers(_TEXT, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
-                for data, offsets in self.in_memory.values()
-            ]
-            return Texts(pa.table(columns, schema=self.schema))
-        self.writer.close()
-        self.sink.close()
-        self.path.with_name(f".{self.path.name}.tmp").replace(self.path)
-        return Texts(path=self.path)
 
 
 class Builder:
@@ -176,8 +39,8 @@ class Builder:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self.queries = _Column("query", False, folder / "queries.arrow" if folder else None)
-        self.documents = _Column("document", True, folder / "corpus.arrow" if folder else None)
+        self.queries = ItemColumn("query", False, folder / "queries.arrow" if folder else None)
+        self.documents = ItemColumn("document", True, folder / "corpus.arrow" if folder else None)
         self.relations: list[tuple[int, int, float]] = []
         self.groups: dict[Hashable, int] = {}
         self.query_groups: dict[int, int] = {}
@@ -189,6 +52,27 @@ class Builder:
             None  # row of each document in the files of documents, where these are others
         )
         self._corpus_start = 0
+        self._store: PictureStore | None = None
+
+    def hold_pictures(self, kind: str) -> None:
+        """Let the `query`s or the `document`s be pictures, texts, or both. Call it before the first of them is added.
+
+        Raises:
+            DataError: there are texts already.
+        """
+        column = self.queries if kind == "query" else self.documents
+        if column.pictures:
+            return
+        if column.source_rows:
+            raise DataError(f"the {kind} texts of this source cannot be followed by pictures: give the pictures alone")
+        column.open(pictures=True)
+
+    @property
+    def store(self) -> PictureStore:
+        """Keeps the bytes of pictures that are in no file of their own: in the folder of the dataset, or in a temporary one."""
+        if self._store is None:
+            self._store = PictureStore(self.folder)
+        return self._store
 
     def add_query(self, id: str | None, text: Any, *, group: Any = None, where: str) -> int:
         """Add a query, or find it if it is known; returns its row.
@@ -212,7 +96,7 @@ class Builder:
         self._corpus = {} if self._corpus_start else None
 
     def _add(
-        self, column: _Column, groups: dict[int, int], id: str | None, title: str, text: Any, group: Any, where: str
+        self, column: ItemColumn, groups: dict[int, int], id: str | None, title: str, text: Any, group: Any, where: str
     ) -> int:
         text = _text(text, column.kind, where)
         row, new = column.add(id, title, text, where)
@@ -293,10 +177,8 @@ class Builder:
             "query_keys": np.asarray(self.queries.keys),
             "document_keys": np.asarray(self.documents.keys),
             "body_keys": np.asarray(self.documents.body_keys),
-            "query_groups": _numbers(self.query_groups, total) if grouped else np.empty(0, np.int64),
-            "document_groups": _numbers(self.document_groups, len(self.documents.ids))
-            if grouped
-            else np.empty(0, np.int64),
+            "query_groups": _numbers(self.query_groups, total * grouped),
+            "document_groups": _numbers(self.document_groups, len(self.documents.ids) * grouped),
             "query_rows": np.asarray(self.queries.rows),
             "document_rows": np.asarray(self.documents.rows),
         }
@@ -317,6 +199,8 @@ class Builder:
             "reading": {"format": self.format, "columns": self.columns},
         }
         texts = self.queries.finish(), self.documents.finish()
+        if self._store is not None:
+            self._store.finish()
         if self.folder is not None:
             write_dataset(self.folder, head, arrays, ids)
         return DatasetContents(head, arrays, ids, texts)

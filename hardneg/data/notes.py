@@ -16,6 +16,9 @@ _TEXTS = {
     "query_group_conflicts": "{} queries stand under several groups: the first counts",
     "document_group_conflicts": "{} documents stand under several groups: the first counts",
     "group_ids_of_a_query_and_a_document": "{} ids in groups.tsv name a query and a document: the group was given to both",
+    "broken_pictures": "{} pictures cannot be read and were left out",
+    "pictures_without_caption": "{} pictures have no caption: they are mined as negatives of others, or without positives",
+    "samples_without_picture": "{} samples of the shards have no picture and were left out",
     "groups_of_unknown_ids": "{} lines of groups.tsv name unknown ids",
 }
 

@@ -22,9 +22,11 @@ FORMATS = (
     "labeled-list",
     "llama-index",
     "triples",
+    "images",
 )
 Quoting = Literal["auto", "quotes", "none"]
 NEGATIVES = ("corpus", "judged")
+IMAGES = ("documents", "queries")
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,16 @@ class ReadOptions:
             to the query of their row.
         quoting: how a TSV file is written: `quotes`, `none`, or `auto`, which lets the whole file tell.
         skip_unknown: count judgements with unknown ids in BEIR folders, instead of raising an error.
+        images: what the pictures of a source are: the `documents`, which captions are the queries of, or the `queries`.
+        image_column, caption_column: columns of the pictures (a path, bytes, or both as Hugging Face stores them) and of their
+            captions (a text or a list of texts); in WebDataset shards, the extension of the pictures and the field of the JSON.
+        caption_template: the caption of a picture that has a class and no caption; `{}` stands for the name of the class.
+        image_root: the folder that paths of pictures are relative to, and may not leave; None: that of the file.
+        outside_images: let the paths of pictures lead out of that folder.
+        skip_broken: decode every picture as it is read, and count those that cannot be, instead of raising an error.
 
     Raises:
-        UsageError: the format, the quoting or the kind of negatives is unknown.
+        UsageError: the format, the quoting, the kind of negatives or of pictures is unknown, or the template has no `{}`.
     """
 
     format: str = "auto"
@@ -66,12 +75,24 @@ class ReadOptions:
     negatives: str = "corpus"
     quoting: Quoting = "auto"
     skip_unknown: bool = False
+    images: str = "documents"
+    image_column: str | None = None
+    caption_column: str | None = None
+    caption_template: str = "{}"
+    image_root: str | os.PathLike[str] | None = None
+    outside_images: bool = False
+    skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        for name, known in (("format", FORMATS), ("quoting", get_args(Quoting)), ("negatives", NEGATIVES)):
+        choices = (("format", FORMATS), ("quoting", get_args(Quoting)), ("negatives", NEGATIVES), ("images", IMAGES))
+        for name, known in choices:
             value = getattr(self, name)
             if value not in known:
                 raise UsageError(f"unknown {name} {value!r}.{suggestion(str(value), known)}")
+        if "{}" not in self.caption_template:
+            raise UsageError(
+                f"caption_template={self.caption_template!r} must hold {{}}, where the name of the class goes"
+            )
 
     @property
     def corpora(self) -> list[Path]:

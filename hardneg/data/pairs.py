@@ -16,6 +16,7 @@ from hardneg.data.columns import as_id
 from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
 from hardneg.data.labels import is_blank
 from hardneg.data.memory_columns import column_values, label_of, texts_of
+from hardneg.data.picture_store import PictureStore
 from hardneg.data.texts import BATCH_ROWS, Texts, distinct_keys
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Int, Ragged
@@ -245,6 +246,7 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         "notes": pairs.notes,
         "reading": pairs.reading,
     }
+    store = PictureStore(folder)
     for texts, total, file in (
         (pairs.queries, len(pairs), "queries"),
         (pairs.documents, len(pairs.document_ids), "corpus"),
@@ -254,5 +256,6 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
             with pa.ipc.new_file(sink, schema) as writer:
                 for start in range(0, total, BATCH_ROWS):
                     rows = np.arange(start, min(start + BATCH_ROWS, total))
-                    writer.write_table(texts.columns(rows), max_chunksize=BATCH_ROWS)
+                    writer.write_table(store.with_copies(texts, rows), max_chunksize=BATCH_ROWS)
+    store.finish()
     write_dataset(folder, head, arrays, {"query": pairs.query_ids, "document": pairs.document_ids})

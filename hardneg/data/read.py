@@ -22,8 +22,10 @@ from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
 from hardneg.data.readers.beir import is_beir, read_beir
 from hardneg.data.readers.corpus import add_corpus, read_corpus
-from hardneg.data.readers.files import located_rows, present
+from hardneg.data.readers.files import located_rows, present, static_folder
 from hardneg.data.readers.flagembedding import FlagEmbeddingRows, LabeledListRows
+from hardneg.data.readers.image_rows import ImageRows, image_column
+from hardneg.data.readers.image_sources import is_image_source, read_images
 from hardneg.data.readers.json_rows import json_rows
 from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.llama_index import LlamaIndexRows
@@ -54,10 +56,12 @@ class Rows:
     Attributes:
         name: what messages call the source.
         open: begins a new pass over the rows.
+        root: the folder that paths in the rows are relative to; None: there is none.
     """
 
     name: str
     open: Callable[[], Located]
+    root: Path | None = None
 
     def column(self, name: str) -> Iterator[Any]:
         """All values of a column."""
@@ -70,9 +74,9 @@ def read_pairs(
     """Read a dataset.
 
     Args:
-        source: a path, a pattern such as `shards/*.parquet`, `-` for JSON on standard input, `builtin:NAME`, `hf:NAME` (or
-            `hf:NAME:CONFIGURATION`) of a dataset hub, or a table in memory: a `datasets.Dataset`, a data frame, an Arrow table, a
-            mapping from names of columns to lists, or a list of rows.
+        source: a path, a pattern such as `shards/*.parquet` or `shards/{000..011}.tar`, `-` for JSON on standard input,
+            `builtin:NAME`, `hf:NAME` (or `hf:NAME:CONFIGURATION`) of a dataset hub, or a table in memory: a `datasets.Dataset`, a
+            data frame, an Arrow table, a mapping from names of columns to lists, or a list of rows.
         options: how to read it; by default, format and columns are guessed.
         folder: a folder to write the dataset to, so that memory use does not grow with the texts; None keeps the texts
             in memory.
@@ -90,6 +94,8 @@ def read_pairs(
     if is_path(corpus):
         options, corpus = replace(options, corpus=(*options.corpora, Path(corpus))), None
     builder = Builder(folder)
+    if any(is_image_source(each, options) for each in options.corpora):
+        builder.hold_pictures("document")
     keep, layout = None, None
     if not is_path(source):
         layout = _read_rows(Rows("the source", table_rows(source, options.split)), builder, options)
@@ -113,6 +119,8 @@ def read_pairs(
         if is_beir(path):
             builder.format = "beir"
             keep = read_beir(path, builder, options)
+        elif is_image_source(path, options):
+            read_images(path, builder, options)
         else:
             layout = _read_rows(_rows_of(path, options), builder, options)
     return _finished(builder, options, layout, keep, source, corpus)
@@ -151,7 +159,8 @@ def _rows_of(path: Path, options: ReadOptions) -> Rows:
     """The rows of a file, of a pattern of files or of a folder."""
     header = header_of(path, options)
     if header is None:
-        return Rows(str(path), lambda: located_rows(path, options.split, options.quoting))
+        root = static_folder(path)
+        return Rows(str(path), lambda: located_rows(path, options.split, options.quoting), root)
     return Rows(str(path), lambda: separated(path, "\t", header, options.quoting))
 
 
@@ -206,6 +215,8 @@ def _layout(first: tuple[str, Row], rows: Rows, builder: Builder, options: ReadO
     if tuple(first[1]) == ID_COLUMNS:
         return TripleIds(builder, options, Path(rows.name))
     named = options.format not in ("auto", "beir")
+    if options.format == "images" or (not named and image_column(first[1], options) is not None):
+        return ImageRows(builder, options, first, rows.root)
     for kind in LAYOUTS:
         if kind.fits(first[1]) if not named else kind.name == options.format and kind.fits(first[1]):
             made: Layout = kind(builder, options)

@@ -16,6 +16,7 @@ from hardneg.errors import DataError, MissingDependencyError, UsageError, sugges
 from hardneg.storage.arrow import brief
 
 _ROWS = 1024  # rows that are taken from a table at once
+_ROWS_OF_BYTES = 32  # likewise, where they hold pictures
 
 
 def is_path(source: Any) -> bool:
@@ -66,7 +67,7 @@ def _taken(source: Any, what: str) -> Callable[[], Iterable[Any]]:
         _check_names(source.column_names, what)
         return lambda: (row for batch in source.to_batches(_ROWS) for row in batch.to_pylist())
     if hasattr(source, "with_format") and hasattr(source, "features"):  # a dataset: its values as they are stored
-        return lambda: _of_batches(source.with_format(None).iter(_ROWS))
+        return lambda: _of_dataset(source)
     if isinstance(source, Mapping):
         columns = {str(name): column_values(values, f"{what}: {name}") for name, values in source.items()}
         if len({len(values) for values in columns.values()}) > 1:
@@ -79,6 +80,14 @@ def _taken(source: Any, what: str) -> Callable[[], Iterable[Any]]:
         f"{what} is a {type(source).__name__}: give a path, builtin:NAME, Pairs, a dataset, a data frame, an Arrow table, a "
         f"mapping from names of columns to lists, or a list of rows"
     )
+
+
+def _of_dataset(source: Any) -> Iterator[Row]:
+    """The rows of a dataset, as they are stored: its pictures are not decoded."""
+    images = {name: each for name, each in (source.features or {}).items() if type(each).__name__ == "Image"}
+    for name, feature in images.items():
+        source = source.cast_column(name, type(feature)(decode=False))
+    return _of_batches(source.with_format(None).iter(_ROWS_OF_BYTES if images else _ROWS))
 
 
 def _of_batches(batches: Iterable[Mapping[str, list[Any]]]) -> Iterator[Row]:

@@ -14,26 +14,38 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hardneg.data.picture import COLUMNS, Picture, content_of, pictures_from
 from hardneg.errors import RunError
 from hardneg.storage.arrays import Int
 from hardneg.storage.arrow import ArrowFile, numbers
 
-_SCHEMAS = (
-    pa.schema([("text", pa.large_string())]),
-    pa.schema([("title", pa.large_string()), ("text", pa.large_string())]),
-)
+_PLACE = [(name, pa.int64() if name in ("offset", "size") else pa.large_string()) for name in COLUMNS]
+
+
+def schema_of(titled: bool, pictures: bool = False) -> pa.Schema:
+    """The columns of texts: `text`; for documents `title` before it; and where there are pictures, their places."""
+    return pa.schema(
+        [
+            *([("title", pa.large_string())] if titled else []),
+            ("text", pa.large_string()),
+            *(_PLACE if pictures else []),
+        ]
+    )
+
+
+_SCHEMAS = tuple(schema_of(titled, pictures) for titled in (False, True) for pictures in (False, True))
 
 BATCH_ROWS = 256  # rows of each batch on disk; the size is fixed, so row i is in batch i // BATCH_ROWS
 
 
 class Texts:
-    """A column of texts, with titles if they are documents.
+    """A column of texts, with titles if they are documents; or of pictures (`Picture`), or of both.
 
     The texts are in memory (`table`) or in an Arrow file (`path`). A file is memory-mapped, and its pages are released
-    after each use, so a corpus may be larger than memory.
+    after each use, so a corpus may be larger than memory. Of a picture it holds the place only.
 
     Args:
-        table: Arrow table with the column `text` and, for documents, `title`.
+        table: Arrow table with the column `text`; for documents, `title`; and the places of pictures, if there are any.
         path: Arrow IPC file with the same columns, in batches of `BATCH_ROWS` rows.
     """
 
@@ -41,6 +53,7 @@ class Texts:
         self._selected: Int | None = None
         self._file: ArrowFile | None = None
         self._table: pa.Table | None = None
+        self.folder = None if path is None else path.parent  # what the files of pictures are relative to
         if path is not None:
             self._file = ArrowFile(path, RunError, mapped=True)
             if self._file.schema.remove_metadata() not in _SCHEMAS:
@@ -50,6 +63,11 @@ class Texts:
             assert table is not None
             self._table = table.combine_chunks()
             self._batches = -(-len(table) // BATCH_ROWS)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether some of the items may be pictures."""
+        return COLUMNS[0] in (self._file.schema if self._file is not None else self._table.schema).names  # type: ignore[union-attr]
 
     @property
     def rows(self) -> int:
@@ -88,7 +106,7 @@ class Texts:
                 yield self.slice(start, min(start + BATCH_ROWS, len(self._selected)))
             return
         for i in range(self._batches):
-            yield _joined(self._batch(i))
+            yield _joined(self._batch(i), self.folder)
             self._release()
 
     def slice(self, start: int, stop: int) -> list[str]:
@@ -97,10 +115,10 @@ class Texts:
 
     def take(self, rows: NDArray[np.integer]) -> list[str]:
         """The texts of these rows, in this order, each with its title in front."""
-        return _joined(self.columns(rows))
+        return _joined(self.columns(rows), self.folder)
 
     def columns(self, rows: NDArray[np.integer]) -> pa.Table:
-        """The columns `text` and, for documents, `title` of these rows, in this order."""
+        """The columns `text`; for documents, `title`; and the places of pictures, of these rows, in this order."""
         rows = np.asarray(rows, np.int64)
         if self._selected is not None:
             rows = self._selected[rows]
@@ -116,11 +134,17 @@ class Texts:
         return pa.Table.from_batches(pieces, self._file.schema).combine_chunks().take(numbers(inverse.ravel()))
 
 
-def _joined(batch: pa.Table | pa.RecordBatch) -> list[str]:
+def _joined(batch: pa.Table | pa.RecordBatch, folder: Path | None) -> list[str]:
     texts: list[str] = batch.column("text").to_pylist()
+    if COLUMNS[0] in batch.schema.names:
+        places = {name: batch.column(name).to_pylist() for name in COLUMNS}
+        texts = pictures_from(texts, places, folder)
     if "title" not in batch.schema.names:
         return texts
-    return [join_title(title, text) for title, text in zip(batch.column("title").to_pylist(), texts, strict=True)]
+    return [
+        text if isinstance(text, Picture) else join_title(title, text)
+        for title, text in zip(batch.column("title").to_pylist(), texts, strict=True)
+    ]
 
 
 def join_title(title: str, text: str) -> str:
@@ -158,11 +182,13 @@ def fold(text: str) -> str:
 def text_key(text: str) -> int:
     """An odd 63-bit hash (BLAKE2b) of the folded text, or 0 if that is empty.
 
-    Texts with equal keys are treated as equal.
+    Texts with equal keys are treated as equal. That of a picture is made of its bytes: equal files have equal keys.
 
     >>> text_key("Hello  World") == text_key("hello world"), text_key(" ")
     (True, 0)
     """
+    if isinstance(text, Picture):
+        return int.from_bytes(blake2b(content_of(text), digest_size=8).digest(), "little") >> 1 | 1
     folded = fold(text)
     if not folded:
         return 0

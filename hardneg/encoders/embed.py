@@ -16,6 +16,7 @@ from hardneg.data.texts import Texts
 from hardneg.encoders.base import Encoder, Fittable, checked_vectors, dimension_of, prompt_of
 from hardneg.encoders.batches import Arranging
 from hardneg.encoders.device_pool import DevicePool
+from hardneg.encoders.modalities import check_takes
 from hardneg.errors import UsageError
 from hardneg.progress import Advance, Progress
 from hardneg.storage.files import fingerprint
@@ -30,6 +31,8 @@ def fit(encoder: Encoder, pairs: Pairs, progress: Progress) -> None:
     """Fit the encoder on evenly spaced queries and documents, if it is `Fittable` and not fitted yet."""
     if not isinstance(encoder, Fittable) or encoder.fitted:
         return
+    check_takes(encoder, pairs.queries, "queries")
+    check_takes(encoder, pairs.documents, "documents")
     advance = progress("fit encoder", 1)
     half = getattr(encoder, "sample", _SAMPLE) // 2
     queries = _evenly_spaced(pairs.queries, len(pairs), half)
@@ -75,19 +78,23 @@ def embed(
         (query vectors `[n, d]`, document vectors `[N, d]`, both memory-mapped; the keys of the two).
 
     Raises:
-        DataError: the encoder returned vectors that are of the wrong shape or not finite. UsageError: bad `dimension`, or
-            several devices for an encoder that cannot use them. RunError: the disk is full, or a device failed.
+        DataError: the encoder returned vectors that are of the wrong shape or not finite. UsageError: bad `dimension`,
+            several devices for an encoder that cannot use them, or there are pictures and it takes texts alone. RunError: the
+            disk is full, or a device failed.
     """
     dimension = dimension_of(encoder)
+    check_takes(encoder, pairs.queries, "queries")
+    check_takes(encoder, pairs.documents, "documents")
     before, within = prompt_of(encoder, "query", query_prompt), prompt_of(encoder, "document", document_prompt)
     keys = vector_keys(encoder, pairs, before, within, precision)
     sides = {
         "queries": (pairs.queries, len(pairs), before, keys[0]),
         "documents": (pairs.documents, len(pairs.document_ids), within, keys[1]),
     }
-    if devices and not isinstance(encoder, Arranging):
+    arranging = isinstance(encoder, Arranging) and not getattr(encoder, "pictures", False)
+    if devices and not arranging:
         raise UsageError(
-            f"only encoders st:MODEL run on several devices, not a {type(encoder).__name__}: leave --devices out"
+            f"only encoders st:MODEL of texts run on several devices, not this {type(encoder).__name__}: leave --devices out"
         )
     opened = []
     with DevicePool(encoder, devices) if devices else nullcontext() as pool:
@@ -95,7 +102,7 @@ def embed(
             store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, dimension, precision)
             stage = f"encode {label}{side}"
             advance = progress(stage, total)
-            if isinstance(encoder, Arranging):
+            if arranging and isinstance(encoder, Arranging):
                 store.fill_with(partial(_arranged, encoder, texts, prompt, advance, pool), advance)
             else:
                 store.fill_with(partial(_in_chunks, encoder, texts, prompt, advance), advance)

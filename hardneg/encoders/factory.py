@@ -10,7 +10,9 @@ from hardneg import registry
 from hardneg.encoders.base import Encoder, dimension_of
 from hardneg.errors import UsageError, suggestion
 
-FORMS = "hashed, st:NAME_OR_PATH[,backend=onnx|openvino], glyphs, module:PKG.MOD:FACTORY"
+FORMS = (
+    "hashed, st:NAME_OR_PATH[,backend=onnx|openvino], open_clip:MODEL,pretrained=TAG, glyphs, module:PKG.MOD:FACTORY"
+)
 
 
 @dataclass(frozen=True)
@@ -36,9 +38,9 @@ def make_encoder(
     """The encoder that `spec` names.
 
     Args:
-        spec: `hashed`, `hashed:FOLDER` (saved weights), `st:NAME_OR_PATH`, `glyphs`, `glyphs:FOLDER`,
-            `module:PKG.MOD:FACTORY`, or a name registered with `hardneg.registry.register`, with `:` and a value if it
-            takes one.
+        spec: `hashed`, `hashed:FOLDER` (saved weights), `st:NAME_OR_PATH`, `open_clip:MODEL,pretrained=TAG_OR_FILE`,
+            `open_clip:FOLDER` (saved weights), `glyphs`, `glyphs:FOLDER`, `module:PKG.MOD:FACTORY`, or a name registered with
+            `hardneg.registry.register`, with `:` and a value if it takes one.
         seed, device, batch_size, precision: see `EncoderOptions`.
 
     Raises:

@@ -18,9 +18,12 @@ from hardneg.encoders.budget import fastest_budget
 from hardneg.encoders.factory import EncoderOptions, incomplete
 from hardneg.encoders.forward import Counts, Forward
 from hardneg.encoders.loading import files_digest, load_model, split_backend
+from hardneg.encoders.modalities import decoded_by, vectors_by_kind
 from hardneg.encoders.number_format import Chosen, checked_format, choose, is_slow
 from hardneg.encoders.saved import replaced_folder
 from hardneg.errors import UsageError
+
+_PICTURES = 32  # items in a batch of a model of texts and pictures
 
 
 class SentenceTransformersEncoder(nn.Module):
@@ -145,6 +148,12 @@ class SentenceTransformersEncoder(nn.Module):
         return int(self.model.get_embedding_dimension())
 
     @property
+    def pictures(self) -> bool:
+        """Whether the model encodes pictures as well as texts, as CLIP does."""
+        supports = getattr(self.model, "supports", None)
+        return bool(callable(supports) and supports("image"))
+
+    @property
     def learning_rate(self) -> float:
         """The highest learning rate that suits the model: 2e-5 for a transformer, 0.2 for a table of static vectors.
 
@@ -169,8 +178,17 @@ class SentenceTransformersEncoder(nn.Module):
 
     def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
         """The vectors of n texts, `[n, d]`, as the model returns them, on its device, with gradients."""
+        if not self.pictures:
+            return self._vectors(list(texts), prompt)
+        return vectors_by_kind(
+            texts,
+            lambda some: self._vectors(_as_texts(some), prompt),
+            lambda some: self._vectors(decoded_by(_same, some), ""),
+        )
+
+    def _vectors(self, items: list[Any], prompt: str) -> torch.Tensor:
         device = next(self.model.parameters()).device
-        features = self.model.preprocess(list(texts), prompt=prompt)
+        features = self.model.preprocess(items, prompt=prompt)
         on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
         out: torch.Tensor = self.model(on_device)["sentence_embedding"]
         width = getattr(self.model, "truncate_dim", None)
@@ -181,8 +199,35 @@ class SentenceTransformersEncoder(nn.Module):
 
         Equal texts are encoded once, and texts of similar length together. Raises RunError if a text does not fit into memory.
         """
+        if self.pictures:
+            return self._encode_kinds(texts, prompt)
         arranged = self.arrange(list(texts), prompt)
         return self.encode_arranged(arranged.texts, prompt, arranged.tokens)[arranged.places]
+
+    def _encode_kinds(self, items: Sequence[str], prompt: str) -> NDArray[np.float32]:
+        """The vectors of texts and pictures, float32 `[n, d]`."""
+        if not len(items):
+            return np.empty((0, self.dimension), np.float32)
+        size = self.batch_size or _PICTURES
+        found = vectors_by_kind(
+            items,
+            lambda some: torch.from_numpy(self._encoded(_as_texts(some), prompt)),
+            lambda some: torch.cat([
+                torch.from_numpy(self._encoded(decoded_by(_same, some[start : start + size]), ""))
+                for start in range(0, len(some), size)
+            ]),
+        )  # fmt: skip
+        return found.numpy()
+
+    def _encoded(self, items: list[Any], prompt: str) -> NDArray[np.float32]:
+        vectors = self.model.encode(
+            items,
+            prompt=prompt,  # also an empty one: None would be the model's default
+            batch_size=self.batch_size or _PICTURES,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+        )
+        return np.asarray(vectors, np.float32)
 
     def arrange(self, texts: list[str], prompt: str = "") -> Arrangement:
         """The distinct texts by length, and the budget of a batch."""
@@ -263,6 +308,7 @@ def _settings(model: Any) -> dict[str, Any]:
                 "settings": _stable(own() if callable(own) else {}),
                 "config": _stable(inner.to_dict() if inner is not None else {}),
                 "tokenizer": _tokenizer(getattr(module, "tokenizer", None)),
+                **_preparation(getattr(module, "processor", None)),
             }
         )
     prompts, default = getattr(model, "prompts", None) or {}, getattr(model, "default_prompt_name", None)
@@ -273,6 +319,21 @@ def _settings(model: Any) -> dict[str, Any]:
         "prompts": prompts,
         "default_prompt": default,
     }
+
+
+def _same(image: Any) -> Any:
+    return image
+
+
+def _as_texts(items: list[str]) -> list[dict[str, str]]:
+    """Texts, marked as such: a model of several kinds would take one that looks like a path or an address for a file to open."""
+    return [{"text": item} for item in items]
+
+
+def _preparation(processor: Any) -> dict[str, Any]:
+    """How a model of several kinds prepares pictures."""
+    images = getattr(processor, "image_processor", None)
+    return {} if images is None else {"images": _stable(images.to_dict())}
 
 
 def _stable(settings: dict[str, Any]) -> dict[str, Any]:

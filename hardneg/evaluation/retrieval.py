@@ -19,6 +19,7 @@ from hardneg.encoders.factory import checked_encoder
 from hardneg.encoders.report import encoding_of
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures, rank_measures
+from hardneg.evaluation.zero_shot import zero_shot as classified
 from hardneg.index.base import METRICS
 from hardneg.index.exact import ExactIndex
 from hardneg.progress import Progress, with_progress
@@ -118,6 +119,7 @@ def evaluate(
     metric: str = "cosine",
     cache: Path | None = None,
     devices: tuple[str, ...] = (),
+    zero_shot: bool = False,
     progress: Progress | bool = False,
 ) -> Evaluation:
     """Encode a dataset and evaluate it.
@@ -131,6 +133,7 @@ def evaluate(
         cache: a folder that keeps the vectors, under a hash of the encoder's weights, in float16 as a mining pass does, which finds
             them there; None: they are not kept, and are float32.
         devices: devices that encode at the same time, see `hardneg.encoders.devices.parse_devices`; none: the encoder's own.
+        zero_shot: also classify each document by its nearest query, see `hardneg.evaluation.zero_shot`.
         progress: True for bars, or called with the progress of each stage.
 
     Raises:
@@ -149,6 +152,11 @@ def evaluate(
             precision="float32" if cache is None else "float16", progress=progress, devices=devices, notes=notes,
         )  # fmt: skip
         evaluation = evaluate_vectors(pairs, queries, documents, names, metric)
+        if zero_shot:
+            shares = classified(pairs, queries, documents)
+            judged = len(np.unique(pairs.positives.values))
+            errors = {name: float(np.sqrt(share * (1 - share) / judged)) for name, share in shares.items()}
+            evaluation = replace(evaluation, means=evaluation.means | shares, errors=evaluation.errors | errors)
     return replace(evaluation, encoding=encoding_of(encoder, query_prompt, document_prompt), notes=notes)
 
 

@@ -8,6 +8,7 @@ from scipy import sparse
 from sklearn.feature_extraction.text import HashingVectorizer
 
 from hardneg.data.pairs import Pairs
+from hardneg.data.picture import Picture
 from hardneg.data.texts import Texts
 from hardneg.storage.arrays import Float
 
@@ -57,10 +58,15 @@ class Lexical:
         return _cosines(self._documents[rows], self._documents, documents)
 
 
+def _words(texts: list[str]) -> list[str]:
+    """The texts; nothing in place of a picture, whose name says nothing of what is in it, or all of it."""
+    return ["" if isinstance(text, Picture) else text for text in texts]
+
+
 def _hashed(hasher: HashingVectorizer, texts: Texts, total: int) -> sparse.csr_matrix:
     """Word counts of the first `total` texts, as a sparse matrix `[total, _BUCKETS]`."""
     parts = [
-        hasher.transform(texts.slice(start, min(start + _TEXTS_AT_ONCE, total)))
+        hasher.transform(_words(texts.slice(start, min(start + _TEXTS_AT_ONCE, total))))
         for start in range(0, max(total, 1), _TEXTS_AT_ONCE)
     ]
     return sparse.vstack(parts, format="csr")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.data.pairs import Pairs
 from hardneg.errors import MissingDependencyError, UsageError
 from hardneg.mining.candidates import Context
 from hardneg.storage.arrays import Float
@@ -27,6 +28,8 @@ def cross_encoder_scores(
     Raises:
         UsageError: the model cannot be loaded, or scores a pair with NaN or infinity.
     """
+    if (unfit := needs_texts(context.pairs, model)) is not None:
+        raise UsageError(unfit)
     name = f"cross-encoder:{model}"
     if name not in context.cache:
         context.cache[name] = load_cross_encoder(model)
@@ -44,6 +47,13 @@ def cross_encoder_scores(
     scores = np.full(documents.shape, -np.inf, np.float32)
     scores[rows, columns] = values
     return scores
+
+
+def needs_texts(pairs: Pairs, model: str) -> str | None:
+    """Why a cross-encoder cannot score a dataset: it has pictures. None if it can; one of your own is given the pictures."""
+    if model.startswith("module:") or not (pairs.queries.pictures or pairs.documents.pictures):
+        return None
+    return f"the cross-encoder {model} reads texts, and the dataset has pictures: use a filter by vectors, or module: with your own"
 
 
 def load_cross_encoder(model: str) -> Predict:

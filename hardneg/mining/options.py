@@ -127,7 +127,11 @@ class MineOptions:
         read, unset = dataclasses.asdict(self.read), dataclasses.asdict(ReadOptions())
         corpora = [str(path) for path in self.read.corpora]
         read["corpus"] = None if not corpora else corpora[0] if len(corpora) == 1 else corpora
-        added = ("relevant_from", "text_column", "negatives", "quoting")
+        read["image_root"] = plain(read["image_root"])
+        added = (
+            "relevant_from", "text_column", "negatives", "quoting", "images", "image_column", "caption_column",
+            "caption_template", "image_root", "outside_images", "skip_broken",
+        )  # fmt: skip
         if self.encoder_precision == "auto":
             del value["encoder_precision"]
         value["read"] = {n: v for n, v in read.items() if n not in added or v != unset[n]}

@@ -21,6 +21,7 @@ from typing import Any
 from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import fit
+from hardneg.encoders.modalities import check_takes
 from hardneg.encoders.saved import written
 from hardneg.losses.arguments import whole
 from hardneg.mining.guides import guide_embedder
@@ -150,6 +151,8 @@ def _parts(
     """The batches and negatives, and the state of the checkpoint to continue from, if there is one."""
     folder = checkpoint.latest(out / "checkpoints") if resume else None
     towers.to(here.device)
+    check_takes(towers.tower("query"), inputs.queries or inputs.pairs.queries, "queries")
+    check_takes(towers.tower("document"), inputs.documents or inputs.pairs.documents, "documents")
     if folder is None:
         for side in ("query", "document"):
             fit(towers.tower(side), inputs.pairs, progress)

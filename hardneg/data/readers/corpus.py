@@ -9,6 +9,7 @@ from hardneg.data.columns import find_column, id_of, need_column
 from hardneg.data.options import ReadOptions
 from hardneg.data.readers.beir import beir_part, is_beir
 from hardneg.data.readers.files import located_rows, present, suffix_of
+from hardneg.data.readers.image_sources import is_image_source, read_images
 from hardneg.data.readers.pair_rows import DOCUMENT_ID_COLUMNS, GROUP_COLUMNS
 from hardneg.data.readers.rows import Located, names
 from hardneg.data.readers.separated import separated, separated_fields
@@ -24,7 +25,8 @@ def read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
 
     Args:
         path: a file, pattern or folder whose rows have a text column (see `TEXT_COLUMNS`) and, optionally, an id, a title
-            and a group; a TSV file of ids and texts without a header; or a BEIR folder, of which the corpus is read.
+            and a group; a TSV file of ids and texts without a header; a BEIR folder, of which the corpus is read; or a folder or
+            shards of pictures, whose captions are not used.
         builder: receives the documents.
         options: `split` names the split of a saved dataset, `text_column` and `group_column` name columns.
 
@@ -33,6 +35,9 @@ def read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
     """
     if not present(path):
         raise DataError(f"{path} does not exist: --corpus takes a file of documents")
+    if is_image_source(path, options):
+        read_images(path, builder, options, corpus=True)
+        return
     add_corpus(_rows(path, options), builder, options)
 
 

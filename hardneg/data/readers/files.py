@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,8 @@ from hardneg.errors import DataError
 _JSON = (".jsonl", ".ndjson", ".json")
 _TABLES = (".parquet", ".pq")
 _SEPARATED = {".csv": ",", ".tsv": "\t"}
+_BRACES = re.compile(r"\{(?:(\d{1,9})\.\.(\d{1,9})|([^{}]*,[^{}]*))\}")
+_MOST_SHARDS = 100_000
 SUFFIXES = (*_JSON, *_SEPARATED, *_TABLES)
 
 
@@ -42,14 +45,64 @@ def located_rows(path: Path, split: str = "train", quoting: Quoting = "auto") ->
 
 def present(path: Path) -> bool:
     """Whether there is something at a path, or some file that fits a pattern."""
-    return exists(path) or (glob.has_magic(str(path)) and bool(glob.glob(str(path), recursive=True)))
+    return exists(path) or any(glob.glob(each, recursive=True) for each in _patterns(path))
+
+
+def static_folder(path: Path) -> Path:
+    """The folder that a path is or stands in; of a pattern, the part before its first variable name."""
+    if exists(path):
+        return path if path.is_dir() else path.parent
+    parts = path.parts
+    first = next((i for i, part in enumerate(parts) if glob.has_magic(part) or "{" in part), len(parts) - 1)
+    return Path(*parts[:first])
+
+
+def _patterns(path: Path) -> list[str]:
+    """The patterns that a path stands for, with its braces expanded; none, if it is no pattern."""
+    text = str(path)
+    if not glob.has_magic(text) and not _BRACES.search(text):
+        return []
+    return expand_braces(text)
+
+
+def expand_braces(text: str) -> list[str]:
+    """The texts that a pattern with braces stands for: `{000..012}` is a range of numbers, `{a,b}` a choice.
+
+    Raises:
+        DataError: they are more than 100,000.
+
+    >>> expand_braces("shard-{08..10}.tar"), expand_braces("{a,b}.tar")
+    (['shard-08.tar', 'shard-09.tar', 'shard-10.tar'], ['a.tar', 'b.tar'])
+    """
+    done, waiting = [], [text]
+    while waiting:
+        current = waiting.pop()
+        match = _BRACES.search(current)
+        if match is None:
+            done.append(current)
+            continue
+        low, high, choices = match.groups()
+        if low is not None and not 0 <= int(high) - int(low) < _MOST_SHARDS:
+            raise DataError(f"{text}: {{{low}..{high}}} must rise, by less than {_MOST_SHARDS:,}")
+        # Both ends of a range have the same width if the first begins with 0.
+        pieces = (
+            [str(n).zfill(len(low)) for n in range(int(low), int(high) + 1)] if low is not None else choices.split(",")
+        )
+        if len(pieces) + len(done) + len(waiting) > _MOST_SHARDS:
+            raise DataError(f"{text}: stands for more than {_MOST_SHARDS:,} files")
+        waiting += [current[: match.start()] + piece + current[match.end() :] for piece in reversed(pieces)]
+    return done
 
 
 def source_files(path: Path, split: str = "train") -> list[Path] | None:
     """The files that a path stands for; None for the folder of a saved dataset."""
-    if not exists(path) and glob.has_magic(str(path)):
-        found = sorted(map(Path, glob.glob(str(path), recursive=True)))
-        files = [each for each in found if not each.is_dir()]
+    if not exists(path) and (patterns := _patterns(path)):
+        files = []
+        for pattern in patterns:
+            found = [Path(each) for each in sorted(glob.glob(pattern, recursive=True))]
+            if not found and not glob.has_magic(pattern):
+                raise DataError(f"{pattern} does not exist, and is one of {path}")
+            files += [each for each in found if not each.is_dir()]
         if not files:
             raise DataError(f"{path}: no file fits this pattern")
         return files
@@ -81,6 +134,11 @@ def _shards(folder: Path, split: str) -> list[Path]:
         raise DataError(
             f"{folder}: holds files of several kinds ({names(kinds)}): name those to read, as in '{folder}/*{kinds[0]}'"
         )
+    return split_files(files, folder, split)
+
+
+def split_files(files: list[Path], folder: Path, split: str) -> list[Path]:
+    """Those of the shards in a folder that are named after the split, or all if no name has one."""
     splits = sorted({found for p in files if (found := _split_of(p)) is not None})
     if not splits:
         return files

@@ -14,6 +14,7 @@ from hardneg.errors import DataError
 from hardneg.storage.arrow import ArrowFile, brief, check_regular, reading
 
 _ROWS = 4096  # that are Python objects at once
+_ROWS_OF_BYTES = 32  # likewise, where a column holds bytes, such as pictures
 _LARGEST_STATE = 1 << 26  # bytes of a state.json
 
 
@@ -23,7 +24,7 @@ def parquet_rows(path: Path) -> Located:
     remedy = ": it is damaged, or was not completely written"
     with reading(path, "Parquet file", DataError, remedy):
         file = pq.ParquetFile(path)
-        batches = file.iter_batches(batch_size=_ROWS, use_threads=False)
+        batches = file.iter_batches(batch_size=_at_once(file.schema_arrow), use_threads=False)
     number = 0
     with file:
         while True:
@@ -34,6 +35,15 @@ def parquet_rows(path: Path) -> Located:
                 batch.validate(full=True)
             yield from _rows_of(batch, path, number)
             number += batch.num_rows
+
+
+def _at_once(schema: pa.Schema) -> int:
+    """Rows that are Python objects at once: few, if a column or an entry of it holds bytes."""
+    types = [
+        inner for each in schema.types for inner in ([f.type for f in each] if pa.types.is_struct(each) else [each])
+    ]
+    held = any(pa.types.is_binary(each) or pa.types.is_large_binary(each) for each in types)
+    return _ROWS_OF_BYTES if held else _ROWS
 
 
 def _rows_of(batch: pa.RecordBatch, path: Path, before: int) -> Located:
@@ -74,7 +84,8 @@ def saved_dataset(path: Path, split: str) -> Located:
         if not isinstance(name, str) or Path(name).name != name or "\0" in name:
             raise DataError(f"{state}: names the file {shown(name)}, which is outside the folder")
         for batch in ArrowFile(path / name, DataError, stream=True):
-            for start in range(0, batch.num_rows, _ROWS):
-                piece = batch.slice(start, _ROWS)
+            at_once = _at_once(batch.schema)
+            for start in range(0, batch.num_rows, at_once):
+                piece = batch.slice(start, at_once)
                 yield from _rows_of(piece, path / name, number)
                 number += piece.num_rows

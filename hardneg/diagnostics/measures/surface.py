@@ -70,8 +70,8 @@ def surface_bias(subject: Subject, rng: np.random.Generator) -> Measurements:
     out = Measurements()
     negatives = subject.documents[subject.real]
     positives = subject.pairs.positives.values
-    if len(negatives) < 20 or len(positives) < 20:
-        return out
+    if len(negatives) < 20 or len(positives) < 20 or subject.pairs.documents.pictures:
+        return out  # the name of a picture says nothing of what is in it
     sides = [values[sampled(len(values), _SAMPLE, rng)].astype(np.int64) for values in (negatives, positives)]
     documents, kinds = np.concatenate(sides), np.repeat([0, 1], [len(part) for part in sides])
     texts = subject.pairs.documents.take(documents)

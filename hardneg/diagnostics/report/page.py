@@ -28,6 +28,7 @@ from hardneg.diagnostics.report.drawn import DrawnPairs, drawn_pairs
 from hardneg.diagnostics.report.flags import flagged
 from hardneg.diagnostics.report.provenance import provenance
 from hardneg.diagnostics.report.queries import choose, query_data
+from hardneg.diagnostics.report.thumbnails import Thumbnails
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import MissingDependencyError
 from hardneg.mining.run import Run
@@ -106,7 +107,8 @@ def report_page(found: Diagnosis, run: Run, most: int = QUERIES, judgements: str
     drawn = None if judgements is None else drawn_pairs(judgements)
     flags = flagged(subject, found.findings)
     chosen = choose(subject, flags, most)
-    queries = query_data(run, subject, chosen, flags)
+    pictures = Thumbnails()
+    queries = query_data(run, subject, chosen, flags, pictures)
     name = shlex.quote(subject.name)
     return Page(
         title=f"Negatives of {subject.name}",
@@ -117,7 +119,7 @@ def report_page(found: Diagnosis, run: Run, most: int = QUERIES, judgements: str
         alternatives=_alternatives(found.alternatives),
         flags=dict(zip(flags.codes, flags.counts, strict=True)),
         queries=queries if len(chosen.rows) else None,
-        about_queries=_about(subject, len(chosen.rows), int(queries["length"])),
+        about_queries=_about(subject, len(chosen.rows), int(queries["length"]), pictures),
         command=f"hardneg calibrate {name} judgements.csv",
         drawn=drawn,
         drawn_command="" if drawn is None else f"hardneg calibrate {name} {shlex.quote(drawn.saved)}",
@@ -134,7 +136,7 @@ def _lead(found: Diagnosis) -> str:
     return lead + f"{int(subject.real.sum()):,} negatives. {problems or 'No problems found'}."
 
 
-def _about(subject: Subject, shown: int, length: int) -> str:
+def _about(subject: Subject, shown: int, length: int, pictures: Thumbnails) -> str:
     """What the table of queries shows."""
     total = len(subject.pairs)
     which = (
@@ -142,7 +144,8 @@ def _about(subject: Subject, shown: int, length: int) -> str:
         if shown == total
         else f"{shown:,} of {total:,} queries: those that findings concern, the worst first, and some drawn at random."
     )
-    return f"{which} Open one to see its texts, cut after {length:,} characters, and up to 14 of its candidates."
+    opened = f"Open one to see its texts, cut after {length:,} characters, and up to 14 of its candidates."
+    return " ".join(filter(None, (which, opened, pictures.note())))
 
 
 def _alternatives(tried: Sequence[Alternative]) -> list[tuple[str, ...]]:

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hardneg.data.picture import Picture
 from hardneg.diagnostics.estimates import sampled
 from hardneg.diagnostics.report.flags import Flags
 from hardneg.diagnostics.report.neighborhood import Map, neighborhood
+from hardneg.diagnostics.report.thumbnails import Thumbnails
 from hardneg.diagnostics.subject import Subject
 from hardneg.mining.parts import PART_ROWS
 from hardneg.mining.run import Run
@@ -80,8 +82,14 @@ def choose(subject: Subject, flags: Flags, most: int, seed: int = 0) -> Chosen:
     return Chosen(rows, [chosen[int(row)] for row in rows])
 
 
-def query_data(run: Run, subject: Subject, chosen: Chosen, flags: Flags) -> dict[str, Any]:
-    """What a report shows of its queries, as JSON values; see the script `table.js` for how they are read."""
+def query_data(
+    run: Run, subject: Subject, chosen: Chosen, flags: Flags, pictures: Thumbnails | None = None
+) -> dict[str, Any]:
+    """What a report shows of its queries, as JSON values; see the script `table.js` for how they are read.
+
+    `pictures` keeps the small copies of pictures.
+    """
+    pictures = Thumbnails() if pictures is None else pictures
     rows = chosen.rows
     candidates, rejected = _candidates(run, subject, chosen)
     positives = [subject.pairs.positives.take(np.array([row])).values for row in rows]
@@ -89,6 +97,7 @@ def query_data(run: Run, subject: Subject, chosen: Chosen, flags: Flags) -> dict
     needed = np.unique(np.concatenate([np.empty(0, np.int64), *shown, *(each["document"] for each in candidates)]))
     length = int(np.clip(_CHARACTERS // max(1, len(needed)), _SHORTEST, _LONGEST))
     verdicts = sorted({name for each in candidates for name in each["verdict"]})
+    documents, queries = subject.pairs.documents.take(needed), subject.pairs.queries.take(rows)
     maps = neighborhood(subject, rows, shown, [each["document"] for each in candidates])
     place = {int(document): i for i, document in enumerate(needed)}
     code = {name: i for i, name in enumerate(verdicts)}
@@ -101,14 +110,17 @@ def query_data(run: Run, subject: Subject, chosen: Chosen, flags: Flags) -> dict
     return {
         "documents": {
             "ids": subject.pairs.document_ids.take(pa.array(needed)).cast(pa.string()).to_pylist(),
-            "texts": [_cut(text, length) for text in subject.pairs.documents.take(needed)],
+            "texts": [_cut(text, length) for text in documents],
+            "pictures": [pictures.of(item) for item in documents],
         },
+        "pictures": pictures.uris,
         "verdicts": verdicts,
         "length": length,
         "rejected_scores": np.round(rejected, 4).tolist(),
         "queries": {
             "id": subject.pairs.query_ids.take(pa.array(rows)).cast(pa.string()).to_pylist(),
-            "text": [_cut(text, length) for text in subject.pairs.queries.take(rows)],
+            "text": [_cut(text, length) for text in queries],
+            "picture": [pictures.of(item) for item in queries],
             "why": chosen.why,
             "flags": flags.of(rows),
             "negatives": subject.counts[rows].tolist(),
@@ -204,4 +216,4 @@ def _shown(found: dict[str, NDArray[Any]], subject: Subject, row: int) -> dict[s
 
 
 def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[:length] + " …"
+    return str(text) if isinstance(text, Picture) or len(text) <= length else text[:length] + " …"

@@ -21,9 +21,18 @@ function documentItem(document_, facts, score, key) {
     outer.append(inner);
     item.append(outer);
   }
+  addPicture(item, data.documents.pictures[document_], data.documents.texts[document_]);
   item.append(node("div", "text", data.documents.texts[document_]));
   if (key !== undefined) item.dataset.key = key;
   return item;
+}
+
+function addPicture(element, place, text) {
+  if (place === null) return;
+  const image = node("img", "picture");
+  image.src = data.pictures[place];
+  image.alt = text;
+  element.append(image);
 }
 
 function mapOf(row) {
@@ -59,7 +68,9 @@ function mapOf(row) {
 function details(row, marks) {
   const queries = data.queries, id = queries.id[row];
   const box = node("div"), sides = node("div", "sides");
-  box.append(node("div", "soft", id + " · " + queries.why[row]), node("div", "text whole", queries.text[row]));
+  box.append(node("div", "soft", id + " · " + queries.why[row]));
+  addPicture(box, queries.picture[row], queries.text[row]);
+  box.append(node("div", "text whole", queries.text[row]));
   const columns = { positives: ["Positives", node("div", "positives")], negatives: ["Negatives", node("div", "negatives")],
     rejected: ["Rejected, or kept and not drawn", node("div", "rejected")] };
   for (const [title, column] of Object.values(columns)) column.append(node("h3", "", title));

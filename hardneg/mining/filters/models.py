@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.mining.candidates import Candidates, Context
-from hardneg.mining.cross_encoder import cross_encoder_scores
+from hardneg.mining.cross_encoder import cross_encoder_scores, needs_texts
 from hardneg.mining.filters.base import Filter, lowest_scores
 from hardneg.mining.filters.limits import below_margin
 from hardneg.mining.spec_options import SpecOptions
@@ -58,6 +59,9 @@ class CrossEncoder(Filter):
     model: str
     max: float | None = None
     margin: float | None = None
+
+    def lacks(self, pairs: Pairs) -> str | None:
+        return needs_texts(pairs, self.model)
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         scores = cross_encoder_scores(

@@ -1,0 +1,172 @@
+"""`ItemColumn`: the queries or the documents of a dataset as they arrive, with their ids and keys."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from hardneg.data.picture import COLUMNS, Picture, columns_of, content_of
+from hardneg.data.texts import BATCH_ROWS, Texts, join_title, schema_of, shown, text_key
+from hardneg.errors import DataError
+from hardneg.storage.arrow import numbers, strings
+
+_TEXT = pa.large_string()
+
+
+class ItemColumn:
+    """All texts of one kind (queries or documents), with their ids and keys."""
+
+    def __init__(self, kind: str, titled: bool, path: Path | None) -> None:
+        self.kind, self.letter, self.titled = kind, kind[0], titled
+        self.path = path
+        self.pending: list[tuple[str | int, ...]] = []
+        self.unhashed: list[bytes] = []  # lengths and texts that are not in `digest` yet
+        self.sink = self.writer = None
+        self.open(pictures=False)
+        self.ids: list[str] = []
+        self.keys = array("q")
+        self.body_keys = array("q")
+        self.rows = array("q")
+        self.by_id: dict[str, int] = {}
+        self.by_text: dict[bytes, int] = {}
+        self.text_digests = array("q")  # 64 bits per text, to notice when an id comes again with another text
+        self.ours = bytearray()  # whether the id of each text was made here, because it came without one
+        self.next_id = 0
+        self.source_rows = 0
+        self.digest = hashlib.sha256()
+
+    def open(self, pictures: bool) -> None:
+        """Make the columns, those of pictures with their places; nothing was added yet."""
+        self.schema = schema_of(self.titled, pictures)
+        # (bytes, offsets) of texts and ([], numbers) of numbers, without a file
+        self.in_memory = {
+            field.name: (bytearray(), array("q", [0] if field.type == _TEXT else [])) for field in self.schema
+        }
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.sink = pa.OSFile(str(self.path.with_name(f".{self.path.name}.tmp")), "wb")
+            self.writer = pa.ipc.new_file(self.sink, self.schema)
+
+    @property
+    def pictures(self) -> bool:
+        """Whether pictures can be added."""
+        return COLUMNS[0] in self.schema.names
+
+    def add(self, id: str | None, title: str, text: str, where: str) -> tuple[int, bool]:
+        """(row of this text, whether it is new). A text without an id is new if no earlier text equals it."""
+        row = self.source_rows
+        self.source_rows += 1
+        whole = text if isinstance(text, Picture) else join_title(title, text)
+        try:
+            encoded = content_of(whole)
+            (id or "").encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{where}: the {self.kind} has a lone surrogate (half a character): {error}") from None
+        short = hashlib.blake2b(encoded, digest_size=16).digest()
+        digest = int.from_bytes(short[:8], "little", signed=True)
+        if id is None:
+            known = self.by_text.get(short)
+            if known is not None:
+                return known, False
+            id, ours = self._fresh_id(), True
+        else:
+            known = self._known(id, short, digest, where)
+            if known is not None:
+                return known, False
+            ours = False
+        number = len(self.ids)
+        self.by_id[id] = number
+        self.ours.append(ours)
+        self.by_text.setdefault(short, number)
+        self.text_digests.append(digest)
+        self.ids.append(id)
+        key = text_key(whole)
+        self.keys.append(key)
+        self.body_keys.append(text_key(text) if title else key)
+        self.rows.append(row)
+        self.unhashed += (len(encoded).to_bytes(8, "little"), encoded)
+        place = columns_of(text) if self.pictures else ()
+        self.pending.append((title, str(text), *place) if self.titled else (str(text), *place))
+        if len(self.pending) == BATCH_ROWS:
+            self._flush(where)
+        return number, True
+
+    def _fresh_id(self) -> str:
+        """An id for a text without one."""
+        while True:
+            id = f"{self.letter}{self.next_id}"
+            self.next_id += 1
+            if id not in self.by_id:
+                return id
+
+    def _known(self, id: str, short: bytes, digest: int, where: str) -> int | None:
+        """The row of a text that comes with an id, or None if it is new. Ids that were made here give way to it."""
+        known = self.by_id.get(id)
+        if known is not None and not self.ours[known]:
+            if self.text_digests[known] != digest:
+                raise DataError(
+                    f"{where}: {self.kind} id {shown(id)} stands for another text before (row {self.rows[known]}). "
+                    f"Give each text its own id"
+                )
+            return known
+        if known is not None:
+            other = self._fresh_id()
+            self.ids[known], self.by_id[other] = other, known
+            del self.by_id[id]
+        same = self.by_text.get(short)
+        if same is None or not self.ours[same]:
+            return None
+        # A text without an id, such as a positive, that now gets one, such as its own in the corpus.
+        del self.by_id[self.ids[same]]
+        self.ids[same], self.by_id[id], self.ours[same] = id, same, False
+        return same
+
+    def _flush(self, where: str = "") -> None:
+        """Write the pending texts to the file, or to memory."""
+        columns = list(zip(*self.pending, strict=True))
+        self.pending = []
+        self.sha256()
+        if self.writer is not None:
+            arrays = [
+                strings(column) if field.type == _TEXT else numbers(np.array(column, np.int64))
+                for field, column in zip(self.schema, columns, strict=True)
+            ]
+            self.writer.write_batch(pa.record_batch(arrays, schema=self.schema))
+            return
+        for field, (data, offsets), column in zip(self.schema, self.in_memory.values(), columns, strict=True):
+            if field.type != _TEXT:
+                offsets.extend(column)
+                continue
+            for text in column:
+                data += text.encode("utf-8")
+                offsets.append(len(data))
+
+    def sha256(self) -> str:
+        """SHA-256 of all texts so far; each text is preceded by its length in bytes."""
+        self.digest.update(b"".join(self.unhashed))
+        self.unhashed = []
+        return self.digest.hexdigest()
+
+    def finish(self) -> Texts:
+        """Close the file, if there is one, and return the texts."""
+        if self.pending:
+            self._flush()
+        self.by_id = {}
+        self.by_text = {}
+        self.text_digests = array("q")
+        if self.path is None or self.writer is None or self.sink is None:
+            columns = [
+                pa.Array.from_buffers(_TEXT, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+                if field.type == _TEXT
+                else pa.Array.from_buffers(field.type, len(offsets), [None, pa.py_buffer(offsets)])
+                for field, (data, offsets) in zip(self.schema, self.in_memory.values(), strict=True)
+            ]
+            return Texts(pa.table(columns, schema=self.schema))
+        self.writer.close()
+        self.sink.close()
+        self.path.with_name(f".{self.path.name}.tmp").replace(self.path)
+        return Texts(path=self.path)
