@@ -179,6 +179,7 @@ class Builder:
         self.queries = _Column("query", False, folder / "queries.arrow" if folder else None)
         self.documents = _Column("document", True, folder / "corpus.arrow" if folder else None)
         self.relations: list[tuple[int, int, float]] = []
+        self.given: list[tuple[int, int]] = []  # (query, document): candidates that the source brings along
         self.groups: dict[Hashable, int] = {}
         self.query_groups: dict[int, int] = {}
         self.document_groups: dict[int, int] = {}
@@ -303,6 +304,9 @@ class Builder:
         grades = _grades(positives, q[relevant], d[relevant], scores[relevant], len(self.documents.ids))
         if (grades != 1).any():
             arrays["positive_grades"] = grades.view(np.int64)  # all labels are stored as int64
+        if self.given:
+            listed = _in_order(self.given, total)
+            arrays |= {"given_offsets": listed.offsets, "given_values": listed.values}
         if self._corpus is not None:
             arrays["corpus_rows"] = _numbers(self._corpus, len(self.documents.ids))
         ids = {"query": strings(self.queries.ids, pa.string()), "document": strings(self.documents.ids, pa.string())}
@@ -359,6 +363,14 @@ def _grades(
     keys = positives.row_numbers() * width + positives.values
     np.maximum.at(grades, np.searchsorted(keys, queries * width + documents), scores)
     return grades
+
+
+def _in_order(pairs: list[tuple[int, int]], total: int) -> Ragged:
+    """The documents of each query, each once, in the order in which they were named."""
+    rows, values = np.array(list(dict.fromkeys(pairs)), np.int64).T
+    order = np.argsort(rows, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=total))])
+    return Ragged(offsets.astype(np.int64), np.ascontiguousarray(values[order]))
 
 
 def _without(negatives: Ragged, positives: Ragged, width: int) -> Ragged:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,14 +14,16 @@ from hardneg.data.pairs import Pairs, open_pairs, save_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit, vector_keys
-from hardneg.encoders.factory import make_encoder
 from hardneg.encoders.precomputed import aligned, open_aligned
 from hardneg.errors import RunError, UsageError
 from hardneg.memory import release
 from hardneg.mining.options import MineOptions
+from hardneg.mining.resources import Resources
 from hardneg.mining.run_folder import changed_options, read_run_json
-from hardneg.mining.specs import parse_filters
-from hardneg.progress import Progress, silent
+from hardneg.mining.sources.base import labels_of
+from hardneg.mining.sources.trec import TrecRun
+from hardneg.mining.specs import parse_filters, parse_sources
+from hardneg.progress import Progress
 from hardneg.storage.files import sha256_file
 from hardneg.storage.json_files import read_json, write_json
 
@@ -42,47 +43,6 @@ class Inputs:
     query_vectors: Any
     document_vectors: Any
     fingerprints: dict[str, Any]
-
-
-class Clock:
-    """Measures the seconds spent in each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Add the time since the last lap to `stage`."""
-        now = time.perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 3)
-        self._last = now
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Settings that affect how a pass runs, but not its result.
-
-    Attributes:
-        batch_size: number of texts that an encoder processes at once.
-        device: device of the encoders; None: the one that torch finds.
-        cache: folder for embeddings that several runs share; None: keep them inside the run.
-        progress: callback that reports the progress of each stage.
-        clock: measures the time of each stage.
-    """
-
-    batch_size: int = 32
-    device: str | None = None
-    cache: str | Path | None = None
-    progress: Progress = silent
-    clock: Clock = field(default_factory=Clock)
-
-    def embeddings(self, folder: Path) -> Path:
-        """Return the folder with the embeddings of the run in `folder`."""
-        return Path(self.cache) if self.cache is not None else folder / "embeddings"
-
-    def encoder(self, spec: str, seed: int) -> Encoder:
-        """Make the encoder that `spec` names."""
-        return make_encoder(spec, seed=seed, device=self.device, batch_size=self.batch_size)
 
 
 _BOTH = ("queries", "documents")
@@ -113,6 +73,9 @@ def open_inputs(
     _check_files(folder)
     for each in parse_filters(options.filters, options.default_filters).filters:
         if (lacking := each.lacks(pairs)) is not None:
+            raise UsageError(lacking)
+    for source_of_candidates in parse_sources(options.candidates):
+        if (lacking := source_of_candidates.lacks(pairs)) is not None:
             raise UsageError(lacking)
     release()
     resources.clock.lap("read")
@@ -223,6 +186,16 @@ def check_inputs(folder: Path, inputs: Inputs, target: Path) -> None:
         write_json(path, inputs.fingerprints, checksum=True)
 
 
+def check_sources(folder: Path, fingerprints: dict[str, str], target: Path) -> None:
+    """Raise RunError if the unfinished run in `folder` has candidates of other sources; record those of a new run."""
+    path = folder / "progress" / "sources.json"
+    if path.exists():
+        before = read_json(path, dict[str, str], remedy=_AGAIN)
+        _same_inputs(before, fingerprints, {*before, *fingerprints}, target)
+    else:
+        write_json(path, fingerprints, checksum=True)
+
+
 def check_finished(
     source: str | Path | Pairs,
     folder: Path,
@@ -254,6 +227,10 @@ def check_finished(
         found["query_vectors"], found["document_vectors"] = vector_keys(
             encoder, pairs, options.query_prompt, options.document_prompt, options.precision
         )
+    sources = parse_sources(options.candidates)
+    for label, each in zip(labels_of(sources), sources, strict=True):
+        if isinstance(each, TrecRun):
+            found[f"candidates:{label}"] = sha256_file(Path(each.file)) if Path(each.file).is_file() else None
     # Runs of version 0.2 and older have no fingerprints of vectors that were given in memory.
     _same_inputs(info["fingerprints"], found, {*found} & {*info["fingerprints"]}, target)
 

@@ -114,6 +114,11 @@ class Run:
         """The Parquet files with the candidates, one for each part, in order."""
         return [self.folder / name for name in sorted(self.info["files"]) if name.startswith("candidates/")]
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The labels of the sources that the candidates come from; empty if the search by the encoder was the only one."""
+        return tuple(self.info["resolved"].get("sources", {}))
+
     def to_dataset(
         self,
         format: str = "triplet",

@@ -24,7 +24,7 @@ from hardneg.encoders.embed import fit
 from hardneg.encoders.saved import written
 from hardneg.losses.arguments import whole
 from hardneg.mining.guides import guide_embedder
-from hardneg.mining.inputs import Resources
+from hardneg.mining.resources import Resources
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, with_progress
 from hardneg.refresh.generation import Items

@@ -1,0 +1,52 @@
+"""Settings that affect how a pass runs, but not its result, and the time of its stages."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hardneg.encoders.base import Encoder
+from hardneg.encoders.factory import make_encoder
+from hardneg.progress import Progress, silent
+
+
+class Clock:
+    """Measures the seconds spent in each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """Add the time since the last lap to `stage`."""
+        now = time.perf_counter()
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 3)
+        self._last = now
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Settings that affect how a pass runs, but not its result.
+
+    Attributes:
+        batch_size: number of texts that an encoder processes at once.
+        device: device of the encoders; None: the one that torch finds.
+        cache: folder for embeddings that several runs share; None: keep them inside the run.
+        progress: callback that reports the progress of each stage.
+        clock: measures the time of each stage.
+    """
+
+    batch_size: int = 32
+    device: str | None = None
+    cache: str | Path | None = None
+    progress: Progress = silent
+    clock: Clock = field(default_factory=Clock)
+
+    def embeddings(self, folder: Path) -> Path:
+        """Return the folder with the embeddings of the run in `folder`."""
+        return Path(self.cache) if self.cache is not None else folder / "embeddings"
+
+    def encoder(self, spec: str, seed: int) -> Encoder:
+        """Make the encoder that `spec` names."""
+        return make_encoder(spec, seed=seed, device=self.device, batch_size=self.batch_size)
