@@ -47,6 +47,7 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
         "shared-neighbors": "hardneg.false_negatives.filters:shared_neighbors_from_spec",
         "guide": "hardneg.mining.filters.models:guide_from_spec",
         "cross-encoder": "hardneg.mining.filters.models:cross_encoder_from_spec",
+        "teacher": "hardneg.mining.filters.models:teacher_from_spec",
         "posterior": "hardneg.false_negatives.filters:posterior_from_spec",
     },
     # make(SpecOptions) -> CandidateSource
@@ -79,6 +80,7 @@ _VERBS = {
     "diagnose": "hardneg.diagnostics.diagnose:diagnose",
     "report": "hardneg.diagnostics.report.page:write_report",
     "select": "hardneg.mining.select:select_by_name",
+    "score": "hardneg.mining.score:score",
 }
 
 _WRITER = "hardneg.mining.specs:written"  # writes filters and samplers as text; see `spec_of`

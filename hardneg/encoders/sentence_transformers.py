@@ -104,13 +104,7 @@ class SentenceTransformersEncoder(nn.Module):
         So a model with other pooling or another tokenizer is another one, whatever its weights. The name of the model is
         not part of it.
         """
-        digest = hashlib.sha256(b"sentence-transformers-2")
-        digest.update(json.dumps(_settings(self.model), sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            data = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
-            digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return model_digest(self.model, "sentence-transformers-2")
 
     def save(self, folder: str | Path) -> None:
         """Write the model in the format of sentence-transformers. The spec `st:FOLDER` loads it.
@@ -122,6 +116,22 @@ class SentenceTransformersEncoder(nn.Module):
         """
         with replaced_folder(folder) as new:
             self.model.save_pretrained(str(new))
+
+
+def model_digest(model: Any, kind: str) -> str:
+    """A hash of what a model of sentence-transformers computes: weights, modules and their settings, tokenizer and prompts.
+
+    Args:
+        model: a `SentenceTransformer` or a `CrossEncoder`.
+        kind: what the hash is of; other kinds have other hashes.
+    """
+    digest = hashlib.sha256(kind.encode())
+    digest.update(json.dumps(_settings(model), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 # Entries of configurations that say where a model comes from, or how it is run, and change no vector.

@@ -17,6 +17,7 @@ from hardneg.storage.arrays import Float, Int, Mask, Ragged
 
 if TYPE_CHECKING:
     from hardneg.mining.kept_features import KeptFeatures
+    from hardneg.mining.teachers import Teachers
 
 NEAREST_FOUND = 10  # nearest documents of each query in `Context.nearest`
 
@@ -137,6 +138,7 @@ class Context:
         find_nearest: returns int32 `[n, m]`, the first few documents found for every query of the dataset, -1 where there
             are fewer, for filters that look across queries.
         kept: features that were computed for the candidates earlier, if they come from a run.
+        taught: the scores of teachers that the run keeps, if the candidates come from one.
         cache: storage that filters share between blocks, such as loaded models.
     """
 
@@ -146,6 +148,7 @@ class Context:
     embed: Callable[[str], tuple[Any, ScoredVectors]] | None = None
     find_nearest: Callable[[], NDArray[np.int32]] | None = None
     kept: KeptFeatures | None = None
+    taught: Teachers | None = None
     cache: dict[str, Any] = field(default_factory=dict)
 
     @cached_property

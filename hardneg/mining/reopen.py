@@ -21,12 +21,13 @@ from hardneg.index.vectors import VectorStore
 from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context
 from hardneg.mining.filters.base import KEPT, lowest_scores
 from hardneg.mining.guides import guide_embedder
-from hardneg.mining.resources import Resources
 from hardneg.mining.kept_features import KeptFeatures
 from hardneg.mining.parts import PART_ROWS
+from hardneg.mining.resources import Resources
 from hardneg.mining.run import Run
 from hardneg.mining.run_folder import locate
 from hardneg.mining.run_tables import check_ranking, positions, read_candidates, read_listed
+from hardneg.mining.teachers import Teachers
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Float, Mask, Ragged
 from hardneg.storage.arrow import rows_of, values_of
@@ -77,6 +78,7 @@ class Reopened:
         self.pairs: Pairs = run.pairs() if pairs is None else pairs
         _check_count(run)
         config, resources = run.info["config"], Resources(batch_size, device, progress=progress)
+        self.resources = resources
         guides = guide_embedder(
             self.pairs, embeddings or run.folder, resources, seed=config["seed"], precision=config["precision"]
         )
@@ -87,6 +89,7 @@ class Reopened:
             guides,
             self._nearest,
             KeptFeatures(run.folder / "features", self._made_from),
+            Teachers(run.folder / "teacher", self.pairs),
         )
 
     @property

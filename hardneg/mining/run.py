@@ -6,6 +6,7 @@ candidates/part-*      one row for each candidate, with its verdict
 source/                the dataset as it was read
 embeddings/            the vectors, unless they were given or cached elsewhere
 features/              features that commands computed for the posterior, see `kept_features`
+teacher/               scores of teachers (`hardneg score`), see `teachers`
 progress/              only while the run is unfinished: one record for each finished part, see `parts`
 """
 
@@ -124,7 +125,7 @@ class Run:
         format: str = "triplet",
         *,
         ids: bool = False,
-        scores: bool = False,
+        scores: bool | str = False,
         false_probability: bool = False,
         short: str = "skip",
         max_positives: int | None = None,
@@ -162,6 +163,10 @@ class Run:
         if out is None:
             self.info = chosen.info
         return chosen
+
+    def score(self, scorer: str, **options: Any) -> Any:
+        """Score positives and candidates with a teacher, and keep the scores in the run, see `hardneg.score`."""
+        return registry.verb("score")(self, scorer, **options)
 
     def export(self, format: str, out: str | Path, **options: Any) -> Any:
         """Write the negatives in an export format, see `hardneg.export`."""

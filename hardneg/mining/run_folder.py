@@ -288,7 +288,9 @@ def _without_path(spec: str) -> str:
 def _without_file(spec: str) -> str:
     """The spec of candidates without the file of a TREC run."""
     kind, _, rest = spec.partition(":")
-    return spec if kind != "trec" else ",".join([kind, *(part for part in rest.split(",") if part.startswith("label="))])
+    return (
+        spec if kind != "trec" else ",".join([kind, *(part for part in rest.split(",") if part.startswith("label="))])
+    )
 
 
 def relative_paths(folder: Path, paths: list[str]) -> dict[str, str]:

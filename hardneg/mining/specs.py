@@ -119,7 +119,9 @@ def parse_source(spec: str | CandidateSource) -> CandidateSource:
         raise UsageError(f"candidates are written as a spec (bm25) or given as a CandidateSource, not {spec!r}")
     parsed = _parsed(spec, "candidates")
     if not isinstance(parsed, CandidateSource):
-        raise UsageError(f"candidates {spec!r}: its function returned a {type(parsed).__name__}, which is no CandidateSource")
+        raise UsageError(
+            f"candidates {spec!r}: its function returned a {type(parsed).__name__}, which is no CandidateSource"
+        )
     return parsed
 
 

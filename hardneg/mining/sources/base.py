@@ -126,7 +126,9 @@ def labels_of(sources: tuple[CandidateSource, ...]) -> tuple[str, ...]:
             while (label := each.name if number == 1 else f"{each.name}_{number}") in (*labels, *own):
                 number += 1
         if label in labels:
-            raise UsageError(f"two sources of candidates have the label {label!r}: give each its own, as in trec:FILE,label=NAME")
+            raise UsageError(
+                f"two sources of candidates have the label {label!r}: give each its own, as in trec:FILE,label=NAME"
+            )
         labels.append(label)
     return tuple(labels)
 

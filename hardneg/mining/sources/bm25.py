@@ -67,7 +67,8 @@ class _Words:
         languages = Stemmer.algorithms()
         if options.stemmer not in (*languages, NONE):
             raise UsageError(
-                f"candidates {options.spec!r}: there is no stemmer {options.stemmer!r}.{suggestion(options.stemmer, (*languages, NONE))}"
+                f"candidates {options.spec!r}: there is no stemmer "
+                f"{options.stemmer!r}.{suggestion(options.stemmer, (*languages, NONE))}"
             )
         self.stemmer = None if options.stemmer == NONE else Stemmer.Stemmer(options.stemmer)
         self.stopwords = self._stopwords(options)
@@ -126,7 +127,9 @@ class _Counted:
         if not self.empty:
             self.model.index(Tokenized(ids, dict(self.words.numbers)), show_progress=False)
         versions = [package_version(name) for name in ("bm25s", "PyStemmer")]
-        self.fingerprint: str | None = fingerprint([options.k1, options.b, options.stemmer, self.words.stopwords, versions])
+        self.fingerprint: str | None = fingerprint(
+            [options.k1, options.b, options.stemmer, self.words.stopwords, versions]
+        )
         self.notes: list[str] = []
         if self.empty:
             self.notes.append("bm25: no document has a word that counts, so nothing was listed")

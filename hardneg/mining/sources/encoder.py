@@ -80,7 +80,11 @@ class OtherEncoder(CandidateSource):
             encoder, inputs.pairs, resources.embeddings(inputs.folder), query_prompt=None, document_prompt=None,
             precision=config["precision"], progress=resources.progress, label="candidate ",
         )  # fmt: skip
-        kind = config["index"] if isinstance(config["index"], str) and not config["index"].startswith("object:") else "auto"
+        kind = (
+            config["index"]
+            if isinstance(config["index"], str) and not config["index"].startswith("object:")
+            else "auto"
+        )
         depth = min(100 if config["depth"] is None else config["depth"], len(documents))
         index, recall = make_index(
             kind, documents, "cosine", queries=queries, k=depth, recall=config["recall"], seed=config["seed"]
@@ -97,6 +101,4 @@ def dense_from_spec(v: SpecOptions) -> CandidateSource:
 
 
 def encoder_from_spec(v: SpecOptions) -> CandidateSource:
-    return OtherEncoder(
-        label=v.text("label", "") or "", model=v.word("the encoder, as in encoder:st:NAME")
-    )
+    return OtherEncoder(label=v.text("label", "") or "", model=v.word("the encoder, as in encoder:st:NAME"))

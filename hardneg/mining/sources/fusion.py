@@ -124,10 +124,7 @@ def fuse(
     n, sources = len(lists[0].documents), len(lists)
     documents = np.concatenate([each.documents for each in lists], 1).astype(np.int64)
     worth = np.concatenate(
-        [
-            fusion.worth(each.scores.astype(np.float64), each.documents >= 0, i, sources)
-            for i, each in enumerate(lists)
-        ],
+        [fusion.worth(each.scores.astype(np.float64), each.documents >= 0, i, sources) for i, each in enumerate(lists)],
         axis=1,
     )
     widths = [each.documents.shape[1] for each in lists]
@@ -166,7 +163,9 @@ def fuse(
 
 def _weight(fusion: Fusion, weights: tuple[float, ...], source: int, sources: int) -> float:
     if weights and len(weights) != sources:
-        raise UsageError(f"the fusion {fusion.spec!r} has {len(weights)} weights for {sources} sources: give one for each")
+        raise UsageError(
+            f"the fusion {fusion.spec!r} has {len(weights)} weights for {sources} sources: give one for each"
+        )
     return weights[source] if weights else 1.0
 
 
@@ -179,7 +178,9 @@ def _weights(v: SpecOptions) -> tuple[float, ...]:
     except ValueError:
         weights = ()
     if not weights or not all(math.isfinite(each) and each >= 0 for each in weights) or not any(weights):
-        raise UsageError(f"fusion {v.spec!r}: weights are numbers of 0 or more with a slash between them, as in weights=2/1")
+        raise UsageError(
+            f"fusion {v.spec!r}: weights are numbers of 0 or more with a slash between them, as in weights=2/1"
+        )
     return weights
 
 

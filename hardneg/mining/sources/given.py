@@ -20,7 +20,7 @@ _KEPT = "hardneg mine --candidates given reads them"
 class _Lists:
     """The given documents of each query, in the order of the source."""
 
-    fingerprint = None  # the fingerprint `labels` of the run knows them
+    fingerprint: str | None = None  # the fingerprint `labels` of the run knows them
 
     def __init__(self, pairs: Pairs) -> None:
         nothing = Ragged(np.zeros(len(pairs) + 1, np.int64), np.zeros(0, np.int64))

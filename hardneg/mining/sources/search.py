@@ -94,7 +94,9 @@ def only_dense(sources: Sequence[CandidateSource]) -> bool:
 def _checked(source: CandidateSource, found: Any, queries: int, k: int, documents: int) -> Neighbors:
     """What a source returned; UsageError if it is not what was promised. Unchecked, a wrong row would be another document."""
     if not isinstance(found, Neighbors) or not all(isinstance(each, np.ndarray) for each in found):
-        raise UsageError(f"the candidates {source.name!r}: search must return Neighbors(scores, documents) of two arrays")
+        raise UsageError(
+            f"the candidates {source.name!r}: search must return Neighbors(scores, documents) of two arrays"
+        )
     rows, scores = found.documents, found.scores
     if rows.shape != (queries, k) or scores.shape != rows.shape or rows.dtype.kind != "i":
         raise UsageError(
@@ -102,7 +104,9 @@ def _checked(source: CandidateSource, found: Any, queries: int, k: int, document
             f"integers and scores of {(queries, k)}"
         )
     if (rows < -1).any() or (rows >= documents).any():
-        raise UsageError(f"the candidates {source.name!r}: search returned rows that are not in the corpus of {documents:,}")
+        raise UsageError(
+            f"the candidates {source.name!r}: search returned rows that are not in the corpus of {documents:,}"
+        )
     ordered = np.sort(rows, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
         raise UsageError(f"the candidates {source.name!r}: search returned a document twice for one query")

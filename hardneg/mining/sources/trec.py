@@ -128,11 +128,9 @@ def _read(path: Path, spec: str, pairs: Pairs) -> Columns:
         for what, ids in zip(("query", "document"), strange, strict=True)
         if ids
     ]
-    columns = (np.frombuffer(each, kind) if len(each) else np.zeros(0, kind) for each, kind in (
-        (rows, np.int64), (found, np.int64), (ranks, np.float64), (scores, np.float64)
-    ))  # fmt: skip
-    first, second, third, fourth = columns
-    return first, second, third, fourth, notes
+    return (
+        np.array(rows, np.int64), np.array(found, np.int64), np.array(ranks, np.float64), np.array(scores, np.float64), notes,
+    )  # fmt: skip
 
 
 def _fields(line: bytes, path: Path, number: int) -> tuple[str, str, float, float]:
@@ -151,7 +149,9 @@ def _fields(line: bytes, path: Path, number: int) -> tuple[str, str, float, floa
     except ValueError:
         rank, score = math.nan, math.nan
     if not (math.isfinite(rank) and math.isfinite(score) and abs(score) < 3e38):
-        raise DataError(f"{path}, line {number}: rank {shown(fields[3])} and score {shown(fields[4])} must be finite numbers")
+        raise DataError(
+            f"{path}, line {number}: rank {shown(fields[3])} and score {shown(fields[4])} must be finite numbers"
+        )
     return fields[0], fields[2], rank, score
 
 
