@@ -36,9 +36,16 @@ from .show import progress_bars
 )
 @click.option("--overwrite", is_flag=True, help="Replace the scores of this name.")
 @click.option(
-    "--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N", help="Pairs that the model reads at once."
+    "--batch-size",
+    type=click.IntRange(1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Pairs that the model reads at once.",
 )
-@click.option("--device", metavar="NAME", help="Device of the model, such as cpu or cuda.  [default: a GPU if torch finds one]")
+@click.option(
+    "--device", metavar="NAME", help="Device of the model, such as cpu or cuda.  [default: a GPU if torch finds one]"
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
 def score(run: str, scorer: str, as_json: bool, **given: Any) -> None:
     """Score the positives and candidates of RUN with a teacher, and keep the scores in RUN.

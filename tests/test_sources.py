@@ -115,7 +115,9 @@ def test_lists_are_fused_as_the_formulas_say(seed: int, sources: int, width: int
         found, listed = fuse(fusion, [str(i) for i in range(sources)], lists, depth)
         expected = naive(fusion, lists, depth)
         worth = [row[row >= 0].tolist() for row in found]
-        assert [sorted(row) for row in worth] == [sorted(row) for row in expected] or isinstance(fusion, Scores | ReciprocalRank)
+        assert [sorted(row) for row in worth] == [sorted(row) for row in expected] or isinstance(
+            fusion, Scores | ReciprocalRank
+        )
         for i, row in enumerate(worth):
             assert len(row) == len(expected[i])
             assert (np.diff(listed.fused[i, : len(row)]) <= 0).all()
@@ -230,7 +232,13 @@ def test_the_same_bytes_in_any_process_and_after_a_kill(
     moved = tuple(each.replace(str(trec), str(copy)) for each in options.candidates if isinstance(each, str))
     for finished in (False, True):
         with pytest.raises(RunError, match="candidates:other"):
-            mine(pairs, tmp_path / "killed", dataclasses.replace(options, candidates=moved), encoder=Letters(), resume=True)
+            mine(
+                pairs,
+                tmp_path / "killed",
+                dataclasses.replace(options, candidates=moved),
+                encoder=Letters(),
+                resume=True,
+            )
         for name in ("fusion", "candidates"):
             other = dataclasses.replace(options, **{name: "interleave" if name == "fusion" else ("dense", "bm25")})
             with pytest.raises(RunError, match=f"other options.*{name}"):
@@ -255,7 +263,9 @@ def test_dense_alone_is_what_it_was(pairs: Pairs, tmp_path: Path) -> None:
 
 
 def test_queries_left_short_are_searched_deeper_in_all_sources(pairs: Pairs, tmp_path: Path) -> None:
-    options = MineOptions(depth=5, negatives=5, candidates=("bm25", "dense"), fusion="interleave", filters=("rank:min=3",))
+    options = MineOptions(
+        depth=5, negatives=5, candidates=("bm25", "dense"), fusion="interleave", filters=("rank:min=3",)
+    )
     run = mine(pairs, tmp_path / "run", options, encoder=Letters())
     assert run.info["counts"]["widened"] == 40
     assert run.info["counts"]["negatives"] == {"5": 40}

@@ -66,9 +66,7 @@ class CrossScorer:
         from hardneg.encoders.sentence_transformers import model_digest
 
         function = getattr(self.loaded, "activation_fn", None)
-        return model_digest(
-            self.loaded, f"cross-encoder-1 {type(function).__qualname__} {getattr(self.loaded, 'max_length', None)}"
-        )
+        return model_digest(self.loaded, f"cross-encoder-1 {type(function).__qualname__}")
 
 
 def cross_encoder_scores(

@@ -146,12 +146,9 @@ class TeacherScores:
     def write(self, path: Path, keys: Int, scores: Float) -> None:
         """Write scored pairs, `[m]` each, to a file; their keys must ascend."""
         queries, documents = np.divmod(keys, len(self.pairs.document_ids))
-        columns = []
-        for rows, ids in ((queries, self.pairs.query_ids), (documents, self.pairs.document_ids)):
-            used, codes = np.unique(rows, return_inverse=True)
-            columns.append(
-                pa.DictionaryArray.from_arrays(numbers(codes.ravel().astype(np.int32)), ids.take(numbers(used)))
-            )
+        columns = [
+            ids.take(numbers(rows)) for rows, ids in ((queries, self.pairs.query_ids), (documents, self.pairs.document_ids))
+        ]
         table = pa.table([*columns, numbers(scores)], names=["query_id", "document_id", "score"])
         table = table.replace_schema_metadata(
             {_META: json.dumps({"sha256": _digest(self.fingerprint, keys, scores)}).encode()}
@@ -159,7 +156,7 @@ class TeacherScores:
         with (
             atomic_path(path) as temporary,
             pq.ParquetWriter(
-                temporary, table.schema, compression="zstd", store_schema=False, use_dictionary=["query_id", "document_id"],
+                temporary, table.schema, compression="zstd", use_dictionary=["query_id", "document_id"],
                 column_encoding={"score": "BYTE_STREAM_SPLIT"}, write_statistics=False,
             ) as writer,
         ):  # fmt: skip
