@@ -284,7 +284,7 @@ class Builder:
         positives = Ragged.from_pairs(q[relevant], d[relevant], total)
         negatives = Ragged.from_pairs(q[~relevant], d[~relevant], total)
         negatives = _without(negatives, positives, len(self.documents.ids))
-        grouped = bool(self.groups)
+        grouped, size = bool(self.groups), len(self.documents.ids)
         arrays = {
             "kept": kept,
             "positive_offsets": positives.offsets,
@@ -295,18 +295,14 @@ class Builder:
             "document_keys": np.asarray(self.documents.keys),
             "body_keys": np.asarray(self.documents.body_keys),
             "query_groups": _numbers(self.query_groups, total) if grouped else np.empty(0, np.int64),
-            "document_groups": _numbers(self.document_groups, len(self.documents.ids))
-            if grouped
-            else np.empty(0, np.int64),
+            "document_groups": _numbers(self.document_groups, size) if grouped else np.empty(0, np.int64),
             "query_rows": np.asarray(self.queries.rows),
             "document_rows": np.asarray(self.documents.rows),
         }
         grades = _grades(positives, q[relevant], d[relevant], scores[relevant], len(self.documents.ids))
         if (grades != 1).any():
             arrays["positive_grades"] = grades.view(np.int64)  # all labels are stored as int64
-        if self.given:
-            listed = _in_order(self.given, total)
-            arrays |= {"given_offsets": listed.offsets, "given_values": listed.values}
+        arrays |= _in_order(self.given, total)
         if self._corpus is not None:
             arrays["corpus_rows"] = _numbers(self._corpus, len(self.documents.ids))
         ids = {"query": strings(self.queries.ids, pa.string()), "document": strings(self.documents.ids, pa.string())}
@@ -365,12 +361,14 @@ def _grades(
     return grades
 
 
-def _in_order(pairs: list[tuple[int, int]], total: int) -> Ragged:
-    """The documents of each query, each once, in the order in which they were named."""
+def _in_order(pairs: list[tuple[int, int]], total: int) -> dict[str, np.ndarray]:
+    """The given documents of each query, each once, in the order in which they were named; nothing if there are none."""
+    if not pairs:
+        return {}
     rows, values = np.array(list(dict.fromkeys(pairs)), np.int64).T
     order = np.argsort(rows, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=total))])
-    return Ragged(offsets.astype(np.int64), np.ascontiguousarray(values[order]))
+    return {"given_offsets": offsets.astype(np.int64), "given_values": np.ascontiguousarray(values[order])}
 
 
 def _without(negatives: Ragged, positives: Ragged, width: int) -> Ragged:

@@ -180,29 +180,19 @@ def _mine(
     paths += posterior_files(inputs.fingerprints)
     paths += [path for each in (sources.sources if sources else ()) for path in each.files]
     left = _keep_posterior(folder, target, paths)
+    resolved: dict[str, Any] = {"depth": depth, "max_depth": max_depth, "index": index.name, "recall": recall.to_json()}
+    resolved |= {"dimension": index.dimension, **(sources.to_json() if sources else {})}
+    said = [*doubts, *left, *(sources.notes if sources else ())]
     writer.finish(
         {
             "hardneg_version": package_version("hardneg"),
             "command": command,
             "config": options.to_json(),
-            "resolved": {
-                "depth": depth,
-                "max_depth": max_depth,
-                "index": index.name,
-                "recall": recall.to_json(),
-                "dimension": index.dimension,
-                **(sources.to_json() if sources else {}),
-            },
+            "resolved": resolved,
             "fingerprints": inputs.fingerprints,
             "reading": pairs.reading,
             "seed": options.seed,
-            "warnings": [
-                *doubts,
-                *left,
-                *(sources.notes if sources else ()),
-                *warnings(pairs, options, depth, inputs.fingerprints),
-                *_missed(recall),
-            ],
+            "warnings": [*said, *warnings(pairs, options, depth, inputs.fingerprints), *_missed(recall)],
             "timings": clock.seconds,
             "environment": environment(index),
             "selections": [],

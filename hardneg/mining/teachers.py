@@ -147,7 +147,8 @@ class TeacherScores:
         """Write scored pairs, `[m]` each, to a file; their keys must ascend."""
         queries, documents = np.divmod(keys, len(self.pairs.document_ids))
         columns = [
-            ids.take(numbers(rows)) for rows, ids in ((queries, self.pairs.query_ids), (documents, self.pairs.document_ids))
+            ids.take(numbers(rows))
+            for rows, ids in ((queries, self.pairs.query_ids), (documents, self.pairs.document_ids))
         ]
         table = pa.table([*columns, numbers(scores)], names=["query_id", "document_id", "score"])
         table = table.replace_schema_metadata(
