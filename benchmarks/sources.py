@@ -141,10 +141,7 @@ def line(world: World, dense: World, hardness: float) -> str:
     ]  # fmt: skip
     listed = world.candidates.listed
     names = MORE if listed is not None and "bm25" in listed.labels else ()
-    for more in ((), names):
-        if more is names and not names:
-            cells.append("-")
-            continue
+    for more in [(), *([names] if names else [])]:
         for name in more:
             world.features.setdefault(name, feature(world, name))
         vars(world).pop("learnable", None)
@@ -154,7 +151,7 @@ def line(world: World, dense: World, hardness: float) -> str:
             cells.append("rejects nothing" if "uninformative" in report else f"{world.at_hardness(p, hardness)[0]:.3f}")
         except DataError:
             cells.append("nothing to learn from")
-    return "| " + " | ".join(cells) + " |"
+    return "| " + " | ".join([*cells, *([] if names else ["-"])]) + " |"
 
 
 def feature(world: World, name: str) -> np.ndarray:
@@ -167,7 +164,7 @@ def listing(args: argparse.Namespace) -> None:
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for world, queries in worlds(args.data, args.only):
         hardness = world.margin[1]
-        for way in WAYS:
+        for way in args.ways:
             start = time.perf_counter()
             row = line(with_sources(world, queries, way), world, hardness)
             print(f"{row}  ({time.perf_counter() - start:.0f} s)", flush=True)
@@ -265,6 +262,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--peer", action="store_true")
     parser.add_argument("--seconds", type=float, default=30.0)

@@ -54,7 +54,7 @@ def false_negatives(subject: Subject) -> Measurements:
 
 
 def relevance(subject: Subject) -> Float | None:
-    """float32 `[n, K]`: how likely each negative is relevant, as `false_negatives` tells it; NaN where unknown; None: nothing tells."""
+    """float32 `[n, K]`: how likely each negative is relevant, as `false_negatives` tells it; NaN: unknown; None: nothing tells."""
     real = subject.real
     if subject.probability is not None:
         return np.where(real, subject.probability, np.float32(np.nan))
