@@ -26,7 +26,15 @@ from .plain import plain
     "beir, tevatron-corpus and pylate.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is at --out.")
-@click.option("--scores", is_flag=True, help="Also write the scores from mining.")
+@click.option(
+    "--scores",
+    is_flag=False,
+    flag_value="encoder",
+    default=None,
+    metavar="WHICH",
+    help="Also write scores: encoder (those from mining; what --scores alone means) · teacher or teacher:NAME (of 'hardneg score'). "
+    "margin-mse and pylate always hold scores, and take them from there.",
+)
 @click.option("--ids", is_flag=True, help="Also write ids beside the texts.")
 @click.option(
     "--false-probability", is_flag=True, help="Also write how likely each negative is relevant, if the run says so."
@@ -50,7 +58,7 @@ def export(
     run: str,
     format_: str,
     out: str,
-    scores: bool,
+    scores: str | None,
     ids: bool,
     false_probability: bool,
     short: str,
@@ -69,7 +77,8 @@ def export(
     \b
     Examples:
       hardneg export run --format triplet --out triplets.parquet
-      hardneg export run --format n-tuple --scores --out - | head -1
+      hardneg export run --format n-tuple --out - --scores | head -1
+      hardneg export run --format margin-mse --scores teacher --out triplets.parquet
     """
     if as_json and out == "-":
         raise click.UsageError("--json and --out - exclude each other: both print to stdout")
@@ -80,7 +89,7 @@ def export(
         Run(run),
         format_,
         out,
-        scores=scores,
+        scores=scores or False,
         ids=ids,
         false_probability=false_probability,
         short=short,

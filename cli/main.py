@@ -19,6 +19,7 @@ _COMMANDS = {
     "inspect": (".inspect", "Show what a dataset is taken for, before anything is mined."),
     "mine": (".mine", "Find hard negatives for every query of a dataset."),
     "select": (".select", "Filter and sample the candidates of a run again, without a new search."),
+    "score": (".score", "Score the candidates of a run with a cross-encoder, once, for filters and distillation."),
     "export": (".export", "Write the negatives of a run in a format that training libraries read."),
     "diagnose": (".diagnose", "Check whether the negatives of a run are any good, and say what would help."),
     "compare": (".compare", "Show what changed between two runs over the same dataset."),
@@ -128,6 +129,9 @@ def main(args: list[str] | None = None) -> NoReturn:
 
 def _go_on(args: list[str]) -> str:
     """What to say when a command was interrupted: how to continue, where that is possible."""
+    if args and args[0] == "score":
+        again = [each for each in args if each != "--overwrite"]
+        return f"interrupted. What was scored is kept. To go on: hardneg {plain(shlex.join(again))}"
     if not args or args[0] not in ("mine", "train"):
         return "interrupted"
     again = [each for each in args if each not in ("--overwrite", "--resume")]

@@ -10,6 +10,7 @@ import click
 
 from .main import print_json
 from .options import (
+    CANDIDATES_HELP,
     FILTER_HELP,
     FILTERS_AND_SAMPLERS,
     FORCE_HELP,
@@ -84,11 +85,21 @@ _SECTIONS = {
     metavar="NAME",
     help="Score of a query and a document: cosine · ip (inner product) · l2 (minus the squared distance).",
 )
+@click.option("--candidates", multiple=True, metavar="SPEC", help=CANDIDATES_HELP)
+@click.option(
+    "--fusion",
+    default="rrf",
+    show_default=True,
+    metavar="SPEC",
+    help="How the lists of several --candidates become one: rrf:k=60 (reciprocal ranks) · scores (each scaled to 0 to 1) · "
+    "interleave (in turn). rrf and scores take weights, as in rrf:weights=2/1.",
+)
 @click.option(
     "--depth",
     type=click.IntRange(1),
     metavar="N",
-    help="Candidates for each query: the documents nearest to it.  [default: 100, or all documents if there are fewer]",
+    help="Candidates for each query: the documents nearest to it, or the first ones of each of several --candidates, and of "
+    "their fused list.  [default: 100, or all documents if there are fewer]",
 )
 @click.option(
     "--max-depth",
@@ -127,6 +138,7 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
       hardneg mine builtin:pycode --out run
       hardneg mine pairs.jsonl --out run --encoder st:all-MiniLM-L6-v2 --filter margin:relative=0.05
       hardneg mine beir/scifact --out run --split train --sampler simans --negatives 10
+      hardneg mine pairs.jsonl --out run --candidates dense --candidates bm25
       cat pairs.jsonl | hardneg mine - --out run --json
     """
     if given["resume"] and given["overwrite"]:
@@ -137,12 +149,13 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
     options = MineOptions(
         read=read_options(given),
         default_filters=not given["no_default_filters"],
+        candidates=given["candidates"] or ("dense",),
         **{
             name: given[name]
             for name in (
                 "encoder", "query_embeddings", "corpus_embeddings", "index", "recall", "index_device", "metric", "depth", "max_depth",
                 "negatives",
-                "filters", "sampler", "seed", "query_prompt", "document_prompt", "precision", "encoder_precision",
+                "filters", "sampler", "fusion", "seed", "query_prompt", "document_prompt", "precision", "encoder_precision",
             )
         },
     )  # fmt: skip

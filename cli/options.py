@@ -23,6 +23,11 @@ ENCODER_HELP = (
     "builtin:glyphs) · hashed:FOLDER, glyphs:FOLDER and open_clip:FOLDER (saved by 'hardneg train') · "
     "module:PKG.MOD:FACTORY (your own)"
 )
+CANDIDATES_HELP = (
+    "Where candidates come from; repeat the option for several: dense (the encoder) · bm25:k1=1.5,b=0.75,stemmer=english (needs "
+    "hardneg[bm25]) · trec:FILE (a TREC run) · encoder:st:NAME (a further encoder) · given (the negatives in SOURCE). Each takes "
+    "label=NAME, the name of its columns in the run.  [default: dense]"
+)
 FILTER_HELP = (
     "Reject candidates with this filter; all filters are listed below. Repeat the option for several filters: they "
     "apply in order."
@@ -60,6 +65,9 @@ Filters, in the form in which --filter takes them:
                                 below the positive
   cross-encoder:NAME,max=0.3    keeps documents that a cross-encoder scores at
                                 most 0.3
+  teacher:margin=0.5            (only in 'hardneg select') keeps documents that
+                                the teacher of 'hardneg score' scores at least
+                                0.5 below the positive's own score
   posterior:FILE,threshold=0.1  rejects documents that are false negatives with a
                                 probability above 0.1 ('hardneg calibrate'
                                 writes FILE and chooses a threshold)

@@ -44,8 +44,9 @@ _READING = (
     ),
     click.option("--text-column", metavar="NAME", help="Column of the texts in --corpus."),
     click.option(
-        "--own-negatives", "own_negatives", type=click.Choice(["corpus", "judged"]), default="corpus", show_default=True,
-        help="What the negatives in SOURCE are: documents like others, or judged not relevant to the query of their row.",
+        "--own-negatives", "own_negatives", type=click.Choice(["corpus", "judged", "candidates"]), default="corpus", show_default=True,
+        help="What the negatives in SOURCE are: documents like others, judged not relevant to the query of their row, or its "
+        "candidates (of 'hardneg mine --candidates given', which implies it).",
     ),
     click.option(
         "--quoting", type=click.Choice(["auto", "quotes", "none"]), default="auto", show_default=True,

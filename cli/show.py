@@ -92,6 +92,7 @@ def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
         "index": info["resolved"]["index"],
         "recall": info["resolved"]["recall"],
         "encoder": info["resolved"].get("encoder"),
+        "sources": counts.get("sources", {}),
         "verdicts": counts["verdicts"],
         "scores": info["scores"],
         "seconds": info["timings"],
@@ -148,6 +149,9 @@ def print_summary(value: dict[str, Any]) -> None:
     _row(counts, "index", index_text(value["index"], value["recall"]))
     for label, text in encoder_rows(value["encoder"]):
         _row(counts, label, text)
+    for name, number in value["sources"].items():
+        share = 100 * number / max(1, value["candidates"])
+        _row(counts, f"candidates that {name} lists", f"{number:,} ({share:.1f} %)")
     verdicts = Table(show_header=False)
     verdicts.add_column()
     verdicts.add_column(justify="right")

@@ -47,8 +47,10 @@ from hardneg.mining.mine import mine as mine
 from hardneg.mining.mined import Mined as Mined
 from hardneg.mining.options import MineOptions as MineOptions
 from hardneg.mining.run import Run as Run
+from hardneg.mining.score import score as score
 from hardneg.mining.select import SelectOptions as SelectOptions
 from hardneg.mining.select import select as select
+from hardneg.mining.sources.base import CandidateSource as CandidateSource
 from hardneg.mining.specs import parse_filter as parse_filter
 from hardneg.refresh.generation import Recipe as Recipe
 from hardneg.refresh.refreshed_index import RefreshedIndex as RefreshedIndex

@@ -1,4 +1,4 @@
-"""The registry of datasets, encoders, filters and samplers that specs name. Each is imported when it is first used.
+"""The registry of datasets, encoders, sources of candidates, filters and samplers that specs name, imported on first use.
 
 `builtin:glyphs` names a dataset, `st:MODEL` an encoder, `margin:relative=0.05` a filter, and `uniform` a sampler. Code
 that reads specs uses this registry instead of importing the modules, which may be in higher layers of the library.
@@ -48,7 +48,22 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
         "shared-neighbors": "hardneg.false_negatives.filters:shared_neighbors_from_spec",
         "guide": "hardneg.mining.filters.models:guide_from_spec",
         "cross-encoder": "hardneg.mining.filters.models:cross_encoder_from_spec",
+        "teacher": "hardneg.mining.filters.models:teacher_from_spec",
         "posterior": "hardneg.false_negatives.filters:posterior_from_spec",
+    },
+    # make(SpecOptions) -> CandidateSource
+    "candidates": {
+        "dense": "hardneg.mining.sources.encoder:dense_from_spec",
+        "bm25": "hardneg.mining.sources.bm25:bm25_from_spec",
+        "trec": "hardneg.mining.sources.trec:trec_from_spec",
+        "encoder": "hardneg.mining.sources.encoder:encoder_from_spec",
+        "given": "hardneg.mining.sources.given:given_from_spec",
+    },
+    # make(SpecOptions) -> Fusion
+    "fusion": {
+        "rrf": "hardneg.mining.sources.fusion:rrf_from_spec",
+        "scores": "hardneg.mining.sources.fusion:scores_from_spec",
+        "interleave": "hardneg.mining.sources.fusion:interleave_from_spec",
     },
     # make(SpecOptions) -> Sampler
     "sampler": {
@@ -66,6 +81,7 @@ _VERBS = {
     "diagnose": "hardneg.diagnostics.diagnose:diagnose",
     "report": "hardneg.diagnostics.report.page:write_report",
     "select": "hardneg.mining.select:select_by_name",
+    "score": "hardneg.mining.score:score",
 }
 
 _WRITER = "hardneg.mining.specs:written"  # writes filters and samplers as text; see `spec_of`
@@ -82,18 +98,18 @@ def _parts(kind: str) -> dict[str, str | Callable[..., Any]]:
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The registered names of a kind: `dataset`, `encoder`, `filter` or `sampler`."""
+    """The registered names of a kind: `dataset`, `encoder`, `candidates`, `fusion`, `filter` or `sampler`."""
     return tuple(_parts(kind))
 
 
 def register(kind: str, name: str, part: Callable[..., Any]) -> None:
-    """Register a dataset, an encoder, a filter or a sampler under a name, in this process.
+    """Register a dataset, an encoder, a source of candidates, a filter or a sampler under a name, in this process.
 
     Args:
-        kind: `dataset`, `encoder`, `filter` or `sampler`.
+        kind: `dataset`, `encoder`, `candidates`, `fusion`, `filter` or `sampler`.
         name: the part of a spec before the colon. If the name is taken, the new part replaces the old one.
         part: the function behind the name: `read(split, builder)` for a dataset, `make(rest, options)` for an encoder,
-            where `rest` is the spec after the colon, and `make(options)` for a filter or a sampler.
+            where `rest` is the spec after the colon, and `make(options)` for all others.
 
     Raises:
         UsageError: the kind is unknown, no spec could reach the name, or the part cannot be called.
@@ -105,7 +121,7 @@ def register(kind: str, name: str, part: Callable[..., Any]) -> None:
         raise UsageError(
             f"the name {name!r} cannot be used in a spec: it must not be empty or have a colon, a comma or a blank"
         )
-    if name in _TAKEN and kind in ("filter", "sampler"):
+    if name in _TAKEN and kind not in ("dataset", "encoder"):
         raise UsageError(f"the name {name!r} cannot be used in a spec: {_TAKEN[name]}. Choose another name")
     if not callable(part):
         raise UsageError(f"{name!r} is registered with a function that makes the {kind}, not with {part!r}")
@@ -116,7 +132,7 @@ def find(kind: str, name: str, what: str | None = None) -> Callable[..., Any]:
     """The function registered under a name.
 
     Args:
-        kind: `dataset`, `encoder`, `filter` or `sampler`.
+        kind: see `names`.
         name: the part of a spec before the colon.
         what: the kind in the words of the message; `kind` by default.
 
@@ -147,7 +163,7 @@ def verb(name: str) -> Callable[..., Any]:
 
 
 def spec_of(part: Any) -> str:
-    """A filter, sampler or index as text, for files.
+    """A filter, sampler, source, fusion or index as text, for files.
 
     Args:
         part: a spec, or an object where a spec can stand.

@@ -42,6 +42,7 @@ class Builder:
         self.queries = ItemColumn("query", False, folder / "queries.arrow" if folder else None)
         self.documents = ItemColumn("document", True, folder / "corpus.arrow" if folder else None)
         self.relations: list[tuple[int, int, float]] = []
+        self.given: list[tuple[int, int]] = []  # (query, document): candidates that the source brings along
         self.groups: dict[Hashable, int] = {}
         self.query_groups: dict[int, int] = {}
         self.document_groups: dict[int, int] = {}
@@ -167,7 +168,7 @@ class Builder:
         positives = Ragged.from_pairs(q[relevant], d[relevant], total)
         negatives = Ragged.from_pairs(q[~relevant], d[~relevant], total)
         negatives = _without(negatives, positives, len(self.documents.ids))
-        grouped = bool(self.groups)
+        grouped, size = bool(self.groups), len(self.documents.ids)
         arrays = {
             "kept": kept,
             "positive_offsets": positives.offsets,
@@ -177,14 +178,15 @@ class Builder:
             "query_keys": np.asarray(self.queries.keys),
             "document_keys": np.asarray(self.documents.keys),
             "body_keys": np.asarray(self.documents.body_keys),
-            "query_groups": _numbers(self.query_groups, total * grouped),
-            "document_groups": _numbers(self.document_groups, len(self.documents.ids) * grouped),
+            "query_groups": _numbers(self.query_groups, total) if grouped else np.empty(0, np.int64),
+            "document_groups": _numbers(self.document_groups, size) if grouped else np.empty(0, np.int64),
             "query_rows": np.asarray(self.queries.rows),
             "document_rows": np.asarray(self.documents.rows),
         }
         grades = _grades(positives, q[relevant], d[relevant], scores[relevant], len(self.documents.ids))
         if (grades != 1).any():
             arrays["positive_grades"] = grades.view(np.int64)  # all labels are stored as int64
+        arrays |= _in_order(self.given, total)
         if self._corpus is not None:
             arrays["corpus_rows"] = _numbers(self._corpus, len(self.documents.ids))
         ids = {"query": strings(self.queries.ids, pa.string()), "document": strings(self.documents.ids, pa.string())}
@@ -243,6 +245,16 @@ def _grades(
     keys = positives.row_numbers() * width + positives.values
     np.maximum.at(grades, np.searchsorted(keys, queries * width + documents), scores)
     return grades
+
+
+def _in_order(pairs: list[tuple[int, int]], total: int) -> dict[str, np.ndarray]:
+    """The given documents of each query, each once, in the order in which they were named; nothing if there are none."""
+    if not pairs:
+        return {}
+    rows, values = np.array(list(dict.fromkeys(pairs)), np.int64).T
+    order = np.argsort(rows, kind="stable")
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=total))])
+    return {"given_offsets": offsets.astype(np.int64), "given_values": np.ascontiguousarray(values[order])}
 
 
 def _without(negatives: Ragged, positives: Ragged, width: int) -> Ragged:

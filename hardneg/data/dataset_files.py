@@ -144,13 +144,15 @@ def _wrong_label(head: dict[str, Any], arrays: dict[str, np.ndarray], queries: i
             "source_corpus_rows", 0
         ):
             return "corpus_rows"
+    if {"given_offsets", "given_values"} & set(arrays):
+        lengths["given_offsets"], limits["given_values"] = queries + 1, documents
     for name in (*lengths, *limits):
         if name not in arrays or len(arrays[name]) != lengths.get(name, len(arrays[name])):
             return name
     for name, limit in limits.items():
         if arrays[name].min(initial=0) < 0 or arrays[name].max(initial=-1) >= limit:
             return name
-    for side in ("positive", "negative"):
+    for side in ("positive", "negative", *(["given"] if {"given_offsets", "given_values"} & set(arrays) else [])):
         offsets = arrays[f"{side}_offsets"]
         if offsets[0] != 0 or offsets[-1] != len(arrays[f"{side}_values"]) or (np.diff(offsets) < 0).any():
             return f"{side}_offsets"

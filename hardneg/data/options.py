@@ -25,7 +25,7 @@ FORMATS = (
     "images",
 )
 Quoting = Literal["auto", "quotes", "none"]
-NEGATIVES = ("corpus", "judged")
+NEGATIVES = ("corpus", "judged", "candidates")
 IMAGES = ("documents", "queries")
 
 
@@ -46,7 +46,7 @@ class ReadOptions:
         corpus: files or BEIR folders with additional documents.
         text_column: column of the texts in `corpus`.
         negatives: what negatives that the source brings along are: documents of the `corpus`, or `judged` not relevant
-            to the query of their row.
+            to the query of their row, or its `candidates`, which are remembered (`Pairs.given`) but judged by nobody.
         quoting: how a TSV file is written: `quotes`, `none`, or `auto`, which lets the whole file tell.
         skip_unknown: count judgements with unknown ids in BEIR folders, instead of raising an error.
         images: what the pictures of a source are: the `documents`, which captions are the queries of, or the `queries`.

@@ -43,6 +43,8 @@ class Pairs:
         corpus_rows: int64 `[N]`, the row of each document in the files of documents (`--corpus`) beside a source that has documents
             of its own, -1 for those that are not in them; None: all documents come from one place.
         source_corpus_rows: number of rows in those files.
+        given: for each query, rows of the documents that the source brings along as its negatives, in its order (see
+            `ReadOptions.negatives`); None: it was not read for them, or has none.
         digests: SHA-256 of the query texts (`queries`), of the document texts (`documents`) and of the labels
             (`labels`).
         name: name of the source, as the user gave it.
@@ -77,6 +79,7 @@ class Pairs:
     positive_grades: NDArray[np.float64] | None = None
     corpus_rows: Int | None = None
     source_corpus_rows: int = 0
+    given: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -131,6 +134,7 @@ class Pairs:
             positive_grades=None if grades is None else grades.view(np.float64),
             corpus_rows=arrays.get("corpus_rows"),
             source_corpus_rows=head.get("source_corpus_rows", 0),
+            given=Ragged(arrays["given_offsets"], arrays["given_values"]) if "given_offsets" in arrays else None,
         )
         kept = arrays["kept"]
         return whole if np.array_equal(kept, np.arange(len(whole))) else whole.of_queries(kept)
@@ -148,6 +152,7 @@ class Pairs:
             query_groups=None if groups is None else groups[rows],
             query_rows=self.query_rows[rows],
             positive_grades=None if grades is None else grades[self.positives.places(rows)],
+            given=None if self.given is None else self.given.take(rows),
         )
 
     @classmethod
@@ -236,6 +241,8 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         arrays["positive_grades"] = pairs.positive_grades.view(np.int64)
     if pairs.corpus_rows is not None:
         arrays["corpus_rows"] = pairs.corpus_rows
+    if pairs.given is not None:
+        arrays |= {"given_offsets": pairs.given.offsets, "given_values": pairs.given.values}
     head = {
         "name": pairs.name,
         "source_query_rows": pairs.source_query_rows,

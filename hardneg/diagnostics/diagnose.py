@@ -25,6 +25,7 @@ from hardneg.diagnostics.measures.gradient import gradient
 from hardneg.diagnostics.measures.hardness import hardness
 from hardneg.diagnostics.measures.hidden_positives import with_hidden_positives
 from hardneg.diagnostics.measures.search import search_quality, staleness
+from hardneg.diagnostics.measures.sources import found_by
 from hardneg.diagnostics.measures.surface import surface_bias
 from hardneg.diagnostics.subject import Subject
 from hardneg.encoders.base import Encoder, prompt_of
@@ -139,6 +140,7 @@ def diagnose(
     advance(1)
     subject = with_hidden_positives(subject, run, seed, progress)
     found = examine(subject, temperature, encoder, thresholds, rules, seed, progress)
+    _merge(found.measured, found_by(subject, run))
     tried = alternatives(run, subject, found.findings, progress)
     fixed = better_fixes(found.findings, tried, (thresholds or Thresholds()).few)
     return replace(found, findings=fixed, alternatives=tried)

@@ -31,6 +31,14 @@ _NUMBERS = (
 )
 
 
+# What a source of candidates found: the share of the negatives, and the rate among its own.
+_SOURCES = (
+    ("share of the negatives", "negatives", "alone", "by it alone"),
+    ("share of the hard ones", "hard", "hard_rate", "of its own are hard"),
+    ("share of the false ones", "false", "false_rate", "of its own are false"),
+)
+
+
 def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
     """Label the numbers of a diagnosis.
 
@@ -51,6 +59,12 @@ def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
             rows.append((label, form.format(number["value"]), interval))
         elif number is not None and not isinstance(number, dict):
             rows.append((label, form.format(number), ""))
+    for label, found in (numbers.get("sources") or {}).items():
+        rows += [
+            (f"{label}: {words}", f"{found[name]:.1%}", "" if found[rate] is None else f"{found[rate]:.1%} {what}")
+            for words, name, rate, what in _SOURCES
+            if found[name] is not None
+        ]
     if numbers.get("temperature_low") is not None:
         suitable = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
         rows.append(("temperature; those that use them", f"{numbers['temperature']:.3g}", suitable))

@@ -260,17 +260,13 @@ class SentenceTransformersEncoder(nn.Module):
         not part of it.
         """
         chosen = self.number_format.name  # first: it may change the format of the weights
-        digest = hashlib.sha256(b"sentence-transformers-2")
-        digest.update(json.dumps(_settings(self.model), sort_keys=True, default=str).encode())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            data = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
-            digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+        digest = model_digest(self.model, "sentence-transformers-2")
+        added = []
         if self.backend != "torch":
-            digest.update(f"{self.backend} {files_digest(str(self.name))}".encode())
+            added.append(f"{self.backend} {files_digest(str(self.name))}")
         if chosen != self.stored:
-            digest.update(f"products in {chosen}".encode())
-        return digest.hexdigest()
+            added.append(f"products in {chosen}")
+        return hashlib.sha256(" ".join([digest, *added]).encode()).hexdigest() if added else digest
 
     def save(self, folder: str | Path) -> None:
         """Write the model in the format of sentence-transformers. The spec `st:FOLDER` loads it.
@@ -282,6 +278,22 @@ class SentenceTransformersEncoder(nn.Module):
         """
         with replaced_folder(folder) as new:
             self.model.save_pretrained(str(new))
+
+
+def model_digest(model: Any, kind: str) -> str:
+    """A hash of what a model of sentence-transformers computes: weights, modules and their settings, tokenizer and prompts.
+
+    Args:
+        model: a `SentenceTransformer` or a `CrossEncoder`.
+        kind: what the hash is of; other kinds have other hashes.
+    """
+    digest = hashlib.sha256(kind.encode())
+    digest.update(json.dumps(_settings(model), sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 # Entries of configurations that say where a model comes from, or how it is run, and change no vector.

@@ -23,7 +23,7 @@ def to_dataset(
     format: str = "triplet",
     *,
     ids: bool = False,
-    scores: bool = False,
+    scores: bool | str = False,
     false_probability: bool = False,
     short: str = "skip",
     max_positives: int | None = None,

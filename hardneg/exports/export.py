@@ -15,6 +15,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.exports.folders import CORPUS_FILES, FOLDERS, write_beir, write_with_corpus
 from hardneg.exports.layouts import LAYOUTS, NEED_ALL, NEED_NEGATIVE, NEED_POSITIVE, Asked, Block, Docs
+from hardneg.exports.taught import taught_by, teacher_of
 from hardneg.exports.writers import (
     BLOCK_QUERIES,
     NO_NEGATIVE,
@@ -29,6 +30,7 @@ from hardneg.exports.writers import (
 )
 from hardneg.memory import release
 from hardneg.mining.run import Run
+from hardneg.mining.teachers import TeacherScores
 from hardneg.storage.arrays import Ragged
 from hardneg.storage.arrow import numbers, strings, values_of
 from hardneg.storage.files import is_special
@@ -51,7 +53,7 @@ def export(
     format: str,
     out: str | Path,
     *,
-    scores: bool = False,
+    scores: bool | str = False,
     ids: bool = False,
     false_probability: bool = False,
     short: str = "skip",
@@ -65,7 +67,8 @@ def export(
         format: one of `EXPORT_FORMATS`.
         out: a file ending in .jsonl, .parquet, .csv or .tsv, or `-` for JSON lines on standard output; any file name
             for trec, qrels and msmarco; a folder for beir, tevatron-corpus and pylate.
-        scores: whether to write the scores from mining.
+        scores: whether to write the scores from mining (True or `encoder`), or those of a teacher: `teacher`, or `teacher:NAME`
+            (see `hardneg.score`). Formats that always hold scores, such as margin-mse and pylate, take them from there.
         ids: whether to write ids beside the texts, in formats that have texts only.
         false_probability: whether to write how likely each negative is relevant, by the posterior of the run.
         short: what to do with queries that have no negatives, or for n-tuple fewer than asked: `skip` leaves them out, as
@@ -97,7 +100,7 @@ def export(
         )  # fmt: skip
         _write(format, tables, pairs, path)
         return report
-    blocks = _blocks(run, pairs, max_positives, False)
+    blocks = _blocks(run, pairs, max_positives, False, teacher_of(run, pairs, scores))
     if format == "beir":
         write_beir(run, pairs, blocks, path, report)
     else:
@@ -133,7 +136,7 @@ def tables_of(
     format: str,
     report: Exported,
     *,
-    scores: bool,
+    scores: bool | str,
     ids: bool,
     false_probability: bool,
     short: str,
@@ -142,10 +145,11 @@ def tables_of(
 ) -> Iterator[pa.Table]:
     """The tables of an export, block by block. The arguments are those of `export`; `report` receives the counts."""
     _check_short(short)
-    _check_parts(format, scores, ids)
+    _check_parts(format, bool(scores), ids)
     pairs = run.pairs() if pairs is None else pairs
-    asked = Asked(scores, ids, int(run.info["config"]["negatives"]))
-    return _tables(format, _blocks(run, pairs, max_positives, false_probability), report, asked, short)
+    asked = Asked(bool(scores), ids, int(run.info["config"]["negatives"]))
+    blocks = _blocks(run, pairs, max_positives, false_probability, teacher_of(run, pairs, scores))
+    return _tables(format, blocks, report, asked, short)
 
 
 def _write(format: str, tables: Iterator[pa.Table], pairs: Pairs, path: Path) -> None:
@@ -180,12 +184,16 @@ def _check_place(path: Path, format: str, overwrite: bool) -> None:
         raise DataError(f"{path} exists: choose another --out, or replace it with --overwrite")
 
 
-def _blocks(run: Run, pairs: Pairs, max_positives: int | None, chances: bool) -> Iterator[Block]:
+def _blocks(
+    run: Run, pairs: Pairs, max_positives: int | None, chances: bool, teacher: TeacherScores | None
+) -> Iterator[Block]:
     """The queries of a run in blocks of `BLOCK_QUERIES`, with the texts of their documents; at least one block."""
     table = run.negatives(pairs)
     empty, space = strings(["", " "])
     rows_of = values_of(pc.index_in(table["query_id"], value_set=pairs.query_ids).combine_chunks())
     both = [_docs(table, name, pairs) for name in ("positive", "negative")]
+    if teacher is not None:
+        both = [taught_by(teacher, side, rows_of) for side in both]
     if chances:
         both[1] = replace(both[1], chances=_chances(run, table))
     for start in range(0, max(1, len(table)), BLOCK_QUERIES):

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.errors import UsageError, suggestion
+from hardneg.false_negatives.listed import KINDS, listed_feature
 from hardneg.false_negatives.shared_neighbors import NeighborGraph, NeighborVectors, Votes
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.cross_encoder import cross_encoder_scores
@@ -31,7 +32,7 @@ FEATURES = {
     "margin": "the lowest positive's score less the candidate's",
     "local_score_query": "score, less the score of the farthest of the candidate's 50 nearest documents",
     "local_score_positive": "positive_score, less that",
-    "log_rank": "natural logarithm of the rank",
+    "log_rank": "natural logarithm of the rank by score",
     "score_below": "score, less the score of the query's nearest document",
     "score_z": "score, less score_mean, divided by score_spread",
     "score_gap": "score, less that of the next candidate, divided by score_spread",
@@ -42,6 +43,9 @@ FEATURES = {
     "lexical_positive": "TF-IDF cosine of the texts of a positive and the candidate (the highest)",
     "guide:": "score of query and candidate by another encoder, written guide:st:NAME",
     "cross-encoder:": "score of query and candidate by a cross-encoder, written cross-encoder:NAME",
+    "source_rank:": "natural logarithm of the rank by a source of candidates, written source_rank:LABEL",
+    "source_score:": "score by a source of candidates, scaled to 0 to 1, written source_score:LABEL",
+    "teacher:": "score of query and candidate by a teacher of the run, written teacher:HASH",
 }
 
 SHARED_FEATURES = ("shared_query", "shared_positive", "shared_votes")
@@ -50,7 +54,7 @@ SHARED_FEATURES = ("shared_query", "shared_positive", "shared_votes")
 KEPT = frozenset((*SHARED_FEATURES, "lexical_query", "lexical_positive"))
 
 # More of these never makes a candidate more likely to be relevant.
-FALLING = frozenset({"margin", "log_rank"})
+FALLING = frozenset({"margin", "log_rank", "source_rank:"})
 
 # They say how easy a query is, which may point either way.
 OF_QUERY = frozenset({"best_score", "score_mean", "score_spread"})
@@ -91,10 +95,11 @@ class Term:
         if colon:
             if (kind + colon) not in FEATURES or not model:
                 raise UsageError(f"unknown feature {name!r}.{suggestion(name, FEATURES)}")
-            return cls(name)
+            if kind not in KINDS:  # names of models may hold anything
+                return cls(name)
         side = next((each for each in "<>" if each in name), "")
         feature, _, knot = name.partition(side) if side else (name, "", "0")
-        if feature not in FEATURES:
+        if not colon and feature not in FEATURES:
             raise UsageError(f"unknown feature {feature!r}.{suggestion(feature, FEATURES)}")
         try:
             number = float(knot)
@@ -118,7 +123,7 @@ class Term:
             return 1
         if self.feature in OF_QUERY:
             return 0
-        return 1 if self.side == "<" else -1
+        return 1 if self.side == "<" else -1  # a falling one
 
 
 def check_features(names: Sequence[str]) -> None:
@@ -233,13 +238,13 @@ class _Block:
         self.queries = candidates.queries
         if columns is None:
             self.documents, self.scores = candidates.documents, candidates.scores
-            self.ranks = np.broadcast_to(candidates.ranks, self.documents.shape)
+            self.ranks = _ranks(candidates)
             self.place = None
         else:
             real, place = columns >= 0, np.maximum(columns, 0)
             self.documents = np.where(real, np.take_along_axis(candidates.documents, place, 1), -1).astype(np.int32)
             self.scores = np.where(real, np.take_along_axis(candidates.scores, place, 1), -np.inf).astype(np.float32)
-            self.ranks = (place + 1).astype(np.int32)
+            self.ranks = np.take_along_axis(_ranks(candidates), place, 1)
             self.place = place
         self.positives = features.positives.take(self.queries).padded()
         self.with_positive: NDArray[np.bool_] = np.any(self.positives >= 0, axis=1)
@@ -256,7 +261,10 @@ class _Block:
             elif kind == "guide":
                 made[name] = self._guide(model)
             elif kind == "cross-encoder":
-                made[name] = self._cross_encoder(model)
+                made[name] = cross_encoder_scores(self.all.context, model, self.queries, self.documents)
+            elif kind in KINDS:
+                whole = listed_feature(name, self.candidates, self.all.context)
+                made[name] = whole if self.place is None else np.take_along_axis(whole, self.place, 1)
             else:
                 made[name] = self._simple(name)
         for values in made.values():
@@ -321,13 +329,22 @@ class _Block:
 
     @cached_property
     def spread(self) -> Spread:
-        return Spread.of(self.candidates.scores)
+        return Spread.of(self.falling)
+
+    @cached_property
+    def falling(self) -> Float:
+        """The scores of all candidates, highest first."""
+        order = self.candidates.by_score
+        return self.candidates.scores if order is None else np.take_along_axis(self.candidates.scores, order, 1)
 
     def _gap(self) -> Float:
-        scores = self.candidates.scores
+        scores, order = self.falling, self.candidates.by_score
         after = np.where(np.isfinite(scores[:, 1:]), scores[:, 1:], scores[:, :-1])
         gap = np.zeros(scores.shape, np.float32)
         gap[:, :-1] = scores[:, :-1] - after
+        if order is not None:
+            sorted_gap, gap = gap, np.empty_like(gap)
+            np.put_along_axis(gap, order, sorted_gap, 1)
         if self.place is not None:
             gap = np.take_along_axis(gap, self.place, 1)
         return gap / self.spread.deviation
@@ -336,7 +353,7 @@ class _Block:
     def known(self) -> Float:
         """float32 `[n]`: the lowest score of a positive; without a positive, the score of the nearest document."""
         lowest = self.candidates.positive_scores
-        return np.where(np.isnan(lowest), self.candidates.scores[:, 0], lowest)
+        return np.where(np.isnan(lowest), self.falling[:, 0], lowest)
 
     @cached_property
     def positive_score(self) -> Float:
@@ -365,8 +382,15 @@ class _Block:
         vectors, index = embed(model)
         return index.pair_scores(np.asarray(vectors[self.queries], np.float32), self.documents)
 
-    def _cross_encoder(self, model: str) -> Float:
-        return cross_encoder_scores(self.all.context, model, self.queries, self.documents)
+
+def _ranks(candidates: Candidates) -> NDArray[np.int32]:
+    """int32 `[n, K]`: the rank of each candidate in the order of the scores."""
+    ranks = np.broadcast_to(candidates.ranks, candidates.documents.shape)
+    if candidates.by_score is None:
+        return ranks
+    out = np.empty(candidates.documents.shape, np.int32)
+    np.put_along_axis(out, candidates.by_score, ranks, 1)
+    return out
 
 
 def _blanked(vectors: NeighborVectors, keep: NDArray[np.bool_]) -> NeighborVectors:

@@ -23,7 +23,7 @@ from hardneg.false_negatives.judgements import (
 from hardneg.false_negatives.model import Posterior
 from hardneg.false_negatives.population import Population, ladder
 from hardneg.false_negatives.sources import family
-from hardneg.mining.cross_encoder import load_cross_encoder
+from hardneg.mining.cross_encoder import rater
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, with_progress
 from hardneg.storage.outputs import check_place
@@ -77,7 +77,7 @@ def judge(
     drawn_for = draw_id(reopened, posterior)
     relevant: list[int | None] | None = None
     if cross_encoder is not None:
-        relevant = judge_with(load_cross_encoder(cross_encoder), population, drawn, cut)
+        relevant = judge_with(rater(reopened.context, cross_encoder), population, drawn, cut)
     elif judged is not None:
         earlier = read_judgements(Path(judged), reopened.pairs)
         check_drawn_for(earlier, judged, alpha, drawn_for)

@@ -380,11 +380,7 @@ def _chance(text: str | None, line: int, path: Path, name: str = "inclusion_prob
     return chance
 
 
-def judge_with(
-    predict: Callable[[list[tuple[str, str]]], Any], population: Population, drawn: Drawn, cut: float
-) -> list[int | None]:
-    """Judge pairs with a cross-encoder: relevant if its score is above `cut`."""
-    pairs = population.run.pairs
+def judge_with(rate: Callable[[Any, Any], Any], population: Population, drawn: Drawn, cut: float) -> list[int | None]:
+    """Judge pairs with a cross-encoder: relevant if its score is above `cut`. `rate` takes rows of queries and of documents."""
     shown = population.pairs.take(drawn.place)
-    asked = list(zip(pairs.queries.take(shown.query), pairs.documents.take(shown.document), strict=True))
-    return [int(score > cut) for score in np.asarray(predict(asked), np.float64).ravel()]
+    return [int(score > cut) for score in np.asarray(rate(shown.query, shown.document), np.float64).ravel()]

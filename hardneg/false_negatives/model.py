@@ -305,8 +305,11 @@ def sources_of(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
     {'queries': '12', 'documents': '34', 'encoder': None}
     """
     named = ("queries", "documents", "labels", "encoder", "query_embeddings", "corpus_embeddings")
+    more = (name for name in sorted(fingerprints) if name.startswith("candidates:"))
     return {
-        name: None if fingerprints[name] is None else str(fingerprints[name]) for name in named if name in fingerprints
+        name: None if fingerprints[name] is None else str(fingerprints[name])
+        for name in (*named, *more)
+        if name in fingerprints
     }
 
 

@@ -13,6 +13,7 @@ from scipy.special import expit, logit
 
 from hardneg.false_negatives.features import PairFeatures
 from hardneg.false_negatives.known import Learnable
+from hardneg.false_negatives.listed import features_of
 from hardneg.false_negatives.model import LogisticModel
 from hardneg.hashing import mix
 from hardneg.mining.candidates import Candidates, Context
@@ -48,16 +49,19 @@ class Found:
         context: the context of the search.
         depth: highest number of candidates per query.
         blocks: yields the candidates of some queries, with bool `[n, K]` for those open to judgement. Each query comes once.
+        more: features that they have besides those that all candidates have.
     """
 
     context: Context
     depth: int
     blocks: Callable[[], Iterable[tuple[Candidates, Mask]]]
+    more: tuple[str, ...] = ()
 
     @classmethod
     def of_run(cls, run: Reopened) -> Found:
         depth = max(1, int(run.run.info["resolved"]["depth"]))
-        return cls(run.context, depth, lambda: ((part.candidates, open_to_judgement(part)) for part in run))
+        more = features_of(run.run, run.context)
+        return cls(run.context, depth, lambda: ((part.candidates, open_to_judgement(part)) for part in run), more)
 
 
 def learnable(

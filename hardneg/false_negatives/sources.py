@@ -101,20 +101,22 @@ def learn_from(
     positives = found.context.pairs.positives
     if learn == "groups":
         return from_groups(found, features, names, seed, progress)
-    wanted = (*ASKED, POSITIVE)
+    asked = (*ASKED, *found.more)
+    wanted = (*asked, POSITIVE)
     several = int((positives.lengths > 1).sum())
     if learn == "hidden" and several == 0:
         raise DataError("no query has several positives: nothing can be hidden, use learn='known'")
     if learn == "hidden" or (learn == "auto" and several >= HIDEABLE):
         hidden, rest = hide(positives, seed)
         data = learnable(found, PairFeatures(found.context, rest), wanted, hidden, seed, progress, thinned=True)
-        return _known(data, "hidden positives", seed)
-    return _known(learnable(found, features, wanted, positives, seed, progress, thinned=True), "known positives", seed)
+        return _known(data, asked, "hidden positives", seed)
+    data = learnable(found, features, wanted, positives, seed, progress, thinned=True)
+    return _known(data, asked, "known positives", seed)
 
 
-def _known(data: Learnable, source: str, seed: int) -> Learned:
+def _known(data: Learnable, asked: tuple[str, ...], source: str, seed: int) -> Learned:
     hidden = source == "hidden positives"
-    model, report = fit_known(data, hidden=hidden, seed=seed)
+    model, report = fit_known(data, names=asked, hidden=hidden, seed=seed)
     in_loss, _ = fit_known(data, names=SKETCHED, hinged=False, hidden=hidden, seed=seed)
     return Learned(model, source, report, in_loss)
 

@@ -8,6 +8,8 @@ from hardneg.mining.options import MineOptions as MineOptions
 from hardneg.mining.reopen import Reopened as Reopened
 from hardneg.mining.run import Run as Run
 from hardneg.mining.samplers import Sampler as Sampler
+from hardneg.mining.score import Scored as Scored
+from hardneg.mining.score import score as score
 from hardneg.mining.select import SelectOptions as SelectOptions
 from hardneg.mining.specs import parse_filter as parse_filter
 from hardneg.mining.specs import parse_filters as parse_filters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +17,66 @@ from hardneg.storage.arrays import Float, Int, Mask, Ragged
 
 if TYPE_CHECKING:
     from hardneg.mining.kept_features import KeptFeatures
+    from hardneg.mining.teachers import Teachers
 
 NEAREST_FOUND = 10  # nearest documents of each query in `Context.nearest`
 
 
 @dataclass(frozen=True)
+class Listed:
+    """Which of s sources listed each candidate of n queries, and how high.
+
+    Attributes:
+        labels: the name of each source, as in the columns of the run.
+        ranks: int32 `[s, n, K]`, the rank that the source gave, from 1; 0 where it did not list the candidate.
+        scores: float32 `[s, n, K]`, the score that the source gave; NaN where it did not list the candidate, or has no scores.
+        fused: float32 `[n, K]`, the score of the fused list, highest first; NaN where there is no document.
+    """
+
+    labels: tuple[str, ...]
+    ranks: NDArray[np.int32]
+    scores: Float
+    fused: Float
+
+    def rows(self, rows: NDArray[np.integer] | slice) -> Listed:
+        """The same of the queries in these rows of the block."""
+        return Listed(self.labels, self.ranks[:, rows], self.scores[:, rows], self.fused[rows])
+
+    def cut(self, width: int) -> Listed:
+        """The same of the first `width` candidates."""
+        return Listed(self.labels, self.ranks[:, :, :width], self.scores[:, :, :width], self.fused[:, :width])
+
+    def wide(self, width: int) -> Listed:
+        """The same, padded to `width` candidates."""
+        extra = ((0, 0), (0, width - self.fused.shape[1]))
+        return Listed(
+            self.labels,
+            np.pad(self.ranks, ((0, 0), *extra)),
+            np.pad(self.scores, ((0, 0), *extra), constant_values=np.nan),
+            np.pad(self.fused, extra, constant_values=np.nan),
+        )
+
+    @classmethod
+    def joined(cls, blocks: list[Listed]) -> Listed:
+        """Concatenate blocks of queries, padded to the widest."""
+        width = max(block.fused.shape[1] for block in blocks)
+        blocks = [block.wide(width) for block in blocks]
+        ranks, scores = (np.concatenate([getattr(b, name) for b in blocks], axis=1) for name in ("ranks", "scores"))
+        return cls(blocks[0].labels, ranks, scores, np.concatenate([b.fused for b in blocks]))
+
+
+@dataclass(frozen=True)
 class Candidates:
-    """Documents retrieved for n queries, nearest first.
+    """Documents retrieved for n queries, first those that rank highest: the nearest ones, unless several sources were fused.
 
     Attributes:
         queries: int64 `[n]`, rows of the dataset's queries.
         documents: int32 `[n, K]`, rows of the corpus; -1 where a query has fewer than K.
-        scores: float32 `[n, K]`, higher is nearer; -inf where there is no document.
+        scores: float32 `[n, K]`, those of the encoder, whatever listed the document: higher is nearer; -inf where there is none.
         positive_scores: float32 `[n]`, the lowest score of a query's positives; NaN without positives.
         vectors: float32 `[n, d]`, the queries' embeddings.
+        listed: what the sources say of each candidate; None if the search by the encoder was the only source. With it, scores
+            need not fall from rank to rank.
     """
 
     queries: Int
@@ -38,6 +84,7 @@ class Candidates:
     scores: Float
     positive_scores: Float
     vectors: Float
+    listed: Listed | None = None
 
     @property
     def real(self) -> Mask:
@@ -46,7 +93,7 @@ class Candidates:
 
     @property
     def ranks(self) -> NDArray[np.int32]:
-        """int32 `[K]`: the rank of each column, from 1 for the nearest document."""
+        """int32 `[K]`: the rank of each column, from 1: the order of the scores, or that of the fused list."""
         return np.arange(1, self.documents.shape[1] + 1, dtype=np.int32)
 
     def columns(self, documents: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -65,7 +112,18 @@ class Candidates:
             self.scores[rows],
             self.positive_scores[rows],
             self.vectors[rows],
+            None if self.listed is None else self.listed.rows(rows),
         )
+
+    def cut(self, width: int) -> Candidates:
+        """The first `width` candidates of each query."""
+        listed = None if self.listed is None else self.listed.cut(width)
+        return replace(self, documents=self.documents[:, :width], scores=self.scores[:, :width], listed=listed)
+
+    @cached_property
+    def by_score(self) -> NDArray[np.int64] | None:
+        """int64 `[n, K]`: the columns in the order of the scores, nearest first; None: they are in this order already."""
+        return None if self.listed is None else np.argsort(-self.scores, axis=1, kind="stable")
 
 
 @dataclass
@@ -80,6 +138,7 @@ class Context:
         find_nearest: returns int32 `[n, m]`, the first few documents found for every query of the dataset, -1 where there
             are fewer, for filters that look across queries.
         kept: features that were computed for the candidates earlier, if they come from a run.
+        taught: the scores of teachers that the run keeps, if the candidates come from one.
         cache: storage that filters share between blocks, such as loaded models.
     """
 
@@ -89,6 +148,7 @@ class Context:
     embed: Callable[[str], tuple[Any, ScoredVectors]] | None = None
     find_nearest: Callable[[], NDArray[np.int32]] | None = None
     kept: KeptFeatures | None = None
+    taught: Teachers | None = None
     cache: dict[str, Any] = field(default_factory=dict)
 
     @cached_property

@@ -9,7 +9,7 @@ from typing import Any
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import embed, fit
 from hardneg.index.vectors import VectorStore
-from hardneg.mining.inputs import Resources
+from hardneg.mining.resources import Resources
 
 
 def guide_embedder(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,16 +14,18 @@ from hardneg.data.pairs import Pairs, open_pairs, save_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit, vector_keys
-from hardneg.encoders.factory import make_encoder
 from hardneg.encoders.precomputed import aligned, open_aligned
 from hardneg.encoders.report import encoding_of
 from hardneg.errors import RunError, UsageError
 from hardneg.memory import release
 from hardneg.mining.encoding import set_precision
 from hardneg.mining.options import MineOptions
+from hardneg.mining.resources import Resources
 from hardneg.mining.run_folder import changed_options, read_run_json
-from hardneg.mining.specs import parse_filters
-from hardneg.progress import Progress, silent
+from hardneg.mining.sources.base import labels_of
+from hardneg.mining.sources.trec import TrecRun
+from hardneg.mining.specs import parse_filters, parse_sources
+from hardneg.progress import Progress
 from hardneg.storage.files import sha256_file
 from hardneg.storage.json_files import read_json, write_json
 
@@ -49,58 +50,6 @@ class Inputs:
     fingerprints: dict[str, Any]
     encoding: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
-
-
-class Clock:
-    """Measures the seconds spent in each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """Add the time since the last lap to `stage`."""
-        now = time.perf_counter()
-        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self._last, 3)
-        self._last = now
-
-
-@dataclass(frozen=True)
-class Resources:
-    """Settings that affect how a pass runs, but not its result.
-
-    Attributes:
-        batch_size: number of texts that an encoder processes at once; None: as many as is fast.
-        device: device of the encoders; None: the one that torch finds.
-        devices: several devices that encode at the same time, see `parse_devices`.
-        encoder_precision: number format of the products of encoders, for those that are made from a spec.
-        cache: folder for embeddings that several runs share; None: keep them inside the run.
-        progress: callback that reports the progress of each stage.
-        clock: measures the time of each stage.
-    """
-
-    batch_size: int | None = None
-    device: str | None = None
-    devices: tuple[str, ...] = ()
-    encoder_precision: str = "float32"
-    cache: str | Path | None = None
-    progress: Progress = silent
-    clock: Clock = field(default_factory=Clock)
-
-    def __post_init__(self) -> None:
-        if self.devices and self.device is not None:
-            raise UsageError(f"--device {self.device} and --devices exclude each other: give one of them")
-
-    def embeddings(self, folder: Path) -> Path:
-        """Return the folder with the embeddings of the run in `folder`."""
-        return Path(self.cache) if self.cache is not None else folder / "embeddings"
-
-    def encoder(self, spec: str, seed: int) -> Encoder:
-        """Make the encoder that `spec` names."""
-        device = self.devices[0] if self.devices else self.device
-        return make_encoder(
-            spec, seed=seed, device=device, batch_size=self.batch_size, precision=self.encoder_precision
-        )
 
 
 _BOTH = ("queries", "documents")
@@ -131,6 +80,9 @@ def open_inputs(
     _check_files(folder)
     for each in parse_filters(options.filters, options.default_filters).filters:
         if (lacking := each.lacks(pairs)) is not None:
+            raise UsageError(lacking)
+    for source_of_candidates in parse_sources(options.candidates):
+        if (lacking := source_of_candidates.lacks(pairs)) is not None:
             raise UsageError(lacking)
     release()
     resources.clock.lap("read")
@@ -246,6 +198,16 @@ def check_inputs(folder: Path, inputs: Inputs, target: Path) -> None:
         write_json(path, inputs.fingerprints, checksum=True)
 
 
+def check_sources(folder: Path, fingerprints: dict[str, str], target: Path) -> None:
+    """Raise RunError if the unfinished run in `folder` has candidates of other sources; record those of a new run."""
+    path = folder / "progress" / "sources.json"
+    if path.exists():
+        before = read_json(path, dict[str, str], remedy=_AGAIN)
+        _same_inputs(before, fingerprints, {*before, *fingerprints}, target)
+    else:
+        write_json(path, fingerprints, checksum=True)
+
+
 def check_finished(
     source: str | Path | Pairs,
     folder: Path,
@@ -278,6 +240,10 @@ def check_finished(
         found["query_vectors"], found["document_vectors"] = vector_keys(
             encoder, pairs, options.query_prompt, options.document_prompt, options.precision
         )
+    sources = parse_sources(options.candidates)
+    for label, each in zip(labels_of(sources), sources, strict=True):
+        if isinstance(each, TrecRun):
+            found[f"candidates:{label}"] = sha256_file(Path(each.file)) if Path(each.file).is_file() else None
     # Runs of version 0.2 and older have no fingerprints of vectors that were given in memory.
     _same_inputs(info["fingerprints"], found, {*found} & {*info["fingerprints"]}, target)
 

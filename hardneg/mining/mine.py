@@ -29,14 +29,17 @@ from hardneg.memory import release
 from hardneg.mining.environment import environment, package_version
 from hardneg.mining.filters.base import Chain
 from hardneg.mining.guides import guide_embedder
-from hardneg.mining.inputs import Inputs, Resources, check_config, check_finished, check_inputs, open_inputs
+from hardneg.mining.inputs import Inputs, check_config, check_finished, check_inputs, check_sources, open_inputs
 from hardneg.mining.miner import Judged, Miner
-from hardneg.mining.options import MineChoices, MineOptions, chosen, resolve_depth, with_corpus_file
+from hardneg.mining.options import MineChoices, MineOptions, chosen, resolve_depth, with_corpus_file, with_given
 from hardneg.mining.parts import PartWriter
+from hardneg.mining.resources import Resources
 from hardneg.mining.run import Run
 from hardneg.mining.run_folder import copy_posterior, posterior_files, relative_paths, run_output
 from hardneg.mining.sanity import check_positives
-from hardneg.mining.specs import parse_filters, parse_sampler
+from hardneg.mining.sources.base import SourceInputs
+from hardneg.mining.sources.search import FusedSearch, only_dense
+from hardneg.mining.specs import parse_filters, parse_fusion, parse_sampler, parse_sources
 from hardneg.mining.warnings import warnings
 from hardneg.progress import Progress, with_progress
 
@@ -82,7 +85,7 @@ def mine(
         choices, encoder = {**choices, "encoder": encoder}, None  # type: ignore[typeddict-unknown-key]
     if is_path(corpus) and not isinstance(source, Pairs):
         choices, corpus = with_corpus_file(choices, options, corpus), None
-    (options := chosen(options or MineOptions(), choices)).validate()
+    (options := with_given(chosen(options or MineOptions(), choices))).validate()
     if encoder is not None:
         encoder = checked_encoder(encoder, "encoder", batch_size, "auto")
     source = source if corpus is None and is_path(source) else as_pairs(source, options.read, corpus)
@@ -157,6 +160,7 @@ def _mine(
     given = inputs.fingerprints.get("encoder") is None
     doubts = check_positives(pairs, inputs.query_vectors, index, options.seed, given, force)
     advance(1)
+    sources = _sources(inputs, options, index, folder, target, resources)
     miner = Miner(
         pairs,
         inputs.query_vectors,
@@ -168,29 +172,29 @@ def _mine(
         negatives=options.negatives,
         seed=options.seed,
         embed=guide_embedder(pairs, folder, resources, seed=options.seed, precision=options.precision),
+        sources=sources,
     )
     writer = PartWriter(folder, pairs, chain.names)
     clock.lap("index")
     _mine_parts(miner, writer, resources)
     paths = [path for path in (options.query_embeddings, options.corpus_embeddings) if path is not None]
     paths += posterior_files(inputs.fingerprints)
+    paths += [path for each in (sources.sources if sources else ()) for path in each.files]
     left = _keep_posterior(folder, target, paths)
+    resolved: dict[str, Any] = {"depth": depth, "max_depth": max_depth, "index": index.name, "recall": recall.to_json()}
+    resolved |= {"dimension": index.dimension, **(sources.to_json() if sources else {})}
+    resolved |= {} if inputs.encoding is None else {"encoder": inputs.encoding}
+    said = [*doubts, *left, *inputs.notes, *(sources.notes if sources else ())]
     writer.finish(
         {
             "hardneg_version": package_version("hardneg"),
             "command": command,
             "config": options.to_json(),
-            "resolved": _resolved(inputs, depth, max_depth, index, recall),
+            "resolved": resolved,
             "fingerprints": inputs.fingerprints,
             "reading": pairs.reading,
             "seed": options.seed,
-            "warnings": [
-                *doubts,
-                *left,
-                *inputs.notes,
-                *warnings(pairs, options, depth, inputs.fingerprints),
-                *_missed(recall),
-            ],
+            "warnings": [*said, *warnings(pairs, options, depth, inputs.fingerprints), *_missed(recall)],
             "timings": clock.seconds,
             "environment": environment(index),
             "selections": [],
@@ -199,16 +203,19 @@ def _mine(
     )
 
 
-def _resolved(inputs: Inputs, depth: int, max_depth: int, index: Index, recall: Recall) -> dict[str, Any]:
-    """The entry `resolved` of `run.json`: what was chosen where the options leave a choice."""
-    return {
-        "depth": depth,
-        "max_depth": max_depth,
-        "index": index.name,
-        "recall": recall.to_json(),
-        "dimension": index.dimension,
-        **({} if inputs.encoding is None else {"encoder": inputs.encoding}),
-    }
+def _sources(
+    inputs: Inputs, options: MineOptions, index: Index, folder: Path, target: Path, resources: Resources
+) -> FusedSearch | None:
+    """Open the sources of candidates, and check that they are those of the interrupted run; None: only the index is searched."""
+    sources = parse_sources(options.candidates)
+    if only_dense(sources):
+        return None
+    given = SourceInputs(inputs.pairs, inputs.query_vectors, index, folder, options.to_json(), resources)
+    opened = FusedSearch.open(sources, parse_fusion(options.fusion), given)
+    check_sources(folder, opened.fingerprints, target)
+    inputs.fingerprints |= opened.fingerprints
+    resources.clock.lap("sources")
+    return opened
 
 
 def _keep_posterior(folder: Path, target: Path, used: list[str]) -> list[str]:

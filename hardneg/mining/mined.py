@@ -24,7 +24,7 @@ class Mined:
     """Candidates of every query of a dataset, and which of them may be negatives.
 
     Attributes:
-        documents: int32 `[n, K]`, rows of the corpus, nearest first; -1 where a query has fewer than K.
+        documents: int32 `[n, K]`, rows of the corpus, in the order of their ranks; -1 where a query has fewer than K.
         scores: float32 `[n, K]`, higher is nearer; -inf where there is no document.
         positive_scores: float32 `[n]`, the lowest score of a query's positives; NaN without positives.
         kept: bool `[n, K]`, True where the candidate may be a negative.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +14,10 @@ from hardneg.hashing import UInt
 from hardneg.index.base import Index, Neighbors, checked_answer
 from hardneg.index.vectors import VectorStore
 from hardneg.memory import release
-from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context
+from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context, Listed
 from hardneg.mining.filters.base import Chain, lowest_scores
 from hardneg.mining.samplers import Sampler, draw, query_keys
+from hardneg.mining.sources.search import FusedSearch
 from hardneg.storage.arrays import Float
 
 _BLOCK = 4096  # queries filtered at once
@@ -48,6 +49,7 @@ class Judged:
         """Concatenate blocks, padded to the widest."""
         parts = [block.candidates for block in blocks]
         probabilities = [block.false_probability for block in blocks if block.false_probability is not None]
+        listed = [part.listed for part in parts if part.listed is not None]
         candidates = Candidates(
             np.concatenate([part.queries for part in parts]),
             _stacked([part.documents for part in parts], -1),
@@ -55,6 +57,7 @@ class Judged:
             np.concatenate([part.positive_scores for part in parts]),
             # The search is done, so the vectors are no longer needed.
             np.empty((sum(len(part.queries) for part in parts), 0), np.float32),
+            Listed.joined(listed) if listed else None,
         )
         return cls(
             candidates,
@@ -134,6 +137,7 @@ class Miner:
         negatives: number of negatives for each query.
         seed: seed of the sampler.
         embed: function that returns (query vectors, document vectors) of a guide model.
+        sources: where candidates come from; None: the search of the index alone.
     """
 
     def __init__(
@@ -149,7 +153,9 @@ class Miner:
         negatives: int,
         seed: int = 0,
         embed: Callable[[str], tuple[Any, VectorStore]] | None = None,
+        sources: FusedSearch | None = None,
     ) -> None:
+        self.sources = sources
         self.pairs, self.vectors, self.index = pairs, vectors, index
         self.chain, self.sampler = chain, sampler
         self.depth, self.max_depth, self.negatives, self.seed = depth, max_depth, negatives, seed
@@ -187,14 +193,27 @@ class Miner:
         vectors = np.asarray(self.vectors[start:stop], np.float32)
         all_positive = self.index.pair_scores(vectors, self.pairs.positives.take(queries).padded())
         lowest = lowest_scores(all_positive)
-        found = self._search(start, stop, progress)
-        candidates = Candidates(queries, found.documents, found.scores, lowest, vectors)
+        empty = np.empty((len(queries), 0), np.float32)
+        candidates = Candidates(queries, empty.astype(np.int32), empty, lowest, vectors)
+        if self.sources is None:
+            found = self._search(start, stop, progress)
+            candidates = replace(candidates, documents=found.documents, scores=found.scores)
+        else:
+            candidates = self._listed(candidates, self.depth)
+            if progress is not None:
+                progress(len(queries) * self.index.size)
         verdicts = self.chain.verdicts(candidates, self.context)
         candidates, verdicts, widened = self._widen(candidates, verdicts)
         return choose_negatives(
             self.chain, self.sampler, self.context, candidates, verdicts, all_positive, widened=widened,
             negatives=self.negatives, seed=self.seed, keys=self.keys,
         )  # fmt: skip
+
+    def _listed(self, candidates: Candidates, k: int) -> Candidates:
+        """The candidates of these queries that the sources list, k of each."""
+        assert self.sources is not None
+        found, listed = self.sources.search(candidates.queries, candidates.vectors, k, self.index)
+        return replace(candidates, documents=found.documents, scores=found.scores, listed=listed)
 
     def _widen(self, candidates: Candidates, verdicts: NDArray[np.uint8]) -> tuple[Candidates, NDArray[np.uint8], int]:
         """Search deeper for the queries that have too few kept candidates, four times as deep in each round.
@@ -208,26 +227,16 @@ class Miner:
             kept = ((verdicts == 0) & candidates.real).sum(1)
             short = np.flatnonzero((kept < self.negatives) & (widened if searched > self.depth else True))
             if len(short):
-                part = candidates.rows(short)
-                narrow = Candidates(
-                    part.queries,
-                    part.documents[:, :searched],
-                    part.scores[:, :searched],
-                    part.positive_scores,
-                    part.vectors,
-                )
-                short = short[self.chain.more_may_pass(narrow)]
+                short = short[self.chain.more_may_pass(candidates.rows(short).cut(searched))]
             if len(short) == 0:
                 break
             searched = min(4 * searched, self.max_depth)
-            found = _search(self.index, candidates.vectors[short], searched)
-            deeper = Candidates(
-                candidates.queries[short],
-                found.documents,
-                found.scores,
-                candidates.positive_scores[short],
-                candidates.vectors[short],
-            )
+            deeper = candidates.rows(short)
+            if self.sources is None:
+                found = _search(self.index, deeper.vectors, searched)
+                deeper = replace(deeper, documents=found.documents, scores=found.scores)
+            else:
+                deeper = self._listed(deeper, searched)
             judged = self.chain.verdicts(deeper, self.context)
             candidates, verdicts = _merge(candidates, verdicts, short, deeper, judged)
             widened[:] = False
@@ -244,9 +253,17 @@ def _merge(
     judged: NDArray[np.uint8],
 ) -> tuple[Candidates, NDArray[np.uint8]]:
     """Replace these rows by the deeper candidates, and pad the other rows to their width."""
-    extra = ((0, 0), (0, deeper.documents.shape[1] - candidates.documents.shape[1]))
+    width = max(deeper.documents.shape[1], candidates.documents.shape[1])  # sources may have no more to list
+    extra = ((0, 0), (0, width - candidates.documents.shape[1]))
     documents = np.pad(candidates.documents, extra, constant_values=-1)
     scores = np.pad(candidates.scores, extra, constant_values=-np.inf)
     merged = np.pad(verdicts, extra)
-    documents[rows], scores[rows], merged[rows] = deeper.documents, deeper.scores, judged
-    return Candidates(candidates.queries, documents, scores, candidates.positive_scores, candidates.vectors), merged
+    more = ((0, 0), (0, width - deeper.documents.shape[1]))
+    documents[rows] = np.pad(deeper.documents, more, constant_values=-1)
+    scores[rows] = np.pad(deeper.scores, more, constant_values=-np.inf)
+    merged[rows] = np.pad(judged, more)
+    listed = candidates.listed
+    if listed is not None and deeper.listed is not None:
+        listed, found = listed.wide(width), deeper.listed.wide(width)
+        listed.ranks[:, rows], listed.scores[:, rows], listed.fused[rows] = found.ranks, found.scores, found.fused
+    return replace(candidates, documents=documents, scores=scores, listed=listed), merged

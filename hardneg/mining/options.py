@@ -19,7 +19,9 @@ from hardneg.index.base import METRICS, Index, IndexSpec
 from hardneg.index.factory import INDEXES
 from hardneg.mining.filters.base import Filter
 from hardneg.mining.samplers import Sampler
-from hardneg.mining.specs import check_guides, filters_of, parse_filters, parse_sampler
+from hardneg.mining.sources.base import CandidateSource, labels_of
+from hardneg.mining.sources.fusion import Fusion
+from hardneg.mining.specs import check_guides, filters_of, parse_filters, parse_fusion, parse_sampler, parse_sources
 from hardneg.registry import spec_of
 from hardneg.storage.vectors import PRECISIONS
 
@@ -48,6 +50,8 @@ class MineOptions:
         precision: number format of stored vectors, `float16` or `float32`.
         encoder_precision: number format in which a sentence-transformers model multiplies: `float32`, `bfloat16`, `float16`, or
             `auto`, which takes bfloat16 where a short measurement finds it faster and the model bears it.
+        candidates: where candidates come from: specs or `CandidateSource` objects. `dense` is the search by the encoder.
+        fusion: how the lists of several sources become one: a spec, or a `Fusion`.
         read: how to read the source.
     """
 
@@ -69,6 +73,8 @@ class MineOptions:
     document_prompt: str | None = None
     precision: str = "float16"
     encoder_precision: str = "auto"
+    candidates: tuple[str | CandidateSource, ...] = ("dense",)
+    fusion: str | Fusion = "rrf"
     read: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
@@ -76,6 +82,8 @@ class MineOptions:
         for each in dataclasses.fields(self):
             object.__setattr__(self, each.name, plain(getattr(self, each.name)))
         object.__setattr__(self, "filters", filters_of(self.filters))
+        if not isinstance(self.candidates, str | CandidateSource):
+            object.__setattr__(self, "candidates", tuple(self.candidates))
 
     def validate(self) -> None:
         """Raise UsageError for mistakes that can be found before any work starts."""
@@ -86,6 +94,7 @@ class MineOptions:
             )
         check_guides(parse_filters(self.filters, self.default_filters))
         parse_sampler(self.sampler)
+        self._validate_candidates()
         for name, value, known in (
             *((("index", self.index, INDEXES),) if isinstance(self.index, str) else ()),
             ("metric", self.metric, METRICS),
@@ -107,6 +116,18 @@ class MineOptions:
             raise UsageError(f"the seed {self.seed} must be 0 to 2^63 - 1")
         check_device(self.index_device, self.index)
 
+    def _validate_candidates(self) -> None:
+        sources, fusion = parse_sources(self.candidates), parse_fusion(self.fusion)
+        labels_of(sources)
+        if len(sources) == 1 and spec_of(fusion) != "rrf":
+            raise UsageError(f"the fusion {spec_of(fusion)!r} has no effect: there is only one source of candidates")
+        weights = getattr(fusion, "weights", ())
+        if weights and len(weights) != len(sources):
+            raise UsageError(
+                f"the fusion {spec_of(fusion)!r} has {len(weights)} weights for {len(sources)} sources of candidates: give one "
+                f"for each, in their order"
+            )
+
     def _validate_depths(self) -> None:
         if self.negatives < 1 or (self.depth is not None and self.depth < 1):
             raise UsageError("negatives and depth must be 1 or more")
@@ -122,7 +143,10 @@ class MineOptions:
         """The options as plain values. `spec_of` writes filters, samplers and indexes that are objects as text."""
         value = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         value |= {"filters": [spec_of(each) for each in self.filters]}
-        value |= {name: spec_of(getattr(self, name)) for name in ("sampler", "index")}
+        value |= {name: spec_of(getattr(self, name)) for name in ("sampler", "index", "fusion")}
+        value["candidates"] = [spec_of(each) for each in self.candidates]
+        if value["candidates"] == ["dense"]:  # such a run is what it was before there were other sources
+            del value["candidates"], value["fusion"]
         # Options at their defaults are left out if version 0.2 did not have them: its runs are resumed as well.
         read, unset = dataclasses.asdict(self.read), dataclasses.asdict(ReadOptions())
         corpora = [str(path) for path in self.read.corpora]
@@ -158,6 +182,8 @@ class MineChoices(TypedDict, total=False):
     document_prompt: str | None
     precision: str
     encoder_precision: str
+    candidates: Sequence[str | CandidateSource]
+    fusion: str | Fusion
     read: ReadOptions
 
 
@@ -172,6 +198,16 @@ def chosen(options: MineOptions, choices: Mapping[str, Any]) -> MineOptions:
         if name not in known:
             raise UsageError(f"mine has no option {name!r}.{suggestion(name, known)}")
     return dataclasses.replace(options, **choices)
+
+
+def with_given(options: MineOptions) -> MineOptions:
+    """The options with a reading that remembers the negatives of the source, if these are candidates."""
+    if isinstance(options.candidates, str) or not isinstance(options.read, ReadOptions):
+        return options
+    given = any(spec_of(each).partition(":")[0] == "given" for each in options.candidates)
+    if not given or options.read.negatives != "corpus":
+        return options
+    return dataclasses.replace(options, read=dataclasses.replace(options.read, negatives="candidates"))
 
 
 def with_corpus_file(choices: MineChoices, options: MineOptions | None, corpus: Any) -> MineChoices:

@@ -22,8 +22,8 @@ from hardneg import renamed
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
-from hardneg.mining.run_folder import SCHEMA_VERSION, VOLATILE, PartInfo
-from hardneg.mining.run_tables import CANDIDATE_SCHEMA, NEGATIVE_SCHEMA
+from hardneg.mining.run_folder import SCHEMA_VERSION, VOLATILE, WITH_SOURCES, PartInfo
+from hardneg.mining.run_tables import CANDIDATE_SCHEMA, NEGATIVE_SCHEMA, listed_columns
 from hardneg.storage.arrow import numbers, read_parquet, strings, values_of
 from hardneg.storage.files import atomic_path, sha256_file
 from hardneg.storage.json_files import read_json, write_json
@@ -42,6 +42,7 @@ class Counts:
         without_positives: number of queries without a positive.
         verdicts: number of candidates by verdict.
         negatives: number of queries by their number of negatives.
+        sources: number of candidates by the sources that listed them, if there were several.
     """
 
     queries: int = 0
@@ -50,6 +51,7 @@ class Counts:
     without_positives: int = 0
     verdicts: Counter[str] = field(default_factory=Counter)
     negatives: Counter[int] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Counts) -> None:
         """Add the counts of another part."""
@@ -59,6 +61,7 @@ class Counts:
         self.without_positives += other.without_positives
         self.verdicts.update(other.verdicts)  # `+=` would drop filters that rejected nothing
         self.negatives.update(other.negatives)
+        self.sources.update(other.sources)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -68,6 +71,7 @@ class Counts:
             "without_positives": self.without_positives,
             "verdicts": dict(self.verdicts),
             "negatives": {str(k): v for k, v in sorted(self.negatives.items())},
+            **({"sources": dict(self.sources)} if self.sources else {}),
         }
 
     @classmethod
@@ -79,6 +83,7 @@ class Counts:
             value["without_positives"],
             Counter(value["verdicts"]),
             Counter({int(k): v for k, v in value["negatives"].items()}),
+            Counter(value.get("sources", {})),
         )
 
 
@@ -162,7 +167,7 @@ class PartWriter:
         ):
             files[path.relative_to(self.folder).as_posix()] = sha256_file(path)
         run = {
-            "schema_version": SCHEMA_VERSION,
+            "schema_version": WITH_SOURCES if counts.sources else SCHEMA_VERSION,
             **head,
             "counts": counts.to_json(),
             "scores": scores.quantiles(),
@@ -178,7 +183,10 @@ def write_parquet(path: Path, tables: Iterable[pa.Table]) -> None:
     tables = iter(tables)
     first = next(tables)
     names = first.schema.names
-    scored = {"score": "BYTE_STREAM_SPLIT"} if "score" in names else None  # scores hardly ever repeat
+    # Scores hardly ever repeat.
+    scored = dict.fromkeys(
+        (each.name for each in first.schema if each.type == pa.float32()), "BYTE_STREAM_SPLIT"
+    ) if "score" in names else None  # fmt: skip
     with (
         atomic_path(path) as temporary,
         pq.ParquetWriter(
@@ -215,7 +223,8 @@ def candidate_table(judged: Judged, pairs: Pairs, verdict_names: list[str]) -> p
     verdicts = pa.DictionaryArray.from_arrays(numbers(judged.verdicts[real].astype(np.int8)), strings(verdict_names))
     ranks = np.broadcast_to(candidates.ranks, real.shape)[real]
     columns = [queries, documents, numbers(ranks), numbers(candidates.scores[real]), verdicts]
-    return pa.table(columns, names=CANDIDATE_SCHEMA.names)
+    more = {} if candidates.listed is None else listed_columns(candidates.listed, real)
+    return pa.table([*columns, *more.values()], names=[*CANDIDATE_SCHEMA.names, *more])
 
 
 def negative_table(judged: Judged, pairs: Pairs) -> pa.Table:
@@ -253,6 +262,7 @@ def count(judged: Judged, verdict_names: list[str]) -> Counts:
     real = judged.candidates.real
     verdicts = np.bincount(judged.verdicts[real], minlength=len(verdict_names))
     negatives = np.bincount((judged.chosen >= 0).sum(1))
+    listed = judged.candidates.listed
     return Counts(
         queries=len(judged.verdicts),
         candidates=int(real.sum()),
@@ -260,7 +270,10 @@ def count(judged: Judged, verdict_names: list[str]) -> Counts:
         without_positives=int(np.isnan(judged.candidates.positive_scores).sum()),
         verdicts=Counter({name: int(v) for name, v in zip(verdict_names, verdicts, strict=True)}),
         negatives=Counter({i: int(v) for i, v in enumerate(negatives) if v}),
-    )
+        sources=Counter() if listed is None else Counter(
+            {label: int(((ranks > 0) & real).sum()) for label, ranks in zip(listed.labels, listed.ranks, strict=True)}
+        ),
+    )  # fmt: skip
 
 
 class ScoreQuantiles:

@@ -21,12 +21,13 @@ from hardneg.index.vectors import VectorStore
 from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context
 from hardneg.mining.filters.base import KEPT, lowest_scores
 from hardneg.mining.guides import guide_embedder
-from hardneg.mining.inputs import Resources
 from hardneg.mining.kept_features import KeptFeatures
 from hardneg.mining.parts import PART_ROWS
+from hardneg.mining.resources import Resources
 from hardneg.mining.run import Run
 from hardneg.mining.run_folder import locate
-from hardneg.mining.run_tables import check_ranking, positions, read_candidates
+from hardneg.mining.run_tables import check_ranking, positions, read_candidates, read_listed
+from hardneg.mining.teachers import Teachers
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Float, Mask, Ragged
 from hardneg.storage.arrow import rows_of, values_of
@@ -76,10 +77,9 @@ class Reopened:
         self.run = run
         self.pairs: Pairs = run.pairs() if pairs is None else pairs
         _check_count(run)
-        config, resources = (
-            run.info["config"],
-            Resources(batch_size, device, encoder_precision=_precision_of(run), progress=progress),
-        )
+        config = run.info["config"]
+        resources = Resources(batch_size, device, encoder_precision=_precision_of(run), progress=progress)
+        self.resources = resources
         guides = guide_embedder(
             self.pairs, embeddings or run.folder, resources, seed=config["seed"], precision=config["precision"]
         )
@@ -90,6 +90,7 @@ class Reopened:
             guides,
             self._nearest,
             KeptFeatures(run.folder / "features", self._made_from),
+            Teachers(run.folder / "teacher", self.pairs),
         )
 
     @property
@@ -112,7 +113,9 @@ class Reopened:
         kept, rejected = np.zeros(shape, bool), np.zeros(shape, bool)
         documents[rows, columns] = positions(table["document_id"], self.pairs.document_ids, path)
         scores[rows, columns] = values_of(table["score"])
-        check_ranking(path, documents, scores)
+        labels = self.run.sources
+        listed = read_listed(path, labels, rows, columns, shape) if labels else None
+        check_ranking(path, documents, scores, not labels)
         kept[rows, columns] = pc.equal(table["verdict"], KEPT).to_numpy()
         rejected[rows, columns] = pc.starts_with(table["verdict"], "posterior").to_numpy()
         positives = self._positive_scores.take(np.arange(start, stop))
@@ -122,7 +125,7 @@ class Reopened:
         empty = np.empty((stop - start, 0), np.float32)
         if self.context.kept is not None:
             self.context.kept.turn_to(number, start, documents)
-        candidates = Candidates(np.arange(start, stop), documents, scores, lowest_scores(all_positive), empty)
+        candidates = Candidates(np.arange(start, stop), documents, scores, lowest_scores(all_positive), empty, listed)
         return Part(number, candidates, all_positive, kept, rejected)
 
     @cached_property
@@ -142,14 +145,26 @@ class Reopened:
         return {"fingerprints": prints, "metric": self.run.info["config"]["metric"], "nearest": nearest}
 
     def _nearest(self) -> NDArray[np.int32]:
+        """The first candidates of each query; of several sources, those with the highest scores."""
         nearest = np.full((len(self.pairs), NEAREST_FOUND), -1, np.int32)
         for number, path in enumerate(self.run.candidate_files()):
             start, stop = number * PART_ROWS, min((number + 1) * PART_ROWS, len(self.pairs))
-            rows, columns, table = _table(path, self.pairs, start, stop, ["document_id"])
+            names = ["document_id", "score"] if self.run.sources else ["document_id"]
+            rows, columns, table = _table(path, self.pairs, start, stop, names)
+            if self.run.sources:
+                columns = _places_by_score(rows, values_of(table["score"]))
             first = columns < NEAREST_FOUND
             documents = table["document_id"].filter(pa.array(first))
             nearest[start + rows[first], columns[first]] = positions(documents, self.pairs.document_ids, path)
         return nearest
+
+
+def _places_by_score(rows: NDArray[np.int64], scores: Float) -> NDArray[np.int64]:
+    """int64: the place of each candidate among those of its query in the order of the scores; `rows` ascends."""
+    counts = np.bincount(rows)
+    places = np.empty(len(rows), np.int64)
+    places[np.lexsort((-scores, rows))] = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places
 
 
 def _check_count(run: Run) -> None:

@@ -6,6 +6,7 @@ candidates/part-*      one row for each candidate, with its verdict
 source/                the dataset as it was read
 embeddings/            the vectors, unless they were given or cached elsewhere
 features/              features that commands computed for the posterior, see `kept_features`
+teacher/               scores of teachers (`hardneg score`), see `teachers`
 progress/              only while the run is unfinished: one record for each finished part, see `parts`
 """
 
@@ -114,12 +115,17 @@ class Run:
         """The Parquet files with the candidates, one for each part, in order."""
         return [self.folder / name for name in sorted(self.info["files"]) if name.startswith("candidates/")]
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The labels of the sources that the candidates come from; empty if the search by the encoder was the only one."""
+        return tuple(self.info["resolved"].get("sources", {}))
+
     def to_dataset(
         self,
         format: str = "triplet",
         *,
         ids: bool = False,
-        scores: bool = False,
+        scores: bool | str = False,
         false_probability: bool = False,
         short: str = "skip",
         max_positives: int | None = None,
@@ -157,6 +163,10 @@ class Run:
         if out is None:
             self.info = chosen.info
         return chosen
+
+    def score(self, scorer: str, **options: Any) -> Any:
+        """Score positives and candidates with a teacher, and keep the scores in the run, see `hardneg.score`."""
+        return registry.verb("score")(self, scorer, **options)
 
     def export(self, format: str, out: str | Path, **options: Any) -> Any:
         """Write the negatives in an export format, see `hardneg.export`."""

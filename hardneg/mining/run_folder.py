@@ -21,6 +21,8 @@ from hardneg.storage.outputs import OWN_FILES
 
 SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
 
+WITH_SOURCES = 3  # that of runs whose candidates come from several sources, and have columns for each
+
 VOLATILE = ("timings", "command", "environment")  # the entries of run.json that differ from run to run
 
 _REPLACES = ".hardneg-replaces"  # in a run that is to replace another one: the hash of that one's run.json
@@ -41,6 +43,7 @@ class CountsInfo(TypedDict):
     without_positives: Count
     verdicts: dict[str, Count]
     negatives: dict[Annotated[str, Meta(pattern="^[0-9]{1,9}$")], Count]
+    sources: NotRequired[dict[str, Count]]
 
 
 class PartInfo(TypedDict):
@@ -68,6 +71,8 @@ class _Config(TypedDict):
     query_prompt: str | None
     document_prompt: str | None
     read: dict[str, Any]
+    candidates: NotRequired[list[str]]
+    fusion: NotRequired[str]
 
 
 class _Recall(TypedDict):
@@ -82,6 +87,8 @@ class _Resolved(TypedDict):
     index: str
     dimension: Count
     recall: _Recall
+    sources: NotRequired[dict[Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]{0,39}$")], str]]
+    fusion: NotRequired[str]
 
 
 class RunInfo(TypedDict):
@@ -107,10 +114,10 @@ def read_run_json(folder: Path) -> dict[str, Any]:
     """The content of `run.json`; RunError if it is missing, damaged or of another version."""
     path = folder / "run.json"
     value = decode_json(path, "the run is damaged")
-    if value.get("schema_version") not in (1, SCHEMA_VERSION):
+    if value.get("schema_version") not in (1, SCHEMA_VERSION, WITH_SOURCES):
         raise RunError(
-            f"{path} has schema version {value.get('schema_version')!r}, but this version of hardneg reads 1 and "
-            f"{SCHEMA_VERSION}: mine again, or use the version of hardneg that wrote it"
+            f"{path} has schema version {value.get('schema_version')!r}, but this version of hardneg reads 1 to "
+            f"{WITH_SOURCES}: mine again, or use the version of hardneg that wrote it"
         )
     remedy = "the run is damaged, or was written by an older version: mine again"
     info = read_json(path, RunInfo, checksum=value["schema_version"] > 1, volatile=VOLATILE, remedy=remedy)
@@ -265,6 +272,8 @@ def _content(name: str, value: Any) -> Any:
         return {**value, "corpus": value.get("corpus") is not None}
     if name == "filters" and isinstance(value, list | tuple):
         return [_without_path(str(spec)) for spec in value]
+    if name == "candidates" and isinstance(value, list | tuple):
+        return [_without_file(str(spec)) for spec in value]
     return value
 
 
@@ -274,6 +283,14 @@ def _without_path(spec: str) -> str:
     if kind != "posterior" or rest.startswith("learned"):
         return spec
     return ",".join([kind, *(part for part in rest.split(",") if part.startswith("threshold="))])
+
+
+def _without_file(spec: str) -> str:
+    """The spec of candidates without the file of a TREC run."""
+    kind, _, rest = spec.partition(":")
+    return (
+        spec if kind != "trec" else ",".join([kind, *(part for part in rest.split(",") if part.startswith("label="))])
+    )
 
 
 def relative_paths(folder: Path, paths: list[str]) -> dict[str, str]:

@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.errors import RunError
-from hardneg.storage.arrow import read_parquet, values_of
+from hardneg.mining.candidates import Listed
+from hardneg.storage.arrow import numbers, read_parquet, values_of
 
 CANDIDATE_SCHEMA = pa.schema(
     [
@@ -94,17 +95,90 @@ def read_negatives(path: Path, query_ids: pa.Array, document_ids: pa.Array) -> p
     return table
 
 
-def check_ranking(path: Path, documents: np.ndarray, scores: np.ndarray) -> None:
+FUSED = "fusion_score"
+
+
+def source_columns(label: str) -> tuple[str, str]:
+    """The columns of a source in the candidates: its rank and its score, null where it did not list the candidate."""
+    return f"{label}_rank", f"{label}_score"
+
+
+def listed_columns(listed: Listed, real: NDArray[np.bool_]) -> dict[str, pa.Array]:
+    """What the sources say of the candidates, as columns: `fusion_score`, then rank and score of each source."""
+    columns = {FUSED: numbers(listed.fused[real])}
+    for label, ranks, scores in zip(listed.labels, listed.ranks, listed.scores, strict=True):
+        rank, score = ranks[real], scores[real]
+        for name, value, absent in zip(source_columns(label), (rank, score), (rank == 0, np.isnan(score)), strict=True):
+            columns[name] = numbers(np.where(absent, 0, value).astype(value.dtype), absent)
+    return columns
+
+
+def read_listed(
+    path: Path, labels: tuple[str, ...], rows: NDArray[np.int64], columns: NDArray[np.int64], shape: tuple[int, int]
+) -> Listed:
+    """What the sources say of the candidates of a part.
+
+    Args:
+        path: the file of the part.
+        labels: the sources, as `run.json` names them.
+        rows, columns: where each row of the file stands in arrays of this `shape`, `[n, K]`.
+
+    Raises:
+        RunError: a column is missing or of another type, a rank is below 1 or there twice, a score is there without a rank, is not
+            finite, or the fused scores are not in order.
+    """
+    names = [FUSED, *(name for label in labels for name in source_columns(label))]
+    table = read_parquet(path, names)
+    ranks = np.zeros((len(labels), *shape), np.int32)
+    scores = np.full((len(labels), *shape), np.nan, np.float32)
+    fused = np.full(shape, np.nan, np.float32)
+    for i, name in enumerate(names):
+        is_rank = i % 2 == 1
+        column = table.column(name)
+        _check_type(path, name, column.type, pa.int32() if is_rank else pa.float32())
+        if i == 0:
+            if column.null_count:
+                raise RunError(f"{path}: {column.null_count} values of the column {name!r} are missing: {_DAMAGED}")
+            _check_finite(path, name, column)
+            fused[rows, columns] = values_of(column)
+            continue
+        _check_finite(path, name, column.drop_null())
+        values = values_of(pc.fill_null(column, 0))
+        there = pc.is_valid(column).to_numpy()
+        (ranks if is_rank else scores)[(i - 1) // 2, rows[there], columns[there]] = values[there]
+        if is_rank and there.any() and values[there].min() < 1:
+            raise RunError(f"{path}: a rank of the column {name!r} is below 1: {_DAMAGED}")
+    listed = Listed(labels, ranks, scores, fused)
+    _check_listed(path, listed)
+    return listed
+
+
+def _check_listed(path: Path, listed: Listed) -> None:
+    """RunError if what the sources say contradicts itself."""
+    with np.errstate(invalid="ignore"):
+        if (listed.fused[:, 1:] > listed.fused[:, :-1]).any():
+            raise RunError(f"{path}: candidates are not in the order of the column {FUSED!r}: {_DAMAGED}")
+    if ((listed.ranks == 0) & ~np.isnan(listed.scores)).any():
+        raise RunError(f"{path}: a source gives a score without a rank: {_DAMAGED}")
+    if (~np.isnan(listed.fused) & (listed.ranks == 0).all(0)).any():
+        raise RunError(f"{path}: a candidate is listed by no source: {_DAMAGED}")
+    ordered = np.sort(listed.ranks, axis=2)
+    if ((ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] > 0)).any():
+        raise RunError(f"{path}: a source gives a rank twice: {_DAMAGED}")
+
+
+def check_ranking(path: Path, documents: np.ndarray, scores: np.ndarray, by_score: bool = True) -> None:
     """RunError if candidates are not in the order of their scores, or one of them is there twice.
 
     Args:
         path: the file that they come from.
         documents: int32 `[n, K]`, -1 where there is none.
         scores: float32 `[n, K]`, -inf where there is none.
+        by_score: whether the order is that of the scores, not that of several sources.
     """
     if documents.shape[1] < 2:
         return
-    if (scores[:, 1:] > scores[:, :-1]).any():
+    if by_score and (scores[:, 1:] > scores[:, :-1]).any():
         raise RunError(f"{path}: candidates are not in the order of their scores: {_DAMAGED}")
     ordered = np.sort(documents, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():

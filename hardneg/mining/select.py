@@ -91,7 +91,7 @@ def select(
     used = chosen.chain.check(run.info["fingerprints"], force)
     replace = overwrite or out is None
     with run_output(target, overwrite=replace, purpose="select" if out is None else "new") as folder:
-        for name in ("source", "embeddings", "features"):
+        for name in ("source", "embeddings", "features", "teacher"):
             link_tree(run.folder / name, folder / name)
         run.check_unchanged()  # since it was opened: another selection would be lost otherwise
         copy_posterior(run.folder / "posterior.json", folder / "posterior.json")

@@ -219,6 +219,11 @@ class SpecOptions:
             raise UsageError(f"{self.what} {self.spec!r}: {key} must be a whole number")
         return None if value is None else int(value)
 
+    def text(self, key: str, default: str | None = None) -> str | None:
+        """The option `key` as it is written, or `default` if it is not given."""
+        self.asked.append(key)
+        return self.options.pop(key, default)
+
     def word(self, needed: str) -> str:
         """The next word; `needed` describes it in the message if there is none."""
         if not self.words:

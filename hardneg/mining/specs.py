@@ -13,6 +13,8 @@ from hardneg.index.factory import INDEXES
 from hardneg.mining.filters.base import Chain, Filter
 from hardneg.mining.filters.identity import Distinct, Duplicate, Empty, Known
 from hardneg.mining.samplers import Sampler
+from hardneg.mining.sources.base import CandidateSource
+from hardneg.mining.sources.fusion import Fusion
 from hardneg.mining.spec_options import SpecOptions, object_text, same, split_spec
 
 # `module:PKG.MOD:FACTORY` as a whole spec, or as the model of a guide or a cross-encoder.
@@ -102,6 +104,56 @@ def parse_sampler(spec: str | Sampler) -> Sampler:
     return spec
 
 
+def parse_source(spec: str | CandidateSource) -> CandidateSource:
+    """The source of candidates that `spec` describes, or `spec` itself if it is one.
+
+    Raises:
+        UsageError: the message says what is wrong with the spec.
+
+    >>> parse_source("bm25:k1=1.2").k1
+    1.2
+    """
+    if isinstance(spec, CandidateSource):
+        return spec
+    if not isinstance(spec, str):
+        raise UsageError(f"candidates are written as a spec (bm25) or given as a CandidateSource, not {spec!r}")
+    parsed = _parsed(spec, "candidates")
+    if not isinstance(parsed, CandidateSource):
+        raise UsageError(
+            f"candidates {spec!r}: its function returned a {type(parsed).__name__}, which is no CandidateSource"
+        )
+    return parsed
+
+
+def parse_sources(specs: Iterable[str | CandidateSource]) -> tuple[CandidateSource, ...]:
+    """All sources of candidates, in their order; UsageError if there are none, or one is there twice."""
+    if isinstance(specs, str | CandidateSource):
+        raise UsageError(f"candidates is a list of sources, not one source: write candidates=({specs!r},)")
+    sources = tuple(map(parse_source, specs))
+    if not sources:
+        raise UsageError("candidates is an empty list: give at least one source, such as 'dense'")
+    for i, each in enumerate(sources):
+        if any(same(each, other) for other in sources[:i]):
+            raise UsageError(f"the candidates {written(each)!r} are there twice")
+    return sources
+
+
+def parse_fusion(spec: str | Fusion) -> Fusion:
+    """The fusion that `spec` describes: `rrf:k=60`, `scores` or `interleave`; a `Fusion` is returned unchanged.
+
+    >>> parse_fusion("rrf:k=10").spec
+    'rrf:k=10.0'
+    """
+    if isinstance(spec, Fusion):
+        return spec
+    if not isinstance(spec, str):
+        raise UsageError(f"a fusion is written as a spec (rrf) or given as a Fusion, not {spec!r}")
+    parsed = _parsed(spec, "fusion")
+    if not isinstance(parsed, Fusion):
+        raise UsageError(f"fusion {spec!r}: its function returned a {type(parsed).__name__}, which is no Fusion")
+    return parsed
+
+
 def _is_sampler(part: Any) -> bool:
     return not isinstance(part, type) and callable(getattr(part, "log_weights", None))
 
@@ -110,10 +162,11 @@ def _parsed(spec: str, what: str) -> Any:
     """What the registered function of a spec makes of it. `what` is the kind: `filter` or `sampler`."""
     name, words, options = split_spec(spec, what)
     if name == "object":
-        given = "filters=(...,)" if what == "filter" else "sampler=..."
+        given = {"filter": "filters=(...,)", "candidates": "candidates=(...,)"}.get(what, f"{what}=...")
+        where = "SelectOptions" if what in ("filter", "sampler") else "MineOptions"
         raise UsageError(
             f"the {what} {spec!r} was given as an object, which cannot be made from this text: give the object again, as "
-            f"in SelectOptions({given}). An object whose name is registered (hardneg.registry.register) before the run is "
+            f"in {where}({given}). An object whose name is registered (hardneg.registry.register) before the run is "
             f"mined has a spec, which can be read again"
         )
     values = SpecOptions(spec, what, words, options)
@@ -122,20 +175,28 @@ def _parsed(spec: str, what: str) -> Any:
     return parsed
 
 
+_PARSERS: tuple[tuple[type, Any], ...] = (
+    (Filter, parse_filter),
+    (CandidateSource, parse_source),
+    (Fusion, parse_fusion),
+)
+
+
 def written(part: Any) -> str:
-    """A filter, a sampler or an index as text; see `hardneg.registry.spec_of`.
+    """A filter, a sampler, a source, a fusion or an index as text; see `hardneg.registry.spec_of`.
 
     >>> written(parse_sampler("softmax:temperature=0.1"))
     'softmax:temperature=0.1'
     """
     names = (getattr(part, attribute, None) for attribute in ("spec", "name"))
     spec = next((name for name in names if isinstance(name, str)), None)
-    if not isinstance(part, Filter) and not _is_sampler(part):
+    parse: Any = next((parse for kind, parse in _PARSERS if isinstance(part, kind)), None)
+    if parse is None and not _is_sampler(part):
         return _written_index(part, spec)
     if spec is None:
         return object_text(part)
     try:
-        parsed = parse_filter(spec) if isinstance(part, Filter) else parse_sampler(spec)
+        parsed = (parse or parse_sampler)(spec)
     except (UsageError, RunError):
         return object_text(part)
     return spec if type(parsed) is type(part) and same(parsed, part) else object_text(part)

@@ -25,7 +25,7 @@ from hardneg.encoders.modalities import check_takes
 from hardneg.encoders.saved import written
 from hardneg.losses.arguments import whole
 from hardneg.mining.guides import guide_embedder
-from hardneg.mining.inputs import Resources
+from hardneg.mining.resources import Resources
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, with_progress
 from hardneg.refresh.generation import Items

@@ -31,16 +31,22 @@ class Layout(ABC):
         """Add what a row holds."""
 
     def own_negative(self, query: int, document: int) -> None:
-        """A negative that the source brings along: it is judged not relevant only if the options say so."""
+        """A negative that the source brings along: judged not relevant, or a candidate, only if the options say so."""
         if self.options.negatives == "judged":
             self.builder.relate(query, document, 0)
+        elif self.options.negatives == "candidates":
+            self.builder.given.append((query, document))
 
     def relate_by_id(self, where: str, query: int, document_id: str, grade: float) -> None:
         """Relate a query to a document of the corpus, which is read later. A grade of 0 is that of an own negative."""
-        if grade or self.options.negatives == "judged":
+        if grade or self.options.negatives != "corpus":
             self._named.append((where, query, document_id, grade))
 
     def finish(self) -> None:
         """Relate what was named by id, once the corpus has been read."""
         for where, query, id, grade in self._named:
-            self.builder.relate(query, self.builder.document_of(id, where), grade)
+            document = self.builder.document_of(id, where)
+            if grade:
+                self.builder.relate(query, document, grade)
+            else:
+                self.own_negative(query, document)

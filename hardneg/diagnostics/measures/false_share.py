@@ -11,6 +11,7 @@ from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, finite
 from hardneg.diagnostics.subject import Subject
 from hardneg.false_negatives.model import MISFIT
 from hardneg.mining.filters.identity import Group
+from hardneg.storage.arrays import Float
 
 
 def false_negatives(subject: Subject) -> Measurements:
@@ -31,13 +32,9 @@ def false_negatives(subject: Subject) -> Measurements:
     out = Measurements()
     real = subject.real
     by_group = filtered_by_group(subject)
-    if subject.probability is not None:
-        shares, source = np.where(real, subject.probability, np.nan), subject.told_by
-    elif subject.pairs.query_groups is not None and subject.pairs.document_groups is not None and not by_group:
-        query_group = subject.pairs.query_groups[:, None]
-        same = query_group == subject.pairs.document_groups[subject.documents]
-        shares, source = np.where(real & (query_group >= 0), same & (query_group >= 0), np.nan), "groups"
-    else:
+    shares = relevance(subject)
+    source = subject.told_by if subject.probability is not None else "groups"
+    if shares is None:
         above = np.where(
             real & np.isfinite(subject.positive)[:, None], subject.scores > subject.positive[:, None], np.nan
         )
@@ -54,6 +51,19 @@ def false_negatives(subject: Subject) -> Measurements:
     worst = worst[np.argsort(-per_query[worst], kind="stable")][:LISTED]
     out.ids["most_false_queries"] = names_of(subject.pairs.query_ids, worst)
     return out
+
+
+def relevance(subject: Subject) -> Float | None:
+    """float32 `[n, K]`: how likely each negative is relevant, as `false_negatives` tells it; NaN: unknown; None: nothing tells."""
+    real = subject.real
+    if subject.probability is not None:
+        return np.where(real, subject.probability, np.float32(np.nan))
+    groups = subject.pairs.query_groups, subject.pairs.document_groups
+    if groups[0] is None or groups[1] is None or filtered_by_group(subject):
+        return None
+    asked = groups[0][:, None]
+    same = (asked == groups[1][subject.documents]).astype(np.float32)
+    return np.where(real & (asked >= 0), same, np.float32(np.nan))
 
 
 def _with_own_error(subject: Subject, share: Estimate, source: str) -> Estimate:

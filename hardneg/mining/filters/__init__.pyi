@@ -13,3 +13,4 @@ from hardneg.mining.filters.limits import Score as Score
 from hardneg.mining.filters.limits import below_margin as below_margin
 from hardneg.mining.filters.models import CrossEncoder as CrossEncoder
 from hardneg.mining.filters.models import Guide as Guide
+from hardneg.mining.filters.models import Teacher as Teacher

@@ -46,6 +46,8 @@ class Score(Filter):
         return kept
 
     def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
+        if candidates.listed is not None:  # further down, scores may be higher
+            return np.ones(len(candidates.queries), bool)
         more: Mask = candidates.scores[:, -1] >= np.float32(self.min)
         return more
 

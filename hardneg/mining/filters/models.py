@@ -1,4 +1,4 @@
-"""Filters that use another model: a guide encoder or a cross-encoder."""
+"""Filters that use another model: a guide encoder, a cross-encoder, or the scores of a teacher that a run keeps."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hardneg.mining.cross_encoder import cross_encoder_scores, needs_texts
 from hardneg.mining.filters.base import Filter, lowest_scores
 from hardneg.mining.filters.limits import below_margin
 from hardneg.mining.spec_options import SpecOptions
+from hardneg.mining.teachers import TEACHER, check_name
 from hardneg.storage.arrays import Mask
 
 
@@ -73,6 +74,59 @@ class CrossEncoder(Filter):
             lowest = lowest_scores(cross_encoder_scores(context, self.model, candidates.queries, positives))
             keep &= below_margin(scores, lowest[:, None], self.margin, None)
         return keep
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher(Filter):
+    """Keeps candidates that a teacher scores below the positive, by the scores that `hardneg score` has left in the run.
+
+    With several positives, the lowest counts. Queries without a positive have no margin. A candidate without a score is rejected, as
+    nothing is known of it.
+
+    Attributes:
+        scorer: the name of the teacher in the run.
+        max: the highest score that a candidate may have; None: no limit.
+        margin: how far below the positive's own score by the teacher a candidate must score; None: not checked.
+        relative: the same as a share of the positive's score; see `below_margin`.
+    """
+
+    name = "teacher"
+    words = ("scorer",)
+    scorer: str = TEACHER
+    max: float | None = None
+    margin: float | None = None
+    relative: float | None = None
+
+    def lacks(self, pairs: Pairs) -> str | None:
+        return (
+            "the filter 'teacher' reads scores that a run keeps, and a new run has none yet: mine without it, then hardneg score "
+            f"RUN, then hardneg select RUN --add-filter {self.spec}"
+        )
+
+    def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
+        if context.taught is None:
+            raise UsageError(str(self.lacks(context.pairs)))
+        teacher = context.taught.named(self.scorer)
+        scores = teacher.of(candidates.queries, candidates.documents)
+        positives = teacher.of(candidates.queries, context.pairs.positives.take(candidates.queries).padded())
+        if np.isnan(positives).any():
+            raise UsageError(
+                f"the teacher {self.scorer!r} has not scored all positives: hardneg score {teacher.folder.parent.parent} --scorer "
+                f"{teacher.info['scorer']}{'' if self.scorer == TEACHER else f' --name {self.scorer}'}"
+            )
+        keep: Mask = ~np.isnan(scores)
+        keep &= ~(scores > (np.inf if self.max is None else np.float32(self.max)))
+        return keep & below_margin(scores, lowest_scores(positives)[:, None], self.margin, self.relative)
+
+
+def teacher_from_spec(v: SpecOptions) -> Filter:
+    high, margin, relative = v.number("max"), v.number("margin", low=0), v.number("relative", low=0)
+    v.no_other_options()
+    if high is None and margin is None and relative is None:
+        raise UsageError(f"filter {v.spec!r}: give margin=, relative= or max=, as in teacher:margin=0.5")
+    name = v.words.pop(0) if v.words else TEACHER
+    check_name(name)
+    return Teacher(scorer=name, max=high, margin=margin, relative=relative)
 
 
 def guide_from_spec(v: SpecOptions) -> Filter:

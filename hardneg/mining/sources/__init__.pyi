@@ -1,0 +1,12 @@
+from hardneg.mining.sources.base import CandidateSource as CandidateSource
+from hardneg.mining.sources.base import OpenSource as OpenSource
+from hardneg.mining.sources.base import SourceInputs as SourceInputs
+from hardneg.mining.sources.bm25 import BM25 as BM25
+from hardneg.mining.sources.encoder import Dense as Dense
+from hardneg.mining.sources.encoder import OtherEncoder as OtherEncoder
+from hardneg.mining.sources.fusion import Fusion as Fusion
+from hardneg.mining.sources.fusion import Interleave as Interleave
+from hardneg.mining.sources.fusion import ReciprocalRank as ReciprocalRank
+from hardneg.mining.sources.fusion import Scores as Scores
+from hardneg.mining.sources.given import Given as Given
+from hardneg.mining.sources.trec import TrecRun as TrecRun
