@@ -6,7 +6,8 @@ import click
 
 from .main import print_json
 from .options import diagnosing
-from .show import print_diagnosis, progress_bars
+from .show import progress_bars
+from .show_diagnosis import print_diagnosis, print_training_diagnosis
 
 
 @click.command()
@@ -15,16 +16,29 @@ from .show import print_diagnosis, progress_bars
     "--encoder", metavar="SPEC", help="The encoder as it is now, to measure how far it has moved since RUN was mined."
 )
 @click.option(
+    "--second-encoder",
+    metavar="SPEC",
+    help="Another encoder, which scores a sample of the negatives: are they hard for it as well?",
+)
+@click.option(
+    "--evaluation",
+    metavar="SOURCE",
+    help="Evaluation data, to look for its queries and positives in the data that RUN was mined from.",
+)
+@click.option(
+    "--evaluation-split", metavar="NAME", default="test", show_default=True, help="Split of --evaluation to read."
+)
+@click.option(
     "--fail-on",
     type=click.Choice(["info", "warning", "error"]),
     help="Exit with code 3 if there is a finding of this severity or a higher one.",
 )
 @diagnosing
 def diagnose(
-    run: str, temperature: float, encoder: str | None, thresholds: str | None, fail_on: str | None, html: str | None, seed: int,
-    as_json: bool,
+    run: str, temperature: float, encoder: str | None, second_encoder: str | None, evaluation: str | None, evaluation_split: str,
+    thresholds: str | None, fail_on: str | None, html: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Check whether the negatives of RUN are any good, and say what would help.
+    """Check whether the negatives of RUN are any good, and say what would help. RUN may be the folder of a training, too.
 
     The command measures, for example, how hard the negatives are, how many of them are false negatives, and how
     diverse they are. It prints the numbers and its findings, the most severe first, each with a suggestion.
@@ -33,21 +47,38 @@ def diagnose(
     Examples:
       hardneg diagnose run --html report.html
       hardneg diagnose run --encoder hashed:trained/best
+      hardneg diagnose run --second-encoder st:all-MiniLM-L6-v2 --evaluation beir/scifact
+      hardneg diagnose trained --html training.html
       hardneg diagnose run --fail-on error --json > diagnosis.json
     """
+    from hardneg.data.options import ReadOptions
+    from hardneg.data.read import read_pairs
     from hardneg.diagnostics.diagnose import diagnose as run_diagnose
     from hardneg.diagnostics.findings.thresholds import Thresholds
     from hardneg.diagnostics.report.page import write_report
+    from hardneg.diagnostics.training_run import diagnose_training, is_training_log
     from hardneg.encoders.factory import make_encoder
     from hardneg.mining.run import Run
 
     limits = None if thresholds is None else Thresholds.load(thresholds)
+    if is_training_log(run):
+        if encoder is not None or second_encoder is not None or evaluation is not None:
+            raise click.UsageError(f"{run} is a training: --encoder, --second-encoder and --evaluation are for runs")
+        trained = diagnose_training(run, thresholds=limits)
+        if html is not None:
+            trained.to_html(html)
+        (print_json if as_json else print_training_diagnosis)(trained.to_json())
+        if fail_on is not None and trained.fails(fail_on):
+            raise click.exceptions.Exit(3)
+        return
     with progress_bars() as progress:
         present = None if encoder is None else make_encoder(encoder)
         opened = Run(run)
         diagnosis = run_diagnose(
-            opened, temperature=temperature, encoder=present, thresholds=limits, seed=seed, progress=progress
-        )
+            opened, temperature=temperature, encoder=present, thresholds=limits, seed=seed, progress=progress,
+            second_encoder=None if second_encoder is None else make_encoder(second_encoder),
+            evaluation=None if evaluation is None else read_pairs(evaluation, ReadOptions(split=evaluation_split)),
+        )  # fmt: skip
         value = diagnosis.to_json()
         if html is not None:
             advance = progress("report", 1)

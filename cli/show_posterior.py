@@ -71,6 +71,13 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
         )
     if "assumption" in report:
         show._print(console, f"Assumption: {report['assumption']}.")
+    if guarantee is None and ("uninformative" in report or report.get("rejected") == 0):
+        show._print(
+            console,
+            f"This posterior rejects nothing: 'hardneg select' with it would keep every negative. Only judgements tell more. "
+            f"next: hardneg judge {quoted(run)} --sample 300 --out {quoted(f'{run}-judged.csv')}",
+        )
+        return
     show._print(console, f"next: hardneg select {quoted(run)} --add-filter {quoted(f'posterior:{path}')}")
 
 

@@ -8,6 +8,29 @@ from numpy.typing import NDArray
 from hardneg.diagnostics.estimates import Estimate, Measurements, sampled
 from hardneg.diagnostics.subject import Subject
 
+TEACHES = 0.01  # softmax weight from which a negative teaches
+
+
+def weights(scores: NDArray[np.floating], positive: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
+    """The softmax weight p_ij of each negative j of query i, which is the size of its gradient times the temperature.
+
+    Args:
+        scores: `[n, K]`, of the negatives; -inf is padding.
+        positive: `[n]`, of the positives.
+        temperature: of the loss.
+
+    Returns:
+        float64 `[n, K]`: exp(s_ij / t) / (exp(s_ip / t) + sum_k exp(s_ik / t)).
+
+    >>> weights(np.array([[0.0, -np.inf]]), np.array([0.0]), 0.05).tolist()
+    [[0.5, 0.0]]
+    """
+    logits = np.concatenate([positive[:, None], scores], axis=1).astype(np.float64) / temperature
+    logits -= logits.max(1, keepdims=True)
+    shares = np.exp(logits)
+    found: NDArray[np.float64] = shares[:, 1:] / shares.sum(1, keepdims=True)
+    return found
+
 
 def gradient(subject: Subject, temperature: float) -> Measurements:
     """Measure how much each negative contributes to the gradient of InfoNCE at a temperature t.
@@ -24,6 +47,8 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
       to 1; mean over queries.
     - `effective_share`: the same, divided by the number of the query's negatives.
     - `positive_weight`: the mean softmax weight of the positive. At 1, nothing is left to learn.
+    - `teaching`: the share of a query's negatives that still teach, with w_j of at least 0.01; mean over queries. The others together
+      move the encoder by less than a hundredth each of what one wholly confused negative would.
     - `effective_by_temperature`: (temperature, effective number) for 40 temperatures from 0.002 to 1.
     - `temperature_low`, `temperature_high`: the lowest of these temperatures at which the effective share is at least
       0.25, and at least 0.8.
@@ -51,6 +76,7 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
         "temperature": temperature,
         "effective_negatives": Estimate.mean_of(numbers),
         "effective_share": float((numbers / count).mean()),
+        "teaching": Estimate.share_of((weights(scores, positive, temperature) >= TEACHES).sum(1) / count),
         "positive_weight": float((np.exp((positive - high) / temperature) / total).mean()),
     }
     ladder = np.geomspace(0.002, 1.0, 40)
