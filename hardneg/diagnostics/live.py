@@ -17,12 +17,15 @@ from hardneg.diagnostics.measures.batch import Collapse, batch_hardness, effecti
 from hardneg.errors import UsageError
 from hardneg.refresh.refreshed_index import RefreshedIndex
 
+ALLOWED = 1.0  # seconds that measurements may take in any case, so that a short training is measured as well
+
 
 class Diagnostics:
     """Measures training batches, as a callback of `hardneg.train` or in your own training loop.
 
-    The cost is bounded: a measurement is put off while all of them together have taken more than `budget` of the time since the
-    first step. Which steps are measured then depends on the machine; the training itself does not.
+    The cost is bounded: a measurement is put off while all of them together have taken more than one second and `budget` of the
+    time since the first step, 2 % unless another is given. Which steps are measured then depends on the machine; the
+    training itself does not.
 
     Args:
         writer: a TensorBoard writer (`torch.utils.tensorboard.SummaryWriter`, or any object with `add_scalar` and
@@ -93,7 +96,7 @@ class Diagnostics:
             self._began = start
         if step % self.every:
             return None
-        if self._spent > self.budget * (start - self._began) and self.history:
+        if self._spent > ALLOWED + self.budget * (start - self._began):
             self.put_off += 1
             return None
         values = self._values(queries, documents, mined, bank, index, statistics)

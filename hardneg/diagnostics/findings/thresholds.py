@@ -96,7 +96,7 @@ class Thresholds:
     copied: float = 0.02
     chunks: float = 0.02
     translations: float = 0.02
-    hub_skew: float = 20.0
+    hub_skew: float = 10.0
     never_retrieved: float = 0.5
     lexical: float = 0.95
     second_easy: float = 0.3

@@ -69,26 +69,24 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
         return number
 
     numbers = effective(temperature)
-    hardest = scores.max(1)
-    high = np.maximum(hardest, positive)
-    total = np.exp((scores - high[:, None]) / temperature).sum(1) + np.exp((positive - high) / temperature)
+    shares = weights(scores, positive, temperature)
     out.numbers |= {
         "temperature": temperature,
         "effective_negatives": Estimate.mean_of(numbers),
         "effective_share": float((numbers / count).mean()),
-        "teaching": Estimate.share_of((weights(scores, positive, temperature) >= TEACHES).sum(1) / count),
-        "positive_weight": float((np.exp((positive - high) / temperature) / total).mean()),
+        "teaching": Estimate.share_of((shares >= TEACHES).sum(1) / count),
+        "positive_weight": float((1 - shares.sum(1)).mean()),
     }
     ladder = np.geomspace(0.002, 1.0, 40)
     sample = sampled(len(rows), 5000, np.random.default_rng(0))
     scores, count = scores[sample], count[sample]
     by_temperature = [effective(t) for t in ladder]
-    shares = np.array([float((n / count).mean()) for n in by_temperature])
+    at = np.array([float((n / count).mean()) for n in by_temperature])
     out.numbers["effective_by_temperature"] = [
         [float(t), float(n.mean())] for t, n in zip(ladder, by_temperature, strict=True)
     ]
     for name, target in (("temperature_low", 0.25), ("temperature_high", 0.8)):
-        step = int(np.searchsorted(shares, target))
+        step = int(np.searchsorted(at, target))
         out.numbers[name] = float(ladder[min(step, len(ladder) - 1)])
     low, high = out.numbers["temperature_low"], out.numbers["temperature_high"]
     outside = temperature / high if temperature > high else -low / temperature if temperature < low else 0.0
