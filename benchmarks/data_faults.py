@@ -38,6 +38,7 @@ from hardneg.diagnostics.measures.slices import slices
 from hardneg.diagnostics.retrieved import with_retrieved
 from hardneg.diagnostics.subject import Subject
 from hardneg.progress import silent
+from hardneg.storage.arrays import members
 
 
 @dataclass(frozen=True)
@@ -152,9 +153,12 @@ def of_others(case: Case, rng: np.random.Generator) -> Case | None:
     used = np.unique(pairs.positives.values)
     if len(used) > 0.9 * len(pairs.document_ids):
         return None
-    return replace(
-        case, subject=replace(case.subject, documents=rng.choice(used, case.subject.documents.shape).astype(np.int32))
-    )
+    documents = rng.choice(used, case.subject.documents.shape).astype(np.int32)
+    own = members(documents, pairs.known_positives())
+    for _ in range(20):  # never one of the query's own
+        documents[own] = rng.choice(used, int(own.sum()))
+        own = members(documents, pairs.known_positives())
+    return replace(case, subject=replace(case.subject, documents=documents))
 
 
 def rewritten(change: Callable[[str, int], str], meaning: bool = False) -> Plant:
@@ -320,6 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=["builtin:pycode", "scifact", "cranfield"])
+    parser.add_argument("--only", nargs="+", help="codes of the findings whose faults are planted")
     args = parser.parse_args()
     print(machine())
     print(versions("hardneg", "torch", "scikit-learn"))
@@ -335,6 +340,8 @@ def main() -> None:
                 value = value.value if isinstance(value, Estimate) else value
                 print(f"  clean {number} {'-' if value is None else format(value, '.3f')}")
             for code, what, plant in FAULTS:
+                if args.only and code not in args.only:
+                    continue
                 planted = plant(case, np.random.default_rng(0))
                 if planted is None:
                     print(f"  {code:<17} {what:<50} cannot be planted here")

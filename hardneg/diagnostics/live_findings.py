@@ -73,6 +73,8 @@ class LiveFindings:
 
     def load(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state` returned. Raises KeyError, TypeError or ValueError for anything else."""
+        if not isinstance(state, Mapping) or not all(isinstance(each, Mapping) for each in state.values()):
+            raise ValueError("the findings while training are no streaks by code")
         self.streaks = {
             str(code): {"since": int(each["since"]), "times": int(each["times"]), "said": bool(each["said"])}
             for code, each in state.items()

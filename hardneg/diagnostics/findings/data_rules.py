@@ -12,6 +12,8 @@ from hardneg.diagnostics.findings.thresholds import Thresholds
 
 _MANY = 0.5  # share of negatives that are positives of other queries from which it is worth saying
 
+_INDEPENDENT = 1.5  # times the share of negatives that independent encoders would both put above the positive
+
 _FAR_Z = 4.0  # standard errors by which a slice must differ: of 100 slices, one differs so much by chance in 300 runs
 
 
@@ -51,6 +53,27 @@ class PositivesLost(FindingRule):
         fix = "take a better encoder for these texts, or train this one first"
         ids = measured.ids.get("lost_queries", [])
         return Finding("positives-lost", "warning", text, "hit_rate", hits.value, thresholds.hit_rate, ids, fix)
+
+
+class BothAbove(FindingRule):
+    """Reports negatives that two encoders put above the positive, more often than if they erred independently."""
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Compare the share with its limit, and with the share expected of independent encoders."""
+        both, expected = measured.numbers.get("both_above_positive"), measured.numbers.get("both_expected", 1.0)
+        limit = max(thresholds.both_above, _INDEPENDENT * expected)
+        if both is None or not both.low > limit:
+            return None
+        text = (
+            f"{both.value:.0%} of the negatives are above the positive for both encoders ({expected:.0%} if they erred "
+            f"independently): most of these are relevant"
+        )
+        posterior = shlex.quote(f"posterior:{run}/posterior.json")
+        fix = f"hardneg calibrate {shlex.quote(run)} && hardneg select {shlex.quote(run)} --add-filter {posterior}"
+        fix += f" --out {shlex.quote(run + '-2')}"
+        return Finding(
+            "both-above", "warning", text, "both_above_positive", both.value, limit, measured.ids.get("both_above_queries", []), fix
+        )  # fmt: skip
 
 
 def _odds(share: float) -> float:
@@ -167,11 +190,7 @@ DATA_RULES: tuple[FindingRule, ...] = (
         "positives): they are hard for the first alone",
         "mine with the second encoder, or with both", "second_easy", above=False,
     ),
-    ThresholdRule(
-        "both-above", "both_above_positive",
-        "{v:.0%} of the negatives are above the positive for both encoders: most of these are relevant",
-        "hardneg calibrate {run} && hardneg select {run} --add-filter {posterior} --out {out}", "both_above", ids="both_above_queries",
-    ),
+    BothAbove(),
     ThresholdRule(
         "leak", "leaked_pairs", "{v:.1%} of the evaluation queries were trained on together with their answer",
         "take these queries out of the training data: their ids are in leaked_pair_ids (--json)", "leaked", "leaked_error",

@@ -28,8 +28,9 @@ def agreement(subject: Subject, encoder: Encoder, rng: np.random.Generator, prog
 
     - `second_relative`: (negatives - random) / (positives - random): hardness as in `relative`. 0: no nearer than random documents;
       1: as near as positives.
-    - `second_above_positive`: the share of negatives above the positive. Where both encoders put a negative above the
-      positive, it is likely relevant: `both_above_positive` is the share of those.
+    - `second_above_positive`: the share of negatives above the positive. `both_above_positive`: the share that both encoders put above
+      it, and `both_expected`: the product of the two shares, which is what encoders that err independently would have in common.
+      Far above it, these negatives are likely relevant.
     - `second_agreement`: the rank correlation (Spearman) of the two encoders over a query's negatives: 1 the same order, 0 none.
       Queries with at least three negatives.
     """
@@ -58,7 +59,10 @@ def agreement(subject: Subject, encoder: Encoder, rng: np.random.Generator, prog
     above = near > positive[:, None]
     out.numbers["second_above_positive"] = Estimate.share_of(row_means(np.where(real, above, np.nan)))
     own = subject.scores[rows, :_NEGATIVES] > subject.positive[rows, None]
-    both = row_means(np.where(real & np.isfinite(subject.positive[rows, None]), above & own, np.nan))
+    known = real & np.isfinite(subject.positive[rows, None])
+    both = row_means(np.where(known, above & own, np.nan))
+    if known.any():
+        out.numbers["both_expected"] = float(above[known].mean() * own[known].mean())
     out.numbers["both_above_positive"] = Estimate.share_of(both)
     out.numbers["second_agreement"] = Estimate.mean_of(_spearman(near, subject.scores[rows, :_NEGATIVES], real))
     worst = np.argsort(-np.nan_to_num(both), kind="stable")[:LISTED]
