@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .main import print_json
-from .show import LiveNumbers, print_diagnosis, print_summary, print_training, progress_bars, say, summary, warn
+from .show import LiveNumbers, print_summary, print_training, progress_bars, say, summary, warn
+from .show_diagnosis import print_diagnosis
 
 if TYPE_CHECKING:
     from hardneg.mining.run import Run

@@ -8,13 +8,27 @@ from hardneg.errors import UsageError
 
 from .main import print_json
 from .options import diagnosing
-from .show import print_diagnosis, progress_bars
+from .show import progress_bars
+from .show_diagnosis import print_diagnosis, print_training_diagnosis
 
 
 @click.command()
 @click.argument("run")
 @click.option(
     "--encoder", metavar="SPEC", help="The encoder as it is now, to measure how far it has moved since RUN was mined."
+)
+@click.option(
+    "--second-encoder",
+    metavar="SPEC",
+    help="Another encoder, which scores a sample of the negatives: are they hard for it as well?",
+)
+@click.option(
+    "--evaluation",
+    metavar="SOURCE",
+    help="Evaluation data, to look for its queries and positives in the data that RUN was mined from.",
+)
+@click.option(
+    "--evaluation-split", metavar="NAME", default="test", show_default=True, help="Split of --evaluation to read."
 )
 @click.option(
     "--fail-on",
@@ -28,10 +42,10 @@ from .show import print_diagnosis, progress_bars
 )
 @diagnosing
 def diagnose(
-    run: str, temperature: float, encoder: str | None, thresholds: str | None, fail_on: str | None, judgements: str | None,
-    html: str | None, seed: int, as_json: bool,
+    run: str, temperature: float, encoder: str | None, second_encoder: str | None, evaluation: str | None, evaluation_split: str,
+    thresholds: str | None, fail_on: str | None, judgements: str | None, html: str | None, seed: int, as_json: bool,
 ) -> None:  # fmt: skip
-    """Check whether the negatives of RUN are any good, and say what would help.
+    """Check whether the negatives of RUN are any good, and say what would help. RUN may be the folder of a training, too.
 
     The command measures, for example, how hard the negatives are, how many of them are false negatives, and how
     diverse they are. It prints the numbers and its findings, the most severe first, each with a suggestion.
@@ -44,23 +58,40 @@ def diagnose(
       hardneg diagnose run --html report.html
       hardneg judge run --out f.csv && hardneg diagnose run --html report.html --judgements f.csv
       hardneg diagnose run --encoder hashed:trained/best
+      hardneg diagnose run --second-encoder st:all-MiniLM-L6-v2 --evaluation beir/scifact
+      hardneg diagnose trained --html training.html
       hardneg diagnose run --fail-on error --json > diagnosis.json
     """
+    from hardneg.data.options import ReadOptions
+    from hardneg.data.read import read_pairs
     from hardneg.diagnostics.diagnose import diagnose as run_diagnose
     from hardneg.diagnostics.findings.thresholds import Thresholds
     from hardneg.diagnostics.report.page import write_report
+    from hardneg.diagnostics.training_run import diagnose_training, is_training_log
     from hardneg.encoders.factory import make_encoder
     from hardneg.mining.run import Run
 
     if judgements is not None and html is None:
         raise UsageError("--judgements are judged in the report: name its file with --html")
     limits = None if thresholds is None else Thresholds.load(thresholds)
+    if is_training_log(run):
+        if encoder is not None or second_encoder is not None or evaluation is not None:
+            raise click.UsageError(f"{run} is a training: --encoder, --second-encoder and --evaluation are for runs")
+        trained = diagnose_training(run, thresholds=limits)
+        if html is not None:
+            trained.to_html(html)
+        (print_json if as_json else print_training_diagnosis)(trained.to_json())
+        if fail_on is not None and trained.fails(fail_on):
+            raise click.exceptions.Exit(3)
+        return
     with progress_bars() as progress:
         present = None if encoder is None else make_encoder(encoder)
         opened = Run(run)
         diagnosis = run_diagnose(
-            opened, temperature=temperature, encoder=present, thresholds=limits, seed=seed, progress=progress
-        )
+            opened, temperature=temperature, encoder=present, thresholds=limits, seed=seed, progress=progress,
+            second_encoder=None if second_encoder is None else make_encoder(second_encoder),
+            evaluation=None if evaluation is None else read_pairs(evaluation, ReadOptions(split=evaluation_split)),
+        )  # fmt: skip
         value = diagnosis.to_json()
         if html is not None:
             advance = progress("report", 1)

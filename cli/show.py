@@ -12,7 +12,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hardneg.diagnostics.labels import comparison_rows, number_rows
 from hardneg.progress import Progress, shown, silent
 
 from .plain import plain, quoted
@@ -275,66 +274,3 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
         _print(
             console, f"next: hardneg mine {quoted(source)}{more} --encoder {quoted(f'{kind}:{out}/{which}')} --out run"
         )
-
-
-_COLOURS = {"error": "bold red", "warning": "yellow", "info": "cyan"}
-
-
-def print_diagnosis(value: dict[str, Any]) -> None:
-    """Print the numbers and findings of a diagnosis."""
-    console = _console()
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True)
-    table.add_column(justify="right", no_wrap=True)
-    table.add_column(no_wrap=True, style="dim")
-    for row in number_rows(value["numbers"]):
-        _row(table, *row)
-    _show(console, f"diagnosed {value['run']}", table)
-    if not value["findings"]:
-        _print(console, ("no problems found", "green"))
-    for finding in value["findings"]:
-        colour = _COLOURS[finding["severity"]]
-        _print(console, (finding["severity"], colour), f" {finding['text']}")
-        if finding["ids"]:
-            _print(console, f"    look at: {', '.join(finding['ids'][:5])}")
-        if finding["fix"]:
-            _print(console, f"    fix: {finding['fix']}")
-    if value.get("alternatives"):
-        _alternatives(console, value["alternatives"])
-
-
-def _alternatives(console: Console, tried: list[dict[str, Any]]) -> None:
-    """Print what the fixes would do, side by side."""
-    table = Table()
-    table.add_column("filters added", overflow="fold")  # where there is little room, the numbers stay whole
-    for name in ("false", "mean score", "above positive", "queries short"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for each in tried:
-        false = "?" if each["false_share"] is None else f"{each['false_share']:.1%}"
-        _row(
-            table, " ".join(each["added"]) or "none", false, f"{each['mean_score']:.3f}", f"{each['above_positive']:.1%}",
-            f"{each['short']:.1%}",
-        )  # fmt: skip
-    _show(console, "tried on these candidates", table)
-
-
-def print_comparison(value: dict[str, Any]) -> None:
-    """Print what changed between two runs."""
-    console = _console()
-    names = [value[side]["run"] for side in ("before", "after")]
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    table.add_column("", no_wrap=True)
-    for name in ("before", "after"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in comparison_rows(value):
-        _row(table, *row)
-    _show(console, f"{names[1]} compared with {names[0]}", table)
-    flow = [(before, after, n) for before, each in value["verdict_flow"].items() for after, n in each.items()]
-    for before, after, count in sorted(flow, key=lambda row: -row[2]):
-        if before != after:
-            _print(console, f"{count:>10,} candidates: {before} -> {after}")
-    for change in value["changes"]:
-        colour = _COLOURS[change["severity"]]
-        _print(console, f"{change['change']}: ", (change["severity"], colour), f" {change['text']}")
-    if not value["changes"]:
-        _print(console, "no finding has changed")

@@ -76,7 +76,20 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
         )
     if "assumption" in report:
         show._print(console, f"Assumption: {report['assumption']}.")
-    show._print(console, f"next: hardneg select {quoted(run)} --add-filter {quoted(f'posterior:{path}')}")
+    for line in _next(value, run, path):
+        show._print(console, line)
+
+
+def _next(value: dict[str, Any], run: str, path: str) -> list[str]:
+    """The next command: to use the posterior, unless it rejects nothing."""
+    report = value["report"]
+    if value["guarantee"] is None and ("uninformative" in report or report.get("rejected") == 0):
+        judge = f"hardneg judge {quoted(run)} --sample 300 --out {quoted(f'{run}-judged.csv')}"
+        return [
+            "The posterior rejects nothing: selecting with it keeps every negative. Judgements tell more.",
+            f"next: {judge}",
+        ]
+    return [f"next: hardneg select {quoted(run)} --add-filter {quoted(f'posterior:{path}')}"]
 
 
 def _expectation(report: dict[str, Any], run: str) -> str:

@@ -82,6 +82,7 @@ _VERBS = {
     "report": "hardneg.diagnostics.report.page:write_report",
     "select": "hardneg.mining.select:select_by_name",
     "score": "hardneg.mining.score:score",
+    "training_page": "hardneg.diagnostics.report.plain_page:write_training",
 }
 
 _WRITER = "hardneg.mining.specs:written"  # writes filters and samplers as text; see `spec_of`

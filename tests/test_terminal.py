@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hardneg_cli import show, show_posterior
+from hardneg_cli import show, show_diagnosis, show_posterior
 from hardneg_cli.plain import json_text, plain, quoted
 from hypothesis import given
 from hypothesis import strategies as st
@@ -103,6 +103,18 @@ def test_every_table_shows_texts_as_they_are(nasty: str, monkeypatch: pytest.Mon
         "before": side, "after": side, "overlap": {"value": None}, "hardness_shift": {"value": None}, "staleness": None,
         "verdict_flow": {nasty: {"kept": 3}}, "changes": [finding],
     }  # fmt: skip
+    number = {"value": 0.5, "low": 0.4, "high": 0.6}
+    ranked = {"name": nasty, "place": 1, "measures": {"useful": number}, "behind": number}
+    comparison["ranking"] = {"runs": [ranked], "false_by": "groups", "queries": 1, "notes": [nasty]}
+    told = {
+        "training": nasty,
+        "steps": 1,
+        "finished": True,
+        "numbers": {nasty: 1.0},
+        "first": {nasty: 1.0},
+        "warnings": [nasty],
+    }
+    told |= {"findings": [finding], "unreadable_lines": 1}
     evaluation = {"means": {nasty: 0.5}, "standard_errors": {nasty: 0.1}, "queries_without_positives": 0}
     evaluation |= {"queries": 1, "documents": 1}
     best = {"step": 1, nasty: 0.5}
@@ -112,8 +124,9 @@ def test_every_table_shows_texts_as_they_are(nasty: str, monkeypatch: pytest.Mon
         (show_posterior.print_posterior, (posterior, nasty, nasty), 4),
         (show.print_evaluation, (evaluation, nasty), 2),
         (show.print_training, (training, nasty, nasty, "hashed"), 4),
-        (show.print_diagnosis, (diagnosis,), 4),
-        (show.print_comparison, (comparison,), 4),
+        (show_diagnosis.print_diagnosis, (diagnosis,), 4),
+        (show_diagnosis.print_comparison, (comparison,), 5),
+        (show_diagnosis.print_training_diagnosis, (told,), 4),
         (show.warn, ([nasty],), 1),
         (show.say, (nasty,), 1),
     ):

@@ -7,5 +7,16 @@ from hardneg.diagnostics.findings.base import Finding as Finding
 from hardneg.diagnostics.findings.base import FindingRule as FindingRule
 from hardneg.diagnostics.findings.thresholds import Thresholds as Thresholds
 from hardneg.diagnostics.live import Diagnostics as Diagnostics
+from hardneg.diagnostics.live_findings import LiveFindings as LiveFindings
+from hardneg.diagnostics.measures.slices import Slicing as Slicing
+from hardneg.diagnostics.measures.slices import slicings as slicings
+from hardneg.diagnostics.ranking import Ranking as Ranking
+from hardneg.diagnostics.ranking import rank as rank
 from hardneg.diagnostics.report.page import write_comparison as write_comparison
 from hardneg.diagnostics.report.page import write_report as write_report
+from hardneg.diagnostics.report.plain_page import write_ranking as write_ranking
+from hardneg.diagnostics.report.plain_page import write_training as write_training
+from hardneg.diagnostics.training_run import TrainingDiagnosis as TrainingDiagnosis
+from hardneg.diagnostics.training_run import diagnose_training as diagnose_training
+from hardneg.diagnostics.writers import JsonLines as JsonLines
+from hardneg.diagnostics.writers import Wandb as Wandb

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from hardneg import renamed
 from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
-from hardneg.diagnostics.diagnose import Diagnosis, diagnose
+from hardneg.diagnostics.diagnose import Diagnosis, diagnose, examine
 from hardneg.diagnostics.estimates import Estimate, sampled
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding
 from hardneg.diagnostics.findings.thresholds import Thresholds
 from hardneg.diagnostics.measures.search import moved
+from hardneg.diagnostics.ranking import Ranking, check_same, common_truth, ranking
 from hardneg.diagnostics.subject import Subject
-from hardneg.errors import UsageError
 from hardneg.mining.parts import PART_ROWS
 from hardneg.mining.run import Run
 from hardneg.mining.run_tables import positions, read_candidates
@@ -48,6 +48,7 @@ class Comparison:
             verdicts. A pair that is a candidate in only one run has the verdict `ABSENT` in the other.
         changes: the findings that differ, each with its change: `new`, `gone`, or `worse` or `better` for another
             severity.
+        ranking: which of the two promises to teach more.
     """
 
     before: Diagnosis
@@ -57,6 +58,7 @@ class Comparison:
     staleness: Staleness | None
     flow: dict[str, dict[str, int]]
     changes: list[tuple[str, Finding]]
+    ranking: Ranking
 
     def to_json(self) -> dict[str, Any]:
         """The comparison as printed by `hardneg compare --json`."""
@@ -68,6 +70,7 @@ class Comparison:
             "staleness": None if self.staleness is None else asdict(self.staleness),
             "verdict_flow": self.flow,
             "changes": [{"change": change, **finding.to_json()} for change, finding in self.changes],
+            "ranking": self.ranking.to_json(),
         }
 
 
@@ -96,12 +99,9 @@ def compare(
     diagnoses = [
         diagnose(run, temperature=temperature, thresholds=thresholds, seed=seed, progress=progress) for run in runs
     ]
+    check_same([diagnosis.subject for diagnosis in diagnoses])
+    diagnoses = _by_one_truth(diagnoses, temperature, thresholds, seed, progress)
     a, b = (diagnosis.subject for diagnosis in diagnoses)
-    for kind in ("query_ids", "document_ids"):
-        if not getattr(a.pairs, kind).cast(pa.string()).equals(getattr(b.pairs, kind).cast(pa.string())):
-            raise UsageError(
-                f"{a.name} and {b.name} have different {kind.replace('_', ' ')}: only runs over one dataset compare"
-            )
     shared = _shared(a.documents, b.documents)
     fewer = np.minimum(a.counts, b.counts)
     both = fewer > 0  # queries with negatives in both runs
@@ -111,7 +111,21 @@ def compare(
         Estimate.mean_of(shared[both] / fewer[both]), Estimate.mean_of((means[1] - means[0])[both]),
         _staleness(a, b, seed), _flow(a.pairs, runs[0], runs[1], progress),
         _changes(diagnoses[0].findings, diagnoses[1].findings),
+        ranking([a, b], temperature, seed),
     )  # fmt: skip
+
+
+def _by_one_truth(
+    diagnoses: list[Diagnosis], temperature: float, thresholds: Thresholds | None, seed: int, progress: Progress
+) -> list[Diagnosis]:
+    """The diagnoses with false negatives told by the same evidence: groups, where one run was calibrated and the other not."""
+    subjects, told_by = common_truth([each.subject for each in diagnoses])
+    if told_by != "groups":
+        return diagnoses
+    return [
+        old if old.subject.probability is None else examine(same, temperature, None, thresholds, (), seed, progress)
+        for old, same in zip(diagnoses, subjects, strict=True)
+    ]
 
 
 def _shared(a: NDArray[np.int32], b: NDArray[np.int32]) -> NDArray[np.int64]:

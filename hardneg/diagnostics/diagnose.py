@@ -12,21 +12,31 @@ import numpy as np
 
 from hardneg import registry
 from hardneg.ambient import own_settings
+from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.alternatives import Alternative, alternatives, better_fixes
+from hardneg.diagnostics.commands import with_posterior_there
 from hardneg.diagnostics.estimates import Measurements, sampled
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.rules import find
 from hardneg.diagnostics.findings.thresholds import Thresholds
+from hardneg.diagnostics.measures.agreement import agreement
 from hardneg.diagnostics.measures.completeness import completeness
+from hardneg.diagnostics.measures.copies import copies
 from hardneg.diagnostics.measures.diversity import diversity, hubness
 from hardneg.diagnostics.measures.false_share import false_negatives
+from hardneg.diagnostics.measures.found_positives import found_positives
 from hardneg.diagnostics.measures.geometry import geometry
 from hardneg.diagnostics.measures.gradient import gradient
 from hardneg.diagnostics.measures.hardness import hardness
 from hardneg.diagnostics.measures.hidden_positives import with_hidden_positives
+from hardneg.diagnostics.measures.leaks import leaks
+from hardneg.diagnostics.measures.lexical_overlap import lexical_overlap
+from hardneg.diagnostics.measures.others import never_retrieved, others_positives
 from hardneg.diagnostics.measures.search import search_quality, staleness
+from hardneg.diagnostics.measures.slices import slices
 from hardneg.diagnostics.measures.sources import found_by
 from hardneg.diagnostics.measures.surface import surface_bias
+from hardneg.diagnostics.retrieved import with_retrieved
 from hardneg.diagnostics.subject import Subject
 from hardneg.encoders.base import Encoder, prompt_of
 from hardneg.encoders.embed import fit
@@ -108,6 +118,8 @@ def diagnose(
     encoder: Encoder | None = None,
     thresholds: Thresholds | None = None,
     rules: Sequence[FindingRule] = (),
+    evaluation: Pairs | None = None,
+    second_encoder: Encoder | None = None,
     seed: int = 0,
     progress: Progress | bool = False,
 ) -> Diagnosis:
@@ -120,6 +132,8 @@ def diagnose(
             run is. None skips this measurement.
         thresholds: the limits beyond which a number becomes a finding; None for the default limits.
         rules: your own rules, applied after the built-in ones.
+        evaluation: an evaluation set, to look for its queries and positives in the training data; None looks for none.
+        second_encoder: another encoder, which scores a sample of the negatives; None: none does.
         seed: the random seed for drawing samples.
         progress: True for bars, or a callback that receives the progress.
 
@@ -138,11 +152,13 @@ def diagnose(
     advance = progress("read run", 1)
     subject = Subject.of_run(run)
     advance(1)
-    subject = with_hidden_positives(subject, run, seed, progress)
-    found = examine(subject, temperature, encoder, thresholds, rules, seed, progress)
+    subject = with_retrieved(with_hidden_positives(subject, run, seed, progress), run, progress)
+    found = examine(
+        subject, temperature, encoder, thresholds, rules, seed, progress, evaluation=evaluation, second_encoder=second_encoder
+    )  # fmt: skip
     _merge(found.measured, found_by(subject, run))
     tried = alternatives(run, subject, found.findings, progress)
-    fixed = better_fixes(found.findings, tried, (thresholds or Thresholds()).few)
+    fixed = with_posterior_there(run, better_fixes(found.findings, tried, (thresholds or Thresholds()).few))
     return replace(found, findings=fixed, alternatives=tried)
 
 
@@ -156,16 +172,19 @@ def examine(
     rules: Sequence[FindingRule] = (),
     seed: int = 0,
     progress: Progress | bool = False,
+    *,
+    evaluation: Pairs | None = None,
+    second_encoder: Encoder | None = None,
 ) -> Diagnosis:
     """Like `diagnose`, for negatives in memory. The other arguments are those of `diagnose`."""
     assert callable(progress)  # see `with_progress`
     if not temperature > 0:
         raise UsageError(f"temperature={temperature} must be above 0")
-    if encoder is not None:
-        encoder = checked_encoder(encoder, "encoder")
+    present = None if encoder is None else checked_encoder(encoder, "encoder")
+    other = None if second_encoder is None else checked_encoder(second_encoder, "second_encoder")
     rng = np.random.default_rng(seed)
     measured = Measurements()
-    steps: tuple[Callable[[], Measurements], ...] = (
+    steps: list[Callable[[], Measurements]] = [
         lambda: completeness(subject),
         lambda: hardness(subject, rng),
         lambda: false_negatives(subject),
@@ -175,17 +194,32 @@ def examine(
         lambda: surface_bias(subject, rng),
         lambda: geometry(subject, rng),
         lambda: search_quality(subject, rng),
-    )
-    advance = progress("measure", len(steps) + (encoder is not None))
+        # These draw from generators of their own, so that the numbers above stay those of earlier versions.
+        lambda: found_positives(subject, _own(seed, 1)),
+        lambda: others_positives(subject, _own(seed, 2)),
+        lambda: never_retrieved(subject),
+        lambda: copies(subject, _own(seed, 3)),
+        lambda: lexical_overlap(subject, _own(seed, 4)),
+        lambda: slices(subject),
+    ]
+    if present is not None:
+        steps.append(lambda: _encoder_staleness(subject, present, rng, progress))
+    if other is not None:
+        steps.append(lambda: agreement(subject, other, _own(seed, 5), progress))
+    if evaluation is not None:
+        steps.append(lambda: leaks(subject, evaluation, _own(seed, 6)))
+    advance = progress("measure", len(steps))
     for step in steps:
         _merge(measured, step())
-        advance(1)
-    if encoder is not None:
-        _merge(measured, _encoder_staleness(subject, encoder, rng, progress))
         advance(1)
     for rule in rules:
         _merge(measured, rule.measure(subject, rng))
     return Diagnosis(subject, measured, find(measured, thresholds or Thresholds(), subject.name, rules))
+
+
+def _own(seed: int, number: int) -> np.random.Generator:
+    """The random generator of one measurement."""
+    return np.random.default_rng([seed, number])
 
 
 def _encoder_staleness(

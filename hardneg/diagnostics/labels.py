@@ -28,6 +28,30 @@ _NUMBERS = (
     ("recall of the index", "recall", "{:.3f}"),
     ("drift of the encoder since", "drift", "{:.3f}"),
     ("queries with too few negatives", "few", "{:.1%}"),
+    ("negatives that still teach", "teaching", "{:.1%}"),
+    ("queries whose positive is found", "hit_rate", "{:.1%}"),
+    ("  among the nearest ten", "hit_at_10", "{:.1%}"),
+    ("MRR of the positives", "mrr", "{:.3f}"),
+    ("pairs that look mislabelled", "mislabelled", "{:.1%}"),
+    ("negatives: positives of other queries", "others_positives", "{:.1%}"),
+    ("  share of all documents", "others_expected", "{:.1%}"),
+    ("  of nearly the same query", "near_query_positives", "{:.1%}"),
+    ("negatives with a positive's text", "copied_equal", "{:.1%}"),
+    ("  nearly so", "copied_near", "{:.1%}"),
+    ("  chunks that overlap with it", "chunk_overlap", "{:.1%}"),
+    ("  near it without common words", "translations", "{:.1%}"),
+    ("skewness of negatives a document", "hub_skew", "{:.1f}"),
+    ("documents that are no candidate", "never_retrieved", "{:.1%}"),
+    ("  expected by chance", "never_expected", "{:.1%}"),
+    ("negatives that BM25 finds as well", "bm25_also", "{:.1%}"),
+    ("  above the positive by BM25", "bm25_above_positive", "{:.1%}"),
+    ("positives that BM25 finds", "bm25_positive", "{:.1%}"),
+    ("hardness for the second encoder", "second_relative", "{:.2f}"),
+    ("  above the positive for both", "both_above_positive", "{:.1%}"),
+    ("  rank correlation of the two", "second_agreement", "{:.2f}"),
+    ("evaluation queries in training", "leaked_queries", "{:.2%}"),
+    ("  together with their answer", "leaked_pairs", "{:.2%}"),
+    ("evaluation positives in training", "leaked_positives", "{:.2%}"),
 )
 
 
@@ -37,6 +61,15 @@ _SOURCES = (
     ("share of the hard ones", "hard", "hard_rate", "of its own are hard"),
     ("share of the false ones", "false", "false_rate", "of its own are false"),
 )
+
+
+# The measures of a slice of the queries, see `hardneg.diagnostics.measures.slices`.
+SLICE_MEASURES = {
+    "false_share": "false negatives",
+    "above_positive": "negatives above their positive",
+    "positive_lost": "queries whose positive was not found",
+    "few": "queries with too few negatives",
+}
 
 
 def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -92,3 +125,23 @@ def comparison_rows(value: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append(("drift of the documents' vectors", f"{value['staleness']['drift']:.3f}", ""))
         rows.append(("neighborhoods that stayed", f"{value['staleness']['overlap']:.1%}", ""))
     return rows
+
+
+def ranking_rows(value: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The heads and the rows of a ranking's table.
+
+    Args:
+        value: the JSON of the ranking.
+    """
+    heads = ("place", "run", "useful", "behind the first (95 %)", "false", "hardest - positive", "teach", "short")
+    rows: list[tuple[str, ...]] = []
+    for run in value["runs"]:
+        measures, behind = run["measures"], run["behind"]
+
+        def said(name: str, form: str, of: dict[str, Any] = measures) -> str:
+            return "?" if of.get(name) is None or of[name]["value"] is None else form.format(of[name]["value"])
+
+        less = "-" if not behind["value"] else f"{behind['value']:.3f} ({behind['low']:+.3f} to {behind['high']:+.3f})"
+        cells = [str(run["place"]), run["name"], said("useful", "{:.3f}"), less, said("false_share", "{:.1%}")]
+        rows.append((*cells, said("hardness", "{:+.3f}"), said("teaching", "{:.1%}"), said("few", "{:.1%}")))
+    return heads, rows

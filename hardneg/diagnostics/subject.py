@@ -23,6 +23,23 @@ Int32 = NDArray[np.int32]
 
 
 @dataclass(frozen=True)
+class Retrieved:
+    """What the search found for m queries of a run; see `hardneg.diagnostics.retrieved`.
+
+    Attributes:
+        queries: int64 `[m]`, rows of the dataset.
+        ranks: int64 `[p]`, the rank of each positive of these queries, in their order; 0 for one that is no candidate.
+        times: int64 `[N]`, how many of these queries have each document as a candidate.
+        depth: the number of candidates that were searched for each query.
+    """
+
+    queries: NDArray[np.int64]
+    ranks: NDArray[np.int64]
+    times: NDArray[np.int64]
+    depth: int
+
+
+@dataclass(frozen=True)
 class Subject:
     """The negatives of n queries, and what is known about them.
 
@@ -43,6 +60,7 @@ class Subject:
         info: the contents of the run's `run.json`.
         told_by: the source of `probability`: `posterior` or `hidden positives`.
         level_range: what may have to be added to all log odds of `probability`, at least and at most; None: not known.
+        retrieved: what the search found, for a sample of the queries; None if only the negatives are known.
     """
 
     name: str
@@ -57,6 +75,7 @@ class Subject:
     info: dict[str, Any]
     told_by: str = "posterior"
     level_range: tuple[float, float] | None = None
+    retrieved: Retrieved | None = None
 
     @property
     def real(self) -> NDArray[np.bool_]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import Chain
+from hardneg.mining.filters.identity import Known
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.storage.arrays import Float, Mask, members
@@ -28,12 +29,14 @@ class Mined:
         scores: float32 `[n, K]`, higher is nearer; -inf where there is no document.
         positive_scores: float32 `[n]`, the lowest score of a query's positives; NaN without positives.
         kept: bool `[n, K]`, True where the candidate may be a negative.
+        rejected: how many candidates each filter was the first to reject, by name; empty if nobody counted.
     """
 
     documents: NDArray[np.int32]
     scores: Float
     positive_scores: Float
     kept: Mask
+    rejected: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of_run(cls, run: Run) -> Mined:
@@ -86,7 +89,7 @@ class Mined:
             )
             lowest = np.where(positives[:, j] >= 0, np.fmin(lowest, score), lowest)
         kept = real & ~members(documents, pairs.known_positives())
-        mined = cls(documents, neighbors.scores, lowest, kept)
+        mined = cls(documents, neighbors.scores, lowest, kept, {Known.name: int((real & ~kept).sum())})
         if chain is None:
             return mined
         if context is None:
@@ -96,10 +99,16 @@ class Mined:
     def filtered(self, chain: Chain, context: Context) -> Mined:
         """The same candidates; those that the chain rejects are no longer kept."""
         kept = self.kept.copy()
+        counts = np.zeros(len(chain.names), np.int64)
         for start in range(0, len(kept), _ROWS):
             rows = np.arange(start, min(start + _ROWS, len(kept)))
-            kept[rows] &= chain.verdicts(self.candidates(rows), context) == 0
-        return replace(self, kept=kept)
+            verdicts = chain.verdicts(self.candidates(rows), context)
+            counts += np.bincount(verdicts[kept[rows]], minlength=len(counts))
+            kept[rows] &= verdicts == 0
+        rejected = dict(self.rejected)
+        for name, count in zip(chain.names[1:], counts[1:].tolist(), strict=True):
+            rejected[name] = rejected.get(name, 0) + count
+        return replace(self, kept=kept, rejected=rejected)
 
     def candidates(self, rows: NDArray[np.integer]) -> Candidates:
         """The candidates of these queries."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
+from hardneg.diagnostics.live_findings import LiveFindings
 from hardneg.diagnostics.measures.batch import Collapse, batch_hardness, effective_rank
 from hardneg.errors import DataError
 from hardneg.losses.arguments import number
@@ -107,7 +108,7 @@ class Trainer:
             self.optimizer, lambda step: rate_at(step, self.total, options.warmup, options.lr_scheduler)
         )
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
-        self.done, self.collapse = Progressed(), Collapse()
+        self.done, self.collapse, self.live = Progressed(), Collapse(), LiveFindings(codes=("taught-out",))
         self.bad = FirstBadStep(world.device)
         self._batches = 0  # number of batches since the last update
         self._statistics: list[dict[str, Tensor]] = []
@@ -215,7 +216,8 @@ class Trainer:
             return
         rank = effective_rank(documents)
         values |= {"effective_rank": rank, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
-        values |= batch_hardness(queries, documents, batch.mined.to(documents.device))
+        values |= batch_hardness(queries, documents, batch.mined.to(documents.device), self.criterion.temperature)
+        values |= {f"rejected/{name}": share for name, share in self.negatives.rejected.items()}
         if bank is not None:
             ages = bank.statistics()
             values |= {"bank_rows": ages["rows"], "bank_age": ages["mean_age"]}
@@ -225,7 +227,7 @@ class Trainer:
             values |= {"drift": staleness.drift, "overlap": staleness.overlap}
         if fresh:
             values["swap_seconds"] = self.negatives.swap_seconds
-        for warning in (self.collapse.look(rank), alone):
+        for warning in (self.collapse.look(rank), alone, *self.live.look(step, values)):
             if warning is not None:
                 self.done.warnings.append(f"step {step}: {warning}")
                 self.warn(self.done.warnings[-1])
@@ -312,6 +314,7 @@ class Trainer:
         return {
             "progress": vars(self.done),
             "collapse": vars(self.collapse),
+            "live": self.live.state(),
             "towers": dict(self.towers.state_dict()),
             "criterion": dict(self.criterion.state_dict()),
             "optimizer": self.optimizer.state_dict(),
@@ -329,6 +332,7 @@ class Trainer:
         if self.done.best is not None and self.options.measures[0] not in self.done.best:
             raise ValueError(f"its best evaluation lacks {self.options.measures[0]}")
         vars(self.collapse).update({name: state["collapse"][name] for name in ("first", "said")})
+        self.live.load(state.get("live", {}))  # checkpoints of version 0.1 have none
         self.towers.load_state_dict(state["towers"])
         self.criterion.load_state_dict(state["criterion"])
         self._load_optimizer(state["optimizer"])

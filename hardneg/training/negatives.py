@@ -55,6 +55,7 @@ class MinedNegatives:
         filters: the filters, as masks of the loss.
         index: the index that is refreshed; None: on other ranks than 0, with `run`, and if nothing is mined.
         swap_seconds: the time that it took to put the generation in use into use.
+        rejected: the share of the candidates of the generation in use that each filter rejects; on rank 0 only.
 
     Raises:
         UsageError: options that do not fit the data, or a run over another dataset.
@@ -77,6 +78,7 @@ class MinedNegatives:
                 self.filters.load(learned)
         self.index: RefreshedIndex | None = None
         self.swap_seconds = 0.0
+        self.rejected: dict[str, float] = {}
         mines = (options.negatives > 0 or self.filters.needs_neighbors) and run is None
         if mines and world.leads:
             count = len(pairs.document_ids)
@@ -141,6 +143,8 @@ class MinedNegatives:
             context = context_of(generation, self.pairs, self.known, self.embed)
             mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.filters.fixed)
             mined = self.filters.use(mined, context)
+            total = max(1, int((mined.documents >= 0).sum()))
+            self.rejected = {name: count / total for name, count in mined.rejected.items()}
         if self.world.size > 1:
             mined = self._shared(mined)
         self.sampler.rewind()

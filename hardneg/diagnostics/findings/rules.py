@@ -5,67 +5,12 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from hardneg.diagnostics.estimates import Estimate, Measurements
+from hardneg.diagnostics.estimates import Measurements
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
+from hardneg.diagnostics.findings.data_rules import DATA_RULES
+from hardneg.diagnostics.findings.threshold_rule import ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
-
-
-@dataclass(frozen=True)
-class ThresholdRule(FindingRule):
-    """A rule that compares one number with a threshold for each severity.
-
-    Attributes:
-        code, number: as in `Finding`.
-        text, fix: templates of the finding's text and fix. `{v}` stands for the number, and the name of a measurement
-            for its value. Both may also use `{run}`, `{out}` and `{posterior}`, which are quoted for a shell.
-        info, warning, error: the name of the threshold for each severity; empty for none.
-        ids: the name of the measured ids to list as examples; empty for none.
-        above: True if the number should not be above the threshold, False if it should not be below it.
-        chance: the name of the measurement of the value expected by chance; empty for none. The threshold is at least
-            five times that value.
-    """
-
-    code: str
-    number: str
-    text: str
-    fix: str
-    warning: str = ""
-    error: str = ""
-    ids: str = ""
-    above: bool = True
-    chance: str = ""
-    info: str = ""
-
-    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
-        """Report the highest severity whose threshold is exceeded.
-
-        An estimate exceeds a threshold only if its whole interval lies beyond it.
-        """
-        number = measured.numbers.get(self.number)
-        if number is None:
-            return None
-        value, bound = (
-            (number.value, number.low if self.above else number.high)
-            if isinstance(number, Estimate)
-            else (number, number)
-        )
-        if not math.isfinite(bound):
-            return None
-        least_limit = 5 * float(measured.numbers.get(self.chance, 0.0))
-        for severity, name in (("error", self.error), ("warning", self.warning), ("info", self.info)):
-            if not name:
-                continue
-            limit = float(getattr(thresholds, name))
-            limit = max(limit, least_limit) if self.chance else limit
-            if bound > limit if self.above else bound < limit:
-                values = {**measured.numbers, "v": value, "run": shlex.quote(run), "out": shlex.quote(f"{run}-2")}
-                values["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
-                text, fix = self.text.format(**values), self.fix.format(**values)
-                ids = measured.ids.get(self.ids, [])
-                return Finding(self.code, severity, text, self.number, float(value), limit, ids, fix)
-        return None
 
 
 class UnknownFalseNegatives(FindingRule):
@@ -105,7 +50,8 @@ RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "easy", "relative",
         "the negatives are hardly nearer than random documents ({v:.2f}, where 0 is random and 1 as near as positives)",
-        "hardneg select {run} --sampler top --out {out}, a lower rank:min, or a better encoder", "easy", "easy_error", above=False,
+        "hardneg select {run} --sampler top --out {out}   # or a lower rank:min, or a better encoder",
+        "easy", "easy_error", above=False,
     ),
     ThresholdRule(
         "above-positive", "above_positive",
@@ -121,7 +67,7 @@ RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "duplicate-corpus", "corpus_near_duplicates",
         "{v:.0%} of the documents have a near copy in the corpus: copies of positives become negatives",
-        "hardneg select {run} --add-filter duplicate:near=0.95 --out {out}, or remove the copies",
+        "hardneg select {run} --add-filter duplicate:near=0.95 --out {out}   # or remove the copies",
         "corpus_near_duplicates", ids="near_duplicate_documents",
     ),
     ThresholdRule(
@@ -166,12 +112,12 @@ RULES: tuple[FindingRule, ...] = (
     ),
     ThresholdRule(
         "few-negatives", "few", "{v:.1%} of the queries have fewer negatives than asked for",
-        "mine with a larger --depth or --max-depth, or loosen the filter with most verdicts",
+        "{mine} --depth {deeper}   # or loosen the filter with most verdicts",
         "few", "few_error", "queries_with_few",
     ),
     ThresholdRule(
         "recall", "recall", "the index found {v:.0%} of the nearest documents",
-        "hardneg mine --recall 0.98, or --index exact", "recall", above=False,
+        "{mine} --index exact", "recall", above=False,
     ),
     ThresholdRule(
         "stale", "drift", "the encoder has moved since the negatives were mined (drift {v:.3f})",
@@ -187,6 +133,7 @@ RULES: tuple[FindingRule, ...] = (
         error="stale_scores_error",
     ),
     UnknownFalseNegatives(),
+    *DATA_RULES,
 )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ class Thresholds:
     """The limits of all findings.
 
     Beyond a limit, a number becomes a warning. Beyond a limit whose name ends in `_error`, it becomes an error. Most
-    are upper limits; `like_random`, `easy`, `rank`, `effective`, `recall` and `overlap` are lower limits.
+    are upper limits; `like_random`, `easy`, `rank`, `effective`, `recall`, `overlap`, `hit_rate`, `second_easy` and
+    `teaching` are lower limits.
 
     Each limit lies between the values of seven runs without a planted fault and the value of a run with the planted
     fault that it should detect. The cost of false negatives was measured by training with them. See
@@ -45,6 +46,19 @@ class Thresholds:
             (ANCE) refreshes them long before this limit; see `Schedule`.
         overlap: the share of nearest documents that have stayed the same since then.
         stale_scores_error: the share of scores that do not match the vectors of the run.
+        mislabelled, mislabelled_error: the share of pairs whose positive is no nearer than a random document.
+        hit_rate: the share of queries with a positive among their candidates.
+        near_query: the share of negatives that are a positive of a query that asks nearly the same.
+        others: how many times the share of negatives that are positives of other queries is above that of the whole corpus, in odds.
+        copied, chunks, translations: the shares of negatives that are, in other form, a positive of their query.
+        hub_skew: the skewness of the number of queries that a document is a negative of.
+        never_retrieved: the share of documents that no query retrieves, beyond what is expected by chance.
+        lexical: the share of negatives that BM25 finds as well.
+        second_easy: the hardness for a second encoder, on the same scale as `easy`.
+        both_above: the share of negatives that both encoders put above the positive.
+        leaked, leaked_error: the share of evaluation queries that were trained on with their answer, and of leaked queries.
+        teaching: the share of negatives that still teach at the temperature.
+        slice_times, slice_more: how many times, and by how much, a slice must be worse than the other queries.
 
     >>> Thresholds(hub=0.2).hub
     0.2
@@ -74,6 +88,24 @@ class Thresholds:
     drift: float = 0.05
     overlap: float = 0.7
     stale_scores_error: float = 0.05
+    mislabelled: float = 0.1
+    mislabelled_error: float = 0.3
+    hit_rate: float = 0.3
+    near_query: float = 0.05
+    others: float = 5.0
+    copied: float = 0.02
+    chunks: float = 0.02
+    translations: float = 0.02
+    hub_skew: float = 10.0
+    never_retrieved: float = 0.5
+    lexical: float = 0.95
+    second_easy: float = 0.3
+    both_above: float = 0.1
+    leaked: float = 0.01
+    leaked_error: float = 0.1
+    teaching: float = 0.5
+    slice_times: float = 2.0
+    slice_more: float = 0.15
 
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:

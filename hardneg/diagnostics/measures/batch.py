@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hardneg.diagnostics.measures.gradient import TEACHES
+
 COLLAPSE = 0.25  # the vectors have collapsed below this share of the first measured effective rank
 
 
@@ -32,18 +34,24 @@ def effective_rank(vectors: Tensor) -> float:
 
 
 @torch.no_grad()
-def batch_hardness(queries: Tensor, documents: Tensor, mined: Tensor) -> dict[str, float]:
+def batch_hardness(
+    queries: Tensor, documents: Tensor, mined: Tensor, temperature: float | None = None
+) -> dict[str, float]:
     """Measure how near the mined negatives of a batch are to their queries.
 
     Args:
         queries: `[B, d]`.
         documents: `[B + M, d]`: the positive of each query, then the mined negatives.
         mined: int64 `[B, K]`, the rows of `documents` that are the mined negatives of each query; -1 is padding.
+        temperature: that of the loss, to measure what the negatives teach; None: it is not measured.
 
     Returns:
         `negative`: the mean cosine of a query and its mined negatives. `margin`: the cosine of the positive minus the
         cosine of the hardest mined negative; mean over queries. `violations`: the share of queries whose hardest mined
-        negative is nearer than the positive. Empty if there are no mined negatives.
+        negative is nearer than the positive. With a temperature also `teaching`, the share of mined negatives with a softmax
+        weight of at least 0.01 among the positive and the mined negatives of their query, as in `gradient`; and
+        `negative_weight`, the sum of these weights: what the mined negatives move, 0 to 1. Means over queries. Empty if there
+        are no mined negatives.
 
     >>> batch_hardness(torch.eye(2), torch.eye(2), torch.tensor([[1], [0]]))
     {'negative': 0.0, 'margin': 1.0, 'violations': 0.0}
@@ -56,10 +64,20 @@ def batch_hardness(queries: Tensor, documents: Tensor, mined: Tensor) -> dict[st
     positive = (q * d[: len(q)]).sum(1)
     negative = torch.einsum("bd,bkd->bk", q, d[mined.clamp(min=0)])
     hardest = negative.masked_fill(~real, -torch.inf).amax(1)[with_mined]
+    more = {}
+    if temperature is not None:
+        logits = torch.cat([positive[:, None], negative.masked_fill(~real, -torch.inf)], 1) / temperature
+        weights = torch.softmax(logits, 1)[:, 1:]
+        share = ((weights >= TEACHES) & real).sum(1) / real.sum(1).clamp(min=1)
+        more = {
+            "teaching": float(share[with_mined].mean()),
+            "negative_weight": float(weights.sum(1)[with_mined].mean()),
+        }
     return {
         "negative": float(negative[real].mean()),
         "margin": float((positive[with_mined] - hardest).mean()),
         "violations": float((hardest > positive[with_mined]).float().mean()),
+        **more,
     }
 
 

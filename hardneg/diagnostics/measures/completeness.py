@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hardneg.diagnostics.commands import mine_again
 from hardneg.diagnostics.estimates import LISTED, Measurements, names_of
 from hardneg.diagnostics.subject import Subject
 
@@ -15,6 +16,7 @@ def completeness(subject: Subject) -> Measurements:
 
     - `queries`, `documents`: the size of the dataset.
     - `asked`: the requested number of negatives per query.
+    - `mine_again`: the command that mines the run again, for fixes; `deeper`: twice the depth of its search.
     - `few`: the share of queries with fewer negatives than requested.
     - `none`: the share of queries without negatives.
     - `no_positive`: the share of queries without positives.
@@ -27,6 +29,8 @@ def completeness(subject: Subject) -> Measurements:
             "queries": len(counts),
             "documents": len(subject.pairs.document_ids),
             "asked": subject.asked,
+            "mine_again": mine_again(subject.info, subject.name),
+            "deeper": 2 * int(subject.info["resolved"]["depth"]),
             "few": len(few) / total,
             "none": float((counts == 0).mean()) if len(counts) else 0.0,
             "no_positive": float((subject.pairs.positives.lengths == 0).mean()) if len(counts) else 0.0,

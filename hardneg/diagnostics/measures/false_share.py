@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit, logit
 
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, finite_mean, names_of, row_means
 from hardneg.diagnostics.subject import Subject
 from hardneg.false_negatives.model import MISFIT
 from hardneg.mining.filters.identity import Group
-from hardneg.storage.arrays import Float
 
 
 def false_negatives(subject: Subject) -> Measurements:
@@ -31,15 +32,13 @@ def false_negatives(subject: Subject) -> Measurements:
     """
     out = Measurements()
     real = subject.real
-    by_group = filtered_by_group(subject)
-    shares = relevance(subject)
-    source = subject.told_by if subject.probability is not None else "groups"
+    shares, source = shares_of(subject)
     if shares is None:
         above = np.where(
             real & np.isfinite(subject.positive)[:, None], subject.scores > subject.positive[:, None], np.nan
         )
         out.numbers |= {"false_source": "range", "false_low": 0.0, "false_high": float(finite_mean(above))}
-        if by_group:
+        if filtered_by_group(subject):
             out.numbers["groups_removed"] = True
         return out
     per_query = row_means(shares)
@@ -53,17 +52,21 @@ def false_negatives(subject: Subject) -> Measurements:
     return out
 
 
-def relevance(subject: Subject) -> Float | None:
-    """float32 `[n, K]`: how likely each negative is relevant, as `false_negatives` tells it; NaN: unknown; None: nothing tells."""
-    real = subject.real
+def shares_of(subject: Subject) -> tuple[NDArray[Any] | None, str]:
+    """How relevant each negative is, and what tells it.
+
+    Returns:
+        (`[n, K]` from 0 to 1, NaN where it is not known or no negative; or None if nothing tells it. The evidence: `posterior`,
+        `hidden positives`, `groups` or `range`, as in `false_negatives`).
+    """
+    real, pairs = subject.real, subject.pairs
     if subject.probability is not None:
-        return np.where(real, subject.probability, np.float32(np.nan))
-    groups = subject.pairs.query_groups, subject.pairs.document_groups
-    if groups[0] is None or groups[1] is None or filtered_by_group(subject):
-        return None
-    asked = groups[0][:, None]
-    same = (asked == groups[1][subject.documents]).astype(np.float32)
-    return np.where(real & (asked >= 0), same, np.float32(np.nan))
+        return np.where(real, subject.probability, np.nan), subject.told_by
+    if pairs.query_groups is not None and pairs.document_groups is not None and not filtered_by_group(subject):
+        query_group = pairs.query_groups[:, None]
+        same = query_group == pairs.document_groups[subject.documents]
+        return np.where(real & (query_group >= 0), same & (query_group >= 0), np.nan), "groups"
+    return None, "range"
 
 
 def _with_own_error(subject: Subject, share: Estimate, source: str) -> Estimate:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from hardneg.diagnostics.estimates import Measurements
-from hardneg.diagnostics.measures.false_share import relevance
+from hardneg.diagnostics.measures.false_share import shares_of
 from hardneg.diagnostics.subject import Subject
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
@@ -35,7 +35,8 @@ def found_by(subject: Subject, run: Run) -> Measurements:
     margins = np.where(real, subject.positive[:, None] - subject.scores, np.nan)
     known = np.isfinite(margins)
     hard = known & (margins <= (np.quantile(margins[known], _HARD) if known.any() else 0.0))
-    chances = relevance(subject)
+    told, _ = shares_of(subject)
+    chances = None if told is None else np.asarray(told, np.float32)
     alone = listed.sum(0) == 1
     numbers: dict[str, Any] = {}
     for label, mine in zip(run.sources, listed, strict=True):

@@ -44,7 +44,8 @@ def looks(texts: list[str]) -> NDArray[np.float64]:
             out[i, 4] = ((kinds >= 65) & (kinds <= 90)).mean()
             letters = ((kinds | 32) >= 97) & ((kinds | 32) <= 122)
             out[i, 5] = (~letters & (kinds > 32) & (kinds < 128) & ~((kinds >= 48) & (kinds <= 57))).mean()
-            out[i, 6] = 0 if text.isascii() else sum(c > "\x7f" for c in text) / size
+            codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+            out[i, 6] = 0 if text.isascii() else (codes > 127).mean()
     return out
 
 

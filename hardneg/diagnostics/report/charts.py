@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from hardneg.diagnostics.compare import Comparison
 from hardneg.diagnostics.diagnose import Diagnosis
-from hardneg.diagnostics.estimates import unit
+from hardneg.diagnostics.estimates import Estimate, row_means, unit
+from hardneg.diagnostics.measures.slices import slicings
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import MissingDependencyError
 
@@ -23,6 +24,8 @@ _COLORS = {"positive": "#2a9d8f", "negative": "#e76f51", "rejected": "#7b6cb5", 
 _DRAWN = 4000  # pairs of a query and a random document
 
 _RANKS = 12  # groups of ranks
+
+_SLICES = 8  # slices of one kind, the largest
 
 
 def charts(found: Diagnosis, rejected: Sequence[float] = ()) -> dict[str, Spec]:
@@ -37,6 +40,7 @@ def charts(found: Diagnosis, rejected: Sequence[float] = ()) -> dict[str, Spec]:
         "scores": _scores(alt, found, rejected),
         "ranks": _ranks(alt, found),
         "margins": _margins(alt, found),
+        "slices": _slices(alt, found),
         "verdicts": _verdicts(alt, found),
         "temperature": _temperature(alt, found),
         "hubs": _hubs(alt, found),
@@ -162,6 +166,30 @@ def _histograms(alt: Any, kinds: dict[str, NDArray[Any]], colors: dict[str, str]
         color=alt.Color("kind:N", title=None, scale=scale),
         tooltip=[alt.Tooltip("kind:N"), alt.Tooltip("from:Q", format=".3f"), alt.Tooltip("share:Q", format=".2%")],
     )  # fmt: skip
+
+
+def _slices(alt: Any, found: Diagnosis) -> Any:
+    """The hardness of each slice of the queries: the mean score of their negatives, with its 95 % interval."""
+    subject = found.subject
+    scores = row_means(np.where(subject.real, subject.scores, np.nan))
+    rows = []
+    for slicing in slicings(subject):
+        for number, value in enumerate(slicing.values[:_SLICES]):
+            mean = Estimate.mean_of(scores[slicing.labels == number])
+            if mean.sample > 1:
+                name = f"{slicing.by}: {value}"[:40]
+                rows.append(
+                    {"slice": name, "score": mean.value, "low": mean.low, "high": mean.high, "queries": mean.sample}
+                )
+    if not rows:
+        return None
+    base = _chart(alt, rows, "Mean score of the negatives by slice").encode(
+        y=alt.Y("slice:N", title=None, sort=None, axis=alt.Axis(labelLimit=170)),
+        tooltip=["slice:N", alt.Tooltip("score:Q", format=".3f"), alt.Tooltip("queries:Q", format=",")],
+    )
+    x = alt.X("low:Q", title="score", scale=alt.Scale(zero=False))
+    spread = base.mark_rule(color=_COLORS["random"], strokeWidth=2).encode(x=x, x2="high:Q")
+    return spread + base.mark_point(filled=True, size=60, color=_COLORS["negative"]).encode(x="score:Q")
 
 
 def _margins(alt: Any, found: Diagnosis) -> Any:

@@ -22,7 +22,8 @@ from hardneg.diagnostics.alternatives import Alternative
 from hardneg.diagnostics.compare import Comparison
 from hardneg.diagnostics.diagnose import Diagnosis
 from hardneg.diagnostics.findings.base import Finding
-from hardneg.diagnostics.labels import comparison_rows, number_rows
+from hardneg.diagnostics.labels import SLICE_MEASURES, comparison_rows, number_rows
+from hardneg.diagnostics.measures.slices import slicings
 from hardneg.diagnostics.report.charts import Spec, charts, comparison_charts
 from hardneg.diagnostics.report.drawn import DrawnPairs, drawn_pairs
 from hardneg.diagnostics.report.flags import flagged
@@ -36,6 +37,8 @@ from hardneg.storage.files import atomic_path, fingerprint
 from hardneg.storage.outputs import check_replaceable
 
 QUERIES = 1000  # the largest number of queries in the table
+
+_SLICES = 20  # the largest number of slices in their table
 
 _SCRIPTS = ("base.js", "charts.js", "query.js", "table.js", "judge.js", "start.js")  # in the order in which they run
 
@@ -56,6 +59,7 @@ class Page:
         flags: the number of queries that a finding concerns, by its code.
         queries: the data of the table of queries, see `hardneg.diagnostics.report.queries`; None for no table.
         slices: for each way to slice the queries, `names` and, for each query of the table, `of`: the place of its slice in them.
+        slice_rows: the table of slices, the worst first; its first row is the head.
         about_queries: what the table of queries shows.
         command: the command that takes what was judged in the table.
         drawn: pairs to judge that `hardneg judge` drew.
@@ -75,6 +79,7 @@ class Page:
     flags: dict[str, int] = field(default_factory=dict)
     queries: dict[str, Any] | None = None
     slices: dict[str, dict[str, Any]] = field(default_factory=dict)
+    slice_rows: list[tuple[str, ...]] = field(default_factory=list)
     about_queries: str = ""
     command: str = ""
     drawn: DrawnPairs | None = None
@@ -119,6 +124,8 @@ def report_page(found: Diagnosis, run: Run, most: int = QUERIES, judgements: str
         alternatives=_alternatives(found.alternatives),
         flags=dict(zip(flags.codes, flags.counts, strict=True)),
         queries=queries if len(chosen.rows) else None,
+        slices={each.by: {"names": each.values, "of": each.labels[chosen.rows].tolist()} for each in slicings(subject)},
+        slice_rows=_slice_rows(found.measured.numbers.get("slices", [])),
         about_queries=_about(subject, len(chosen.rows), int(queries["length"]), pictures),
         command=f"hardneg calibrate {name} judgements.csv",
         drawn=drawn,
@@ -165,6 +172,28 @@ def _alternatives(tried: Sequence[Alternative]) -> list[tuple[str, ...]]:
         for each in tried
     ]
     return [head, *rows]
+
+
+def _slice_rows(slices: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """The table of slices, with the intervals of their measures."""
+    names = [name for name in SLICE_MEASURES if any(name in each for each in slices)]
+    head = ("slice", "queries", *(SLICE_MEASURES[name] for name in names), "worst in")
+    rows: list[tuple[str, ...]] = [
+        (
+            f"{each['by']}: {each['value']}",
+            f"{each['queries']:,}",
+            *(_share(each.get(name)) for name in names),
+            SLICE_MEASURES.get(each["worst"] or "", ""),
+        )
+        for each in slices[:_SLICES]
+    ]
+    return [head, *rows] if rows else []
+
+
+def _share(measured: dict[str, float] | None) -> str:
+    if measured is None:
+        return "-"
+    return f"{measured['value']:.1%} ({measured['low']:.1%} to {measured['high']:.1%})"
 
 
 def write_comparison(found: Comparison, path: str | Path) -> None:

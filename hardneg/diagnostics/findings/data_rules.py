@@ -1,0 +1,210 @@
+"""The built-in rules about the data: pairs, copies, hubs, leaks, slices, words, and what still teaches."""
+
+from __future__ import annotations
+
+import math
+import shlex
+
+from hardneg.diagnostics.estimates import Estimate, Measurements
+from hardneg.diagnostics.findings.base import Finding, FindingRule
+from hardneg.diagnostics.findings.threshold_rule import ThresholdRule
+from hardneg.diagnostics.findings.thresholds import Thresholds
+
+_MANY = 0.5  # share of negatives that are positives of other queries from which it is worth saying
+
+_INDEPENDENT = 1.5  # times the share of negatives that independent encoders would both put above the positive
+
+_FAR_Z = 4.0  # standard errors by which a slice must differ: of 100 slices, one differs so much by chance in 300 runs
+
+
+class OthersPositives(FindingRule):
+    """Reports negatives that are positives of other queries far more often than documents are."""
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Compare the odds of the share among negatives with the odds among all documents."""
+        share, expected = measured.numbers.get("others_positives"), measured.numbers.get("others_expected", 1.0)
+        if not isinstance(share, Estimate) or not math.isfinite(share.low) or not 0 < expected < 1:
+            return None
+        times = _odds(share.low) / _odds(expected)
+        if share.value < _MANY or times < thresholds.others:
+            return None
+        text = (
+            f"{share.value:.0%} of the negatives are positives of other queries, but only {expected:.0%} of the documents are: every "
+            f"positive is pushed away from all queries but its own, and other documents are hardly seen"
+        )
+        fix = f"hardneg select {shlex.quote(run)} --sampler uniform --out {shlex.quote(run + '-2')}   # or mine deeper (--depth)"
+        ids = measured.ids.get("near_query_queries", [])
+        return Finding("others-positives", "info", text, "others_positives", share.value, _MANY, ids, fix)
+
+
+class PositivesLost(FindingRule):
+    """Reports positives that are seldom found, unless so many negatives are relevant that any one positive is lost among them."""
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Compare the hit rate with its limit."""
+        hits, false = measured.numbers.get("hit_rate"), measured.numbers.get("false_share")
+        many = isinstance(false, Estimate) and false.value > thresholds.false_share_error
+        if hits is None or many or not hits.high < thresholds.hit_rate:
+            return None
+        text = (
+            f"a positive is found for only {hits.value:.0%} of the queries, among {measured.numbers['searched_depth']} candidates: "
+            f"what is near is not what is relevant, so negatives and margins mean little"
+        )
+        fix = "take a better encoder for these texts, or train this one first"
+        ids = measured.ids.get("lost_queries", [])
+        return Finding("positives-lost", "warning", text, "hit_rate", hits.value, thresholds.hit_rate, ids, fix)
+
+
+class BothAbove(FindingRule):
+    """Reports negatives that two encoders put above the positive, more often than if they erred independently."""
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Compare the share with its limit, and with the share expected of independent encoders."""
+        both, expected = measured.numbers.get("both_above_positive"), measured.numbers.get("both_expected", 1.0)
+        limit = max(thresholds.both_above, _INDEPENDENT * expected)
+        if both is None or not both.low > limit:
+            return None
+        text = (
+            f"{both.value:.0%} of the negatives are above the positive for both encoders ({expected:.0%} if they erred "
+            f"independently): most of these are relevant"
+        )
+        posterior = shlex.quote(f"posterior:{run}/posterior.json")
+        fix = f"hardneg calibrate {shlex.quote(run)} && hardneg select {shlex.quote(run)} --add-filter {posterior}"
+        fix += f" --out {shlex.quote(run + '-2')}"
+        return Finding(
+            "both-above", "warning", text, "both_above_positive", both.value, limit, measured.ids.get("both_above_queries", []), fix
+        )  # fmt: skip
+
+
+def _odds(share: float) -> float:
+    return math.inf if share >= 1 else share / (1 - share)
+
+
+class NeverRetrieved(FindingRule):
+    """Reports documents that no query retrieves, far more than chance leaves over."""
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Compare the share with that expected of random candidates."""
+        never, expected = measured.numbers.get("never_retrieved"), measured.numbers.get("never_expected", 1.0)
+        if never is None or never - expected <= thresholds.never_retrieved:
+            return None
+        text = (
+            f"{never:.0%} of the documents are a candidate of no query (by chance: {expected:.0%}): the search returns the "
+            f"same few again and again"
+        )
+        ids = measured.ids.get("never_retrieved_documents", [])
+        fix = "look at the hubs: remove pages without content, or take another encoder"
+        limit = expected + thresholds.never_retrieved
+        return Finding("never-retrieved", "warning", text, "never_retrieved", float(never), limit, ids, fix)
+
+
+class WorstSlice(FindingRule):
+    """Reports the slice of the queries that is worst, if it is much worse than all queries together."""
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Look for the first slice whose worst measure is far from that of the others, and high."""
+        for row in measured.numbers.get("slices", []):
+            name = row["worst"]
+            whole = _whole(measured, name)
+            if name is None or row["z"] < _FAR_Z or whole is None:
+                continue
+            value = row[name]["value"]
+            limit = max(thresholds.slice_times * whole, whole + thresholds.slice_more)
+            if value <= limit:
+                continue
+            text = (
+                f"queries with {row['by']} {row['value']!r} ({row['queries']:,}) are far worse than the others: "
+                f"{_SAID[name].format(value)} ({row[name]['low']:.0%} to {row[name]['high']:.0%}), {whole:.0%} of all"
+            )
+            fix = "look at these queries alone: filter more strictly, or train without them"
+            return Finding("slice", "warning", text, "slices", float(value), float(limit), [], fix)
+        return None
+
+
+_SAID = {
+    "false_share": "{:.0%} of their negatives are relevant",
+    "above_positive": "{:.0%} of their negatives score above the positive",
+    "positive_lost": "the positive of {:.0%} is not found",
+    "few": "{:.0%} have fewer negatives than asked for",
+}
+
+
+def _whole(measured: Measurements, name: str | None) -> float | None:
+    """The measure of all queries together; None if it was not measured."""
+    if name == "positive_lost":
+        hits = measured.numbers.get("hit_rate")
+        return None if hits is None else 1 - float(hits.value)
+    number = measured.numbers.get(name or "")
+    if number is None:
+        return None
+    return float(number.value if isinstance(number, Estimate) else number)
+
+
+DATA_RULES: tuple[FindingRule, ...] = (
+    ThresholdRule(
+        "mislabelled", "mislabelled",
+        "about {v:.0%} of the pairs look mislabelled: their positive is no nearer to the query than a random document",
+        "look at the pairs in mislabelled_pairs (--json): are texts in another order, or positives of another query?",
+        "mislabelled", "mislabelled_error", "lost_queries",
+    ),
+    PositivesLost(),
+    ThresholdRule(
+        "near-query", "near_query_positives",
+        "{v:.0%} of the negatives are positives of a query that asks nearly the same: they are relevant",
+        "hardneg calibrate {run} && hardneg select {run} --add-filter {posterior} --out {out}", "near_query", ids="near_query_queries",
+    ),
+    OthersPositives(),
+    ThresholdRule(
+        "copied", "copied_equal", "{v:.0%} of the negatives have the text of a positive or of the query: they are relevant",
+        "hardneg select {run} --default-filters --out {out}", "copied", ids="copied_queries",
+    ),
+    ThresholdRule(
+        "copied", "copied_near", "{v:.0%} of the negatives are nearly copies of a positive of their query: they are relevant",
+        "hardneg select {run} --add-filter duplicate:near=0.95 --out {out}", "copied", ids="near_copied_queries",
+    ),
+    ThresholdRule(
+        "chunks", "chunk_overlap",
+        "{v:.0%} of the negatives are chunks that overlap with a positive: the beginning of one is the end of the other",
+        "{mine} --filter group   # with a column 'group' that all chunks of one text share", "chunks",
+        ids="chunk_queries",
+    ),
+    ThresholdRule(
+        "translations", "translations",
+        "{v:.0%} of the negatives say what a positive says, without a word in common: translations, or paraphrases",
+        "hardneg select {run} --add-filter duplicate:near=0.9 --out {out}", "translations", ids="translation_queries",
+    ),
+    ThresholdRule(
+        "hub-skew", "hub_skew",
+        "a few documents are negatives of very many queries (skewness {v:.0f}): see the hubs",
+        "look at the hubs: pages without content? Remove them, or filter by score or rank", "hub_skew", ids="hubs",
+    ),
+    NeverRetrieved(),
+    ThresholdRule(
+        "lexical", "bm25_also",
+        "BM25 finds {v:.0%} of the negatives as well: they share words with the query, and a model may learn no more",
+        "{mine} --encoder st:NAME   # an encoder that knows meaning", info="lexical",
+    ),
+    ThresholdRule(
+        "second-encoder", "second_relative",
+        "for the second encoder the negatives are hardly nearer than random documents ({v:.2f}, where 0 is random and 1 as near as "
+        "positives): they are hard for the first alone",
+        "mine with the second encoder, or with both", "second_easy", above=False,
+    ),
+    BothAbove(),
+    ThresholdRule(
+        "leak", "leaked_pairs", "{v:.1%} of the evaluation queries were trained on together with their answer",
+        "take these queries out of the training data: their ids are in leaked_pair_ids (--json)", "leaked", "leaked_error",
+        "leaked_pair_ids",
+    ),
+    ThresholdRule(
+        "leak", "leaked_queries", "{v:.1%} of the evaluation queries are, or nearly are, training queries",
+        "take these queries out of the training data: their ids are in leaked_query_ids (--json)", "leaked", "leaked_error",
+        "leaked_query_ids",
+    ),
+    ThresholdRule(
+        "taught-out", "teaching",
+        "{rest:.0%} of the negatives teach nothing at temperature {temperature:.3g} (softmax weight below 1%)",
+        "take nearer negatives: refresh with the encoder as it is now, or go deeper with fewer filters", "teaching", above=False,
+    ),
+    WorstSlice(),
+)  # fmt: skip

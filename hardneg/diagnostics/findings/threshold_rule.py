@@ -1,0 +1,77 @@
+"""The rule that most findings are: one number, compared with a limit for each severity."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from dataclasses import dataclass
+
+from hardneg.diagnostics.commands import IN_WORDS
+from hardneg.diagnostics.estimates import Estimate, Measurements
+from hardneg.diagnostics.findings.base import Finding, FindingRule
+from hardneg.diagnostics.findings.thresholds import Thresholds
+
+
+@dataclass(frozen=True)
+class ThresholdRule(FindingRule):
+    """A rule that compares one number with a threshold for each severity.
+
+    Attributes:
+        code, number: as in `Finding`.
+        text, fix: templates of the finding's text and fix. `{v}` stands for the number, and the name of a measurement
+            for its value; `{rest}` is 1 less the number. Both may also use `{run}`, `{out}` and `{posterior}`, which are quoted
+            for a shell, and `{mine}`, the command that mines again.
+        info, warning, error: the name of the threshold for each severity; empty for none.
+        ids: the name of the measured ids to list as examples; empty for none.
+        above: True if the number should not be above the threshold, False if it should not be below it.
+        chance: the name of the measurement of the value expected by chance; empty for none. The threshold is at least
+            five times that value.
+    """
+
+    code: str
+    number: str
+    text: str
+    fix: str
+    warning: str = ""
+    error: str = ""
+    ids: str = ""
+    above: bool = True
+    chance: str = ""
+    info: str = ""
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Report the highest severity whose threshold is exceeded.
+
+        An estimate exceeds a threshold only if its whole interval lies beyond it.
+        """
+        number = measured.numbers.get(self.number)
+        if number is None:
+            return None
+        value, bound = (
+            (number.value, number.low if self.above else number.high)
+            if isinstance(number, Estimate)
+            else (number, number)
+        )
+        if not math.isfinite(bound):
+            return None
+        least_limit = 5 * float(measured.numbers.get(self.chance, 0.0))
+        for severity, name in (("error", self.error), ("warning", self.warning), ("info", self.info)):
+            if not name:
+                continue
+            limit = float(getattr(thresholds, name))
+            limit = max(limit, least_limit) if self.chance else limit
+            if bound > limit if self.above else bound < limit:
+                values = {
+                    "mine": measured.numbers.get("mine_again", IN_WORDS),
+                    "deeper": 200,
+                    **measured.numbers,
+                    "v": value,
+                    "rest": 1 - value,
+                    "run": shlex.quote(run),
+                    "out": shlex.quote(f"{run}-2"),
+                }
+                values["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
+                text, fix = self.text.format(**values), self.fix.format(**values)
+                ids = measured.ids.get(self.ids, [])
+                return Finding(self.code, severity, text, self.number, float(value), limit, ids, fix)
+        return None

@@ -1,0 +1,95 @@
+"""Negatives that are positives of other queries, and documents that the search never retrieves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, unit
+from hardneg.diagnostics.subject import Subject
+from hardneg.index.exact import ExactIndex
+from hardneg.index.vectors import checked_norms
+from hardneg.storage.arrays import Rows
+
+_COMPARED = 1 << 27  # pairs of queries that are compared to find near copies
+
+_NEAR = 0.95  # cosine above which two queries ask nearly the same
+
+_NEIGHBORS = 10  # nearest queries that are looked at
+
+
+def others_positives(subject: Subject, rng: np.random.Generator) -> Measurements:
+    """Measure how many negatives are positives of other queries, which happens wherever queries share a corpus.
+
+    The numbers are:
+
+    - `others_positives`: the share of a query's negatives that are a positive of another query, by id or by equal text; mean over
+      queries. High values are common, and harmless as long as the other query asks something else.
+    - `others_expected`: the share of documents that are a positive of any query: what random negatives would have.
+    - `near_query_positives`: the share of a query's negatives that are a positive of a query with a cosine above 0.95 to
+      it (among its ten nearest queries); these are relevant. On a sample of queries; needs vectors.
+    """
+    pairs, out = subject.pairs, Measurements()
+    keys = pairs.document_keys
+    positive = np.zeros(len(pairs.document_ids), bool)
+    positive[pairs.positives.values] = True
+    texts = np.unique(keys[positive & (keys != 0)])
+    positive |= np.isin(keys, texts)
+    out.numbers["others_expected"] = float(positive.mean()) if len(positive) else 0.0
+    shares = np.where(subject.real, positive[np.maximum(subject.documents, 0)], np.nan)
+    out.numbers["others_positives"] = Estimate.share_of(row_means(shares))
+    if subject.vectors is not None and len(pairs) > 1:
+        out.numbers |= _of_near_queries(subject, rng, out)
+    return out
+
+
+def _of_near_queries(subject: Subject, rng: np.random.Generator, out: Measurements) -> dict[str, Estimate]:
+    assert subject.vectors is not None
+    pairs, vectors = subject.pairs, subject.vectors[0]
+    usable = np.flatnonzero(checked_norms(vectors, "queries", zero_allowed=True) > 0)  # a zero vector has no cosine
+    if len(usable) < 2:
+        return {}
+    places = sampled(len(usable), int(np.clip(_COMPARED // len(usable), 300, 4000)), rng)
+    index = ExactIndex(vectors if len(usable) == len(vectors) else Rows(vectors, usable), "cosine")
+    found = index.search(unit(vectors, usable[places]), min(_NEIGHBORS + 1, len(usable)))
+    rows = usable[places]
+    near = np.where((found.documents >= 0) & (found.scores > _NEAR), usable[np.maximum(found.documents, 0)], -1)
+    near[near == rows[:, None]] = -1
+    hit = np.zeros(subject.documents[rows].shape, bool)
+    for column in near.T:
+        some = np.flatnonzero(column >= 0)
+        if len(some):
+            theirs = pairs.positives.take(column[some]).padded()
+            for j in range(theirs.shape[1]):
+                hit[some] |= (subject.documents[rows[some]] == theirs[:, j, None]) & (theirs[:, j, None] >= 0)
+    per_query = row_means(np.where(subject.real[rows], hit, np.nan))
+    worst = np.argsort(-np.nan_to_num(per_query), kind="stable")
+    worst = worst[np.nan_to_num(per_query)[worst] > 0][:LISTED]
+    out.ids["near_query_queries"] = names_of(pairs.query_ids, rows[worst])
+    return {"near_query_positives": Estimate.share_of(per_query)}
+
+
+def never_retrieved(subject: Subject) -> Measurements:
+    """Measure which documents no query retrieves (antihubs: Radovanovic et al. 2010, JMLR 11), for the queries in
+    `subject.retrieved`.
+
+    The numbers are:
+
+    - `never_retrieved`: the share of documents that are a candidate of none of these queries.
+    - `never_expected`: the same if every query drew its candidates at random.
+    - `candidate_skew`: the skewness of the number of queries that have a document as a candidate (k-occurrence). It is about 0 for
+      random candidates; above 1.4 a space is commonly said to have hubs.
+    """
+    seen = subject.retrieved
+    if seen is None or len(seen.times) == 0:
+        return Measurements()
+    times = seen.times.astype(np.float64)
+    spread, mean = times.std(), times.mean()
+    never = np.flatnonzero(seen.times == 0)
+    return Measurements(
+        {
+            "never_retrieved": len(never) / len(times),
+            "never_expected": float((1 - min(1.0, mean / max(1, len(seen.queries)))) ** len(seen.queries)),
+            "candidate_skew": float((((times - mean) / spread) ** 3).mean()) if spread > 0 else 0.0,
+        },
+        {"never_retrieved_documents": names_of(subject.pairs.document_ids, never[:LISTED])},
+    )
