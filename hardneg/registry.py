@@ -1,4 +1,4 @@
-"""The registry of datasets, encoders, filters and samplers that specs name. Each is imported when it is first used.
+"""The registry of datasets, encoders, filters, samplers and judges that specs name. Each is imported when it is first used.
 
 `builtin:glyphs` names a dataset, `st:MODEL` an encoder, `margin:relative=0.05` a filter, and `uniform` a sampler. Code
 that reads specs uses this registry instead of importing the modules, which may be in higher layers of the library.
@@ -49,6 +49,11 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
         "cross-encoder": "hardneg.mining.filters.models:cross_encoder_from_spec",
         "posterior": "hardneg.false_negatives.filters:posterior_from_spec",
     },
+    # make(rest of the spec, JudgeOptions) -> Judge
+    "judge": {
+        "openai": "hardneg.judges.openai:from_spec",
+        "cross-encoder": "hardneg.judges.cross_encoder:from_spec",
+    },
     # make(SpecOptions) -> Sampler
     "sampler": {
         "top": "hardneg.mining.samplers:top_from_spec",
@@ -81,18 +86,18 @@ def _parts(kind: str) -> dict[str, str | Callable[..., Any]]:
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The registered names of a kind: `dataset`, `encoder`, `filter` or `sampler`."""
+    """The registered names of a kind: `dataset`, `encoder`, `filter`, `sampler` or `judge`."""
     return tuple(_parts(kind))
 
 
 def register(kind: str, name: str, part: Callable[..., Any]) -> None:
-    """Register a dataset, an encoder, a filter or a sampler under a name, in this process.
+    """Register a dataset, an encoder, a filter, a sampler or a judge under a name, in this process.
 
     Args:
-        kind: `dataset`, `encoder`, `filter` or `sampler`.
+        kind: `dataset`, `encoder`, `filter`, `sampler` or `judge`.
         name: the part of a spec before the colon. If the name is taken, the new part replaces the old one.
-        part: the function behind the name: `read(split, builder)` for a dataset, `make(rest, options)` for an encoder,
-            where `rest` is the spec after the colon, and `make(options)` for a filter or a sampler.
+        part: the function behind the name: `read(split, builder)` for a dataset, `make(rest, options)` for an encoder or a
+            judge, where `rest` is the spec after the colon, and `make(options)` for a filter or a sampler.
 
     Raises:
         UsageError: the kind is unknown, no spec could reach the name, or the part cannot be called.
@@ -115,7 +120,7 @@ def find(kind: str, name: str, what: str | None = None) -> Callable[..., Any]:
     """The function registered under a name.
 
     Args:
-        kind: `dataset`, `encoder`, `filter` or `sampler`.
+        kind: `dataset`, `encoder`, `filter`, `sampler` or `judge`.
         name: the part of a spec before the colon.
         what: the kind in the words of the message; `kind` by default.
 

@@ -46,8 +46,13 @@ def cross_encoder_scores(
     return scores
 
 
-def load_cross_encoder(model: str) -> Predict:
+def load_cross_encoder(model: str, *, device: str | None = None, batch_size: int = 32) -> Predict:
     """Load a cross-encoder, named as in `cross_encoder_scores`, and return its `predict` function.
+
+    Args:
+        model: the name.
+        device: where it runs, such as cpu or cuda; None: a GPU if there is one. An object of your own decides itself.
+        batch_size: pairs scored at once.
 
     Raises:
         MissingDependencyError: sentence-transformers is not installed. UsageError: the model cannot be loaded.
@@ -65,7 +70,7 @@ def load_cross_encoder(model: str) -> Predict:
     except ImportError:
         raise MissingDependencyError("sentence-transformers", "st", "the cross-encoder") from None
     try:
-        loaded = Model(model)
-    except (OSError, ValueError) as error:
+        loaded = Model(model, device=device)
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"cross-encoder:{model}: the model cannot be loaded ({str(error).splitlines()[0]})") from error
-    return lambda pairs: loaded.predict(pairs, show_progress_bar=False, convert_to_numpy=True)
+    return lambda pairs: loaded.predict(pairs, batch_size=batch_size, show_progress_bar=False, convert_to_numpy=True)
