@@ -69,11 +69,11 @@ from .show import progress_bars
 )
 @click.option(
     "--of",
-    type=click.Choice(["sample", "negatives"]),
+    type=click.Choice(["sample", "negatives", "positives"]),
     default="sample",
     show_default=True,
     help="What to judge: a sample for a guarantee, or the negatives of RUN, the most suspicious first, for 'hardneg select "
-    "--relabel'.",
+    "--relabel' · known positives, for 'hardneg check-pairs'.",
 )
 @click.option(
     "--predictions",
@@ -155,6 +155,9 @@ def judge(
 def _next(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
     """Say what to type next."""
     file, alpha = quoted(out), f"--alpha {given['alpha']:g}"
+    if asking.of == "positives":
+        click.echo(f"next: hardneg check-pairs {quoted(run)} --evidence {file} --evidence NEGATIVES.csv")
+        return
     if asking.of == "negatives":
         todo = "" if asking.judge else "write 1 (relevant) or 0 into the column 'relevant', then: "
         click.echo(f"next: {todo}hardneg select {quoted(run)} --relabel drop --evidence {file} --out RUN2")

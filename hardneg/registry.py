@@ -39,6 +39,7 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
         "empty": "hardneg.mining.filters.identity:empty_from_spec",
         "duplicate": "hardneg.mining.filters.identity:duplicate_from_spec",
         "distinct": "hardneg.mining.filters.identity:distinct_from_spec",
+        "answer": "hardneg.mining.filters.answers:answer_from_spec",
         "group": "hardneg.mining.filters.identity:group_from_spec",
         "rank": "hardneg.mining.filters.limits:rank_from_spec",
         "score": "hardneg.mining.filters.limits:score_from_spec",
@@ -70,6 +71,7 @@ _VERBS = {
     "diagnose": "hardneg.diagnostics.diagnose:diagnose",
     "report": "hardneg.diagnostics.report.page:write_report",
     "select": "hardneg.mining.select:select_by_name",
+    "relabels": "hardneg.false_negatives.relabel:relabels",
 }
 
 _WRITER = "hardneg.mining.specs:written"  # writes filters and samplers as text; see `spec_of`

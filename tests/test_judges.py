@@ -92,11 +92,13 @@ def test_retry_after_holds_all_threads_back(tmp_path: Path) -> None:
         judge(server, tmp_path, concurrency=1).judge(PAIRS[:3])
         assert server.times[1] - server.times[0] >= 0.6
     with JudgeServer(grade, lambda *_: (429, {"Retry-After": "3600"}, "")) as server:
+        asked = judge(server, tmp_path / "other")
         with pytest.raises(EndpointError, match="3,600 seconds"):
-            judge(server, tmp_path / "other").judge(PAIRS[:3])
+            asked.judge(PAIRS[:3])
     with JudgeServer(grade, lambda *_: (503, {"Retry-After": "0"}, "")) as server:
+        asked = judge(server, tmp_path / "third", retries=2, concurrency=1)
         with pytest.raises(EndpointError, match="503 Service Unavailable, 3 times in a row"):
-            judge(server, tmp_path / "third", retries=2, concurrency=1).judge(PAIRS[:1])
+            asked.judge(PAIRS[:1])
 
 
 def test_a_slow_server_is_given_up_and_asked_again(tmp_path: Path) -> None:
@@ -278,9 +280,9 @@ def test_what_cannot_be_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     monkeypatch.delenv("OPENAI_API_KEY")
     with pytest.raises(UsageError, match="OPENAI_API_KEY"):
         make_judge("openai:m", JudgeOptions(cache=tmp_path))
+    nobody = make_judge("openai:m", JudgeOptions(url="http://127.0.0.1:1/v1", retries=0, cache=tmp_path))
     with pytest.raises(HardnegError, match="connection failed"):
-        options = JudgeOptions(url="http://127.0.0.1:1/v1", retries=0, cache=tmp_path)
-        make_judge("openai:m", options).judge(PAIRS[:1])
+        nobody.judge(PAIRS[:1])
 
 
 class Longest:

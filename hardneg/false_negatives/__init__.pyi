@@ -1,5 +1,6 @@
 from hardneg.false_negatives.agreement import Agreement as Agreement
 from hardneg.false_negatives.calibrate import NotCertified as NotCertified
+from hardneg.false_negatives.consistency import check_pairs as check_pairs
 from hardneg.false_negatives.features import PairFeatures as PairFeatures
 from hardneg.false_negatives.filters import PosteriorFilter as PosteriorFilter
 from hardneg.false_negatives.filters import SharedNeighbors as SharedNeighbors

@@ -19,7 +19,6 @@ from hardneg.false_negatives.features import PairFeatures, check_features
 from hardneg.false_negatives.guarantee import Test, certify, judgements_needed
 from hardneg.false_negatives.judgements import (
     Judgements,
-    check_drawn_for,
     draw_id,
     places,
     read_judgements,
@@ -65,8 +64,7 @@ def calibrate(
         run: a finished run.
         judgements: a CSV file that `judge` wrote, filled in. Its held-out pairs certify the threshold; its other pairs set the level
             of the posterior. None: the threshold is where the model expects a share of alpha.
-        predictions: a CSV file that a model filled, with many pairs; the judgements of a person, of a part of these, correct it (see
-            `prediction_powered`).
+        predictions: a CSV file that a model filled; a person's `judgements` of some of its pairs correct it (`prediction_powered`).
         trust_judge: take the word of a model for the truth, where `judgements` are those of a model.
         alpha: the allowed share of false negatives among the negatives; None: what the judgements were drawn for, or 0.05.
         confidence: confidence of the guarantee.
@@ -81,16 +79,11 @@ def calibrate(
 
     Raises:
         NotCertified: there are too few judgements, or too many of them are false; the message says how many more are needed.
-        DataError: judgements that cannot be used; those of a model certify nothing without a person's. UsageError: an option cannot
-            be used.
+        DataError, UsageError: see their messages.
     """
     assert callable(progress)  # see `with_progress`
     check_rates(0.05 if alpha is None else alpha, confidence)
-    _check_choices(learn, features, posterior, judgements is not None)
-    if predictions is not None and (judgements is None or learn == "judged"):
-        raise UsageError(
-            "predictions of a model are corrected by judgements of a person: give these as well, and no learn='judged'"
-        )
+    _check_choices(learn, features, posterior, judgements is not None, predictions is not None)
     reopened, pair_features = open_run(run, progress)
     judged = None if judgements is None else read_judgements(Path(judgements), reopened.pairs)
     if alpha is None:
@@ -98,10 +91,8 @@ def calibrate(
     if judged is not None and learn == "judged":
         check_classes(judged.relevant)
     if judged is not None and learn != "judged":
-        drawn_for = draw_id(reopened, posterior)
-        check_drawn_for(judged, judgements, alpha, drawn_for)
         check_judge(judged, str(judgements), trust_judge)
-        model = None if predictions is None else Predictions.read(predictions, reopened.pairs, judged, alpha, drawn_for)
+        model = Predictions.read(predictions, reopened.pairs, judged, judgements, alpha, draw_id(reopened, posterior))
         start = family(reopened, pair_features, posterior, learn, seed, progress)
         wanted = _Wanted(alpha, confidence, uncertified, model)
         return _certified(reopened, pair_features, judged, start, wanted, progress)
@@ -204,8 +195,14 @@ def check_rates(alpha: float, confidence: float) -> None:
         raise UsageError(f"alpha {alpha} must be between 0 and 1, the confidence {confidence} at least 0.5 and below 1")
 
 
-def _check_choices(learn: str, features: Sequence[str] | None, posterior: Posterior | None, judged: bool) -> None:
+def _check_choices(
+    learn: str, features: Sequence[str] | None, posterior: Posterior | None, judged: bool, predicted: bool
+) -> None:
     """Raise UsageError for options that exclude each other."""
+    if predicted and (not judged or learn == "judged"):
+        raise UsageError(
+            "predictions of a model are corrected by judgements of a person: give these as well, and no learn='judged'"
+        )
     if learn not in LEARN:
         raise UsageError(f"learn must be one of {', '.join(LEARN)}, not {learn!r}")
     if learn == "judged" and not judged:

@@ -43,12 +43,23 @@ class Predictions:
     at: NDArray[np.int64]
 
     @classmethod
-    def read(cls, path: str | Path, pairs: Pairs, person: Judgements, alpha: float, drawn_for: str) -> Predictions:
-        """Read the model's judgements.
+    def read(
+        cls,
+        path: str | Path | None,
+        pairs: Pairs,
+        person: Judgements,
+        file: str | Path | None,
+        alpha: float,
+        drawn_for: str,
+    ) -> Predictions | None:
+        """Check what the judgements of the person in `file` were drawn for, and read the model's in `path`, if there are any.
 
         Raises:
-            DataError: they were drawn for something else, or the person judged other pairs.
+            DataError: either was drawn for something else, or the person judged other pairs.
         """
+        check_drawn_for(person, file, alpha, drawn_for)
+        if path is None:
+            return None
         judged = read_judgements(Path(path), pairs, predictions=True)
         check_drawn_for(judged, path, alpha, drawn_for)
         if person.chosen_by is not None and person.chosen_by != sha256_file(Path(path))[:16]:

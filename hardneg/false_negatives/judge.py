@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hardneg.ambient import own_settings
 from hardneg.errors import DataError, UsageError
 from hardneg.false_negatives.calibrate import check_rates, open_run
-from hardneg.false_negatives.judgement_file import FIT, HELD_OUT, NEGATIVE, Row, write_judgements
+from hardneg.false_negatives.judgement_file import FIT, HELD_OUT, NEGATIVE, POSITIVE, Row, write_judgements
 from hardneg.false_negatives.judgements import (
     Drawn,
     Judgements,
@@ -28,12 +28,13 @@ from hardneg.false_negatives.population import OpenPairs, Population, ladder
 from hardneg.false_negatives.sources import family
 from hardneg.false_negatives.stages import most_open
 from hardneg.judges.base import NO_ANSWER, Judge, JudgeOptions, Verdicts, make_judge
+from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent, with_progress
 from hardneg.storage.files import sha256_file
 from hardneg.storage.outputs import check_place
 
-OF = ("sample", "negatives")
+OF = ("sample", "negatives", "positives")
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Asking:
         then: a second judge, for the pairs where its answer would change most.
         then_pairs: how many pairs it judges.
         of: `sample`: pairs for a guarantee. `negatives`: the negatives of the run, the most suspicious first, for `relabel`.
+            `positives`: known positives, for `check_pairs`.
         predictions: a file that a model filled, by which the pairs for a person are chosen (see `draw_checks`).
     """
 
@@ -119,6 +121,8 @@ def judge(
         if each
     ]
     reopened, features = open_run(run, progress)
+    if asking.of == "positives":
+        return _judge_positives(Path(out), reopened, sample, seed, alpha, judges, progress)
     model = family(reopened, features, posterior, "auto", seed, progress).model
     population = Population(reopened, features, model, progress)
     if not len(population.probabilities):
@@ -151,6 +155,34 @@ def judge(
         drawn_for=drawn_for and f"{drawn_for}-{int(drawn.held_out.sum())}",
         prompts={each.name: each.prompt for each in judges},
     )  # fmt: skip
+    return drawn
+
+
+def _judge_positives(
+    out: Path, run: Reopened, sample: int, seed: int, alpha: float, judges: list[Judge], progress: Progress
+) -> Drawn:
+    """Write known positives of random queries, judged by the first judge, if there is one."""
+    pairs = run.pairs
+    found = []
+    for part in run:
+        rows, columns = np.nonzero(np.isfinite(part.all_positive_scores))
+        wanted = pairs.positives.take(part.candidates.queries)
+        scores = part.all_positive_scores[rows, columns]
+        nearer = (part.candidates.scores[rows] > scores[:, None]).sum(1) + 1
+        found.append((part.candidates.queries[rows], wanted.values.astype(np.int32), nearer.astype(np.int32), scores))
+    every = OpenPairs(*(np.concatenate(each) for each in zip(*found, strict=True)))
+    count = min(sample, len(every.query))
+    place = np.sort(np.random.default_rng([seed, 1]).choice(len(every.query), count, replace=False))
+    drawn = Drawn(place, np.full(count, np.nan), np.zeros(count, bool), np.ones(count, np.int64))
+    shown, rows_of = every.take(place), [Row(POSITIVE, float("nan")) for _ in range(count)]
+    if judges:
+        texts = list(zip(pairs.queries.take(shown.query), pairs.documents.take(shown.document), strict=True))
+        said = judges[0].judge(texts, progress)
+        rows_of = _filled(rows_of, np.arange(count), said, judges[0].name)
+        drawn = replace(drawn, asked={judges[0].name: said.counts})
+    write_judgements(
+        out, pairs, shown, rows_of, alpha=alpha, drawn_for="", prompts={each.name: each.prompt for each in judges}
+    )
     return drawn
 
 

@@ -24,7 +24,7 @@ COLUMNS = (
     "inclusion_probability", "part", "look", "alpha", "drawn_for", "grade", "judge", "note", "chosen_by", "prompt",
 )  # fmt: skip
 
-HELD_OUT, FIT, NEGATIVE = "hold-out", "fit", "negative"
+HELD_OUT, FIT, NEGATIVE, POSITIVE = "hold-out", "fit", "negative", "positive"
 
 _SHOWN = 3  # positives that are shown
 

@@ -203,7 +203,9 @@ class Judgements:
         return self.query * np.int64(len(pairs.document_ids)) + self.document
 
 
-def read_judgements(path: Path, pairs: Pairs, *, predictions: bool = False, fewest: int = FEWEST) -> Judgements:
+def read_judgements(
+    path: Path, pairs: Pairs, *, predictions: bool = False, partial: bool = False, fewest: int = FEWEST
+) -> Judgements:
     """Read judged pairs.
 
     Args:
@@ -211,6 +213,7 @@ def read_judgements(path: Path, pairs: Pairs, *, predictions: bool = False, fewe
         pairs: the dataset.
         predictions: what a model said, to be corrected by a person. A pair that it did not answer then counts as relevant: leaving
             it out would bend the result, a wrong answer does not.
+        partial: whether held-out pairs may be left out, because nothing is to be guaranteed.
         fewest: the least number of judgements.
 
     Raises:
@@ -225,7 +228,7 @@ def read_judgements(path: Path, pairs: Pairs, *, predictions: bool = False, fewe
     if wrong:
         raise DataError(f"{path}: 'relevant' must be 0 or 1, it is not in the lines {first_few(wrong)}")
     open_ = [line for line, row in rows if not row["relevant"].strip() and row.get("part") == HELD_OUT]
-    if open_ and judged and not predictions:
+    if open_ and judged and not predictions and not partial:
         raise DataError(
             f"{path}: {len(open_):,} pairs held out for the guarantee are not judged (lines {first_few(open_)}): "
             f"judge them all, leaving some out would bend the result"

@@ -304,7 +304,7 @@ def sources_of(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
     >>> sources_of({"source": "a/b", "queries": "12", "documents": "34", "posterior:p.json": "56", "encoder": None})
     {'queries': '12', 'documents': '34', 'encoder': None}
     """
-    named = ("queries", "documents", "labels", "encoder", "query_embeddings", "corpus_embeddings")
+    named = ("queries", "documents", "labels", "encoder", "query_embeddings", "corpus_embeddings", "relabels")
     return {
         name: None if fingerprints[name] is None else str(fingerprints[name]) for name in named if name in fingerprints
     }
