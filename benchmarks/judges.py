@@ -83,7 +83,7 @@ def shares(world: World) -> None:
     print(f" | {world.truth[kept].mean():.4f} |", flush=True)
 
 
-def coverage(world: World, times: int = 200, judged: int = 1500, checks: int = 150) -> None:
+def coverage(world: World, times: int = 200, judged: int = 1000, checks: int = 100) -> None:
     p, said_all = learned(world), noisy(world)
     for label, chosen in (("all", world.chosen(p, 1.0)), ("posterior", world.default(p)[3])):
         truth, said = world.truth[chosen], said_all[chosen]

@@ -1,5 +1,6 @@
 """Evidence besides the encoder's: a model corrected by a person, two judges, known answers, pairs that do not hold."""
 
+# ruff: noqa: F811
 from __future__ import annotations
 
 import csv
@@ -13,8 +14,14 @@ import hardneg as hn
 from hardneg.errors import DataError, UsageError
 from hardneg.false_negatives.agreement import Agreement
 from hardneg.false_negatives.consistency import check_pairs
-from hardneg.false_negatives.guarantee import p_value
-from hardneg.false_negatives.prediction_powered import Halves, allotted, chance_of_so_few, powered_p, share_interval
+from hardneg.false_negatives.prediction_powered import (
+    Halves,
+    allotted,
+    chance_of_so_few,
+    powered_p,
+    rejects,
+    share_interval,
+)
 
 from .conftest import hardneg, write_jsonl
 from .judge_server import JudgeServer
@@ -43,7 +50,7 @@ def test_intervals_hold_in_200_draws(judged: int, allot: bool) -> None:
         halves = drawn(rng, 200, judged, 30, allot)
         low, high = share_interval(halves, 200, 0.95)
         inside += low <= 0.1 <= high
-        passed += powered_p(halves, 200, 0.096) <= 0.05
+        passed += rejects(halves, 200, 20, 0.05)  # that 20 or more are false, which is true
         assert halves.said[0] / judged > 0.14  # what the judge alone would say
     assert inside >= 186
     assert passed <= 16
@@ -76,10 +83,9 @@ def test_a_perfect_judge_needs_little_checking() -> None:
     assert low == pytest.approx(0.01)
     assert high <= share_interval(alone, 2000, 0.95)[1]
     assert powered_p(Halves(said, (0, 0), (0, 0)), 2000, 0.05) == 1.0
-    assert (
-        powered_p(Halves((1000, 1000), (1000, 1000), (50, 50)), 2000, 0.05) == 1.0
-    )  # all checked: just alpha is not above
-    assert p_value(100, 2000, 2000, 0.05) == 0.0
+    # All is checked: one more than alpha is above, and just alpha is not.
+    assert powered_p(Halves((1000, 1000), (1000, 1000), (51, 50)), 2000, 0.05) == 1.0
+    assert powered_p(Halves((1000, 1000), (1000, 1000), (50, 50)), 2000, 0.05) < 1e-9
 
 
 def test_kappa_and_rates() -> None:
@@ -209,7 +215,7 @@ def test_known_answers(tmp_path: Path) -> None:
         hn.parse_filter("answer")
 
 
-def test_pairs_that_do_not_hold(mined: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_pairs_that_do_not_hold(mined: Path, tmp_path: Path) -> None:
     run = hn.Run(mined)
     found = check_pairs(run, top=20)
     pairs = run.pairs()

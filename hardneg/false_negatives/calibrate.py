@@ -96,11 +96,10 @@ def calibrate(
         start = family(reopened, pair_features, posterior, learn, seed, progress)
         wanted = _Wanted(alpha, confidence, uncertified, model)
         return _certified(reopened, pair_features, judged, start, wanted, progress)
-    learned = (
-        learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
-        if judged is None
-        else from_judged(reopened, pair_features, judged, features, seed, progress)
-    )
+    if judged is None:
+        learned = learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
+    else:
+        learned = from_judged(reopened, pair_features, judged, features, seed, progress)
     population = Population(reopened, pair_features, learned.model, progress)
     place = None if judged is None else places(judged, population)
     return _expected(learned, population, alpha, judged, place)

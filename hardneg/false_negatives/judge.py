@@ -68,6 +68,11 @@ class Asking:
         if self.predictions is not None and (self.judge is not None or self.of != "sample"):
             raise UsageError("--predictions chooses pairs of the sample for a person: leave --judge and --of out")
 
+    def judges(self) -> list[Judge]:
+        """The judges, loaded."""
+        specs = [each for each in (self.judge, self.then) if each is not None]
+        return [make_judge(each, self.options) if isinstance(each, str) else each for each in specs]
+
 
 @with_progress
 @own_settings()
@@ -114,12 +119,7 @@ def judge(
     asking = Asking() if asking is None else asking
     if cross_encoder is not None:
         asking = replace(asking, judge=f"cross-encoder:{cross_encoder}", options=replace(asking.options, cut=cut))
-    # Before anything is computed: a missing key or model is said at once.
-    judges = [
-        make_judge(each, asking.options) if isinstance(each, str) else each
-        for each in (asking.judge, asking.then)
-        if each
-    ]
+    judges = asking.judges()  # before anything is computed: a missing key or model is said at once
     reopened, features = open_run(run, progress)
     if asking.of == "positives":
         return _judge_positives(Path(out), reopened, sample, seed, alpha, judges, progress)
@@ -129,22 +129,8 @@ def judge(
         raise DataError(
             f"{reopened.run.folder}: every candidate was rejected by other filters: nothing is left to judge"
         )
-    drawn_for, relevant, chosen_by = draw_id(reopened, posterior), None, ""
-    if asking.of == "negatives":
-        drawn, drawn_for = draw_negatives(population, sample), ""
-    elif asking.predictions is not None:
-        predictions = read_judgements(Path(asking.predictions), reopened.pairs, predictions=True)
-        check_drawn_for(predictions, asking.predictions, alpha, drawn_for)
-        drawn, chosen_by = (
-            draw_checks(population, predictions, sample, seed),
-            sha256_file(Path(asking.predictions))[:16],
-        )
-    else:
-        drawn = draw_pairs(population, ladder(population, alpha), sample, seed)
-    if judged is not None:
-        earlier = read_judgements(Path(judged), reopened.pairs, predictions=bool(judges))
-        check_drawn_for(earlier, judged, alpha, drawn_for)
-        relevant, drawn = _taken_over(earlier, population, drawn, str(judged))
+    drawn_for = draw_id(reopened, posterior)
+    drawn, relevant, chosen_by = _draw(population, asking, judged, sample, alpha, seed, drawn_for)
     rows = _rows(drawn, relevant, asking.of)
     shown = population.pairs.take(drawn.place)
     if judges:
@@ -152,10 +138,44 @@ def judge(
         drawn = replace(drawn, asked=counts)
     write_judgements(
         Path(out), population.run.pairs, shown, rows, alpha=alpha, chosen_by=chosen_by,
-        drawn_for=drawn_for and f"{drawn_for}-{int(drawn.held_out.sum())}",
+        drawn_for="" if asking.of == "negatives" else f"{drawn_for}-{int(drawn.held_out.sum())}",
         prompts={each.name: each.prompt for each in judges},
     )  # fmt: skip
     return drawn
+
+
+def _draw(
+    population: Population,
+    asking: Asking,
+    judged: str | Path | None,
+    sample: int,
+    alpha: float,
+    seed: int,
+    drawn_for: str,
+) -> tuple[Drawn, list[int | None] | None, str]:
+    """The pairs to judge, what an earlier file says about them, and the hash of the judgements that they were chosen by."""
+    pairs, chosen_by = population.run.pairs, ""
+    if asking.of == "negatives":
+        drawn, drawn_for = draw_negatives(population, sample), ""
+    elif asking.predictions is not None:
+        predictions = read_judgements(Path(asking.predictions), pairs, predictions=True)
+        check_drawn_for(predictions, asking.predictions, alpha, drawn_for)
+        drawn, chosen_by = (
+            draw_checks(population, predictions, sample, seed),
+            sha256_file(Path(asking.predictions))[:16],
+        )
+    else:
+        drawn = draw_pairs(population, ladder(population, alpha), sample, seed)
+    if judged is None:
+        return drawn, None, chosen_by
+    earlier = read_judgements(Path(judged), pairs, predictions=asking.judge is not None)
+    check_drawn_for(earlier, judged, alpha, drawn_for)
+    if (earlier.chosen_by or "") != chosen_by:
+        raise DataError(
+            f"the pairs of {judged} were chosen by other judgements of a model than these: draw with the same --predictions"
+        )
+    relevant, drawn = _taken_over(earlier, population, drawn, str(judged))
+    return drawn, relevant, chosen_by
 
 
 def _judge_positives(

@@ -190,11 +190,12 @@ def powered_p(halves: Halves, negatives: int, alpha: float) -> float:
     low, high = -12.0, 0.0  # of the logarithm to base 10; what is lower is written as 1e-12
     for _ in range(24):
         middle = (low + high) / 2
-        low, high = (low, middle) if _rejects(halves, negatives, above, 10.0**middle) else (middle, high)
+        low, high = (low, middle) if rejects(halves, negatives, above, 10.0**middle) else (middle, high)
     return float(10.0**high)
 
 
-def _rejects(halves: Halves, negatives: int, above: int, level: float) -> bool:
+def rejects(halves: Halves, negatives: int, above: int, level: float) -> bool:
+    """Whether so many false negatives, or more, are rejected at this level."""
     if level >= 1:
         return True
     few = above
@@ -280,7 +281,7 @@ def allotted(said: tuple[int, int], checks: int, expected: tuple[float, float] =
         expected: the share of false ones that is expected in each half. A wrong guess costs judgements, never the guarantee.
 
     >>> allotted((500, 3500), 300)
-    (95, 205)
+    (96, 204)
     """
     weights = [n * math.sqrt(share * (1 - share)) for n, share in zip(said, expected, strict=True)]
     checks = min(checks, sum(said))
