@@ -73,6 +73,16 @@ def feature_names(ctx: click.Context, parameter: click.Parameter, names: tuple[s
     "--posterior').",
 )
 @click.option(
+    "--predictions",
+    metavar="M.csv",
+    help="Many judgements of a model ('hardneg judge --judge'), which those of a person in F.csv correct.",
+)
+@click.option(
+    "--trust-judge",
+    is_flag=True,
+    help="Take the word of the model that filled F.csv for the truth. The guarantee is then about what it says.",
+)
+@click.option(
     "--uncertified", is_flag=True, help="If no threshold can be certified, write a posterior without a guarantee."
 )
 @click.option(
@@ -106,6 +116,7 @@ def calibrate(
       hardneg calibrate run
       hardneg calibrate run f.csv --alpha 0.05 --confidence 0.95
       hardneg calibrate run judgements.csv
+      hardneg calibrate run person.csv --predictions model.csv
       hardneg select run --filter posterior:run/posterior.json --out run2
     """
     from hardneg.false_negatives.calibrate import calibrate as run_calibrate

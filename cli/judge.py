@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .judge_options import asked_options, judge_options
 from .main import print_json
 from .plain import plain, quoted
 from .show import progress_bars
@@ -50,10 +51,42 @@ from .show import progress_bars
     metavar="X",
     help="Score above which the cross-encoder judges a pair as relevant.",
 )
+@click.option(
+    "--judge",
+    "judge_spec",
+    metavar="SPEC",
+    help="Let a model judge: openai:MODEL (any endpoint of that kind) · cross-encoder:NAME. What it says is not the truth: "
+    "see 'hardneg calibrate --predictions'.",
+)
+@click.option("--then", metavar="SPEC", help="Second, better judge, for the pairs where its answer would change most.")
+@click.option(
+    "--then-pairs",
+    type=click.IntRange(1),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Pairs for the second judge.",
+)
+@click.option(
+    "--of",
+    type=click.Choice(["sample", "negatives", "positives"]),
+    default="sample",
+    show_default=True,
+    help="What to judge: a sample for a guarantee, or the negatives of RUN, the most suspicious first, for 'hardneg select "
+    "--relabel' · known positives, for 'hardneg check-pairs'.",
+)
+@click.option(
+    "--predictions",
+    metavar="F.csv",
+    help="File that a model filled: draw from it the pairs that a person should check, more where its answers vary.",
+)
+@judge_options
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of the sample.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers of pairs as one JSON object on stdout.")
-def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: bool, **given: Any) -> None:
-    """Draw candidates of RUN, for you or a cross-encoder to judge, and write them to a CSV file.
+def judge(
+    run: str, out: Path, posterior: str | None, overwrite: bool, as_json: bool, judge_spec: str | None, **given: Any
+) -> None:
+    """Draw candidates of RUN, for you or a model to judge, and write them to a CSV file.
 
     Write 1 (relevant, so a false negative) or 0 (not relevant) into the column 'relevant', and give the file to
     'hardneg calibrate'. Three quarters of the pairs (part 'hold-out') are for the guarantee, the others for learning.
@@ -67,9 +100,13 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
     Examples:
       hardneg judge run --sample 300 --out f.csv
       hardneg judge run --sample 600 --judged f.csv --out f2.csv
-      hardneg judge run --sample 5000 --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2 --out f.csv
+      hardneg judge run --sample 5000 --judge cross-encoder:cross-encoder/ms-marco-MiniLM-L6-v2 --out m.csv
+      hardneg judge run --sample 5000 --judge openai:gpt-4.1-mini --price 0.4,1.6 --budget 5 --out m.csv
+      hardneg judge run --predictions m.csv --sample 200 --out p.csv
+      hardneg judge run --of negatives --judge openai:MODEL --judge-url http://localhost:8000/v1 --out e.csv
     """
     from hardneg.errors import DataError, UsageError
+    from hardneg.false_negatives.judge import Asking
     from hardneg.false_negatives.judge import judge as run_judge
     from hardneg.false_negatives.model import Posterior
     from hardneg.storage.files import is_special
@@ -80,11 +117,20 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
         out = Path("/dev/stdout")
     if out.exists() and not is_special(out) and not overwrite:
         raise DataError(f"{out} exists: it may hold judgements. Choose another --out, or replace it with --overwrite")
+    if judge_spec is not None and given["cross_encoder"]:
+        raise UsageError("--judge and --cross-encoder exclude each other")
+    asking = Asking(
+        judge=judge_spec, options=asked_options(given, quiet=as_json),
+        **{name: given.pop(name) for name in ("then", "then_pairs", "of", "predictions")},
+    )  # fmt: skip
+    given["asking"] = asking
     with progress_bars() as progress:
         drawn = run_judge(
             run, out, posterior=None if posterior is None else Posterior.load(posterior), progress=progress, **given
         )
-    value = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
+    value: dict[str, Any] = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
+    if drawn.asked:
+        value["judges"] = drawn.asked
     latest = drawn.look == drawn.look.max(initial=1)
     extended = given["judged"] is not None and int(drawn.look.max(initial=1)) > 1
     if as_json:
@@ -98,7 +144,29 @@ def judge(run: str, out: Path, posterior: str | None, overwrite: bool, as_json: 
     if given["judged"] is not None:
         added = f"{int(latest.sum()):,} of them new" if extended else "none of them new: raise --sample"
         click.echo(f"{added}; {drawn.left_out:,} judged before are not among them", err=to_stream)
+    for name, counts in drawn.asked.items():
+        said = ", ".join(f"{key} {count:,.6g}" for key, count in counts.items() if count)
+        click.echo(f"{plain(name)}: {plain(said)}", err=to_stream)
     if to_stream:
         return
+    _next(run, out, given, asking)
+
+
+def _next(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
+    """Say what to type next."""
+    file, alpha = quoted(out), f"--alpha {given['alpha']:g}"
+    if asking.of == "positives":
+        click.echo(f"next: hardneg check-pairs {quoted(run)} --evidence {file} --evidence NEGATIVES.csv")
+        return
+    if asking.of == "negatives":
+        todo = "" if asking.judge else "write 1 (relevant) or 0 into the column 'relevant', then: "
+        click.echo(f"next: {todo}hardneg select {quoted(run)} --relabel drop --evidence {file} --out RUN2")
+        return
+    if asking.judge is not None:
+        click.echo(
+            f"next, as a model errs: hardneg judge {quoted(run)} --predictions {file} --sample 200 {alpha} --out P.csv, for a person"
+        )
+        return
+    more = "" if asking.predictions is None else f" --predictions {quoted(asking.predictions)}"
     todo = "" if given["cross_encoder"] else "write 1 (relevant) or 0 into the column 'relevant', then: "
-    click.echo(f"next: {todo}hardneg calibrate {quoted(run)} {quoted(out)} --alpha {given['alpha']:g}")
+    click.echo(f"next: {todo}hardneg calibrate {quoted(run)} {file} {alpha}{more}")

@@ -23,8 +23,9 @@ _COMMANDS = {
     "export": (".export", "Write the negatives of a run in a format that training libraries read."),
     "diagnose": (".diagnose", "Check whether the negatives of a run are any good, and say what would help."),
     "compare": (".compare", "Show what changed between two runs over the same dataset."),
-    "judge": (".judge", "Draw candidates of a run, for people or a cross-encoder to judge."),
+    "judge": (".judge", "Draw candidates of a run, for people or a model to judge."),
     "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
+    "check-pairs": (".check_pairs", "Count the known pairs of a run that are doubtful."),
     "train": (".train", "Train an encoder with negatives that are mined again as it learns."),
     "evaluate": (".evaluate", "Measure how well an encoder retrieves: nDCG, MRR, recall."),
     "doctor": (".doctor", "Show what this machine has, and what will be picked on it, and why."),
@@ -47,7 +48,7 @@ class _Commands(click.Group):
             return None
         from importlib import import_module
 
-        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0], __package__), cmd_name)
+        command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0], __package__), cmd_name.replace("-", "_"))
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:

@@ -59,6 +59,8 @@ Filters, in the form in which --filter takes them:
                                 positive
   margin:relative=0.05          keeps scores at least 5 % below the score of the
                                 positive
+  answer:column=answers         rejects documents that hold an answer of the query
+                                (answer:FILE,column=C: from another file than SOURCE)
   shared-neighbors:max=0.25     rejects documents that share many nearest
                                 neighbors with the query and its positives
   guide:st:NAME,margin=0        keeps documents that another encoder also scores

@@ -55,6 +55,27 @@ from .show import progress_bars
     "--seed", type=click.IntRange(0), metavar="N", help="Seed of all random choices.  [default: the seed of the run]"
 )
 @click.option(
+    "--relabel",
+    type=click.Choice(["drop", "ignore", "promote", "none"]),
+    help="What to do with candidates that --evidence found relevant: drop them as negatives · ignore them, also where they "
+    "occur in training by chance · promote them to positives. none undoes it.  [default: as in the run]",
+)
+@click.option(
+    "--evidence", multiple=True, metavar="F.csv", help="Judgements for --relabel; repeat the option for several files."
+)
+@click.option(
+    "--promote-from",
+    type=float,
+    metavar="GRADE",
+    help="Lowest grade or score that --relabel promote makes a positive; what is relevant, but below, is ignored.",
+)
+@click.option(
+    "--leave-out",
+    type=click.File("r", encoding="utf-8"),
+    metavar="F.txt",
+    help="Ids of queries, one a line, whose known positives are left out ('hardneg check-pairs').",
+)
+@click.option(
     "--batch-size",
     type=click.IntRange(1),
     default=32,
@@ -74,17 +95,26 @@ def select(run: str, out: str | None, filters: tuple[str, ...], as_json: bool, *
       hardneg select run --filter margin:relative=0.1 --out run2
       hardneg select run --add-filter posterior:run/posterior.json --out run3
       hardneg select run --sampler uniform --seed 1
+      hardneg select run --relabel promote --evidence judged.csv --out run4
     """
     from hardneg.mining.select import SelectOptions
     from hardneg.mining.select import select as run_select
 
     options = SelectOptions(
         filters=filters or None,
-        **{name: given[name] for name in ("add_filters", "default_filters", "sampler", "negatives", "seed")},
+        **{
+            name: given[name]
+            for name in ("add_filters", "default_filters", "sampler", "negatives", "seed", "relabel", "promote_from")
+        },
+        evidence=given["evidence"] or None,
+        leave_out=() if given["leave_out"] is None else tuple(given["leave_out"].read().splitlines()),
     )
     with progress_bars() as progress:
         selected = run_select(
             run, options, out, progress=progress, command=sys.argv[1:],
             **{name: given[name] for name in ("overwrite", "force", "batch_size", "device")},
         )  # fmt: skip
+    if not as_json and "relabelled" in selected.info:
+        counts = ", ".join(f"{name} {n:,}" for name, n in selected.info["relabelled"].items())
+        click.echo(f"relabelled: {counts}", err=True)
     report(selected.info, out or run, as_json)

@@ -56,6 +56,9 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
             table, "guarantee", f"at most {guarantee['alpha']:.1%} false, confidence {guarantee['confidence']:.0%}"
         )
         show._row(table, "  evidence", f"{guarantee['false']} false of {guarantee['judged']} judged negatives")
+    if "judge" in report:
+        for label, said in _judge_rows(report["judge"]):
+            show._row(table, label, said)
     show._show(console, f"posterior {path}", table)
     if "uninformative" in report:
         show._print(console, f"{report['uninformative'][0].upper()}{report['uninformative'][1:]}")
@@ -90,6 +93,25 @@ def _next(value: dict[str, Any], run: str, path: str) -> list[str]:
             f"next: {judge}",
         ]
     return [f"next: hardneg select {quoted(run)} --add-filter {quoted(f'posterior:{path}')}"]
+
+
+def _judge_rows(judge: dict[str, Any]) -> list[tuple[str, str]]:
+    """How a model that judged compares with a person."""
+    agreement = judge["agreement"]
+    kappa, (low, high) = agreement["kappa"], agreement["kappa_interval"]
+    rows = [(f"judged by {', '.join(judge['names'])}", f"{judge['pairs']:,} pairs")]
+    if judge["without_answer"]:
+        rows.append(("  without an answer, taken for relevant", f"{judge['without_answer']:,}"))
+    said = "unknown" if kappa is None else f"{kappa:.2f} ({low:.2f} to {high:.2f})"
+    rows.append((f"  Cohen's kappa with {agreement['of']}, {agreement['pairs']:,} pairs", said))
+    for label, name in (
+        ("  relevant, and missed by it", "missed"),
+        ("  not relevant, and accused by it", "false_alarms"),
+    ):
+        rate = agreement[name]
+        said = f"{rate['share'] or 0:.0%} ({rate['low']:.0%} to {rate['high']:.0%})"
+        rows.append((label, "unknown" if rate["share"] is None else said))
+    return rows
 
 
 def _expectation(report: dict[str, Any], run: str) -> str:

@@ -8,6 +8,7 @@ from hardneg import exports as exports
 from hardneg import false_negatives as false_negatives
 from hardneg import index as index
 from hardneg import integrations as integrations
+from hardneg import judges as judges
 from hardneg import losses as losses
 from hardneg import mining as mining
 from hardneg import refresh as refresh
@@ -33,6 +34,8 @@ from hardneg.evaluation.retrieval import evaluate as evaluate
 from hardneg.exports.export import export as export
 from hardneg.false_negatives.calibrate import NotCertified as NotCertified
 from hardneg.false_negatives.calibrate import calibrate as calibrate
+from hardneg.false_negatives.consistency import check_pairs as check_pairs
+from hardneg.false_negatives.judge import Asking as Asking
 from hardneg.false_negatives.judge import judge as judge
 from hardneg.false_negatives.model import Posterior as Posterior
 from hardneg.false_negatives.sketch import make_sketch as make_sketch

@@ -1,4 +1,4 @@
-"""The registry of datasets, encoders, sources of candidates, filters and samplers that specs name, imported on first use.
+"""The registry of datasets, encoders, sources of candidates, filters, samplers and judges that specs name, imported on first use.
 
 `builtin:glyphs` names a dataset, `st:MODEL` an encoder, `margin:relative=0.05` a filter, and `uniform` a sampler. Code
 that reads specs uses this registry instead of importing the modules, which may be in higher layers of the library.
@@ -40,6 +40,7 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
         "empty": "hardneg.mining.filters.identity:empty_from_spec",
         "duplicate": "hardneg.mining.filters.identity:duplicate_from_spec",
         "distinct": "hardneg.mining.filters.identity:distinct_from_spec",
+        "answer": "hardneg.mining.filters.answers:answer_from_spec",
         "group": "hardneg.mining.filters.identity:group_from_spec",
         "rank": "hardneg.mining.filters.limits:rank_from_spec",
         "score": "hardneg.mining.filters.limits:score_from_spec",
@@ -65,6 +66,11 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
         "scores": "hardneg.mining.sources.fusion:scores_from_spec",
         "interleave": "hardneg.mining.sources.fusion:interleave_from_spec",
     },
+    # make(rest of the spec, JudgeOptions) -> Judge
+    "judge": {
+        "openai": "hardneg.judges.openai:from_spec",
+        "cross-encoder": "hardneg.judges.cross_encoder:from_spec",
+    },
     # make(SpecOptions) -> Sampler
     "sampler": {
         "top": "hardneg.mining.samplers:top_from_spec",
@@ -83,6 +89,7 @@ _VERBS = {
     "select": "hardneg.mining.select:select_by_name",
     "score": "hardneg.mining.score:score",
     "training_page": "hardneg.diagnostics.report.plain_page:write_training",
+    "relabels": "hardneg.false_negatives.relabel:relabels",
 }
 
 _WRITER = "hardneg.mining.specs:written"  # writes filters and samplers as text; see `spec_of`
@@ -99,18 +106,18 @@ def _parts(kind: str) -> dict[str, str | Callable[..., Any]]:
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The registered names of a kind: `dataset`, `encoder`, `candidates`, `fusion`, `filter` or `sampler`."""
+    """The registered names of a kind: `dataset`, `encoder`, `candidates`, `fusion`, `filter`, `sampler` or `judge`."""
     return tuple(_parts(kind))
 
 
 def register(kind: str, name: str, part: Callable[..., Any]) -> None:
-    """Register a dataset, an encoder, a source of candidates, a filter or a sampler under a name, in this process.
+    """Register a dataset, an encoder, a source of candidates, a filter, a sampler or a judge under a name, in this process.
 
     Args:
-        kind: `dataset`, `encoder`, `candidates`, `fusion`, `filter` or `sampler`.
+        kind: see `names`.
         name: the part of a spec before the colon. If the name is taken, the new part replaces the old one.
-        part: the function behind the name: `read(split, builder)` for a dataset, `make(rest, options)` for an encoder,
-            where `rest` is the spec after the colon, and `make(options)` for all others.
+        part: the function behind the name: `read(split, builder)` for a dataset, `make(rest, options)` for an encoder or a
+            judge, where `rest` is the spec after the colon, and `make(options)` for all others.
 
     Raises:
         UsageError: the kind is unknown, no spec could reach the name, or the part cannot be called.

@@ -13,7 +13,8 @@ import hardneg
 from hardneg.data.builder import Builder
 from hardneg.data.pairs import Pairs
 from hardneg.errors import DataError
-from hardneg.false_negatives.judgements import as_cell, from_cell, read_judgements
+from hardneg.false_negatives.judgement_file import as_cell, from_cell
+from hardneg.false_negatives.judgements import read_judgements
 from tests.conftest import run_here
 
 FORMULAS = "=+-@\t\r"

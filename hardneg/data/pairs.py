@@ -51,6 +51,8 @@ class Pairs:
         notes: counts of what the reader noticed, such as empty texts.
         positive_grades: float64 `[m]`, the grade of each of `positives.values`; None: all are 1.
         reading: what the source was taken for: its `format`, and its `columns` by role.
+        ignored: for each query, documents that were found relevant, and are neither positives nor negatives; None: none.
+        dropped: for each query, documents that are no mined negatives; those above are among them; None: none.
 
     >>> pairs = Pairs.from_columns(["capital of France?"], ["Paris"], corpus=["Lyon"])
     >>> len(pairs), len(pairs.document_ids), pairs.positives.padded().tolist()
@@ -80,6 +82,8 @@ class Pairs:
     corpus_rows: Int | None = None
     source_corpus_rows: int = 0
     given: Ragged | None = None
+    ignored: Ragged | None = None
+    dropped: Ragged | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -95,13 +99,21 @@ class Pairs:
     def known_positives(self) -> Ragged:
         """For each query, its positives and those of all queries with the same folded text.
 
-        If one question appears twice with different answers, neither may get the other's answer as a negative.
+        If one question appears twice with different answers, neither may get the other's answer as a negative. What is `ignored` of a
+        query counts as well: it is relevant, only not used as a positive.
         """
+        positives = self.positives
+        if self.ignored is not None:
+            both = (positives, self.ignored)
+            rows, values = (
+                np.concatenate(each) for each in ([b.row_numbers() for b in both], [b.values for b in both])
+            )
+            positives = Ragged.from_pairs(rows, values, len(self))
         distinct, classes = np.unique(distinct_keys(self.query_keys), return_inverse=True)
         if len(distinct) == len(self):
-            return self.positives
+            return positives
         classes = classes.ravel()
-        merged = Ragged.from_pairs(classes[self.positives.row_numbers()], self.positives.values, len(distinct))
+        merged = Ragged.from_pairs(classes[positives.row_numbers()], positives.values, len(distinct))
         return merged.take(classes)
 
     @classmethod
@@ -153,6 +165,8 @@ class Pairs:
             query_rows=self.query_rows[rows],
             positive_grades=None if grades is None else grades[self.positives.places(rows)],
             given=None if self.given is None else self.given.take(rows),
+            ignored=None if self.ignored is None else self.ignored.take(rows),
+            dropped=None if self.dropped is None else self.dropped.take(rows),
         )
 
     @classmethod

@@ -1,7 +1,10 @@
+from hardneg.false_negatives.agreement import Agreement as Agreement
 from hardneg.false_negatives.calibrate import NotCertified as NotCertified
+from hardneg.false_negatives.consistency import check_pairs as check_pairs
 from hardneg.false_negatives.features import PairFeatures as PairFeatures
 from hardneg.false_negatives.filters import PosteriorFilter as PosteriorFilter
 from hardneg.false_negatives.filters import SharedNeighbors as SharedNeighbors
+from hardneg.false_negatives.judge import Asking as Asking
 from hardneg.false_negatives.judge import judge as judge
 from hardneg.false_negatives.model import LogisticModel as LogisticModel
 from hardneg.false_negatives.model import Posterior as Posterior

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ from sklearn.linear_model import LogisticRegression
 
 from hardneg.ambient import own_settings
 from hardneg.errors import DataError, UsageError
+from hardneg.false_negatives.corrected import Predictions, check_judge
 from hardneg.false_negatives.features import PairFeatures, check_features
 from hardneg.false_negatives.guarantee import Test, certify, judgements_needed
 from hardneg.false_negatives.judgements import (
     Judgements,
-    check_drawn_for,
     check_enough,
     draw_id,
-    no_strangers,
+    matched,
+    places,
     read_judgements,
 )
 from hardneg.false_negatives.learn import check_classes, clipped_weights
@@ -48,6 +49,8 @@ def calibrate(
     run: str | Path | Run,
     judgements: str | Path | None = None,
     *,
+    predictions: str | Path | None = None,
+    trust_judge: bool = False,
     alpha: float | None = None,
     confidence: float = 0.95,
     learn: str = "auto",
@@ -64,6 +67,8 @@ def calibrate(
         judgements: a CSV file that `judge` wrote, filled in. Its held-out pairs certify the threshold; its other pairs set the level
             of the posterior. Or one that a report saved, which holds out nothing. None: the threshold is where the model expects a
             share of alpha.
+        predictions: a CSV file that a model filled; a person's `judgements` of some of its pairs correct it (`prediction_powered`).
+        trust_judge: take the word of a model for the truth, where `judgements` are those of a model.
         alpha: the allowed share of false negatives among the negatives; None: what the judgements were drawn for, or 0.05.
         confidence: confidence of the guarantee.
         learn: the training data. `known`: the known positives only. `hidden`: one of several positives is hidden and searched for.
@@ -81,7 +86,7 @@ def calibrate(
     """
     assert callable(progress)  # see `with_progress`
     check_rates(0.05 if alpha is None else alpha, confidence)
-    _check_choices(learn, features, posterior, judgements is not None)
+    _check_choices(learn, features, posterior, judgements is not None, predictions is not None)
     reopened, pair_features = open_run(run, progress)
     judged = None if judgements is None else read_judgements(Path(judgements), reopened.pairs)
     if alpha is None:
@@ -92,49 +97,65 @@ def calibrate(
         check_classes(judged.relevant)
     if judged is not None and learn != "judged":
         check_enough(len(judged.relevant), str(judgements))
-        check_drawn_for(judged, judgements, alpha, draw_id(reopened, posterior))
+        check_judge(judged, str(judgements), trust_judge)
+        model = Predictions.read(predictions, reopened.pairs, judged, judgements, alpha, draw_id(reopened, posterior))
         start = family(reopened, pair_features, posterior, learn, seed, progress)
-        return _certified(reopened, pair_features, judged, start, alpha, confidence, uncertified, progress)
-    learned = (
-        learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
-        if judged is None
-        else from_judged(reopened, pair_features, judged, features, seed, progress)
-    )
+        wanted = _Wanted(alpha, confidence, uncertified, model)
+        return _certified(reopened, pair_features, judged, start, wanted, progress)
+    if judged is None:
+        learned = learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
+    else:
+        learned = from_judged(reopened, pair_features, judged, features, seed, progress)
     population = Population(reopened, pair_features, learned.model, progress)
     if judged is None:
         return _expected(learned, population, alpha)
-    place, is_open = _matched(judged, population)
+    place, is_open = matched(judged, population)
     return _expected(learned, population, alpha, judged.those(is_open), place[is_open])
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be certified: see `calibrate`."""
+
+    alpha: float
+    confidence: float
+    uncertified: bool
+    predictions: Predictions | None
+
+
 def _certified(
-    run: Reopened,
-    features: PairFeatures,
-    judged: Judgements,
-    start: Learned,
-    alpha: float,
-    confidence: float,
-    uncertified: bool,
-    progress: Progress,
+    run: Reopened, features: PairFeatures, judged: Judgements, start: Learned, wanted: _Wanted, progress: Progress
 ) -> Posterior:
     """Set the level of `start` with some judgements, and choose the highest threshold that the held-out ones certify."""
+    alpha, confidence, predictions = wanted.alpha, wanted.confidence, wanted.predictions
     population = Population(run, features, start.model, progress)
-    place = _places(judged, population)
+    place = places(judged, population)
     final, level = _level(start.model, population, judged, place)
     rungs = ladder(population, alpha)
     held = judged.held_out
-    _check_share(judged, place[held], np.logical_or.reduce(rungs.chosen))
-    looks = [
-        _at_look(rungs, place, judged, look, alpha, confidence) for look in range(1, 1 + int(judged.look[held].max()))
-    ]
+    able = np.logical_or.reduce(rungs.chosen)
+    looks: list[list[Test]]
+    if predictions is None:
+        _check_share(judged, place[held], able)
+        looks = [
+            _at_look(rungs, place, judged, look, alpha, confidence)
+            for look in range(1, 1 + int(judged.look[held].max()))
+        ]
+    else:
+        _check_share(predictions.judged, places(predictions.judged, population)[predictions.judged.held_out], able)
+        if judged.chosen_by is None:
+            _check_share(judged, place[held], able)
+        looks = [predictions.tests(rungs, population, judged, place, alpha, confidence)]
     tests = looks[-1]
     # What passed at any look holds, as the levels of all looks add up to that of the guarantee.
     passed = sorted((test for each in looks for test in each if test.passed), key=lambda test: test.threshold)
     report = {**start.report, "level": level, "tests": [asdict(test) for each in looks for test in each]}
+    if predictions is not None:
+        report |= {"judge": predictions.report(judged)}
     in_loss = None if start.in_loss is None else _at_level(start.in_loss, level)
     learned = Learned(final, start.source, report, in_loss)
     if not passed:
-        if not uncertified:
+        if not wanted.uncertified:
             raise NotCertified(_not_certified(tests, alpha, confidence, judged, population))
         return _expected(learned, Population(run, features, final, progress), alpha, judged, place)
     # The same order of candidates, on the scale of the final model.
@@ -147,7 +168,9 @@ def _certified(
         "selection": selection_of(run.run.info["config"]),
         "depth": int(run.run.info["resolved"]["depth"]),
         "drawn_from": sources_of(run.run.info["fingerprints"]),
-        "method": "fixed-sequence hypergeometric test (Learn then Test, arXiv 2110.01052), alpha spent over looks",
+        "method": "fixed-sequence hypergeometric test (Learn then Test, arXiv 2110.01052), alpha spent over looks"
+        + ("" if predictions is None else "; of a model's judgements corrected by a person's (arXiv 2301.09633)"),
+        "judged_by": list(judged.judges) or ["a person"],
     }
     return _finished(learned, threshold, run, guarantee)
 
@@ -179,8 +202,14 @@ def check_rates(alpha: float, confidence: float) -> None:
         raise UsageError(f"alpha {alpha} must be between 0 and 1, the confidence {confidence} at least 0.5 and below 1")
 
 
-def _check_choices(learn: str, features: Sequence[str] | None, posterior: Posterior | None, judged: bool) -> None:
+def _check_choices(
+    learn: str, features: Sequence[str] | None, posterior: Posterior | None, judged: bool, predicted: bool
+) -> None:
     """Raise UsageError for options that exclude each other."""
+    if predicted and (not judged or learn == "judged"):
+        raise UsageError(
+            "predictions of a model are corrected by judgements of a person: give these as well, and no learn='judged'"
+        )
     if learn not in LEARN:
         raise UsageError(f"learn must be one of {', '.join(LEARN)}, not {learn!r}")
     if learn == "judged" and not judged:
@@ -244,25 +273,6 @@ def _expected(
     between = [low / MISFIT, min(high * MISFIT, 1.0)]
     more = {"alpha": alpha, "expected": found, "expected_range": between, "rejected": population.rejected(threshold)}
     return _finished(learned, threshold, population.run, None, **more)
-
-
-def _matched(judged: Judgements, population: Population) -> tuple[NDArray[np.int64], Mask]:
-    """The positions of the judged pairs among the open candidates, and which of the pairs are among these."""
-    pairs = population.pairs
-    keys = pairs.query * np.int64(len(population.run.pairs.document_ids)) + pairs.document
-    wanted = judged.query * np.int64(len(population.run.pairs.document_ids)) + judged.document
-    if len(keys) == 0:
-        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
-    order = np.argsort(keys)
-    place = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
-    return np.asarray(place, np.int64), keys[place] == wanted
-
-
-def _places(judged: Judgements, population: Population) -> NDArray[np.int64]:
-    """The positions of the judged pairs among the open candidates. Raises DataError for pairs that are not among them."""
-    place, is_open = _matched(judged, population)
-    no_strangers(~is_open, judged, population.run.pairs)
-    return place
 
 
 def _level(

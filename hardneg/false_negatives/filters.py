@@ -102,6 +102,8 @@ class PosteriorFilter(Filter):
             for name, value in guarantee.get("drawn_from", {}).items():
                 if sources.get(name) != value:
                     changed.append(f"other {name.replace('_', ' ')}")
+            if "relabels" in sources and "relabels" not in guarantee.get("drawn_from", {}):
+                changed.append("relabelled documents")
         if not changed:
             return []
         return [

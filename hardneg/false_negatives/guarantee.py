@@ -85,10 +85,10 @@ def p_value(false: int, judged: int, negatives: int, alpha: float) -> float:
     """
     if judged == 0:
         return 1.0
-    return float(hypergeom.cdf(false, negatives, _fewest_above(negatives, alpha), judged))
+    return float(hypergeom.cdf(false, negatives, fewest_above(negatives, alpha), judged))
 
 
-def _fewest_above(negatives: int, alpha: float) -> int:
+def fewest_above(negatives: int, alpha: float) -> int:
     """The smallest number of false ones whose share is above alpha."""
     # alpha * negatives may be a whole number that rounding puts a little above or below.
     return min(negatives, math.floor(alpha * negatives * (1 + 1e-12)) + 1)
@@ -147,7 +147,7 @@ def judgements_needed(
 
 def _most_passing(judged: int, negatives: int, alpha: float, level: float) -> int:
     """The largest number of false ones that passes; -1 if none does."""
-    most = int(hypergeom.ppf(level, negatives, _fewest_above(negatives, alpha), judged))
+    most = int(hypergeom.ppf(level, negatives, fewest_above(negatives, alpha), judged))
     while most >= 0 and p_value(most, judged, negatives, alpha) > level:
         most -= 1
     return most

@@ -1,13 +1,9 @@
-"""Judgements: draw pairs with known chances, write them for people or programs to judge, and read them back."""
+"""Judgements: draw pairs with known chances, and check what people or programs said about them."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,24 +11,18 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.data.readers.rows import opened
 from hardneg.data.texts import shown
 from hardneg.errors import DataError, first_few
+from hardneg.false_negatives.judgement_file import HELD_OUT, from_cell, read_rows
 from hardneg.false_negatives.model import Posterior, selection_of, sources_of
 from hardneg.false_negatives.population import Ladder, Population
+from hardneg.false_negatives.prediction_powered import allotted
 from hardneg.hashing import mix
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.samplers import query_keys
 from hardneg.storage.arrays import Mask
 from hardneg.storage.arrow import values_of
-from hardneg.storage.files import atomic_path, fingerprint
-
-COLUMNS = (
-    "query_id", "document_id", "relevant", "query", "positive", "document", "score", "rank",
-    "inclusion_probability", "part", "look", "alpha", "drawn_for",
-)  # fmt: skip
-
-HELD_OUT, FIT = "hold-out", "fit"
+from hardneg.storage.files import fingerprint
 
 FEWEST = 20  # judgements
 
@@ -43,8 +33,6 @@ _STRATA = 5  # of probability, times as many of rank
 _LOOKS = 100  # looks at one file
 
 _LEAST_CHANCE = 1e-12  # of being drawn
-
-_SHOWN = 3  # positives that are shown
 
 
 @dataclass(frozen=True)
@@ -57,6 +45,7 @@ class Drawn:
         held_out: bool `[m]`, True for the pairs that test the guarantee; the others are for learning.
         look: int64 `[m]`, the look at which each pair was first drawn, from 1 (see `guarantee`).
         left_out: number of pairs judged earlier that this draw does not contain.
+        asked: what happened when models were asked, by their names.
     """
 
     place: NDArray[np.int64]
@@ -64,6 +53,7 @@ class Drawn:
     held_out: Mask
     look: NDArray[np.int64]
     left_out: int = 0
+    asked: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def draw_pairs(population: Population, rungs: Ladder, sample: int, seed: int) -> Drawn:
@@ -74,11 +64,7 @@ def draw_pairs(population: Population, rungs: Ladder, sample: int, seed: int) ->
     each pair has a random number, and the lowest are taken (sequential Poisson sampling, Ohlsson 1998; with equal chances this is
     simple random sampling).
     """
-    pairs = population.pairs
-    keys = query_keys(population.run.pairs.query_ids)[pairs.query] ^ mix(
-        pairs.document.astype(np.uint64) + np.uint64(1)
-    )
-    random = [mix(keys ^ mix(np.array([2 * seed + i], np.uint64))).astype(np.float64) / 2.0**64 for i in (0, 1)]
+    pairs, random = population.pairs, _random(population, seed)
     able = np.logical_or.reduce(rungs.chosen)
     held = _lowest(random[0], able.astype(np.float64), min(round(sample * _HELD_SHARE), int(able.sum())))
     rest = np.ones(len(able), bool)
@@ -91,6 +77,72 @@ def draw_pairs(population: Population, rungs: Ladder, sample: int, seed: int) ->
         np.arange(len(held[0]) + len(fit[0])) < len(held[0]),
         np.ones(len(held[0]) + len(fit[0]), np.int64),
     )
+
+
+def _random(population: Population, seed: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Two random numbers of each open pair, from its ids and the seed alone."""
+    pairs = population.pairs
+    keys = query_keys(population.run.pairs.query_ids)[pairs.query] ^ mix(
+        pairs.document.astype(np.uint64) + np.uint64(1)
+    )
+    first, second = (mix(keys ^ mix(np.array([2 * seed + i], np.uint64))).astype(np.float64) / 2.0**64 for i in (0, 1))
+    return first, second
+
+
+def draw_negatives(population: Population, count: int) -> Drawn:
+    """The negatives of the run with the highest P(relevant), most suspicious first. They are no sample: no guarantee rests on them."""
+    pairs, run = population.pairs, population.run
+    table = run.run.negatives(run.pairs)["negative_ids"].combine_chunks()
+    rows = np.repeat(np.arange(len(table)), values_of(table.value_lengths()))
+    documents = values_of(pc.index_in(table.flatten(), value_set=run.pairs.document_ids))
+    width = np.int64(len(run.pairs.document_ids))
+    chosen = np.flatnonzero(np.isin(pairs.query * width + pairs.document, rows * width + documents))
+    place = chosen[np.argsort(-population.probabilities[chosen], kind="stable")][:count]
+    n = len(place)
+    return Drawn(place, np.full(n, np.nan), np.zeros(n, bool), np.ones(n, np.int64))
+
+
+def draw_checks(population: Population, predictions: Judgements, sample: int, seed: int) -> Drawn:
+    """Draw pairs for a person among those that a model judged, more of those where the model's answers vary (see `allotted`).
+
+    Of the pairs that test the guarantee, each half of the model's answers is sampled at random. The others, for learning, are those
+    with the lowest random numbers.
+    """
+    place = places(predictions, population)
+    held, said = predictions.held_out, predictions.relevant
+    random = _random(population, seed)
+    halves = [np.flatnonzero(held & (said == answer)) for answer in (True, False)]
+    counts = allotted((len(halves[0]), len(halves[1])), min(round(sample * _HELD_SHARE), int(held.sum())))
+    fit = np.flatnonzero(~held)
+    taken, chance = [], []
+    for rows, count, numbers in (
+        (halves[0], counts[0], random[0]), (halves[1], counts[1], random[0]),
+        (fit, min(sample - sum(counts), len(fit)), random[1]),
+    ):  # fmt: skip
+        order = rows[np.argsort(numbers[place[rows]], kind="stable")][:count]
+        taken.append(order)
+        chance.append(predictions.inclusion[order] * count / max(len(rows), 1))
+    chosen = np.concatenate(taken)
+    return Drawn(place[chosen], np.concatenate(chance), held[chosen], np.ones(len(chosen), np.int64))
+
+
+def matched(judged: Judgements, population: Population) -> tuple[NDArray[np.int64], Mask]:
+    """The positions of the judged pairs among the open candidates, and which of the pairs are among these."""
+    pairs = population.pairs
+    width = np.int64(len(population.run.pairs.document_ids))
+    keys, wanted = pairs.query * width + pairs.document, judged.query * width + judged.document
+    if len(keys) == 0:
+        return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
+    order = np.argsort(keys)
+    place = order[np.searchsorted(keys, wanted, sorter=order).clip(max=len(keys) - 1)]
+    return np.asarray(place, np.int64), keys[place] == wanted
+
+
+def places(judged: Judgements, population: Population) -> NDArray[np.int64]:
+    """The positions of the judged pairs among the open candidates. Raises DataError for pairs that are not among them."""
+    place, is_open = matched(judged, population)
+    no_strangers(~is_open, judged, population.run.pairs)
+    return place
 
 
 def _lowest(
@@ -118,76 +170,6 @@ def _spread(probability: NDArray[np.float32], rank: NDArray[np.int32]) -> NDArra
     return weights
 
 
-def write_judgements(
-    path: Path,
-    population: Population,
-    drawn: Drawn,
-    relevant: list[int | None] | None = None,
-    *,
-    alpha: float,
-    drawn_for: str,
-) -> None:
-    """Write the pairs as CSV, one per line, in the order in which to judge them. `relevant` is empty where it is not given.
-
-    `alpha` and `drawn_for` (a hash of the run, the posterior and the selection) tell `calibrate` what the pairs were drawn for.
-    Ids and texts are written with `as_cell`, because people open the file in a spreadsheet.
-    """
-    pairs = population.run.pairs
-    shown = population.pairs.take(drawn.place)
-    ids = [
-        known_ids.take(pa.array(rows)).to_pylist()
-        for known_ids, rows in ((pairs.query_ids, shown.query), (pairs.document_ids, shown.document))
-    ]
-    texts = pairs.queries.take(shown.query), pairs.documents.take(shown.document)
-    known = pairs.positives.take(shown.query)
-    lines = []
-    for i in range(len(drawn.place)):
-        positives = known.values[known.offsets[i] : known.offsets[i + 1]][:_SHOWN]
-        lines.append(
-            {
-                "query_id": as_cell(ids[0][i]), "document_id": as_cell(ids[1][i]),
-                "relevant": "" if relevant is None or relevant[i] is None else relevant[i],
-                "query": as_cell(texts[0][i]), "positive": as_cell(" | ".join(pairs.documents.take(positives))),
-                "document": as_cell(texts[1][i]),
-                "score": f"{shown.score[i]:.6f}", "rank": int(shown.rank[i]),
-                "inclusion_probability": repr(float(drawn.inclusion[i])),
-                "part": HELD_OUT if drawn.held_out[i] else FIT,
-                "look": int(drawn.look[i]), "alpha": repr(alpha),
-                "drawn_for": f"{drawn_for}-{int(drawn.held_out.sum())}",
-            }
-        )  # fmt: skip
-    # Shuffled by the hashes of their ids, so that the order does not reveal which pairs are suspected.
-    order = np.argsort(mix(query_keys(pa.array([f"{a}\t{b}" for a, b in zip(*ids, strict=True)], pa.string()))))
-    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
-        writer = csv.DictWriter(f, COLUMNS)
-        writer.writeheader()
-        writer.writerows(lines[i] for i in order)
-
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
-
-
-def as_cell(text: str) -> str:
-    """A text as a cell of a spreadsheet, where it is not taken for a formula.
-
-    Spreadsheets run a cell that starts with one of these: = + - @ tab, carriage return. Such a cell gets a single quote in
-    front. So does one that starts with quotes and then one of these, so that `from_cell` gives every text back.
-
-    >>> as_cell("=1+1"), as_cell("'=1+1"), as_cell("'tis")
-    ("'=1+1", "''=1+1", "'tis")
-    """
-    return "'" + text if text.lstrip("'").startswith(_FORMULA) else text
-
-
-def from_cell(cell: str) -> str:
-    """The text that `as_cell` made a cell of.
-
-    >>> from_cell("''=1+1"), from_cell("'tis")
-    ("'=1+1", "'tis")
-    """
-    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
-
-
 @dataclass(frozen=True)
 class Judgements:
     """Judged pairs of a run.
@@ -202,6 +184,11 @@ class Judgements:
         alpha: what the pairs were drawn for; None if the file does not say it.
         drawn_for: a hash of the run, the posterior and the selection that the pairs were drawn for, and behind a hyphen how many
             were held out; None as for `alpha`.
+        by_judge: bool `[m]`, True for pairs that a model judged.
+        grade: float64 `[m]`, the grade or score of the model; NaN without one.
+        judges: the models that judged, by name.
+        answered: bool `[m]`; False for pairs that a model did not answer, which count as relevant (see `read_judgements`).
+        chosen_by: a hash of the judgements of a model by which the pairs were chosen; None if they were not.
     """
 
     query: NDArray[np.int64]
@@ -213,27 +200,45 @@ class Judgements:
     look: NDArray[np.int64]
     alpha: float | None
     drawn_for: str | None
+    by_judge: Mask
+    grade: NDArray[np.float64]
+    judges: tuple[str, ...]
+    answered: Mask
+    chosen_by: str | None
+
+    def key(self, pairs: Pairs) -> NDArray[np.int64]:
+        """int64 `[m]`: one number for each pair."""
+        return self.query * np.int64(len(pairs.document_ids)) + self.document
 
     def those(self, mask: Mask) -> Judgements:
         """The judgements where `mask`, bool `[m]`, is True."""
-        columns = ("query", "document", "relevant", "inclusion", "held_out", "look")
+        columns = ("query", "document", "relevant", "inclusion", "held_out", "look", "by_judge", "grade", "answered")
         return replace(self, **{name: getattr(self, name)[mask] for name in columns})
 
 
-def read_judgements(path: Path, pairs: Pairs) -> Judgements:
+def read_judgements(path: Path, pairs: Pairs, *, predictions: bool = False, partial: bool = False) -> Judgements:
     """Read judged pairs.
+
+    Args:
+        path: the CSV file.
+        pairs: the dataset.
+        predictions: what a model said, to be corrected by a person. A pair that it did not answer then counts as relevant: leaving
+            it out would bend the result, a wrong answer does not.
+        partial: whether held-out pairs may be left out, because nothing is to be guaranteed.
 
     Raises:
         DataError: a column is missing, a value of `relevant` is not 0 or 1, ids are not in the dataset, two judgements of one pair
             differ, a held-out pair was not judged, or there are no judgements.
     """
-    rows = judgement_rows(path)
-    judged = [(line, row) for line, row in rows if row["relevant"].strip()]
+    rows = read_rows(path)
+    judged = [(line, row) for line, row in rows if predictions or row["relevant"].strip()]
+    answered = np.array([bool(row["relevant"].strip()) for _, row in judged], bool)
+    judged = [(line, {**row, "relevant": row["relevant"].strip() or "1"}) for line, row in judged]
     wrong = [line for line, row in judged if row["relevant"].strip() not in ("0", "1")]
     if wrong:
         raise DataError(f"{path}: 'relevant' must be 0 or 1, it is not in the lines {first_few(wrong)}")
     open_ = [line for line, row in rows if not row["relevant"].strip() and row.get("part") == HELD_OUT]
-    if open_ and judged:
+    if open_ and judged and not predictions and not partial:
         raise DataError(
             f"{path}: {len(open_):,} pairs held out for the guarantee are not judged (lines {first_few(open_)}): "
             f"judge them all, leaving some out would bend the result"
@@ -259,7 +264,24 @@ def read_judgements(path: Path, pairs: Pairs) -> Judgements:
         query[first], document[first], relevant[first], inclusion[first], held_out[first], len(rows) - len(judged),
         look[first], None if alpha is None else _chance(alpha, judged[0][0], path, "alpha"),
         _one([row.get("drawn_for") for _, row in judged], "drawn_for", path),
+        np.array([bool(row.get("judge", "").strip()) for _, row in judged], bool)[first],
+        np.array([_grade(row.get("grade"), line, path) for line, row in judged])[first],
+        tuple(sorted({row["judge"].strip() for _, row in judged if row.get("judge", "").strip()})),
+        answered[first],
+        _one([row.get("chosen_by") for _, row in judged], "chosen_by", path),
     )  # fmt: skip
+
+
+def _grade(text: str | None, line: int, path: Path) -> float:
+    if text is None or not text.strip():
+        return float("nan")
+    try:
+        grade = float(text)
+    except ValueError:
+        grade = float("inf")
+    if not np.isfinite(grade):
+        raise DataError(f"{path}, line {line}: the grade {shown(text)} is no number")
+    return grade
 
 
 def _look(text: str | None, line: int, path: Path) -> int:
@@ -338,25 +360,6 @@ def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
         )
 
 
-def judgement_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line, row) for each row of a file of judgements. Raises DataError if it is no CSV in UTF-8 or lacks a column."""
-    csv.field_size_limit(1 << 27)  # texts may be longer than the default allows
-    with opened(path, once=True) as stream:
-        try:
-            reader = csv.DictReader(io.TextIOWrapper(stream, "utf-8-sig", newline=""), strict=True)
-            found = reader.fieldnames or []
-            missing = [name for name in ("query_id", "document_id", "relevant") if name not in found]
-            if missing:
-                other = next((mark for mark in ";\t" if len(found) == 1 and mark in found[0]), None)
-                raise DataError(
-                    f"{path} has no column {', '.join(missing)}: it needs query_id, document_id and relevant (0 or 1)"
-                    + (f". Save it with commas between the cells, not {other!r}" if other else "")
-                )
-            return [(reader.line_num, {k: v or "" for k, v in row.items() if k is not None}) for row in reader]
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise DataError(f"{path} is not readable as CSV in UTF-8 ({error})") from None
-
-
 def _rows_of(
     ids: list[str], known: pa.Array, judged: list[tuple[int, dict[str, str]]], path: Path, what: str
 ) -> NDArray[np.int64]:
@@ -378,9 +381,3 @@ def _chance(text: str | None, line: int, path: Path, name: str = "inclusion_prob
     if not _LEAST_CHANCE <= chance <= 1:
         raise DataError(f"{path}, line {line}: {name} {shown(text)} must be above 0 and at most 1")
     return chance
-
-
-def judge_with(rate: Callable[[Any, Any], Any], population: Population, drawn: Drawn, cut: float) -> list[int | None]:
-    """Judge pairs with a cross-encoder: relevant if its score is above `cut`. `rate` takes rows of queries and of documents."""
-    shown = population.pairs.take(drawn.place)
-    return [int(score > cut) for score in np.asarray(rate(shown.query, shown.document), np.float64).ravel()]

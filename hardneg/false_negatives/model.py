@@ -304,7 +304,9 @@ def sources_of(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
     >>> sources_of({"source": "a/b", "queries": "12", "documents": "34", "posterior:p.json": "56", "encoder": None})
     {'queries': '12', 'documents': '34', 'encoder': None}
     """
-    named = ("queries", "documents", "labels", "encoder", "query_embeddings", "corpus_embeddings")
+    named = (
+        "queries", "documents", "labels", "encoder", "query_embeddings", "corpus_embeddings", "relabels",
+    )  # fmt: skip
     more = (name for name in sorted(fingerprints) if name.startswith("candidates:"))
     return {
         name: None if fingerprints[name] is None else str(fingerprints[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -104,16 +104,6 @@ def needs_texts(pairs: Pairs, model: str) -> str | None:
     return f"the cross-encoder {model} reads texts, and the dataset has pictures: use a filter by vectors, or module: with your own"
 
 
-def rater(context: Context, model: str) -> Callable[[NDArray[np.integer], NDArray[np.integer]], Float]:
-    """A function that scores m queries with m documents, given by their rows, as `cross_encoder_scores` does: float32 `[m]`."""
-
-    def rate(queries: NDArray[np.integer], documents: NDArray[np.integer]) -> Float:
-        scores: Float = cross_encoder_scores(context, model, queries, np.asarray(documents)[:, None])[:, 0]
-        return scores
-
-    return rate
-
-
 def text_pairs(pairs: Pairs, queries: NDArray[np.integer], documents: NDArray[np.integer]) -> list[tuple[str, str]]:
     """The texts of m queries and m documents, given by their rows; each text is read once."""
     sides = []
@@ -126,6 +116,11 @@ def text_pairs(pairs: Pairs, queries: NDArray[np.integer], documents: NDArray[np
 
 def load_cross_encoder(model: str, device: str | None = None, batch_size: int = 32) -> CrossScorer:
     """Load a cross-encoder, named as in `cross_encoder_scores`.
+
+    Args:
+        model: the name.
+        device: where it runs, such as cpu or cuda; None: a GPU if there is one. An object of your own decides itself.
+        batch_size: pairs scored at once.
 
     Raises:
         MissingDependencyError: sentence-transformers is not installed. UsageError: the model cannot be loaded.

@@ -22,6 +22,7 @@ from hardneg import renamed
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError
 from hardneg.mining.miner import Judged
+from hardneg.mining.relabels import FILE as RELABELS
 from hardneg.mining.run_folder import SCHEMA_VERSION, VOLATILE, WITH_SOURCES, PartInfo
 from hardneg.mining.run_tables import CANDIDATE_SCHEMA, NEGATIVE_SCHEMA, listed_columns
 from hardneg.storage.arrow import numbers, read_parquet, strings, values_of
@@ -158,7 +159,9 @@ class PartWriter:
         parts = (self.folder / "progress" / f"negatives-{part:05d}.parquet" for part in range(self.parts))
         scores = ScoreQuantiles()
         write_parquet(self.folder / "negatives.parquet", map(scores.see, map(read_parquet, parts)))
-        files["negatives.parquet"] = sha256_file(self.folder / "negatives.parquet")
+        for name in ("negatives.parquet", RELABELS):
+            if (self.folder / name).is_file():
+                files[name] = sha256_file(self.folder / name)
         for path in sorted(
             p
             for name in ("source", "embeddings")

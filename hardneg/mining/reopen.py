@@ -118,7 +118,7 @@ class Reopened:
         check_ranking(path, documents, scores, not labels)
         kept[rows, columns] = pc.equal(table["verdict"], KEPT).to_numpy()
         rejected[rows, columns] = pc.starts_with(table["verdict"], "posterior").to_numpy()
-        positives = self._positive_scores.take(np.arange(start, stop))
+        positives = self._scored_positives(np.arange(start, stop), documents, scores)
         width = int(positives.lengths.max(initial=0))
         all_positive = np.full((stop - start, width), -np.inf, np.float32)
         all_positive[np.arange(width) < positives.lengths[:, None]] = positives.values
@@ -127,6 +127,32 @@ class Reopened:
             self.context.kept.turn_to(number, start, documents)
         candidates = Candidates(np.arange(start, stop), documents, scores, lowest_scores(all_positive), empty, listed)
         return Part(number, candidates, all_positive, kept, rejected)
+
+    def _scored_positives(
+        self, queries: NDArray[np.int64], documents: NDArray[np.int32], scores: NDArray[np.float32]
+    ) -> Ragged:
+        """The scores of the positives of some queries. What was relabelled since was a candidate, and has its score there."""
+        known, wanted = self._positive_rows.take(queries), self.pairs.positives.take(queries)
+        found = self._positive_scores.take(queries)
+        if np.array_equal(known.offsets, wanted.offsets) and np.array_equal(known.values, wanted.values):
+            return found
+        rows, columns = np.nonzero(documents >= 0)
+        width = np.int64(len(self.pairs.document_ids))
+        keys = np.concatenate([known.row_numbers() * width + known.values, rows * width + documents[rows, columns]])
+        values = np.concatenate([found.values, scores[rows, columns]])
+        order = np.argsort(keys, kind="stable")  # the run's own scores of positives come first
+        asked = wanted.row_numbers() * width + wanted.values
+        place = order[np.searchsorted(keys, asked, sorter=order).clip(max=len(order) - 1)]
+        if (keys[place] != asked).any():
+            raise RunError(f"{self.run.folder}: a positive of the dataset has no score: the run is damaged")
+        return Ragged(wanted.offsets, values[place])
+
+    @cached_property
+    def _positive_rows(self) -> Ragged:
+        """The positives that the run has scores of."""
+        column = self.run.negatives(self.pairs)["positive_ids"].combine_chunks()
+        rows = values_of(pc.index_in(column.flatten(), value_set=self.pairs.document_ids)).astype(np.int64)
+        return Ragged(np.concatenate([[0], np.cumsum(values_of(column.value_lengths()), dtype=np.int64)]), rows)
 
     @cached_property
     def _positive_scores(self) -> Ragged:

@@ -3,6 +3,7 @@
 run.json               the options, inputs and results, and a SHA-256 of every file; written last
 negatives.parquet      one row for each query
 candidates/part-*      one row for each candidate, with its verdict
+relabels.parquet       candidates that were found relevant, and what was done with them; only if there are any
 source/                the dataset as it was read
 embeddings/            the vectors, unless they were given or cached elsewhere
 features/              features that commands computed for the posterior, see `kept_features`
@@ -12,9 +13,11 @@ progress/              only while the run is unfinished: one record for each fin
 
 from __future__ import annotations
 
+import hashlib
 import html
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,8 @@ from hardneg import registry
 from hardneg.data.pairs import Pairs, open_pairs
 from hardneg.errors import RunError
 from hardneg.mining.parts import PART_ROWS
+from hardneg.mining.relabels import FILE as RELABELS
+from hardneg.mining.relabels import Relabels
 from hardneg.mining.run_folder import is_run, read_run_json
 from hardneg.mining.run_tables import read_negatives
 from hardneg.storage.files import sha256_file
@@ -31,7 +36,7 @@ from hardneg.storage.folders import recover
 
 _ATTEMPTS = 10  # to open a run that other processes replace meanwhile
 
-_FILE = re.compile(r"negatives\.parquet|candidates/part-[0-9]{5,}\.parquet|(source|embeddings)/[\w./-]+")
+_FILE = re.compile(r"(negatives|relabels)\.parquet|candidates/part-[0-9]{5,}\.parquet|(source|embeddings)/[\w./-]+")
 
 
 class Run:
@@ -86,8 +91,24 @@ class Run:
         if read_run_json(self.folder) != self.info:
             raise RunError(f"{self.folder} has been changed by another process since it was opened: try again")
 
-    def pairs(self) -> Pairs:
-        """The dataset that was mined; RunError if it is not the one that run.json names."""
+    def relabels(self, pairs: Pairs) -> Relabels | None:
+        """What was relabelled in this run, as rows of its dataset; None if nothing."""
+        return Relabels.read(self.folder / RELABELS, pairs) if RELABELS in self.info["files"] else None
+
+    def relabelled(self, pairs: Pairs) -> Pairs:
+        """A dataset with the same queries and documents, with the labels of this run."""
+        found = self.relabels(pairs)
+        if found is None:
+            return pairs
+        labels = hashlib.sha256(f"{pairs.digests.get('labels')} relabelled {found.digest()}".encode()).hexdigest()
+        return replace(found.of(pairs), digests={**pairs.digests, "labels": labels})
+
+    def pairs(self, *, relabelled: bool = True) -> Pairs:
+        """The dataset that was mined, with what was relabelled; RunError if it is not the one that run.json names.
+
+        Args:
+            relabelled: False: with the labels of the source alone.
+        """
         pairs = open_pairs(self.folder / "source")
         for name, digest in pairs.digests.items():
             if self.info["fingerprints"].get(name, digest) != digest:
@@ -99,7 +120,8 @@ class Run:
                 f"{self.folder}/source holds {len(pairs):,} queries, but run.json counts "
                 f"{self.info['counts']['queries']:,}: the run is damaged"
             )
-        return pairs
+        found = self.relabels(pairs) if relabelled else None
+        return pairs if found is None else found.of(pairs)
 
     def negatives(self, pairs: Pairs | None = None) -> pa.Table:
         """The table `negatives.parquet`, with one row for each query.

@@ -8,12 +8,20 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from hardneg import registry
 from hardneg.ambient import own_settings
+from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError, suggestion
 from hardneg.mining.filters.base import Chain, Filter, with_found
 from hardneg.mining.miner import choose_negatives
 from hardneg.mining.options import MAYBE_COUNT, MAYBE_FLAG, check_types, plain
 from hardneg.mining.parts import PartWriter
+from hardneg.mining.relabels import FILE as RELABELS
+from hardneg.mining.relabels import FOUND, HOW, Relabels
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.mining.run_folder import copy_posterior, located_filters, posterior_files, relative_paths, run_output
@@ -21,6 +29,7 @@ from hardneg.mining.samplers import Sampler, query_keys
 from hardneg.mining.specs import check_guides, filters_of, no_code, parse_filters, parse_sampler
 from hardneg.progress import Progress, with_progress
 from hardneg.registry import spec_of
+from hardneg.storage.arrow import values_of
 from hardneg.storage.folders import link_tree
 
 
@@ -32,6 +41,12 @@ class SelectOptions:
         filters: filters in place of those of the run.
         add_filters: more filters, applied after those.
         default_filters, sampler, negatives, seed: as in `MineOptions`.
+        relabel: what to do with candidates that `evidence` found relevant: `drop`, `ignore` or `promote` (see `Relabels`); `none`
+            undoes what was relabelled before.
+        evidence: a CSV file of judgements, or several.
+        promote_from: with `promote`, the lowest grade or score of a new positive; what is relevant, but below, is ignored. None: all
+            that is relevant is promoted.
+        leave_out: ids of queries whose known positives are left out, as `check_pairs` finds them doubtful.
     """
 
     filters: tuple[str | Filter, ...] | None = None
@@ -40,6 +55,10 @@ class SelectOptions:
     sampler: str | Sampler | None = None
     negatives: int | None = None
     seed: int | None = None
+    relabel: str | None = None
+    evidence: str | tuple[str, ...] | None = None
+    promote_from: float | None = None
+    leave_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -47,7 +66,18 @@ class SelectOptions:
         if self.filters is not None:
             object.__setattr__(self, "filters", filters_of(self.filters))
         object.__setattr__(self, "add_filters", filters_of(self.add_filters))
+        self._check_relabel()
         check_types(self, {"negatives": MAYBE_COUNT, "seed": MAYBE_COUNT, "default_filters": MAYBE_FLAG})
+
+    def _check_relabel(self) -> None:
+        if self.relabel not in (None, *HOW):
+            raise UsageError(f"relabel must be one of {', '.join(HOW)}, not {self.relabel!r}")
+        if (self.relabel in FOUND) != (self.evidence is not None):
+            raise UsageError(
+                "relabel (drop, ignore, promote) and evidence (a file of judgements) go together: give both"
+            )
+        if self.promote_from is not None and self.relabel != "promote":
+            raise UsageError("promote_from has a meaning with relabel='promote' only")
 
 
 @with_progress
@@ -95,11 +125,33 @@ def select(
             link_tree(run.folder / name, folder / name)
         run.check_unchanged()  # since it was opened: another selection would be lost otherwise
         copy_posterior(run.folder / "posterior.json", folder / "posterior.json")
-        reopened = Reopened(run, folder, batch_size=batch_size, device=device, progress=progress)
+        pairs, relabels = _relabelled(run, options)
+        reopened = Reopened(run, folder, pairs=pairs, batch_size=batch_size, device=device, progress=progress)
+        if relabels is not None:
+            relabels.write(folder / RELABELS, pairs)
         writer = PartWriter(folder, reopened.pairs, chosen.chain.names)
         _write_parts(reopened, chosen, writer, progress)
-        writer.finish(_head(run, target, chosen, used, command))
+        writer.finish(_head(run, target, chosen, used, relabels, command))
     return Run(target, verify=False)
+
+
+def _relabelled(run: Run, options: SelectOptions) -> tuple[Pairs, Relabels | None]:
+    """The dataset with the labels that the selection asks for, and what was relabelled."""
+    source = run.pairs(relabelled=False)
+    found = None if options.relabel == "none" else run.relabels(source)
+    if options.relabel in FOUND:
+        files = (options.evidence,) if isinstance(options.evidence, str) else options.evidence
+        found = registry.verb("relabels")(files, source, options.relabel, options.promote_from)
+    if options.leave_out:
+        places = pc.index_in(pa.array(options.leave_out, source.query_ids.type), value_set=source.query_ids)
+        if places.null_count:
+            unknown = options.leave_out[places.to_pylist().index(None)]
+            raise UsageError(f"the query {unknown!r} that is to be left out is not in {run.folder}")
+        removed = Relabels.removing(np.unique(values_of(places).astype(np.int64)), source)
+        found = removed if found is None else found.and_also(removed)
+    if found is None:
+        return source, None
+    return found.of(source), found
 
 
 def select_by_name(run: Run, out: str | Path | None = None, **options: Any) -> Run:
@@ -131,7 +183,8 @@ class _Selection:
             UsageError: the options cannot be used, or the run was mined with an object that has to be given again.
             RunError: a spec of the run names a module.
         """
-        given = {name: value for name, value in vars(options).items() if value is not None and name != "add_filters"}
+        others = ("add_filters", "relabel", "evidence", "promote_from", "leave_out")
+        given = {name: value for name, value in vars(options).items() if value is not None and name not in others}
         own = {"filters": located_filters(run.folder, run.info)} if "filters" not in given else {}
         config = {**run.info["config"], **own, **given}
         config["filters"] = (*config["filters"], *options.add_filters)
@@ -167,19 +220,24 @@ def _write_parts(reopened: Reopened, chosen: _Selection, writer: PartWriter, pro
 
 
 def _head(
-    run: Run, target: Path, chosen: _Selection, used: dict[str, str], command: list[str] | None
-) -> dict[str, Any]:
+    run: Run, target: Path, chosen: _Selection, used: dict[str, str], relabels: Relabels | None,
+    command: list[str] | None,
+) -> dict[str, Any]:  # fmt: skip
     """The content of the selection's `run.json`, except what `PartWriter.finish` adds."""
     info = run.info
-    found = with_found(chosen.config, info["resolved"]["depth"], info["fingerprints"])
+    prints = {name: value for name, value in info["fingerprints"].items() if name != "relabels"}
+    if relabels is not None:
+        prints["relabels"] = relabels.digest()
+    found = with_found(chosen.config, info["resolved"]["depth"], prints)
     previous = {"config": info["config"], "command": info["command"], "counts": info["counts"]}
     return {
         **{key: info[key] for key in ("hardneg_version", "resolved", "timings", "environment")},
-        "fingerprints": {**_without_posteriors(info["fingerprints"]), **used},
+        "fingerprints": {**_without_posteriors(prints), **used},
         "warnings": [*info["warnings"], *chosen.chain.notes(found)],
         "command": command,
         "config": chosen.config,
         "seed": chosen.config["seed"],
+        **({} if relabels is None else {"relabelled": relabels.counts() or info.get("relabelled", {})}),
         "selections": [*info["selections"], previous],
         "paths": {**_moved_paths(run, target), **relative_paths(target, posterior_files(used))},
     }

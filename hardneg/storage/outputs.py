@@ -11,7 +11,17 @@ from hardneg.storage.folders import marker
 
 # What our folders hold, by their kind: the file that describes them comes first.
 OWN_FILES = {
-    "run": ("run.json", "negatives.parquet", "candidates", "source", "embeddings", "features", "teacher", "progress"),
+    "run": (
+        "run.json",
+        "negatives.parquet",
+        "relabels.parquet",
+        "candidates",
+        "source",
+        "embeddings",
+        "features",
+        "teacher",
+        "progress",
+    ),
     "training": ("train.json", "best", "last", "log.jsonl", "checkpoints", "embeddings", "tensorboard"),
 }
 

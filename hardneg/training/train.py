@@ -72,11 +72,10 @@ def train(
         out: the folder to write.
         options: the options; None: the defaults.
         evaluation: the evaluation data; None: no evaluation, and the last encoder is the result.
-        run: a mining run over `pairs`. Its candidates are used throughout, and nothing is mined during the training.
+        run: a mining run over `pairs`. Its candidates and relabelled pairs are used, and nothing is mined meanwhile.
         queries, documents: items that replace the texts of `pairs`, such as images; see `Examples`.
         device: `cpu`, `cuda`, `cuda:1`; None: a GPU if there is one. Under torchrun each process has its own.
-        resume: continue an interrupted training. On the CPU the result is the same as without the interruption (with
-            `options.wait` False, it depends on how fast generations are built).
+        resume: continue an interrupted training: on the CPU with the same result, unless `options.wait` is False.
         overwrite: replace the training in `out`, once the new one is finished.
         callbacks: called with the numbers of logged steps and of evaluations.
         tensorboard: also write TensorBoard logs.
@@ -89,6 +88,7 @@ def train(
             DataError: the loss, a weight or a vector is not finite. UsageError: an option does not fit.
     """
     assert callable(progress)  # see `with_progress`
+    pairs = pairs if run is None else run.relabelled(pairs)
     start, options, out = time.perf_counter(), options or TrainOptions(), Path(out)
     with world(device) as here:
         towers = _towers(model, pairs, options, here)

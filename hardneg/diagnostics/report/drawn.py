@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from hardneg.false_negatives.judgements import from_cell, judgement_rows
+from hardneg.false_negatives.judgement_file import from_cell, read_rows
 from hardneg.storage.files import fingerprint
 
 
@@ -35,7 +35,7 @@ class DrawnPairs:
 
 def drawn_pairs(path: str | Path) -> DrawnPairs:
     """Read a file of `hardneg judge`; what is judged in it already stays. Raises DataError for any other file."""
-    rows = [row for _, row in judgement_rows(Path(path))]
+    rows = [row for _, row in read_rows(Path(path))]
     columns = list(rows[0]) if rows else ["query_id", "document_id", "relevant"]
     cells = [[row.get(name, "") for name in columns] for row in rows]
     shown = [[from_cell(row.get(name, "")) for name in ("query", "positive", "document")] for row in rows]

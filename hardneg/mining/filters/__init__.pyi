@@ -1,3 +1,4 @@
+from hardneg.mining.filters.answers import Answer as Answer
 from hardneg.mining.filters.base import KEPT as KEPT
 from hardneg.mining.filters.base import Chain as Chain
 from hardneg.mining.filters.base import Filter as Filter

@@ -16,13 +16,16 @@ from hardneg.storage.arrays import Mask, Ragged, members
 
 @dataclass(frozen=True, kw_only=True)
 class Known(Filter):
-    """Rejects the known positives of the query, and those of every query with the same text."""
+    """Rejects the known positives of the query, those of every query with the same text, and what was found relevant (`Relabels`)."""
 
     name = "known"
     guesses = False
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
-        return ~members(candidates.documents, context.known.take(candidates.queries))
+        keep: Mask = ~members(candidates.documents, context.known.take(candidates.queries))
+        if context.pairs.dropped is not None:
+            keep &= ~members(candidates.documents, context.pairs.dropped.take(candidates.queries))
+        return keep
 
 
 @dataclass(frozen=True, kw_only=True)

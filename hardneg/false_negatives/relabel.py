@@ -1,0 +1,60 @@
+"""From judgements to relabelled pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from hardneg.data.pairs import Pairs
+from hardneg.errors import DataError
+from hardneg.false_negatives.judgements import read_judgements
+from hardneg.mining.relabels import ACTIONS, Relabels
+from hardneg.storage.arrays import members
+
+
+def relabels(files: Sequence[str | Path], pairs: Pairs, how: str, promote_from: float | None = None) -> Relabels:
+    """The pairs that judgements found relevant, and what is to be done with them.
+
+    What the dataset itself judged not relevant stays so, and known positives stay positives; both are counted.
+
+    Args:
+        files: CSV files of `judge`, filled. Where two judge a pair, the later file counts.
+        pairs: the dataset, with the labels of its source.
+        how: `drop`, `ignore` or `promote`.
+        promote_from: with `promote`, the lowest grade of a new positive. Judgements without a grade, as people give them, are
+            promoted.
+
+    Raises:
+        DataError: a file cannot be used, or finds nothing relevant.
+    """
+    found: dict[tuple[int, int], tuple[bool, float, str]] = {}
+    for file in files:
+        judged = read_judgements(Path(file), pairs, partial=True)
+        by = ", ".join(judged.judges)
+        for i in range(len(judged.query)):
+            pair = int(judged.query[i]), int(judged.document[i])
+            found[pair] = bool(judged.relevant[i]), float(judged.grade[i]), by if judged.by_judge[i] else "a person"
+    relevant = [(pair, grade, by) for pair, (is_relevant, grade, by) in found.items() if is_relevant]
+    if not relevant:
+        raise DataError(
+            f"{', '.join(map(str, files))}: none of {len(found):,} judged pairs is relevant: nothing to relabel"
+        )
+    rows = np.array([pair for pair, _, _ in relevant], np.int64)
+    grade = np.array([value for _, value, _ in relevant], np.float64)
+    query, document = rows[:, 0], rows[:, 1]
+    denied = members(document[:, None], pairs.judged_negatives.take(query))[:, 0]
+    known = members(document[:, None], pairs.positives.take(query))[:, 0]
+    action = np.full(len(rows), ACTIONS.index(how), np.int8)
+    if promote_from is not None:
+        action[grade < promote_from] = ACTIONS.index("ignore")  # False for NaN
+    # A query without a positive cannot be trained on; a new one is no reason to begin.
+    action[(pairs.positives.lengths == 0)[query] & (action == ACTIONS.index("promote"))] = ACTIONS.index("ignore")
+    keep = ~(denied | known)
+    left = {
+        "left alone, as the dataset judged them not relevant": int(denied.sum()),
+        "left alone, as they are positives already": int((known & ~denied).sum()),
+    }
+    names = [name for (_, _, name), kept in zip(relevant, keep, strict=True) if kept]
+    return Relabels(query[keep], document[keep], action[keep], grade[keep], names, left)
