@@ -67,8 +67,8 @@ def train(folder: Path, start: Path, seed: int, steps: int, choices: dict[str, A
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=120)
-    parser.add_argument("--first", type=int, default=240, help="steps with in-batch negatives before the ways part")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--first", type=int, default=160, help="steps with in-batch negatives before the ways part")
     parser.add_argument("--cold", action="store_true", help="leave these steps out")
     parser.add_argument("--out", type=Path, help="append the results of each training to this file, as JSON lines")
     given = parser.parse_args()
