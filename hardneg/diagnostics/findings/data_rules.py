@@ -66,13 +66,13 @@ class BothAbove(FindingRule):
             return None
         text = (
             f"{both.value:.0%} of the negatives are above the positive for both encoders ({expected:.0%} if they erred "
-            f"independently): most of these are relevant"
+            f"independently): they are relevant, unless the encoders are of one kind and err alike"
         )
         posterior = shlex.quote(f"posterior:{run}/posterior.json")
         fix = f"hardneg calibrate {shlex.quote(run)} && hardneg select {shlex.quote(run)} --add-filter {posterior}"
         fix += f" --out {shlex.quote(run + '-2')}"
         return Finding(
-            "both-above", "warning", text, "both_above_positive", both.value, limit, measured.ids.get("both_above_queries", []), fix
+            "both-above", "info", text, "both_above_positive", both.value, limit, measured.ids.get("both_above_queries", []), fix
         )  # fmt: skip
 
 

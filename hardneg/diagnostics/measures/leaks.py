@@ -14,7 +14,7 @@ from hardneg.diagnostics.measures.copies import words_of
 from hardneg.diagnostics.subject import Subject
 from hardneg.storage.arrays import Int
 
-_EVALUATED = 10_000  # the largest number of evaluation queries, and of their positives, that are looked up
+_EVALUATED = 5_000  # the largest number of evaluation queries, and of their positives, that are looked up
 
 _TRAINED = (
     200_000  # the largest number of training queries, and of positives, that they are looked up in for near copies
@@ -26,6 +26,8 @@ _HASHES = 12  # the smallest hashes of a text's shingles, by which it is looked 
 
 _HOLDERS = 40  # texts with the same hash that are compared; a shingle of more says nothing
 
+_COMPARED = 50  # texts that share enough hashes with another, and are compared with it
+
 _NEAR = 0.7  # Jaccard similarity of the shingles from which a text is a near copy
 
 
@@ -34,7 +36,7 @@ def leaks(subject: Subject, evaluation: Pairs, rng: np.random.Generator) -> Meas
 
     Equal texts (folded: Unicode form, case, white space) are found among all. Near copies are texts of which the sets of 3-word
     shingles have a Jaccard similarity of 0.7 or more (Broder 1997); they are looked up by their 12 smallest hashes, and each found
-    pair is compared exactly. At most 10,000 evaluation queries and positives, drawn at random, are looked up among at most
+    pair is compared exactly. At most 5,000 evaluation queries and positives, drawn at random, are looked up among at most
     200,000 training texts of each kind.
 
     The numbers are shares of the evaluation set:
@@ -129,7 +131,9 @@ class Lookup:
         first, last = np.searchsorted(self.hashes, least, "left"), np.searchsorted(self.hashes, least, "right")
         few = last - first <= _HOLDERS
         owners = [self.owners[a:b] for a, b in zip(first[few], last[few], strict=True)]
-        candidates = np.unique(np.concatenate(owners)) if owners else np.empty(0, np.int64)
+        candidates, shared = np.unique(np.concatenate(owners) if owners else np.empty(0, np.int64), return_counts=True)
+        # Near copies share 0.7 of their smallest hashes, give or take: those that share a third are compared.
+        candidates = candidates[shared >= max(1, -(-len(owners) // 3))][:_COMPARED]
         if len(candidates) == 0:
             return False
         mine = _shingles(text)
