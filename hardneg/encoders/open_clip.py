@@ -22,6 +22,8 @@ from hardneg.errors import MissingDependencyError, UsageError
 from hardneg.storage.arrow import brief
 
 CONFIG, WEIGHTS = "open_clip_config.json", "open_clip_model.safetensors"
+BATCH = 32  # items at once on a GPU, by default
+
 _FORM = "write open_clip:MODEL,pretrained=TAG_OR_FILE, or open_clip:FOLDER of a saved model"
 _AT_ONCE = 32  # on a CPU: items that go through a tower together, whatever batch size is asked for
 
@@ -53,7 +55,7 @@ class OpenClipEncoder(nn.Module):
         *,
         seed: int = 0,
         device: str | None = None,
-        batch_size: int = 32,
+        batch_size: int = BATCH,
     ) -> None:
         super().__init__()
         library = _library()
@@ -245,5 +247,5 @@ def from_spec(rest: str, options: EncoderOptions) -> OpenClipEncoder:
     if not name or (not pretrained and "," in name):
         raise UsageError(f"the encoder 'open_clip:{rest}' is incomplete: {_FORM}")
     return OpenClipEncoder(
-        name, pretrained or None, seed=options.seed, device=options.device, batch_size=options.batch_size
+        name, pretrained or None, seed=options.seed, device=options.device, batch_size=options.batch_size or BATCH
     )
