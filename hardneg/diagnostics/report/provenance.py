@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import shlex
 from datetime import date
+from importlib.metadata import version
 from typing import Any
 
 from hardneg.mining.run import Run
-from hardneg.version import __version__
 
 _SHOWN = 16  # characters of a fingerprint
 
@@ -28,7 +28,7 @@ def provenance(run: Run) -> list[tuple[str, str]]:
         ("sampler", f"{config.get('sampler')}, {config.get('negatives')} negatives, seed {config.get('seed')}"),
         *_commands(info),
         ("made with", f"hardneg {info.get('hardneg_version')}"),
-        ("this page", f"hardneg {__version__}, {date.today().isoformat()}"),
+        ("this page", f"hardneg {version('hardneg')}, {date.today().isoformat()}"),
     ]  # fmt: skip
     return rows
 
