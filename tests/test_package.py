@@ -73,7 +73,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_names_at_the_top_are_few_and_are_those_of_the_rooms() -> None:
     rooms = [name for name in hardneg.__all__ if isinstance(getattr(hardneg, name), ModuleType)]
-    assert len(hardneg.__all__) - len(rooms) <= 45
+    assert len(hardneg.__all__) - len(rooms) <= 50
     everywhere = {name for package in PACKAGES[1:] for name in import_module(package).__all__}
     # Verbs are named as the file they stand in, which a room cannot offer beside that file.
     alone = {name for name in hardneg.__all__ if name not in everywhere and name not in rooms} - {"__version__"}

@@ -91,10 +91,8 @@ def calibrate(
     judged = None if judgements is None else read_judgements(Path(judgements), reopened.pairs)
     if alpha is None:
         alpha = 0.05 if judged is None or judged.alpha is None else judged.alpha
-    if judged is not None and learn == "auto" and posterior is None and not judged.held_out.any():
+    if judged is not None and learn == "auto" and posterior is predictions is None and not judged.held_out.any():
         learn = "judged"
-    if judged is not None and learn == "judged" and features is not None:
-        check_classes(judged.relevant)
     if judged is not None and learn != "judged":
         check_enough(len(judged.relevant), str(judgements))
         check_judge(judged, str(judgements), trust_judge)
@@ -104,11 +102,24 @@ def calibrate(
         return _certified(reopened, pair_features, judged, start, wanted, progress)
     if judged is None:
         learned = learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
-    else:
-        learned = from_judged(reopened, pair_features, judged, features, seed, progress)
-    population = Population(reopened, pair_features, learned.model, progress)
-    if judged is None:
-        return _expected(learned, population, alpha)
+        return _expected(learned, Population(reopened, pair_features, learned.model, progress), alpha)
+    return _from_judged(reopened, pair_features, judged, features, alpha, seed, progress)
+
+
+def _from_judged(
+    run: Reopened,
+    features: PairFeatures,
+    judged: Judgements,
+    names: Sequence[str] | None,
+    alpha: float,
+    seed: int,
+    progress: Progress,
+) -> Posterior:
+    """Learn from judgements, without a guarantee; those of pairs that other filters rejected teach, and say nothing of negatives."""
+    if names is not None:
+        check_classes(judged.relevant)
+    learned = from_judged(run, features, judged, names, seed, progress)
+    population = Population(run, features, learned.model, progress)
     place, is_open = matched(judged, population)
     return _expected(learned, population, alpha, judged.those(is_open), place[is_open])
 
