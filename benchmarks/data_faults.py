@@ -171,9 +171,11 @@ def rewritten(change: Callable[[str, int], str], meaning: bool = False) -> Plant
         rows = np.flatnonzero((pairs.positives.lengths > 0) & (subject.counts > 0))
         first = pairs.positives.values[pairs.positives.offsets[rows]]
         free = np.setdiff1d(np.arange(len(pairs.document_ids)), pairs.positives.values)
-        if len(free) < len(rows):  # every document is a positive: take that of the query half the set away
-            free = np.roll(first, len(first) // 2)
-        free = free[: len(rows)]
+        if len(free) < len(rows):  # every document is a positive: take those of the other half of the queries
+            half = len(rows) // 2
+            free, rows, first = np.setdiff1d(first[half:], first[:half]), rows[:half], first[:half]
+        count = min(len(free), len(rows))
+        free, rows, first = free[:count], rows[:count], first[:count]
         texts = pairs.documents.take(first)
         documents = subject.documents.copy()
         documents[rows, 0] = free
@@ -182,12 +184,7 @@ def rewritten(change: Callable[[str, int], str], meaning: bool = False) -> Plant
             noise = unit(rng.standard_normal((len(rows), vectors.shape[1])))
             vectors[free] = unit(np.asarray(subject.vectors[1], np.float32)[first]) + 0.2 * noise
         changed = {int(row): change(text, i) for i, (row, text) in enumerate(zip(free, texts, strict=True))}
-        # The positives keep their texts, also those whose rows were taken.
         keep = with_texts(pairs, changed)
-        if len(np.intersect1d(free, first)):
-            half = len(rows) // 2
-            changed = dict(list(changed.items())[:half])
-            keep = with_texts(pairs, changed)
         return replace(
             case, subject=replace(subject, pairs=keep, documents=documents, vectors=(subject.vectors[0], vectors))
         )
