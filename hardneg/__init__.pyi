@@ -34,8 +34,6 @@ from hardneg.evaluation.retrieval import evaluate as evaluate
 from hardneg.exports.export import export as export
 from hardneg.false_negatives.calibrate import NotCertified as NotCertified
 from hardneg.false_negatives.calibrate import calibrate as calibrate
-from hardneg.false_negatives.consistency import check_pairs as check_pairs
-from hardneg.false_negatives.judge import Asking as Asking
 from hardneg.false_negatives.judge import judge as judge
 from hardneg.false_negatives.model import Posterior as Posterior
 from hardneg.false_negatives.sketch import make_sketch as make_sketch

@@ -101,8 +101,7 @@ def judge(
         posterior: the posterior whose threshold is to be certified; None: one learned from the known positives.
         judged: a file of earlier judgements; they are copied to the new file.
         asking: who judges, and which pairs; None: a person, a sample.
-        cross_encoder: judges the pairs instead of people: relevant if its score is above `cut`.
-        cut: see `cross_encoder`.
+        cross_encoder, cut: this cross-encoder judges the pairs: relevant if its score is above `cut`.
         progress: True for bars, or called with the progress of each stage.
 
     Returns:
@@ -124,15 +123,10 @@ def judge(
     if asking.of == "positives":
         return _judge_positives(Path(out), reopened, sample, seed, alpha, judges, progress)
     model = family(reopened, features, posterior, "auto", seed, progress).model
-    population = Population(reopened, features, model, progress)
-    if not len(population.probabilities):
-        raise DataError(
-            f"{reopened.run.folder}: every candidate was rejected by other filters: nothing is left to judge"
-        )
+    population = _judgeable(Population(reopened, features, model, progress))
     drawn_for = draw_id(reopened, posterior)
     drawn, relevant, chosen_by = _draw(population, asking, judged, sample, alpha, seed, drawn_for)
-    rows = _rows(drawn, relevant, asking.of)
-    shown = population.pairs.take(drawn.place)
+    rows, shown = _rows(drawn, relevant, asking.of), population.pairs.take(drawn.place)
     if judges:
         rows, counts = _asked(judges, asking, population, drawn, shown, rows, progress)
         drawn = replace(drawn, asked=counts)
@@ -142,6 +136,14 @@ def judge(
         prompts={each.name: each.prompt for each in judges},
     )  # fmt: skip
     return drawn
+
+
+def _judgeable(population: Population) -> Population:
+    """The population, if there is anything in it."""
+    if not len(population.probabilities):
+        folder = population.run.run.folder
+        raise DataError(f"{folder}: every candidate was rejected by other filters: nothing is left to judge")
+    return population
 
 
 def _draw(
