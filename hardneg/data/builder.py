@@ -168,7 +168,6 @@ class Builder:
         positives = Ragged.from_pairs(q[relevant], d[relevant], total)
         negatives = Ragged.from_pairs(q[~relevant], d[~relevant], total)
         negatives = _without(negatives, positives, len(self.documents.ids))
-        grouped, size = bool(self.groups), len(self.documents.ids)
         arrays = {
             "kept": kept,
             "positive_offsets": positives.offsets,
@@ -178,8 +177,8 @@ class Builder:
             "query_keys": np.asarray(self.queries.keys),
             "document_keys": np.asarray(self.documents.keys),
             "body_keys": np.asarray(self.documents.body_keys),
-            "query_groups": _numbers(self.query_groups, total) if grouped else np.empty(0, np.int64),
-            "document_groups": _numbers(self.document_groups, size) if grouped else np.empty(0, np.int64),
+            "query_groups": self._grouped(self.query_groups, total),
+            "document_groups": self._grouped(self.document_groups, len(self.documents.ids)),
             "query_rows": np.asarray(self.queries.rows),
             "document_rows": np.asarray(self.documents.rows),
         }
@@ -206,6 +205,10 @@ class Builder:
         if self.folder is not None:
             write_dataset(self.folder, head, arrays, ids)
         return DatasetContents(head, arrays, ids, texts)
+
+    def _grouped(self, groups: dict[int, int], size: int) -> NDArray[np.int64]:
+        """int64 `[size]`: the group of each row; empty if the dataset has no groups."""
+        return _numbers(groups, size) if self.groups else np.empty(0, np.int64)
 
 
 def _text(value: Any, what: str, where: str) -> str:
