@@ -206,7 +206,7 @@ class Builder:
             write_dataset(self.folder, head, arrays, ids)
         return DatasetContents(head, arrays, ids, texts)
 
-    def _grouped(self, groups: dict[int, int], size: int) -> NDArray[np.int64]:
+    def _grouped(self, groups: dict[int, int], size: int) -> np.ndarray:
         """int64 `[size]`: the group of each row; empty if the dataset has no groups."""
         return _numbers(groups, size) if self.groups else np.empty(0, np.int64)
 

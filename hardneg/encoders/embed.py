@@ -91,25 +91,36 @@ def embed(
         "queries": (pairs.queries, len(pairs), before, keys[0]),
         "documents": (pairs.documents, len(pairs.document_ids), within, keys[1]),
     }
-    arranging = isinstance(encoder, Arranging) and not getattr(encoder, "pictures", False)
-    if devices and not arranging:
-        raise UsageError(
-            f"only encoders st:MODEL of texts run on several devices, not this {type(encoder).__name__}: leave --devices out"
-        )
+    arranging = _arranging(encoder, devices)
     opened = []
     with DevicePool(encoder, devices) if devices else nullcontext() as pool:
         for side, (texts, total, prompt, key) in sides.items():
             store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, dimension, precision)
             stage = f"encode {label}{side}"
             advance = progress(stage, total)
-            if arranging and isinstance(encoder, Arranging):
-                store.fill_with(partial(_arranged, encoder, texts, prompt, advance, pool), advance)
-            else:
+            if arranging is None:
                 store.fill_with(partial(_in_chunks, encoder, texts, prompt, advance), advance)
+            else:
+                store.fill_with(partial(_arranged, arranging, texts, prompt, advance, pool), advance)
             opened.append(store.open())
             if notes is not None:
                 notes += [f"{stage}: {each}" for each in _said(encoder, pool)]
     return opened[0], opened[1], keys
+
+
+def _arranging(encoder: Encoder, devices: tuple[str, ...]) -> Arranging | None:
+    """The encoder, if it can be given the texts of a whole shard, as models of texts alone can.
+
+    Raises:
+        UsageError: it cannot, and several devices are to be used.
+    """
+    if isinstance(encoder, Arranging) and not getattr(encoder, "pictures", False):
+        return encoder
+    if devices:
+        raise UsageError(
+            f"only encoders st:MODEL of texts run on several devices, not this {type(encoder).__name__}: leave --devices out"
+        )
+    return None
 
 
 def _said(encoder: Encoder, pool: DevicePool | None) -> list[str]:
