@@ -60,27 +60,31 @@ def print_posterior(value: dict[str, Any], run: str, path: str) -> None:
         for label, said in _judge_rows(report["judge"]):
             show._row(table, label, said)
     show._show(console, f"posterior {path}", table)
+    for line in (*_remarks(report, guarantee is None, run), *_next(value, run, path)):
+        show._print(console, line)
+
+
+def _remarks(report: dict[str, Any], uncertified: bool, run: str) -> list[str]:
+    """What is to be known about what was learned, in sentences."""
+    lines = []
     if "uninformative" in report:
-        show._print(console, f"{report['uninformative'][0].upper()}{report['uninformative'][1:]}")
-    elif guarantee is None and "expected" in report:
-        show._print(console, _expectation(report, run))
+        lines.append(f"{report['uninformative'][0].upper()}{report['uninformative'][1:]}")
+    elif uncertified and "expected" in report:
+        lines.append(_expectation(report, run))
     if report.get("moved") is False:
-        show._print(
-            console,
-            "What was judged changes nothing yet: what it teaches about some queries does not foretell the others.",
+        lines.append(
+            "What was judged changes nothing yet: what it teaches about some queries does not foretell the others."
         )
     if "agreement" in report and "uninformative" not in report:
         groups = ", ".join(f"{expected:.0f}/{seen}" for _, expected, seen in report["reliability"])
         well = "agree" if report["agreement"] > _DISAGREE else "DIFFER: take the numbers above with care"
-        show._print(
-            console,
+        lines.append(
             f"Check: learned from half of the queries, where are the known positives of the other half? Foretold/found, in ten "
-            f"groups of candidates from the least to the most suspected: {groups}. They {well}.",
+            f"groups of candidates from the least to the most suspected: {groups}. They {well}."
         )
     if "assumption" in report:
-        show._print(console, f"Assumption: {report['assumption']}.")
-    for line in _next(value, run, path):
-        show._print(console, line)
+        lines.append(f"Assumption: {report['assumption']}.")
+    return lines
 
 
 def _next(value: dict[str, Any], run: str, path: str) -> list[str]:
