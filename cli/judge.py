@@ -131,8 +131,6 @@ def judge(
     value: dict[str, Any] = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
     if drawn.asked:
         value["judges"] = drawn.asked
-    latest = drawn.look == drawn.look.max(initial=1)
-    extended = given["judged"] is not None and int(drawn.look.max(initial=1)) > 1
     if as_json:
         print_json(value)
         return
@@ -142,8 +140,7 @@ def judge(
         err=to_stream,
     )
     if given["judged"] is not None:
-        added = f"{int(latest.sum()):,} of them new" if extended else "none of them new: raise --sample"
-        click.echo(f"{added}; {drawn.left_out:,} judged before are not among them", err=to_stream)
+        click.echo(_taken_over(drawn), err=to_stream)
     for name, counts in drawn.asked.items():
         said = ", ".join(f"{key} {count:,.6g}" for key, count in counts.items() if count)
         click.echo(f"{plain(name)}: {plain(said)}", err=to_stream)
@@ -170,3 +167,11 @@ def _next(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
     more = "" if asking.predictions is None else f" --predictions {quoted(asking.predictions)}"
     todo = "" if given["cross_encoder"] else "write 1 (relevant) or 0 into the column 'relevant', then: "
     click.echo(f"next: {todo}hardneg calibrate {quoted(run)} {file} {alpha}{more}")
+
+
+def _taken_over(drawn: Any) -> str:
+    """What of the pairs judged earlier is in the new file."""
+    latest = drawn.look == drawn.look.max(initial=1)
+    extended = int(drawn.look.max(initial=1)) > 1
+    added = f"{int(latest.sum()):,} of them new" if extended else "none of them new: raise --sample"
+    return f"{added}; {drawn.left_out:,} judged before are not among them"
