@@ -111,14 +111,13 @@ def judge(
     from hardneg.false_negatives.model import Posterior
     from hardneg.storage.files import is_special
 
-    if given["judged"] and given["cross_encoder"]:
-        raise UsageError("--judged and --cross-encoder exclude each other")
+    for name, value in (("--judged", given["judged"]), ("--judge", judge_spec)):
+        if value and given["cross_encoder"]:
+            raise UsageError(f"{name} and --cross-encoder exclude each other")
     if str(out) == "-":
         out = Path("/dev/stdout")
     if out.exists() and not is_special(out) and not overwrite:
         raise DataError(f"{out} exists: it may hold judgements. Choose another --out, or replace it with --overwrite")
-    if judge_spec is not None and given["cross_encoder"]:
-        raise UsageError("--judge and --cross-encoder exclude each other")
     asking = Asking(
         judge=judge_spec, options=asked_options(given, quiet=as_json),
         **{name: given.pop(name) for name in ("then", "then_pairs", "of", "predictions")},
@@ -128,17 +127,13 @@ def judge(
         drawn = run_judge(
             run, out, posterior=None if posterior is None else Posterior.load(posterior), progress=progress, **given
         )
-    value: dict[str, Any] = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
-    if drawn.asked:
-        value["judges"] = drawn.asked
+    held_out, to_stream = int(drawn.held_out.sum()), is_special(out)
     if as_json:
-        print_json(value)
+        asked = {"judges": drawn.asked} if drawn.asked else {}
+        print_json({"file": str(out), "pairs": len(drawn.place), "held_out": held_out, **asked})
         return
-    to_stream = is_special(out)
-    click.echo(
-        f"wrote {value['pairs']:,} pairs to {plain(out)}, {value['held_out']:,} of them held out for the guarantee",
-        err=to_stream,
-    )
+    said = f"wrote {len(drawn.place):,} pairs to {plain(out)}, {held_out:,} of them held out for the guarantee"
+    click.echo(said, err=to_stream)
     if given["judged"] is not None:
         click.echo(_taken_over(drawn), err=to_stream)
     for name, counts in drawn.asked.items():
