@@ -239,23 +239,21 @@ def main() -> None:
     print(machine(), versions())
     if "requests" in args.parts:
         requests()
-    if {"share", "coverage"} & set(args.parts):
-        made = list(worlds(args.data))
     if "share" in args.parts:
         print(
-            "\n| set | none judged | a tenth | a quarter | half | as many as negatives | posterior | posterior, then judged |"
+            "\nshare: | set | none judged | a tenth | a quarter | half | as many as negatives | posterior | then judged |"
         )
-        print("| --- |" + " --- |" * 7)
-        for world in made:
-            shares(world)
     if "coverage" in args.parts:
         print(
-            "\n| set, negatives | false | called false | judge alone | person alone | judge and person | and allotted |"
+            "\ncoverage: | set, negatives | false | called false | judge alone | person alone | both | both, allotted |"
         )
-        print("| --- |" + " --- |" * 6)
-        for world in made:
+    for number, world in enumerate(worlds(args.data) if {"share", "coverage"} & set(args.parts) else ()):
+        if "share" in args.parts:
+            shares(world)
+        if "coverage" in args.parts:
             coverage(world)
-        certificates(made[0])
+            if number == 0:
+                certificates(world)
     if "relabel" in args.parts:
         relabelling(args.data, args.seeds)
 

@@ -131,12 +131,21 @@ def judge(
     value: dict[str, Any] = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
     if drawn.asked:
         value["judges"] = drawn.asked
-    latest = drawn.look == drawn.look.max(initial=1)
-    extended = given["judged"] is not None and int(drawn.look.max(initial=1)) > 1
     if as_json:
         print_json(value)
         return
+    _say(out, given, drawn, value)
+    if not is_special(out):
+        _next(run, out, given, asking)
+
+
+def _say(out: Path, given: dict[str, Any], drawn: Any, value: dict[str, Any]) -> None:
+    """Say what was written, on stderr if the file itself goes to a stream."""
+    from hardneg.storage.files import is_special
+
     to_stream = is_special(out)
+    latest = drawn.look == drawn.look.max(initial=1)
+    extended = given["judged"] is not None and int(drawn.look.max(initial=1)) > 1
     click.echo(
         f"wrote {value['pairs']:,} pairs to {plain(out)}, {value['held_out']:,} of them held out for the guarantee",
         err=to_stream,
@@ -147,9 +156,6 @@ def judge(
     for name, counts in drawn.asked.items():
         said = ", ".join(f"{key} {count:,.6g}" for key, count in counts.items() if count)
         click.echo(f"{plain(name)}: {plain(said)}", err=to_stream)
-    if to_stream:
-        return
-    _next(run, out, given, asking)
 
 
 def _next(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
