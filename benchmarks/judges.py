@@ -32,7 +32,7 @@ from worlds import World, banking, commands, cranfield, scifact
 
 import hardneg
 from hardneg.false_negatives.guarantee import p_value
-from hardneg.false_negatives.prediction_powered import Halves, allotted, powered_p, share_interval
+from hardneg.false_negatives.prediction_powered import Halves, allotted, normal_interval, powered_p, share_interval
 from hardneg.hashing import mix
 from hardneg.storage.arrays import Ragged
 
@@ -89,7 +89,7 @@ def coverage(world: World, times: int = 200, judged: int = 1000, checks: int = 1
         truth, said = world.truth[chosen], said_all[chosen]
         share, m = truth.mean(), len(truth)
         n, k = min(judged, m), min(checks, m)
-        inside, widths = np.zeros(4), np.zeros(4)
+        inside, widths = np.zeros(5), np.zeros(5)
         for seed in range(times):
             order = np.random.default_rng(seed).permutation(m)[:n]
             f, y = said[order], truth[order]
@@ -97,10 +97,11 @@ def coverage(world: World, times: int = 200, judged: int = 1000, checks: int = 1
             found = [_exact(count, n)]
             first = np.arange(n) < k
             found.append(_exact(int(y[:k].sum()), k))
-            found.append(share_interval(Halves.of(f, first, y), m, 0.95))
+            found.append(normal_interval(Halves.of(f, first, y), m, 0.95))
             ones, zeros = allotted((count, n - count), k)
             checked = np.zeros(n, bool)
             checked[np.flatnonzero(f)[:ones]] = checked[np.flatnonzero(~f)[:zeros]] = True
+            found.append(normal_interval(Halves.of(f, checked, y), m, 0.95))
             found.append(share_interval(Halves.of(f, checked, y), m, 0.95))
             inside += [low <= share <= high for low, high in found]
             widths += [high - low for low, high in found]
@@ -168,7 +169,6 @@ def relabelling(data: Path, seeds: int) -> None:
     )  # fmt: skip
     first = {text: row for row, text in reversed(list(enumerate(corpus)))}
     place = np.array([first[text] for text in built.documents.slice(0, len(built.document_ids))])
-    np.save(folder / "d.npy", np.load(folder / "d.npy")[place])
     options = hardneg.MineOptions(
         query_embeddings=str(folder / "q.npy"), corpus_embeddings=str(folder / "d.npy"), depth=50, negatives=7
     )
@@ -239,23 +239,21 @@ def main() -> None:
     print(machine(), versions())
     if "requests" in args.parts:
         requests()
-    if {"share", "coverage"} & set(args.parts):
-        made = list(worlds(args.data))
     if "share" in args.parts:
         print(
-            "\n| set | none judged | a tenth | a quarter | half | as many as negatives | posterior | posterior, then judged |"
+            "\nshare: | set | none judged | a tenth | a quarter | half | as many as negatives | posterior | then judged |"
         )
-        print("| --- |" + " --- |" * 7)
-        for world in made:
-            shares(world)
     if "coverage" in args.parts:
         print(
-            "\n| set, negatives | false | called false | judge alone | person alone | judge and person | and allotted |"
+            "\ncoverage: | set, negatives | false | called false | judge alone | person alone | both | allotted | allotted, exact |"
         )
-        print("| --- |" + " --- |" * 6)
-        for world in made:
+    for number, world in enumerate(worlds(args.data) if {"share", "coverage"} & set(args.parts) else ()):
+        if "share" in args.parts:
+            shares(world)
+        if "coverage" in args.parts:
             coverage(world)
-        certificates(made[0])
+            if number == 0:
+                certificates(world)
     if "relabel" in args.parts:
         relabelling(args.data, args.seeds)
 

@@ -111,13 +111,14 @@ def judge(
     from hardneg.false_negatives.model import Posterior
     from hardneg.storage.files import is_special
 
-    for name, value in (("--judged", given["judged"]), ("--judge", judge_spec)):
-        if value and given["cross_encoder"]:
-            raise UsageError(f"{name} and --cross-encoder exclude each other")
+    if given["judged"] and given["cross_encoder"]:
+        raise UsageError("--judged and --cross-encoder exclude each other")
     if str(out) == "-":
         out = Path("/dev/stdout")
     if out.exists() and not is_special(out) and not overwrite:
         raise DataError(f"{out} exists: it may hold judgements. Choose another --out, or replace it with --overwrite")
+    if judge_spec is not None and given["cross_encoder"]:
+        raise UsageError("--judge and --cross-encoder exclude each other")
     asking = Asking(
         judge=judge_spec, options=asked_options(given, quiet=as_json),
         **{name: given.pop(name) for name in ("then", "then_pairs", "of", "predictions")},
@@ -127,21 +128,34 @@ def judge(
         drawn = run_judge(
             run, out, posterior=None if posterior is None else Posterior.load(posterior), progress=progress, **given
         )
-    held_out, to_stream = int(drawn.held_out.sum()), is_special(out)
+    value: dict[str, Any] = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
+    if drawn.asked:
+        value["judges"] = drawn.asked
     if as_json:
-        asked = {"judges": drawn.asked} if drawn.asked else {}
-        print_json({"file": str(out), "pairs": len(drawn.place), "held_out": held_out, **asked})
+        print_json(value)
         return
-    said = f"wrote {len(drawn.place):,} pairs to {plain(out)}, {held_out:,} of them held out for the guarantee"
-    click.echo(said, err=to_stream)
+    _say(out, given, drawn, value)
+    if not is_special(out):
+        _next(run, out, given, asking)
+
+
+def _say(out: Path, given: dict[str, Any], drawn: Any, value: dict[str, Any]) -> None:
+    """Say what was written, on stderr if the file itself goes to a stream."""
+    from hardneg.storage.files import is_special
+
+    to_stream = is_special(out)
+    latest = drawn.look == drawn.look.max(initial=1)
+    extended = given["judged"] is not None and int(drawn.look.max(initial=1)) > 1
+    click.echo(
+        f"wrote {value['pairs']:,} pairs to {plain(out)}, {value['held_out']:,} of them held out for the guarantee",
+        err=to_stream,
+    )
     if given["judged"] is not None:
-        click.echo(_taken_over(drawn), err=to_stream)
+        added = f"{int(latest.sum()):,} of them new" if extended else "none of them new: raise --sample"
+        click.echo(f"{added}; {drawn.left_out:,} judged before are not among them", err=to_stream)
     for name, counts in drawn.asked.items():
         said = ", ".join(f"{key} {count:,.6g}" for key, count in counts.items() if count)
         click.echo(f"{plain(name)}: {plain(said)}", err=to_stream)
-    if to_stream:
-        return
-    _next(run, out, given, asking)
 
 
 def _next(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
@@ -162,11 +176,3 @@ def _next(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
     more = "" if asking.predictions is None else f" --predictions {quoted(asking.predictions)}"
     todo = "" if given["cross_encoder"] else "write 1 (relevant) or 0 into the column 'relevant', then: "
     click.echo(f"next: {todo}hardneg calibrate {quoted(run)} {file} {alpha}{more}")
-
-
-def _taken_over(drawn: Any) -> str:
-    """What of the pairs judged earlier is in the new file."""
-    latest = drawn.look == drawn.look.max(initial=1)
-    extended = int(drawn.look.max(initial=1)) > 1
-    added = f"{int(latest.sum()):,} of them new" if extended else "none of them new: raise --sample"
-    return f"{added}; {drawn.left_out:,} judged before are not among them"

@@ -18,6 +18,7 @@ from hardneg.false_negatives.prediction_powered import (
     Halves,
     allotted,
     chance_of_so_few,
+    normal_interval,
     powered_p,
     rejects,
     share_interval,
@@ -45,14 +46,17 @@ def drawn(rng: np.random.Generator, m: int, judged: int, checks: int, allot: boo
 @pytest.mark.parametrize(("judged", "allot"), [(200, False), (200, True), (100, True)])
 def test_intervals_hold_in_200_draws(judged: int, allot: bool) -> None:
     """95 % intervals hold the truth, and the judge's own share never does; tests at a true null pass rarely."""
-    rng, inside, passed = np.random.default_rng(1), 0, 0
+    rng, inside, passed, near = np.random.default_rng(1), 0, 0, 0
     for _ in range(200):
         halves = drawn(rng, 200, judged, 30, allot)
         low, high = share_interval(halves, 200, 0.95)
         inside += low <= 0.1 <= high
+        low, high = normal_interval(halves, 200, 0.95)
+        near += low <= 0.1 <= high
         passed += rejects(halves, 200, 20, 0.05)  # that 20 or more are false, which is true
         assert halves.said[0] / judged > 0.14  # what the judge alone would say
     assert inside >= 186
+    assert near >= 180
     assert passed <= 16
 
 
