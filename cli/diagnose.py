@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from hardneg.errors import UsageError
@@ -66,8 +68,8 @@ def diagnose(
     from hardneg.data.read import read_pairs
     from hardneg.diagnostics.diagnose import diagnose as run_diagnose
     from hardneg.diagnostics.findings.thresholds import Thresholds
-    from hardneg.diagnostics.report.page import write_report
-    from hardneg.diagnostics.training_run import diagnose_training, is_training_log
+    from hardneg.diagnostics.report.page import check_report, write_report
+    from hardneg.diagnostics.training_run import is_training_log
     from hardneg.encoders.factory import make_encoder
     from hardneg.mining.run import Run
 
@@ -75,18 +77,17 @@ def diagnose(
         raise UsageError("--judgements are judged in the report: name its file with --html")
     limits = None if thresholds is None else Thresholds.load(thresholds)
     if is_training_log(run):
-        if encoder is not None or second_encoder is not None or evaluation is not None:
-            raise click.UsageError(f"{run} is a training: --encoder, --second-encoder and --evaluation are for runs")
-        trained = diagnose_training(run, thresholds=limits)
-        if html is not None:
-            trained.to_html(html)
-        (print_json if as_json else print_training_diagnosis)(trained.to_json())
-        if fail_on is not None and trained.fails(fail_on):
-            raise click.exceptions.Exit(3)
+        if any(each is not None for each in (encoder, second_encoder, evaluation, judgements)):
+            raise click.UsageError(
+                f"{run} is a training: --encoder, --second-encoder, --evaluation and --judgements are for runs"
+            )
+        _training(run, limits, html, as_json, fail_on)
         return
     with progress_bars() as progress:
         present = None if encoder is None else make_encoder(encoder)
         opened = Run(run)
+        if html is not None:
+            check_report(html, opened, judgements)  # before the work
         diagnosis = run_diagnose(
             opened, temperature=temperature, encoder=present, thresholds=limits, seed=seed, progress=progress,
             second_encoder=None if second_encoder is None else make_encoder(second_encoder),
@@ -99,4 +100,16 @@ def diagnose(
             advance(1)
     (print_json if as_json else print_diagnosis)(value)
     if fail_on is not None and diagnosis.fails(fail_on):
+        raise click.exceptions.Exit(3)
+
+
+def _training(run: str, limits: Any, html: str | None, as_json: bool, fail_on: str | None) -> None:
+    """Diagnose a training by its log."""
+    from hardneg.diagnostics.training_run import diagnose_training
+
+    trained = diagnose_training(run, thresholds=limits)
+    if html is not None:
+        trained.to_html(html)
+    (print_json if as_json else print_training_diagnosis)(trained.to_json())
+    if fail_on is not None and trained.fails(fail_on):
         raise click.exceptions.Exit(3)

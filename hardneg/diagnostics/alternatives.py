@@ -38,7 +38,8 @@ class Alternative:
         false_share: the share of its negatives that are relevant, by the groups or the posterior; None: not known.
         mean_score: the mean score of its negatives.
         above_positive: the share of its negatives that score above the positive.
-        short: the share of queries that have fewer negatives than asked.
+        short: the share of queries that have fewer negatives than asked. With a margin, which leaves queries without positives as they
+            are, of the others alone; the run as it is, too, if a margin was tried.
         command: the command that makes the selection.
     """
 
@@ -74,9 +75,10 @@ def alternatives(run: Run, subject: Subject, findings: Sequence[Finding], progre
     parts = [reopened.part(int(number)) for number in numbers]
     tried = []
     advance = progress("try fixes", len(specs) + 1)
+    margins = any(each.startswith("margin:") for added in specs for each in added)
     for added in ((), *specs):
         try:
-            tried.append(_tried(reopened, subject, parts, added))
+            tried.append(_tried(reopened, subject, parts, added, margins))
         except HardnegError:  # it needs vectors or texts that the run does not keep
             continue
         finally:
@@ -96,7 +98,9 @@ def _added_by(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
     return list(dict.fromkeys(found))
 
 
-def _tried(reopened: Reopened, subject: Subject, parts: Sequence[Part], added: tuple[str, ...]) -> Alternative:
+def _tried(
+    reopened: Reopened, subject: Subject, parts: Sequence[Part], added: tuple[str, ...], only_with_positives: bool
+) -> Alternative:
     config = reopened.run.info["config"]
     no_code(config["sampler"], str(reopened.run.folder / "run.json"))
     sampler, keys = parse_sampler(config["sampler"]), query_keys(reopened.pairs.query_ids)
@@ -106,13 +110,14 @@ def _tried(reopened: Reopened, subject: Subject, parts: Sequence[Part], added: t
         candidates = part.candidates
         kept = part.kept & (chain.verdicts(candidates, reopened.context) == 0)
         columns = draw(sampler, candidates, kept, config["negatives"], config["seed"], keys[candidates.queries])
-        real, place = columns >= 0, np.maximum(columns, 0)
+        looked = np.isfinite(candidates.positive_scores) | (not only_with_positives)
+        real, place = (columns >= 0) & looked[:, None], np.maximum(columns, 0)
         chosen = np.take_along_axis(candidates.scores, place, 1)
         scores.append(chosen[real])
         positive = np.broadcast_to(candidates.positive_scores[:, None], real.shape)
         known = real & np.isfinite(positive)
         above.append((chosen > positive)[known])
-        counts.append(real.sum(1))
+        counts.append(real.sum(1)[looked])
         false.append(_relevant(subject, part, place, real))
     known_false = [each for each in false if each is not None]
     command = " ".join(
@@ -127,7 +132,7 @@ def _tried(reopened: Reopened, subject: Subject, parts: Sequence[Part], added: t
         _mean(known_false) if len(known_false) == len(false) else None,
         _mean(scores) or 0.0,
         _mean(above) or 0.0,
-        float((np.concatenate(counts) < config["negatives"]).mean()),
+        _mean([each < config["negatives"] for each in counts]) or 0.0,
         f"{command} --out {shlex.quote(str(reopened.run.folder) + '-2')}" if added else "",
     )
 

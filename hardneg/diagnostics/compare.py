@@ -96,10 +96,10 @@ def compare(
     """
     assert callable(progress)  # see `with_progress`
     runs = [run if isinstance(run, Run) else Run(run) for run in (first, second)]
+    check_same([Subject.of_run(run) for run in runs])  # before the work
     diagnoses = [
         diagnose(run, temperature=temperature, thresholds=thresholds, seed=seed, progress=progress) for run in runs
     ]
-    check_same([diagnosis.subject for diagnosis in diagnoses])
     diagnoses = _by_one_truth(diagnoses, temperature, thresholds, seed, progress)
     a, b = (diagnosis.subject for diagnosis in diagnoses)
     shared = _shared(a.documents, b.documents)

@@ -202,7 +202,7 @@ def _measured(
     if known:
         out["false_share"] = row_means(np.where(real, f, np.nan))
     out["hardness"] = np.where(some, scores.max(1, initial=-np.inf) - positive, np.nan)
-    out["teaching"] = row_means(np.where(real, p >= TEACHES, np.nan))
+    out["teaching"] = row_means(np.where(real & np.isfinite(p), p >= TEACHES, np.nan))
     out["few"] = (subject.counts[rows] < subject.asked).astype(np.float64)
     return out
 

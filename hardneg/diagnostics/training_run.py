@@ -123,6 +123,7 @@ def diagnose_training(
     warnings = head.get("warnings", [])
     told = [str(each) for each in warnings] if isinstance(warnings, list) else []
     findings = _findings(entries, thresholds, rules)
+    findings += [] if (gap := _too_little(entries, unreadable)) is None else [gap]
     return TrainingDiagnosis(str(where), entries, head.get("finished") is True, told, findings, unreadable)
 
 
@@ -176,6 +177,21 @@ def _findings(
     collapsed = _collapsed(entries)
     found += [] if collapsed is None else [collapsed]
     return sorted(found, key=lambda each: -SEVERITIES.index(each.severity))
+
+
+def _too_little(entries: Sequence[dict[str, float]], unreadable: int) -> Finding | None:
+    """A finding if the log is too short, or too damaged, to tell anything."""
+    readable = len([each for each in entries if len(each) > 1])
+    if readable >= TIMES and unreadable <= readable:
+        return None
+    text = (
+        f"the log tells too little: {readable:,} entries can be read and {unreadable:,} lines cannot, and a finding needs {TIMES} "
+        f"entries that show it"
+    )
+    fix = "log more often (--log-every), or train longer"
+    return Finding(
+        "short-log", "warning" if not readable or unreadable else "info", text, "entries", readable, TIMES, [], fix
+    )
 
 
 def _end(finding: Finding) -> str:

@@ -147,4 +147,8 @@ def find(measured: Measurements, thresholds: Thresholds, run: str, rules: Sequen
     ['recall']
     """
     findings = [rule.check(measured, thresholds, run) for rule in (*RULES, *rules)]
-    return sorted((each for each in findings if each is not None), key=lambda each: -SEVERITIES.index(each.severity))
+    found = [each for each in findings if each is not None]
+    if any(each.code == "positives-like-random" for each in found):
+        # Where positives are like random documents, numbers that are measured between the two mean nothing.
+        found = [each for each in found if each.code not in ("easy", "temperature-low", "temperature-high")]
+    return sorted(found, key=lambda each: -SEVERITIES.index(each.severity))

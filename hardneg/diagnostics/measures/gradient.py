@@ -20,12 +20,13 @@ def weights(scores: NDArray[np.floating], positive: NDArray[np.floating], temper
         temperature: of the loss.
 
     Returns:
-        float64 `[n, K]`: exp(s_ij / t) / (exp(s_ip / t) + sum_k exp(s_ik / t)).
+        float64 `[n, K]`, NaN for a query whose positive is not finite: exp(s_ij / t) / (exp(s_ip / t) + sum_k exp(s_ik / t)).
 
     >>> weights(np.array([[0.0, -np.inf]]), np.array([0.0]), 0.05).tolist()
     [[0.5, 0.0]]
     """
     logits = np.concatenate([positive[:, None], scores], axis=1).astype(np.float64) / temperature
+    logits[~np.isfinite(positive)] = np.nan
     logits -= logits.max(1, keepdims=True)
     shares = np.exp(logits)
     found: NDArray[np.float64] = shares[:, 1:] / shares.sum(1, keepdims=True)

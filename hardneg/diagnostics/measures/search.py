@@ -27,8 +27,8 @@ def search_quality(subject: Subject, rng: np.random.Generator) -> Measurements:
 
     - `index`: the kind of the index.
     - `recall`: the share of documents that the index found, among those at least as near as a query's farthest
-      negative. If that negative has rank r and n documents are nearer, this is r / (n + 1). Without vectors, it equals
-      `recall_said`.
+      negative. If that negative has rank r and n documents are nearer, this is r / (n + 1). Without vectors, and for a run whose
+      candidates come from several sources (their fusion leaves near documents out on purpose), it equals `recall_said`.
     - `recall_said`: the recall recorded in the run.
     - `score_error`: the mean absolute difference between the scores in the run and those of its vectors. Measured for
       the cosine metric only.
@@ -45,12 +45,12 @@ def search_quality(subject: Subject, rng: np.random.Generator) -> Measurements:
     rows = rows[sampled(len(rows), 1000, rng)]
     if metric == "cosine":
         documents = np.maximum(subject.documents[rows], 0)
-        flat = unit(subject.vectors[1], documents.ravel()).reshape(*documents.shape, -1)
+        flat = unit(subject.vectors[1], documents.ravel()).reshape(*documents.shape, subject.vectors[1].shape[1])
         difference = np.abs(np.einsum("bd,bkd->bk", unit(subject.vectors[0], rows), flat) - subject.scores[rows])
         known = np.isfinite(difference)
         out.numbers["score_error"] = float(difference[known].mean()) if known.any() else 0.0
         out.numbers["stale_scores"] = float((difference[known] > 0.01).mean()) if known.any() else 0.0
-    if len(rows):
+    if len(rows) and not resolved.get("sources"):
         size = len(subject.pairs.document_ids) * subject.vectors[1].shape[1]
         rows = rows[sampled(len(rows), int(np.clip(_OPERATIONS / (2 * size), 16, _QUERIES)), rng)]
         out.numbers["recall"] = Estimate.share_of(_recall(subject, rows, metric))

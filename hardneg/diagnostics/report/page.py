@@ -38,6 +38,8 @@ from hardneg.storage.outputs import check_replaceable
 
 QUERIES = 1000  # the largest number of queries in the table
 
+_SIGN = b"Report by hardneg"  # what every report holds
+
 _SLICES = 20  # the largest number of slices in their table
 
 _SCRIPTS = ("base.js", "charts.js", "query.js", "table.js", "judge.js", "start.js")  # in the order in which they run
@@ -88,6 +90,13 @@ class Page:
     digest: str = ""
 
 
+def check_report(path: str | Path, run: Run, judgements: str | Path | None = None) -> None:
+    """What `write_report` checks, without its work: to be called before a long diagnosis. The arguments are the same."""
+    check_replaceable(Path(path), "report", _SIGN)
+    if judgements is not None:
+        drawn_pairs(judgements, run.pairs())
+
+
 def write_report(
     found: Diagnosis, run: Run | str | Path, path: str | Path, most: int = QUERIES, judgements: str | Path | None = None
 ) -> None:
@@ -109,7 +118,7 @@ def write_report(
 def report_page(found: Diagnosis, run: Run, most: int = QUERIES, judgements: str | Path | None = None) -> Page:
     """The page that `write_report` writes. The arguments are those of `write_report`."""
     subject = found.subject
-    drawn = None if judgements is None else drawn_pairs(judgements)
+    drawn = None if judgements is None else drawn_pairs(judgements, subject.pairs)
     flags = flagged(subject, found.findings)
     chosen = choose(subject, flags, most)
     pictures = Thumbnails()
@@ -228,8 +237,8 @@ def write_comparison(found: Comparison, path: str | Path) -> None:
 
 def write_page(page: Page, path: str | Path) -> None:
     """Write a page to an HTML file. The file is written completely or not at all."""
+    check_replaceable(Path(path), "report", _SIGN)
     text = render(page)
-    check_replaceable(Path(path), "report", b"Report by hardneg")
     with atomic_path(Path(path)) as temporary:
         temporary.write_text(text, "utf-8")
 
