@@ -146,9 +146,9 @@ def print_summary(value: dict[str, Any]) -> None:
     ):
         _row(counts, label, f"{value[key]:,}")
     _row(counts, "index", index_text(value["index"], value["recall"]))
-    for label, text in encoder_rows(value["encoder"]):
+    for label, text in encoder_rows(value.get("encoder")):
         _row(counts, label, text)
-    for name, number in value["sources"].items():
+    for name, number in value.get("sources", {}).items():
         share = 100 * number / max(1, value["candidates"])
         _row(counts, f"candidates that {name} lists", f"{number:,} ({share:.1f} %)")
     verdicts = Table(show_header=False)

@@ -360,7 +360,7 @@ def open_held_out(rows: list[dict[str, str]]) -> None:
         (every(relevant="1"), r"no threshold can be certified.*\d+ of \d+ judged negatives are false"),
         (every(relevant=""), "holds no judgements"),
         (contradicted, r"judges pairs both ways \(lines 2, 202\)"),
-        (lambda rows: rows[:12], "holds 12 judgements"),
+        (lambda rows: rows[:12], "12 judgements, 20 are the least"),
         (lambda rows: rows[:100], "lines are missing"),
         (open_held_out, "1 pairs held out for the guarantee are not judged"),
         (put(inclusion_probability="2"), "line 4: inclusion_probability '2'"),
@@ -623,8 +623,12 @@ def test_none_false_among_the_judged_certifies(mined: Path, judged: Path, tmp_pa
     made = calibrate(mined, clean)
     assert made.guarantee is not None
     assert made.guarantee["false"] == 0
+    lower = calibrate(mined, clean, learn="judged")  # what the known positives teach is moved, never above where it was
+    assert lower.guarantee is None
+    assert lower.report["relevant"] == 0
+    assert lower.report["log_loss"] <= lower.report["log_loss_before"]
     with pytest.raises(DataError, match="all 200 judged pairs are not relevant: nothing can be learned"):
-        calibrate(mined, clean, learn="judged")
+        calibrate(mined, clean, learn="judged", features=["score"])
 
 
 def test_when_all_is_judged_and_nothing_certifies_it_says_so(mined: Path, tmp_path: Path) -> None:

@@ -371,7 +371,9 @@ def test_a_model_in_memory_goes_to_the_processes_through_a_folder(tiny_model: Pa
 
 def test_an_encoder_that_cannot_go_to_other_processes_is_refused(tmp_path: Path) -> None:
     pairs = some_pairs(20)
-    with pytest.raises(UsageError, match="only encoders st:MODEL run on several devices, not a HashedEncoder"):
+    with pytest.raises(
+        UsageError, match="only encoders st:MODEL of texts run on several devices, not this HashedEncoder"
+    ):
         vectors_of(hardneg.HashedEncoder(8), pairs, tmp_path / "c", devices=("cpu",))  # type: ignore[arg-type]
 
 

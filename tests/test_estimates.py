@@ -71,7 +71,7 @@ def subject_of(vectors: np.ndarray, queries: int = 20) -> Subject:
     info = {
         "counts": {"verdicts": {}},
         "config": {"metric": "cosine"},
-        "resolved": {"index": "exact", "recall": recall},
+        "resolved": {"index": "exact", "depth": 100, "recall": recall},
     }
     return Subject(
         "made",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import ir_measures
@@ -71,7 +72,7 @@ def test_evaluating_an_encoder_is_evaluating_its_vectors(tmp_path: Path) -> None
     found = evaluate(pairs, encoder, cache=tmp_path)
     documents = encoder.encode(pairs.documents.slice(0, 14))
     queries = encoder.encode(pairs.queries.slice(0, 12))
-    assert found == evaluate_vectors(pairs, queries, documents)
+    assert replace(found, encoding=None) == evaluate_vectors(pairs, queries, documents)
     assert found.means["recall@10"] > 0.9
     assert found.queries == 12
     assert found.documents == 14

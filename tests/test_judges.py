@@ -299,7 +299,7 @@ def test_a_cross_encoder_scores_by_length_and_answers_in_order(tmp_path: Path) -
     pairs = [("q", "x" * (i * 37 % 11)) for i in range(100)]
     made = make_judge("cross-encoder:module:tests.test_judges:Longest", JudgeOptions(batch_size=2))
     said = made.judge(pairs)
-    assert said.value.tolist() == [len(document) / 10 for _, document in pairs]
+    assert said.value.tolist() == pytest.approx([len(document) / 10 for _, document in pairs])
     assert said.relevant.tolist() == [int(len(document) > 5) for _, document in pairs]
     assert Longest.seen == sorted(Longest.seen, reverse=True)
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from hardneg.errors import DataError
 from hardneg.false_negatives.model import LogisticModel
 from hardneg.false_negatives.offset import MOVED, fit_offset
 
@@ -76,7 +75,8 @@ def test_weights_count_as_copies() -> None:
     assert near < 0.5 * np.abs(weighted.probability(values) - once.probability(values)).mean() + 0.01
 
 
-def test_one_query_cannot_be_left_out() -> None:
+def test_judgements_of_one_query_change_nothing() -> None:
     values, relevant = pairs(8, 30)
-    with pytest.raises(DataError, match="all of one query"):
-        fit_offset(START, values, relevant, np.ones(30), np.zeros(30, np.int64))
+    found, report = fit_offset(START, values, relevant, np.ones(30), np.zeros(30, np.int64))
+    assert found == START
+    assert report["moved"] is False

@@ -44,7 +44,7 @@ def test_fixes_keep_the_filters_of_the_run(tmp_path: Path, run: Run) -> None:
         if not isinstance(rule, ThresholdRule) or not rule.fix.startswith("hardneg select") or "," in rule.fix:
             continue
         command = rule.fix.format(run=run.folder, out=tmp_path / f"out{tried}", posterior="")
-        done = run_here(*shlex.split(command)[1:])
+        done = run_here(*shlex.split(command, comments=True)[1:])
         assert done.returncode == 0, done.stderr
         assert Run(tmp_path / f"out{tried}").info["config"]["filters"][0] == "rank:min=2"
         tried += 1

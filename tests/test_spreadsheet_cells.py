@@ -91,8 +91,7 @@ def test_files_for_judging_that_cannot_be_read(run: hardneg.Run, tmp_path: Path)
         read_judgements(path, pairs)
     long = "x" * 200_000  # more than the csv module reads by default
     path.write_text("query_id,document_id,relevant,query\n" + f"plain,plain,1,{long}\n" * 3)
-    with pytest.raises(DataError, match="holds 3 judgements"):
-        read_judgements(path, pairs)
+    assert read_judgements(path, pairs).relevant.tolist() == [True]
     path.unlink()
     with pytest.raises(DataError, match=r"f\.csv does not exist"):
         read_judgements(path, pairs)

@@ -91,8 +91,7 @@ def calibrate(
     judged = None if judgements is None else read_judgements(Path(judgements), reopened.pairs)
     if alpha is None:
         alpha = 0.05 if judged is None or judged.alpha is None else judged.alpha
-    alone = judged is not None and posterior is None and predictions is None  # nothing else is to be certified
-    if judged is not None and alone and learn == "auto" and not judged.held_out.any():
+    if judged is not None and learn == "auto" and posterior is None and predictions is None and not judged.drawn:
         learn = "judged"
     if judged is not None and learn != "judged":
         check_enough(len(judged.relevant), str(judgements))

@@ -206,6 +206,11 @@ class Judgements:
     answered: Mask
     chosen_by: str | None
 
+    @property
+    def drawn(self) -> bool:
+        """Whether the pairs were drawn at random, as far as the file says, and not chosen by somebody."""
+        return self.drawn_for is not None or bool(self.held_out.any()) or not bool(np.isnan(self.inclusion).all())
+
     def key(self, pairs: Pairs) -> NDArray[np.int64]:
         """int64 `[m]`: one number for each pair."""
         return self.query * np.int64(len(pairs.document_ids)) + self.document

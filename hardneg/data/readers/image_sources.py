@@ -18,6 +18,13 @@ def is_image_source(path: Path, options: ReadOptions) -> bool:
     """Whether a path is a folder of pictures, or WebDataset shards."""
     if options.format not in ("auto", "images"):
         return False
+    try:
+        return _holds_images(path)
+    except OSError:  # no permission: whoever reads it says so
+        return False
+
+
+def _holds_images(path: Path) -> bool:
     if is_web_dataset(path):
         return True
     if not path.is_dir() or exists(path / "state.json") or exists(path / "dataset_dict.json"):

@@ -90,7 +90,7 @@ def bm25(queries: list[str], documents: list[str], counted: NDArray[np.bool_]) -
         length)), with idf = log(1 + (M - df + 0.5) / (df + 0.5)); None if no document has a word.
 
     >>> bm25(["red cat"], ["a red cat sat", "a red dog sat", "it rains"], np.ones(3, bool)).round(2).tolist()
-    [[1.39, 0.45, 0.0]]
+    [[1.34, 0.43, 0.0]]
     """
     from scipy import sparse
     from sklearn.feature_extraction.text import HashingVectorizer
