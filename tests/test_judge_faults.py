@@ -231,3 +231,16 @@ def test_a_disk_that_fails_at_the_end(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_the_estimate_and_the_budget_say_what_they_are() -> None:
     assert "about 12.30 in the currency of --price" in str(Estimate(1, 0, 1, 1, 1, 12.3))
     assert "less than 0.01 in the currency of --price" in str(Estimate(1, 0, 1, 1, 1, 0.001))
+
+
+def test_the_command_and_the_documentation_promise_the_same_of_a_budget() -> None:
+    promise = "budget of requests is never exceeded, one of money or tokens only if a request takes more than was set aside for it"
+    code = (
+        "from hardneg_cli.judge_options import _confirm\nfrom hardneg.judges.cost import Estimate\n"
+        "_confirm(Estimate(1, 0, 1, 1, 1, None))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    assert promise in done.stderr
+    assert promise in " ".join(Path(__file__).parents[1].joinpath("docs", "judges.md").read_text("utf-8").split())
