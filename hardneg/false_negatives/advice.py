@@ -24,6 +24,10 @@ class Files:
     judgements: Path
     predictions: Path | None = None
 
+    @classmethod
+    def of(cls, judgements: str | Path, predictions: str | Path | None) -> Files:
+        return cls(Path(judgements), None if predictions is None else Path(predictions))
+
 
 def not_certified(
     tests: list[Test], alpha: float, confidence: float, judgements: Judgements, population: Population,

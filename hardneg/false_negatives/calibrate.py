@@ -100,8 +100,7 @@ def calibrate(
         check_judge(judged, str(judgements), trust_judge, reopened.run.folder)
         model = Predictions.read(predictions, reopened.pairs, judged, judgements, alpha, draw_id(reopened, posterior))
         start = family(reopened, pair_features, posterior, learn, seed, progress)
-        files = Files(Path(judgements), None if predictions is None else Path(predictions))
-        wanted = _Wanted(alpha, confidence, uncertified, model, files)
+        wanted = _Wanted(alpha, confidence, uncertified, model, Files.of(judgements, predictions))
         return _certified(reopened, pair_features, judged, start, wanted, progress)
     if judged is None:
         learned = learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
