@@ -14,8 +14,8 @@ from .show import progress_bars
 @click.command()
 @click.argument("run")
 @click.option(
-    "--top", type=click.IntRange(1), default=20, show_default=True, metavar="K",
-    help="A positive should be among the K nearest documents of its query.",
+    "--top", type=click.IntRange(1), metavar="K",
+    help="A positive should be among the K nearest documents of its query.  [default: 20, or the depth of RUN if that is less]",
 )  # fmt: skip
 @click.option(
     "--evidence", multiple=True, metavar="F.csv",
@@ -23,7 +23,7 @@ from .show import progress_bars
 )  # fmt: skip
 @click.option("--out", metavar="F.txt", type=click.Path(path_type=Path), help="Write the ids of the doubtful queries.")
 @click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object on stdout.")
-def check_pairs(run: str, top: int, evidence: tuple[str, ...], out: Path | None, as_json: bool) -> None:
+def check_pairs(run: str, top: int | None, evidence: tuple[str, ...], out: Path | None, as_json: bool) -> None:
     """Count the known pairs of RUN that are doubtful.
 
     A pair is doubtful if the positive is not among the --top nearest documents of its query, or if a judge grades a
@@ -35,6 +35,7 @@ def check_pairs(run: str, top: int, evidence: tuple[str, ...], out: Path | None,
       hardneg select run --leave-out doubtful.txt --out run2
     """
     from hardneg.errors import DataError
+    from hardneg.false_negatives.consistency import TOP
     from hardneg.false_negatives.consistency import check_pairs as run_check
     from hardneg.mining.run import Run
     from hardneg.storage.files import atomic_path
@@ -48,6 +49,8 @@ def check_pairs(run: str, top: int, evidence: tuple[str, ...], out: Path | None,
     with progress_bars() as progress:
         found = run_check(opened, top=top, evidence=evidence, progress=progress)
     value = found.to_json(opened)
+    if top is None and found.top < TOP:
+        click.echo(f"note: --top is {found.top}, not {TOP}: {plain(run)} is no deeper", err=True)
     if out is not None:
         ids = opened.pairs().query_ids
         lines = [ids[int(row)].as_py() for row in found.doubtful]
@@ -60,7 +63,7 @@ def check_pairs(run: str, top: int, evidence: tuple[str, ...], out: Path | None,
         return
     click.echo(
         f"{value['queries_with_positives']:,} queries with positives; {value['positive_not_found']:,} without one among their "
-        f"{top} nearest documents: {plain(', '.join(value['positive_not_found_queries'][:10])) or 'none'}"
+        f"{found.top} nearest documents: {plain(', '.join(value['positive_not_found_queries'][:10])) or 'none'}"
     )
     if evidence:
         click.echo(

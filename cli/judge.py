@@ -136,7 +136,7 @@ def judge(
         return
     _say(out, given, drawn, value)
     if not is_special(out):
-        _next(run, out, given, asking)
+        _next(run, out, given, asking, value["pairs"])
 
 
 def _say(out: Path, given: dict[str, Any], drawn: Any, value: dict[str, Any]) -> None:
@@ -150,6 +150,11 @@ def _say(out: Path, given: dict[str, Any], drawn: Any, value: dict[str, Any]) ->
         f"wrote {value['pairs']:,} pairs to {plain(out)}, {value['held_out']:,} of them held out for the guarantee",
         err=to_stream,
     )
+    if value["pairs"] < given["sample"]:
+        click.echo(
+            f"there are no more: --sample {given['sample']:,} asks for more than {_all_of(given['asking'])}",
+            err=to_stream,
+        )
     if given["judged"] is not None:
         added = f"{int(latest.sum()):,} of them new" if extended else "none of them new: raise --sample"
         click.echo(f"{added}; {drawn.left_out:,} judged before are not among them", err=to_stream)
@@ -158,7 +163,16 @@ def _say(out: Path, given: dict[str, Any], drawn: Any, value: dict[str, Any]) ->
         click.echo(f"{plain(name)}: {plain(said)}", err=to_stream)
 
 
-def _next(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
+def _all_of(asking: Any) -> str:
+    """What pairs are drawn of, in words."""
+    if asking.predictions is not None:
+        return f"the model judged in {plain(asking.predictions)}"
+    return {"negatives": "the negatives of the run", "positives": "the known positives of the run"}.get(
+        asking.of, "the candidates of the run that could be judged"
+    )
+
+
+def _next(run: str, out: Path, given: dict[str, Any], asking: Any, pairs: int) -> None:
     """Say what to type next."""
     file, alpha = quoted(out), f"--alpha {given['alpha']:g}"
     if asking.of == "positives":
@@ -170,7 +184,8 @@ def _next(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
         return
     if asking.judge is not None:
         click.echo(
-            f"next, as a model errs: hardneg judge {quoted(run)} --predictions {file} --sample 200 {alpha} --out P.csv, for a person"
+            f"next, as a model errs: hardneg judge {quoted(run)} --predictions {file} --sample {min(200, pairs)} "
+            f"{alpha} --out P.csv, for a person"
         )
         return
     more = "" if asking.predictions is None else f" --predictions {quoted(asking.predictions)}"

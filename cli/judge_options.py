@@ -110,6 +110,7 @@ def _confirm(estimate: Any) -> bool:
     click.echo(f"the judge: {plain(str(estimate))}", err=True)
     if not sys.stdin.isatty():
         raise UsageError(
-            "nobody is here to say whether that is all right: add --yes (and --budget, which is never exceeded)"
+            "nobody is here to say whether that is all right: add --yes and --budget. A budget of requests is never exceeded, "
+            "one of money or tokens only if a request takes more than was set aside for it"
         )
     return click.confirm("ask it?", default=False, err=True)

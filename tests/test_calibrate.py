@@ -406,7 +406,7 @@ def test_refuses_what_cannot_be_certified(mined: Path, tmp_path: Path) -> None:
     judge(mined, tmp_path / "f.csv", sample=60)
     fill(tmp_path / "f.csv", tmp_path / "filled.csv")
     with pytest.raises(
-        NotCertified, match=r"more judgements would do, with a chance of 9\d%: hardneg judge RUN --sample \d+"
+        NotCertified, match=rf"more judgements would do, with a chance of 9\d%: hardneg judge {mined} --sample \d+"
     ):
         calibrate(mined, tmp_path / "filled.csv")
     loose = calibrate(mined, tmp_path / "filled.csv", uncertified=True)

@@ -265,3 +265,16 @@ def test_pairs_that_do_not_hold(mined: Path, tmp_path: Path) -> None:
     assert better.judged == 1
     with pytest.raises(UsageError, match="depth of the run"):
         check_pairs(run, top=61)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_pairs_of_a_run_that_is_not_deep(tmp_path: Path, depth: int) -> None:
+    rows = [{"query": f"question {i}", "positive": f"answer {i}"} for i in range(8)]
+    hn.mine(write_jsonl(tmp_path / "pairs.jsonl", rows), tmp_path / "run", depth=depth, negatives=1)
+    done = hardneg("check-pairs", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert f"note: --top is {depth}, not 20" in done.stderr
+    assert f"among their {depth} nearest" in done.stdout
+    assert check_pairs(tmp_path / "run").top == depth
+    with pytest.raises(UsageError, match="depth of the run"):
+        check_pairs(tmp_path / "run", top=20)

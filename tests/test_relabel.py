@@ -172,6 +172,9 @@ def test_what_cannot_be_relabelled(mined: hn.Run, evidence: Path, tmp_path: Path
     ):  # fmt: skip
         with pytest.raises(UsageError, match=message):
             mined.select(tmp_path / "x", **options)
+    for least in (float("nan"), float("inf"), -float("inf"), True, "3", 3.5, -1):
+        with pytest.raises(UsageError, match="promote_from"):
+            mined.select(tmp_path / f"x{least}", relabel="promote", evidence=str(evidence), promote_from=least)
     text = evidence.read_text().splitlines()
     (tmp_path / "none.csv").write_text("\n".join([text[0], *(line for line in text if ",0,question" in line)]))
     with pytest.raises(DataError, match="nothing to relabel"):

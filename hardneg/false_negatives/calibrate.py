@@ -14,9 +14,10 @@ from sklearn.linear_model import LogisticRegression
 
 from hardneg.ambient import own_settings
 from hardneg.errors import DataError, UsageError
+from hardneg.false_negatives.advice import Files, not_certified
 from hardneg.false_negatives.corrected import Predictions, check_judge
 from hardneg.false_negatives.features import PairFeatures, check_features
-from hardneg.false_negatives.guarantee import Test, certify, judgements_needed
+from hardneg.false_negatives.guarantee import Test, certify
 from hardneg.false_negatives.judgements import (
     Judgements,
     check_enough,
@@ -93,12 +94,12 @@ def calibrate(
         alpha = 0.05 if judged is None or judged.alpha is None else judged.alpha
     if judged is not None and learn == "auto" and posterior is None and predictions is None and not judged.drawn:
         learn = "judged"
-    if judged is not None and learn != "judged":
+    if judged is not None and judgements is not None and learn != "judged":
         check_enough(len(judged.relevant), str(judgements))
-        check_judge(judged, str(judgements), trust_judge)
+        check_judge(judged, str(judgements), trust_judge, reopened.run.folder)
         model = Predictions.read(predictions, reopened.pairs, judged, judgements, alpha, draw_id(reopened, posterior))
         start = family(reopened, pair_features, posterior, learn, seed, progress)
-        wanted = _Wanted(alpha, confidence, uncertified, model)
+        wanted = _Wanted(alpha, confidence, uncertified, model, Files.of(judgements, predictions))
         return _certified(reopened, pair_features, judged, start, wanted, progress)
     if judged is None:
         learned = learn_from(Found.of_run(reopened), pair_features, learn, features, seed, progress)
@@ -132,6 +133,7 @@ class _Wanted:
     confidence: float
     uncertified: bool
     predictions: Predictions | None
+    files: Files
 
 
 def _certified(
@@ -167,7 +169,7 @@ def _certified(
     learned = Learned(final, start.source, report, in_loss)
     if not passed:
         if not wanted.uncertified:
-            raise NotCertified(_not_certified(tests, alpha, confidence, judged, population))
+            raise NotCertified(not_certified(tests, alpha, confidence, judged, population, predictions, wanted.files))
         return _expected(learned, Population(run, features, final, progress), alpha, judged, place)
     # The same order of candidates, on the scale of the final model.
     threshold = float(_moved(np.array([passed[-1].threshold]), level)[0])
@@ -339,28 +341,3 @@ def _check_share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> Non
             f"{len(held):,} pairs are held out, {int(able[held].sum()):,} of them could become negatives, and "
             f"{expected:,.0f} were to be expected: the file was drawn for another --alpha, posterior or --learn, or lines are missing"
         )
-
-
-def _not_certified(
-    tests: list[Test], alpha: float, confidence: float, judgements: Judgements, population: Population
-) -> str:
-    strictest = tests[0]
-    held, judged = int(judgements.held_out.sum()), len(judgements.relevant)
-    expected = population.expected(strictest.threshold)
-    needed, chance = judgements_needed(strictest, alpha, confidence, held, expected)
-    found = (
-        f"no threshold can be certified to keep false negatives at {alpha:.1%} or less with confidence {confidence:.0%}: "
-        f"even with the strictest, {strictest.false} of {strictest.judged} judged negatives are false"
-    )
-    if needed is None:
-        more = (
-            f"more judgements would hardly help (the chance is {chance:.0%} at best): allow a larger --alpha, or mine with a better "
-            f"encoder"
-        )
-    else:
-        sample = max(judged + 1, -(-judged * needed // max(held, 1)))
-        more = (
-            f"about {sample - judged:,} more judgements would do, with a chance of {chance:.0%}: "
-            f"hardneg judge RUN --sample {sample} --judged F.csv --out F2.csv keeps those there are"
-        )
-    return f"{found}. {more[0].upper()}{more[1:]}. --uncertified writes a posterior without a guarantee"

@@ -17,6 +17,8 @@ from hardneg.mining.run import Run
 from hardneg.progress import Progress, with_progress
 from hardneg.storage.arrays import Mask
 
+TOP = 20  # as long as the run is that deep
+
 
 @dataclass(frozen=True)
 class Consistency:
@@ -61,7 +63,11 @@ class Consistency:
 
 @with_progress
 def check_pairs(
-    run: str | Path | Run, *, top: int = 20, evidence: Sequence[str | Path] = (), progress: Progress | bool = False
+    run: str | Path | Run,
+    *,
+    top: int | None = None,
+    evidence: Sequence[str | Path] = (),
+    progress: Progress | bool = False,
 ) -> Consistency:
     """Check the known pairs of a run.
 
@@ -70,7 +76,7 @@ def check_pairs(
 
     Args:
         run: a finished run.
-        top: how many documents may be nearer, at most the depth of the run.
+        top: how many documents may be nearer, at most the depth of the run. None: 20, or the depth if that is less.
         evidence: files of judgements with grades: of candidates, and of positives (`judge` with `of='positives'`).
         progress: called with the progress.
 
@@ -80,6 +86,7 @@ def check_pairs(
     assert callable(progress)
     reopened = Reopened(run if isinstance(run, Run) else Run(run), progress=progress)
     depth = int(reopened.run.info["resolved"]["depth"])
+    top = min(TOP, depth) if top is None else top
     if not 1 <= top <= depth:
         raise UsageError(f"top {top} must be 1 to {depth}, the depth of the run: deeper, nothing is known")
     n = len(reopened.pairs)

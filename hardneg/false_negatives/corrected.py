@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,15 @@ from hardneg.false_negatives.prediction_powered import Halves, certify_powered
 from hardneg.storage.files import sha256_file
 
 
-def check_judge(judged: Judgements, file: str, trusted: bool) -> None:
+def check_judge(judged: Judgements, file: str, trusted: bool, run: Path) -> None:
     """Raise DataError if a model judged, and nobody takes its word for the truth."""
     if judged.by_judge.any() and not trusted:
+        name, given = quote(str(run)), quote(file)
+        sample, new = min(200, len(judged.query)), quote(str(Path(file).with_name(f"{Path(file).stem}-person.csv")))
         raise DataError(
             f"{file} was judged by {', '.join(judged.judges)}, not by a person. A model errs, and its word alone guarantees nothing. "
-            f"Let a person judge a part of these pairs (hardneg judge RUN --predictions {file} --sample 200 --out P.csv), then: "
-            f"hardneg calibrate RUN P.csv --predictions {file}. Or learn from its judgements without a guarantee (--learn "
+            f"Let a person judge a part of these pairs (hardneg judge {name} --predictions {given} --sample {sample} --out {new}), "
+            f"then: hardneg calibrate {name} {new} --predictions {given}. Or learn from its judgements without a guarantee (--learn "
             f"judged). If you take its word for the truth: --trust-judge"
         )
 

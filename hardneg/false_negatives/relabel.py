@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.errors import DataError
+from hardneg.errors import DataError, UsageError
 from hardneg.false_negatives.judgements import read_judgements
+from hardneg.judges.prompt import GRADES
 from hardneg.mining.relabels import ACTIONS, Relabels
 from hardneg.storage.arrays import members
 
@@ -27,7 +29,7 @@ def relabels(files: Sequence[str | Path], pairs: Pairs, how: str, promote_from: 
             promoted.
 
     Raises:
-        DataError: a file cannot be used, or finds nothing relevant.
+        DataError: a file cannot be used, or finds nothing relevant. UsageError: no judgement has a grade like `promote_from`.
     """
     found: dict[tuple[int, int], tuple[bool, float, str]] = {}
     for file in files:
@@ -48,6 +50,7 @@ def relabels(files: Sequence[str | Path], pairs: Pairs, how: str, promote_from: 
     known = members(document[:, None], pairs.positives.take(query))[:, 0]
     action = np.full(len(rows), ACTIONS.index(how), np.int8)
     if promote_from is not None:
+        _check_scale(promote_from, grade, [by for _, _, by in relevant])
         action[grade < promote_from] = ACTIONS.index("ignore")  # False for NaN
     # A query without a positive cannot be trained on; a new one is no reason to begin.
     action[(pairs.positives.lengths == 0)[query] & (action == ACTIONS.index("promote"))] = ACTIONS.index("ignore")
@@ -58,3 +61,13 @@ def relabels(files: Sequence[str | Path], pairs: Pairs, how: str, promote_from: 
     }
     names = [name for (_, _, name), kept in zip(relevant, keep, strict=True) if kept]
     return Relabels(query[keep], document[keep], action[keep], grade[keep], names, left)
+
+
+def _check_scale(promote_from: float, grade: NDArray[np.float64], judges: list[str]) -> None:
+    """Raise UsageError if all grades are those of a language model, and `promote_from` is not on that scale."""
+    by_model = all(by.startswith("openai:") for by, graded in zip(judges, np.isfinite(grade), strict=True) if graded)
+    if np.isfinite(grade).any() and by_model and not min(GRADES) <= promote_from <= max(GRADES):
+        raise UsageError(
+            f"promote_from {promote_from:g} is no grade of these judgements, which are {min(GRADES)} to {max(GRADES)} "
+            f"(--promote-from)"
+        )

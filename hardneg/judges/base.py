@@ -29,7 +29,7 @@ class JudgeOptions:
         allow_http: send texts and the key to other hosts than this machine without encryption.
         concurrency: most requests at once.
         pairs_per_request: pairs that one request asks about.
-        timeout: seconds until a request is given up and asked again.
+        timeout: seconds until a request is given up and asked again, also if its answer comes byte by byte.
         retries: how often a request that fails for a passing reason is sent again.
         prices: what tokens cost; None: not known.
         budget: where to stop; None: no limit.
@@ -59,8 +59,8 @@ class JudgeOptions:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise UsageError(f"{name} must be a whole number of at least {low}, not {value!r}")
-        if not self.timeout > 0:
-            raise UsageError(f"timeout {self.timeout} must be more than 0 seconds")
+        if not 0 < self.timeout <= 86400:
+            raise UsageError(f"timeout {self.timeout} must be more than 0 seconds, and at most a day")
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from hardneg.errors import UsageError
 
@@ -84,11 +86,23 @@ class Estimate:
     cost: float | None
 
     def __str__(self) -> str:
-        cost = "at a price that is not known (--price IN,OUT)" if self.cost is None else f"about {self.cost:,.2f}"
+        cost = (
+            "at a price that is not known (--price IN,OUT)"
+            if self.cost is None
+            else f"{_amount(self.cost)} in the currency of --price"
+        )
         return (
             f"{self.pairs:,} pairs to ask about ({self.cached:,} more are answered already): {self.requests:,} requests, about "
             f"{self.prompt_tokens:,} tokens in and {self.answer_tokens:,} out, {cost}"
         )
+
+
+def _amount(cost: float) -> str:
+    """
+    >>> _amount(12.3), _amount(0.001)
+    ('about 12.30', 'less than 0.01')
+    """
+    return f"about {cost:,.2f}" if cost >= 0.005 or cost == 0 else "less than 0.01"
 
 
 def tokens(texts: Iterable[str]) -> int:
@@ -98,6 +112,39 @@ def tokens(texts: Iterable[str]) -> int:
     3
     """
     return sum(-(-len(text.encode()) // _BYTES_A_TOKEN) for text in texts)
+
+
+class BudgetSpent(Exception):
+    """The next request would exceed the budget."""
+
+
+@dataclass
+class Post:
+    """One request on its way, as `Ledger.post` counts it.
+
+    Attributes:
+        sent: whether it went out: then it is a request, whatever comes of it.
+        status: of the answer; None as long as there is none.
+        answer: the decoded answer.
+    """
+
+    sent: bool = False
+    status: int | None = None
+    answer: dict[str, Any] | None = None
+
+    def used(self, expected: tuple[int, int]) -> tuple[int, int]:
+        """The tokens that the endpoint counted. What it does not tell is taken to be as expected; a refusal takes none."""
+        if self.status not in (None, 200):
+            return 0, 0
+        usage = None if self.answer is None else self.answer.get("usage")
+        found = [
+            usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")
+        ]
+        numbers = [
+            each if isinstance(each, int) and 0 <= each < 1 << 31 else other
+            for each, other in zip(found, expected, strict=True)
+        ]
+        return numbers[0], numbers[1]
 
 
 class Ledger:
@@ -135,6 +182,24 @@ class Ledger:
             assert self.prices is not None
             return self.prices.cost(prompt, answer)
         return float(requests if unit == "requests" else prompt + answer)
+
+    @contextmanager
+    def post(self, expected: tuple[int, int]) -> Iterator[Post]:
+        """Count one request that is expected to take these tokens, also if it fails and is sent again.
+
+        Raises:
+            BudgetSpent: it would exceed the budget; nothing may be sent.
+        """
+        reserved = self.reserve(*expected)
+        if reserved is None:
+            raise BudgetSpent
+        post = Post()
+        try:
+            yield post
+        finally:
+            if post.sent:
+                self.spend(*post.used(expected), expected)
+            self.release(reserved)
 
     def reserve(self, prompt: int, answer: int) -> float | None:
         """Set aside what one request will take; None if that would exceed the budget. Requests under way count."""

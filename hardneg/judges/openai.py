@@ -13,7 +13,7 @@ import numpy as np
 from hardneg.errors import UsageError
 from hardneg.judges.answers import KeptAnswers, default_folder
 from hardneg.judges.base import NO_ANSWER, JudgeOptions, Verdicts
-from hardneg.judges.cost import Estimate, Ledger, tokens
+from hardneg.judges.cost import BudgetSpent, Estimate, Ledger, tokens
 from hardneg.judges.endpoint import Endpoint
 from hardneg.judges.prompt import RELEVANT_FROM, addresses_judge, messages, read_grades, template
 from hardneg.progress import Advance, Progress, silent
@@ -26,7 +26,7 @@ _ADDRESSED = "the document addresses the judge"
 
 _UNREADABLE = "no answer that could be read"
 
-_NOT_ASKED = "not asked: the budget was spent"
+_NOT_ASKED = "no answer: the budget was spent"
 
 
 class OpenAIJudge:
@@ -67,20 +67,32 @@ class OpenAIJudge:
 
         Raises:
             UsageError: the estimate was not confirmed. EndpointError: the endpoint refuses or fails; answers so far are kept.
+            RunError: answers cannot be kept, or another process asks the same judge.
         """
         keys = [self.kept.key(*pair) for pair in pairs]
+        todo = self._open(keys, pairs)
+        if not todo:
+            return self._verdicts(pairs, keys, {}, 0)
+        with self.kept.alone():  # nobody else pays for the same pairs meanwhile
+            reasons: dict[str, str] = {}
+            todo = self._open(keys, pairs)
+            self._ask_confirmed(todo, len(set(keys)) - len(todo), reasons, progress)
+        return self._verdicts(pairs, keys, reasons, len(todo))
+
+    def _open(self, keys: list[str], pairs: Sequence[tuple[str, str]]) -> list[tuple[str, tuple[str, str]]]:
+        """The pairs without an answer, each once, with their keys."""
         new = {key: pair for key, pair in zip(keys, pairs, strict=True) if self.kept.get(key) is None}
-        todo = list(new.items())
-        estimate = self.estimate([pair for _, pair in todo], len(set(keys)) - len(todo))
+        return list(new.items())
+
+    def _ask_confirmed(
+        self, todo: list[tuple[str, tuple[str, str]]], cached: int, reasons: dict[str, str], progress: Progress
+    ) -> None:
+        """Ask about these pairs, if the estimate is all right."""
+        estimate = self.estimate([pair for _, pair in todo], cached)
         if todo and self.options.confirm is not None and not self.options.confirm(estimate):
             raise UsageError("nothing was asked: the estimate was not confirmed")
-        reasons: dict[str, str] = {}
-        try:
-            if todo:
-                self._ask_all(todo, reasons, progress("judge", len(todo)))
-        finally:
-            self.kept.close()
-        return self._verdicts(pairs, keys, reasons, len(todo))
+        if todo:
+            self._ask_all(todo, reasons, progress("judge", len(todo)))
 
     def estimate(self, pairs: Sequence[tuple[str, str]], cached: int = 0) -> Estimate:
         """What asking about these pairs is expected to take."""
@@ -132,19 +144,16 @@ class OpenAIJudge:
         """The grades of one request, or why there are none."""
         asked = messages(pairs, several, again)
         expected = tokens(each["content"] for each in asked), _ANSWER_TOKENS * len(pairs)
-        reserved = self.ledger.reserve(*expected)
-        if reserved is None:
-            return _NOT_ASKED
         try:
             answer = self.endpoint.ask(
                 {
                     "model": self.model, "messages": asked, "temperature": 0, "seed": 0,
                     "max_tokens": _ROOM + _ANSWER_TOKENS * len(pairs), "response_format": {"type": "json_object"},
-                }
+                },
+                lambda: self.ledger.post(expected),
             )  # fmt: skip
-            self.ledger.spend(*_used(answer, expected), expected)
-        finally:
-            self.ledger.release(reserved)
+        except BudgetSpent:
+            return _NOT_ASKED
         grades = read_grades(_content(answer), len(pairs), several)
         return _UNREADABLE if grades is None else grades
 
@@ -180,17 +189,6 @@ def _content(answer: dict[str, Any]) -> str:
     message = first.get("message") if isinstance(first, dict) else None
     content = message.get("content") if isinstance(message, dict) else None
     return content if isinstance(content, str) else ""
-
-
-def _used(answer: dict[str, Any], expected: tuple[int, int]) -> tuple[int, int]:
-    """The tokens that the endpoint counted; what was expected if it counts none."""
-    usage = answer.get("usage")
-    found = [usage.get(name) if isinstance(usage, dict) else None for name in ("prompt_tokens", "completion_tokens")]
-    numbers = [
-        each if isinstance(each, int) and 0 <= each < 1 << 31 else other
-        for each, other in zip(found, expected, strict=True)
-    ]
-    return numbers[0], numbers[1]
 
 
 def from_spec(model: str, options: JudgeOptions) -> OpenAIJudge:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 from dataclasses import dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,13 @@ class SelectOptions:
             )
         if self.promote_from is not None and self.relabel != "promote":
             raise UsageError("promote_from has a meaning with relabel='promote' only")
+        least = self.promote_from
+        if least is not None and (
+            isinstance(least, bool) or not isinstance(least, (int, float)) or not isfinite(least)
+        ):
+            raise UsageError(
+                f"promote_from must be a finite number, a grade or a score, not {least!r} (--promote-from)"
+            )
 
 
 @with_progress

@@ -208,18 +208,23 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path, kind: str) -> Iterator[None]:
+def locked(folder: Path, kind: str, named: Path | None = None) -> Iterator[None]:
     """Mark a folder as ours and hold its lock. The folder is made if it does not exist.
 
     The lock is one of POSIX record locks: it belongs to the process, works on network file systems, and is not passed on
     to child processes. On file systems that have no locks, nothing is locked.
+
+    Args:
+        folder: the folder.
+        kind: the kind of the marker.
+        named: what messages say is being written; None: the folder.
 
     Raises:
         RunError: another process, or another thread of this one, writes to the folder; or it cannot be written to.
     """
     path = marker(folder, kind)
     with _taking:
-        key, descriptor = _take(folder, path)
+        key, descriptor = _take(folder, path, named or folder)
         _held.add(key)
     try:
         yield
@@ -229,7 +234,7 @@ def locked(folder: Path, kind: str) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _take(folder: Path, path: Path) -> tuple[tuple[int, int], int]:
+def _take(folder: Path, path: Path, named: Path) -> tuple[tuple[int, int], int]:
     """Lock the marker. Returns its (device, inode), and the open descriptor that holds the lock."""
     for attempt in range(_ATTEMPTS):
         if folder.is_symlink():
@@ -239,7 +244,7 @@ def _take(folder: Path, path: Path) -> tuple[tuple[int, int], int]:
             with suppress(FileNotFoundError):
                 # Closing any descriptor of a locked file would give the lock back, so it is not even opened here.
                 if _identity(os.stat(path)) in _held:
-                    raise RunError(f"{folder} is being written by this process already: choose another folder")
+                    raise RunError(f"{named} is being written by this process already: choose another folder")
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except OSError as error:
             # Another process may have removed the folder just now. But some places, such as /proc, hold no new folders.
@@ -248,7 +253,7 @@ def _take(folder: Path, path: Path) -> tuple[tuple[int, int], int]:
             raise RunError(f"{folder} cannot be written to ({error.strerror})") from None
         key = _identity(os.fstat(descriptor))
         try:
-            _lock(descriptor, folder)
+            _lock(descriptor, named)
             # Between opening and locking, the folder may have been replaced or removed.
             with suppress(FileNotFoundError):
                 if _identity(os.stat(path)) == key:
