@@ -358,6 +358,7 @@ def _kill(folder: Path, chosen: str) -> str:
     return done.stdout + done.stderr[-2000:]
 
 
+@pytest.mark.faults
 def test_killed_at_any_moment_log_and_results_are_the_same(tmp_path: Path) -> None:
     """Killed between any two steps that files are made of, also in the middle of a line of the log, and twice."""
     assert " 0 wrong" in _kill(tmp_path, "4")

@@ -13,7 +13,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted((ROOT / "docs").glob("*.md"))
+LONG = ("integrations", "pictures")  # they train with the trainers and the models of others
+PAGES = [
+    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in LONG))
+    for page in sorted((ROOT / "docs").glob("*.md"))
+]
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in sorted((ROOT / "hardneg").rglob("*.py"))
@@ -25,7 +29,7 @@ def blocks(page: Path) -> list[str]:
     return re.findall(r"<!-- tested: python -->\n```python\n(.*?)```", page.read_text(), re.S)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page: Path, tmp_path: Path, tiny_model: Path) -> None:
     """One after the other, as somebody would type them; no block is left out of the test."""
     found = blocks(page)

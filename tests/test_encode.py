@@ -295,6 +295,7 @@ def alone(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[h
         return pairs, vectors_of(made, pairs, tmp_path_factory.mktemp("alone"))[0]
 
 
+@pytest.mark.faults
 def test_several_processes_give_the_same_bytes_and_the_death_of_one_loses_nothing(
     encoder: SentenceTransformersEncoder,
     alone: tuple[hardneg.Pairs, list[bytes]],

@@ -140,7 +140,6 @@ def _die_after(left: int, atomic: bool, what: str, source: Path, run: Path) -> i
 @pytest.mark.parametrize(
     ("what", "how", "count"),
     [
-        ("mine", "atomic", 4),
         ("select", "two steps", 4),
         *(
             pytest.param(what, how, 25, marks=pytest.mark.faults)
