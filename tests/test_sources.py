@@ -37,6 +37,13 @@ class Letters:
         return "letters"
 
 
+class Unasked(Letters):
+    """An encoder that nobody asks."""
+
+    def encode(self, texts: Any, *, prompt: str = "") -> np.ndarray:
+        raise AssertionError("something was encoded before the candidates were looked at")
+
+
 class Ends(Letters):
     """Another one: first and last letters of words."""
 
@@ -307,7 +314,7 @@ def test_damaged_trec_runs_are_refused(pairs: Pairs, tmp_path: Path, line: str, 
     ids, documents = pairs.query_ids.to_pylist(), pairs.document_ids.to_pylist()
     (tmp_path / "f").write_text(line.replace("q0", ids[0]).replace("d0", documents[0]))
     with pytest.raises(DataError, match=message):
-        mine(pairs, tmp_path / "run", MineOptions(candidates=(f"trec:{tmp_path}/f",)), encoder=Letters())
+        mine(pairs, tmp_path / "run", MineOptions(candidates=(f"trec:{tmp_path}/f",)), encoder=Unasked())
 
 
 @pytest.mark.parametrize(
@@ -339,7 +346,7 @@ def test_wrong_languages_and_missing_files_are_refused(pairs: Pairs, tmp_path: P
         ("encoder:nothing:x", "nothing"),
     ):
         with pytest.raises(UsageError, match=message):
-            mine(pairs, tmp_path / "run", MineOptions(candidates=(source,)), encoder=Letters())
+            mine(pairs, tmp_path / "run", MineOptions(candidates=(source,)), encoder=Unasked())
         assert not (tmp_path / "run" / "run.json").exists()
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
 

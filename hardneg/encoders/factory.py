@@ -49,12 +49,17 @@ def make_encoder(
     >>> make_encoder("hashed", seed=1).dimension
     256
     """
-    kind, _, rest = spec.partition(":")
-    known = registry.names("encoder")
-    if kind not in known:
-        raise UsageError(f"unknown encoder {spec!r}.{suggestion(kind, known)} Forms: {FORMS}")
+    kind, _, rest = check_kind(spec).partition(":")
     encoder = registry.find("encoder", kind)(rest, EncoderOptions(seed, device, batch_size, precision))
     return checked_encoder(encoder, spec)
+
+
+def check_kind(spec: str) -> str:
+    """The spec itself; UsageError if no encoder has its name. Nothing is loaded."""
+    kind, known = spec.partition(":")[0], registry.names("encoder")
+    if kind not in known:
+        raise UsageError(f"unknown encoder {spec!r}.{suggestion(kind, known)} Forms: {FORMS}")
+    return spec
 
 
 def is_sentence_transformer(given: object) -> bool:

@@ -42,6 +42,11 @@ class BM25(CandidateSource):
     stemmer: str = "english"
     stopwords: str = ""
 
+    def lacks(self, pairs: Pairs) -> str | None:
+        """Nothing; raises as `open` for an unknown language, before anything is encoded."""
+        _Words(self)
+        return None
+
     def open(self, inputs: SourceInputs) -> OpenSource:
         """Count the words of all documents.
 

@@ -8,7 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import embed, fit
+from hardneg.encoders.factory import check_kind
 from hardneg.index.base import Index, Neighbors, checked_answer
 from hardneg.index.factory import make_index
 from hardneg.mining.sources.base import CandidateSource, OpenSource, SourceInputs
@@ -71,6 +73,11 @@ class OtherEncoder(CandidateSource):
     name: ClassVar[str] = "encoder"
     words: ClassVar[tuple[str, ...]] = ("model",)
     model: str
+
+    def lacks(self, pairs: Pairs) -> str | None:
+        """Nothing; raises UsageError if no encoder has the name, before anything is encoded."""
+        check_kind(self.model)
+        return None
 
     def open(self, inputs: SourceInputs) -> OpenSource:
         config, resources = inputs.config, inputs.resources

@@ -44,7 +44,11 @@ class TrecRun(CandidateSource):
         return (self.file,)
 
     def lacks(self, pairs: Pairs) -> str | None:
-        return None if exists(Path(self.file)) else f"candidates {self.spec!r}: {self.file} does not exist"
+        """Whether the file is there; it is read once, so that a bad line is found before anything is encoded. Raises as `open`."""
+        if not exists(Path(self.file)):
+            return f"candidates {self.spec!r}: {self.file} does not exist"
+        _Lists(Path(self.file), self.spec, pairs)
+        return None
 
     def open(self, inputs: SourceInputs) -> OpenSource:
         """Read the file.
