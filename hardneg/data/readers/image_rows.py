@@ -112,6 +112,7 @@ class ImageRows(Layout):
             )
         if self.root is None:
             raise DataError(
-                f"{where}: the picture is the path {shortened(path)!r}, and a table in memory has no folder: give image_root="
+                f"{where}: the picture is the path {shortened(path)!r}, and a table in memory has no folder: give "
+                f"ReadOptions(image_root=...), for example '.'"
             )
         return self.reader.from_path(self.root, path, where), path
