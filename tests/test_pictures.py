@@ -199,7 +199,7 @@ def test_columns_of_paths(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     pairs = hardneg.read_pairs(tmp_path / "rows.parquet")
     assert (pairs.document_ids.to_pylist()[:2], pairs.reading["format"]) == (["0", "1"], "images")
-    with pytest.raises(DataError, match="has no folder: give image_root="):
+    with pytest.raises(DataError, match=r"has no folder: give ReadOptions\(image_root="):
         hardneg.read_pairs(rows)
     assert hardneg.read_pairs(rows, hardneg.ReadOptions(image_root=tmp_path)).digests == pairs.digests
     asked = [{"query": "which is red?", "positive": "none of these"}]
