@@ -74,9 +74,10 @@ def trained_weights(folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("several", "changed"),
-    [(False, {}), pytest.param(True, {"mini_batch_size": 3}, marks=pytest.mark.slow)],
+    [(False, {}), (True, {"mini_batch_size": 3})],
     ids=["one encoder", "two encoders in mini-batches"],
 )
+@pytest.mark.slow
 def test_a_transformer_on_two_ranks_trains_as_on_one(tmp_path: Path, several: bool, changed: dict[str, object]) -> None:
     root = str(Path(__file__).parent.parent)
     script = SCRIPT.replace("ROOT", repr(root)).replace("CHANGED", repr(changed)).replace("SEVERAL", repr(several))

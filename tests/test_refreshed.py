@@ -150,6 +150,7 @@ def test_training_never_waits_and_the_swap_is_whole(documents: np.ndarray) -> No
         assert index.history[0]["drift"] == pytest.approx(1 - (first.vectors * at_start).sum(1).mean(), abs=1e-6)
 
 
+@pytest.mark.faults
 def test_readers_in_other_threads_see_one_generation_or_the_other(documents: np.ndarray) -> None:
     model, queries = Linear(), clustered(30, seed=1)
     snapshots = ModuleSnapshots(model, encode)
