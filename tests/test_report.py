@@ -52,7 +52,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pairs = hardneg.Pairs.from_columns(
         [f"question {i} about {things[i % 10]} {NASTY[i % 7]}" for i in range(200)],
         [f"answer {i} about {things[i % 10]} {NASTY[(i + 1) % 7]}" for i in range(200)],
-        query_ids=[f"<b>q{i}</b>" for i in range(200)],
+        query_ids=[f"<b>q{i}</b>" + "/x" * (150 * (i == 7)) for i in range(200)],
     )
     run = hardneg.mine(pairs, folder / "<i>run</i>", hardneg.MineOptions(depth=40))
     hardneg.calibrate(run, alpha=0.2).save(folder / "p.json")
@@ -143,6 +143,9 @@ def test_it_renders_in_a_browser(browser: Any, page: Path, how: dict[str, Any]) 
     else:
         assert columns[1]["x"] > columns[0]["x"]
         assert abs(columns[1]["y"] - columns[0]["y"]) < 1
+    made.fill("#search", "/x/x/x")
+    made.keyboard.press("Escape")
+    made.keyboard.press("n")  # the query and a negative of it have long ids
     wide = made.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
     assert wide <= 0  # nothing sticks out, on a phone either
     background = made.evaluate("getComputedStyle(document.body).backgroundColor")
