@@ -38,6 +38,16 @@ class MissingDependencyError(UsageError):
         )
 
 
+def reason_of(error: BaseException) -> str:
+    """Why something of another library failed: the first line of its message, or the name of the error if there is none.
+
+    >>> reason_of(ValueError("\\n no such file\\n  at line 3")), reason_of(KeyError())
+    ('no such file', 'KeyError')
+    """
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def suggestion(value: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the most similar known name or, if none is similar, all of them.
 

@@ -18,7 +18,7 @@ from hardneg.data.item_column import ItemColumn
 from hardneg.data.picture_store import PictureStore
 from hardneg.data.texts import shown
 from hardneg.errors import DataError
-from hardneg.storage.arrays import Ragged
+from hardneg.storage.arrays import Ragged, pair_keys
 from hardneg.storage.arrow import strings
 
 
@@ -245,8 +245,8 @@ def _grades(
 ) -> np.ndarray:
     """float64 `[m]`: the highest grade of each positive, in the order of `positives.values`."""
     grades = np.zeros(len(positives.values))
-    keys = positives.row_numbers() * width + positives.values
-    np.maximum.at(grades, np.searchsorted(keys, queries * width + documents), scores)
+    keys = pair_keys(positives.row_numbers(), positives.values, width)
+    np.maximum.at(grades, np.searchsorted(keys, pair_keys(queries, documents, width)), scores)
     return grades
 
 
@@ -263,5 +263,6 @@ def _in_order(pairs: list[tuple[int, int]], total: int) -> dict[str, np.ndarray]
 def _without(negatives: Ragged, positives: Ragged, width: int) -> Ragged:
     """The judged negatives that are not also positives of the query: if judgements disagree, relevant wins."""
     rows = negatives.row_numbers()
-    contradicted = np.isin(rows * width + negatives.values, positives.row_numbers() * width + positives.values)
+    own, others = pair_keys(rows, negatives.values, width), pair_keys(positives.row_numbers(), positives.values, width)
+    contradicted = np.isin(own, others)
     return Ragged.from_pairs(rows[~contradicted], negatives.values[~contradicted], len(negatives))

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hardneg.diagnostics.findings.base import Finding
-from hardneg.diagnostics.measures.false_share import filtered_by_group
+from hardneg.diagnostics.measures.false_share import told_by_groups
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import HardnegError
 from hardneg.mining.filters.base import Chain
@@ -139,13 +139,9 @@ def _tried(
 
 def _relevant(subject: Subject, part: Part, place: Any, real: Mask) -> Float | None:
     """float32: for each negative, 1 if it has the group of its query, else 0; None without groups that tell."""
-    pairs = subject.pairs
-    if pairs.query_groups is None or pairs.document_groups is None or filtered_by_group(subject):
-        return None
-    documents = np.take_along_axis(part.candidates.documents, place, 1)
-    groups = pairs.query_groups[part.candidates.queries][:, None]
-    usable = real & (groups >= 0)
-    return np.asarray((pairs.document_groups[documents] == groups)[usable], np.float32)
+    chosen = np.take_along_axis(part.candidates.documents, place, 1)
+    shares = told_by_groups(subject, part.candidates.queries, np.where(real, chosen, -1))
+    return None if shares is None else np.asarray(shares[np.isfinite(shares)], np.float32)
 
 
 def _mean(values: Sequence[Any]) -> float | None:

@@ -27,6 +27,7 @@ from hardneg.mining.run import Run
 from hardneg.mining.run_tables import positions, read_candidates
 from hardneg.progress import Progress, with_progress
 from hardneg.refresh.staleness import SAMPLE, Staleness
+from hardneg.storage.arrays import pair_keys
 from hardneg.storage.arrow import values_of
 
 ABSENT = "not a candidate"
@@ -96,7 +97,7 @@ def compare(
     """
     assert callable(progress)  # see `with_progress`
     runs = [run if isinstance(run, Run) else Run(run) for run in (first, second)]
-    check_same([Subject.of_run(run) for run in runs])  # before the work
+    check_same([(str(run.folder), run.pairs()) for run in runs])  # before the work
     diagnoses = [
         diagnose(run, temperature=temperature, thresholds=thresholds, seed=seed, progress=progress) for run in runs
     ]
@@ -186,7 +187,7 @@ def _verdicts(path: Any, query_ids: pa.Array, document_ids: pa.Array) -> tuple[N
     documents = positions(table["document_id"], document_ids, path)
     names = pc.unique(table["verdict"])
     codes = values_of(pc.index_in(table["verdict"], value_set=names)).astype(np.int64)
-    keys = rows * len(document_ids) + documents
+    keys = pair_keys(rows, documents, len(document_ids))
     order = np.argsort(keys, kind="stable")
     return keys[order], codes[order], [renamed.verdict(str(name)) for name in names.to_pylist()]
 

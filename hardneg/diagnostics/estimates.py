@@ -121,9 +121,14 @@ def sampled(total: int, most: int, rng: np.random.Generator) -> NDArray[np.int64
 
 def unit(vectors: Any, rows: NDArray[np.integer]) -> Float:
     """float32 `[m, d]`: the given rows of `vectors`, normalized to length 1."""
-    chosen = np.asarray(vectors[np.asarray(rows)], np.float32)
-    normalized: Float = chosen / np.maximum(np.linalg.norm(chosen, axis=1, keepdims=True), 1e-12)
-    return normalized
+    return normalized(vectors[np.asarray(rows)])
+
+
+def normalized(vectors: Any) -> Float:
+    """float32 `[m, d]`: the vectors, normalized to length 1."""
+    array = np.asarray(vectors, np.float32)
+    found: Float = array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
+    return found
 
 
 def names_of(ids: Any, rows: NDArray[np.integer]) -> Ids:

@@ -89,4 +89,9 @@ def _measured(rule: FindingRule, measured: Measurements) -> bool:
 
 def sentence(finding: Finding, since: int) -> str:
     """A finding, since when it holds, and what would help."""
-    return f"since step {since:,}: {finding.text}. {finding.fix[:1].upper()}{finding.fix[1:]}"
+    return f"{told(finding, since)}. {finding.fix[:1].upper()}{finding.fix[1:]}"
+
+
+def told(finding: Finding, since: int) -> str:
+    """A finding, and since when it holds."""
+    return f"since step {since:,}: {finding.text}"

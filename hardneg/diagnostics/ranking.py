@@ -12,6 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hardneg.ambient import own_settings
+from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.estimates import Estimate, row_means, sampled, unit
 from hardneg.diagnostics.measures.false_share import filtered_by_group, shares_of
 from hardneg.diagnostics.measures.gradient import TEACHES, weights
@@ -115,7 +116,7 @@ def rank(
 
 def ranking(subjects: Sequence[Subject], temperature: float, seed: int = 0) -> Ranking:
     """Like `rank`, for negatives in memory."""
-    check_same(subjects)
+    check_same([(each.name, each.pairs) for each in subjects])
     first = subjects[0]
     rows = np.flatnonzero(first.pairs.positives.lengths > 0)
     rows = rows[sampled(len(rows), _QUERIES, np.random.default_rng(seed))]
@@ -139,14 +140,14 @@ def ranking(subjects: Sequence[Subject], temperature: float, seed: int = 0) -> R
     )
 
 
-def check_same(subjects: Sequence[Subject]) -> None:
-    """UsageError if the runs have different queries or documents."""
-    a = subjects[0]
-    for b in subjects[1:]:
+def check_same(datasets: Sequence[tuple[str, Pairs]]) -> None:
+    """UsageError if runs, given by their names and datasets, have different queries or documents."""
+    name, pairs = datasets[0]
+    for other, others in datasets[1:]:
         for kind in ("query_ids", "document_ids"):
-            if not getattr(a.pairs, kind).cast(pa.string()).equals(getattr(b.pairs, kind).cast(pa.string())):
+            if not getattr(pairs, kind).cast(pa.string()).equals(getattr(others, kind).cast(pa.string())):
                 raise UsageError(
-                    f"{a.name} and {b.name} have different {kind.replace('_', ' ')}: only runs over one dataset compare"
+                    f"{name} and {other} have different {kind.replace('_', ' ')}: only runs over one dataset compare"
                 )
 
 

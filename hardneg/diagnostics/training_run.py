@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hardneg import registry
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
-from hardneg.diagnostics.live_findings import TIMES, LiveFindings, sentence
+from hardneg.diagnostics.live_findings import TIMES, LiveFindings, told
 from hardneg.diagnostics.measures.batch import COLLAPSE
 from hardneg.errors import RunError, UsageError
 from hardneg.storage.json_files import decode_json
@@ -170,10 +170,7 @@ def _findings(
         live.look(int(entry["step"]), entry)
         last = live.found(entry)
     kept = [(code, streak["since"]) for code, streak in live.streaks.items() if streak["times"] >= TIMES]
-    found = [
-        Finding(**{**vars(last[code]), "text": sentence(last[code], since).removesuffix(_end(last[code]))})
-        for code, since in kept
-    ]
+    found = [replace(last[code], text=told(last[code], since)) for code, since in kept]
     collapsed = _collapsed(entries)
     found += [] if collapsed is None else [collapsed]
     return sorted(found, key=lambda each: -SEVERITIES.index(each.severity))
@@ -192,11 +189,6 @@ def _too_little(entries: Sequence[dict[str, float]], unreadable: int) -> Finding
     return Finding(
         "short-log", "warning" if not readable or unreadable else "info", text, "entries", readable, TIMES, [], fix
     )
-
-
-def _end(finding: Finding) -> str:
-    """What `sentence` says of the fix, which a finding has in a field of its own."""
-    return f". {finding.fix[:1].upper()}{finding.fix[1:]}"
 
 
 def _collapsed(entries: Sequence[dict[str, float]]) -> Finding | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from hardneg.encoders.base import checked_vectors
 from hardneg.encoders.batches import PIECE, Batch, batches
 from hardneg.encoders.number_format import TYPES
-from hardneg.errors import RunError
+from hardneg.errors import RunError, reason_of
 from hardneg.storage.arrays import Float
 
 _AHEAD = 2  # batches that a device works on before the vectors of the first are fetched
@@ -182,10 +182,9 @@ class Forward:
                 while waiting:
                     finish()
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise RunError(
-                f"the device {self.device} failed while it encoded ({reason}). What was written before is kept: --resume goes "
-                f"on from there, also with another --device"
+                f"the device {self.device} failed while it encoded ({reason_of(error)}). What was written before is kept: --resume "
+                f"goes on from there, also with another --device"
             ) from error
 
     def _launched(self, batch: Batch, texts: Sequence[str], prompt: str) -> tuple[Tensor, Any]:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from hardneg.errors import MissingDependencyError, UsageError, suggestion
+from hardneg.errors import MissingDependencyError, UsageError, reason_of, suggestion
 from hardneg.storage.files import sha256_file
 
 BACKENDS = ("torch", "onnx", "openvino")
@@ -84,7 +84,7 @@ def load_model(name: str, device: str | None, backend: str = "torch") -> Any:
     try:
         return SentenceTransformer(name, device=device, **more)
     except Exception as error:  # a damaged model fails in many ways, deep in other libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = reason_of(error)
         lacking = isinstance(error, ImportError) or "pip install" in str(error)
         if backend != "torch" and lacking:
             raise UsageError(

@@ -17,7 +17,7 @@ from torch import nn
 from hardneg.data.picture import Picture
 from hardneg.encoders.factory import EncoderOptions
 from hardneg.encoders.modalities import decoded_by, vectors_by_kind
-from hardneg.encoders.saved import replaced_folder
+from hardneg.encoders.saved import add_weights, replaced_folder
 from hardneg.errors import MissingDependencyError, UsageError
 from hardneg.storage.arrow import brief
 
@@ -150,10 +150,7 @@ class OpenClipEncoder(nn.Module):
         digest = hashlib.sha256(b"open_clip-1")
         tokens = self.tokenizer(["A quick test: 1 + 2 = three?", "größe 你好"])
         digest.update(json.dumps(self.config, sort_keys=True, default=str).encode() + np.asarray(tokens).tobytes())
-        for name, tensor in sorted(self.model.state_dict().items()):
-            data = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
-            digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+        add_weights(digest, self.model.state_dict())
         return digest.hexdigest()
 
     def save(self, folder: str | Path) -> None:

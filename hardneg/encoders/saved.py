@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 
 from hardneg.errors import RunError, UsageError
@@ -21,6 +22,14 @@ from hardneg.storage.folders import is_encoder, recover, staging, swap
 from hardneg.storage.json_files import read_json, write_json
 
 _REMEDY = "save the encoder again"
+
+
+def add_weights(digest: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Add all weights of a model to a hash (of `hashlib`): their names, types, shapes and bytes."""
+    for name, tensor in sorted(weights.items()):
+        data = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
+        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
 
 
 def saved_config(kind: str, folder: Path, schema: Any = None, weights: str | None = None) -> dict[str, Any]:

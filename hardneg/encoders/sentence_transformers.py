@@ -20,7 +20,7 @@ from hardneg.encoders.forward import Counts, Forward
 from hardneg.encoders.loading import files_digest, load_model, split_backend
 from hardneg.encoders.modalities import decoded_by, vectors_by_kind
 from hardneg.encoders.number_format import Chosen, checked_format, choose, is_slow
-from hardneg.encoders.saved import replaced_folder
+from hardneg.encoders.saved import add_weights, replaced_folder
 from hardneg.errors import UsageError
 
 _PICTURES = 32  # items in a batch of a model of texts and pictures
@@ -289,10 +289,7 @@ def model_digest(model: Any, kind: str) -> str:
     """
     digest = hashlib.sha256(kind.encode())
     digest.update(json.dumps(_settings(model), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        data = tensor.detach().cpu().contiguous()
-        digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
-        digest.update(data.flatten().view(torch.uint8).numpy().tobytes())
+    add_weights(digest, model.state_dict())
     return digest.hexdigest()
 
 

@@ -15,7 +15,7 @@ from hardneg.false_negatives.judgements import read_judgements
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, with_progress
-from hardneg.storage.arrays import Mask
+from hardneg.storage.arrays import Mask, pair_keys
 
 TOP = 20  # as long as the run is that deep
 
@@ -106,8 +106,7 @@ def check_pairs(
 def _better(evidence: Sequence[Path], reopened: Reopened) -> tuple[Mask, int]:
     """bool `[n]`, and how many queries have a grade of a candidate and of a positive."""
     pairs = reopened.pairs
-    width = np.int64(len(pairs.document_ids))
-    keys = pairs.positives.row_numbers() * width + pairs.positives.values
+    keys = pair_keys(pairs.positives.row_numbers(), pairs.positives.values, len(pairs.document_ids))
     best = np.full((2, len(pairs)), -np.inf)
     for file in evidence:
         judged = read_judgements(file, pairs, partial=True)

@@ -20,7 +20,7 @@ from hardneg.false_negatives.prediction_powered import allotted
 from hardneg.hashing import mix
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.samplers import query_keys
-from hardneg.storage.arrays import Mask
+from hardneg.storage.arrays import Mask, pair_keys
 from hardneg.storage.arrow import values_of
 from hardneg.storage.files import fingerprint
 
@@ -95,8 +95,8 @@ def draw_negatives(population: Population, count: int) -> Drawn:
     table = run.run.negatives(run.pairs)["negative_ids"].combine_chunks()
     rows = np.repeat(np.arange(len(table)), values_of(table.value_lengths()))
     documents = values_of(pc.index_in(table.flatten(), value_set=run.pairs.document_ids))
-    width = np.int64(len(run.pairs.document_ids))
-    chosen = np.flatnonzero(np.isin(pairs.query * width + pairs.document, rows * width + documents))
+    size = len(run.pairs.document_ids)
+    chosen = np.flatnonzero(np.isin(pair_keys(pairs.query, pairs.document, size), pair_keys(rows, documents, size)))
     place = chosen[np.argsort(-population.probabilities[chosen], kind="stable")][:count]
     n = len(place)
     return Drawn(place, np.full(n, np.nan), np.zeros(n, bool), np.ones(n, np.int64))
@@ -129,8 +129,8 @@ def draw_checks(population: Population, predictions: Judgements, sample: int, se
 def matched(judged: Judgements, population: Population) -> tuple[NDArray[np.int64], Mask]:
     """The positions of the judged pairs among the open candidates, and which of the pairs are among these."""
     pairs = population.pairs
-    width = np.int64(len(population.run.pairs.document_ids))
-    keys, wanted = pairs.query * width + pairs.document, judged.query * width + judged.document
+    keys = pair_keys(pairs.query, pairs.document, len(population.run.pairs.document_ids))
+    wanted = judged.key(population.run.pairs)
     if len(keys) == 0:
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), bool)
     order = np.argsort(keys)
@@ -213,7 +213,7 @@ class Judgements:
 
     def key(self, pairs: Pairs) -> NDArray[np.int64]:
         """int64 `[m]`: one number for each pair."""
-        return self.query * np.int64(len(pairs.document_ids)) + self.document
+        return pair_keys(self.query, self.document, len(pairs.document_ids))
 
     def those(self, mask: Mask) -> Judgements:
         """The judgements where `mask`, bool `[m]`, is True."""

@@ -11,8 +11,6 @@ from typing import Any
 
 from hardneg.errors import UsageError
 
-UNITS = ("money", "tokens", "requests")
-
 _MARGIN = 1.25  # by which a request may take more than those before it
 
 _BYTES_A_TOKEN = 4  # of UTF-8: what tokenizers need for English; other languages need fewer

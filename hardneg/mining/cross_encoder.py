@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.errors import MissingDependencyError, UsageError
+from hardneg.errors import MissingDependencyError, UsageError, reason_of
 from hardneg.mining.candidates import Context
 from hardneg.storage.arrays import Float
 
@@ -139,6 +139,5 @@ def load_cross_encoder(model: str, device: str | None = None, batch_size: int = 
     try:
         loaded = Model(model, device=device)
     except Exception as error:  # a damaged model fails in many ways, deep in other libraries
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(f"cross-encoder:{model}: the model cannot be loaded ({reason})") from error
+        raise UsageError(f"cross-encoder:{model}: the model cannot be loaded ({reason_of(error)})") from error
     return CrossScorer(model, loaded, own=True, batch_size=batch_size)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError
-from hardneg.storage.arrays import Ragged
+from hardneg.storage.arrays import Ragged, pair_keys
 from hardneg.storage.arrow import read_parquet, values_of
 from hardneg.storage.files import atomic_path
 
@@ -110,9 +110,10 @@ class Relabels:
         removed = self.action == ACTIONS.index("remove")
         ignored |= removed
         before = pairs.positives
-        keys = before.row_numbers() * np.int64(len(pairs.document_ids)) + before.values
-        new = promoted & ~np.isin(self.query * np.int64(len(pairs.document_ids)) + self.document, keys)
-        stays = ~np.isin(keys, self.query[removed] * np.int64(len(pairs.document_ids)) + self.document[removed])
+        keys = pair_keys(before.row_numbers(), before.values, len(pairs.document_ids))
+        own = pair_keys(self.query, self.document, len(pairs.document_ids))
+        new = promoted & ~np.isin(own, keys)
+        stays = ~np.isin(keys, own[removed])
         rows = np.concatenate([before.row_numbers()[stays], self.query[new]])
         values = np.concatenate([before.values[stays], self.document[new]])
         grades = None
@@ -138,9 +139,8 @@ class Relabels:
 
     def and_also(self, other: Relabels) -> Relabels:
         """These and others; the others count where both name a pair."""
-        here = set(zip(other.query.tolist(), other.document.tolist(), strict=True))
-        pairs = zip(self.query.tolist(), self.document.tolist(), strict=True)
-        keep = np.array([pair not in here for pair in pairs], bool)
+        size = 1 + int(max(self.document.max(initial=0), other.document.max(initial=0)))
+        keep = ~np.isin(pair_keys(self.query, self.document, size), pair_keys(other.query, other.document, size))
         query = np.concatenate([self.query[keep], other.query])
         document = np.concatenate([self.document[keep], other.document])
         action = np.concatenate([self.action[keep], other.action])

@@ -29,7 +29,7 @@ from hardneg.mining.run_folder import locate
 from hardneg.mining.run_tables import check_ranking, positions, read_candidates, read_listed
 from hardneg.mining.teachers import Teachers
 from hardneg.progress import Progress, silent
-from hardneg.storage.arrays import Float, Mask, Ragged
+from hardneg.storage.arrays import Float, Mask, Ragged, pair_keys
 from hardneg.storage.arrow import rows_of, values_of
 from hardneg.storage.vectors import EmbeddingStore
 
@@ -137,11 +137,12 @@ class Reopened:
         if np.array_equal(known.offsets, wanted.offsets) and np.array_equal(known.values, wanted.values):
             return found
         rows, columns = np.nonzero(documents >= 0)
-        width = np.int64(len(self.pairs.document_ids))
-        keys = np.concatenate([known.row_numbers() * width + known.values, rows * width + documents[rows, columns]])
+        size = len(self.pairs.document_ids)
+        own = pair_keys(known.row_numbers(), known.values, size)
+        keys = np.concatenate([own, pair_keys(rows, documents[rows, columns], size)])
         values = np.concatenate([found.values, scores[rows, columns]])
         order = np.argsort(keys, kind="stable")  # the run's own scores of positives come first
-        asked = wanted.row_numbers() * width + wanted.values
+        asked = pair_keys(wanted.row_numbers(), wanted.values, size)
         place = order[np.searchsorted(keys, asked, sorter=order).clip(max=len(order) - 1)]
         if (keys[place] != asked).any():
             raise RunError(f"{self.run.folder}: a positive of the dataset has no score: the run is damaged")

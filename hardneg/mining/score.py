@@ -19,9 +19,9 @@ from hardneg.mining.cross_encoder import load_cross_encoder, text_pairs
 from hardneg.mining.reopen import Part, Reopened
 from hardneg.mining.run import Run
 from hardneg.mining.spec_options import SpecOptions, split_spec
-from hardneg.mining.teachers import TEACHER, TeacherScores, check_name, pair_keys, start
+from hardneg.mining.teachers import TEACHER, TeacherScores, check_name, start
 from hardneg.progress import Progress, with_progress
-from hardneg.storage.arrays import Float, Int, Mask
+from hardneg.storage.arrays import Float, Int, Mask, pair_keys
 from hardneg.storage.files import fingerprint
 from hardneg.storage.folders import locked, no_links
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError, UsageError, suggestion
-from hardneg.storage.arrays import Float, Int
+from hardneg.storage.arrays import Float, Int, pair_keys
 from hardneg.storage.arrow import check_regular, numbers, read_parquet, reading, values_of
 from hardneg.storage.files import atomic_path
 from hardneg.storage.json_files import read_json, write_json
@@ -162,11 +162,6 @@ class TeacherScores:
             ) as writer,
         ):  # fmt: skip
             writer.write_table(table, row_group_size=1 << 20)
-
-
-def pair_keys(queries: NDArray[np.integer], documents: NDArray[np.integer], size: int) -> Int:
-    """int64: one number for each pair of rows of the dataset; `size` is the number of documents."""
-    return np.asarray(queries, np.int64) * size + np.asarray(documents, np.int64)
 
 
 class Teachers:

@@ -142,6 +142,15 @@ class Ragged:
         return table
 
 
+def pair_keys(rows: NDArray[np.integer], values: NDArray[np.integer], size: int) -> Int:
+    """int64: one number for each pair of a row and a value from 0 to `size` - 1. The order is that of rows, then of values.
+
+    >>> pair_keys(np.array([0, 2]), np.array([4, 1]), 10).tolist()
+    [4, 21]
+    """
+    return np.asarray(rows, np.int64) * size + np.asarray(values, np.int64)
+
+
 def members(values: NDArray[np.integer], sets: Ragged) -> Mask:
     """bool `[n, K]`: whether `values[i, j]` is in list i of `sets`.
 

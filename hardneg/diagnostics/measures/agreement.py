@@ -6,12 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled
+from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, normalized, row_means, sampled
 from hardneg.diagnostics.subject import Subject
 from hardneg.encoders.base import Encoder, prompt_of
 from hardneg.encoders.embed import fit
 from hardneg.progress import Progress
-from hardneg.storage.arrays import Float
 
 _QUERIES = 200  # the largest number of queries that are encoded
 
@@ -46,8 +45,8 @@ def agreement(subject: Subject, encoder: Encoder, rng: np.random.Generator, prog
     random = sampled(len(pairs.document_ids), _RANDOM, rng)
     wanted = np.unique(np.concatenate([first, random, negatives[negatives >= 0]]))
     prompts = {side: prompt_of(encoder, side, None) for side in ("query", "document")}
-    q = _unit(encoder.encode(pairs.queries.take(rows), prompt=prompts["query"]))
-    d = _unit(encoder.encode(pairs.documents.take(wanted), prompt=prompts["document"]))
+    q = normalized(encoder.encode(pairs.queries.take(rows), prompt=prompts["query"]))
+    d = normalized(encoder.encode(pairs.documents.take(wanted), prompt=prompts["document"]))
     real = negatives >= 0
     near = np.einsum("bd,bkd->bk", q, d[np.searchsorted(wanted, np.maximum(negatives, 0)).clip(max=len(wanted) - 1)])
     near = np.where(real, near, np.nan)
@@ -68,12 +67,6 @@ def agreement(subject: Subject, encoder: Encoder, rng: np.random.Generator, prog
     worst = np.argsort(-np.nan_to_num(both), kind="stable")[:LISTED]
     out.ids["both_above_queries"] = names_of(pairs.query_ids, rows[worst[np.nan_to_num(both)[worst] > 0]])
     return out
-
-
-def _unit(vectors: NDArray[np.floating]) -> Float:
-    array = np.asarray(vectors, np.float32)
-    found: Float = array / np.maximum(np.linalg.norm(array, axis=1, keepdims=True), 1e-12)
-    return found
 
 
 def _spearman(a: NDArray[np.floating], b: NDArray[np.floating], real: NDArray[np.bool_]) -> NDArray[np.float64]:

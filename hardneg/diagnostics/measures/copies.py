@@ -123,11 +123,11 @@ def words_of(text: str) -> list[str]:
     return re.findall(r"\w+", fold(text[:_CHARACTERS]))
 
 
-def shingles_of(words: list[str]) -> set[str]:
-    """All runs of five words; of a shorter text, all of it; nothing of an empty one."""
+def shingles_of(words: list[str], length: int = _SHINGLE) -> set[str]:
+    """All runs of so many words; of a shorter text, all of it; nothing of an empty one."""
     if not words:
         return set()
-    return {" ".join(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
+    return {" ".join(words[i : i + length]) for i in range(max(1, len(words) - length + 1))}
 
 
 def containment(a: set[str], b: set[str]) -> float:

@@ -59,14 +59,30 @@ def shares_of(subject: Subject) -> tuple[NDArray[Any] | None, str]:
         (`[n, K]` from 0 to 1, NaN where it is not known or no negative; or None if nothing tells it. The evidence: `posterior`,
         `hidden positives`, `groups` or `range`, as in `false_negatives`).
     """
-    real, pairs = subject.real, subject.pairs
     if subject.probability is not None:
-        return np.where(real, subject.probability, np.nan), subject.told_by
-    if pairs.query_groups is not None and pairs.document_groups is not None and not filtered_by_group(subject):
-        query_group = pairs.query_groups[:, None]
-        same = query_group == pairs.document_groups[subject.documents]
-        return np.where(real & (query_group >= 0), same & (query_group >= 0), np.nan), "groups"
-    return None, "range"
+        return np.where(subject.real, subject.probability, np.nan), subject.told_by
+    shares = told_by_groups(subject, np.arange(len(subject.pairs)), subject.documents)
+    return (None, "range") if shares is None else (shares, "groups")
+
+
+def told_by_groups(
+    subject: Subject, queries: NDArray[np.integer], documents: NDArray[np.integer]
+) -> NDArray[np.float64] | None:
+    """Whether documents have the group of their query.
+
+    Args:
+        subject: the run.
+        queries: int `[m]`, rows of queries; documents: int `[m, K]`, rows of documents, -1 for padding.
+
+    Returns:
+        float64 `[m, K]`: 1 or 0; NaN for padding and for queries without a group. None if groups tell nothing: there are none, or
+        the run's filter `group` removed what they could tell of.
+    """
+    groups = subject.pairs.query_groups, subject.pairs.document_groups
+    if groups[0] is None or groups[1] is None or filtered_by_group(subject):
+        return None
+    asked = groups[0][queries][:, None]
+    return np.where((documents >= 0) & (asked >= 0), asked == groups[1][documents], np.nan)
 
 
 def _with_own_error(subject: Subject, share: Estimate, source: str) -> Estimate:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import Texts
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, sampled
-from hardneg.diagnostics.measures.copies import words_of
+from hardneg.diagnostics.measures.copies import shingles_of, words_of
 from hardneg.diagnostics.subject import Subject
 from hardneg.storage.arrays import Int
 
@@ -155,10 +155,7 @@ def smallest_hashes(text: str) -> NDArray[np.uint64]:
 
 
 def _shingles(text: str) -> set[str]:
-    words = words_of(text)
-    if not words:
-        return set()
-    return {" ".join(words[i : i + _SHINGLE]) for i in range(max(1, len(words) - _SHINGLE + 1))}
+    return shingles_of(words_of(text), _SHINGLE)
 
 
 def _jaccard(a: set[str], b: set[str]) -> float:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hardneg.diagnostics.compare import Comparison
 from hardneg.diagnostics.diagnose import Diagnosis
 from hardneg.diagnostics.estimates import Estimate, row_means, unit
-from hardneg.diagnostics.measures.slices import slicings
+from hardneg.diagnostics.measures.slices import Slicing
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import MissingDependencyError
 
@@ -28,19 +28,20 @@ _RANKS = 12  # groups of ranks
 _SLICES = 8  # slices of one kind, the largest
 
 
-def charts(found: Diagnosis, rejected: Sequence[float] = ()) -> dict[str, Spec]:
+def charts(found: Diagnosis, rejected: Sequence[float] = (), slicings: Sequence[Slicing] = ()) -> dict[str, Spec]:
     """The charts of a diagnosis, by name. A chart without data is left out.
 
     Args:
         found: the diagnosis.
         rejected: the scores of a sample of the candidates that filters rejected.
+        slicings: the queries, divided.
     """
     alt = _altair()
     drawn = {
         "scores": _scores(alt, found, rejected),
         "ranks": _ranks(alt, found),
         "margins": _margins(alt, found),
-        "slices": _slices(alt, found),
+        "slices": _slices(alt, found, slicings),
         "verdicts": _verdicts(alt, found),
         "temperature": _temperature(alt, found),
         "hubs": _hubs(alt, found),
@@ -168,12 +169,12 @@ def _histograms(alt: Any, kinds: dict[str, NDArray[Any]], colors: dict[str, str]
     )  # fmt: skip
 
 
-def _slices(alt: Any, found: Diagnosis) -> Any:
+def _slices(alt: Any, found: Diagnosis, slicings: Sequence[Slicing]) -> Any:
     """The hardness of each slice of the queries: the mean score of their negatives, with its 95 % interval."""
     subject = found.subject
     scores = row_means(np.where(subject.real, subject.scores, np.nan))
     rows = []
-    for slicing in slicings(subject):
+    for slicing in slicings:
         for number, value in enumerate(slicing.values[:_SLICES]):
             mean = Estimate.mean_of(scores[slicing.labels == number])
             if mean.sample > 1:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.diagnostics.findings.base import Finding
-from hardneg.diagnostics.measures.false_share import filtered_by_group
+from hardneg.diagnostics.measures.false_share import shares_of
 from hardneg.diagnostics.subject import Subject
 from hardneg.storage.arrow import values_of
 
@@ -78,16 +78,12 @@ def _named(subject: Subject, ids: list[str]) -> Worth:
 
 
 def _likely_false(subject: Subject) -> Worth | None:
-    """How much of a query's negatives is likely relevant; 0 if none is."""
-    if subject.probability is not None:
-        chance = np.nan_to_num(subject.probability, nan=0.0)
-        return np.where(chance.max(1, initial=0.0) >= _LIKELY, chance.sum(1), 0.0)
-    pairs = subject.pairs
-    if pairs.query_groups is None or pairs.document_groups is None or filtered_by_group(subject):
+    """How much of a query's negatives is likely relevant; 0 if none is; None if nothing tells it."""
+    shares, _ = shares_of(subject)
+    if shares is None:
         return None
-    group = pairs.query_groups[:, None]
-    same = subject.real & (group >= 0) & (group == pairs.document_groups[subject.documents])
-    return np.asarray(same.sum(1), np.float64)
+    chance = np.nan_to_num(shares, nan=0.0)
+    return np.where(chance.max(1, initial=0.0) >= _LIKELY, chance.sum(1), 0.0)
 
 
 def _above_positive(subject: Subject) -> Worth:

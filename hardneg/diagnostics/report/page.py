@@ -123,17 +123,18 @@ def report_page(found: Diagnosis, run: Run, most: int = QUERIES, judgements: str
     chosen = choose(subject, flags, most)
     pictures = Thumbnails()
     queries = query_data(run, subject, chosen, flags, pictures)
+    divided = slicings(subject)
     name = shlex.quote(subject.name)
     return Page(
         title=f"Negatives of {subject.name}",
         lead=_lead(found),
         findings=found.findings,
-        charts=charts(found, queries.pop("rejected_scores")),
+        charts=charts(found, queries.pop("rejected_scores"), divided),
         numbers=number_rows(found.to_json()["numbers"]),
         alternatives=_alternatives(found.alternatives),
         flags=dict(zip(flags.codes, flags.counts, strict=True)),
         queries=queries if len(chosen.rows) else None,
-        slices={each.by: {"names": each.values, "of": each.labels[chosen.rows].tolist()} for each in slicings(subject)},
+        slices={each.by: {"names": each.values, "of": each.labels[chosen.rows].tolist()} for each in divided},
         slice_rows=_slice_rows(found.measured.numbers.get("slices", [])),
         about_queries=_about(subject, len(chosen.rows), int(queries["length"]), pictures),
         command=f"hardneg calibrate {name} judgements.csv",

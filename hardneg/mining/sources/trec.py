@@ -18,7 +18,7 @@ from hardneg.errors import DataError, UsageError, first_few
 from hardneg.index.base import Neighbors
 from hardneg.mining.sources.base import CandidateSource, OpenSource, SourceInputs, shortened
 from hardneg.mining.spec_options import SpecOptions
-from hardneg.storage.arrays import Ragged
+from hardneg.storage.arrays import Ragged, pair_keys
 from hardneg.storage.files import sha256_file
 
 _FEW = 3  # unknown ids that a note names
@@ -67,7 +67,7 @@ class _Lists:
         rows, documents, ranks, scores, self.notes = _read(path, spec, pairs)
         order = np.lexsort((documents, ranks, -scores, rows))
         rows, documents = rows[order], documents[order]
-        key = np.sort(rows * len(pairs.document_ids) + documents)
+        key = np.sort(pair_keys(rows, documents, len(pairs.document_ids)))
         twice = key[1:][key[1:] == key[:-1]]
         if len(twice):
             query, document = (int(each) for each in divmod(twice[0], len(pairs.document_ids)))
