@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from .options import batch_size_option
 from .plain import plain
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -65,14 +66,7 @@ _OPTIONS = (
         help="Grade of openai:MODEL, 1 to 3, from which a document is relevant.  [default: 2]",
     ),
     click.option("--device", metavar="NAME", help="Device of a cross-encoder, such as cpu or cuda."),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(1),
-        default=32,
-        show_default=True,
-        metavar="N",
-        help="Pairs that a cross-encoder scores at once.",
-    ),
+    batch_size_option("Pairs that a cross-encoder scores at once."),
 )
 
 

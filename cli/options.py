@@ -145,6 +145,11 @@ _DIAGNOSING = (
 )  # fmt: skip
 
 
+def batch_size_option(what: str) -> Callable[[Command], Command]:
+    """The option --batch-size of a command with one model; `what` is its help."""
+    return click.option("--batch-size", type=click.IntRange(1), default=32, show_default=True, metavar="N", help=what)
+
+
 class Sectioned(click.Command):
     """A command whose help lists the options in sections.
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .main import print_json
+from .options import batch_size_option
 from .plain import plain
 from .show import progress_bars
 
@@ -35,14 +36,7 @@ from .show import progress_bars
     help="Name of the teacher in RUN, for teacher:NAME in filters and exports.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the scores of this name.")
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=32,
-    show_default=True,
-    metavar="N",
-    help="Pairs that the model reads at once.",
-)
+@batch_size_option("Pairs that the model reads at once.")
 @click.option(
     "--device", metavar="NAME", help="Device of the model, such as cpu or cuda.  [default: a GPU if torch finds one]"
 )

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .mine import report
-from .options import FILTER_HELP, FILTERS_AND_SAMPLERS, FORCE_HELP, filter_spec
+from .options import FILTER_HELP, FILTERS_AND_SAMPLERS, FORCE_HELP, batch_size_option, filter_spec
 from .show import progress_bars
 
 
@@ -75,14 +75,7 @@ from .show import progress_bars
     metavar="F.txt",
     help="Ids of queries, one a line, whose known positives are left out ('hardneg check-pairs').",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(1),
-    default=32,
-    show_default=True,
-    metavar="N",
-    help="Texts that the model of the filter 'guide' encodes at once.",
-)
+@batch_size_option("Texts that the model of the filter 'guide' encodes at once.")
 @click.option("--device", metavar="NAME", help="Device of the model of the filter 'guide', such as cpu or cuda.")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one JSON object on stdout.")
 def select(run: str, out: str | None, filters: tuple[str, ...], as_json: bool, **given: Any) -> None:
