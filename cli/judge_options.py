@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from .options import batch_size_option
+from .options import Command, batch_size_option, with_options
 from .plain import plain
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _OPTIONS = (
     click.option(
@@ -70,11 +67,9 @@ _OPTIONS = (
 )
 
 
-def judge_options(command: F) -> F:
+def judge_options(command: Command) -> Command:
     """Add the options of models that judge to a command."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
+    return with_options(_OPTIONS, command)
 
 
 def asked_options(given: dict[str, Any], quiet: bool) -> Any:
