@@ -119,6 +119,16 @@ def sampled(total: int, most: int, rng: np.random.Generator) -> NDArray[np.int64
     return np.arange(total) if total <= most else np.sort(rng.choice(total, most, replace=False))
 
 
+def skewness(values: NDArray[np.float64]) -> float:
+    """The third moment of the values, centered and divided by their standard deviation; 0 if all are equal.
+
+    >>> round(skewness(np.array([0.0, 0.0, 0.0, 4.0])), 3)
+    1.155
+    """
+    spread = values.std()
+    return float((((values - values.mean()) / spread) ** 3).mean()) if spread > 0 else 0.0
+
+
 def unit(vectors: Any, rows: NDArray[np.integer]) -> Float:
     """float32 `[m, d]`: the given rows of `vectors`, normalized to length 1."""
     return normalized(vectors[np.asarray(rows)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from hardneg.mining.parts import PART_ROWS
 from hardneg.mining.run import Run
 from hardneg.mining.run_tables import positions, read_candidates
 from hardneg.progress import Progress, silent
+from hardneg.storage.arrays import pair_keys
 from hardneg.storage.arrow import values_of
 
 PARTS = 6  # of a run that are read, spread over it: 24,576 queries; they bound time and memory
@@ -66,16 +68,13 @@ class _Part:
     times: NDArray[np.int64]
 
 
-def _part(path: object, pairs: Pairs, start: int) -> _Part:
-    from pathlib import Path
-
-    where = Path(str(path))
-    table = read_candidates(where, ["query_id", "document_id", "rank", "verdict"])
+def _part(path: Path, pairs: Pairs, start: int) -> _Part:
+    table = read_candidates(path, ["query_id", "document_id", "rank", "verdict"])
     asked = pairs.query_ids.slice(start, PART_ROWS)
     known = table.filter(pc.starts_with(table["verdict"], Known.name))
     columns = (
-        positions(known["query_id"], asked, where) + start,
-        positions(known["document_id"], pairs.document_ids, where),
+        positions(known["query_id"], asked, path) + start,
+        positions(known["document_id"], pairs.document_ids, path),
         values_of(known["rank"]).astype(np.int64),
     )
     coded = table["document_id"].combine_chunks()
@@ -89,9 +88,9 @@ def _ranks(read: list[_Part], pairs: Pairs, queries: NDArray[np.int64]) -> NDArr
     """int64 `[p]`: the rank of each positive of these queries; 0 for one that is no candidate."""
     total = len(pairs.document_ids)
     positives = pairs.positives.take(queries)
-    wanted = queries[positives.row_numbers()] * total + positives.values
+    wanted = pair_keys(queries[positives.row_numbers()], positives.values, total)
     known = np.concatenate([part.known for part in read])
-    keys = known[:, 0] * total + known[:, 1]
+    keys = pair_keys(known[:, 0], known[:, 1], total)
     order = np.argsort(keys, kind="stable")
     keys, ranks = keys[order], known[order, 2]
     if len(keys) == 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, unit
+from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, skewness, unit
 from hardneg.diagnostics.subject import Subject
 from hardneg.index.exact import ExactIndex
 from hardneg.index.vectors import checked_norms
@@ -108,13 +108,11 @@ def hubness(subject: Subject) -> Measurements:
     - `hub_expected`: the share of queries that a document is a negative of by chance.
     """
     times = np.bincount(subject.documents[subject.real], minlength=len(subject.pairs.document_ids)).astype(np.float64)
-    spread = times.std()
     order = np.argsort(-times, kind="stable")[:LISTED]
-    skew = float((((times - times.mean()) / spread) ** 3).mean()) if spread > 0 else 0.0
     queries = max(1, int((subject.counts > 0).sum()))
     return Measurements(
         {
-            "hub_skew": skew,
+            "hub_skew": skewness(times),
             "hub_share": float(times.max(initial=0) / queries),
             "hub_expected": float(subject.counts.mean() / max(1, len(times))),
         },

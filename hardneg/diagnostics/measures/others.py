@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, unit
+from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, skewness, unit
 from hardneg.diagnostics.subject import Subject
 from hardneg.index.exact import ExactIndex
 from hardneg.index.vectors import checked_norms
-from hardneg.storage.arrays import Rows
+from hardneg.storage.arrays import Rows, members
 
 _COMPARED = 1 << 27  # pairs of queries that are compared to find near copies
 
@@ -58,9 +58,7 @@ def _of_near_queries(subject: Subject, rng: np.random.Generator, out: Measuremen
     for column in near.T:
         some = np.flatnonzero(column >= 0)
         if len(some):
-            theirs = pairs.positives.take(column[some]).padded()
-            for j in range(theirs.shape[1]):
-                hit[some] |= (subject.documents[rows[some]] == theirs[:, j, None]) & (theirs[:, j, None] >= 0)
+            hit[some] |= members(subject.documents[rows[some]], pairs.positives.take(column[some]))
     per_query = row_means(np.where(subject.real[rows], hit, np.nan))
     worst = np.argsort(-np.nan_to_num(per_query), kind="stable")
     worst = worst[np.nan_to_num(per_query)[worst] > 0][:LISTED]
@@ -83,13 +81,13 @@ def never_retrieved(subject: Subject) -> Measurements:
     if seen is None or len(seen.times) == 0:
         return Measurements()
     times = seen.times.astype(np.float64)
-    spread, mean = times.std(), times.mean()
+    mean = times.mean()
     never = np.flatnonzero(seen.times == 0)
     return Measurements(
         {
             "never_retrieved": len(never) / len(times),
             "never_expected": float((1 - min(1.0, mean / max(1, len(seen.queries)))) ** len(seen.queries)),
-            "candidate_skew": float((((times - mean) / spread) ** 3).mean()) if spread > 0 else 0.0,
+            "candidate_skew": skewness(times),
         },
         {"never_retrieved_documents": names_of(subject.pairs.document_ids, never[:LISTED])},
     )
