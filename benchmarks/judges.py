@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,11 +39,16 @@ from hardneg.storage.arrays import Ragged
 ERRORS = 0.1
 
 
-def worlds(data: Path) -> Iterator[World]:
-    yield banking(data)
-    yield cranfield(data, 0)
-    yield scifact(data)
-    yield from commands(data)
+def worlds(data: Path, only: list[str]) -> Iterator[World]:
+    makers: dict[str, Callable[[], Iterable[World]]] = {
+        "banking77": lambda: [banking(data)],
+        "cranfield": lambda: [cranfield(data, 0)],
+        "scifact": lambda: [scifact(data)],
+        "tldr": lambda: commands(data),
+    }
+    for name, make in makers.items():
+        if not only or name in only:
+            yield from make()
 
 
 def noisy(world: World, missed: float = ERRORS, accused: float = ERRORS, seed: int = 0) -> np.ndarray:
@@ -235,6 +240,9 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["share", "coverage", "relabel", "requests"])
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="sets of share and coverage: banking77 cranfield scifact tldr"
+    )
     args = parser.parse_args()
     print(machine(), versions())
     if "requests" in args.parts:
@@ -247,7 +255,7 @@ def main() -> None:
         print(
             "\ncoverage: | set, negatives | false | called false | judge alone | person alone | both | allotted | allotted, exact |"
         )
-    for number, world in enumerate(worlds(args.data) if {"share", "coverage"} & set(args.parts) else ()):
+    for number, world in enumerate(worlds(args.data, args.only) if {"share", "coverage"} & set(args.parts) else ()):
         if "share" in args.parts:
             shares(world)
         if "coverage" in args.parts:

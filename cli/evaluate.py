@@ -80,7 +80,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     if (files[0] is None) != (files[1] is None):
         raise UsageError("give both --query-embeddings and --corpus-embeddings, or neither")
     with progress_bars() as progress:
-        pairs = read_pairs(source, read_options(given))
+        pairs = read_pairs(source, read_options(given), progress=progress)
         if files[0] is not None:
             if given["zero_shot"]:
                 raise UsageError("--zero-shot needs an encoder, not vectors that are given")

@@ -33,9 +33,7 @@ def inspect(source: str, as_json: bool, **given: Any) -> None:
     from hardneg.data.inspect import inspect as run_inspect
 
     with progress_bars() as progress:
-        advance = progress("read", 1)
-        found = run_inspect(source, read_options(given))
-        advance(1)
+        found = run_inspect(source, read_options(given), progress=progress)
     if as_json:
         print_json(found)
     else:

@@ -271,7 +271,7 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     model = _model(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:
-        pairs = read_pairs(source, read_options(given))
+        pairs = read_pairs(source, read_options(given), progress=progress)
         evaluation = None
         if given["eval_split"] != "none":
             pairs, held_out = _evaluated_on(source, pairs, given, leads)

@@ -1,7 +1,8 @@
 """Progress of long computations, reported through a callback, so that the library does not depend on a terminal.
 
 `progress("encode documents", 5000)` starts a stage of 5000 items and returns a function. That function is called with
-the number of items finished since its last call.
+the number of items finished since its last call. A stage of 0 items is one whose number is not known before its end,
+such as the texts of a file: a call with 0 ends it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +26,7 @@ Progress = Callable[[str, int], Advance]
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_logger = logging.getLogger("hardneg")
 _HEARTBEAT = 30.0  # seconds without a line after which one says how far a stage is
 
 
@@ -33,7 +36,10 @@ def silent(stage: str, total: int) -> Advance:
 
 
 def with_progress(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function take `progress=True` for bars, and `progress=False` for silence, besides a callback."""
+    """Let a function take `progress=True` for bars, and `progress=False` for silence, besides a callback.
+
+    Without bars, the stages are logged: `logging.basicConfig(level="INFO")` shows when each is finished.
+    """
 
     signature = inspect.signature(function)
 
@@ -41,7 +47,7 @@ def with_progress(function: Callable[P, R]) -> Callable[P, R]:
     def wrapped(*args: P.args, **named: P.kwargs) -> R:
         bound = signature.bind(*args, **named)
         given: Any = bound.arguments.get("progress", False)
-        with shown() if given is True else nullcontext(given if callable(given) else silent) as callback:
+        with shown() if given is True else nullcontext(given if callable(given) else logged()) as callback:
             bound.arguments["progress"] = callback
             return function(*bound.args, **bound.kwargs)
 
@@ -72,16 +78,26 @@ def shown(console: Console | None = None, write: Callable[[str], None] | None = 
     with Bars(*columns, console=console) as bars:
 
         def start(stage: str, total: int) -> Advance:
-            task = bars.add_task(stage, total=total, rate="")
+            task = bars.add_task(stage, total=total or None, rate="")
+            done = 0
 
             def advance(count: int) -> None:
+                nonlocal done
+                done += count
                 bars.advance(task, count)
+                if not total and not count:
+                    bars.update(task, total=done)
                 speed = bars.tasks[bars.task_ids.index(task)].speed or 0
-                bars.update(task, rate=f"{speed:,.0f}/s" if total > 1 else "")
+                bars.update(task, rate=f"{speed:,.0f}/s" if total != 1 else "")
 
             return advance
 
         yield start
+
+
+def logged() -> Progress:
+    """A callback that logs the stages as `lines` writes them, at the level INFO; it ignores them where nobody listens."""
+    return lines(_logger.info) if _logger.isEnabledFor(logging.INFO) else silent
 
 
 def _in_notebook() -> bool:
@@ -96,9 +112,9 @@ def lines(write: Callable[[str], None], every: float = _HEARTBEAT) -> Progress:
         write: writes one line.
         every: seconds between two lines of a stage.
 
-    >>> advance = lines(print)("read", 1)
+    >>> advance = lines(print)("open", 1)
     >>> advance(1)
-    read: 1 in 0.0 s
+    open: 1 in 0.0 s
     """
 
     def start(stage: str, total: int) -> Advance:
@@ -110,11 +126,11 @@ def lines(write: Callable[[str], None], every: float = _HEARTBEAT) -> Progress:
             before, done = done, done + count
             now = time.perf_counter()
             rate = f", {done / max(now - started, 1e-9):,.0f}/s"
-            if before < total <= done:
-                write(f"{stage}: {total:,} in {now - started:.1f} s{rate if total > 1 else ''}")
-            elif done < total and now - last >= every:
-                left = (total - done) * (now - started) / max(done, 1)
-                write(f"{stage}: {done:,} of {total:,} in {now - started:.0f} s{rate}, about {left:,.0f} s left")
+            if before < total <= done or not (total or count):
+                write(f"{stage}: {done:,} in {now - started:.1f} s{rate if done > 1 else ''}")
+            elif (done < total or not total) and now - last >= every:
+                left = f", about {(total - done) * (now - started) / max(done, 1):,.0f} s left" if total else ""
+                write(f"{stage}: {done:,}{f' of {total:,}' if total else ''} in {now - started:.0f} s{rate}{left}")
                 last = now
 
         return advance

@@ -218,3 +218,26 @@ def test_progress_is_bars_lines_or_a_callback(tmp_path: Path, capsys: pytest.Cap
     advance(75)
     assert written[0].startswith("encode: 25 of 100 in 0 s")
     assert written[1].startswith("encode: 100 in")
+
+
+def test_reading_counts_texts_as_it_goes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """How many there will be is not known before the end. Where nothing is shown, the stages are logged."""
+    import logging
+
+    import hardneg
+    from hardneg import progress
+
+    rows = [{"query": f"query {i}", "positive": f"answer {i}"} for i in range(3000)]
+    written: list[str] = []
+    hardneg.read_pairs(rows, progress=progress.lines(written.append, every=0))
+    assert [line.split(" in ")[0] for line in written] == [
+        *(f"read: {n:,}" for n in (1024, 2048, 3072, 4096, 5120, 6000)),
+        "read: 6,000",
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:20]))
+    with caplog.at_level(logging.INFO, "hardneg"):
+        hardneg.mine(path, tmp_path / "run", negatives=2)
+    assert any(message.startswith("read: 40 in") for message in caplog.messages)
+    done = run_here("mine", path, "--out", tmp_path / "shown")
+    assert "read: 40 in" in done.stderr

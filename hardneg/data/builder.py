@@ -18,8 +18,11 @@ from hardneg.data.item_column import ItemColumn
 from hardneg.data.picture_store import PictureStore
 from hardneg.data.texts import shown
 from hardneg.errors import DataError
+from hardneg.progress import Advance
 from hardneg.storage.arrays import Ragged, pair_keys
 from hardneg.storage.arrow import strings
+
+_TOLD_AT_ONCE = 1024  # texts of which the progress is told at once
 
 
 class Builder:
@@ -30,6 +33,7 @@ class Builder:
 
     Args:
         folder: folder to write the dataset to; None keeps it in memory.
+        advance: is told how many texts were read, and 0 at the end, as in `hardneg.progress`.
 
     >>> builder = Builder(None)
     >>> builder.add_query("q", "capital of France?", where="line 1"), builder.add_document("d", "Paris", where="line 1")
@@ -37,8 +41,10 @@ class Builder:
     >>> builder.relate(0, 0, 1.0)
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, advance: Advance = lambda count: None) -> None:
         self.folder = folder
+        self._advance = advance
+        self._untold = 0  # texts read since `advance` was called
         self.queries = ItemColumn("query", False, folder / "queries.arrow" if folder else None)
         self.documents = ItemColumn("document", True, folder / "corpus.arrow" if folder else None)
         self.relations: list[tuple[int, int, float]] = []
@@ -99,6 +105,10 @@ class Builder:
     def _add(
         self, column: ItemColumn, groups: dict[int, int], id: str | None, title: str, text: Any, group: Any, where: str
     ) -> int:
+        self._untold += 1
+        if self._untold == _TOLD_AT_ONCE:
+            self._advance(self._untold)
+            self._untold = 0
         text = _text(text, column.kind, where)
         row, new = column.add(id, title, text, where)
         if new and column.keys[row] == 0:
@@ -199,11 +209,17 @@ class Builder:
             "notes": self.notes,
             "reading": {"format": self.format, "columns": self.columns},
         }
+        return self._written(head, arrays, ids)
+
+    def _written(self, head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array]) -> DatasetContents:
+        """Finish the texts and the pictures, and write the rest to the folder if there is one."""
         texts = self.queries.finish(), self.documents.finish()
         if self._store is not None:
             self._store.finish()
         if self.folder is not None:
             write_dataset(self.folder, head, arrays, ids)
+        self._advance(self._untold)
+        self._advance(0)
         return DatasetContents(head, arrays, ids, texts)
 
     def _grouped(self, groups: dict[int, int], size: int) -> np.ndarray:

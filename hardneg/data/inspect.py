@@ -10,16 +10,19 @@ from hardneg.data.notes import notes_of
 from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
 from hardneg.data.read import read_pairs
+from hardneg.progress import Progress
 from hardneg.storage.arrays import Ragged
 
 _LONGEST = 300  # characters of a text in an example
 
 
-def inspect(source: str, options: ReadOptions | None = None, examples: int = 3) -> dict[str, Any]:
+def inspect(
+    source: str, options: ReadOptions | None = None, examples: int = 3, *, progress: Progress | bool = False
+) -> dict[str, Any]:
     """Read a source, and say what it was taken for.
 
     Args:
-        source, options: as for `read_pairs`.
+        source, options, progress: as for `read_pairs`.
         examples: number of queries to show.
 
     Returns:
@@ -29,7 +32,7 @@ def inspect(source: str, options: ReadOptions | None = None, examples: int = 3) 
     Raises:
         DataError, UsageError: as for `read_pairs`.
     """
-    pairs = read_pairs(source, options)
+    pairs = read_pairs(source, options, progress=progress)
     groups = pairs.document_groups
     counts = {
         "queries": len(pairs),

@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from hardneg import registry
 from hardneg.data.builder import Builder
 from hardneg.data.options import ReadOptions
@@ -37,6 +39,7 @@ from hardneg.data.readers.tevatron import TevatronIds, TevatronRows
 from hardneg.data.readers.triples import ID_COLUMNS, TripleIds, header_of
 from hardneg.data.tables import corpus_rows, from_hub, is_path, table_rows
 from hardneg.errors import DataError, UsageError, suggestion
+from hardneg.progress import Progress, with_progress
 from hardneg.storage.arrow import brief
 
 BUILTIN_SPLITS = ("train", "test")
@@ -68,8 +71,14 @@ class Rows:
         return (row.get(name) for _, row in self.open())
 
 
+@with_progress
 def read_pairs(
-    source: Any, options: ReadOptions | None = None, folder: Path | None = None, *, corpus: Any = None
+    source: Any,
+    options: ReadOptions | None = None,
+    folder: Path | None = None,
+    *,
+    corpus: Any = None,
+    progress: Progress | bool = False,
 ) -> Pairs:
     """Read a dataset.
 
@@ -81,6 +90,7 @@ def read_pairs(
         folder: a folder to write the dataset to, so that memory use does not grow with the texts; None keeps the texts
             in memory.
         corpus: additional documents: a list of texts, a table with a column of texts, or a file as in the options.
+        progress: True shows how many texts were read, or a callback as in `hardneg.progress` is told.
 
     Raises:
         DataError: the source does not exist or its content is wrong; the message names the file and the line.
@@ -93,37 +103,41 @@ def read_pairs(
     options = options or ReadOptions()
     if is_path(corpus):
         options, corpus = replace(options, corpus=(*options.corpora, Path(corpus))), None
-    builder = Builder(folder)
+    assert callable(progress)
+    builder = Builder(folder, progress("read", 0))
     if any(is_image_source(each, options) for each in options.corpora):
         builder.hold_pictures("document")
-    keep, layout = None, None
     if not is_path(source):
-        layout = _read_rows(Rows("the source", table_rows(source, options.split)), builder, options)
-        return _finished(builder, options, layout, None, "a table in memory", corpus)
-    source = str(source)
+        rows = Rows("the source", table_rows(source, options.split))
+        return _finished(builder, options, _read_rows(rows, builder, options), None, "a table in memory", corpus)
+    layout, keep = _read_named(str(source), builder, options)
+    return _finished(builder, options, layout, keep, str(source), corpus)
+
+
+def _read_named(source: str, builder: Builder, options: ReadOptions) -> tuple[Layout | None, np.ndarray | None]:
+    """Read what a name stands for: (the layout of its rows, the queries to keep), None where there is no such thing."""
     if source.startswith("hf:") and not present(Path(source)):
         rows = Rows(source, table_rows(from_hub(source.removeprefix("hf:"), options.split), options.split, source))
-        return _finished(builder, options, _read_rows(rows, builder, options), None, source, corpus)
+        return _read_rows(rows, builder, options), None
     if source.startswith("builtin:"):
         builder.format = source
         _read_builtin(source.removeprefix("builtin:"), options.split, builder)
-    elif source == "-":
+        return None, None
+    if source == "-":
         with tempfile.TemporaryFile() as kept:
-            layout = _read_rows(_standard_input(kept), builder, options)
-    else:
-        path = Path(source)
-        if not present(path):
-            raise DataError(
-                f"{source} does not exist; SOURCE is a file, a folder, '-' or builtin:NAME (as in builtin:pycode)"
-            )
-        if is_beir(path):
-            builder.format = "beir"
-            keep = read_beir(path, builder, options)
-        elif is_image_source(path, options):
-            read_images(path, builder, options)
-        else:
-            layout = _read_rows(_rows_of(path, options), builder, options)
-    return _finished(builder, options, layout, keep, source, corpus)
+            return _read_rows(_standard_input(kept), builder, options), None
+    path = Path(source)
+    if not present(path):
+        raise DataError(
+            f"{source} does not exist; SOURCE is a file, a folder, '-' or builtin:NAME (as in builtin:pycode)"
+        )
+    if is_beir(path):
+        builder.format = "beir"
+        return None, read_beir(path, builder, options)
+    if is_image_source(path, options):
+        read_images(path, builder, options)
+        return None, None
+    return _read_rows(_rows_of(path, options), builder, options), None
 
 
 def as_pairs(source: Any, options: ReadOptions, corpus: Any = None) -> Pairs:

@@ -143,10 +143,7 @@ def _read(source: str, folder: Path, options: MineOptions, progress: Progress) -
     if (store / "dataset.json").exists():
         _check_files(folder)
         return open_pairs(store)
-    advance = progress("read", 1)
-    pairs = read_pairs(source, options.read, store)
-    advance(1)
-    return pairs
+    return read_pairs(source, options.read, store, progress=progress)
 
 
 def _check_files(folder: Path) -> None:
