@@ -34,9 +34,8 @@ def train(out, batch, pieces=None, resume=None):
         str(FOLDER / out), max_steps=6, per_device_train_batch_size=batch, report_to=[], use_cpu=True, save_steps=3, logging_steps=1,
         learning_rate=0.05, optim="sgd", max_grad_norm=0.0, batch_sampler=negatives.batch_sampler, disable_tqdm=True,
     )
-    trainer = SentenceTransformerTrainer(
-        model, arguments, train_dataset=negatives.dataset, loss=InfoNCE(model, negatives, mini_batch_size=pieces), callbacks=[negatives]
-    )
+    loss = InfoNCE(model, negatives, mini_batch_size=pieces)
+    trainer = SentenceTransformerTrainer(model, arguments, train_dataset=negatives.dataset, loss=loss, callbacks=[negatives])
     trainer.train(resume_from_checkpoint=resume and str(FOLDER / out / resume))
     name = f"{out}-{'again' if resume else 'first'}-{os.environ.get('RANK', 0)}"
     torch.save(model.state_dict(), FOLDER / f"{name}.pt")
@@ -81,7 +80,7 @@ def test_two_ranks_learn_what_one_process_does(tiny_model: Path, tmp_path: Path)
     for name in ("two-first-0", "two-first-1", "two-again-0", "two-again-1", "pieces-first-0", "pieces-first-1"):
         found = torch.load(tmp_path / f"{name}.pt", weights_only=True)
         for key, tensor in one.items():
-            torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=1e-4, msg=lambda m: f"{name} {key}: {m}")
+            torch.testing.assert_close(found[key], tensor, atol=1e-5, rtol=1e-4)
             if name.startswith("two"):
                 assert torch.equal(found[key], before[key]), (name, key)
         assert [[pytest.approx(loss, abs=1e-4), generation] for loss, generation in log] == json.loads(
