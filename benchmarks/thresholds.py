@@ -6,6 +6,7 @@ four mined negatives a query of which a given share is of the query's own intent
 
     python benchmarks/thresholds.py --data ../shared/data
     python benchmarks/thresholds.py --data ../shared/data --false-share
+    python benchmarks/thresholds.py --data ../shared/data --faults          # in three real sets
 """
 
 from __future__ import annotations
@@ -61,65 +62,114 @@ def clean(data: Path, folder: Path) -> Iterator[tuple[str, Diagnosis]]:
             yield f"{name}, MiniLM", diagnose(mined(pairs, folder / f"{name}-m", (vectors[0], vectors[1])))
 
 
-def planted(folder: Path) -> Iterator[tuple[str, str, Diagnosis]]:
-    """(number, what was planted, diagnosis)."""
-    code = hardneg.read_pairs("builtin:pycode", hardneg.ReadOptions(split="test"))
+def planted(code: hardneg.Pairs, folder: Path) -> Iterator[tuple[str, str, str, Diagnosis]]:
+    """(code of the finding, its number, what was planted, diagnosis); the first is the run without a fault."""
     encoder = hardneg.HashedEncoder()
     fit(encoder, code, silent)
     texts, asked = code.documents.slice(0, len(code.document_ids)), code.queries.slice(0, len(code))
     q, d = encoder.encode(asked), encoder.encode(texts)
     first = code.positives.values[code.positives.offsets[:-1]]
+    others = [texts[i] for i in np.setdiff1d(np.arange(len(texts)), first)]
     run = mined(code, folder / "clean")
     subject = Subject.of_run(run)
     assert subject.vectors is not None
     rng = np.random.default_rng(0)
 
     def rebuilt(change: Any, more: tuple[str, ...] = ()) -> hardneg.Pairs:
-        changed = [change(text) for text in texts]
-        return hardneg.Pairs.from_columns(asked, [changed[i] for i in first], corpus=more)
+        return hardneg.Pairs.from_columns(
+            asked, [change(texts[i]) for i in first], corpus=[*map(change, others), *more]
+        )
 
-    yield "relative", "random negatives", diagnose(mined(code, folder / "a", depth=len(texts), sampler="uniform"))
+    yield "", "", "nothing", diagnose(run, encoder=encoder)
+    yield "false-negatives", "false_share", "a tenth of them false, by groups", examine(with_false_groups(subject, rng))
+    yield (
+        "easy",
+        "relative",
+        "random negatives",
+        diagnose(mined(code, folder / "a", depth=len(texts), sampler="uniform")),
+    )
     copies = rebuilt(lambda text: text, tuple(f"{text}\n# v{k}" for text in texts for k in range(2)))
     found = diagnose(mined(copies, folder / "b"))
-    yield "near_duplicates", "three of each document", found
-    yield "corpus_near_duplicates", "three of each document", found
+    yield "duplicates", "near_duplicates", "three of each document", found
+    yield "duplicate-corpus", "corpus_near_duplicates", "three of each document", found
     hub = d.copy()
     hub[17] = unit(q.mean(0, keepdims=True))[0]
-    yield "hub_share", "a hub", diagnose(mined(code, folder / "c", (q + 0.8 * hub[17], hub)))
+    yield "hub", "hub_share", "a hub", diagnose(mined(code, folder / "c", (q + 0.8 * hub[17], hub)))
     basis = np.linalg.qr(rng.standard_normal((256, 5)))[0]
-    yield (
-        "rank_share",
-        "5 of 256 directions",
-        diagnose(mined(code, folder / "d", (q @ basis @ basis.T, d @ basis @ basis.T))),
-    )
+    flat = diagnose(mined(code, folder / "d", (q @ basis @ basis.T, d @ basis @ basis.T)))
+    yield "collapse", "rank_share", "5 of 256 directions", flat
     lean = 6 * np.eye(1, 256, 3)
-    yield "mean_cosine", "all lean to one side", diagnose(mined(code, folder / "e", (q + lean, d + lean)))
-    yield "effective_share", "temperature 0.002", diagnose(run, temperature=0.002)
+    yield "collapse", "mean_cosine", "all lean to one side", diagnose(mined(code, folder / "e", (q + lean, d + lean)))
+    yield "temperature-low", "effective_share", "temperature 0.002", diagnose(run, temperature=0.002)
+    yield "temperature-high", "temperature_outside", "temperature 3", diagnose(run, temperature=3.0)
     longest = np.argsort([len(text) for text in texts])[-60:].astype(np.int32)
-    yield (
-        "surface_auc",
-        "the longest documents",
-        examine(replace(subject, documents=rng.choice(longest, subject.documents.shape))),
-    )
+    looks = examine(replace(subject, documents=rng.choice(longest, subject.documents.shape)))
+    yield "looks", "surface_auc", "the longest documents", looks
     marked = rebuilt(lambda text: f"{text}\n# maintained", tuple(f"{text}\n# deprecated" for text in texts))
     nobodys = np.setdiff1d(np.arange(len(marked.document_ids)), marked.positives.values).astype(np.int32)
     other = Subject.of_run(mined(marked, folder / "f"))
+    told = [i for i in nobodys.tolist() if "# deprecated" in marked.documents.slice(i, i + 1)[0]]
+    words = examine(replace(other, documents=rng.choice(np.array(told, np.int32), other.documents.shape)))
+    yield "words", "lexical_auc", "a word marks them", words
     yield (
-        "lexical_auc",
-        "a word marks them",
-        examine(replace(other, documents=rng.choice(nobodys, other.documents.shape))),
+        "truncated",
+        "at_longest",
+        "cut at 150 characters",
+        diagnose(mined(rebuilt(lambda text: text[:150]), folder / "g")),
     )
-    yield "at_longest", "cut at 150 characters", diagnose(mined(rebuilt(lambda text: text[:150]), folder / "g"))
-    few = mined(code, folder / "h", depth=20, max_depth=20, filters=("score:max=0.2",))
-    yield "few", "a filter that is too strict", diagnose(few)
-    yield "recall", "half of the nearest are missing", examine(half_found(subject, rng))
+    strict = f"score:max={np.quantile(subject.scores[subject.real], 0.02):.4f}"
+    few = mined(code, folder / "h", depth=20, max_depth=20, filters=(strict,))
+    yield "few-negatives", "few", "a filter that is too strict", diagnose(few)
+    yield "recall", "recall", "half of the nearest are missing", examine(half_found(subject, rng))
     now = hardneg.HashedEncoder()
     now.fit(texts[:400])
     found = diagnose(run, encoder=now)
-    yield "drift", "an encoder fitted elsewhere", found
-    yield "overlap_with_fresh", "an encoder fitted elsewhere", found
+    yield "stale", "drift", "an encoder fitted elsewhere", found
+    yield "stale", "overlap_with_fresh", "an encoder fitted elsewhere", found
     shuffled = np.asarray(subject.vectors[1])[rng.permutation(len(texts))]
-    yield "stale_scores", "vectors in another order", examine(replace(subject, vectors=(subject.vectors[0], shuffled)))
+    replaced = examine(replace(subject, vectors=(subject.vectors[0], shuffled)))
+    yield "stale-scores", "stale_scores", "vectors in another order", replaced
+    strange = mined(code, folder / "i", (q, d[rng.permutation(len(d))]), force=True)
+    yield "positives-like-random", "beats_random", "vectors of other texts", diagnose(strange)
+
+
+def with_false_groups(subject: Subject, rng: np.random.Generator) -> Subject:
+    """Every query has a group of its own, which a tenth of its negatives have as well."""
+    mine = np.arange(len(subject.pairs))
+    groups = np.arange(len(subject.pairs.document_ids)) + 10**6
+    documents = subject.documents.copy()
+    chosen = (rng.random(documents.shape) < 0.1) & subject.real
+    free = np.setdiff1d(np.arange(len(groups)), subject.pairs.positives.values)
+    free = free if len(free) > len(groups) // 10 else np.arange(len(groups))
+    extra = rng.choice(free, int(chosen.sum()))
+    groups[extra] = np.broadcast_to(mine[:, None], documents.shape)[chosen]
+    documents[chosen] = extra
+    pairs = replace(subject.pairs, query_groups=mine, document_groups=groups)
+    return replace(subject, pairs=pairs, documents=documents)
+
+
+def faults(data: Path, sets: list[str]) -> None:
+    """Which faults are found in real sets, and what else is said then that is not said of the clean run."""
+    for name in sets:
+        where, split = (name, "test") if name.startswith("builtin") else (str(data / name), "train")
+        pairs = hardneg.read_pairs(where, hardneg.ReadOptions(split=split))
+        pairs = pairs.of_queries(np.flatnonzero(pairs.positives.lengths > 0))
+        print(f"\n{name} ({len(pairs):,} queries, {len(pairs.document_ids):,} documents)", flush=True)
+        with tempfile.TemporaryDirectory() as place:
+            clean: set[str] = set()
+            for code, value, what, found in planted(pairs, Path(place)):
+                said = {f.code: f.severity for f in found.findings if f.severity != "info"}
+                if not code:
+                    clean = set(said)
+                    print(f"  clean: {said or 'nothing'}", flush=True)
+                    continue
+                hit = code in {f.code for f in found.findings}
+                more = sorted(set(said) - clean - {code})
+                print(
+                    f"  {code:<22} {what:<34} {'found' if hit else 'MISSED':<7} {number(found, value):6.2f}   also: "
+                    f"{', '.join(more) or '-'}",
+                    flush=True,
+                )
 
 
 def half_found(subject: Subject, rng: np.random.Generator) -> Subject:
@@ -138,15 +188,16 @@ def limits(data: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = list(clean(data, folder))
-        faults = {each: (what, number(found, each)) for each, what, found in planted(folder)}
+        code = hardneg.read_pairs("builtin:pycode", hardneg.ReadOptions(split="test"))
+        values = {each: (what, number(found, each)) for _, each, what, found in planted(code, folder)}
     for label, found in rows:
         codes = ", ".join(f"{f.code} ({f.severity})" for f in found.findings)
         print(f"{label}: {codes or 'nothing'}")
     print(f"\n{'number':<24}{'clean: median (range)':>28}{'planted':>10}  fault")
     for each in NUMBERS:
-        values = [value for value in (number(found, each) for _, found in rows) if np.isfinite(value)]
-        what, value = faults.get(each, ("", np.nan))
-        print(f"{each:<24}{median_and_spread(values):>28}{value:>10.2f}  {what}")
+        seen = [value for value in (number(found, each) for _, found in rows) if np.isfinite(value)]
+        what, value = values.get(each, ("", np.nan))
+        print(f"{each:<24}{median_and_spread(seen):>28}{value:>10.2f}  {what}")
 
 
 def trained(train: hardneg.Pairs, test: hardneg.Pairs, negatives: hardneg.Mined | None, count: int, seed: int) -> float:
@@ -221,11 +272,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--false-share", action="store_true")
+    parser.add_argument("--faults", nargs="*", metavar="SET", help="sets to plant faults in")
     parser.add_argument("--seeds", type=int, default=3)
     args = parser.parse_args()
     print(machine())
     print(versions("hardneg", "torch", "scikit-learn"))
-    if args.false_share:
+    if args.faults is not None:
+        faults(args.data, args.faults or ["builtin:pycode", "scifact", "cranfield"])
+    elif args.false_share:
         false_share(args.data, args.seeds)
     else:
         limits(args.data)
