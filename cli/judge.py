@@ -55,8 +55,9 @@ from .show import progress_bars
     "--judge",
     "judge_spec",
     metavar="SPEC",
-    help="Let a model judge: openai:MODEL (any endpoint of that kind) · cross-encoder:NAME. What it says is not the truth: "
-    "see 'hardneg calibrate --predictions'.",
+    help="Who judges: person (you, here in the terminal; a file at --out that is not finished is gone on with), or a model: "
+    "openai:MODEL (any endpoint of that kind) · cross-encoder:NAME. What a model says is not the truth: see 'hardneg calibrate "
+    "--predictions'.  [default: you fill the file]",
 )
 @click.option("--then", metavar="SPEC", help="Second, better judge, for the pairs where its answer would change most.")
 @click.option(
@@ -99,6 +100,7 @@ def judge(
     \b
     Examples:
       hardneg judge run --sample 300 --out f.csv
+      hardneg judge run --sample 300 --out f.csv --judge person
       hardneg judge run --sample 600 --judged f.csv --out f2.csv
       hardneg judge run --sample 5000 --judge cross-encoder:cross-encoder/ms-marco-MiniLM-L6-v2 --out m.csv
       hardneg judge run --sample 5000 --judge openai:gpt-4.1-mini --price 0.4,1.6 --budget 5 --out m.csv
@@ -111,18 +113,27 @@ def judge(
     from hardneg.false_negatives.model import Posterior
     from hardneg.storage.files import is_special
 
+    from .ask import check_terminal
+
     if given["judged"] and given["cross_encoder"]:
         raise UsageError("--judged and --cross-encoder exclude each other")
     if str(out) == "-":
         out = Path("/dev/stdout")
-    if out.exists() and not is_special(out) and not overwrite:
-        raise DataError(f"{out} exists: it may hold judgements. Choose another --out, or replace it with --overwrite")
     if judge_spec is not None and given["cross_encoder"]:
         raise UsageError("--judge and --cross-encoder exclude each other")
+    person = judge_spec == "person"
+    going_on = person and out.exists() and not overwrite
+    if person:
+        check_terminal(out)
+    elif out.exists() and not is_special(out) and not overwrite:
+        raise DataError(f"{out} exists: it may hold judgements. Choose another --out, or replace it with --overwrite")
     asking = Asking(
-        judge=judge_spec, options=asked_options(given, quiet=as_json),
+        judge=None if person else judge_spec, options=asked_options(given, quiet=as_json),
         **{name: given.pop(name) for name in ("then", "then_pairs", "of", "predictions")},
     )  # fmt: skip
+    if going_on:
+        _ask(run, out, given, asking)
+        return
     given["asking"] = asking
     with progress_bars() as progress:
         drawn = run_judge(
@@ -135,8 +146,22 @@ def judge(
         print_json(value)
         return
     _say(out, given, drawn, value)
-    if not is_special(out):
+    if person:
+        _ask(run, out, given, asking)
+    elif not is_special(out):
         _next(run, out, given, asking, value["pairs"])
+
+
+def _ask(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
+    """Ask a person for the pairs of the file, and say how to go on."""
+    from .ask import ask
+
+    judged, left = ask(out)
+    click.echo(f"{judged:,} pairs judged now, {left:,} left. All answers are in {plain(out)}")
+    if left:
+        click.echo(f"to go on: hardneg judge {quoted(run)} --out {quoted(out)} --judge person")
+    else:
+        _next(run, out, given, asking, judged, answered=True)
 
 
 def _say(out: Path, given: dict[str, Any], drawn: Any, value: dict[str, Any]) -> None:
@@ -172,14 +197,14 @@ def _all_of(asking: Any) -> str:
     )
 
 
-def _next(run: str, out: Path, given: dict[str, Any], asking: Any, pairs: int) -> None:
+def _next(run: str, out: Path, given: dict[str, Any], asking: Any, pairs: int, answered: bool = False) -> None:
     """Say what to type next."""
     file, alpha = quoted(out), f"--alpha {given['alpha']:g}"
     if asking.of == "positives":
         click.echo(f"next: hardneg check-pairs {quoted(run)} --evidence {file} --evidence NEGATIVES.csv")
         return
     if asking.of == "negatives":
-        todo = "" if asking.judge else "write 1 (relevant) or 0 into the column 'relevant', then: "
+        todo = "" if asking.judge or answered else "write 1 (relevant) or 0 into the column 'relevant', then: "
         click.echo(f"next: {todo}hardneg select {quoted(run)} --relabel drop --evidence {file} --out RUN2")
         return
     if asking.judge is not None:
@@ -189,5 +214,5 @@ def _next(run: str, out: Path, given: dict[str, Any], asking: Any, pairs: int) -
         )
         return
     more = "" if asking.predictions is None else f" --predictions {quoted(asking.predictions)}"
-    todo = "" if given["cross_encoder"] else "write 1 (relevant) or 0 into the column 'relevant', then: "
+    todo = "" if given["cross_encoder"] or answered else "write 1 (relevant) or 0 into the column 'relevant', then: "
     click.echo(f"next: {todo}hardneg calibrate {quoted(run)} {file} {alpha}{more}")

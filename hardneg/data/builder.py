@@ -211,7 +211,9 @@ class Builder:
         }
         return self._written(head, arrays, ids)
 
-    def _written(self, head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array]) -> DatasetContents:
+    def _written(
+        self, head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array]
+    ) -> DatasetContents:
         """Finish the texts and the pictures, and write the rest to the folder if there is one."""
         texts = self.queries.finish(), self.documents.finish()
         if self._store is not None:

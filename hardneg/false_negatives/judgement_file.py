@@ -148,3 +148,11 @@ def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
             return [(reader.line_num, {k: v or "" for k, v in row.items() if k is not None}) for row in reader]
         except (UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path} is not readable as CSV in UTF-8 ({error})") from None
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    """Write rows as `read_rows` gave them, with what was changed in them."""
+    with atomic_path(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
