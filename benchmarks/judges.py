@@ -255,12 +255,12 @@ def main() -> None:
         print(
             "\ncoverage: | set, negatives | false | called false | judge alone | person alone | both | allotted | allotted, exact |"
         )
-    for number, world in enumerate(worlds(args.data, args.only) if {"share", "coverage"} & set(args.parts) else ()):
+    for world in worlds(args.data, args.only) if {"share", "coverage"} & set(args.parts) else ():
         if "share" in args.parts:
             shares(world)
         if "coverage" in args.parts:
             coverage(world)
-            if number == 0:
+            if world.name.startswith("banking77"):
                 certificates(world)
     if "relabel" in args.parts:
         relabelling(args.data, args.seeds)

@@ -115,14 +115,11 @@ def judge(
 
     from .ask import check_terminal
 
-    if given["judged"] and given["cross_encoder"]:
-        raise UsageError("--judged and --cross-encoder exclude each other")
-    if str(out) == "-":
-        out = Path("/dev/stdout")
-    if judge_spec is not None and given["cross_encoder"]:
-        raise UsageError("--judge and --cross-encoder exclude each other")
+    out = Path("/dev/stdout") if str(out) == "-" else out
+    for name in ("judged", "judge"):
+        if given["cross_encoder"] and (judge_spec if name == "judge" else given[name]):
+            raise UsageError(f"--{name} and --cross-encoder exclude each other")
     person = judge_spec == "person"
-    going_on = person and out.exists() and not overwrite
     if person:
         check_terminal(out)
     elif out.exists() and not is_special(out) and not overwrite:
@@ -131,20 +128,17 @@ def judge(
         judge=None if person else judge_spec, options=asked_options(given, quiet=as_json),
         **{name: given.pop(name) for name in ("then", "then_pairs", "of", "predictions")},
     )  # fmt: skip
-    if going_on:
-        _ask(run, out, given, asking)
-        return
+    if person and out.exists() and not overwrite:
+        return _ask(run, out, given, asking)
     given["asking"] = asking
     with progress_bars() as progress:
         drawn = run_judge(
             run, out, posterior=None if posterior is None else Posterior.load(posterior), progress=progress, **given
         )
-    value: dict[str, Any] = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
-    if drawn.asked:
-        value["judges"] = drawn.asked
+    value = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
+    value |= {"judges": drawn.asked} if drawn.asked else {}
     if as_json:
-        print_json(value)
-        return
+        return print_json(value)
     _say(out, given, drawn, value)
     if person:
         _ask(run, out, given, asking)
