@@ -135,7 +135,7 @@ def judge(
         drawn = run_judge(
             run, out, posterior=None if posterior is None else Posterior.load(posterior), progress=progress, **given
         )
-    value = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
+    value: dict[str, Any] = {"file": str(out), "pairs": len(drawn.place), "held_out": int(drawn.held_out.sum())}
     value |= {"judges": drawn.asked} if drawn.asked else {}
     if as_json:
         return print_json(value)
