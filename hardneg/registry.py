@@ -1,4 +1,4 @@
-"""The registry of datasets, encoders, sources of candidates, filters, samplers and judges that specs name, imported on first use.
+"""The registry of readers, datasets, encoders, sources of candidates, filters, samplers and judges, imported on first use.
 
 `builtin:glyphs` names a dataset, `st:MODEL` an encoder, `margin:relative=0.05` a filter, and `uniform` a sampler. Code
 that reads specs uses this registry instead of importing the modules, which may be in higher layers of the library.
@@ -26,6 +26,10 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
         "pycode": "hardneg.demo_data.pycode:read_pycode",
         "glyphs": "hardneg.demo_data.glyphs:read_glyphs",
     },
+    # read(path) -> iterator of (place, row); the name is the suffix of the files, such as ".warc"
+    "reader": {},
+    # a Layout: a class with `name`, `fits(row)` and, for the rows, `__call__(place, row)`
+    "layout": {},
     # make(rest of the spec, EncoderOptions) -> Encoder
     "encoder": {
         "hashed": "hardneg.encoders.hashed:from_spec",
@@ -106,18 +110,23 @@ def _parts(kind: str) -> dict[str, str | Callable[..., Any]]:
 
 
 def names(kind: str) -> tuple[str, ...]:
-    """The registered names of a kind: `dataset`, `encoder`, `candidates`, `fusion`, `filter`, `sampler` or `judge`."""
+    """The registered names of a kind.
+
+    The kinds are `dataset`, `reader`, `layout`, `encoder`, `candidates`, `fusion`, `filter`, `sampler` and `judge`.
+    """
     return tuple(_parts(kind))
 
 
 def register(kind: str, name: str, part: Callable[..., Any]) -> None:
-    """Register a dataset, an encoder, a source of candidates, a filter, a sampler or a judge under a name, in this process.
+    """Register a part of your own under a name, in this process.
 
     Args:
         kind: see `names`.
-        name: the part of a spec before the colon. If the name is taken, the new part replaces the old one.
-        part: the function behind the name: `read(split, builder)` for a dataset, `make(rest, options)` for an encoder or a
-            judge, where `rest` is the spec after the colon, and `make(options)` for all others.
+        name: the part of a spec before the colon; for a reader, the suffix of its files, such as `.warc`; for a layout, its
+            name among the formats. If the name is taken, the new part replaces the old one.
+        part: the function behind the name: `read(split, builder)` for a dataset, `read(path)` for a reader, which yields
+            (place, row), a `hardneg.data.Layout` for a layout, `make(rest, options)` for an encoder or a judge, where `rest` is
+            the spec after the colon, and `make(options)` for all others.
 
     Raises:
         UsageError: the kind is unknown, no spec could reach the name, or the part cannot be called.
@@ -128,6 +137,14 @@ def register(kind: str, name: str, part: Callable[..., Any]) -> None:
     if not name or any(each in ":," or each.isspace() for each in name):
         raise UsageError(
             f"the name {name!r} cannot be used in a spec: it must not be empty or have a colon, a comma or a blank"
+        )
+    if kind == "reader" and not (name.startswith(".") and name.count(".") == 1 and name == name.lower()):
+        raise UsageError(
+            f"a reader is registered under the suffix of its files in small letters, as in '.warc', not {name!r}"
+        )
+    if kind == "layout" and not callable(getattr(part, "fits", None)):
+        raise UsageError(
+            f"the layout {name!r} is a class with a function fits(row), as hardneg.data.Layout has it, not {part!r}"
         )
     if name in _TAKEN and kind not in ("dataset", "encoder"):
         raise UsageError(f"the name {name!r} cannot be used in a spec: {_TAKEN[name]}. Choose another name")

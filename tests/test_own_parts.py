@@ -13,7 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 import hardneg
-from hardneg import Filter, MineOptions, Pairs, SelectOptions, TrainOptions, UsageError, registry
+from hardneg import DataError, Filter, MineOptions, Pairs, SelectOptions, TrainOptions, UsageError, registry
+from hardneg.data import Layout
+from hardneg.data.readers.rows import Located, Row, opened
 from hardneg.false_negatives import PosteriorFilter
 from hardneg.false_negatives.model import Posterior
 from hardneg.index import ExactIndex, Neighbors, Recall, VectorStore, make_index
@@ -21,6 +23,8 @@ from hardneg.mining import Candidates, Context, parse_filter, parse_filters, par
 from hardneg.mining.filters import Guide, Margin, Rank, Score
 from hardneg.mining.samplers import Softmax
 from hardneg.refresh import Recipe, RefreshedIndex
+
+from .conftest import run_here, write_jsonl
 
 WORDS = ("bread", "rivers", "trains", "clouds", "chess", "violins")
 
@@ -241,3 +245,85 @@ def test_an_unknown_kind_of_part_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=r"unknown kind 'filters'.*filter"):
             act("filters")
+
+
+# Readers and layouts.
+
+
+class Boxes(Layout):
+    """A question, and boxes with answers."""
+
+    name = "boxes"
+
+    @staticmethod
+    def fits(row: Row) -> bool:
+        return set(row) == {"question", "boxes"}
+
+    def __call__(self, where: str, row: Row) -> None:
+        if not isinstance(row["boxes"], list):
+            raise DataError(f"{where}: boxes must be a list")
+        query = self.builder.add_query(None, row["question"], where=where)
+        for box in row["boxes"]:
+            self.builder.relate(query, self.builder.add_document(None, box, where=where), 1)
+
+
+def lines_of(path: Path) -> Located:
+    """Lines such as `question = box | box`; the file may be compressed."""
+    with opened(path) as f:
+        for number, line in enumerate(f, 1):
+            question, _, boxes = line.decode().strip().partition(" = ")
+            yield f"{path}, line {number}", {"question": question, "boxes": boxes.split(" | ")}
+
+
+@pytest.fixture
+def own_readers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_PARTS", {**registry._PARTS, "reader": {}, "layout": {}})
+    registry.register("reader", ".boxes", lines_of)
+    registry.register("layout", "boxes", Boxes)
+
+
+@pytest.mark.usefixtures("own_readers")
+def test_a_file_of_ones_own_kind_is_read_wherever_files_are(tmp_path: Path) -> None:
+    import gzip
+
+    (tmp_path / "a.boxes").write_text("which? = this | that\nwhere? = here\n")
+    with gzip.open(tmp_path / "b.boxes.gz", "wt") as f:
+        f.write("when? = now\n")
+    (tmp_path / "shards").mkdir()
+    for name in ("train-0.boxes", "train-1.boxes", "test-0.boxes"):
+        (tmp_path / "shards" / name).write_text(f"{name}? = {name}!\n")
+    write_jsonl(tmp_path / "c.jsonl", [{"question": "who?", "boxes": ["me"]}])
+    for source, queries, documents in (
+        ("a.boxes", 2, 3), ("b.boxes.gz", 1, 1), ("*.boxes*", 3, 4), ("shards", 2, 2), ("c.jsonl", 1, 1),
+    ):  # fmt: skip
+        pairs = hardneg.read_pairs(tmp_path / source)
+        assert (len(pairs), len(pairs.document_ids), pairs.reading["format"]) == (queries, documents, "boxes"), source
+    named = hardneg.read_pairs(tmp_path / "c.jsonl", hardneg.ReadOptions(format="boxes"))
+    assert len(named) == 1
+    done = run_here("mine", tmp_path / "a.boxes", "--format", "boxes", "--out", tmp_path / "run", "--negatives", "1")
+    assert done.returncode == 0, done.stderr
+    run = hardneg.Run(tmp_path / "run")
+    assert run.info["reading"]["format"] == "boxes"
+    assert len(hardneg.select(run, hardneg.SelectOptions(negatives=2), tmp_path / "again").negatives()) == 2
+    write_jsonl(
+        tmp_path / "d.jsonl", [{"question": "who?", "boxes": ["me"]}, {"question": "who else?", "boxes": "you"}]
+    )
+    with pytest.raises(DataError, match=r"d\.jsonl, line 2: boxes must be a list"):
+        hardneg.read_pairs(tmp_path / "d.jsonl")
+
+
+@pytest.mark.usefixtures("own_readers")
+def test_parts_that_could_not_be_reached_are_refused(tmp_path: Path) -> None:
+    for kind, name, part, message in (
+        ("reader", "boxes", lines_of, "under the suffix of its files"),
+        ("reader", ".Boxes", lines_of, "under the suffix of its files"),
+        ("reader", ".tar.boxes", lines_of, "under the suffix of its files"),
+        ("layout", "cases", lines_of, r"a class with a function fits\(row\)"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            registry.register(kind, name, part)
+    (tmp_path / "x.crates").write_text("")
+    with pytest.raises(DataError, match="a suffix that you registered a reader for"):
+        hardneg.read_pairs(tmp_path / "x.crates")
+    with pytest.raises(UsageError, match="unknown format 'boxs'.* Did you mean 'boxes'"):
+        hardneg.ReadOptions(format="boxs")

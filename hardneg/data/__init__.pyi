@@ -5,4 +5,5 @@ from hardneg.data.pairs import open_pairs as open_pairs
 from hardneg.data.pairs import save_pairs as save_pairs
 from hardneg.data.picture import Picture as Picture
 from hardneg.data.read import read_pairs as read_pairs
+from hardneg.data.readers.layout import Layout as Layout
 from hardneg.data.texts import Texts as Texts

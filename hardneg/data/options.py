@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from hardneg import registry
 from hardneg.errors import UsageError, suggestion
 
 FORMATS = (
@@ -34,7 +35,7 @@ class ReadOptions:
     """How to read a source. A column that is None is guessed from the usual names; "" means that there is none.
 
     Attributes:
-        format: one of `FORMATS`; `auto` tells the format from the source.
+        format: one of `FORMATS`, or a registered layout; `auto` tells the format from the source.
         split: split to read of a BEIR folder, a saved dataset with several splits, or a built-in dataset.
         query_column, positive_column: columns of the query's text and of its relevant text, or list of texts.
         id_column, document_id_column: columns of the ids of the query and of the positives.
@@ -84,7 +85,8 @@ class ReadOptions:
     skip_broken: bool = False
 
     def __post_init__(self) -> None:
-        choices = (("format", FORMATS), ("quoting", get_args(Quoting)), ("negatives", NEGATIVES), ("images", IMAGES))
+        formats = (*FORMATS, *registry.names("layout"))
+        choices = (("format", formats), ("quoting", get_args(Quoting)), ("negatives", NEGATIVES), ("images", IMAGES))
         for name, known in choices:
             value = getattr(self, name)
             if value not in known:

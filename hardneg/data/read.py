@@ -231,13 +231,14 @@ def _layout(first: tuple[str, Row], rows: Rows, builder: Builder, options: ReadO
     named = options.format not in ("auto", "beir")
     if options.format == "images" or (not named and image_column(first[1], options) is not None):
         return ImageRows(builder, options, first, rows.root)
-    for kind in LAYOUTS:
-        if kind.fits(first[1]) if not named else kind.name == options.format and kind.fits(first[1]):
+    kinds = [*((each, registry.find("layout", each)) for each in registry.names("layout"))]
+    kinds += [(each.name, each) for each in LAYOUTS]
+    for name, kind in kinds:
+        if (not named or name == options.format) and kind.fits(first[1]):  # type: ignore[attr-defined]
             made: Layout = kind(builder, options)
             return made
     if named and options.format != "pairs":
         # None fits: the first of this name says what is missing.
-        kind = next(each for each in LAYOUTS if each.name == options.format)
-        made = kind(builder, options)
+        made = next(kind for name, kind in kinds if name == options.format)(builder, options)
         return made
     return PairRows(builder, options, first, rows.column, rows.name)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from hardneg import registry
 from hardneg.data.options import Quoting
 from hardneg.data.readers.json_rows import json_file
 from hardneg.data.readers.rows import COMPRESSED, Located, exists, names
@@ -27,8 +28,9 @@ def located_rows(path: Path, split: str = "train", quoting: Quoting = "auto") ->
     """The rows of a file, a pattern of files, or a folder, each with its place.
 
     Args:
-        path: a .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .pq file, compressed or not (.gz, .zst, .bz2, .xz); a
-            pattern such as `shards/*.parquet`; a folder of such files, or of a saved Hugging Face dataset.
+        path: a .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .pq file, compressed or not (.gz, .zst, .bz2, .xz), or one with a
+            suffix that a reader is registered for; a pattern such as `shards/*.parquet`; a folder of such files, or of a saved
+            Hugging Face dataset.
         split: split of a saved dataset that has several, or of a folder whose files are named by splits.
         quoting: how a TSV file is written; see `separated`.
 
@@ -121,13 +123,14 @@ def suffix_of(path: Path) -> str:
 
 def _shards(folder: Path, split: str) -> list[Path]:
     """The shards of a folder: those named after the split, as the Hub names them, or all if no name has one."""
-    files = sorted(p for p in folder.iterdir() if suffix_of(p) in SUFFIXES and not p.name.startswith("."))
+    known = (*SUFFIXES, *registry.names("reader"))
+    files = sorted(p for p in folder.iterdir() if suffix_of(p) in known and not p.name.startswith("."))
     if not files and exists(folder / "data"):
-        files = sorted(p for p in (folder / "data").iterdir() if suffix_of(p) in SUFFIXES)
+        files = sorted(p for p in (folder / "data").iterdir() if suffix_of(p) in known)
     if not files:
         raise DataError(
             f"{folder}: this folder is no dataset; expected corpus.jsonl (BEIR), state.json (a saved Hugging Face "
-            f"dataset), or {names(SUFFIXES)} files"
+            f"dataset), or {names(known)} files"
         )
     kinds = sorted({suffix_of(p) for p in files})
     if len(kinds) > 1:
@@ -156,6 +159,8 @@ def _split_of(path: Path) -> str | None:
 
 def _reader(path: Path, quoting: Quoting) -> Callable[[Path], Located]:
     suffix = suffix_of(path)
+    if suffix in registry.names("reader"):
+        return registry.find("reader", suffix)
     if suffix in _JSON:
         return json_file
     if suffix in _SEPARATED:
@@ -165,5 +170,6 @@ def _reader(path: Path, quoting: Quoting) -> Callable[[Path], Located]:
     if path.suffix.lower() == ".zip":
         raise DataError(f"{path} is an archive of several files: unpack it first")
     raise DataError(
-        f"{path}: cannot tell what this is from its name; expected a .jsonl, .csv, .tsv or .parquet file, or a folder"
+        f"{path}: cannot tell what this is from its name; expected a .jsonl, .csv, .tsv or .parquet file, a folder, or a suffix "
+        f"that you registered a reader for"
     )

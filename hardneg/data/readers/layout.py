@@ -26,6 +26,11 @@ class Layout(ABC):
         self.corpora: list[Path] = []
         self._named: list[tuple[str, int, str, float]] = []
 
+    @staticmethod
+    def fits(row: Row) -> bool:
+        """Whether this, the first row of a source, is of this layout. Some are told by other things: they fit no row."""
+        return False
+
     @abstractmethod
     def __call__(self, where: str, row: Row) -> None:
         """Add what a row holds."""
