@@ -29,6 +29,7 @@ _COMMANDS = {
     "train": (".train", "Train an encoder with negatives that are mined again as it learns."),
     "evaluate": (".evaluate", "Measure how well an encoder retrieves: nDCG, MRR, recall."),
     "doctor": (".doctor", "Show what this machine has, and what will be picked on it, and why."),
+    "completion": (".completion", "Let your shell complete commands and options."),
     "demo": (".demo", "Try everything on built-in data in a few minutes."),
 }
 
@@ -48,8 +49,10 @@ class _Commands(click.Group):
             return None
         from importlib import import_module
 
+        from .config import with_config
+
         command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0], __package__), cmd_name.replace("-", "_"))
-        return command
+        return with_config(command, _COMMANDS)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
