@@ -37,7 +37,7 @@ from hardneg.false_negatives.learn import LADDER, fit_judged
 from hardneg.false_negatives.population import Population, ladder
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
-from hardneg.mining.filters.base import lowest_scores
+from hardneg.mining.filters.base import index_scores, lowest_scores
 from hardneg.storage.arrays import Ragged
 
 
@@ -64,7 +64,7 @@ def guide_risk(world: World) -> np.ndarray:
     index = ExactIndex(np.asarray(made.encode(texts), np.float32))
     queries = np.asarray(made.encode(world.pairs.queries.take(world.candidates.queries)), np.float32)
     scores = index.pair_scores(queries, world.candidates.documents)
-    positives = lowest_scores(index.pair_scores(queries, world.positives.take(world.candidates.queries).padded()))
+    positives = lowest_scores(index_scores(index, queries, world.positives.take(world.candidates.queries)))
     return scores - positives[:, None]
 
 

@@ -25,7 +25,7 @@ from hardneg.false_negatives.known import ASKED, Learnable
 from hardneg.false_negatives.population import stands_for
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
-from hardneg.mining.filters.base import lowest_scores
+from hardneg.mining.filters.base import index_scores, lowest_scores
 from hardneg.mining.specs import parse_filters
 from hardneg.storage.arrays import Ragged
 
@@ -130,7 +130,7 @@ def make_world(
 ) -> World:  # fmt: skip
     index = ExactIndex(np.asarray(documents, np.float32))
     found = index.search(np.asarray(queries[rows], np.float32), min(depth, index.size))
-    scores = index.pair_scores(np.asarray(queries[rows], np.float32), positives.take(rows).padded())
+    scores = index_scores(index, np.asarray(queries[rows], np.float32), positives.take(rows))
     candidates = Candidates(rows, found.documents, found.scores, lowest_scores(scores), np.asarray(queries[rows]))
     nearest = np.full((len(pairs), 10), -1, np.int32)
     nearest[rows] = found.documents[:, :10]

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from hardneg.storage.files import sha256_file
+from hardneg.storage.json_files import write_json
+
 
 def json_values() -> list[str]:
     """Texts of JSON values that an entry should not have: of other types, out of range, and too deep for a parser."""
@@ -112,3 +115,16 @@ def _replace_value(path: Path, rng: np.random.Generator) -> None:
         path.write_text(json.dumps(value, indent=2).replace('"@here@"', chosen))
         return
     path.write_text(json.dumps(value, indent=2))
+
+
+def old_files(folder: Path) -> None:
+    """Turn a folder of vectors into what version 0.2 wrote: a file for each shard, named in the manifest."""
+    vectors = np.load(folder / "vectors.npy")
+    head = json.loads((folder / "manifest.json").read_text())
+    del head["checksum"]
+    for part in head["parts"]:
+        name = f"part-{part['start'] // max(1, head['parts'][0]['rows']):05d}.npy"
+        np.save(folder / name, vectors[part["start"] : part["start"] + part["rows"]])
+        part |= {"file": name, "sha256": sha256_file(folder / name)}
+    write_json(folder / "manifest.json", head, checksum=True)
+    (folder / "vectors.npy").unlink()

@@ -347,8 +347,8 @@ def test_when_every_process_dies_it_says_so_and_goes_on_later_from_what_was_writ
         patch.setattr(DeviceProcess, "encode", encode)
         with pytest.raises(RunError, match=r"no device is left to encode on \(cpu \(process 1\) stopped .*--resume"):
             vectors_of(encoder, pairs, tmp_path, devices=("cpu",))
-    kept = json.loads(next(tmp_path.glob("documents-*/manifest.json")).read_text())["parts"]
-    assert [part["start"] for part in kept] == [0, 600]
+    kept = next(tmp_path.glob("documents-*/shards.jsonl")).read_text().splitlines()[1:]
+    assert [json.loads(part)["start"] for part in kept] == [0, 600]
     encoded: list[int] = []
     forward = Forward.run
     monkeypatch.setattr(
@@ -383,14 +383,14 @@ def test_a_full_disk_is_an_error_that_says_what_is_kept(
 ) -> None:
     monkeypatch.setattr("hardneg.storage.vectors.SHARD_ROWS", 100)
     pairs = some_pairs(400)
-    write, free = hardneg.storage.vectors.write_array, [True]
+    write, free = hardneg.storage.vectors.write_at, [True]
 
-    def full(path: Path, array: np.ndarray) -> str:
-        if path.name == "part-00003.npy" and free[0]:
+    def full(path: Path, offset: int, data: memoryview) -> None:
+        if offset > 300 * encoder.dimension * 4 and free[0]:
             raise OSError(28, "No space left on device")
-        return str(write(path, array))
+        write(path, offset, data)
 
-    monkeypatch.setattr("hardneg.storage.vectors.write_array", full)
+    monkeypatch.setattr("hardneg.storage.vectors.write_at", full)
     with pytest.raises(RunError, match=r"No space left on device\). 300 of 303 vectors are kept: .* --resume"):
         vectors_of(encoder, pairs, tmp_path)
     free[0] = False
@@ -405,19 +405,19 @@ def test_a_shard_is_written_while_the_next_is_encoded(tmp_path: Path, monkeypatc
     from hardneg.storage.vectors import EmbeddingStore
 
     monkeypatch.setattr("hardneg.storage.vectors.SHARD_ROWS", 10)
-    write, started = hardneg.storage.vectors.write_array, threading.Event()
+    write, started = hardneg.storage.vectors.write_at, threading.Event()
 
-    def waiting(path: Path, array: np.ndarray) -> str:
-        if path.name == "part-00000.npy":
+    def waiting(path: Path, offset: int, data: memoryview) -> None:
+        if offset == 128:
             assert started.wait(20), "the next shard was not begun before this one was written"
-        return str(write(path, array))
+        write(path, offset, data)
 
     def encode(start: int, stop: int) -> np.ndarray:
         if start:
             started.set()
         return np.ones((stop - start, 2), np.float32)
 
-    monkeypatch.setattr("hardneg.storage.vectors.write_array", waiting)
+    monkeypatch.setattr("hardneg.storage.vectors.write_at", waiting)
     store = EmbeddingStore(tmp_path / "s", "key", 20, 2)
     store.fill(encode, lambda count: None)
     assert store.complete

@@ -292,7 +292,9 @@ def test_store_resumes_and_checks(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     again.fill(encode, lambda n: None)
     assert calls == [0, 10, 20, 20, 30]
     np.testing.assert_array_equal(again.open()[np.arange(35)], data)
-    (tmp_path / "s" / "part-00001.npy").write_bytes(b"damaged")
+    with open(tmp_path / "s" / "vectors.npy", "r+b") as file:
+        file.seek(128 + 10 * 8 + 3)
+        file.write(b"?")
     calls[:] = [1, 1, 1]
     EmbeddingStore(tmp_path / "s", "key", 35, 4).fill(encode, lambda n: None)
     assert calls[3:] == [10]

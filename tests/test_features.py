@@ -20,7 +20,7 @@ from hardneg.false_negatives.model import LogisticModel, Posterior, check_identi
 from hardneg.false_negatives.sketch import make_sketch
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
-from hardneg.mining.filters.base import lowest_scores
+from hardneg.mining.filters.base import index_scores, lowest_scores
 
 from .conftest import WORDS, unit
 
@@ -41,7 +41,7 @@ def world() -> tuple[Candidates, Context]:
     vectors, queries = unit(rng.standard_normal((total, 8))), unit(rng.standard_normal((QUERIES, 8)))
     index = ExactIndex(vectors)
     found = index.search(queries, 30)
-    positives = index.pair_scores(queries, pairs.positives.padded())
+    positives = index_scores(index, queries, pairs.positives)
     documents = found.documents.copy()
     scores = found.scores.copy()
     documents[3, 25:], scores[3, 25:] = -1, -np.inf

@@ -18,7 +18,7 @@ from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
 from hardneg.false_negatives.filters import LearnedPosterior, SharedNeighbors
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
-from hardneg.mining.filters.base import lowest_scores
+from hardneg.mining.filters.base import index_scores, lowest_scores
 from hardneg.mining.filters.limits import below_margin
 from hardneg.mining.specs import parse_filter, parse_filters, parse_sampler
 from hardneg.storage.arrays import Ragged, members
@@ -79,7 +79,7 @@ def world() -> tuple[Candidates, Context]:
     index = ExactIndex(vectors)
     queries = unit(rng.standard_normal((2, 8)))
     found = index.search(queries, len(vectors))
-    positive = index.pair_scores(queries, pairs.positives.padded())
+    positive = index_scores(index, queries, pairs.positives)
     candidates = Candidates(np.arange(2), found.documents, found.scores, lowest_scores(positive), queries)
     return candidates, Context(pairs, lambda: index, pairs.known_positives())
 

@@ -528,7 +528,7 @@ def test_guide_filter_end_to_end(tmp_path: Path) -> None:
     pairs, queries, documents = dataset(80, 20)
     options = MineOptions(depth=30, max_depth=30, filters=("guide:hashed,margin=0.05",))
     run = mine(pairs, tmp_path / "run", options, vectors=(queries, documents))
-    stores = {p.name.split("-")[0]: np.load(p / "part-00000.npy") for p in (tmp_path / "run" / "embeddings").iterdir()}
+    stores = {p.name.split("-")[0]: np.load(p / "vectors.npy") for p in (tmp_path / "run" / "embeddings").iterdir()}
     q, d = (stores[side].astype(np.float64) for side in ("queries", "documents"))
     q, d = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (q, d))
     checked = 0

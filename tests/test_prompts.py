@@ -90,7 +90,7 @@ def test_a_sentence_transformers_model_uses_what_it_says_itself(tmp_path: Path) 
     ):
         done = run_here(*command, "--out", tmp_path / name, *more)
         assert done.returncode == 0, done.stderr
-        vectors.append(np.load(next((tmp_path / name / "embeddings").glob("queries-*/part-00000.npy"))))
+        vectors.append(np.load(next((tmp_path / name / "embeddings").glob("queries-*/vectors.npy"))))
     assert np.array_equal(vectors[0], vectors[1])
     assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
     np.testing.assert_allclose(vectors[2], model.encode(QUESTIONS, prompt=""), atol=1e-6)

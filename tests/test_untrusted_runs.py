@@ -27,6 +27,7 @@ from hardneg.storage.files import sha256_file
 from hardneg.storage.folders import staging
 from hardneg.storage.json_files import write_json
 from tests.conftest import run_here, write_jsonl
+from tests.damage import old_files
 from tests.faults.place import content
 
 NEGATIVES, CANDIDATES = "negatives.parquet", "candidates/part-00000.parquet"
@@ -171,7 +172,15 @@ def test_a_manifest_of_too_many_vectors(run: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"garbage", b"\x93NUMPY\x01\x00"])
 def test_shards_that_are_no_arrays(run: Path, content: bytes) -> None:
-    (path,) = run.glob("embeddings/documents-*/part-00000.npy")
+    (path,) = run.glob("embeddings/documents-*/vectors.npy")
+    vectors = np.load(path)
+    path.write_bytes(content)
+    sealed(run)
+    with pytest.raises(RunError, match=r"embeddings/documents-\w+ is damaged"):
+        diagnose(run)
+    np.save(path, vectors)
+    old_files(path.parent)  # as version 0.2 wrote them
+    path = path.with_name("part-00000.npy")
     path.write_bytes(content)
     manifest = path.with_name("manifest.json")
     head = json.loads(manifest.read_text())

@@ -6,21 +6,20 @@ Without one, the texts stay in memory.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from hardneg.data.dataset_files import DatasetContents, labels_digest, write_dataset
+from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
 from hardneg.data.item_column import ItemColumn
 from hardneg.data.picture_store import PictureStore
 from hardneg.data.texts import shown
 from hardneg.errors import DataError
 from hardneg.progress import Advance
 from hardneg.storage.arrays import Ragged, pair_keys
-from hardneg.storage.arrow import strings
 
 _TOLD_AT_ONCE = 1024  # texts of which the progress is told at once
 
@@ -47,17 +46,17 @@ class Builder:
         self._untold = 0  # texts read since `advance` was called
         self.queries = ItemColumn("query", False, folder / "queries.arrow" if folder else None)
         self.documents = ItemColumn("document", True, folder / "corpus.arrow" if folder else None)
-        self.relations: list[tuple[int, int, float]] = []
-        self.given: list[tuple[int, int]] = []  # (query, document): candidates that the source brings along
+        self.relations = array("q"), array("q"), array("d")  # queries, documents, grades
+        self.given = array("q"), array("q")  # queries, documents: candidates that the source brings along
         self.groups: dict[Hashable, int] = {}
-        self.query_groups: dict[int, int] = {}
-        self.document_groups: dict[int, int] = {}
+        self.query_groups, self.document_groups = (
+            array("q"),
+            array("q"),
+        )  # of each row, -1 for none, up to the last that has one
         self.notes: dict[str, int] = {}
         self.columns: dict[str, str] = {}  # what each column of the source was taken for
         self.format = ""  # what the source was taken for
-        self._corpus: dict[int, int] | None = (
-            None  # row of each document in the files of documents, where these are others
-        )
+        self._corpus: array[int] | None = None  # row of each document in the files of documents, where these are others
         self._corpus_start = 0
         self._store: PictureStore | None = None
 
@@ -93,17 +92,17 @@ class Builder:
         """Add a document, or find it if it is known; returns its row. The rules for queries hold here as well."""
         at = self.documents.source_rows - self._corpus_start
         row = self._add(self.documents, self.document_groups, id, _text(title, "title", where), text, group, where)
-        if self._corpus is not None:
-            self._corpus.setdefault(row, at)
+        if self._corpus is not None and _entry(self._corpus, row) < 0:
+            self._corpus[row] = at
         return row
 
     def begin_corpus(self) -> None:
         """From here on, documents come from files of documents. Their order counts beside that of the source's own."""
         self._corpus_start = self.documents.source_rows
-        self._corpus = {} if self._corpus_start else None
+        self._corpus = array("q") if self._corpus_start else None
 
     def _add(
-        self, column: ItemColumn, groups: dict[int, int], id: str | None, title: str, text: Any, group: Any, where: str
+        self, column: ItemColumn, groups: array[int], id: str | None, title: str, text: Any, group: Any, where: str
     ) -> int:
         self._untold += 1
         if self._untold == _TOLD_AT_ONCE:
@@ -117,7 +116,10 @@ class Builder:
             self.count(f"repeated_{column.kind}_rows")
         if group is not None and not (isinstance(group, str) and group == ""):
             number = self.groups.setdefault(_label(group, where), len(self.groups))
-            if groups.setdefault(row, number) != number:
+            known = _entry(groups, row)
+            if known < 0:
+                groups[row] = number
+            elif known != number:
                 # A text can have only one group: the first one stays, and the conflict is counted.
                 self.count(f"{column.kind}_group_conflicts")
         return row
@@ -128,11 +130,19 @@ class Builder:
 
     def relate(self, query: int, document: int, score: float) -> None:
         """Judge a document for a query, both given by their rows: relevant if `score` > 0, which is the grade, or else not."""
-        self.relations.append((query, document, score))
+        queries, documents, grades = self.relations
+        queries.append(query)
+        documents.append(document)
+        grades.append(score)
+
+    def give(self, query: int, document: int) -> None:
+        """Remember that the source brings this document along for the query."""
+        self.given[0].append(query)
+        self.given[1].append(document)
 
     def document_of(self, id: str, where: str) -> int:
         """The row of the document with this id; DataError if there is none."""
-        row = self.documents.by_id.get(id)
+        row = self.documents.ids.find(id)
         if row is None:
             raise DataError(f"{where}: the document id {shown(id)} is unknown: it is not in the corpus")
         return row
@@ -153,6 +163,7 @@ class Builder:
     def set_group(self, kind: str, row: int, group: Any) -> None:
         """Set the group of a `query` or a `document`, given by its row."""
         groups = self.query_groups if kind == "query" else self.document_groups
+        _entry(groups, row)
         groups[row] = self.groups.setdefault(str(group), len(self.groups))
 
     def finish(self, name: str, keep_queries: np.ndarray | None = None) -> DatasetContents:
@@ -165,40 +176,38 @@ class Builder:
         Raises:
             DataError: there are no queries or no documents.
         """
-        if not self.documents.ids:
+        if not len(self.documents):
             raise DataError(f"{name}: the corpus is empty, so there is nothing to mine negatives from")
-        total = len(self.queries.ids)
+        total, corpus = len(self.queries), len(self.documents)
         kept = np.arange(total) if keep_queries is None else keep_queries
         if len(kept) == 0:
             raise DataError(f"{name}: there are no queries, so there is nothing to mine negatives for")
-        columns = list(zip(*self.relations, strict=True)) if self.relations else [(), (), ()]
-        q, d = np.array(columns[0], np.int64), np.array(columns[1], np.int64)
-        scores = np.array(columns[2], np.float64)
+        q, d = (np.array(column, np.int64) for column in self.relations[:2])
+        scores = np.array(self.relations[2], np.float64)
         relevant = scores > 0
         positives = Ragged.from_pairs(q[relevant], d[relevant], total)
         negatives = Ragged.from_pairs(q[~relevant], d[~relevant], total)
-        negatives = _without(negatives, positives, len(self.documents.ids))
+        negatives = _without(negatives, positives, corpus)
         arrays = {
             "kept": kept,
             "positive_offsets": positives.offsets,
             "positive_values": positives.values,
             "negative_offsets": negatives.offsets,
             "negative_values": negatives.values,
-            "query_keys": np.asarray(self.queries.keys),
-            "document_keys": np.asarray(self.documents.keys),
-            "body_keys": np.asarray(self.documents.body_keys),
+            "query_keys": self.queries.keys.finish(),
+            "document_keys": self.documents.keys.finish(),
+            "body_keys": self.documents.body_keys.finish(),
             "query_groups": self._grouped(self.query_groups, total),
-            "document_groups": self._grouped(self.document_groups, len(self.documents.ids)),
-            "query_rows": np.asarray(self.queries.rows),
-            "document_rows": np.asarray(self.documents.rows),
+            "document_groups": self._grouped(self.document_groups, corpus),
+            "query_rows": self.queries.rows.finish(),
+            "document_rows": self.documents.rows.finish(),
         }
-        grades = _grades(positives, q[relevant], d[relevant], scores[relevant], len(self.documents.ids))
+        grades = _grades(positives, q[relevant], d[relevant], scores[relevant], corpus)
         if (grades != 1).any():
             arrays["positive_grades"] = grades.view(np.int64)  # all labels are stored as int64
-        arrays |= _in_order(self.given, total)
+        arrays |= _in_order(self.given, total, corpus)
         if self._corpus is not None:
-            arrays["corpus_rows"] = _numbers(self._corpus, len(self.documents.ids))
-        ids = {"query": strings(self.queries.ids, pa.string()), "document": strings(self.documents.ids, pa.string())}
+            arrays["corpus_rows"] = _numbers(self._corpus, corpus)
         head = {
             "name": name,
             "source_query_rows": self.queries.source_rows,
@@ -209,22 +218,22 @@ class Builder:
             "notes": self.notes,
             "reading": {"format": self.format, "columns": self.columns},
         }
-        return self._written(head, arrays, ids)
+        return self._written(head, arrays)
 
-    def _written(
-        self, head: dict[str, Any], arrays: dict[str, np.ndarray], ids: dict[str, pa.Array]
-    ) -> DatasetContents:
+    def _written(self, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> DatasetContents:
         """Finish the texts and the pictures, and write the rest to the folder if there is one."""
         texts = self.queries.finish(), self.documents.finish()
+        ids = {"query": self.queries.ids.finish(), "document": self.documents.ids.finish()}
         if self._store is not None:
             self._store.finish()
-        if self.folder is not None:
-            write_dataset(self.folder, head, arrays, ids)
         self._advance(self._untold)
         self._advance(0)
+        if self.folder is not None:
+            write_dataset(self.folder, head, arrays, ids)
+            return read_dataset(self.folder)  # with its labels mapped
         return DatasetContents(head, arrays, ids, texts)
 
-    def _grouped(self, groups: dict[int, int], size: int) -> np.ndarray:
+    def _grouped(self, groups: array[int], size: int) -> np.ndarray:
         """int64 `[size]`: the group of each row; empty if the dataset has no groups."""
         return _numbers(groups, size) if self.groups else np.empty(0, np.int64)
 
@@ -250,11 +259,17 @@ def _label(group: Any, where: str) -> str:
     )
 
 
-def _numbers(groups: dict[int, int], n: int) -> np.ndarray:
-    """int64 `[n]`: the group of each row, -1 for none."""
+def _entry(column: array[int], row: int) -> int:
+    """The entry of a row in a column, which is made longer by entries of -1 if it ends before."""
+    if row >= len(column):
+        column.extend([-1] * (row + 1 - len(column)))
+    return column[row]
+
+
+def _numbers(column: array[int], n: int) -> np.ndarray:
+    """int64 `[n]`: the entry of each row, -1 after the last."""
     out = np.full(n, -1, np.int64)
-    if groups:
-        out[np.fromiter(groups.keys(), np.int64)] = np.fromiter(groups.values(), np.int64)
+    out[: len(column)] = column
     return out
 
 
@@ -268,11 +283,13 @@ def _grades(
     return grades
 
 
-def _in_order(pairs: list[tuple[int, int]], total: int) -> dict[str, np.ndarray]:
+def _in_order(pairs: tuple[array[int], array[int]], total: int, width: int) -> dict[str, np.ndarray]:
     """The given documents of each query, each once, in the order in which they were named; nothing if there are none."""
-    if not pairs:
+    if not len(pairs[0]):
         return {}
-    rows, values = np.array(list(dict.fromkeys(pairs)), np.int64).T
+    rows, values = (np.array(column, np.int64) for column in pairs)
+    first = np.sort(np.unique(pair_keys(rows, values, width), return_index=True)[1])
+    rows, values = rows[first], values[first]
     order = np.argsort(rows, kind="stable")
     offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=total))])
     return {"given_offsets": offsets.astype(np.int64), "given_values": np.ascontiguousarray(values[order])}

@@ -58,7 +58,8 @@ def labels_digest(arrays: dict[str, np.ndarray]) -> str:
     """SHA-256 of the names and values of all arrays."""
     digest = hashlib.sha256()
     for name in sorted(arrays):
-        digest.update(name.encode() + arrays[name].astype(np.int64).tobytes())
+        digest.update(name.encode())
+        digest.update(np.ascontiguousarray(arrays[name], np.int64).data)
     return digest.hexdigest()
 
 
@@ -96,17 +97,17 @@ def read_dataset(folder: Path) -> DatasetContents:
 
 
 def _labels(path: Path) -> np.ndarray:
-    """One array of labels, int64 `[n]`, in memory."""
+    """One array of labels, int64 `[n]`, mapped from its file."""
     array = open_npy(path, RunError)
     if array.ndim != 1 or array.dtype != np.int64:
         raise RunError(
             f"{path}: expected int64 of shape [n], got {array.dtype} of shape {array.shape}: the run folder is damaged"
         )
-    return np.array(array)
+    return np.asarray(array)
 
 
 def _ids(path: Path) -> pa.Array:
-    """One column of ids, as Arrow strings `[n]`."""
+    """One column of ids, as Arrow large strings `[n]`."""
     file = ArrowFile(path, RunError)
     if file.schema.names != ["id"] or not (
         pa.types.is_string(file.schema.types[0]) or pa.types.is_large_string(file.schema.types[0])
@@ -115,7 +116,7 @@ def _ids(path: Path) -> pa.Array:
     column = file.table().column("id")
     if column.null_count:
         raise RunError(f"{path}: {column.null_count} ids are missing: the run folder is damaged")
-    return column.combine_chunks()
+    return column.cast(pa.large_string()).combine_chunks()
 
 
 def _wrong_label(head: dict[str, Any], arrays: dict[str, np.ndarray], queries: int, documents: int) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from hardneg.data.compact import Ids, Numbers, RowTable
 from hardneg.data.picture import COLUMNS, Picture, columns_of, content_of
 from hardneg.data.texts import BATCH_ROWS, Texts, join_title, schema_of, shown, text_key
 from hardneg.errors import DataError
@@ -27,17 +28,27 @@ class ItemColumn:
         self.unhashed: list[bytes] = []  # lengths and texts that are not in `digest` yet
         self.sink = self.writer = None
         self.open(pictures=False)
-        self.ids: list[str] = []
-        self.keys = array("q")
-        self.body_keys = array("q")
-        self.rows = array("q")
-        self.by_id: dict[str, int] = {}
-        self.by_text: dict[bytes, int] = {}
-        self.text_digests = array("q")  # 64 bits per text, to notice when an id comes again with another text
+        self.ids = Ids()
+        self.keys, self.rows = (Numbers(self._beside(name)) for name in ("keys", "rows"))
+        self.body_keys = Numbers(self._beside("bodies")) if titled else self.keys
+        self.digests = (
+            bytearray()
+        )  # 128 bits per text, to know equal texts, and an id that comes again with another text
+        self.by_text = RowTable(self._digest)
         self.ours = bytearray()  # whether the id of each text was made here, because it came without one
         self.next_id = 0
         self.source_rows = 0
         self.digest = hashlib.sha256()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _beside(self, name: str) -> Path | None:
+        """The path of a temporary file; None without a file of texts."""
+        return None if self.path is None else self.path.with_name(f".{self.path.name}.{name}.tmp")
+
+    def _digest(self, row: int) -> bytes:
+        return bytes(self.digests[16 * row : 16 * row + 16])
 
     def open(self, pictures: bool) -> None:
         """Make the columns, those of pictures with their places; nothing was added yet."""
@@ -67,26 +78,26 @@ class ItemColumn:
         except UnicodeEncodeError as error:
             raise DataError(f"{where}: the {self.kind} has a lone surrogate (half a character): {error}") from None
         short = hashlib.blake2b(encoded, digest_size=16).digest()
-        digest = int.from_bytes(short[:8], "little", signed=True)
         if id is None:
-            known = self.by_text.get(short)
+            known = self.by_text.find(short)
             if known is not None:
                 return known, False
             id, ours = self._fresh_id(), True
         else:
-            known = self._known(id, short, digest, where)
+            known = self._known(id, short, where)
             if known is not None:
                 return known, False
             ours = False
         number = len(self.ids)
-        self.by_id[id] = number
         self.ours.append(ours)
-        self.by_text.setdefault(short, number)
-        self.text_digests.append(digest)
+        self.digests += short
         self.ids.append(id)
+        if self.by_text.find(short) is None:
+            self.by_text.add(short, number)
         key = text_key(whole)
         self.keys.append(key)
-        self.body_keys.append(text_key(text) if title else key)
+        if self.titled:
+            self.body_keys.append(text_key(text) if title else key)
         self.rows.append(row)
         self.unhashed += (len(encoded).to_bytes(8, "little"), encoded)
         place = columns_of(text) if self.pictures else ()
@@ -100,29 +111,27 @@ class ItemColumn:
         while True:
             id = f"{self.letter}{self.next_id}"
             self.next_id += 1
-            if id not in self.by_id:
+            if self.ids.find(id) is None:
                 return id
 
-    def _known(self, id: str, short: bytes, digest: int, where: str) -> int | None:
+    def _known(self, id: str, short: bytes, where: str) -> int | None:
         """The row of a text that comes with an id, or None if it is new. Ids that were made here give way to it."""
-        known = self.by_id.get(id)
+        known = self.ids.find(id)
         if known is not None and not self.ours[known]:
-            if self.text_digests[known] != digest:
+            if self._digest(known) != short:
                 raise DataError(
                     f"{where}: {self.kind} id {shown(id)} stands for another text before (row {self.rows[known]}). "
                     f"Give each text its own id"
                 )
             return known
         if known is not None:
-            other = self._fresh_id()
-            self.ids[known], self.by_id[other] = other, known
-            del self.by_id[id]
-        same = self.by_text.get(short)
+            self.ids.replace(known, self._fresh_id())
+        same = self.by_text.find(short)
         if same is None or not self.ours[same]:
             return None
         # A text without an id, such as a positive, that now gets one, such as its own in the corpus.
-        del self.by_id[self.ids[same]]
-        self.ids[same], self.by_id[id], self.ours[same] = id, same, False
+        self.ids.replace(same, id)
+        self.ours[same] = False
         return same
 
     def _flush(self, where: str = "") -> None:
@@ -155,9 +164,8 @@ class ItemColumn:
         """Close the file, if there is one, and return the texts."""
         if self.pending:
             self._flush()
-        self.by_id = {}
-        self.by_text = {}
-        self.text_digests = array("q")
+        self.digests = bytearray()
+        self.by_text = RowTable(self._digest)
         if self.path is None or self.writer is None or self.sink is None:
             columns = [
                 pa.Array.from_buffers(_TEXT, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])

@@ -19,7 +19,7 @@ from hardneg.data.memory_columns import column_values, label_of, texts_of
 from hardneg.data.picture_store import PictureStore
 from hardneg.data.texts import BATCH_ROWS, Texts, distinct_keys
 from hardneg.errors import DataError
-from hardneg.storage.arrays import Int, Ragged
+from hardneg.storage.arrays import Int, Ragged, SharedLists
 from hardneg.storage.arrow import numbers
 from hardneg.storage.files import atomic_path
 
@@ -96,7 +96,7 @@ class Pairs:
             f"{judged:,} judged negatives{groups}>"
         )
 
-    def known_positives(self) -> Ragged:
+    def known_positives(self) -> SharedLists:
         """For each query, its positives and those of all queries with the same folded text.
 
         If one question appears twice with different answers, neither may get the other's answer as a negative. What is `ignored` of a
@@ -111,10 +111,11 @@ class Pairs:
             positives = Ragged.from_pairs(rows, values, len(self))
         distinct, classes = np.unique(distinct_keys(self.query_keys), return_inverse=True)
         if len(distinct) == len(self):
-            return positives
+            return SharedLists(positives, np.arange(len(self)))
         classes = classes.ravel()
-        merged = Ragged.from_pairs(classes[positives.row_numbers()], positives.values, len(distinct))
-        return merged.take(classes)
+        return SharedLists(
+            Ragged.from_pairs(classes[positives.row_numbers()], positives.values, len(distinct)), classes
+        )
 
     @classmethod
     def from_contents(cls, contents: DatasetContents) -> Pairs:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from hardneg.errors import UsageError
 from hardneg.false_negatives.judgements import read_judgements
+from hardneg.mining.filters.base import lowest_scores
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, with_progress
-from hardneg.storage.arrays import Mask, pair_keys
+from hardneg.storage.arrays import Mask, Ragged, pair_keys
 
 TOP = 20  # as long as the run is that deep
 
@@ -93,7 +94,8 @@ def check_pairs(
     not_found = np.zeros(n, bool)
     advance = progress("pairs", n)
     for part in reopened:
-        best = part.all_positive_scores.max(1, initial=-np.inf)
+        best = -lowest_scores(Ragged(part.positive_scores.offsets, -part.positive_scores.values))
+        best = np.where(np.isnan(best), -np.inf, best)
         nearer = (part.candidates.scores > best[:, None]).sum(1)
         not_found[part.candidates.queries] = (nearer >= top) & np.isfinite(best)
         advance(len(best))

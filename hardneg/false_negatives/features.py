@@ -246,8 +246,8 @@ class _Block:
             self.scores = np.where(real, np.take_along_axis(candidates.scores, place, 1), -np.inf).astype(np.float32)
             self.ranks = np.take_along_axis(_ranks(candidates), place, 1)
             self.place = place
-        self.positives = features.positives.take(self.queries).padded()
-        self.with_positive: NDArray[np.bool_] = np.any(self.positives >= 0, axis=1)
+        self.positives = features.positives.take(self.queries)
+        self.with_positive: NDArray[np.bool_] = self.positives.lengths > 0
 
     def of(self, names: Sequence[str]) -> dict[str, Float]:
         made = self._kept(names)
@@ -287,18 +287,17 @@ class _Block:
         anchors = {"shared_query": graph.of_queries(self.candidates.documents)}
         # Without a positive, or without voters, the value for the query itself takes their place.
         if "shared_positive" in names:
-            anchors["shared_positive"] = _blanked(
-                graph.vectors.take(self.positives[:, 0] if self.positives.shape[1] else np.full(len(self.queries), -1)),
-                self.with_positive,
-            )
+            first = np.full(len(self.queries), -1)
+            having, positives = self.positives.column(0)
+            first[having] = positives
+            anchors["shared_positive"] = _blanked(graph.vectors.take(first), self.with_positive)
         if "shared_votes" in names:
             anchors["shared_votes"] = self.all.votes.of(self.queries)
         values = dict(zip(anchors, graph.similarities(list(anchors.values()), self.documents), strict=True))
         if "shared_positive" in names:
-            for j in range(1, self.positives.shape[1]):
-                rows = np.flatnonzero(self.positives[:, j] >= 0)
-                other = graph.vectors.take(self.positives[rows, j])
-                (more,) = graph.similarities([other], self.documents[rows])
+            for j in range(1, int(self.positives.lengths.max(initial=0))):
+                rows, others = self.positives.column(j)
+                (more,) = graph.similarities([graph.vectors.take(others)], self.documents[rows])
                 values["shared_positive"][rows] = np.maximum(values["shared_positive"][rows], more)
             alone = ~self.with_positive
             values["shared_positive"][alone] = values["shared_query"][alone]
@@ -367,9 +366,9 @@ class _Block:
     def _highest(self, compare: Callable[[NDArray[np.integer], NDArray[np.integer]], Float], without: str) -> Float:
         """The highest value over the positives; the feature `without` where there is no positive."""
         best = np.full(self.documents.shape, -np.inf, np.float32)
-        for j in range(self.positives.shape[1]):
-            rows = np.flatnonzero(self.positives[:, j] >= 0)
-            best[rows] = np.maximum(best[rows], compare(self.positives[rows, j], self.documents[rows]))
+        for j in range(int(self.positives.lengths.max(initial=0))):
+            rows, positives = self.positives.column(j)
+            best[rows] = np.maximum(best[rows], compare(positives, self.documents[rows]))
         alone = ~self.with_positive
         if alone.any():
             best[alone] = self._simple(without)[alone]

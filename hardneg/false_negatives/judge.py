@@ -187,9 +187,8 @@ def _judge_positives(
     pairs = run.pairs
     found = []
     for part in run:
-        rows, columns = np.nonzero(np.isfinite(part.all_positive_scores))
+        rows, scores = part.positive_scores.row_numbers(), part.positive_scores.values
         wanted = pairs.positives.take(part.candidates.queries)
-        scores = part.all_positive_scores[rows, columns]
         nearer = (part.candidates.scores[rows] > scores[:, None]).sum(1) + 1
         found.append((part.candidates.queries[rows], wanted.values.astype(np.int32), nearer.astype(np.int32), scores))
     every = OpenPairs(*(np.concatenate(each) for each in zip(*found, strict=True)))

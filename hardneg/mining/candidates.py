@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.index.base import ScoredVectors
-from hardneg.storage.arrays import Float, Int, Mask, Ragged
+from hardneg.storage.arrays import Float, Int, Mask, SharedLists
 
 if TYPE_CHECKING:
     from hardneg.mining.kept_features import KeptFeatures
@@ -144,7 +144,7 @@ class Context:
 
     pairs: Pairs
     open_index: Callable[[], ScoredVectors]
-    known: Ragged
+    known: SharedLists
     embed: Callable[[str], tuple[Any, ScoredVectors]] | None = None
     find_nearest: Callable[[], NDArray[np.int32]] | None = None
     kept: KeptFeatures | None = None

@@ -76,18 +76,16 @@ class Mined:
         rows = neighbors.documents
         documents = np.where(rows >= 0, ids[rows], -1).astype(np.int32)
         real = documents >= 0
-        positives = pairs.positives.padded()
-        lowest = np.full(len(pairs), np.nan, np.float32)
         # A positive among the neighbors has its score there. Any other scores below the last neighbor: use that score. A query
         # without any neighbor has no such score, and its candidates have no margin.
         last = np.where(real, neighbors.scores, np.inf).min(1, initial=np.inf).astype(np.float32)
         last = np.where(np.isposinf(last), np.float32(np.nan), last)
-        for j in range(positives.shape[1]):
-            match = (documents == positives[:, j, None]) & (positives[:, j, None] >= 0)
-            score = np.where(
-                match.any(1), np.take_along_axis(neighbors.scores, match.argmax(1)[:, None], 1)[:, 0], last
-            )
-            lowest = np.where(positives[:, j] >= 0, np.fmin(lowest, score), lowest)
+        lowest = np.full(len(pairs), np.nan, np.float32)
+        for j in range(int(pairs.positives.lengths.max(initial=0))):
+            having, positives = pairs.positives.column(j)
+            match = documents[having] == positives[:, None]
+            found = np.take_along_axis(neighbors.scores[having], match.argmax(1)[:, None], 1)[:, 0]
+            lowest[having] = np.fmin(lowest[having], np.where(match.any(1), found, last[having]))
         kept = real & ~members(documents, pairs.known_positives())
         mined = cls(documents, neighbors.scores, lowest, kept, {Known.name: int((real & ~kept).sum())})
         if chain is None:

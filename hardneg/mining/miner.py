@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from hardneg.index.base import Index, Neighbors, checked_answer
 from hardneg.index.vectors import VectorStore
 from hardneg.memory import release
 from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context, Listed
-from hardneg.mining.filters.base import Chain, lowest_scores
+from hardneg.mining.filters.base import Chain, index_scores, lowest_scores
 from hardneg.mining.samplers import Sampler, draw, query_keys
 from hardneg.mining.sources.search import FusedSearch
-from hardneg.storage.arrays import Float
+from hardneg.storage.arrays import Float, Ragged
 
 _BLOCK = 4096  # queries filtered at once
+_MOST_DEEP = 1 << 25  # candidates of queries that are searched deeper at once
 _AHEAD = 1 << 16  # queries searched at once by an index for which a few queries cost nearly as much as many
 
 
@@ -32,7 +33,7 @@ class Judged:
         candidates: the candidates of n queries, up to K documents each.
         verdicts: uint8 `[n, K]`: 0 = kept, else the number of the filter that rejected it.
         chosen: int64 `[n, negatives]`, columns of the candidates that became negatives; -1 where a query has fewer.
-        all_positive_scores: float32 `[n, p]`, scores of all positives; -inf where there is none.
+        positive_scores: the scores of all positives of each query, float32.
         widened: number of queries that were searched deeper than the others.
         false_probability: float32 `[n, negatives]`, P(relevant) of the chosen candidates; None without a posterior.
     """
@@ -40,7 +41,7 @@ class Judged:
     candidates: Candidates
     verdicts: NDArray[np.uint8]
     chosen: NDArray[np.int64]
-    all_positive_scores: Float
+    positive_scores: Ragged
     widened: int = 0
     false_probability: Float | None = None
 
@@ -63,10 +64,35 @@ class Judged:
             candidates,
             _stacked([block.verdicts for block in blocks], 0),
             np.concatenate([block.chosen for block in blocks]),
-            _stacked([block.all_positive_scores for block in blocks], -np.inf),
+            Ragged.joined([block.positive_scores for block in blocks]),
             sum(block.widened for block in blocks),
             None if not probabilities else np.concatenate(probabilities),
         )
+
+
+@dataclass
+class _Block:
+    """A block of queries whose candidates are judged, before the negatives are drawn. Query vectors are read again when needed.
+
+    Attributes:
+        candidates, verdicts, positive_scores: as in `Judged`.
+        deeper: what was found for queries that were searched deeper, one entry a round: (their rows; candidates; verdicts).
+    """
+
+    candidates: Candidates
+    verdicts: NDArray[np.uint8]
+    positive_scores: Ragged
+    deeper: list[tuple[NDArray[np.int64], Candidates, NDArray[np.uint8]]] = field(default_factory=list)
+
+    def short(self, negatives: int, chain: Chain, searched: int) -> NDArray[np.int64]:
+        """The rows of queries with too few kept candidates, for which a deeper search may find more."""
+        rows, candidates, verdicts = (
+            self.deeper[-1] if self.deeper else (np.arange(len(self.verdicts)), self.candidates, self.verdicts)
+        )
+        short = np.flatnonzero(((verdicts == 0) & candidates.real).sum(1) < negatives)
+        if len(short):
+            short = short[chain.more_may_pass(candidates.rows(short).cut(searched))]
+        return rows[short]
 
 
 def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
@@ -101,7 +127,7 @@ def _nearest(index: Index, vectors: Any) -> NDArray[np.int32]:
 
 def choose_negatives(
     chain: Chain, sampler: Sampler, context: Context, candidates: Candidates, verdicts: NDArray[np.uint8],
-    all_positive: Float, *, negatives: int, seed: int, keys: UInt, widened: int = 0,
+    positive_scores: Ragged, *, negatives: int, seed: int, keys: UInt, widened: int = 0,
 ) -> Judged:  # fmt: skip
     """Draw negatives among the candidates that were kept.
 
@@ -111,7 +137,7 @@ def choose_negatives(
         context: what filters can use besides the candidates.
         candidates: the candidates of n queries.
         verdicts: uint8 `[n, K]`, see `Judged`.
-        all_positive: float32 `[n, p]`, scores of all positives.
+        positive_scores: the scores of all positives, float32.
         negatives: number of negatives for each query.
         seed: seed of the sampler.
         keys: uint64, a hash of the id of each query of the dataset, see `query_keys`.
@@ -120,7 +146,7 @@ def choose_negatives(
     kept = (verdicts == 0) & candidates.real
     chosen = draw(sampler, candidates, kept, negatives, seed, keys[candidates.queries])
     probability = chain.false_probability(candidates, context, chosen)
-    return Judged(candidates, verdicts, chosen, all_positive, widened, probability)
+    return Judged(candidates, verdicts, chosen, positive_scores, widened, probability)
 
 
 class Miner:
@@ -163,6 +189,9 @@ class Miner:
         self.keys = query_keys(pairs.query_ids)
         self._ahead = Neighbors(np.empty((0, depth), np.float32), np.empty((0, depth), np.int32))
         self._ahead_start = 0
+        self._blocks: dict[
+            tuple[int, int], _Block
+        ] = {}  # judged ahead, by their first row and the one after their last
 
     def mine(self, start: int, stop: int, progress: Callable[[int], None] | None = None) -> Judged:
         """Mine the queries in rows `start` to `stop`; `progress` is used as in `ExactIndex.search`."""
@@ -189,12 +218,43 @@ class Miner:
 
     def _mine(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Judged:
         """Search, filter and sample one block of queries."""
+        if (start, stop) not in self._blocks:
+            self._blocks = self._judged(start, stop, progress)
+        block = self._blocks.pop((start, stop))
+        candidates, verdicts = block.candidates, block.verdicts
+        for rows, deeper, judged in block.deeper:
+            candidates, verdicts = _merge(candidates, verdicts, rows, deeper, judged)
+        candidates = replace(candidates, vectors=self._vectors(candidates.queries))
+        widened = int((candidates.real.sum(1) > self.depth).sum())
+        return choose_negatives(
+            self.chain, self.sampler, self.context, candidates, verdicts, block.positive_scores, widened=widened,
+            negatives=self.negatives, seed=self.seed, keys=self.keys,
+        )  # fmt: skip
+
+    def _vectors(self, queries: NDArray[np.int64]) -> Float:
+        return np.asarray(self.vectors[queries], np.float32)
+
+    def _judged(self, start: int, stop: int, progress: Callable[[int], None] | None) -> dict[tuple[int, int], _Block]:
+        """Search and filter a block of queries, and with it those that follow, so that they are searched deeper all at once.
+
+        Filters that take long get one block only: what was judged and is not written yet is lost if the process is killed.
+        """
+        step, ahead = stop - start, 0 if self.index.resident or self.chain.slow else _AHEAD
+        until = max(stop, min(start + ahead, len(self.pairs)))
+        blocks = {}
+        for at in range(start, until, step):
+            end = min(at + step, until)
+            blocks[at, end] = self._judge(at, end, progress)
+        self._widen(list(blocks.values()))
+        return blocks
+
+    def _judge(self, start: int, stop: int, progress: Callable[[int], None] | None) -> _Block:
+        """Search and filter one block of queries."""
         queries = np.arange(start, stop)
-        vectors = np.asarray(self.vectors[start:stop], np.float32)
-        all_positive = self.index.pair_scores(vectors, self.pairs.positives.take(queries).padded())
-        lowest = lowest_scores(all_positive)
+        vectors = self._vectors(queries)
+        positive_scores = index_scores(self.index, vectors, self.pairs.positives.take(queries))
         empty = np.empty((len(queries), 0), np.float32)
-        candidates = Candidates(queries, empty.astype(np.int32), empty, lowest, vectors)
+        candidates = Candidates(queries, empty.astype(np.int32), empty, lowest_scores(positive_scores), vectors)
         if self.sources is None:
             found = self._search(start, stop, progress)
             candidates = replace(candidates, documents=found.documents, scores=found.scores)
@@ -203,11 +263,7 @@ class Miner:
             if progress is not None:
                 progress(len(queries) * self.index.size)
         verdicts = self.chain.verdicts(candidates, self.context)
-        candidates, verdicts, widened = self._widen(candidates, verdicts)
-        return choose_negatives(
-            self.chain, self.sampler, self.context, candidates, verdicts, all_positive, widened=widened,
-            negatives=self.negatives, seed=self.seed, keys=self.keys,
-        )  # fmt: skip
+        return _Block(replace(candidates, vectors=empty), verdicts, positive_scores)
 
     def _listed(self, candidates: Candidates, k: int) -> Candidates:
         """The candidates of these queries that the sources list, k of each."""
@@ -215,34 +271,37 @@ class Miner:
         found, listed = self.sources.search(candidates.queries, candidates.vectors, k, self.index)
         return replace(candidates, documents=found.documents, scores=found.scores, listed=listed)
 
-    def _widen(self, candidates: Candidates, verdicts: NDArray[np.uint8]) -> tuple[Candidates, NDArray[np.uint8], int]:
-        """Search deeper for the queries that have too few kept candidates, four times as deep in each round.
-
-        Returns:
-            (candidates; their verdicts; number of queries that were searched deeper).
-        """
-        widened = np.zeros(len(verdicts), bool)
+    def _widen(self, blocks: list[_Block]) -> None:
+        """Search deeper for the queries that have too few kept candidates, four times as deep in each round."""
         searched = self.depth
-        while searched < self.max_depth:
-            kept = ((verdicts == 0) & candidates.real).sum(1)
-            short = np.flatnonzero((kept < self.negatives) & (widened if searched > self.depth else True))
-            if len(short):
-                short = short[self.chain.more_may_pass(candidates.rows(short).cut(searched))]
-            if len(short) == 0:
-                break
+        while searched < self.max_depth and blocks:
+            short = [block.short(self.negatives, self.chain, searched) for block in blocks]
+            blocks = [block for block, rows in zip(blocks, short, strict=True) if len(rows)]
+            short = [rows for rows in short if len(rows)]
             searched = min(4 * searched, self.max_depth)
-            deeper = candidates.rows(short)
-            if self.sources is None:
-                found = _search(self.index, deeper.vectors, searched)
-                deeper = replace(deeper, documents=found.documents, scores=found.scores)
+            # As many at once as make an answer of bounded size: each search of an index may read all documents.
+            most = max(_BLOCK, _MOST_DEEP // searched)
+            while short:
+                count = max(1, int(np.searchsorted(np.cumsum([len(rows) for rows in short]), most, "right")))
+                self._search_deeper(blocks[-len(short) :][:count], short[:count], searched)
+                short = short[count:]
+
+    def _search_deeper(self, blocks: list[_Block], short: list[NDArray[np.int64]], k: int) -> None:
+        """Find and judge k candidates for these rows of the blocks."""
+        parts = [block.candidates.rows(rows) for block, rows in zip(blocks, short, strict=True)]
+        queries = np.concatenate([part.queries for part in parts])
+        vectors = self._vectors(queries)
+        found = None if self.sources is not None else _search(self.index, vectors, k)
+        stop = 0
+        for block, rows, part in zip(blocks, short, parts, strict=True):
+            here = slice(stop, stop := stop + len(rows))
+            deeper = replace(part, vectors=vectors[here])
+            if found is None:
+                deeper = self._listed(deeper, k)
             else:
-                deeper = self._listed(deeper, searched)
-            judged = self.chain.verdicts(deeper, self.context)
-            candidates, verdicts = _merge(candidates, verdicts, short, deeper, judged)
-            widened[:] = False
-            widened[short] = True
-        depths = candidates.real.sum(1)
-        return candidates, verdicts, int((depths > self.depth).sum())
+                deeper = replace(deeper, documents=found.documents[here], scores=found.scores[here])
+            verdicts = self.chain.verdicts(deeper, self.context)
+            block.deeper.append((rows, replace(deeper, vectors=np.empty((len(rows), 0), np.float32)), verdicts))
 
 
 def _merge(

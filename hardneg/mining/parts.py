@@ -238,12 +238,11 @@ def negative_table(judged: Judged, pairs: Pairs) -> pa.Table:
     rows, _ = np.nonzero(real)
     columns = judged.chosen[real]
     counts = real.sum(1)
-    positive_scores = judged.all_positive_scores[~np.isneginf(judged.all_positive_scores)]
     n = len(candidates.queries)
     arrays = [
         pairs.query_ids.take(numbers(candidates.queries)),
         _lists(positives.lengths, pairs.document_ids.take(numbers(positives.values))),
-        _lists(positives.lengths, numbers(positive_scores)),
+        _lists(positives.lengths, numbers(judged.positive_scores.values)),
         _lists(counts, pairs.document_ids.take(numbers(candidates.documents[rows, columns]))),
         _lists(counts, numbers(candidates.scores[rows, columns])),
         _lists(counts, numbers(candidates.ranks[columns])),

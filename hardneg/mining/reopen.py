@@ -41,14 +41,14 @@ class Part:
     Attributes:
         number: position of the part in the run, from 0.
         candidates: the candidates that the search found, without the query vectors.
-        all_positive_scores: float32 `[n, p]`, scores of all positives; -inf where there is none.
+        positive_scores: the scores of all positives of each query, float32.
         kept: bool `[n, K]`, True where no filter rejected the candidate.
         rejected_by_posterior: bool `[n, K]`, True where a posterior was the first filter to reject the candidate.
     """
 
     number: int
     candidates: Candidates
-    all_positive_scores: Float
+    positive_scores: Ragged
     kept: Mask
     rejected_by_posterior: Mask
 
@@ -119,14 +119,11 @@ class Reopened:
         kept[rows, columns] = pc.equal(table["verdict"], KEPT).to_numpy()
         rejected[rows, columns] = pc.starts_with(table["verdict"], "posterior").to_numpy()
         positives = self._scored_positives(np.arange(start, stop), documents, scores)
-        width = int(positives.lengths.max(initial=0))
-        all_positive = np.full((stop - start, width), -np.inf, np.float32)
-        all_positive[np.arange(width) < positives.lengths[:, None]] = positives.values
         empty = np.empty((stop - start, 0), np.float32)
         if self.context.kept is not None:
             self.context.kept.turn_to(number, start, documents)
-        candidates = Candidates(np.arange(start, stop), documents, scores, lowest_scores(all_positive), empty, listed)
-        return Part(number, candidates, all_positive, kept, rejected)
+        candidates = Candidates(np.arange(start, stop), documents, scores, lowest_scores(positives), empty, listed)
+        return Part(number, candidates, positives, kept, rejected)
 
     def _scored_positives(
         self, queries: NDArray[np.int64], documents: NDArray[np.int32], scores: NDArray[np.float32]
@@ -246,7 +243,9 @@ def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
     key = fingerprints.get("query_vectors" if side == "queries" else "document_vectors")
     for manifest in sorted((run.folder / "embeddings").glob(f"{side}-*/manifest.json")):
         store = EmbeddingStore.at(manifest.parent)
-        if store.head["key"] == key and store.complete:
+        if store.head["key"] == key:
+            if not store.complete:
+                raise RunError(f"{manifest.parent} is damaged: its vectors do not fit their checksums: mine again")
             return store.open()
     return None
 

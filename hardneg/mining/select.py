@@ -220,7 +220,7 @@ def _write_parts(reopened: Reopened, chosen: _Selection, writer: PartWriter, pro
         candidates = part.candidates
         judged = choose_negatives(
             chosen.chain, chosen.sampler, reopened.context, candidates,
-            chosen.chain.verdicts(candidates, reopened.context), part.all_positive_scores, negatives=config["negatives"],
+            chosen.chain.verdicts(candidates, reopened.context), part.positive_scores, negatives=config["negatives"],
             seed=config["seed"], keys=keys, widened=int((candidates.real.sum(1) > depth).sum()),
         )  # fmt: skip
         writer.write(part.number, judged)

@@ -12,11 +12,11 @@ from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.mining.candidates import NEAREST_FOUND, Context
 from hardneg.refresh.generation import Generation
-from hardneg.storage.arrays import Ragged
+from hardneg.storage.arrays import SharedLists
 
 
 def context_of(
-    generation: Generation | None, pairs: Pairs, known: Ragged, embed: Callable[[str], Any] | None = None
+    generation: Generation | None, pairs: Pairs, known: SharedLists, embed: Callable[[str], Any] | None = None
 ) -> Context:
     """The context of the candidates that a generation found.
 

@@ -10,6 +10,7 @@ is used, and every failure is an error of ours that names the file.
 
 from __future__ import annotations
 
+import functools
 import mmap
 import stat
 from collections.abc import Iterator, Sequence
@@ -67,6 +68,8 @@ def values_of(array: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
 
 
 _FAILURES = (pa.ArrowException, OSError, ValueError, KeyError, OverflowError, MemoryError)  # of Arrow's readers
+
+_MOST_OPEN = 256  # files of arrays that are mapped at once
 
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 
@@ -243,3 +246,30 @@ def open_npy(path: Path, failure: Failure) -> NDArray[Any]:
             f"{path}: its header announces {wanted:,} bytes, but the file has {size:,}: it is cut off or damaged"
         )
     return array
+
+
+class NpyFiles(Sequence[NDArray[Any]]):
+    """The arrays in several `.npy` files, memory-mapped. Few of them are open at once, as each map holds a file descriptor.
+
+    Args:
+        paths: the files.
+        failure: see `open_npy`.
+
+    Attributes:
+        shapes: the shape of each.
+        dtype: the type of the first.
+        dtypes: that of each.
+    """
+
+    def __init__(self, paths: Sequence[Path], failure: Failure) -> None:
+        self.paths = list(paths)
+        self._open = functools.lru_cache(_MOST_OPEN)(functools.partial(open_npy, failure=failure))
+        found = [(array.shape, array.dtype) for array in map(self._open, self.paths)]
+        self.shapes, self.dtypes = [shape for shape, _ in found], [dtype for _, dtype in found]
+        self.dtype = self.dtypes[0]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._open(self.paths[i]) if not isinstance(i, slice) else [self._open(path) for path in self.paths[i]]

@@ -145,6 +145,27 @@ def remove_temporary_files(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def add_line(path: Path, value: dict[str, Any]) -> None:
+    """Append a JSON object to a file of lines, durably. A line that was cut off by a crash before stays alone."""
+    data = json.dumps(value, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    with open(path, "a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            data = data if file.read(1) == b"\n" else b"\n" + data
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_at(path: Path, offset: int, data: memoryview) -> None:
+    """Write bytes to a place of a file, durably."""
+    with open(path, "r+b", buffering=0) as file:
+        file.seek(offset)
+        while data:
+            data = data[file.write(data) :]
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder: Path) -> None:
     """Sync a folder to disk. A rename in it is durable only after that."""
     descriptor = os.open(folder, os.O_RDONLY)

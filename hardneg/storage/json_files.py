@@ -75,6 +75,34 @@ def read_json(
     return value
 
 
+def read_json_lines(path: Path, *schemas: Any) -> list[dict[str, Any]]:
+    """The objects in a file of JSON lines that `add_line` wrote; those that are damaged or cut off are left out.
+
+    Args:
+        path: the file.
+        schemas: the type of the first object, and that of the others. If the first one does not fit, there are none.
+
+    Raises:
+        RunError: the file cannot be read, or is too large.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise RunError(f"{path} has more than {MAX_BYTES >> 20} MB: the file is damaged")
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror or error})") from None
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            value = msgspec.json.decode(line)
+            msgspec.convert(value, schemas[min(len(found), len(schemas) - 1)])
+            found.append(value)
+        except (ValueError, RecursionError):  # also msgspec's errors
+            if not found:
+                return []
+    return found
+
+
 def _hash(value: dict[str, Any], volatile: Collection[str]) -> str:
     return fingerprint({name: each for name, each in value.items() if name not in volatile})
 

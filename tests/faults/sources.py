@@ -29,7 +29,9 @@ def use(pairs: Pairs) -> None:
     assert len(texts) == n + total
     for ids, count in ((pairs.query_ids, n), (pairs.document_ids, total)):
         assert len({id.encode() for id in ids.to_pylist()}) <= count
-    for lists in (pairs.positives, pairs.judged_negatives, pairs.known_positives()):
+    known = pairs.known_positives()
+    assert len(known) == n
+    for lists in (pairs.positives, pairs.judged_negatives, known.take(np.arange(n))):
         assert len(lists) == n
         assert lists.values.min(initial=0) >= 0
         assert lists.values.max(initial=-1) < total

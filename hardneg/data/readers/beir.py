@@ -64,24 +64,20 @@ def read_beir(path: Path, builder: Builder, options: ReadOptions) -> np.ndarray:
             f"{path}/qrels: there is no split {options.split!r}; it has: {names(splits) or 'none'}. Choose one with --split"
         )
     corpus_part, queries_part = beir_part(path, "corpus"), beir_part(path, "queries")
-    documents: dict[str, int] = {}
-    queries: dict[str, int] = {}
     for where, row in _entries(corpus_part):
-        id = _beir_id(row, where)
-        documents[id] = builder.add_document(id, row.get("text"), title=row.get("title") or "", where=where)
+        builder.add_document(_beir_id(row, where), row.get("text"), title=row.get("title") or "", where=where)
     for where, row in _entries(queries_part):
-        id = _beir_id(row, where)
-        queries[id] = builder.add_query(id, row.get("text"), where=where)
-    if not documents:
+        builder.add_query(_beir_id(row, where), row.get("text"), where=where)
+    if not len(builder.documents):
         raise DataError(f"{corpus_part}: the corpus is empty, so there is nothing to mine negatives from")
-    judged = _read_qrels(splits[options.split], queries, documents, builder, options)
+    judged = _read_qrels(splits[options.split], builder, options)
     if exists(path / "groups.tsv"):
-        _read_groups(path / "groups.tsv", queries, documents, builder)
+        _read_groups(path / "groups.tsv", builder)
     # A query that no split names belongs to every split. It has no positive, and is kept.
-    others = [_queries_of(files, queries) for name, files in splits.items() if name != options.split]
+    others = [_queries_of(files, builder) for name, files in splits.items() if name != options.split]
     in_others = np.concatenate([*others, np.empty(0, np.int64)])
     only_in_others = np.setdiff1d(in_others, judged)
-    return np.setdiff1d(np.arange(len(builder.queries.ids)), only_in_others)
+    return np.setdiff1d(np.arange(len(builder.queries)), only_in_others)
 
 
 def _entries(part: Path) -> Iterator[tuple[str, Row]]:
@@ -147,22 +143,21 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _queries_of(files: list[Path], queries: dict[str, int]) -> np.ndarray:
+def _queries_of(files: list[Path], builder: Builder) -> np.ndarray:
     """Sorted rows of the known queries that the qrels of a split name, int64 `[n]`."""
-    found = {queries[q] for path in files for _, q, _, _ in _qrels_rows(path) if q in queries}
-    return np.array(sorted(found), np.int64)
+    found = {builder.queries.ids.find(q) for path in files for _, q, _, _ in _qrels_rows(path)}
+    return np.array(sorted(row for row in found if row is not None), np.int64)
 
 
-def _read_qrels(
-    files: list[Path], queries: dict[str, int], documents: dict[str, int], builder: Builder, options: ReadOptions
-) -> np.ndarray:
+def _read_qrels(files: list[Path], builder: Builder, options: ReadOptions) -> np.ndarray:
     """Add the judgements of one split; returns the sorted rows of its queries, int64 `[n]`."""
     named = set()
     unknown = lines = 0
     for where, query, document, grade in (row for path in files for row in _qrels_rows(path)):
         lines += 1
-        if query not in queries or document not in documents:
-            what, id = ("query", query) if query not in queries else ("document", document)
+        q, d = builder.queries.ids.find(query), builder.documents.ids.find(document)
+        if q is None or d is None:
+            what, id = ("query", query) if q is None else ("document", document)
             if not options.skip_unknown:
                 raise DataError(
                     f"{where}: the {what} id {id!r} is unknown: it is not in the {'queries' if what == 'query' else 'corpus'}. "
@@ -170,10 +165,10 @@ def _read_qrels(
                 )
             unknown += 1
             continue
-        named.add(queries[query])
+        named.add(q)
         score = builder.judged(grade, options.relevant_from)
         if score is not None:
-            builder.relate(queries[query], documents[document], score)
+            builder.relate(q, d, score)
     if not lines:
         raise DataError(f"{files[0]}: there is no judgement, so no query has a positive")
     if unknown:
@@ -181,20 +176,20 @@ def _read_qrels(
     return np.array(sorted(named), np.int64)
 
 
-def _read_groups(path: Path, queries: dict[str, int], documents: dict[str, int], builder: Builder) -> None:
+def _read_groups(path: Path, builder: Builder) -> None:
     for where, row in separated(path, "\t"):
         values = list(row.values())
         if len(values) != 2:
             raise DataError(f"{where}: {len(values)} fields, expected id and group")
         id, group = values
-        in_documents, in_queries = id in documents, id in queries
-        if in_documents:
-            builder.set_group("document", documents[id], group)
-        if in_queries:
-            builder.set_group("query", queries[id], group)
-        if in_documents and in_queries:
+        document, query = builder.documents.ids.find(id), builder.queries.ids.find(id)
+        if document is not None:
+            builder.set_group("document", document, group)
+        if query is not None:
+            builder.set_group("query", query, group)
+        if document is not None and query is not None:
             builder.count("group_ids_of_a_query_and_a_document")
-        if not in_documents and not in_queries:
+        if document is None and query is None:
             builder.count("groups_of_unknown_ids")
 
 

@@ -51,13 +51,13 @@ def read_images(path: Path, builder: Builder, options: ReadOptions, *, corpus: b
     if not corpus:
         builder.format = "webdataset" if shards else "images"
     reader, add = PictureReader(builder, options, corpus), CaptionedPictures(builder, options, corpus)
-    before = len(builder.queries.ids), len(builder.documents.ids)
+    before = len(builder.queries), len(builder.documents)
     for item in shard_pictures(path, options, reader) if shards else folder_pictures(path, options, reader):
         add(item)
-    after = len(builder.queries.ids), len(builder.documents.ids)
+    after = len(builder.queries), len(builder.documents)
     if before == after:
         raise DataError(f"{path}: there are no pictures in it that can be read")
-    if not corpus and not builder.relations:
+    if not corpus and not len(builder.relations[0]):
         raise DataError(
             f"{path}: no picture has a caption: expected metadata.jsonl with file_name and a caption, NAME.txt beside NAME.jpg, "
             f"or a folder for each class; in shards KEY.txt, KEY.json or KEY.cls beside KEY.jpg"

@@ -40,7 +40,7 @@ class Layout(ABC):
         if self.options.negatives == "judged":
             self.builder.relate(query, document, 0)
         elif self.options.negatives == "candidates":
-            self.builder.given.append((query, document))
+            self.builder.give(query, document)
 
     def relate_by_id(self, where: str, query: int, document_id: str, grade: float) -> None:
         """Relate a query to a document of the corpus, which is read later. A grade of 0 is that of an own negative."""

@@ -50,8 +50,9 @@ def copies(subject: Subject, rng: np.random.Generator) -> Measurements:
     equal = np.zeros(subject.documents.shape, bool)
     for keys in (pairs.document_keys, pairs.body_keys):
         texts = np.where(subject.real, keys[np.maximum(subject.documents, 0)], 0)
-        sets = Ragged.from_pairs(known.row_numbers(), keys[known.values], len(known))
-        equal |= (members(texts, sets) | (texts == pairs.query_keys[:, None])) & (texts != 0)
+        equal |= (members(texts, known.mapped(keys[known.lists.values])) | (texts == pairs.query_keys[:, None])) & (
+            texts != 0
+        )
     per_query = row_means(np.where(subject.real, equal, np.nan))
     out.numbers["copied_equal"] = Estimate.share_of(per_query, int(np.isfinite(per_query).sum()))
     out.ids["copied_queries"] = _most(subject, np.arange(len(per_query)), per_query)

@@ -7,7 +7,7 @@ A filter says which candidates may be negatives, for a whole block of queries at
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
+from hardneg.index.base import ScoredVectors
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.spec_options import written_spec
-from hardneg.storage.arrays import Float, Mask, members
+from hardneg.storage.arrays import Float, Int, Mask, Ragged, members
 
 KEPT = "kept"
+_MOST_SCORED = 1 << 20  # pairs in a table of scores, unless one query alone has more
 MOST_FILTERS = 100  # in a chain: verdicts are stored as int8
 
 
@@ -38,12 +40,14 @@ class Filter(ABC):
         guesses: whether the filter guesses at relevance. A chain never rejects a document by a guess if it was judged not
             relevant to the query.
         only_in_training: for a filter that works only while training, the message that refuses it elsewhere.
+        slow: whether it takes so long that what it judged should be written soon: then few queries are judged before they are written.
         words: fields that a spec writes without their names, as in `guide:st:NAME,margin=0.1`.
     """
 
     name = "filter"
     guesses = True
     only_in_training = ""
+    slow: ClassVar[bool] = False
     words: ClassVar[tuple[str, ...]] = ()
 
     @property
@@ -165,6 +169,11 @@ class Chain:
                 return _checked(probability, f, "false_probability", "f", columns.shape)
         return None
 
+    @property
+    def slow(self) -> bool:
+        """Whether one of the filters is."""
+        return any(f.slow for f in self.filters)
+
     def more_may_pass(self, candidates: Candidates) -> NDArray[np.bool_]:
         """bool `[n]`: whether searching deeper could find documents that pass every filter."""
         more = np.ones(len(candidates.queries), bool)
@@ -198,13 +207,45 @@ def described(result: Any) -> str:
     return "None" if result is None else f"a {type(result).__name__}"
 
 
-def lowest_scores(scores: Float) -> Float:
-    """float32 `[n]`: the lowest score of each row of `[n, p]`, ignoring -inf; NaN where nothing is left.
+def list_scores(lists: Ragged, score: Callable[[Int, Int], Float]) -> Ragged:
+    """The score of every query with each document of its list.
 
-    >>> lowest_scores(np.array([[0.5, 0.25], [0.75, -np.inf], [-np.inf, -np.inf]], np.float32)).tolist()
+    Args:
+        lists: rows of documents for n queries.
+        score: given the queries, int64 `[m]` from 0 to n - 1, and a table of documents, int64 `[m, p]` with -1 where there is none,
+            it returns their scores, float32 `[m, p]`.
+
+    Returns:
+        The lists with the scores (float32) as values. Lists of like length are scored together, so that one that is very long
+        does not make a table of its width for all.
+    """
+    values = np.empty(len(lists.values), np.float32)
+    order = np.argsort(lists.lengths, kind="stable")
+    lengths = lists.lengths[order]
+    start = int(np.searchsorted(lengths, 0, "right"))
+    while start < len(order):
+        sizes = np.arange(1, len(order) - start + 1) * lengths[start:]
+        stop = start + max(1, int(np.searchsorted(sizes, _MOST_SCORED, "right")))
+        rows = np.sort(order[start:stop])
+        documents = lists.take(rows).padded()
+        values[lists.places(rows)] = score(rows, documents)[documents >= 0]
+        start = stop
+    return Ragged(lists.offsets, values)
+
+
+def index_scores(index: ScoredVectors, queries: NDArray[np.floating], lists: Ragged) -> Ragged:
+    """The scores by an index of n queries `[n, d]` with the documents of their lists; see `list_scores`."""
+    return list_scores(lists, lambda rows, documents: index.pair_scores(queries[rows], documents))
+
+
+def lowest_scores(scores: Ragged) -> Float:
+    """float32 `[n]`: the lowest score of each list, NaN of one that is empty.
+
+    >>> lowest_scores(Ragged(np.array([0, 2, 3, 3]), np.array([0.5, 0.25, 0.75], np.float32))).tolist()
     [0.25, 0.75, nan]
     """
-    if scores.shape[1] == 0:
-        return np.full(len(scores), np.nan, np.float32)
-    lowest: Float = np.where(np.isneginf(scores), np.float32(np.inf), scores).min(1)
-    return np.where(np.isposinf(lowest), np.float32(np.nan), lowest)
+    lowest = np.full(len(scores), np.nan, np.float32)
+    full = scores.lengths > 0
+    if full.any():
+        lowest[full] = np.minimum.reduceat(scores.values, scores.offsets[:-1][full])
+    return lowest

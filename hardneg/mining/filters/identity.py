@@ -11,7 +11,7 @@ from hardneg.errors import UsageError
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import Filter
 from hardneg.mining.spec_options import SpecOptions
-from hardneg.storage.arrays import Mask, Ragged, members
+from hardneg.storage.arrays import Mask, members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Known(Filter):
     guesses = False
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
-        keep: Mask = ~members(candidates.documents, context.known.take(candidates.queries))
+        keep: Mask = ~members(candidates.documents, context.known.rows(candidates.queries))
         if context.pairs.dropped is not None:
             keep &= ~members(candidates.documents, context.pairs.dropped.take(candidates.queries))
         return keep
@@ -57,24 +57,22 @@ class Duplicate(Filter):
         if self.near is not None:
             return self._keep_near(candidates, context, self.near)
         pairs = context.pairs
-        known = context.known.take(candidates.queries)
-        rows = known.row_numbers()
-        n = len(candidates.queries)
+        known = context.known.rows(candidates.queries)
         query_texts = pairs.query_keys[candidates.queries]
-        rows = np.concatenate([rows, np.arange(n)])
         copies = np.zeros(candidates.documents.shape, bool)
         # Bodies are compared as well as whole documents: another title does not make another text.
         for keys in (pairs.document_keys, pairs.body_keys) if context.titled else (pairs.document_keys,):
-            values = np.concatenate([keys[known.values], query_texts])
-            copies |= members(keys[candidates.documents], Ragged.from_pairs(rows[values != 0], values[values != 0], n))
+            found, texts = keys[candidates.documents], keys[known.lists.values]
+            copies |= (found == query_texts[:, None]) & (found != 0)
+            copies |= members(found, known.mapped(np.where(texts != 0, texts, -1)))
         return ~copies
 
     def _keep_near(self, candidates: Candidates, context: Context, near: float) -> Mask:
         keep: Mask = candidates.scores < near
-        positives = context.known.take(candidates.queries).padded()
-        for j in range(positives.shape[1]):
-            rows = np.flatnonzero(positives[:, j] >= 0)
-            anchors = np.asarray(context.index.documents[positives[rows, j]], np.float32)
+        known = context.known.rows(candidates.queries)
+        for j in range(int(known.lengths.max(initial=0))):
+            rows, positives = known.column(j)
+            anchors = np.asarray(context.index.documents[positives], np.float32)
             keep[rows] &= context.index.pair_scores(anchors, candidates.documents[rows]) < near
         return keep
 
@@ -119,12 +117,11 @@ class Group(Filter):
         pairs = context.pairs
         if pairs.document_groups is None or pairs.query_groups is None:
             raise UsageError(str(self.lacks(pairs)))
-        known = context.known.take(candidates.queries)
-        query_groups = pairs.query_groups[candidates.queries]
-        rows = np.concatenate([known.row_numbers(), np.arange(len(query_groups))])
-        values = np.concatenate([pairs.document_groups[known.values], query_groups])
-        groups = Ragged.from_pairs(rows[values >= 0], values[values >= 0], len(query_groups))
-        return ~members(pairs.document_groups[candidates.documents], groups)
+        known = context.known.rows(candidates.queries)
+        found = pairs.document_groups[candidates.documents]
+        own = (found == pairs.query_groups[candidates.queries][:, None]) & (found >= 0)
+        keep: Mask = ~(own | members(found, known.mapped(pairs.document_groups[known.lists.values])))
+        return keep
 
 
 def known_from_spec(v: SpecOptions) -> Filter:

@@ -10,7 +10,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.cross_encoder import cross_encoder_scores, needs_texts
-from hardneg.mining.filters.base import Filter, lowest_scores
+from hardneg.mining.filters.base import Filter, index_scores, list_scores, lowest_scores
 from hardneg.mining.filters.limits import below_margin
 from hardneg.mining.spec_options import SpecOptions
 from hardneg.mining.teachers import TEACHER, check_name
@@ -41,7 +41,8 @@ class Guide(Filter):
         vectors, index = context.embed(self.model)
         queries = np.asarray(vectors[candidates.queries], np.float32)
         scores = index.pair_scores(queries, np.where(alive, candidates.documents, -1))
-        lowest = lowest_scores(index.pair_scores(queries, context.pairs.positives.take(candidates.queries).padded()))
+        positives = context.pairs.positives.take(candidates.queries)
+        lowest = lowest_scores(index_scores(index, queries, positives))
         return below_margin(scores, lowest[:, None], self.margin, None)
 
 
@@ -56,6 +57,7 @@ class CrossEncoder(Filter):
     """
 
     name = "cross-encoder"
+    slow = True
     words = ("model",)
     model: str
     max: float | None = None
@@ -70,8 +72,11 @@ class CrossEncoder(Filter):
         )
         keep: Mask = scores <= (np.inf if self.max is None else np.float32(self.max))
         if self.margin is not None:
-            positives = context.pairs.positives.take(candidates.queries).padded()
-            lowest = lowest_scores(cross_encoder_scores(context, self.model, candidates.queries, positives))
+            positives = list_scores(
+                context.pairs.positives.take(candidates.queries),
+                lambda rows, each: cross_encoder_scores(context, self.model, candidates.queries[rows], each),
+            )
+            lowest = lowest_scores(positives)
             keep &= below_margin(scores, lowest[:, None], self.margin, None)
         return keep
 
@@ -108,8 +113,11 @@ class Teacher(Filter):
             raise UsageError(str(self.lacks(context.pairs)))
         teacher = context.taught.named(self.scorer)
         scores = teacher.of(candidates.queries, candidates.documents)
-        positives = teacher.of(candidates.queries, context.pairs.positives.take(candidates.queries).padded())
-        if np.isnan(positives).any():
+        positives = list_scores(
+            context.pairs.positives.take(candidates.queries),
+            lambda rows, each: teacher.of(candidates.queries[rows], each),
+        )
+        if np.isnan(positives.values).any():
             raise UsageError(
                 f"the teacher {self.scorer!r} has not scored all positives: hardneg score {teacher.folder.parent.parent} --scorer "
                 f"{teacher.info['scorer']}{'' if self.scorer == TEACHER else f' --name {self.scorer}'}"
