@@ -120,10 +120,12 @@ def expected(run: Run, format: str, scores: bool) -> Rows:
                 row | ({f"{name}_scores": [s for _, s in side] for name, side in sides.items()} if scores else {})
             )
         elif format == "ms-swift" and pos:
-            row = {"messages": [{"role": "user", "content": query}]}
-            for name, side in {"positive": pos, "negative": neg}.items():
-                row[f"{name}_messages"] = [[{"role": "user", "content": text[d]}] for d, _ in side]
-            rows.append(row)
+            # A row for each positive: of several in a row, the embedding task of ms-swift reads the first alone.
+            asked, negatives = talk(query), [talk(text[d]) for d, _ in neg]
+            rows += [
+                {"messages": asked, "positive_messages": [talk(text[d])], "negative_messages": negatives}
+                for d, _ in pos
+            ]
         elif format == "margin-mse":
             rows += [
                 {
@@ -136,6 +138,10 @@ def expected(run: Run, format: str, scores: bool) -> Rows:
                 for n, ns in neg
             ]
     return rows
+
+
+def talk(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
 def load(path: Path) -> Rows:

@@ -292,13 +292,27 @@ def _pylate(block: Block, asked: Asked) -> pa.Table:
 
 
 def _ms_swift(block: Block, asked: Asked) -> pa.Table:
-    """One row for each query: conversations of one message each, as ms-swift trains embedding models on."""
-    columns = {"messages": _messages(Ragged(np.arange(len(block.ids) + 1), np.arange(len(block.ids))), block.queries)}
-    for name, side in (("positive", block.positives), ("negative", block.negatives)):
-        texts = _whole_texts(block, side.lists.values)
-        one_each = _messages(Ragged(np.arange(len(texts) + 1), np.arange(len(texts))), texts)
-        columns[f"{name}_messages"] = _list(side.lists, one_each)
+    """One row for each positive: conversations of one message each, as ms-swift trains embedding models on.
+
+    Of several positives in a row, its embedding task reads the first alone.
+    """
+    p, n = block.positives, block.negatives.take(block.positives.lists.row_numbers())
+    columns = {
+        "messages": _conversations(block.queries.take(numbers(p.lists.row_numbers()))),
+        "positive_messages": _list(_one_each(len(p.lists.values)), _conversations(_whole_texts(block, p.lists.values))),
+        "negative_messages": _list(n.lists, _conversations(_whole_texts(block, n.lists.values))),
+    }
     return pa.table(columns)
+
+
+def _one_each(count: int) -> Ragged:
+    """`count` lists of one item."""
+    return Ragged(np.arange(count + 1), np.arange(count))
+
+
+def _conversations(texts: pa.Array) -> pa.Array:
+    """For each text, a list of one message of a user."""
+    return _messages(_one_each(len(texts)), texts)
 
 
 def _messages(lists: Ragged, texts: pa.Array) -> pa.Array:
