@@ -28,6 +28,7 @@ from hardneg.diagnostics.estimates import Estimate
 from hardneg.diagnostics.subject import Subject
 from hardneg.encoders.embed import fit
 from hardneg.progress import silent
+from hardneg.storage.arrays import members
 
 NUMBERS = (
     "relative", "above_positive", "near_duplicates", "corpus_near_duplicates", "hub_share", "rank_share", "mean_cosine",
@@ -42,12 +43,14 @@ def number(found: Diagnosis, name: str) -> float:
     return float(value.value if isinstance(value, Estimate) else value)
 
 
-def mined(pairs: hardneg.Pairs, folder: Path, vectors: tuple[Any, Any] | None = None, **options: Any) -> hardneg.Run:
+def mined(
+    pairs: hardneg.Pairs, folder: Path, vectors: tuple[Any, Any] | None = None, doubted: bool = False, **options: Any
+) -> hardneg.Run:
     if vectors is not None:
         for name, array in zip(("query_embeddings", "corpus_embeddings"), vectors, strict=True):
             options[name] = str(folder.with_suffix(f".{name}.npy"))
             np.save(options[name], np.asarray(array, np.float32), allow_pickle=False)
-    return hardneg.mine(pairs, folder, hardneg.MineOptions(**options))
+    return hardneg.mine(pairs, folder, hardneg.MineOptions(**options), force=doubted)
 
 
 def clean(data: Path, folder: Path) -> Iterator[tuple[str, Diagnosis]]:
@@ -103,13 +106,13 @@ def planted(code: hardneg.Pairs, folder: Path) -> Iterator[tuple[str, str, str, 
     yield "temperature-low", "effective_share", "temperature 0.002", diagnose(run, temperature=0.002)
     yield "temperature-high", "temperature_outside", "temperature 3", diagnose(run, temperature=3.0)
     longest = np.argsort([len(text) for text in texts])[-60:].astype(np.int32)
-    looks = examine(replace(subject, documents=rng.choice(longest, subject.documents.shape)))
+    looks = examine(with_documents(subject, rng.choice(longest, subject.documents.shape)))
     yield "looks", "surface_auc", "the longest documents", looks
     marked = rebuilt(lambda text: f"{text}\n# maintained", tuple(f"{text}\n# deprecated" for text in texts))
     nobodys = np.setdiff1d(np.arange(len(marked.document_ids)), marked.positives.values).astype(np.int32)
     other = Subject.of_run(mined(marked, folder / "f"))
     told = [i for i in nobodys.tolist() if "# deprecated" in marked.documents.slice(i, i + 1)[0]]
-    words = examine(replace(other, documents=rng.choice(np.array(told, np.int32), other.documents.shape)))
+    words = examine(with_documents(other, rng.choice(np.array(told, np.int32), other.documents.shape)))
     yield "words", "lexical_auc", "a word marks them", words
     yield (
         "truncated",
@@ -129,7 +132,7 @@ def planted(code: hardneg.Pairs, folder: Path) -> Iterator[tuple[str, str, str, 
     shuffled = np.asarray(subject.vectors[1])[rng.permutation(len(texts))]
     replaced = examine(replace(subject, vectors=(subject.vectors[0], shuffled)))
     yield "stale-scores", "stale_scores", "vectors in another order", replaced
-    strange = mined(code, folder / "i", (q, d[rng.permutation(len(d))]), force=True)
+    strange = mined(code, folder / "i", (q, d[rng.permutation(len(d))]), doubted=True)
     yield "positives-like-random", "beats_random", "vectors of other texts", diagnose(strange)
 
 
@@ -145,7 +148,15 @@ def with_false_groups(subject: Subject, rng: np.random.Generator) -> Subject:
     groups[extra] = np.broadcast_to(mine[:, None], documents.shape)[chosen]
     documents[chosen] = extra
     pairs = replace(subject.pairs, query_groups=mine, document_groups=groups)
-    return replace(subject, pairs=pairs, documents=documents)
+    return with_documents(replace(subject, pairs=pairs), documents)
+
+
+def with_documents(subject: Subject, documents: np.ndarray) -> Subject:
+    """With other negatives, and their scores."""
+    assert subject.vectors is not None
+    q, d = (unit(np.asarray(each, np.float32)) for each in subject.vectors)
+    scores = np.einsum("bd,bkd->bk", q, d[np.maximum(documents, 0)]).astype(np.float32)
+    return replace(subject, documents=documents, scores=np.where(documents >= 0, scores, subject.scores))
 
 
 def faults(data: Path, sets: list[str]) -> None:
@@ -176,12 +187,14 @@ def half_found(subject: Subject, rng: np.random.Generator) -> Subject:
     """With the negatives of an index that finds every other one of the 40 nearest documents."""
     assert subject.vectors is not None
     q, d = (unit(np.asarray(each, np.float32)) for each in subject.vectors)
-    nearest = hardneg.ExactIndex(d).search(q, 40).documents
+    nearest = hardneg.ExactIndex(d).search(q, 48).documents
+    nearest[members(nearest, subject.pairs.known_positives())] = -1
+    nearest = np.take_along_axis(nearest, np.argsort(nearest < 0, axis=1, kind="stable"), 1)[:, :40]
     width = subject.documents.shape[1]
     found = np.argsort(rng.random(nearest.shape), axis=1)[:, :20]
     found = np.take_along_axis(nearest, np.sort(found, axis=1), 1)[:, :width].astype(np.int32)
     ranks = np.broadcast_to(np.arange(1, width + 1, dtype=np.int32), found.shape)
-    return replace(subject, documents=found, ranks=ranks)
+    return with_documents(replace(subject, ranks=ranks), found)
 
 
 def limits(data: Path) -> None:

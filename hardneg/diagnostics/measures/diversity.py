@@ -6,12 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, skewness, unit
+from hardneg.diagnostics.measures.nearest import nearest_others
 from hardneg.diagnostics.subject import Subject
 from hardneg.index.exact import ExactIndex
-from hardneg.index.vectors import checked_norms
-from hardneg.storage.arrays import Float, Rows
-
-_COMPARED = 1 << 27  # pairs of documents that are compared to find near copies
+from hardneg.storage.arrays import Float
 
 
 def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
@@ -52,23 +50,11 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
 
 
 def _copied(subject: Subject, rng: np.random.Generator) -> tuple[Estimate, NDArray[np.int64]]:
-    """The share of documents that have a near copy, and those of the sample that have one.
-
-    The sample is searched in the whole corpus: whether a document's only copy is in another sample would depend on the size of
-    the corpus. The larger the corpus, the smaller the sample.
-    """
+    """The share of documents that have a near copy, and those of the sample that have one."""
     assert subject.vectors is not None
-    vectors = subject.vectors[1]
-    usable = np.flatnonzero(checked_norms(vectors, "corpus", zero_allowed=True) > 0)  # a zero vector has no cosine
-    size = len(usable)
-    places = sampled(size, int(np.clip(_COMPARED // max(1, size), 500, 4000)), rng)
-    if size < 2:
-        return Estimate.share_of(np.zeros(size), size), usable[:0]
-    index = ExactIndex(vectors if size == len(vectors) else Rows(vectors, usable), "cosine")
-    nearest = index.search(unit(vectors, usable[places]), 2)
-    itself = nearest.documents[:, 0] == places
-    other = np.where(itself, nearest.scores[:, 1], nearest.scores[:, 0])
-    return Estimate.share_of(other > 0.95, size), usable[places[other > 0.95]]
+    rows, _, cosines, size = nearest_others(subject.vectors[1], "corpus", 1, rng)
+    copied = (cosines > 0.95).any(1)
+    return Estimate.share_of(copied, size), rows[copied]
 
 
 def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dict[str, float]:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, skewness, unit
+from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, skewness
+from hardneg.diagnostics.measures.nearest import nearest_others
 from hardneg.diagnostics.subject import Subject
-from hardneg.index.exact import ExactIndex
-from hardneg.index.vectors import checked_norms
-from hardneg.storage.arrays import Rows, members
-
-_COMPARED = 1 << 27  # pairs of queries that are compared to find near copies
+from hardneg.storage.arrays import members
 
 _NEAR = 0.95  # cosine above which two queries ask nearly the same
 
@@ -44,16 +41,11 @@ def others_positives(subject: Subject, rng: np.random.Generator) -> Measurements
 
 def _of_near_queries(subject: Subject, rng: np.random.Generator, out: Measurements) -> dict[str, Estimate]:
     assert subject.vectors is not None
-    pairs, vectors = subject.pairs, subject.vectors[0]
-    usable = np.flatnonzero(checked_norms(vectors, "queries", zero_allowed=True) > 0)  # a zero vector has no cosine
-    if len(usable) < 2:
+    pairs = subject.pairs
+    rows, others, cosines, _ = nearest_others(subject.vectors[0], "queries", _NEIGHBORS, rng)
+    if len(rows) == 0:
         return {}
-    places = sampled(len(usable), int(np.clip(_COMPARED // len(usable), 300, 4000)), rng)
-    index = ExactIndex(vectors if len(usable) == len(vectors) else Rows(vectors, usable), "cosine")
-    found = index.search(unit(vectors, usable[places]), min(_NEIGHBORS + 1, len(usable)))
-    rows = usable[places]
-    near = np.where((found.documents >= 0) & (found.scores > _NEAR), usable[np.maximum(found.documents, 0)], -1)
-    near[near == rows[:, None]] = -1
+    near = np.where(cosines > _NEAR, others, -1)
     hit = np.zeros(subject.documents[rows].shape, bool)
     for column in near.T:
         some = np.flatnonzero(column >= 0)
