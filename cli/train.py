@@ -123,6 +123,12 @@ def _number(
 @_number("--epochs", 0.0, "Number of passes over the pairs.  [default: 3]")
 @_number("--steps", 1, "Number of steps (weight updates), instead of --epochs.")
 @_number("--batch-size", 1, "Pairs per batch.  [default: 64]")
+@click.option(
+    "--batches",
+    metavar="SPEC",
+    help="Which pairs stand in a batch together: random · hard:group=32 (pairs that are hard for one another by the mined "
+    "candidates, in groups of 32; nothing more is encoded).  [default: random]",
+)
 @_number("--accumulate", 1, "Batches per step (gradient accumulation).  [default: 1]")
 @_number("--mini-batch-size", 1, "Texts encoded at once, so that a batch can be larger than memory (gradient caching).")
 @_number("--workers", 0, "Processes that prepare batches; 0: the training process itself.  [default: 0]")

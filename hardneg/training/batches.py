@@ -121,7 +121,7 @@ class TrainingBatches:
             bank = MemoryBank(options.bank, towers.dimension, max_age=options.bank_age).to(world.device)
         self.sampler = MemoryBankSampler(
             pairs, batch_size=options.batch_size, negatives=options.negatives,
-            negative_sampling=options.negative_sampling, curriculum=options.curriculum, bank=bank,
+            negative_sampling=options.negative_sampling, curriculum=options.curriculum, batches=options.batches, bank=bank,
             bank_start=options.bank_start, seed=options.seed, drop_last=trainable >= whole, rank=world.rank,
             ranks=world.size,
         )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 
 from hardneg import renamed
 from hardneg.bank.curriculum import Curriculum
+from hardneg.bank.hard_batches import RANDOM, HardBatches, parse_batches
 from hardneg.errors import RunError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures
 from hardneg.index.base import Index
@@ -64,6 +65,8 @@ class TrainOptions:
             For more negatives, use a larger batch with `mini_batch_size`.
         mini_batch_size: texts encoded at once, so that a batch can be larger than memory (gradient caching, arXiv
             2101.06983); None: encode the whole batch at once.
+        batches: which pairs stand in a batch together: `random`, or `hard:group=32`, pairs that are hard for one another by the
+            mined candidates (see `HardBatches`). They are composed anew for every epoch, from the candidates in use.
 
     Mined negatives:
         negatives: mined negatives for each query; 0: in-batch negatives only.
@@ -134,6 +137,7 @@ class TrainOptions:
     batch_size: int = 64
     accumulate: int = 1
     mini_batch_size: int | None = None
+    batches: str | HardBatches = RANDOM
     negatives: int = 4
     negative_sampling: str | Sampler = "uniform"
     curriculum: Curriculum = field(default_factory=Curriculum)
@@ -220,6 +224,7 @@ class TrainOptions:
         Recipe(index=self.index, depth=self.depth, share=self.share, seed=self.seed)
         Schedule.parse(self.refresh)
         parse_sampler(self.negative_sampling)
+        parse_batches(self.batches)
         parse_filters(self.filters, self.default_filters, training=True)
         parse_measures(self.measures)
         if not self.measures:
@@ -244,6 +249,7 @@ class TrainOptions:
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         plain |= {"filters": [spec_of(each) for each in self.filters]}
         plain |= {name: spec_of(getattr(self, name)) for name in ("negative_sampling", "index")}
+        plain["batches"] = self.batches if isinstance(self.batches, str) else self.batches.spec
         return {**plain, "curriculum": asdict(self.curriculum), "variants": asdict(self.variants)}
 
     @classmethod
@@ -277,6 +283,7 @@ class TrainOptions:
         if not isinstance(before, Mapping) or not isinstance(before.get("filters"), list):
             raise RunError("these are not the options of a training")
         then = renamed.with_new_names(before, renamed.TRAIN_OPTIONS)
+        then.setdefault("batches", RANDOM)  # all that there was before this option
         then["filters"] = [renamed.filter_spec(str(spec)) for spec in before["filters"]]
         now = _plain(self.to_json())
         free = {"log_every", "save_every", "workers"}
