@@ -18,14 +18,14 @@ from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.mining.specs import parse_filters
 from hardneg.refresh.context import context_of
-from hardneg.refresh.generation import Items, Recipe
+from hardneg.refresh.generation import Generation, Items, Recipe
 from hardneg.refresh.refreshed_index import RefreshedIndex
 from hardneg.refresh.snapshot import ModuleSnapshots
 from hardneg.refresh.staleness import Schedule
 from hardneg.training.batches import Batch
 from hardneg.training.checkpoint import fitting
 from hardneg.training.distributed import World
-from hardneg.training.online_filters import OnlineFilters, Rows
+from hardneg.training.online_filters import OnlineFilters, Prepared, Rows
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
@@ -79,7 +79,8 @@ class MinedNegatives:
         self.index: RefreshedIndex | None = None
         self.swap_seconds = 0.0
         self.rejected: dict[str, float] = {}
-        mines = (options.negatives > 0 or self.filters.needs_neighbors) and run is None
+        wanted = options.negatives > 0 or sampler.hard_batches is not None or self.filters.needs_neighbors
+        mines = wanted and run is None
         if mines and world.leads:
             count = len(pairs.document_ids)
             self.index = RefreshedIndex(
@@ -90,6 +91,7 @@ class MinedNegatives:
                 schedule=options.refresh,
                 recipe=Recipe(index=options.index, depth=min(options.depth, count), share=options.share, seed=options.seed),
                 lag=self._lag(len(sampler)) if options.wait else None,
+                prepare=self._prepared,
                 resume=resume,
                 step=step,
             )  # fmt: skip
@@ -133,16 +135,19 @@ class MinedNegatives:
         between = schedule.steps or (schedule.check if schedule.measures else updates)
         return self.options.lag if self.options.lag is not None else between // 2
 
+    def _prepared(self, generation: Generation) -> Prepared:
+        """The candidates of a generation, filtered, and its sketch. A background thread calls this while the training goes on."""
+        assert generation.neighbors is not None
+        context = context_of(generation, self.pairs, self.known, self.embed)
+        mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.filters.fixed)
+        return self.filters.prepared(mined, context)
+
     def _use_generation(self) -> None:
         """Give the candidates of the generation in use to the sampler, on all ranks."""
         start = time.perf_counter()
         mined = None
         if self.index is not None:
-            generation = self.index.generation
-            assert generation.neighbors is not None
-            context = context_of(generation, self.pairs, self.known, self.embed)
-            mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.filters.fixed)
-            mined = self.filters.use(mined, context)
+            mined = self.filters.use(self.index.prepared)
             total = max(1, int((mined.documents >= 0).sum()))
             self.rejected = {name: count / total for name, count in mined.rejected.items()}
         if self.world.size > 1:
@@ -169,7 +174,7 @@ class MinedNegatives:
         trained, mined = self.pairs.digests, reopened.pairs.digests
         if any(trained.get(name) != mined.get(name) for name in ("queries", "documents")):
             raise UsageError(f"the run {run.folder} was mined from another dataset than {self.pairs.name}")
-        self.sampler.use(self.filters.use(Mined.of_run(run), reopened.context))
+        self.sampler.use(self.filters.use(self.filters.prepared(Mined.of_run(run), reopened.context)))
 
     # Checkpoints.
 
