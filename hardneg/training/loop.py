@@ -110,8 +110,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
         self.done, self.collapse, self.live = Progressed(), Collapse(), LiveFindings(codes=("taught-out",))
         self.bad = FirstBadStep(world.device)
+        self.stopped = False  # early, see `patience`
         self._batches = 0  # number of batches since the last update
         self._statistics: list[dict[str, Tensor]] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether the training has reached its last step, or stopped early."""
+        return self.done.step >= self.total or self.stopped
 
     def fit(self, progress: Progress = silent) -> Progressed:
         """Train from the present step to the last one, and return the progress.
@@ -123,7 +129,7 @@ class Trainer:
         advance = progress("train", self.total)
         advance(self.done.step)
         self.towers.train()
-        while self.done.step < self.total:
+        while not self.over:
             for batch in self.batches.batches():
                 queries, documents = self._backward(batch)
                 self._fill_bank(batch, documents)
@@ -134,7 +140,7 @@ class Trainer:
                 advance(1)
                 self._report(batch, queries, documents, fresh)
                 self._evaluate_and_save()
-                if fresh or self.done.step == self.total:
+                if fresh or self.over:
                     break
             else:
                 self.negatives.end_epoch()
@@ -300,11 +306,18 @@ class Trainer:
                     self.on_best()
             values = {f"evaluation/{name}": value for name, value in measures.items()}
             self._log({**values, "evaluation/seconds": time.perf_counter() - start})
-        if self.folder is not None and saves:
+        if evaluates and self.options.patience is not None:
+            self.stopped = self.world.broadcast_int(int(self._no_better())) == 1  # other ranks do not evaluate
+        if self.folder is not None and (saves or self.stopped):
             for callback in self.callbacks:
                 if callable(sync := getattr(callback, "sync", None)):
                     sync()  # entries that the checkpoint is ahead of are never written again
-            checkpoint.write(self.folder, step, self.state(), self.world, self.negatives.save)
+            checkpoint.write(self.folder, step, self.state(), self.world, self.negatives.save, self.options.keep)
+
+    def _no_better(self) -> bool:
+        """Whether the last evaluations, as many as `patience`, were no better than the best one before them."""
+        patience, scores = self.options.patience, [each[self.options.measures[0]] for each in self.done.evaluations]
+        return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
     # Checkpoints.
 
@@ -331,12 +344,19 @@ class Trainer:
         self.done = Progressed(**state["progress"])
         if self.done.best is not None and self.options.measures[0] not in self.done.best:
             raise ValueError(f"its best evaluation lacks {self.options.measures[0]}")
+        self.stopped = self._no_better()
         vars(self.collapse).update({name: state["collapse"][name] for name in ("first", "said")})
         self.live.load(state.get("live", {}))  # checkpoints of version 0.1 have none
         self.towers.load_state_dict(state["towers"])
         self.criterion.load_state_dict(state["criterion"])
         self._load_optimizer(state["optimizer"])
         self.rates.last_epoch = int(state["rates"]["last_epoch"])
+        for group, base, rate in zip(
+            self.optimizer.param_groups, self.rates.base_lrs, self.rates.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * rate(
+                self.rates.last_epoch
+            )  # another one than was saved, if the training is longer now
         self.scaler.load_state_dict(state["scaler"])
         self.batches.load(state["supply"])
         columns = {name: values.to(self.world.device) for name, values in state.get("unlogged", {}).items()}

@@ -29,15 +29,21 @@ from hardneg.registry import spec_of
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 AMP = ("no", "bf16", "fp16")
 
+# Options of later versions, with the values that trainings without them had.
+_LATER: dict[str, Any] = {"batches": RANDOM, "patience": None, "keep": 1}
+
+# Options that an interrupted training may be resumed with other values of.
+_FREE = {"log_every", "save_every", "workers", "keep", "patience"}
+
 # The lowest and the highest value of each option that is an integer.
 _WHOLE = (
-    *((name, 1, LARGEST) for name in ("batch_size", "accumulate", "log_every", "depth")),
+    *((name, 1, LARGEST) for name in ("batch_size", "accumulate", "log_every", "depth", "keep")),
     *((name, 0, LARGEST) for name in ("negatives", "bank")),
     ("workers", 0, 1024),
     ("seed", 0, 2**32 - 1),  # the largest seed of numpy and scikit-learn
 )
 _WHOLE_OR_NONE = (
-    *((name, 1) for name in ("steps", "mini_batch_size", "evaluate_every", "save_every", "bank_age")),
+    *((name, 1) for name in ("steps", "mini_batch_size", "evaluate_every", "save_every", "bank_age", "patience")),
     *((name, 0) for name in ("bank_start", "lag")),
 )
 _NUMBERS: dict[str, dict[str, Any]] = {
@@ -115,7 +121,9 @@ class TrainOptions:
     Evaluation, checkpoints and log:
         evaluate_every: steps between two evaluations; None: one epoch.
         measures: what is evaluated. The first measure decides which encoder is the best.
+        patience: evaluations in a row without a better first measure after which the training stops early; None: never.
         save_every: steps between two checkpoints; None: one epoch.
+        keep: number of checkpoints that are kept, the last ones.
         log_every: steps between two log entries.
 
     Other options:
@@ -166,7 +174,9 @@ class TrainOptions:
     amp: str | None = None
     evaluate_every: int | None = None
     measures: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@100")
+    patience: int | None = None
     save_every: int | None = None
+    keep: int = 1
     log_every: int = 10
     query_prompt: str | None = None
     document_prompt: str | None = None
@@ -258,7 +268,7 @@ class TrainOptions:
         try:
             given: dict[str, Any] = {
                 name: tuple(each) if isinstance(each, list) else each
-                for name, each in renamed.with_new_names(value, renamed.TRAIN_OPTIONS).items()
+                for name, each in {**_LATER, **renamed.with_new_names(value, renamed.TRAIN_OPTIONS)}.items()
             }
             given["filters"] = tuple(map(renamed.filter_spec, given["filters"]))
             for spec in (*given["filters"], given["negative_sampling"]):
@@ -273,21 +283,37 @@ class TrainOptions:
     def changed(self, before: Mapping[str, Any] | TrainOptions) -> list[str]:
         """Return the names of options that differ from an interrupted training and must not.
 
+        A training may be resumed for longer (see `lengthened`); its learning rate then follows the schedule of the new length.
+
         Args:
             before: the options of that training, or what their `to_json` returned, in this version or in 0.1.
 
         Raises:
             RunError: `before` does not hold the options of a training.
         """
-        before = _plain(before.to_json()) if isinstance(before, TrainOptions) else before
-        if not isinstance(before, Mapping) or not isinstance(before.get("filters"), list):
-            raise RunError("these are not the options of a training")
-        then = renamed.with_new_names(before, renamed.TRAIN_OPTIONS)
-        then.setdefault("batches", RANDOM)  # all that there was before this option
-        then["filters"] = [renamed.filter_spec(str(spec)) for spec in before["filters"]]
-        now = _plain(self.to_json())
-        free = {"log_every", "save_every", "workers"}
+        then, now = _options_of(before), _plain(self.to_json())
+        free = _FREE | ({"steps", "epochs"} if self.lengthened(before) else set())
         return [name for name in {**now, **then} if name not in free and now.get(name) != then.get(name)]
+
+    def lengthened(self, before: Mapping[str, Any] | TrainOptions) -> bool:
+        """Whether these options ask for more steps or epochs than those of an earlier training; errors: see `changed`."""
+        then = _options_of(before)
+        if self.steps is None or then["steps"] is None:  # where only the new one counts steps, the data decide
+            return then["steps"] is None and (self.steps is not None or self.epochs > then["epochs"])
+        return self.steps > int(then["steps"])
+
+
+def _options_of(before: Mapping[str, Any] | TrainOptions) -> dict[str, Any]:
+    """The options of an earlier training as plain values with the names of this version; RunError for anything else."""
+    before = _plain(before.to_json()) if isinstance(before, TrainOptions) else before
+    if not isinstance(before, Mapping) or not isinstance(before.get("filters"), list):
+        raise RunError("these are not the options of a training")
+    then = {**_LATER, **renamed.with_new_names(before, renamed.TRAIN_OPTIONS)}
+    then["filters"] = [renamed.filter_spec(str(spec)) for spec in before["filters"]]
+    steps, epochs = then.get("steps"), then.get("epochs")
+    if not (steps is None or type(steps) is int) or type(epochs) not in (int, float):
+        raise RunError(f"these are not the options of a training (steps: {steps!r}, epochs: {epochs!r})")
+    return then
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ DIR/last/            the encoder after the last step
 DIR/log.jsonl        the numbers of every few steps
 DIR/tensorboard/     the same for TensorBoard, if asked for
 DIR/posterior.json   the posterior that `posterior:learned` learned, if it is used
-DIR/checkpoints/     the last checkpoint, from which an interrupted training continues
+DIR/checkpoints/     the last checkpoint (or more, see `keep`), from which an interrupted training continues
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from hardneg.training.callbacks import Callback, LogFile, TensorBoard
 from hardneg.training.checks import check_fits
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet
-from hardneg.training.folder import prepare, training_folder
+from hardneg.training.folder import prepare, resumed, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.options import TrainOptions
@@ -75,7 +76,8 @@ def train(
         run: a mining run over `pairs`. Its candidates and relabelled pairs are used, and nothing is mined meanwhile.
         queries, documents: items that replace the texts of `pairs`, such as images; see `Examples`.
         device: `cpu`, `cuda`, `cuda:1`; None: a GPU if there is one. Under torchrun each process has its own.
-        resume: continue an interrupted training: on the CPU with the same result, unless `options.wait` is False.
+        resume: continue an interrupted training: on the CPU with the same result, unless `options.wait` is False. With more
+            steps, epochs or patience, also go on with a finished one.
         overwrite: replace the training in `out`, once the new one is finished.
         callbacks: called with the numbers of logged steps and of evaluations.
         tensorboard: also write TensorBoard logs.
@@ -103,7 +105,9 @@ def train(
                 callbacks=_callbacks(callbacks, folder, here, state, tensorboard),
                 on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(evaluation, options),
             )  # fmt: skip
-            result = {**head, **_trained(trainer, state, progress), "seconds": round(time.perf_counter() - start, 2)}
+            goes_on = partial(resumed, folder, head, out, here=here)
+            results = _trained(trainer, state, goes_on, progress)
+            result = {**head, **results, "seconds": round(time.perf_counter() - start, 2)}
             _finish(towers, folder, result, here)
         return result
 
@@ -215,8 +219,13 @@ def _check_best(trainer: Trainer, folder: Path) -> None:
         trainer.warn(done.warnings[-1])
 
 
-def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
-    """Train to the end, from `state` if there is one. Returns the results for `train.json`."""
+def _trained(
+    trainer: Trainer, state: dict[str, Any] | None, goes_on: Callable[[bool], None], progress: Progress
+) -> dict[str, Any]:
+    """Train to the end, from `state` if there is one. Returns the results for `train.json`.
+
+    `goes_on(over)` is called when the state is loaded.
+    """
     index, folder = trainer.negatives.index, trainer.folder
     with ExitStack() as stack:  # closes the others even if one fails
         stack.callback(trainer.negatives.close)
@@ -226,10 +235,12 @@ def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress)
             with checkpoint.fitting(checkpoint.latest(folder) or folder):
                 trainer.load(state)
             _check_best(trainer, folder.parent / "best")
+            goes_on(trainer.over)
         done = trainer.fit(progress)
     return {
         "finished": True,
         "steps": done.step,
+        "stopped_early": trainer.stopped,
         "evaluations": done.evaluations,
         "best": done.best,
         "warnings": done.warnings,
