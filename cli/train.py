@@ -38,7 +38,7 @@ _SECTIONS = {
     "refresh": "Mining again while training (refresh)",
     "bank": "Memory bank",
     "temperature": "Loss",
-    "learning_rate": "Optimizer",
+    "lora": "What is trained, and how",
     "eval_source": "Evaluation",
     "seed": "Other options",
 }
@@ -189,6 +189,30 @@ def _number(
 @_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05]")
 @click.option("--learn-temperature", is_flag=True, help="Learn the temperature, starting from --temperature.")
 @click.option("--symmetric", is_flag=True, help="Also rank the queries for each document, as CLIP does.")
+@click.option(
+    "--lora",
+    metavar="SPEC",
+    help="Train small matrices beside the weights of an st: model: a rank, such as 8, or r=16,alpha=32,dropout=0.1. The "
+    "saved encoder is a plain model, with the matrices alone in its folder 'adapter'.",
+)
+@click.option(
+    "--freeze",
+    multiple=True,
+    metavar="PATTERN",
+    help="Parameters that are not trained, by a pattern of their names, such as '*.embeddings.*'; query or document: a tower.",
+)
+@click.option(
+    "--learning-rate-of",
+    "learning_rates",
+    multiple=True,
+    metavar="PATTERN=RATE",
+    help="A learning rate of their own for the parameters that fit a pattern.",
+)
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Compute activations of an st: model again in place of keeping them: less memory, a third more time.",
+)
 @_number("--learning-rate", 0.0, "Highest learning rate.  [default: 0.001; for transformers 0.00002]")
 @_number("--weight-decay", 0.0, "Weight decay of AdamW.  [default: 0]")
 @_number("--warmup", 0.0, "Share of the steps in which the learning rate rises.  [default: 0.1]", 1.0)

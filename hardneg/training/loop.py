@@ -27,9 +27,10 @@ from hardneg.training import checkpoint
 from hardneg.training.batches import Batch, TrainingBatches
 from hardneg.training.callbacks import Callback, Watcher, mean_of
 from hardneg.training.distributed import World
+from hardneg.training.fine_tuning import parameter_groups
 from hardneg.training.finite import FirstBadStep, first_not_finite
 from hardneg.training.negatives import MinedNegatives
-from hardneg.training.optim import mixed_precision, parameter_groups, rate_at
+from hardneg.training.optim import mixed_precision, rate_at
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
@@ -95,7 +96,7 @@ class Trainer:
             variants=negatives.filters.variants(options.variants), dimensions=options.dimensions,
         ).to(world.device)  # fmt: skip
         world.same_start(towers)
-        groups = parameter_groups(towers, options.weight_decay)
+        groups = parameter_groups(towers, options.weight_decay, options.learning_rates)
         if options.learn_temperature:
             groups.append({"params": list(self.criterion.parameters()), "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(

@@ -12,6 +12,7 @@ import torch
 from hardneg import renamed
 from hardneg.bank.curriculum import Curriculum
 from hardneg.bank.hard_batches import RANDOM, HardBatches, parse_batches
+from hardneg.encoders.lora import Lora
 from hardneg.errors import RunError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures
 from hardneg.index.base import Index
@@ -25,12 +26,14 @@ from hardneg.mining.specs import no_code, parse_filters, parse_sampler
 from hardneg.refresh.generation import Recipe
 from hardneg.refresh.staleness import Schedule
 from hardneg.registry import spec_of
+from hardneg.training.fine_tuning import parse_rates
 
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 AMP = ("no", "bf16", "fp16")
 
 # Options of later versions, with the values that trainings without them had.
 _LATER: dict[str, Any] = {"batches": RANDOM, "patience": None, "keep": 1}
+_LATER |= {"lora": None, "freeze": [], "learning_rates": [], "gradient_checkpointing": False}
 
 # Options that an interrupted training may be resumed with other values of.
 _FREE = {"log_every", "save_every", "workers", "keep", "patience"}
@@ -110,6 +113,14 @@ class TrainOptions:
         dimensions: lengths to which vectors are cut, so that short vectors are useful as well (Matryoshka, arXiv
             2205.13147); None: whole vectors only.
 
+    What is trained:
+        lora: train small matrices beside the weights of an `st:` model (arXiv 2106.09685), such as `8` or `r=16,alpha=32`; see
+            `hardneg.encoders.lora.Lora`. What is saved is a plain model, and beside it the matrices alone.
+        freeze: patterns of parameters that stay as they are: `query` and `document` for a tower, or a pattern of names such as
+            `*.embeddings.*` (`*` stands for any text).
+        learning_rates: learning rates of their own, as `PATTERN=RATE` with the same patterns; of several that fit, the last counts.
+        gradient_checkpointing: compute activations of an `st:` transformer again in place of keeping them: less memory, more time.
+
     Optimizer:
         learning_rate: the highest learning rate, at the end of the warm-up; None: the encoder's own (`learning_rate`), or 0.001.
         weight_decay: weight decay of AdamW, on matrices only: not on biases and norms.
@@ -166,6 +177,10 @@ class TrainOptions:
     learn_temperature: bool = False
     variants: Variants = field(default_factory=Variants)
     dimensions: tuple[int, ...] | None = None
+    lora: str | None = None
+    freeze: tuple[str, ...] = ()
+    learning_rates: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
     learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.1
@@ -192,7 +207,7 @@ class TrainOptions:
         for name, limits in _NUMBERS.items():
             if getattr(self, name) is not None or name not in ("momentum", "max_grad_norm", "learning_rate"):
                 self._set(name, number(name, getattr(self, name), **limits))
-        for name in ("default_filters", "wait", "learn_temperature"):
+        for name in ("default_filters", "wait", "learn_temperature", "gradient_checkpointing"):
             self._set(name, flag(name, getattr(self, name)))
         for name in ("refresh", "lr_scheduler", "amp", "query_prompt", "document_prompt"):
             value = getattr(self, name)
@@ -201,7 +216,7 @@ class TrainOptions:
         for name, kind in (("curriculum", Curriculum), ("variants", Variants)):
             if not isinstance(getattr(self, name), kind):
                 raise UsageError(f"{name}={getattr(self, name)!r} must be a {kind.__name__}(...)")
-        for name in ("filters", "measures"):
+        for name in ("filters", "measures", "freeze", "learning_rates"):
             self._set(name, _several(name, getattr(self, name), "text"))
         if self.dimensions is not None:
             lengths = _several("dimensions", self.dimensions, "number")
@@ -235,6 +250,9 @@ class TrainOptions:
         Schedule.parse(self.refresh)
         parse_sampler(self.negative_sampling)
         parse_batches(self.batches)
+        if self.lora is not None:
+            Lora.parse(self.lora)
+        parse_rates(self.learning_rates)
         parse_filters(self.filters, self.default_filters, training=True)
         parse_measures(self.measures)
         if not self.measures:

@@ -37,6 +37,7 @@ from hardneg.training.callbacks import Callback, LogFile, TensorBoard
 from hardneg.training.checks import check_fits
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet
+from hardneg.training.fine_tuning import prepare_model
 from hardneg.training.folder import prepare, resumed, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
@@ -128,6 +129,7 @@ def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Tow
     towers = model if isinstance(model, Towers) else Towers(model, **prompts)
     check_fits(options, pairs, towers.dimension, here)
     checkpoint.seed_generators(options.seed + here.rank)
+    prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing)
     return towers
 
 
