@@ -84,7 +84,14 @@ def _number(
 @_number("--save-every", 1, "Steps between two checkpoints.  [default: one epoch]")
 @_number("--keep", 1, "Number of checkpoints to keep, the last ones.  [default: 1]")
 @_number("--log-every", 1, "Steps between two log entries.  [default: 10]")
-@click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard, to DIR/tensorboard.")
+@click.option(
+    "--report-to",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb"]),
+    help="Where else the numbers of the log go: TensorBoard (to DIR/tensorboard), or Weights & Biases (the project that the "
+    "environment variable WANDB_PROJECT names, or hardneg). May be repeated.",
+)
+@click.option("--tensorboard", is_flag=True, help="The same as --report-to tensorboard.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on stdout.")
 @reading("train", "Split of SOURCE to train on.")
 @click.option(
@@ -188,6 +195,12 @@ def _number(
 )
 @_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05]")
 @click.option("--learn-temperature", is_flag=True, help="Learn the temperature, starting from --temperature.")
+@click.option(
+    "--distill",
+    metavar="SPEC",
+    help="Also learn the scores of the teacher of --run (see hardneg score): kl (over the negatives of each query and its "
+    "positive) or margin-mse, as in margin-mse:weight=0.1 or kl:alone,temperature=2,teacher=NAME. alone: without InfoNCE.",
+)
 @click.option("--symmetric", is_flag=True, help="Also rank the queries for each document, as CLIP does.")
 @click.option(
     "--lora",
@@ -310,7 +323,8 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         result = run_train(
             pairs, model, out, options, evaluation=evaluation, run=run, callbacks=[LiveNumbers()],
             warn=lambda message: warn([message] if leads else []), progress=progress,
-            **{name: given[name] for name in ("device", "resume", "overwrite", "tensorboard")},
+            report_to=[*given["report_to"], *(["tensorboard"] if given["tensorboard"] else [])],
+            **{name: given[name] for name in ("device", "resume", "overwrite")},
         )  # fmt: skip
     if not leads:
         return

@@ -528,7 +528,9 @@ def test_bfloat16_and_tensorboard(tmp_path: Path) -> None:
 
     pairs = made_pairs()
     options = TrainOptions(steps=6, batch_size=16, amp="bf16", log_every=2)
-    hardneg.train(pairs, encoder(), tmp_path / "out", options, evaluation=pairs, device="cpu", tensorboard=True)
+    hardneg.train(
+        pairs, encoder(), tmp_path / "out", options, evaluation=pairs, device="cpu", report_to=["tensorboard"]
+    )
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
     events.Reload()
     scalars = events.Tags()["scalars"]

@@ -63,6 +63,11 @@ class Batch:
             torch.tensor([[place[row] for row in e.rows.negatives] for e in examples], dtype=torch.int64),
         )
 
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`query_rows`, `document_rows` and `mined`."""
+        return self.query_rows, self.document_rows, self.mined
+
     def without_others(self, world: World) -> Batch:
         """The batch without mined negatives that another rank encodes.
 

@@ -32,6 +32,7 @@ from hardneg.training.finite import FirstBadStep, first_not_finite
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.optim import mixed_precision, rate_at
 from hardneg.training.options import TrainOptions
+from hardneg.training.teaching import Teaching
 from hardneg.training.towers import Towers
 
 _ALONE = "every negative of every query was masked"
@@ -71,6 +72,7 @@ class Trainer:
         negatives: the mined negatives, and the masks of the filters.
         options: the options of the training.
         world: the ranks of the training.
+        teaching: the teacher that the model also learns from; None: none.
         folder: the folder of the checkpoints; None: write none.
         evaluate: evaluates the towers, on rank 0 only; None: no evaluation.
         callbacks: called with the numbers of a step or an evaluation.
@@ -83,12 +85,12 @@ class Trainer:
 
     def __init__(
         self, towers: Towers, batches: TrainingBatches, negatives: MinedNegatives, options: TrainOptions, world: World, *,
-        folder: Path | None = None, evaluate: Evaluate | None = None, callbacks: Sequence[Callback] = (),
-        on_best: Callable[[], None] | None = None, warn: Callable[[str], None] = print,
+        teaching: Teaching | None = None, folder: Path | None = None, evaluate: Evaluate | None = None,
+        callbacks: Sequence[Callback] = (), on_best: Callable[[], None] | None = None, warn: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         options = options.fitting(towers.learning_rate, world.device)
         self.towers, self.batches, self.negatives = towers, batches, negatives
-        self.options, self.world = options, world
+        self.options, self.world, self.teaching = options, world, teaching
         self.folder, self.evaluate, self.callbacks, self.on_best = folder, evaluate, list(callbacks), on_best
         self.warn = warn
         self.criterion = InfoNCE(
@@ -161,6 +163,10 @@ class Trainer:
             value: Tensor = self.criterion(
                 queries, documents[:size], shared=documents[size:], bank=None if bank is None else bank.vectors, **masks
             )
+            if self.teaching is not None:
+                taught = self.teaching.loss(batch.rows, queries, documents, self.criterion.log_scale.exp())
+                value = taught + (0.0 if self.teaching.options.alone else 1.0) * value
+                self.criterion.statistics |= {"distillation": taught.detach(), "loss": value.detach()}
             return self.scaler.scale(value / self.options.accumulate)
 
         with mixed_precision(self.options.amp, self.world.device):

@@ -27,13 +27,14 @@ from hardneg.refresh.generation import Recipe
 from hardneg.refresh.staleness import Schedule
 from hardneg.registry import spec_of
 from hardneg.training.fine_tuning import parse_rates
+from hardneg.training.teaching import Distillation
 
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 AMP = ("no", "bf16", "fp16")
 
 # Options of later versions, with the values that trainings without them had.
 _LATER: dict[str, Any] = {"batches": RANDOM, "patience": None, "keep": 1}
-_LATER |= {"lora": None, "freeze": [], "learning_rates": [], "gradient_checkpointing": False}
+_LATER |= {"distill": None, "lora": None, "freeze": [], "learning_rates": [], "gradient_checkpointing": False}
 
 # Options that an interrupted training may be resumed with other values of.
 _FREE = {"log_every", "save_every", "workers", "keep", "patience"}
@@ -110,6 +111,7 @@ class TrainOptions:
         temperature: the temperature at the start; see `InfoNCE`.
         learn_temperature: whether the temperature is learned.
         variants: variants of the loss; see `Variants`.
+        distill: learn the scores of the teacher of a run as well: `kl`, `margin-mse`, and how (see `Distillation`); None: no.
         dimensions: lengths to which vectors are cut, so that short vectors are useful as well (Matryoshka, arXiv
             2205.13147); None: whole vectors only.
 
@@ -176,6 +178,7 @@ class TrainOptions:
     temperature: float = 0.05
     learn_temperature: bool = False
     variants: Variants = field(default_factory=Variants)
+    distill: str | None = None
     dimensions: tuple[int, ...] | None = None
     lora: str | None = None
     freeze: tuple[str, ...] = ()
@@ -253,6 +256,8 @@ class TrainOptions:
         if self.lora is not None:
             Lora.parse(self.lora)
         parse_rates(self.learning_rates)
+        if self.distill is not None:
+            Distillation.parse(self.distill)
         parse_filters(self.filters, self.default_filters, training=True)
         parse_measures(self.measures)
         if not self.measures:
