@@ -332,13 +332,8 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         print_json(result)
     else:
         kind = given["encoder"].partition(":")[0]
-        print_training(
-            result,
-            out,
-            source,
-            kind if kind in ("hashed", "st", "glyphs", "open_clip") else None,
-            given["corpus"] or (),
-        )
+        known = kind if kind in ("hashed", "st", "glyphs", "open_clip") else None
+        print_training(result, out, source, known, given["corpus"] or ())
 
 
 def _options(given: dict[str, Any]) -> TrainOptions:

@@ -172,7 +172,7 @@ EVERYTHING = {
     "bank_start": 2,
     "momentum": 0.9, "learn_temperature": True, "save_every": 5, "log_every": 1, "evaluate_every": 6, "depth": 12,
     "filters": ("group", "margin:relative=0.01", "shared-neighbors:max=0.6"), "learning_rate": 0.01,
-    "negative_sampling": "softmax", "seed": 3,
+    "negative_sampling": "softmax", "seed": 3, "batches": "hard:group=4",
 }  # fmt: skip
 
 SCRIPT = """
@@ -492,6 +492,7 @@ if __name__ == "__main__":
 DISTRIBUTED = {
     "steps": 20, "negatives": 3, "refresh": "steps:7", "lag": 3, "bank": 4000, "bank_age": 4, "bank_start": 1,
     "learn_temperature": True, "depth": 12, "learning_rate": 0.01, "save_every": 5, "evaluate_every": 10,
+    "batches": "hard:group=4",
 }  # fmt: skip
 
 
