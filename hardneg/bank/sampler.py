@@ -100,9 +100,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self.curriculum = curriculum or Curriculum()
         self.hard_batches = parse_batches(batches)
         self._composition: tuple[int, Int] | None = None  # of hard batches: the epoch, and the order of its pairs
-        self._ahead: tuple[int, Mined | None, Future[Int]] | None = (
-            None  # that of the next epoch, and what it is made from
-        )
+        # The order of the next epoch, which a thread composes, and the candidates that it is made from.
+        self._ahead: tuple[int, Mined | None, Future[Int]] | None = None
         self.keys = query_keys(pairs.query_ids)
         self.known = pairs.known_positives()
         self.trainable = np.flatnonzero(pairs.positives.lengths > 0)
