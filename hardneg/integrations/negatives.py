@@ -26,19 +26,18 @@ from hardneg.integrations.saved_negatives import SCHEMA, packed, read_saved, unp
 from hardneg.losses.infonce import InfoNCE
 from hardneg.losses.variants import Variants
 from hardneg.mining.filters.base import Filter
-from hardneg.mining.mined import Mined
 from hardneg.mining.samplers import Sampler
 from hardneg.mining.specs import filters_of, parse_filters
 from hardneg.progress import silent
 from hardneg.refresh.context import context_of
-from hardneg.refresh.generation import Generation, Recipe
+from hardneg.refresh.generation import Recipe
 from hardneg.refresh.refreshed_index import RefreshedIndex
 from hardneg.refresh.snapshot import ModuleSnapshots
 from hardneg.refresh.staleness import Schedule
 from hardneg.registry import spec_of
 from hardneg.storage.files import write_array
 from hardneg.storage.json_files import write_json
-from hardneg.training.online_filters import OnlineFilters, Prepared, Rows
+from hardneg.training.online_filters import OnlineFilters, Rows
 
 _AHEAD = 2  # batches that a loop may have fetched before the one that it trains on is done
 
@@ -161,7 +160,7 @@ class HardNegatives:
         return RefreshedIndex(
             self.pairs.documents, ModuleSnapshots(self.encoder, self._encode), ids=len(self.pairs.document_ids),
             queries=(self.pairs.queries, len(self.pairs)), schedule=self.refresh, recipe=self.recipe, lag=self._lag(updates),
-            prepare=self._prepared, resume=resume, step=step,
+            prepare=self.filters.of_generation, resume=resume, step=step,
         )  # fmt: skip
 
     def check_alone(self, processes: int) -> None:
@@ -327,13 +326,6 @@ class HardNegatives:
 
     def _encode(self, model: Any, items: Sequence[Any], side: str) -> Any:
         return model.encode(items, prompt=prompt_of(model, side, self.prompts[side]))
-
-    def _prepared(self, generation: Generation) -> Prepared:
-        """The candidates of a generation, filtered, and its sketch; also called in the background thread."""
-        assert generation.neighbors is not None
-        context = context_of(generation, self.pairs, self.known)
-        mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.filters.fixed)
-        return self.filters.prepared(mined, context)
 
     def _mine(self) -> None:
         """Use the candidates of the generation in use."""

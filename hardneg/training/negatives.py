@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.mining.specs import parse_filters
 from hardneg.refresh.context import context_of
-from hardneg.refresh.generation import Generation, Items, Recipe
+from hardneg.refresh.generation import Items, Recipe
 from hardneg.refresh.refreshed_index import RefreshedIndex
 from hardneg.refresh.snapshot import ModuleSnapshots
 from hardneg.refresh.staleness import Schedule
 from hardneg.training.batches import Batch
 from hardneg.training.checkpoint import fitting
 from hardneg.training.distributed import World
-from hardneg.training.online_filters import OnlineFilters, Prepared, Rows
+from hardneg.training.online_filters import OnlineFilters, Rows
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
@@ -67,12 +68,10 @@ class MinedNegatives:
         resume: Path | None = None, step: int = 0, learned: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.pairs, self.options, self.world, self.sampler = pairs, options, world, sampler
-        self.known, self.embed = pairs.known_positives(), embed
         self.documents = documents or pairs.documents
         chain = parse_filters(options.filters, options.default_filters, training=True)
-        self.filters = OnlineFilters(
-            chain, pairs, context_of(None, pairs, self.known, embed), world.device, options.seed
-        )
+        context = context_of(None, pairs, pairs.known_positives(), embed)
+        self.filters = OnlineFilters(chain, pairs, context, world.device, options.seed)
         if learned is not None:
             with fitting((resume or Path("generations")).parent):
                 self.filters.load(learned)
@@ -91,7 +90,7 @@ class MinedNegatives:
                 schedule=options.refresh,
                 recipe=Recipe(index=options.index, depth=min(options.depth, count), share=options.share, seed=options.seed),
                 lag=self._lag(len(sampler)) if options.wait else None,
-                prepare=self._prepared,
+                prepare=partial(self.filters.of_generation, embed=embed),
                 resume=resume,
                 step=step,
             )  # fmt: skip
@@ -134,13 +133,6 @@ class MinedNegatives:
         updates = max(1, batches // self.options.accumulate)
         between = schedule.steps or (schedule.check if schedule.measures else updates)
         return self.options.lag if self.options.lag is not None else between // 2
-
-    def _prepared(self, generation: Generation) -> Prepared:
-        """The candidates of a generation, filtered, and its sketch. A background thread calls this while the training goes on."""
-        assert generation.neighbors is not None
-        context = context_of(generation, self.pairs, self.known, self.embed)
-        mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.filters.fixed)
-        return self.filters.prepared(mined, context)
 
     def _use_generation(self) -> None:
         """Give the candidates of the generation in use to the sampler, on all ranks."""

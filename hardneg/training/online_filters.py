@@ -29,6 +29,8 @@ from hardneg.mining.filters.identity import Distinct, Duplicate, Empty, Group, K
 from hardneg.mining.filters.limits import Margin
 from hardneg.mining.filters.models import Guide
 from hardneg.mining.mined import Mined
+from hardneg.refresh.context import context_of
+from hardneg.refresh.generation import Generation
 from hardneg.storage.arrays import Int, Ragged
 from hardneg.training.distributed import World
 
@@ -169,8 +171,20 @@ class OnlineFilters:
             given = replace(given, suspect_above=self.limit)
         return given
 
+    def of_generation(self, generation: Generation, embed: Any = None) -> Prepared:
+        """What these filters make of the candidates of a generation.
+
+        Args:
+            generation: with the neighbors of every query of the dataset.
+            embed: encodes the dataset with a guide model; see `Context`.
+        """
+        assert generation.neighbors is not None
+        context = context_of(generation, self.pairs, self.known, embed)
+        mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.fixed)
+        return self.prepared(mined, context)
+
     def prepared(self, mined: Mined, context: Context) -> Prepared:
-        """What these filters make of a new generation. At the first one, learn the posterior of `posterior:learned`.
+        """What these filters make of candidates. At the first call, learn the posterior of `posterior:learned`.
 
         Later ones may be prepared in another thread, while the loss uses the masks of the generation before.
 
