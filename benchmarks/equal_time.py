@@ -91,6 +91,8 @@ class Ways:
     def steps(self, way: str) -> int:
         """How many steps fit into the time."""
         few, many = (self.seconds(way, 0, steps)[0] for steps in PILOTS)
+        if few > self.args.seconds:
+            raise SystemExit(f"{way}: mining and {PILOTS[0]} steps take {few:.0f} s already: give more --seconds")
         each = max(1e-3, (many - few) / (PILOTS[1] - PILOTS[0]))
         return max(10, round((self.args.seconds - few) / each + PILOTS[0]))
 
