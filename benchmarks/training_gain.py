@@ -35,6 +35,7 @@ from common import in_own_process, machine, versions
 
 import hardneg
 from hardneg.encoders.features import hashed_features
+from hardneg.evaluation.retrieval import evaluate_vectors
 
 WAYS = ("in-batch", "static", "refreshed", "+ bank + filter", "peer in-batch", "peer", "peer, margin")
 
@@ -75,7 +76,7 @@ def model_of(pairs: hardneg.Pairs, seed: int) -> Any:
 def measured(model: Any, test: hardneg.Pairs) -> dict[str, float]:
     queries = model.encode(test.queries.slice(0, len(test)), batch_size=512)
     documents = model.encode(test.documents.slice(0, len(test.document_ids)), batch_size=512)
-    return hardneg.evaluate_vectors(test, queries, documents, ("ndcg@10", "mrr@10", "recall@100")).means
+    return evaluate_vectors(test, queries, documents, ("ndcg@10", "mrr@10", "recall@100")).means
 
 
 def ours(args: argparse.Namespace, way: str, train: hardneg.Pairs, folder: Path, model: Any, steps: int) -> float:

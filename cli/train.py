@@ -22,11 +22,10 @@ from .options import (
     filter_spec,
 )
 from .reading import read_options, reading
-from .show import LiveNumbers, print_training, progress_bars, say, warn
+from .show import LiveNumbers, print_training, progress_bars, warn
+from .train_inputs import evaluated_on, model_of
 
 if TYPE_CHECKING:
-    from hardneg.data.pairs import Pairs
-    from hardneg.encoders.base import Encoder
     from hardneg.training.options import TrainOptions
 
 
@@ -39,17 +38,10 @@ _SECTIONS = {
     "refresh": "Mining again while training (refresh)",
     "bank": "Memory bank",
     "temperature": "Loss",
-    "learning_rate": "Optimizer",
+    "lora": "What is trained, and how",
     "eval_source": "Evaluation",
     "seed": "Other options",
 }
-
-
-_VALIDATION = ("dev", "validation", "valid", "val")  # names of splits that are there to choose an encoder by
-_ON_TRAINING_PAIRS = (
-    "the encoder is evaluated on the pairs that it is trained on, which says little: SOURCE has no splits. Give other pairs with "
-    "--eval-source, or --eval-split none"
-)
 
 
 class _Finite(click.FloatRange):
@@ -86,12 +78,20 @@ def _number(
     "--resume",
     is_flag=True,
     help="Continue an interrupted training. On the CPU, the result is the same as without the interruption, unless "
-    "--no-wait is given.",
+    "--no-wait is given. With more --steps, --epochs or --patience: go on with a finished one.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the training in --out.")
 @_number("--save-every", 1, "Steps between two checkpoints.  [default: one epoch]")
+@_number("--keep", 1, "Number of checkpoints to keep, the last ones.  [default: 1]")
 @_number("--log-every", 1, "Steps between two log entries.  [default: 10]")
-@click.option("--tensorboard", is_flag=True, help="Also write the log for TensorBoard, to DIR/tensorboard.")
+@click.option(
+    "--report-to",
+    multiple=True,
+    type=click.Choice(["tensorboard", "wandb"]),
+    help="Where else the numbers of the log go: TensorBoard (to DIR/tensorboard), or Weights & Biases (the project that the "
+    "environment variable WANDB_PROJECT names, or hardneg). May be repeated.",
+)
+@click.option("--tensorboard", is_flag=True, help="The same as --report-to tensorboard.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on stdout.")
 @reading("train", "Split of SOURCE to train on.")
 @click.option(
@@ -123,6 +123,12 @@ def _number(
 @_number("--epochs", 0.0, "Number of passes over the pairs.  [default: 3]")
 @_number("--steps", 1, "Number of steps (weight updates), instead of --epochs.")
 @_number("--batch-size", 1, "Pairs per batch.  [default: 64]")
+@click.option(
+    "--batches",
+    metavar="SPEC",
+    help="Which pairs stand in a batch together: random · hard:group=32 (pairs that are hard for one another by the mined "
+    "candidates, in groups of 32; nothing more is encoded).  [default: random]",
+)
 @_number("--accumulate", 1, "Batches per step (gradient accumulation).  [default: 1]")
 @_number("--mini-batch-size", 1, "Texts encoded at once, so that a batch can be larger than memory (gradient caching).")
 @_number("--workers", 0, "Processes that prepare batches; 0: the training process itself.  [default: 0]")
@@ -189,7 +195,37 @@ def _number(
 )
 @_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05]")
 @click.option("--learn-temperature", is_flag=True, help="Learn the temperature, starting from --temperature.")
+@click.option(
+    "--distill",
+    metavar="SPEC",
+    help="Also learn the scores of the teacher of --run (see hardneg score): kl (over the negatives of each query and its "
+    "positive) or margin-mse, as in margin-mse:weight=0.1 or kl:alone,temperature=2,teacher=NAME. alone: without InfoNCE.",
+)
 @click.option("--symmetric", is_flag=True, help="Also rank the queries for each document, as CLIP does.")
+@click.option(
+    "--lora",
+    metavar="SPEC",
+    help="Train small matrices beside the weights of an st: model: a rank, such as 8, or r=16,alpha=32,dropout=0.1. The "
+    "saved encoder is a plain model, with the matrices alone in its folder 'adapter'.",
+)
+@click.option(
+    "--freeze",
+    multiple=True,
+    metavar="PATTERN",
+    help="Parameters that are not trained, by a pattern of their names, such as '*.embeddings.*'; query or document: a tower.",
+)
+@click.option(
+    "--learning-rate-of",
+    "learning_rates",
+    multiple=True,
+    metavar="PATTERN=RATE",
+    help="A learning rate of their own for the parameters that fit a pattern.",
+)
+@click.option(
+    "--gradient-checkpointing",
+    is_flag=True,
+    help="Compute activations of an st: model again in place of keeping them: less memory, a third more time.",
+)
 @_number("--learning-rate", 0.0, "Highest learning rate.  [default: 0.001; for transformers 0.00002]")
 @_number("--weight-decay", 0.0, "Weight decay of AdamW.  [default: 0]")
 @_number("--warmup", 0.0, "Share of the steps in which the learning rate rises.  [default: 0.1]", 1.0)
@@ -212,6 +248,11 @@ def _number(
     "else 5 % of the queries, which are not trained on]",
 )
 @_number("--evaluate-every", 1, "Steps between two evaluations.  [default: one epoch]")
+@_number(
+    "--patience",
+    1,
+    "Stop after so many evaluations in a row that were no better than the best one.  [default: train to the end]",
+)
 @click.option(
     "--measure",
     "measures",
@@ -268,13 +309,13 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         from hardneg.index.vectors import checked_threads
 
         torch.set_num_threads(checked_threads(given["threads"]))
-    model = _model(given)
+    model = model_of(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:
         pairs = read_pairs(source, read_options(given), progress=progress)
         evaluation = None
         if given["eval_split"] != "none":
-            pairs, held_out = _evaluated_on(source, pairs, given, leads)
+            pairs, held_out = evaluated_on(source, pairs, given, leads)
             evaluation = None if held_out is None else EvaluationSet(held_out, zero_shot=given["zero_shot"])
         if given["self_supervised"]:
             pairs = two_views(pairs)
@@ -282,7 +323,8 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         result = run_train(
             pairs, model, out, options, evaluation=evaluation, run=run, callbacks=[LiveNumbers()],
             warn=lambda message: warn([message] if leads else []), progress=progress,
-            **{name: given[name] for name in ("device", "resume", "overwrite", "tensorboard")},
+            report_to=[*given["report_to"], *(["tensorboard"] if given["tensorboard"] else [])],
+            **{name: given[name] for name in ("device", "resume", "overwrite")},
         )  # fmt: skip
     if not leads:
         return
@@ -290,59 +332,8 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
         print_json(result)
     else:
         kind = given["encoder"].partition(":")[0]
-        print_training(
-            result,
-            out,
-            source,
-            kind if kind in ("hashed", "st", "glyphs", "open_clip") else None,
-            given["corpus"] or (),
-        )
-
-
-def _evaluated_on(source: str, pairs: Pairs, given: dict[str, Any], leads: bool) -> tuple[Pairs, Pairs | None]:
-    """(the pairs to train on, those to evaluate on); says which these are, where nobody named them."""
-    from hardneg.data.read import read_pairs
-    from hardneg.training.held_out import hold_out
-
-    if given["eval_source"] is not None or given["eval_split"] is not None:
-        split = given["eval_split"] or "test"
-        named = read_pairs(given["eval_source"] or source, read_options(given, split))
-        if leads and named.digests == pairs.digests:
-            warn([_ON_TRAINING_PAIRS])
-        return pairs, named
-    found = _validation(source, pairs, given)
-    if found is not None:
-        if leads:
-            say(f"evaluated on the split {found[0]!r} of {source}")
-        return pairs, found[1]
-    if given["self_supervised"]:  # it learns nothing of the labels
-        return pairs, pairs if int((pairs.positives.lengths > 0).sum()) else None
-    parts = hold_out(pairs, seed=given["seed"])
-    if leads:
-        many = (
-            "too few queries to hold some out: nothing is evaluated" if parts is None else f"{len(parts[1]):,} queries"
-        )
-        say(f"evaluated on: {many}" + ("" if parts is None else ", which are not trained on"))
-    return (pairs, None) if parts is None else parts
-
-
-def _validation(source: str, pairs: Pairs, given: dict[str, Any]) -> tuple[str, Pairs] | None:
-    """(name, pairs) of the split that SOURCE has for this purpose, if it has one. A single file has no splits."""
-    from hardneg.data.read import read_pairs
-    from hardneg.errors import HardnegError
-
-    if not (source.startswith("builtin:") or Path(source).is_dir()):
-        return None
-    for name in _VALIDATION:
-        try:
-            found = read_pairs(source, read_options(given, name))
-        except HardnegError:
-            continue
-        if found.digests == pairs.digests:
-            return None  # it has no splits, and is read alike under every name
-        if len(found.positives.values):
-            return name, found
-    return None
+        known = kind if kind in ("hashed", "st", "glyphs", "open_clip") else None
+        print_training(result, out, source, known, given["corpus"] or ())
 
 
 def _options(given: dict[str, Any]) -> TrainOptions:
@@ -360,25 +351,3 @@ def _options(given: dict[str, Any]) -> TrainOptions:
         wait=not given["no_wait"],
         variants=Variants(symmetric=given["symmetric"]),
     )
-
-
-def _model(given: dict[str, Any]) -> Encoder:
-    """The encoder to train, with the dropout that --dropout or --self-supervised asks for."""
-    import torch
-
-    from hardneg.encoders.factory import make_encoder
-    from hardneg.errors import UsageError
-
-    device, rank = given["device"], os.environ.get("LOCAL_RANK")
-    if rank is not None and (device or "cuda").startswith("cuda") and torch.cuda.is_available():
-        device = f"cuda:{rank}"  # torchrun: each rank has its own, and none loads its model on the first one
-    model = make_encoder(given["encoder"], seed=given["seed"], device=device)
-    dropout = given["dropout"] if given["dropout"] is not None else 0.3 if given["self_supervised"] else 0.0
-    if dropout and hasattr(model, "dropout"):
-        model.dropout = dropout
-    elif given["dropout"] or (dropout and not given["encoder"].startswith("st:")):
-        raise UsageError(
-            f"the dropout of {given['encoder']} cannot be set: --dropout needs the encoder 'hashed', --self-supervised "
-            f"'hashed' or an st: encoder"
-        )
-    return model

@@ -23,7 +23,7 @@ from hardneg.encoders.hashed import HashedEncoder
 from hardneg.errors import DataError, RunError, UsageError
 from hardneg.index.exact import ExactIndex
 from hardneg.refresh.drift import compensate, rows_to_encode
-from hardneg.refresh.generation import Recipe, load_generation
+from hardneg.refresh.generation import Generation, Recipe, load_generation
 from hardneg.refresh.refreshed_index import RefreshedIndex, RefreshError, RefreshWarning
 from hardneg.refresh.snapshot import ModuleSnapshots, ProcessSnapshots
 from hardneg.refresh.staleness import Schedule, staleness_between
@@ -440,6 +440,64 @@ def test_an_interpreter_that_ends_does_not_wait(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "end True\n", "")
     assert time.monotonic() - start < 15  # the whole build would take 20 s
+
+
+def test_what_training_needs_besides_is_made_in_the_background(documents: np.ndarray, tmp_path: Path) -> None:
+    """Of the first generation, or of one that a checkpoint held, when it is asked for; of others by the thread that builds them."""
+    made: list[tuple[int, str]] = []
+
+    def prepare(generation: Generation) -> str:
+        made.append((generation.number, threading.current_thread().name))
+        return f"of {generation.number}"
+
+    def make(model: Linear, **more: object) -> RefreshedIndex:
+        return RefreshedIndex(
+            Rows(documents), ModuleSnapshots(model, encode), ids=400, schedule="steps:5", recipe=EXACT, lag=3, prepare=prepare,
+            **more,
+        )  # fmt: skip
+
+    model = Linear()
+    with make(model) as index:
+        assert index.prepared == "of 0"
+        for step in range(1, 7):
+            turn(model, step)
+            assert not index.step()
+            assert index.prepared == "of 0"
+        index.save(tmp_path / "saved")  # the next one is built, and waits for its step
+        assert made == [(0, "MainThread"), (1, "hardneg-generation-1")]
+        while not index.step():
+            assert index.prepared == "of 0"
+        assert (index.generation.number, index.prepared) == (1, "of 1")
+        assert len(made) == 2
+    with make(model, resume=tmp_path / "saved") as again:
+        assert again.prepared == "of 0"
+        while not again.step():
+            pass
+        assert again.prepared == "of 1"
+
+
+def test_a_preparation_that_fails_is_a_refresh_that_failed(documents: np.ndarray) -> None:
+    def prepare(generation: Generation) -> int:
+        if generation.number:
+            raise DataError("a filter found nothing")
+        return 0
+
+    model = Linear()
+    with RefreshedIndex(
+        Rows(documents),
+        ModuleSnapshots(model, encode),
+        ids=400,
+        schedule="steps:2",
+        recipe=EXACT,
+        lag=1,
+        prepare=prepare,
+    ) as index:
+        assert index.prepared == 0
+        index.step()
+        index.step()
+        with pytest.warns(RefreshWarning, match="a filter found nothing"):
+            index.step()
+        assert (index.generation.number, index.prepared) == (0, 0)
 
 
 def test_checkpoints_hold_the_generation_and_the_next(documents: np.ndarray, tmp_path: Path) -> None:

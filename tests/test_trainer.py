@@ -172,7 +172,7 @@ EVERYTHING = {
     "bank_start": 2,
     "momentum": 0.9, "learn_temperature": True, "save_every": 5, "log_every": 1, "evaluate_every": 6, "depth": 12,
     "filters": ("group", "margin:relative=0.01", "shared-neighbors:max=0.6"), "learning_rate": 0.01,
-    "negative_sampling": "softmax", "seed": 3,
+    "negative_sampling": "softmax", "seed": 3, "batches": "hard:group=4",
 }  # fmt: skip
 
 SCRIPT = """
@@ -492,6 +492,7 @@ if __name__ == "__main__":
 DISTRIBUTED = {
     "steps": 20, "negatives": 3, "refresh": "steps:7", "lag": 3, "bank": 4000, "bank_age": 4, "bank_start": 1,
     "learn_temperature": True, "depth": 12, "learning_rate": 0.01, "save_every": 5, "evaluate_every": 10,
+    "batches": "hard:group=4",
 }  # fmt: skip
 
 
@@ -528,7 +529,9 @@ def test_bfloat16_and_tensorboard(tmp_path: Path) -> None:
 
     pairs = made_pairs()
     options = TrainOptions(steps=6, batch_size=16, amp="bf16", log_every=2)
-    hardneg.train(pairs, encoder(), tmp_path / "out", options, evaluation=pairs, device="cpu", tensorboard=True)
+    hardneg.train(
+        pairs, encoder(), tmp_path / "out", options, evaluation=pairs, device="cpu", report_to=["tensorboard"]
+    )
     events = EventAccumulator(str(tmp_path / "out" / "tensorboard"))
     events.Reload()
     scalars = events.Tags()["scalars"]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -13,6 +15,7 @@ from hardneg import renamed
 from hardneg.bank.batches import distinct_batches
 from hardneg.bank.curriculum import Curriculum
 from hardneg.bank.examples import Example
+from hardneg.bank.hard_batches import RANDOM, HardBatches, near_pairs, parse_batches
 from hardneg.bank.memory_bank import BankView, MemoryBank
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import distinct_keys
@@ -51,6 +54,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
         negatives: mined ones for each query; 0: none.
         negative_sampling: how mined negatives are drawn: a sampler, or its spec (top, uniform, softmax, simans).
         curriculum: None: all mined.
+        batches: which pairs stand in a batch together: `random`, or `hard:group=32` (see `HardBatches`), composed from the
+            candidates in use when an epoch begins; without any, batches are random.
         bank: a memory bank; None: no further negatives.
         bank_start: batches before the bank is used; None: an epoch. While the encoder moves fast, old vectors teach it
             to tell old from new.
@@ -76,6 +81,7 @@ class MemoryBankSampler(Sampler[list[Example]]):
         negatives: int = 1,
         negative_sampling: str | NegativeSampler = "uniform",
         curriculum: Curriculum | None = None,
+        batches: str | HardBatches = RANDOM,
         bank: MemoryBank | None = None,
         bank_start: int | None = None,
         seed: int = 0,
@@ -92,6 +98,10 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self.negative_sampling = parse_sampler(negative_sampling)
         self._sampling_spec = spec_of(negative_sampling)
         self.curriculum = curriculum or Curriculum()
+        self.hard_batches = parse_batches(batches)
+        self._composition: tuple[int, Int] | None = None  # of hard batches: the epoch, and the order of its pairs
+        # The order of the next epoch, which a thread composes, and the candidates that it is made from.
+        self._ahead: tuple[int, Mined | None, Future[Int]] | None = None
         self.keys = query_keys(pairs.query_ids)
         self.known = pairs.known_positives()
         self.trainable = np.flatnonzero(pairs.positives.lengths > 0)
@@ -119,6 +129,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
         if first < self._drawn:
             raise UsageError(f"batch {first} was given out already ({self._drawn} were): name a later one")
         self._mined = [(start, each) for start, each in self._mined if start < first] + [(first, mined)]
+        if self._composition is not None:
+            self._compose_ahead(self.epoch if self._composition[0] < self.epoch else self.epoch + 1)
 
     def rewind(self) -> None:
         """Take back batches that were drawn but not trained on: the next `iter` begins after the last `advance`."""
@@ -174,13 +186,18 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self.done = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values; with a bank, its tensors under `bank`."""
-        bank = {} if self.bank is None else {"bank": dict(self.bank.state_dict())}
-        return {"epoch": self.epoch, "done": self.done, "total": self.total, **self._identity(), **bank}
+        """Plain values; with a bank, its tensors under `bank`; with hard batches, the order of this epoch under `composition`."""
+        state = {"epoch": self.epoch, "done": self.done, "total": self.total, **self._identity()}
+        if self.bank is not None:
+            state["bank"] = dict(self.bank.state_dict())
+        if self._composition is not None and self._composition[0] == self.epoch:
+            # The candidates that it was made from may be gone by then.
+            state["composition"] = torch.from_numpy(self._composition[1].astype(np.int32))
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; RunError if it belongs to a sampler with other settings or other data."""
-        mine, state = self._identity(), renamed.with_new_names(state, renamed.TRAIN_OPTIONS)
+        mine, state = self._identity(), {"batches": RANDOM, **renamed.with_new_names(state, renamed.TRAIN_OPTIONS)}
         changed = [name for name, value in mine.items() if state.get(name) != value]
         if changed:
             said = ", ".join(f"{name}: {state.get(name)!r} then, {mine[name]!r} now" for name in changed)
@@ -188,7 +205,12 @@ class MemoryBankSampler(Sampler[list[Example]]):
         counts = {name: state.get(name) for name in ("epoch", "done", "total")}
         if not all(type(count) is int and 0 <= count < 2**62 for count in counts.values()):
             raise RunError(f"the state holds no counts of batches ({counts}): it is damaged")
+        composed = state.get("composition")
+        if composed is not None and not np.array_equal(np.sort(composed.numpy()), np.arange(len(self.trainable))):
+            raise RunError("the state holds an order of its batches that does not go through all pairs: it is damaged")
         self.epoch, self.done, self.total = (int(state[name]) for name in counts)
+        self._composition = None if composed is None else (self.epoch, composed.numpy().astype(np.int64))
+        self._ahead = None
         if self.bank is not None and state.get("bank") is not None:
             self.bank.load_state_dict(state["bank"])
         self._drawn = self.total
@@ -201,12 +223,13 @@ class MemoryBankSampler(Sampler[list[Example]]):
             "ranks": self.ranks,
             "negatives": self.negatives,
             "negative_sampling": self._sampling_spec,
+            "batches": RANDOM if self.hard_batches is None else self.hard_batches.spec,
             "queries": len(self.trainable),
             "digest": self.pairs.digests.get("queries"),
         }
 
-    def _batches(self, epoch: int) -> Iterator[tuple[int, Int, Int]]:
-        """(number, queries, positives) of every batch of an epoch, over all ranks."""
+    def _pairs_of(self, epoch: int) -> tuple[Int, Int, tuple[Int, Int]]:
+        """The pairs of an epoch in random order: queries, positives, and a key for the text of each."""
         rng = np.random.default_rng([self.seed, epoch])
         order = rng.permutation(self.trainable)
         chosen = self.pairs.positives.take(order)
@@ -215,9 +238,50 @@ class MemoryBankSampler(Sampler[list[Example]]):
             distinct_keys(self.pairs.query_keys[order], order),
             distinct_keys(self.pairs.document_keys[positives], positives),
         )
+        return order, positives, keys
+
+    def _batches(self, epoch: int) -> Iterator[tuple[int, Int, Int]]:
+        """(number, queries, positives) of every batch of an epoch, over all ranks."""
+        order, positives, keys = self._pairs_of(epoch)
+        if self.hard_batches is not None:
+            places = self._composed(epoch)
+            order, positives, keys = order[places], positives[places], (keys[0][places], keys[1][places])
         batches = distinct_batches(*keys, self.batch_size * self.ranks, len(self), self.drop_last)
         for number, taken in enumerate(batches):
             yield number, order[taken], positives[taken]
+
+    # Hard batches: composed from the candidates in use when the epoch begins, in a thread that is ahead of the training.
+
+    def _composed(self, epoch: int) -> Int:
+        """int64 `[m]`: the order in which the pairs of this epoch stand in its batches. It stays for the whole epoch."""
+        if self._composition is None or self._composition[0] != epoch:
+            ahead, mined = self._ahead, self._mined[-1][1]
+            if ahead is not None and ahead[0] == epoch and ahead[1] is mined:
+                places = ahead[2].result()
+            else:
+                places = self._compose(epoch, mined)
+            self._composition = epoch, places
+            self._compose_ahead(epoch + 1)
+        return self._composition[1]
+
+    def _compose_ahead(self, epoch: int) -> None:
+        """Begin to compose an epoch from the candidates in use, which it will have unless others come before it begins."""
+        if self._ahead is not None:
+            self._ahead[2].cancel()
+        mined = self._mined[-1][1]
+        pool = ThreadPoolExecutor(1, "hardneg-batches")
+        self._ahead = epoch, mined, pool.submit(self._compose, epoch, mined)
+        pool.shutdown(wait=False)
+
+    def _compose(self, epoch: int, mined: Mined | None) -> Int:
+        """The order of the pairs of an epoch, from these candidates; it depends on them, the seed and the epoch alone."""
+        assert self.hard_batches is not None
+        order, positives, keys = self._pairs_of(epoch)
+        if mined is None:
+            return np.arange(len(order))
+        rng = np.random.default_rng([self.seed, epoch, 1])
+        near = near_pairs(mined, order, positives, len(self.pairs.document_ids), self.hard_batches.near, rng)
+        return self.hard_batches.order(near, *keys, self.batch_size * self.ranks, rng)
 
     def _examples(self, batch: int, rows: Int, positives: Int) -> list[Example]:
         negatives = self.negatives_of(rows, batch)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ from hardneg.encoders.budget import fastest_budget
 from hardneg.encoders.factory import EncoderOptions, incomplete
 from hardneg.encoders.forward import Counts, Forward
 from hardneg.encoders.loading import files_digest, load_model, split_backend
+from hardneg.encoders.lora import LEARNING_RATE, Lora, add_lora, has_lora, merged, save_adapters
 from hardneg.encoders.modalities import decoded_by, vectors_by_kind
+from hardneg.encoders.model_digest import model_digest
 from hardneg.encoders.number_format import Chosen, checked_format, choose, is_slow
-from hardneg.encoders.saved import add_weights, replaced_folder
+from hardneg.encoders.saved import replaced_folder
 from hardneg.errors import UsageError
 
 _PICTURES = 32  # items in a batch of a model of texts and pictures
@@ -157,8 +158,10 @@ class SentenceTransformersEncoder(nn.Module):
     def learning_rate(self) -> float:
         """The highest learning rate that suits the model: 2e-5 for a transformer, 0.2 for a table of static vectors.
 
-        As in the training examples of sentence-transformers.
+        As in the training examples of sentence-transformers; and 2e-4 with LoRA.
         """
+        if has_lora(self.model):
+            return LEARNING_RATE
         first = next(iter(self.model.children()), None)
         return 0.2 if type(first).__name__ == "StaticEmbedding" else 2e-5
 
@@ -277,57 +280,38 @@ class SentenceTransformersEncoder(nn.Module):
             RunError: the folder cannot be written, for example because the disk is full.
         """
         with replaced_folder(folder) as new:
-            self.model.save_pretrained(str(new))
+            if not has_lora(self.model):
+                self.model.save_pretrained(str(new))
+                return
+            merged(self.model).save_pretrained(str(new))
+            save_adapters(self._transformers(), new / "adapter", self.name)
 
+    # What a training may ask for.
 
-def model_digest(model: Any, kind: str) -> str:
-    """A hash of what a model of sentence-transformers computes: weights, modules and their settings, tokenizer and prompts.
+    def _transformers(self) -> list[Any]:
+        """The transformers of Hugging Face in the model, in their order."""
+        found = [getattr(module, "auto_model", None) for module in self.model.modules()]
+        return list({id(each): each for each in found if each is not None}.values())
 
-    Args:
-        model: a `SentenceTransformer` or a `CrossEncoder`.
-        kind: what the hash is of; other kinds have other hashes.
-    """
-    digest = hashlib.sha256(kind.encode())
-    digest.update(json.dumps(_settings(model), sort_keys=True, default=str).encode())
-    add_weights(digest, model.state_dict())
-    return digest.hexdigest()
+    def add_lora(self, lora: Lora) -> None:
+        """Train small matrices beside the weights from now on. What is saved is a plain model, and beside it the matrices alone
+        (in `adapter`); errors: see `hardneg.encoders.lora.add_lora`."""
+        add_lora(self._transformers(), lora)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Compute activations again in the backward pass in place of keeping them: less memory, a third more time.
 
-# Entries of configurations that say where a model comes from, or how it is run, and change no vector.
-_VOLATILE = (
-    "_name_or_path",
-    "name_or_path",
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "_attn_implementation_autoset",
-)
-
-
-def _settings(model: Any) -> dict[str, Any]:
-    """Everything but the weights that the vectors of a sentence-transformers model depend on."""
-    modules = []
-    for name, module in model.named_children():
-        own = getattr(module, "get_config_dict", None)
-        inner = getattr(getattr(module, "auto_model", None), "config", None)
-        modules.append(
-            {
-                "name": name,
-                "type": type(module).__qualname__,
-                "settings": _stable(own() if callable(own) else {}),
-                "config": _stable(inner.to_dict() if inner is not None else {}),
-                "tokenizer": _tokenizer(getattr(module, "tokenizer", None)),
-                **_preparation(getattr(module, "processor", None)),
-            }
-        )
-    prompts, default = getattr(model, "prompts", None) or {}, getattr(model, "default_prompt_name", None)
-    return {
-        "modules": modules,
-        "max_seq_length": getattr(model, "max_seq_length", None),
-        "truncate_dim": getattr(model, "truncate_dim", None),
-        "prompts": prompts,
-        "default_prompt": default,
-    }
+        Raises:
+            UsageError: the model holds no transformer that can.
+        """
+        able = [each for each in self._transformers() if getattr(each, "supports_gradient_checkpointing", False)]
+        if not able:
+            raise UsageError("gradient checkpointing needs a transformer that can, which this model has not")
+        for each in able:
+            enable = getattr(
+                each, "activation_checkpointing_enable", None
+            )  # the name from version 5.2 of transformers on
+            (enable or each.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def _same(image: Any) -> Any:
@@ -337,34 +321,6 @@ def _same(image: Any) -> Any:
 def _as_texts(items: list[str]) -> list[dict[str, str]]:
     """Texts, marked as such: a model of several kinds would take one that looks like a path or an address for a file to open."""
     return [{"text": item} for item in items]
-
-
-def _preparation(processor: Any) -> dict[str, Any]:
-    """How a model of several kinds prepares pictures."""
-    images = getattr(processor, "image_processor", None)
-    return {} if images is None else {"images": _stable(images.to_dict())}
-
-
-def _stable(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name not in _VOLATILE}
-
-
-def _tokenizer(tokenizer: Any) -> Any:
-    """What a tokenizer does: a fast one describes itself, of another one the vocabulary and the special tokens are taken."""
-    if tokenizer is None:
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        described = json.loads(backend.to_str())
-        # Every call sets these two anew; `max_seq_length` stands for them.
-        described = {name: value for name, value in described.items() if name not in ("truncation", "padding")}
-    else:
-        vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
-        described = {"type": type(tokenizer).__qualname__, "vocabulary": vocabulary}
-    text = json.dumps(described, sort_keys=True, default=str)
-    special = getattr(tokenizer, "special_tokens_map", {})
-    sides = [getattr(tokenizer, name, None) for name in ("padding_side", "truncation_side", "do_lower_case")]
-    return [hashlib.sha256(text.encode()).hexdigest(), {str(k): str(v) for k, v in special.items()}, sides]
 
 
 def from_spec(name: Any, options: EncoderOptions) -> SentenceTransformersEncoder:

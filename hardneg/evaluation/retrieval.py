@@ -43,6 +43,7 @@ class Evaluation:
         documents: number of documents in the corpus.
         encoding: how the texts were encoded: prompts, number format and why; None if vectors were given.
         notes: what went wrong while encoding and was done again.
+        values: float64 `[queries]` by measure: each query's own, in the order of the dataset, for tests of differences.
     """
 
     means: dict[str, float]
@@ -52,6 +53,7 @@ class Evaluation:
     documents: int
     encoding: dict[str, Any] | None = None
     notes: list[str] = field(default_factory=list)
+    values: dict[str, NDArray[np.float64]] = field(default_factory=dict, repr=False, compare=False)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -105,6 +107,7 @@ def evaluate_vectors(
         len(rows),
         len(pairs) - len(rows),
         len(pairs.document_ids),
+        values=values,
     )
 
 

@@ -26,7 +26,6 @@ from hardneg.integrations.saved_negatives import SCHEMA, packed, read_saved, unp
 from hardneg.losses.infonce import InfoNCE
 from hardneg.losses.variants import Variants
 from hardneg.mining.filters.base import Filter
-from hardneg.mining.mined import Mined
 from hardneg.mining.samplers import Sampler
 from hardneg.mining.specs import filters_of, parse_filters
 from hardneg.progress import silent
@@ -161,7 +160,7 @@ class HardNegatives:
         return RefreshedIndex(
             self.pairs.documents, ModuleSnapshots(self.encoder, self._encode), ids=len(self.pairs.document_ids),
             queries=(self.pairs.queries, len(self.pairs)), schedule=self.refresh, recipe=self.recipe, lag=self._lag(updates),
-            resume=resume, step=step,
+            prepare=self.filters.of_generation, resume=resume, step=step,
         )  # fmt: skip
 
     def check_alone(self, processes: int) -> None:
@@ -330,11 +329,7 @@ class HardNegatives:
 
     def _mine(self) -> None:
         """Use the candidates of the generation in use."""
-        generation = self._index.generation
-        assert generation.neighbors is not None
-        context = context_of(generation, self.pairs, self.known)
-        mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.filters.fixed)
-        self.draws.use(self.filters.use(mined, context), at=self._drawn)
+        self.draws.use(self.filters.use(self._index.prepared), at=self._drawn)
 
     def _draw(self, start: int) -> None:
         """Draw negatives for all queries, to be used from batch `start` on."""

@@ -63,7 +63,7 @@ class CrossScorer:
         if not self.own:
             told = getattr(self.loaded, "fingerprint", None)
             return hashlib.sha256(f"own {told()}".encode()).hexdigest() if callable(told) else None
-        from hardneg.encoders.sentence_transformers import model_digest
+        from hardneg.encoders.model_digest import model_digest
 
         function = getattr(self.loaded, "activation_fn", None)
         return model_digest(self.loaded, f"cross-encoder-1 {type(function).__qualname__}")

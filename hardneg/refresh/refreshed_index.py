@@ -58,6 +58,16 @@ class RefreshWarning(UserWarning):
 
 
 @dataclass(frozen=True)
+class _Ready:
+    """A generation that waits for its step. One that a checkpoint held is prepared when it comes into use."""
+
+    generation: Generation
+    moved: Staleness
+    prepared: Any = None
+    is_prepared: bool = False
+
+
+@dataclass(frozen=True)
 class Failure:
     """A generation that could not be built: the step at which it was started, and the error."""
 
@@ -79,6 +89,8 @@ class RefreshedIndex:
         recipe: how generations are built.
         lag: steps between starting a generation and using it. A number makes training repeatable: `step()` waits for the
             generation if it is not ready by then. None: use it as soon as it is ready.
+        prepare: makes what training needs of a generation besides (such as filtered candidates), from the generation; called in
+            the background thread as soon as it is built. The result is `prepared`.
         niceness: of the background thread, 0 to 19 (Linux only): how far it yields to training when cores are short.
         patience: failures in a row after which `step()` raises.
         resume: a folder that `save` wrote; by default the first generation is built at once.
@@ -100,6 +112,7 @@ class RefreshedIndex:
         schedule: Schedule | str = "epoch",
         recipe: Recipe | None = None,
         lag: int | None = None,
+        prepare: Callable[[Generation], Any] | None = None,
         niceness: int = 10,
         patience: int = 3,
         resume: str | Path | None = None,
@@ -112,15 +125,17 @@ class RefreshedIndex:
         self.schedule = Schedule.parse(schedule) if isinstance(schedule, str) else schedule
         self.recipe = recipe or Recipe()
         self.lag, self.niceness, self.patience = lag, niceness, patience
-        self.snapshot, self.queries = snapshot, queries
+        self.snapshot, self.queries, self.prepare = snapshot, queries, prepare
         self.set_documents(documents, ids)
+        self._prepared: Any = None
+        self._is_prepared = False
         self.failures: list[Failure] = []
         self.history: list[dict[str, Any]] = []  # one entry for each generation that came into use after the first
         self.now = step  # the training step
         self._failed_in_a_row = 0
         self._staleness: Staleness | None = None
         self._job: Job | None = None
-        self._waiting: tuple[Generation, Staleness] | None = None  # built, to be used from `_due` on
+        self._waiting: _Ready | None = None  # built, to be used from `_due` on
         self._owed = False  # a generation was due while a build was under way
         self._due = (
             step  # when the last job's generation is to be used; until then it counts as under way, finished or not
@@ -140,6 +155,13 @@ class RefreshedIndex:
     def generation(self) -> Generation:
         """The generation in use. Keep it in a variable wherever its parts have to belong together."""
         return self._generation
+
+    @property
+    def prepared(self) -> Any:
+        """What `prepare` made of the generation in use; None without it."""
+        if self.prepare is not None and not self._is_prepared:  # the first one, or one that a checkpoint held
+            self._prepared, self._is_prepared = self.prepare(self._generation), True
+        return self._prepared
 
     def search(self, queries: NDArray[np.floating], k: int) -> Neighbors:
         """The `k` nearest documents of `queries` `[n, d]` in the generation in use, as rows of its `ids`."""
@@ -251,7 +273,7 @@ class RefreshedIndex:
         if self._job is not None:
             self._job.wait()
             self._finish_job()
-        following = None if self._waiting is None else save_once(self._waiting[0], folder)
+        following = None if self._waiting is None else save_once(self._waiting.generation, folder)
         state = {
             "schema": SCHEMA,
             "generation": save_once(self._generation, folder),
@@ -290,7 +312,7 @@ class RefreshedIndex:
             )
         loaded = [load_saved(folder, name, self.recipe) for name in names]
         if len(loaded) == 2:
-            self._waiting = loaded[1], movement(loaded[0], loaded[1], self.recipe.seed)
+            self._waiting = _Ready(loaded[1], movement(loaded[0], loaded[1], self.recipe.seed))
         return loaded[0]
 
     # The background.
@@ -318,7 +340,8 @@ class RefreshedIndex:
             return
         order = self._order(self._generation.number + 1, self._generation)
         self._due = self.now + (self.lag or 0)
-        self._job = Job(self.recipe, order, encode, self.schedule if measure_first else None, self.niceness)
+        if_stale = self.schedule if measure_first else None
+        self._job = Job(self.recipe, order, encode, if_stale, self.niceness, self.prepare)
         self._finalizer = weakref.finalize(self, Job.cancel, self._job)
         self._job.thread.start()
 
@@ -337,7 +360,7 @@ class RefreshedIndex:
         elif job.generation is not None:
             self._failed_in_a_row = 0
             self._started = job.order.step
-            self._waiting = job.generation, job.moved or self.staleness
+            self._waiting = _Ready(job.generation, job.moved or self.staleness, job.prepared, True)
 
     def _collect(self, wait: bool) -> bool:
         """Use a generation that is ready and due; returns whether there was one."""
@@ -347,7 +370,8 @@ class RefreshedIndex:
             self._finish_job()
         if self._waiting is None or self.now < self._due:
             return False
-        generation, moved = self._waiting
+        ready, self._waiting = self._waiting, None
+        generation, moved = ready.generation, ready.moved
         self.history.append(
             {
                 "generation": generation.number,
@@ -360,7 +384,8 @@ class RefreshedIndex:
                 "seconds": generation.seconds,
             }
         )
-        self._generation, self._waiting, self._staleness = generation, None, None
+        self._generation, self._staleness = generation, None
+        self._prepared, self._is_prepared = ready.prepared, ready.is_prepared
         return True
 
     def _failed(self, failure: Failure, closing: bool) -> None:

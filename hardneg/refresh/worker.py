@@ -19,10 +19,17 @@ from hardneg.storage.arrays import Int
 
 
 class Job:
-    """A build in a thread of its own, optionally after a measurement that decides whether it is needed."""
+    """A build in a thread of its own, optionally after a measurement that decides whether it is needed.
 
-    def __init__(self, recipe: Recipe, order: Order, encode: Encode, if_stale: Schedule | None, niceness: int) -> None:
+    `prepare` makes what training needs of the generation besides, which the thread keeps in `prepared`.
+    """
+
+    def __init__(
+        self, recipe: Recipe, order: Order, encode: Encode, if_stale: Schedule | None, niceness: int,
+        prepare: Callable[[Generation], Any] | None = None,
+    ) -> None:  # fmt: skip
         self.recipe, self.order, self.encode, self.if_stale, self.niceness = recipe, order, encode, if_stale, niceness
+        self.prepare, self.prepared = prepare, None
         self.generation: Generation | None = None
         self.staleness: Staleness | None = None
         self.moved: Staleness | None = None
@@ -56,9 +63,12 @@ class Job:
             )
             if not self.if_stale.stale(self.staleness):
                 return
-        self.generation = build(self.recipe, order, self.encode, stop)
+        generation = build(self.recipe, order, self.encode, stop)
         if before is not None:
-            self.moved = movement(before, self.generation, self.recipe.seed)
+            self.moved = movement(before, generation, self.recipe.seed)
+        if self.prepare is not None:
+            self.prepared = self.prepare(generation)
+        self.generation = generation
 
     def wait(self) -> None:
         self.done.wait()

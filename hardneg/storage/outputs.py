@@ -22,7 +22,17 @@ OWN_FILES = {
         "teacher",
         "progress",
     ),
-    "training": ("train.json", "best", "last", "log.jsonl", "checkpoints", "embeddings", "tensorboard"),
+    "training": (
+        "train.json",
+        "best",
+        "last",
+        "log.jsonl",
+        "checkpoints",
+        "embeddings",
+        "tensorboard",
+        "wandb",
+        "wandb-run.json",
+    ),
 }
 
 _READ = 1 << 16  # bytes by which a file of ours is recognized

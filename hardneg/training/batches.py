@@ -63,6 +63,11 @@ class Batch:
             torch.tensor([[place[row] for row in e.rows.negatives] for e in examples], dtype=torch.int64),
         )
 
+    @property
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`query_rows`, `document_rows` and `mined`."""
+        return self.query_rows, self.document_rows, self.mined
+
     def without_others(self, world: World) -> Batch:
         """The batch without mined negatives that another rank encodes.
 
@@ -121,7 +126,7 @@ class TrainingBatches:
             bank = MemoryBank(options.bank, towers.dimension, max_age=options.bank_age).to(world.device)
         self.sampler = MemoryBankSampler(
             pairs, batch_size=options.batch_size, negatives=options.negatives,
-            negative_sampling=options.negative_sampling, curriculum=options.curriculum, bank=bank,
+            negative_sampling=options.negative_sampling, curriculum=options.curriculum, batches=options.batches, bank=bank,
             bank_start=options.bank_start, seed=options.seed, drop_last=trainable >= whole, rank=world.rank,
             ranks=world.size,
         )  # fmt: skip

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import secrets
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hardneg.encoders.saved import written
-from hardneg.errors import MissingDependencyError, RunError
+from hardneg.errors import MissingDependencyError, RunError, UsageError, reason_of, suggestion
 from hardneg.storage.files import atomic_path, sha256_file
 from hardneg.storage.json_files import read_json, write_json
 
@@ -55,9 +56,28 @@ class Watcher(Callback, Protocol):
         ...
 
 
+WANDB_RUN = "wandb-run.json"  # the id of the run, so that a resumed training goes on with it
+
+
+class _WandbRun(TypedDict):
+    id: str
+
+
 class _Record(TypedDict):
     bytes: int
     sha256: str
+
+
+REPORTS = ("tensorboard", "wandb")
+
+
+def checked_reports(names: Sequence[str]) -> tuple[str, ...]:
+    """The value of `report_to`; UsageError for anything but names of `REPORTS`."""
+    found = (names,) if isinstance(names, str) else tuple(names)
+    for name in found:
+        if name not in REPORTS:
+            raise UsageError(f"report_to={name!r}.{suggestion(str(name), REPORTS)}")
+    return found
 
 
 class LogFile:
@@ -147,6 +167,46 @@ class TensorBoard:
 
     def close(self) -> None:
         self.writer.close()
+
+
+class WandbLog:
+    """Writes the numbers to a run of Weights & Biases, which a resumed training goes on with.
+
+    The project is `hardneg` unless the environment variable WANDB_PROJECT names another. Its own files go where wandb puts them.
+
+    Args:
+        folder: the folder of the training, which keeps the id of the run.
+        options: the options of the training, which the run shows.
+
+    Raises:
+        MissingDependencyError: wandb is not installed. RunError: it cannot begin, for example because nobody is logged in.
+    """
+
+    def __init__(self, folder: Path, options: dict[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError:
+            raise MissingDependencyError("wandb", "wandb", "reporting to wandb") from None
+        path = folder / WANDB_RUN
+        if not path.exists():
+            write_json(path, {"id": secrets.token_hex(4)}, checksum=True)
+        project = os.environ.get("WANDB_PROJECT", "hardneg")
+        identity = read_json(path, _WandbRun, checksum=True, remedy=f"remove {path} to begin another run")["id"]
+        name = folder.name.removeprefix(".").partition(".")[0]
+        try:
+            self.run: Any = wandb.init(project=project, name=name, id=identity, resume="allow", config=options)
+        except (wandb.Error, OSError, ValueError) as error:
+            raise RunError(
+                f"wandb cannot begin a run ({reason_of(error)}): log in, or set WANDB_MODE=offline"
+            ) from None
+        # Steps since the last checkpoint are logged again after an interruption, which wandb's own counter would refuse.
+        self.run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.run.log({"step": step, **{n if "/" in n else f"train/{n}": v for n, v in values.items()}})
+
+    def close(self) -> None:
+        self.run.finish()
 
 
 def mean_of(rows: Sequence[dict[str, Tensor]]) -> dict[str, float]:

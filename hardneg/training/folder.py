@@ -123,12 +123,13 @@ def check_head(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, her
     if before.get("schema") != SCHEMA:
         raise RunError(f"{path}: schema {before.get('schema')!r}, expected {SCHEMA!r}: replace it with --overwrite")
     before = read_json(path, _Head, remedy="replace it with --overwrite")
-    if before["finished"]:
-        raise RunError(f"{out}: this training is finished. Replace it with --overwrite, or choose another folder")
     try:
         changed = options.changed(before["options"])
+        longer = options.lengthened(before["options"]) or options.patience != before["options"].get("patience")
     except RunError as error:
         raise RunError(f"{path}: {error}: replace it with --overwrite") from None
+    if before["finished"] and not longer:
+        raise finished(out)
     changed += [name for name in ("ranks",) if before[name] != head[name]]
     changed += [
         f"data ({name})" for name in head["data"] if name != "name" and before["data"].get(name) != head["data"][name]
@@ -138,10 +139,39 @@ def check_head(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, her
             f"{out}: the interrupted training had other {', '.join(changed)}: use the same, or replace it with "
             f"--overwrite"
         )
-    if checkpoint.latest(folder / "checkpoints") is None and here.leads:
-        (folder / "log.jsonl").unlink(missing_ok=True)
+    if checkpoint.latest(folder / "checkpoints") is None:
+        if before["finished"]:
+            raise RunError(f"{out}: this training is finished, and without its checkpoint nothing can go on with it")
+        if here.leads:
+            (folder / "log.jsonl").unlink(missing_ok=True)
     here.wait()
     return head
+
+
+def finished(out: Path) -> RunError:
+    """The error for a training that is over."""
+    return RunError(
+        f"{out}: this training is finished. To go on with it, raise --steps, --epochs or --patience; or replace it with "
+        f"--overwrite, or choose another folder"
+    )
+
+
+def resumed(folder: Path, head: dict[str, Any], out: Path, over: bool, here: World) -> None:
+    """Write the head of a training that goes on, which may be longer than it was; RunError if there is nothing left to do.
+
+    Args:
+        folder: the folder of the training.
+        head: the new head.
+        out: what messages call the folder.
+        over: whether the last step was reached already.
+        here: the ranks.
+    """
+    was_finished = decode_json(folder / "train.json").get("finished") is True
+    here.wait()  # all ranks have read it
+    if over and was_finished:
+        raise finished(out)
+    if here.leads:
+        write_json(folder / "train.json", head)
 
 
 def _head(pairs: Pairs, options: TrainOptions, here: World) -> dict[str, Any]:

@@ -27,10 +27,12 @@ from hardneg.training import checkpoint
 from hardneg.training.batches import Batch, TrainingBatches
 from hardneg.training.callbacks import Callback, Watcher, mean_of
 from hardneg.training.distributed import World
+from hardneg.training.fine_tuning import parameter_groups
 from hardneg.training.finite import FirstBadStep, first_not_finite
 from hardneg.training.negatives import MinedNegatives
-from hardneg.training.optim import mixed_precision, parameter_groups, rate_at
+from hardneg.training.optim import mixed_precision, rate_at
 from hardneg.training.options import TrainOptions
+from hardneg.training.teaching import Teaching
 from hardneg.training.towers import Towers
 
 _ALONE = "every negative of every query was masked"
@@ -70,6 +72,7 @@ class Trainer:
         negatives: the mined negatives, and the masks of the filters.
         options: the options of the training.
         world: the ranks of the training.
+        teaching: the teacher that the model also learns from; None: none.
         folder: the folder of the checkpoints; None: write none.
         evaluate: evaluates the towers, on rank 0 only; None: no evaluation.
         callbacks: called with the numbers of a step or an evaluation.
@@ -82,12 +85,12 @@ class Trainer:
 
     def __init__(
         self, towers: Towers, batches: TrainingBatches, negatives: MinedNegatives, options: TrainOptions, world: World, *,
-        folder: Path | None = None, evaluate: Evaluate | None = None, callbacks: Sequence[Callback] = (),
-        on_best: Callable[[], None] | None = None, warn: Callable[[str], None] = print,
+        teaching: Teaching | None = None, folder: Path | None = None, evaluate: Evaluate | None = None,
+        callbacks: Sequence[Callback] = (), on_best: Callable[[], None] | None = None, warn: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         options = options.fitting(towers.learning_rate, world.device)
         self.towers, self.batches, self.negatives = towers, batches, negatives
-        self.options, self.world = options, world
+        self.options, self.world, self.teaching = options, world, teaching
         self.folder, self.evaluate, self.callbacks, self.on_best = folder, evaluate, list(callbacks), on_best
         self.warn = warn
         self.criterion = InfoNCE(
@@ -95,7 +98,7 @@ class Trainer:
             variants=negatives.filters.variants(options.variants), dimensions=options.dimensions,
         ).to(world.device)  # fmt: skip
         world.same_start(towers)
-        groups = parameter_groups(towers, options.weight_decay)
+        groups = parameter_groups(towers, options.weight_decay, options.learning_rates)
         if options.learn_temperature:
             groups.append({"params": list(self.criterion.parameters()), "weight_decay": 0.0})
         self.optimizer = torch.optim.AdamW(
@@ -110,8 +113,14 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
         self.done, self.collapse, self.live = Progressed(), Collapse(), LiveFindings(codes=("taught-out",))
         self.bad = FirstBadStep(world.device)
+        self.stopped = False  # early, see `patience`
         self._batches = 0  # number of batches since the last update
         self._statistics: list[dict[str, Tensor]] = []
+
+    @property
+    def over(self) -> bool:
+        """Whether the training has reached its last step, or stopped early."""
+        return self.done.step >= self.total or self.stopped
 
     def fit(self, progress: Progress = silent) -> Progressed:
         """Train from the present step to the last one, and return the progress.
@@ -123,7 +132,7 @@ class Trainer:
         advance = progress("train", self.total)
         advance(self.done.step)
         self.towers.train()
-        while self.done.step < self.total:
+        while not self.over:
             for batch in self.batches.batches():
                 queries, documents = self._backward(batch)
                 self._fill_bank(batch, documents)
@@ -134,7 +143,7 @@ class Trainer:
                 advance(1)
                 self._report(batch, queries, documents, fresh)
                 self._evaluate_and_save()
-                if fresh or self.done.step == self.total:
+                if fresh or self.over:
                     break
             else:
                 self.negatives.end_epoch()
@@ -154,6 +163,10 @@ class Trainer:
             value: Tensor = self.criterion(
                 queries, documents[:size], shared=documents[size:], bank=None if bank is None else bank.vectors, **masks
             )
+            if self.teaching is not None:
+                taught = self.teaching.loss(batch.rows, queries, documents, self.criterion.log_scale.exp())
+                value = taught + (0.0 if self.teaching.options.alone else 1.0) * value
+                self.criterion.statistics |= {"distillation": taught.detach(), "loss": value.detach()}
             return self.scaler.scale(value / self.options.accumulate)
 
         with mixed_precision(self.options.amp, self.world.device):
@@ -300,11 +313,18 @@ class Trainer:
                     self.on_best()
             values = {f"evaluation/{name}": value for name, value in measures.items()}
             self._log({**values, "evaluation/seconds": time.perf_counter() - start})
-        if self.folder is not None and saves:
+        if evaluates and self.options.patience is not None:
+            self.stopped = self.world.broadcast_int(int(self._no_better())) == 1  # other ranks do not evaluate
+        if self.folder is not None and (saves or self.stopped):
             for callback in self.callbacks:
                 if callable(sync := getattr(callback, "sync", None)):
                     sync()  # entries that the checkpoint is ahead of are never written again
-            checkpoint.write(self.folder, step, self.state(), self.world, self.negatives.save)
+            checkpoint.write(self.folder, step, self.state(), self.world, self.negatives.save, self.options.keep)
+
+    def _no_better(self) -> bool:
+        """Whether the last evaluations, as many as `patience`, were no better than the best one before them."""
+        patience, scores = self.options.patience, [each[self.options.measures[0]] for each in self.done.evaluations]
+        return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
 
     # Checkpoints.
 
@@ -331,12 +351,19 @@ class Trainer:
         self.done = Progressed(**state["progress"])
         if self.done.best is not None and self.options.measures[0] not in self.done.best:
             raise ValueError(f"its best evaluation lacks {self.options.measures[0]}")
+        self.stopped = self._no_better()
         vars(self.collapse).update({name: state["collapse"][name] for name in ("first", "said")})
         self.live.load(state.get("live", {}))  # checkpoints of version 0.1 have none
         self.towers.load_state_dict(state["towers"])
         self.criterion.load_state_dict(state["criterion"])
         self._load_optimizer(state["optimizer"])
         self.rates.last_epoch = int(state["rates"]["last_epoch"])
+        for group, base, rate in zip(
+            self.optimizer.param_groups, self.rates.base_lrs, self.rates.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * rate(
+                self.rates.last_epoch
+            )  # another one than was saved, if the training is longer now
         self.scaler.load_state_dict(state["scaler"])
         self.batches.load(state["supply"])
         columns = {name: values.to(self.world.device) for name, values in state.get("unlogged", {}).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,19 +68,18 @@ class MinedNegatives:
         resume: Path | None = None, step: int = 0, learned: dict[str, Any] | None = None,
     ) -> None:  # fmt: skip
         self.pairs, self.options, self.world, self.sampler = pairs, options, world, sampler
-        self.known, self.embed = pairs.known_positives(), embed
         self.documents = documents or pairs.documents
         chain = parse_filters(options.filters, options.default_filters, training=True)
-        self.filters = OnlineFilters(
-            chain, pairs, context_of(None, pairs, self.known, embed), world.device, options.seed
-        )
+        context = context_of(None, pairs, pairs.known_positives(), embed)
+        self.filters = OnlineFilters(chain, pairs, context, world.device, options.seed)
         if learned is not None:
             with fitting((resume or Path("generations")).parent):
                 self.filters.load(learned)
         self.index: RefreshedIndex | None = None
         self.swap_seconds = 0.0
         self.rejected: dict[str, float] = {}
-        mines = (options.negatives > 0 or self.filters.needs_neighbors) and run is None
+        wanted = options.negatives > 0 or sampler.hard_batches is not None or self.filters.needs_neighbors
+        mines = wanted and run is None
         if mines and world.leads:
             count = len(pairs.document_ids)
             self.index = RefreshedIndex(
@@ -90,6 +90,7 @@ class MinedNegatives:
                 schedule=options.refresh,
                 recipe=Recipe(index=options.index, depth=min(options.depth, count), share=options.share, seed=options.seed),
                 lag=self._lag(len(sampler)) if options.wait else None,
+                prepare=partial(self.filters.of_generation, embed=embed),
                 resume=resume,
                 step=step,
             )  # fmt: skip
@@ -138,11 +139,7 @@ class MinedNegatives:
         start = time.perf_counter()
         mined = None
         if self.index is not None:
-            generation = self.index.generation
-            assert generation.neighbors is not None
-            context = context_of(generation, self.pairs, self.known, self.embed)
-            mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.filters.fixed)
-            mined = self.filters.use(mined, context)
+            mined = self.filters.use(self.index.prepared)
             total = max(1, int((mined.documents >= 0).sum()))
             self.rejected = {name: count / total for name, count in mined.rejected.items()}
         if self.world.size > 1:
@@ -169,7 +166,7 @@ class MinedNegatives:
         trained, mined = self.pairs.digests, reopened.pairs.digests
         if any(trained.get(name) != mined.get(name) for name in ("queries", "documents")):
             raise UsageError(f"the run {run.folder} was mined from another dataset than {self.pairs.name}")
-        self.sampler.use(self.filters.use(Mined.of_run(run), reopened.context))
+        self.sampler.use(self.filters.use(self.filters.prepared(Mined.of_run(run), reopened.context)))
 
     # Checkpoints.
 

@@ -29,6 +29,8 @@ from hardneg.mining.filters.identity import Distinct, Duplicate, Empty, Group, K
 from hardneg.mining.filters.limits import Margin
 from hardneg.mining.filters.models import Guide
 from hardneg.mining.mined import Mined
+from hardneg.refresh.context import context_of
+from hardneg.refresh.generation import Generation
 from hardneg.storage.arrays import Int, Ragged
 from hardneg.training.distributed import World
 
@@ -51,6 +53,14 @@ class Rows:
     positives: Tensor
     shared: Tensor
     bank: Tensor
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A generation as the filters of a training leave it: its candidates, and the sketch of a posterior if there is one."""
+
+    mined: Mined
+    sketch: Sketch | None
 
 
 class OnlineFilters:
@@ -161,15 +171,26 @@ class OnlineFilters:
             given = replace(given, suspect_above=self.limit)
         return given
 
-    def use(self, mined: Mined, context: Context) -> Mined:
-        """Use a new generation: make its sketch. At the first one, learn the posterior of `posterior:learned`.
+    def of_generation(self, generation: Generation, embed: Any = None) -> Prepared:
+        """What these filters make of the candidates of a generation.
+
+        Args:
+            generation: with the neighbors of every query of the dataset.
+            embed: encodes the dataset with a guide model; see `Context`.
+        """
+        assert generation.neighbors is not None
+        context = context_of(generation, self.pairs, self.known, embed)
+        mined = Mined.of_neighbors(generation.neighbors, generation.ids, self.pairs, context, self.fixed)
+        return self.prepared(mined, context)
+
+    def prepared(self, mined: Mined, context: Context) -> Prepared:
+        """What these filters make of candidates. At the first call, learn the posterior of `posterior:learned`.
+
+        Later ones may be prepared in another thread, while the loss uses the masks of the generation before.
 
         Args:
             mined: the candidates of the generation, after the filters in `fixed`.
             context: the context with the index and the nearest documents of the generation.
-
-        Returns:
-            `mined`, in which the candidates that a learned posterior rejects are no longer kept.
         """
         if self.to_learn is not None:
             if self.posterior is None and self.unlearned is None:
@@ -177,10 +198,14 @@ class OnlineFilters:
             if self.posterior is not None:
                 mined = mined.filtered(Chain([PosteriorFilter(posterior=self.posterior, file="learned")]), context)
         if self.posterior is not None:
-            self.sketch = make_sketch(self.posterior, context).to(self.device)
-        elif self.needs_neighbors:
-            self.sketch = Sketch.blank(len(self.pairs), len(self.pairs.document_ids)).to(self.device)
-        return mined
+            return Prepared(mined, make_sketch(self.posterior, context))
+        blank = Sketch.blank(len(self.pairs), len(self.pairs.document_ids)) if self.needs_neighbors else None
+        return Prepared(mined, blank)
+
+    def use(self, prepared: Prepared) -> Mined:
+        """Mask by this generation from now on. Returns its candidates, of which a learned posterior keeps fewer."""
+        self.sketch = None if prepared.sketch is None else prepared.sketch.to(self.device)
+        return prepared.mined
 
     def _learn(self, mined: Mined, context: Context) -> None:
         """Learn a posterior from these candidates, or note in `unlearned` why that is not possible."""

@@ -7,18 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
 
 _FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """The parameters in groups for an optimizer: biases and norms (with one dimension) do not decay."""
-    parameters = list(module.parameters())
-    if not weight_decay:
-        return [{"params": parameters}]
-    matrices, others = ([p for p in parameters if (p.ndim > 1) == wide] for wide in (True, False))
-    return [{"params": matrices}, *([{"params": others, "weight_decay": 0.0}] if others else [])]
 
 
 def mixed_precision(amp: str | None, device: torch.device) -> AbstractContextManager[Any]:

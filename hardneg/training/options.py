@@ -11,6 +11,8 @@ import torch
 
 from hardneg import renamed
 from hardneg.bank.curriculum import Curriculum
+from hardneg.bank.hard_batches import RANDOM, HardBatches, parse_batches
+from hardneg.encoders.lora import Lora
 from hardneg.errors import RunError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures
 from hardneg.index.base import Index
@@ -24,19 +26,28 @@ from hardneg.mining.specs import no_code, parse_filters, parse_sampler
 from hardneg.refresh.generation import Recipe
 from hardneg.refresh.staleness import Schedule
 from hardneg.registry import spec_of
+from hardneg.training.fine_tuning import parse_rates
+from hardneg.training.teaching import Distillation
 
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 AMP = ("no", "bf16", "fp16")
 
+# Options of later versions, with the values that trainings without them had.
+_LATER: dict[str, Any] = {"batches": RANDOM, "patience": None, "keep": 1}
+_LATER |= {"distill": None, "lora": None, "freeze": [], "learning_rates": [], "gradient_checkpointing": False}
+
+# Options that an interrupted training may be resumed with other values of.
+_FREE = {"log_every", "save_every", "workers", "keep", "patience"}
+
 # The lowest and the highest value of each option that is an integer.
 _WHOLE = (
-    *((name, 1, LARGEST) for name in ("batch_size", "accumulate", "log_every", "depth")),
+    *((name, 1, LARGEST) for name in ("batch_size", "accumulate", "log_every", "depth", "keep")),
     *((name, 0, LARGEST) for name in ("negatives", "bank")),
     ("workers", 0, 1024),
     ("seed", 0, 2**32 - 1),  # the largest seed of numpy and scikit-learn
 )
 _WHOLE_OR_NONE = (
-    *((name, 1) for name in ("steps", "mini_batch_size", "evaluate_every", "save_every", "bank_age")),
+    *((name, 1) for name in ("steps", "mini_batch_size", "evaluate_every", "save_every", "bank_age", "patience")),
     *((name, 0) for name in ("bank_start", "lag")),
 )
 _NUMBERS: dict[str, dict[str, Any]] = {
@@ -64,6 +75,8 @@ class TrainOptions:
             For more negatives, use a larger batch with `mini_batch_size`.
         mini_batch_size: texts encoded at once, so that a batch can be larger than memory (gradient caching, arXiv
             2101.06983); None: encode the whole batch at once.
+        batches: which pairs stand in a batch together: `random`, or `hard:group=32`, pairs that are hard for one another by the
+            mined candidates (see `HardBatches`). They are composed anew for every epoch, from the candidates in use.
 
     Mined negatives:
         negatives: mined negatives for each query; 0: in-batch negatives only.
@@ -98,8 +111,17 @@ class TrainOptions:
         temperature: the temperature at the start; see `InfoNCE`.
         learn_temperature: whether the temperature is learned.
         variants: variants of the loss; see `Variants`.
+        distill: learn the scores of the teacher of a run as well: `kl`, `margin-mse`, and how (see `Distillation`); None: no.
         dimensions: lengths to which vectors are cut, so that short vectors are useful as well (Matryoshka, arXiv
             2205.13147); None: whole vectors only.
+
+    What is trained:
+        lora: train small matrices beside the weights of an `st:` model (arXiv 2106.09685), such as `8` or `r=16,alpha=32`; see
+            `hardneg.encoders.lora.Lora`. What is saved is a plain model, and beside it the matrices alone.
+        freeze: patterns of parameters that stay as they are: `query` and `document` for a tower, or a pattern of names such as
+            `*.embeddings.*` (`*` stands for any text).
+        learning_rates: learning rates of their own, as `PATTERN=RATE` with the same patterns; of several that fit, the last counts.
+        gradient_checkpointing: compute activations of an `st:` transformer again in place of keeping them: less memory, more time.
 
     Optimizer:
         learning_rate: the highest learning rate, at the end of the warm-up; None: the encoder's own (`learning_rate`), or 0.001.
@@ -112,7 +134,9 @@ class TrainOptions:
     Evaluation, checkpoints and log:
         evaluate_every: steps between two evaluations; None: one epoch.
         measures: what is evaluated. The first measure decides which encoder is the best.
+        patience: evaluations in a row without a better first measure after which the training stops early; None: never.
         save_every: steps between two checkpoints; None: one epoch.
+        keep: number of checkpoints that are kept, the last ones.
         log_every: steps between two log entries.
 
     Other options:
@@ -134,6 +158,7 @@ class TrainOptions:
     batch_size: int = 64
     accumulate: int = 1
     mini_batch_size: int | None = None
+    batches: str | HardBatches = RANDOM
     negatives: int = 4
     negative_sampling: str | Sampler = "uniform"
     curriculum: Curriculum = field(default_factory=Curriculum)
@@ -153,7 +178,12 @@ class TrainOptions:
     temperature: float = 0.05
     learn_temperature: bool = False
     variants: Variants = field(default_factory=Variants)
+    distill: str | None = None
     dimensions: tuple[int, ...] | None = None
+    lora: str | None = None
+    freeze: tuple[str, ...] = ()
+    learning_rates: tuple[str, ...] = ()
+    gradient_checkpointing: bool = False
     learning_rate: float | None = None
     weight_decay: float = 0.0
     warmup: float = 0.1
@@ -162,7 +192,9 @@ class TrainOptions:
     amp: str | None = None
     evaluate_every: int | None = None
     measures: tuple[str, ...] = ("ndcg@10", "mrr@10", "recall@100")
+    patience: int | None = None
     save_every: int | None = None
+    keep: int = 1
     log_every: int = 10
     query_prompt: str | None = None
     document_prompt: str | None = None
@@ -178,7 +210,7 @@ class TrainOptions:
         for name, limits in _NUMBERS.items():
             if getattr(self, name) is not None or name not in ("momentum", "max_grad_norm", "learning_rate"):
                 self._set(name, number(name, getattr(self, name), **limits))
-        for name in ("default_filters", "wait", "learn_temperature"):
+        for name in ("default_filters", "wait", "learn_temperature", "gradient_checkpointing"):
             self._set(name, flag(name, getattr(self, name)))
         for name in ("refresh", "lr_scheduler", "amp", "query_prompt", "document_prompt"):
             value = getattr(self, name)
@@ -187,7 +219,7 @@ class TrainOptions:
         for name, kind in (("curriculum", Curriculum), ("variants", Variants)):
             if not isinstance(getattr(self, name), kind):
                 raise UsageError(f"{name}={getattr(self, name)!r} must be a {kind.__name__}(...)")
-        for name in ("filters", "measures"):
+        for name in ("filters", "measures", "freeze", "learning_rates"):
             self._set(name, _several(name, getattr(self, name), "text"))
         if self.dimensions is not None:
             lengths = _several("dimensions", self.dimensions, "number")
@@ -220,6 +252,12 @@ class TrainOptions:
         Recipe(index=self.index, depth=self.depth, share=self.share, seed=self.seed)
         Schedule.parse(self.refresh)
         parse_sampler(self.negative_sampling)
+        parse_batches(self.batches)
+        if self.lora is not None:
+            Lora.parse(self.lora)
+        parse_rates(self.learning_rates)
+        if self.distill is not None:
+            Distillation.parse(self.distill)
         parse_filters(self.filters, self.default_filters, training=True)
         parse_measures(self.measures)
         if not self.measures:
@@ -244,6 +282,7 @@ class TrainOptions:
         plain = {each.name: getattr(self, each.name) for each in fields(self)}
         plain |= {"filters": [spec_of(each) for each in self.filters]}
         plain |= {name: spec_of(getattr(self, name)) for name in ("negative_sampling", "index")}
+        plain["batches"] = self.batches if isinstance(self.batches, str) else self.batches.spec
         return {**plain, "curriculum": asdict(self.curriculum), "variants": asdict(self.variants)}
 
     @classmethod
@@ -252,7 +291,7 @@ class TrainOptions:
         try:
             given: dict[str, Any] = {
                 name: tuple(each) if isinstance(each, list) else each
-                for name, each in renamed.with_new_names(value, renamed.TRAIN_OPTIONS).items()
+                for name, each in {**_LATER, **renamed.with_new_names(value, renamed.TRAIN_OPTIONS)}.items()
             }
             given["filters"] = tuple(map(renamed.filter_spec, given["filters"]))
             for spec in (*given["filters"], given["negative_sampling"]):
@@ -267,20 +306,37 @@ class TrainOptions:
     def changed(self, before: Mapping[str, Any] | TrainOptions) -> list[str]:
         """Return the names of options that differ from an interrupted training and must not.
 
+        A training may be resumed for longer (see `lengthened`); its learning rate then follows the schedule of the new length.
+
         Args:
             before: the options of that training, or what their `to_json` returned, in this version or in 0.1.
 
         Raises:
             RunError: `before` does not hold the options of a training.
         """
-        before = _plain(before.to_json()) if isinstance(before, TrainOptions) else before
-        if not isinstance(before, Mapping) or not isinstance(before.get("filters"), list):
-            raise RunError("these are not the options of a training")
-        then = renamed.with_new_names(before, renamed.TRAIN_OPTIONS)
-        then["filters"] = [renamed.filter_spec(str(spec)) for spec in before["filters"]]
-        now = _plain(self.to_json())
-        free = {"log_every", "save_every", "workers"}
+        then, now = _options_of(before), _plain(self.to_json())
+        free = _FREE | ({"steps", "epochs"} if self.lengthened(before) else set())
         return [name for name in {**now, **then} if name not in free and now.get(name) != then.get(name)]
+
+    def lengthened(self, before: Mapping[str, Any] | TrainOptions) -> bool:
+        """Whether these options ask for more steps or epochs than those of an earlier training; errors: see `changed`."""
+        then = _options_of(before)
+        if self.steps is None or then["steps"] is None:  # where only the new one counts steps, the data decide
+            return then["steps"] is None and (self.steps is not None or self.epochs > then["epochs"])
+        return self.steps > int(then["steps"])
+
+
+def _options_of(before: Mapping[str, Any] | TrainOptions) -> dict[str, Any]:
+    """The options of an earlier training as plain values with the names of this version; RunError for anything else."""
+    before = _plain(before.to_json()) if isinstance(before, TrainOptions) else before
+    if not isinstance(before, Mapping) or not isinstance(before.get("filters"), list):
+        raise RunError("these are not the options of a training")
+    then = {**_LATER, **renamed.with_new_names(before, renamed.TRAIN_OPTIONS)}
+    then["filters"] = [renamed.filter_spec(str(spec)) for spec in before["filters"]]
+    steps, epochs = then.get("steps"), then.get("epochs")
+    if not (steps is None or type(steps) is int) or type(epochs) not in (int, float):
+        raise RunError(f"these are not the options of a training (steps: {steps!r}, epochs: {epochs!r})")
+    return then
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:

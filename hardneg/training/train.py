@@ -5,8 +5,9 @@ DIR/best/            the encoder with the best evaluation
 DIR/last/            the encoder after the last step
 DIR/log.jsonl        the numbers of every few steps
 DIR/tensorboard/     the same for TensorBoard, if asked for
+DIR/wandb-run.json   the id of the run of Weights & Biases, if asked for
 DIR/posterior.json   the posterior that `posterior:learned` learned, if it is used
-DIR/checkpoints/     the last checkpoint, from which an interrupted training continues
+DIR/checkpoints/     the last checkpoint (or more, see `keep`), from which an interrupted training continues
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +34,17 @@ from hardneg.refresh.generation import Items
 from hardneg.storage.json_files import write_json
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
-from hardneg.training.callbacks import Callback, LogFile, TensorBoard
+from hardneg.training.callbacks import Callback, LogFile, TensorBoard, WandbLog, checked_reports
 from hardneg.training.checks import check_fits
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet
-from hardneg.training.folder import prepare, training_folder
+from hardneg.training.fine_tuning import prepare_model
+from hardneg.training.folder import prepare, resumed, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.options import TrainOptions
 from hardneg.training.saved import check_saved, save_encoder
+from hardneg.training.teaching import Teaching
 from hardneg.training.towers import Towers
 
 
@@ -60,7 +64,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
-    tensorboard: bool = False,
+    report_to: Sequence[str] = (),
     warn: Callable[[str], None] = print,
     progress: Progress | bool = False,
 ) -> dict[str, Any]:
@@ -75,37 +79,49 @@ def train(
         run: a mining run over `pairs`. Its candidates and relabelled pairs are used, and nothing is mined meanwhile.
         queries, documents: items that replace the texts of `pairs`, such as images; see `Examples`.
         device: `cpu`, `cuda`, `cuda:1`; None: a GPU if there is one. Under torchrun each process has its own.
-        resume: continue an interrupted training: on the CPU with the same result, unless `options.wait` is False.
+        resume: continue an interrupted training (on the CPU with the same result, if `options.wait`), or a finished one for longer.
         overwrite: replace the training in `out`, once the new one is finished.
         callbacks: called with the numbers of logged steps and of evaluations.
-        tensorboard: also write TensorBoard logs.
+        report_to: where else the numbers go: `tensorboard`, `wandb`.
         warn, progress: called with each warning, and with the progress of each stage.
 
     Returns: the contents of `train.json`.
 
     Raises:
-        RunError: `out` is not empty or cannot be written, or what is to be resumed has other options or is damaged.
-            DataError: the loss, a weight or a vector is not finite. UsageError: an option does not fit.
+        RunError: `out` is not empty or cannot be written, or what is to be resumed differs or is damaged. UsageError: an option
+            does not fit. DataError: the loss, a weight or a vector is not finite.
     """
     assert callable(progress)  # see `with_progress`
     pairs = pairs if run is None else run.relabelled(pairs)
-    start, options, out = time.perf_counter(), options or TrainOptions(), Path(out)
+    start, options, out, named = time.perf_counter(), options or TrainOptions(), Path(out), checked_reports(report_to)
     with world(device) as here:
         towers = _towers(model, pairs, options, here)
         options = options.fitting(towers.learning_rate, here.device)
         with training_folder(out, here, resume=resume, overwrite=overwrite) as folder:
             head = prepare(folder, out, pairs, options, here, resume)
-            data = _Inputs(pairs, queries, documents, run)
-            batches, negatives, state = _parts(data, towers, folder, options, here, resume, progress)
+            inputs = _Inputs(pairs, queries, documents, run)
+            batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
             _report_filters(negatives, folder, here, warn)
             trainer = Trainer(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
-                callbacks=_callbacks(callbacks, folder, here, state, tensorboard),
+                teaching=_teaching(options, run, pairs, here, warn),
+                callbacks=[*callbacks, *_logs(folder, here, state, options, named)] if here.leads else [],
                 on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(evaluation, options),
             )  # fmt: skip
-            result = {**head, **_trained(trainer, state, progress), "seconds": round(time.perf_counter() - start, 2)}
-            _finish(towers, folder, result, here)
-        return result
+            result = head | _trained(trainer, state, partial(resumed, folder, head, out, here=here), progress)
+            return _finished(towers, folder, {**result, "seconds": round(time.perf_counter() - start, 2)}, here)
+
+
+def _teaching(
+    options: TrainOptions, run: Run | None, pairs: Pairs, here: World, warn: Callable[[str], None]
+) -> Teaching | None:
+    """The teacher that `distill` asks for, if it does. Warns of candidates that it has not scored."""
+    if options.distill is None:
+        return None
+    teaching = Teaching(options.distill, run, pairs)
+    if here.leads and (said := teaching.warning()) is not None:
+        warn(said)
+    return teaching
 
 
 def _evaluation(
@@ -124,15 +140,17 @@ def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Tow
     towers = model if isinstance(model, Towers) else Towers(model, **prompts)
     check_fits(options, pairs, towers.dimension, here)
     checkpoint.seed_generators(options.seed + here.rank)
+    prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing)
     return towers
 
 
-def _finish(towers: Towers, out: Path, result: dict[str, Any], here: World) -> None:
-    """Write the last encoder and `train.json`; rank 0 does."""
+def _finished(towers: Towers, out: Path, result: dict[str, Any], here: World) -> dict[str, Any]:
+    """Write the last encoder and `train.json`, which holds `result`, and return it; rank 0 writes."""
     if here.leads:
         save_encoder(towers, out / "last")
         with written(out / "train.json", "the encoders are saved"):
             write_json(out / "train.json", result)
+    return result
 
 
 @dataclass(frozen=True)
@@ -187,18 +205,17 @@ def _report_filters(negatives: MinedNegatives, out: Path, here: World, warn: Cal
             filters.posterior.save(out / "posterior.json")
 
 
-def _callbacks(
-    callbacks: Sequence[Callback], out: Path, here: World, state: dict[str, Any] | None, tensorboard: bool
+def _logs(
+    out: Path, here: World, state: dict[str, Any] | None, options: TrainOptions, report_to: Sequence[str]
 ) -> list[Callback]:
-    """The caller's callbacks and the logs, on rank 0; no callbacks on other ranks."""
-    if not here.leads:
-        return []
+    """The logs of a training, which rank 0 writes."""
     step = 0 if state is None else int(state["progress"]["step"])
-    return [
-        *callbacks,
-        LogFile(out / "log.jsonl", step),
-        *([TensorBoard(out / "tensorboard", step)] if tensorboard else []),
-    ]
+    logs: list[Callback] = [LogFile(out / "log.jsonl", step)]
+    if "tensorboard" in report_to:
+        logs.append(TensorBoard(out / "tensorboard", step))
+    if "wandb" in report_to:
+        logs.append(WandbLog(out, options.to_json()))
+    return logs
 
 
 def _check_best(trainer: Trainer, folder: Path) -> None:
@@ -215,8 +232,13 @@ def _check_best(trainer: Trainer, folder: Path) -> None:
         trainer.warn(done.warnings[-1])
 
 
-def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress) -> dict[str, Any]:
-    """Train to the end, from `state` if there is one. Returns the results for `train.json`."""
+def _trained(
+    trainer: Trainer, state: dict[str, Any] | None, goes_on: Callable[[bool], None], progress: Progress
+) -> dict[str, Any]:
+    """Train to the end, from `state` if there is one. Returns the results for `train.json`.
+
+    `goes_on(over)` is called when the state is loaded.
+    """
     index, folder = trainer.negatives.index, trainer.folder
     with ExitStack() as stack:  # closes the others even if one fails
         stack.callback(trainer.negatives.close)
@@ -226,10 +248,12 @@ def _trained(trainer: Trainer, state: dict[str, Any] | None, progress: Progress)
             with checkpoint.fitting(checkpoint.latest(folder) or folder):
                 trainer.load(state)
             _check_best(trainer, folder.parent / "best")
+            goes_on(trainer.over)
         done = trainer.fit(progress)
     return {
         "finished": True,
         "steps": done.step,
+        "stopped_early": trainer.stopped,
         "evaluations": done.evaluations,
         "best": done.best,
         "warnings": done.warnings,

@@ -1,0 +1,167 @@
+"""The best score for the same time: in-batch training, sentence-transformers' pipeline, and hard batches with mined negatives.
+
+All ways train the model of training_gain.py from the same weights with the same optimizer, and take as many steps as fit into the
+same time: seconds of the process on the processor, of all threads, so that refreshes in the background count in full and other
+work on the machine does not. Mining and composing count, evaluation does not. How many steps fit is found by two short
+trainings. In-batch training gets the best of several batch sizes, chosen on the test split by the first seed (which favors it).
+
+    in-batch N      negatives of the batch only, batches of N
+    peer            sentence-transformers: its miner, then MultipleNegativesRankingLoss in its trainer
+    NAME            further ways, each an option --ours NAME=JSON with options of hardneg.TrainOptions
+
+Differences are those to the first of --ours, paired by query: the mean over the seeds of each query's nDCG@10; p by a paired t test.
+
+    HF_HUB_OFFLINE=1 python benchmarks/equal_time.py --set beir/scifact --seconds 30
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import machine, versions
+from scipy.stats import ttest_rel
+from training_gain import model_of, peer
+
+import hardneg
+from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
+from hardneg.evaluation.retrieval import evaluate_vectors
+
+PILOTS = (15, 45)  # steps of the short trainings
+MEASURES = ("ndcg@10", "mrr@10", "recall@100")
+OURS = [
+    'hard batches={"batches": "hard:group=32", "negatives": 2, "filters": ["posterior:learned"], "negative_sampling": "simans"}'
+]
+
+
+class Ways:
+    """Trains one set in several ways, always from the same weights of a seed.
+
+    Args:
+        args: of the command line.
+        train, test: the data.
+    """
+
+    def __init__(self, args: argparse.Namespace, train: hardneg.Pairs, test: hardneg.Pairs) -> None:
+        self.args, self.train, self.test = args, train, test
+        self.start: dict[int, tuple[Any, dict[str, torch.Tensor]]] = {}
+
+    def model(self, seed: int) -> Any:
+        if seed not in self.start:
+            made = model_of(self.train, seed)
+            self.start[seed] = made, {name: value.clone() for name, value in made.state_dict().items()}
+        model, state = self.start[seed]
+        model.load_state_dict(state)
+        return model.train()
+
+    def seconds(self, way: str, seed: int, steps: int) -> tuple[float, Any]:
+        """(seconds on the processor, the trained model)."""
+        model = self.model(seed)
+        start = time.process_time()
+        with tempfile.TemporaryDirectory() as folder:
+            if way == "peer":
+                args = argparse.Namespace(**{**vars(self.args), "seed": seed, "batch": 128})
+                peer(args, way, self.train, Path(folder), model, steps)
+            else:
+                self._ours(way, seed, steps, Path(folder), model)
+        return time.process_time() - start, model
+
+    def _ours(self, way: str, seed: int, steps: int, folder: Path, model: Any) -> None:
+        given: dict[str, Any] = (
+            {"negatives": 0, "batch_size": int(way.split()[1])} if way.startswith("in-batch") else {}
+        )
+        given = given or {"batch_size": 128, **json.loads(dict(self.args.ours)[way])}
+        refreshes = given.pop("refreshes", 2)
+        if "refresh" not in given and refreshes:
+            given["refresh"] = f"steps:{math.ceil(steps / (refreshes + 1))}"
+        elif not refreshes:
+            given["refresh"] = "never"
+        given["filters"] = tuple(given.get("filters", ()))
+        options = hardneg.TrainOptions(steps=steps, learning_rate=self.args.rate, seed=seed, save_every=10**9, **given)
+        encoder = SentenceTransformersEncoder(model, batch_size=512)
+        hardneg.train(self.train, encoder, folder / "out", options, device="cpu", warn=lambda message: None)
+
+    def steps(self, way: str) -> int:
+        """How many steps fit into the time."""
+        few, many = (self.seconds(way, 0, steps)[0] for steps in PILOTS)
+        if few > self.args.seconds:
+            raise SystemExit(f"{way}: mining and {PILOTS[0]} steps take {few:.0f} s already: give more --seconds")
+        each = max(1e-3, (many - few) / (PILOTS[1] - PILOTS[0]))
+        return max(10, round((self.args.seconds - few) / each + PILOTS[0]))
+
+    def run(self, way: str, seed: int, steps: int) -> tuple[float, dict[str, Any]]:
+        seconds, model = self.seconds(way, seed, steps)
+        model.eval()
+        queries = model.encode(self.test.queries.slice(0, len(self.test)), batch_size=512)
+        documents = model.encode(self.test.documents.slice(0, len(self.test.document_ids)), batch_size=512)
+        found = evaluate_vectors(self.test, queries, documents, MEASURES)
+        return seconds, {name: found.values[name] for name in MEASURES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--set", required=True)
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of one training, on the processor")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256], help="of batches, of in-batch training")
+    parser.add_argument("--rate", type=float, default=1e-2)
+    parser.add_argument("--negatives", type=int, default=4, help="of the peer")
+    parser.add_argument("--depth", type=int, default=50, help="of the peer's miner")
+    parser.add_argument("--peer-margin", type=float, default=0.05)
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--ours", action="append", metavar="NAME=JSON")
+    args = parser.parse_args()
+    args.ours = [tuple(each.split("=", 1)) for each in args.ours or OURS]
+    print(machine())
+    print(versions("hardneg", "torch", "sentence-transformers", "transformers", "accelerate"))
+    train, test = (hardneg.read_pairs(args.set, hardneg.ReadOptions(split=s)) for s in ("train", args.split))
+    print(f"{args.set}: {int((train.positives.lengths > 0).sum()):,} queries to train on; {len(test):,} test queries in "
+          f"{len(test.document_ids):,} documents; {args.seconds:g} s on the processor each, {args.seeds} seeds")  # fmt: skip
+    ways = Ways(args, train, test)
+    done: dict[str, list[tuple[float, dict[str, Any]]]] = {}
+    steps: dict[str, int] = {}
+    in_batch = [f"in-batch {size}" for size in args.sizes]
+    for way in [name for name, _ in args.ours] + in_batch + ([] if args.no_peer else ["peer"]):
+        steps[way] = ways.steps(way)
+        done[way] = [ways.run(way, 0, steps[way])]
+        _said(way, steps[way], done[way])
+    best = max(in_batch, key=lambda way: float(done[way][0][1]["ndcg@10"].mean()), default=None)
+    print(f"{args.seeds} seeds: median (range)")
+    for way in done:
+        if way not in in_batch or way == best:
+            done[way] += [ways.run(way, seed, steps[way]) for seed in range(1, args.seeds)]
+            _said(way, steps[way], done[way])
+    first = args.ours[0][0]
+    for way in done:
+        if way != first and len(done[way]) == args.seeds:
+            _compared(first, way, done)
+
+
+def _said(way: str, steps: int, runs: list[tuple[float, dict[str, Any]]]) -> None:
+    line = f"{way:<34}{steps:>6}"
+    for name in MEASURES:
+        values = [100 * float(found[name].mean()) for _, found in runs]
+        line += f"  {name} {np.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+    print(f"{line}  {np.median([seconds for seconds, _ in runs]):.0f} s", flush=True)
+
+
+def _compared(first: str, other: str, done: dict[str, list[tuple[float, dict[str, Any]]]]) -> None:
+    for name in MEASURES[::2]:
+        a, b = (np.mean([found[name] for _, found in done[way]], axis=0) for way in (first, other))
+        by_seed = [100 * float((x[1][name] - y[1][name]).mean()) for x, y in zip(done[first], done[other], strict=True)]
+        said = ", ".join(f"{value:+.2f}" for value in by_seed)
+        print(
+            f"{first} - {other}: {name} {100 * float((a - b).mean()):+.2f} (by seed {said}), p = {ttest_rel(a, b).pvalue:.2g}"
+        )
+
+
+if __name__ == "__main__":
+    main()

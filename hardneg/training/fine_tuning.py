@@ -1,0 +1,104 @@
+"""What of a model is trained, and how fast: frozen parameters, learning rates of their own, LoRA, gradient checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from hardneg.encoders.lora import Lora
+from hardneg.errors import UsageError
+from hardneg.losses.arguments import number
+from hardneg.training.towers import SIDES, Towers
+
+
+def parse_rates(specs: Iterable[Any]) -> list[tuple[str, float]]:
+    """(pattern, learning rate) of each text `PATTERN=RATE`; UsageError for anything else.
+
+    >>> parse_rates(["document=1e-5"])
+    [('document', 1e-05)]
+    """
+    found = []
+    for spec in specs:
+        pattern, equals, rate = spec.rpartition("=") if isinstance(spec, str) else ("", "", "")
+        try:
+            value = float(rate)
+        except ValueError:
+            value = -1.0
+        if not equals or not pattern or value < 0:
+            raise UsageError(f"learning_rates: {spec!r} must be PATTERN=RATE, such as document=1e-5")
+        found.append((pattern, number(f"learning_rates: {pattern}", value, 0, above=True)))
+    return found
+
+
+def prepare_model(towers: Towers, lora: str | None, freeze: Sequence[str], gradient_checkpointing: bool) -> None:
+    """Make of a model what is trained, in place.
+
+    Args:
+        towers: the model.
+        lora, freeze, gradient_checkpointing: see `TrainOptions`.
+
+    Raises:
+        UsageError: the model cannot do that, a pattern fits no parameter, or nothing is left to train.
+    """
+    encoders = [towers.tower(side) for side in (SIDES[:1] if towers.shared else SIDES)]
+    for asked, method, name in (
+        (lora is not None, "add_lora", "lora"),
+        (gradient_checkpointing, "enable_gradient_checkpointing", "gradient checkpointing"),
+    ):
+        for each in encoders if asked else []:
+            if not hasattr(each, method):
+                raise UsageError(
+                    f"{name} needs an st: encoder with a transformer, which a {type(each).__name__} is not"
+                )
+            getattr(each, method)(*([Lora.parse(lora)] if method == "add_lora" else []))
+    for pattern in freeze:
+        for _, parameter in matching(towers, pattern):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in towers.parameters()):
+        raise UsageError(f"freeze={tuple(freeze)!r} leaves nothing to train")
+
+
+def matching(towers: nn.Module, pattern: str) -> list[tuple[str, nn.Parameter]]:
+    """The parameters whose names fit a pattern; `query` and `document` stand for the towers.
+
+    Raises:
+        UsageError: none does. The message names some that there are.
+    """
+    wanted = f"{pattern}_tower.*" if pattern in SIDES else pattern
+    named = list(towers.named_parameters())
+    found = [(name, parameter) for name, parameter in named if fnmatchcase(name, wanted)]
+    if not found:
+        shared = " (one encoder serves both sides: it is query_tower)" if pattern == "document" else ""
+        some = ", ".join(name for name, _ in named[:: max(1, len(named) // 3)][:3])
+        raise UsageError(f"no parameter fits the pattern {pattern!r}{shared}. Parameters are called {some} ...")
+    return found
+
+
+def parameter_groups(module: nn.Module, weight_decay: float, rates: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The parameters in groups for an optimizer: biases and norms (with one dimension) do not decay.
+
+    Args:
+        module: the model.
+        weight_decay: of the matrices.
+        rates: learning rates of their own, see `TrainOptions`.
+    """
+    own: dict[int, float] = {}
+    for pattern, rate in parse_rates(rates):
+        own |= {id(parameter): rate for _, parameter in matching(module, pattern)}
+    groups = _by_decay([p for p in module.parameters() if id(p) not in own], weight_decay)
+    for rate in sorted(set(own.values())):
+        parameters = [p for p in module.parameters() if own.get(id(p)) == rate]
+        groups += [{**each, "lr": rate} for each in _by_decay(parameters, weight_decay)]
+    return groups
+
+
+def _by_decay(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    if not weight_decay:
+        return [{"params": parameters}] if parameters else []
+    matrices, others = ([p for p in parameters if (p.ndim > 1) == wide] for wide in (True, False))
+    decaying = [{"params": matrices}] if matrices else []
+    return [*decaying, *([{"params": others, "weight_decay": 0.0}] if others else [])]
