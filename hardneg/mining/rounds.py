@@ -73,7 +73,7 @@ class Rounds:
             before: the round before.
             short: int64 `[m]`, the rows of the block that were searched deeper.
             found: the candidates of these queries.
-            depth: the depth of that search, see `depths`.
+            depth: the depth of that search, see `depths` below.
             verdicts: uint8, those of `found` if they were filtered before.
         """
         judged = self.chain.verdicts(found, self.context) if verdicts is None else verdicts
@@ -82,21 +82,21 @@ class Rounds:
         deeper[short] = True
         return Round(candidates, verdicts, depth, deeper)
 
-    def depths(self) -> Iterator[int]:
-        """The depths of the searches, one a round.
-
-        >>> list(Rounds(Chain([]), None, 100, 1000, 7).depths())
-        [100, 400, 1000]
-        """
-        depth = self.depth
-        yield depth
-        while depth < self.max_depth:
-            depth = min(4 * depth, self.max_depth)
-            yield depth
-
     def widened(self, last: Round) -> int:
         """The number of queries that were searched deeper than the others."""
         return int((last.candidates.real.sum(1) > self.depth).sum())
+
+
+def depths(depth: int, max_depth: int) -> Iterator[int]:
+    """The depths of the searches, one a round.
+
+    >>> list(depths(100, 1000))
+    [100, 400, 1000]
+    """
+    yield depth
+    while depth < max_depth:
+        depth = min(4 * depth, max_depth)
+        yield depth
 
 
 def _merged(
