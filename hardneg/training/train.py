@@ -28,7 +28,7 @@ from hardneg.mining.guides import guide_embedder
 from hardneg.mining.resources import Resources
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, with_progress
-from hardneg.refresh.generation import Items
+from hardneg.refresh.encode import Items
 from hardneg.storage.json_files import write_json
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
@@ -41,6 +41,7 @@ from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.options import TrainOptions
 from hardneg.training.saved import check_saved, save_encoder
+from hardneg.training.share import Channel
 from hardneg.training.towers import Towers
 
 
@@ -101,7 +102,7 @@ def train(
             trainer = Trainer(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 callbacks=_callbacks(callbacks, folder, here, state, tensorboard),
-                on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(evaluation, options),
+                on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(evaluation, options, here),
             )  # fmt: skip
             result = {**head, **_trained(trainer, state, progress), "seconds": round(time.perf_counter() - start, 2)}
             _finish(towers, folder, result, here)
@@ -109,13 +110,16 @@ def train(
 
 
 def _evaluation(
-    evaluation: Pairs | EvaluationSet | None, options: TrainOptions
+    evaluation: Pairs | EvaluationSet | None, options: TrainOptions, here: World
 ) -> Callable[[Towers], dict[str, float]] | None:
-    """A function that measures an encoder on the evaluation data, or None without such data."""
+    """A function that measures an encoder on the evaluation data, or None without such data. Each rank encodes its share."""
     if evaluation is None:
         return None
     held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
-    return lambda towers: held_out.evaluate(towers, options.measures)
+    if here.size == 1:
+        return lambda towers: held_out.evaluate(towers, options.measures)
+    channel = Channel(here)
+    return lambda towers: held_out.evaluate(towers, options.measures, channel)
 
 
 def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Towers:
