@@ -155,19 +155,30 @@ class Schedule:
         self.tasks = {name: task for name, task in every.items() if task.kind}
         self._every = every
         self._order = {name: place for place, name in enumerate(every)}
+        self._of_shard: dict[int, set[str]] = {}  # ready ones
         self._missing = {name: len(set(task.after)) for name, task in every.items()}
         self._waiting: dict[str, list[str]] = {name: [] for name in every}
         for name, task in every.items():
             for needed in set(task.after):
                 self._waiting[needed].append(name)
         self.done: set[str] = set()
-        self.ready = {name for name, count in self._missing.items() if count == 0 and every[name].kind}
+        self._left = len(self.tasks)  # that are not done
+        self.ready: set[str] = set()
+        for name in [name for name, count in self._missing.items() if count == 0 and every[name].kind]:
+            self._set_ready(name, True)
         for name in [name for name, count in self._missing.items() if count == 0 and not every[name].kind]:
             self.mark(name)
 
     @property
     def finished(self) -> bool:
-        return len(self.done & self.tasks.keys()) == len(self.tasks)
+        return not self._left
+
+    def _set_ready(self, name: str, ready: bool) -> None:
+        for names in (self.ready, self._of_shard.setdefault(self._every[name].shard, set())):
+            if ready:
+                names.add(name)
+            else:
+                names.discard(name)
 
     def mark(self, name: str) -> None:
         """A task is done."""
@@ -177,12 +188,13 @@ class Schedule:
             if each in self.done:
                 continue
             self.done.add(each)
-            self.ready.discard(each)
+            self._left -= bool(self._every[each].kind)
+            self._set_ready(each, False)
             for waiting in self._waiting[each]:
                 self._missing[waiting] -= 1
                 if self._missing[waiting] == 0 and waiting not in self.done:
                     if self._every[waiting].kind:
-                        self.ready.add(waiting)
+                        self._set_ready(waiting, True)
                     else:
                         stack.append(waiting)
 
@@ -194,13 +206,14 @@ class Schedule:
             if each not in self.done:
                 continue
             self.done.discard(each)
+            self._left += bool(self._every[each].kind)
             for waiting in self._waiting[each]:
                 self._missing[waiting] += 1
-                self.ready.discard(waiting)
+                self._set_ready(waiting, False)
                 if not self._every[waiting].kind:
                     stack.append(waiting)
             if self._missing[each] == 0 and self._every[each].kind:
-                self.ready.add(each)
+                self._set_ready(each, True)
 
     def set_done(self, names: set[str]) -> None:
         """Exactly these tasks are done."""
@@ -211,11 +224,9 @@ class Schedule:
 
     def choose(self, shard: int = -1, without: set[str] | frozenset[str] = frozenset()) -> Task | None:
         """The next task: one of the shard that is open if there is one, else the first; None: nothing can be done now."""
-        names = self.ready - without
-        if not names:
-            return None
-        best = min(names, key=lambda name: (self._every[name].shard != shard, self._order[name]))
-        return self._every[best]
+        same = [name for name in self._of_shard.get(shard, ()) if name not in without]
+        names = same or [name for name in self.ready if name not in without]
+        return self._every[min(names, key=self._order.__getitem__)] if names else None
 
     def needed(self, name: str) -> list[str]:
         """The tasks that have to be done before this one and are not."""

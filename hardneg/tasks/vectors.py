@@ -70,7 +70,7 @@ class Pieces:
         piece = np.searchsorted(self.bounds, rows, "right") - 1
         order = np.argsort(piece, kind="stable")
         used, first = np.unique(piece[order], return_index=True)
-        for number, places in zip(used.tolist(), np.split(order, first[1:]), strict=True):
+        for number, places in zip(used.tolist(), np.split(order, first[1:]) if len(rows) else [], strict=True):
             out[places] = self._opened(number)[rows[places] - self.bounds[number]]
         return out
 
