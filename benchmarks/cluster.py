@@ -204,9 +204,7 @@ def same(source: str, engines: list[str], encoder: str, splits: str) -> None:
                 differ = [name for name, value in files(out).items() if expected.get(name) != value]
                 differ += [name for name in expected if not (out / name).exists()]
                 seconds = time.perf_counter() - start
-                print(
-                    f"{engine}, {shards} shards: {differ or 'the same bytes'}, {seconds:.1f} s {losses.said() or ''}"
-                )
+                print(f"{engine}, {shards} shards: {differ or 'the same bytes'}, {seconds:.1f} s {losses.said() or ''}")
 
 
 def measure(documents: int, queries: int, dimension: int, shards: int, repeat: int) -> None:

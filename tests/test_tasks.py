@@ -50,7 +50,7 @@ class Place:
         np.save(folder / "q.npy", queries)
         np.save(folder / "d.npy", documents.astype(np.float16))
         self.options = MineOptions(
-            query_embeddings=str(folder / "q.npy"), corpus_embeddings=str(folder / "d.npy"), depth=20, max_depth=300,
+            query_embeddings=str(folder / "q.npy"), corpus_embeddings=str(folder / "d.npy"), depth=20, max_depth=100,
             filters=("margin:relative=0.45", "duplicate:near=0.97"), sampler="simans", seed=3,
         )  # fmt: skip
         self.run = mine(self.pairs, folder / "whole", self.options)
@@ -464,5 +464,5 @@ def test_a_schedule_knows_what_is_ready(planned: Path) -> None:
     assert schedule.finished
     schedule.unmark("norms-00000")
     assert schedule.ready == {"norms-00000"}
-    assert schedule.needed("merge-r0-00000") == ["norms-00000"]
+    assert schedule.needed("search-r0-00001-00000") == ["norms-00000"]
     assert cut(20, 3, 8) == [0, 8, 16, 20]

@@ -13,12 +13,11 @@ from hardneg.errors import UsageError
 from hardneg.index.vectors import VectorStore
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import lowest_scores
-from hardneg.mining.miner import Judged, choose_negatives
+from hardneg.mining.miner import Block, Judged, choose_negatives
 from hardneg.mining.parts import PART_ROWS, PartWriter
-from hardneg.mining.rounds import Round, Rounds
 from hardneg.mining.samplers import query_keys
 from hardneg.mining.specs import parse_sampler
-from hardneg.storage.arrays import Float, Int
+from hardneg.storage.arrays import Int, Ragged
 from hardneg.storage.files import sha256_file
 from hardneg.tasks.bench import Bench
 from hardneg.tasks.graph import Task, named
@@ -32,39 +31,35 @@ from hardneg.tasks.vectors import encoded_vectors
 def judge(bench: Bench, task: Task) -> Outcome:
     """Filter a block of queries in a round: the verdicts on what was found, and the queries that have to be searched deeper."""
     (which,), (block,) = task.words, task.numbers
-    number = int(which[1:])
-    rounds, width = rounds_of(bench), bench.plan.depths[number]
-    verdicts, shorts = [], []
+    number, context = int(which[1:]), context_of(bench)
+    width, last = bench.plan.depths[number], number == len(bench.plan.depths) - 1
+    verdicts, shorts = [np.empty((0, width), np.uint8)], [np.empty(0, np.int64)]
     for part in bench.plan.parts(block):
-        before = _replayed(bench, rounds, block, part, number)
+        found = _replayed(bench, block, part, number)
         if number == 0:
-            after = rounds.first(before.candidates)
-            verdicts.append(after.verdicts)
+            judged = found.verdicts = bench.chain.verdicts(found.candidates, context)
         else:
-            short = _short(bench, block, part, number - 1)
-            found = _deeper(bench, before, short, block, number)
-            judged = rounds.chain.verdicts(found, rounds.context)
-            after = rounds.next(before, short - part * PART_ROWS, found, width, judged)
-            verdicts.append(judged)
-        shorts.append(rounds.short(after) + part * PART_ROWS)
-    empty = np.empty((0, width), np.uint8)
-    arrays: dict[str, NDArray[Any]] = {"verdicts": np.concatenate([empty, *verdicts]), "short": np.concatenate(shorts)}
+            rows, deeper = _deeper(bench, found, block, part, number)
+            judged = bench.chain.verdicts(deeper, context)
+            found.deeper.append((rows, deeper, judged))
+        verdicts.append(judged)
+        if not last:
+            shorts.append(found.short(int(bench.plan.config["negatives"]), bench.chain, width) + part * PART_ROWS)
+    arrays: dict[str, NDArray[Any]] = {"verdicts": np.concatenate(verdicts), "short": np.concatenate(shorts)}
     return Outcome(bench.records.save(task.name, arrays), {"short": len(arrays["short"])})
 
 
-def rounds_of(bench: Bench) -> Rounds:
-    """The rounds of filtering, with a context that all blocks share."""
-    if "rounds" not in bench.shared:
-        plan, config = bench.plan, bench.plan.config
+def context_of(bench: Bench) -> Context:
+    """The context of the filters, which all blocks share."""
+    if "context" not in bench.shared:
         context = Context(
             bench.pairs, lambda: bench.whole, bench.pairs.known_positives(), guides(bench), lambda: _nearest(bench)
         )
-        if "graph" in plan.indexes:
+        if "graph" in bench.plan.indexes:
             context.cache["neighbor graph"] = graph_of(bench)
-        depths = plan.depths
-        bench.shared["rounds"] = Rounds(bench.chain, context, depths[0], depths[-1], int(config["negatives"]))
-    rounds: Rounds = bench.shared["rounds"]
-    return rounds
+        bench.shared["context"] = context
+    made: Context = bench.shared["context"]
+    return made
 
 
 def _nearest(bench: Bench) -> NDArray[np.int32]:
@@ -103,32 +98,37 @@ def _span(bench: Bench, part: int) -> tuple[int, int]:
     return part * PART_ROWS, min((part + 1) * PART_ROWS, bench.plan.queries)
 
 
-def _replayed(bench: Bench, rounds: Rounds, block: int, part: int, number: int) -> Round:
+def _replayed(bench: Bench, block: int, part: int, number: int) -> Block:
     """A part after the rounds before this one, from the verdicts that they left; before any, its candidates alone."""
     start, stop = _span(bench, part)
     begin = bench.plan.block(block)[0]
     queries, inside = np.arange(start, stop), slice(start - begin, stop - begin)
-    found = neighbors(bench.records.array(named("merge", "r0", block), "keys")[inside])
-    lowest = lowest_scores(positive_scores(bench, block, part))
-    candidates = Candidates(queries, found.documents, found.scores, lowest, bench.query_vectors(start, stop))
-    if number == 0:
-        return Round(candidates, np.zeros(found.documents.shape, np.uint8), rounds.depth, np.ones(len(queries), bool))
-    after = rounds.first(candidates, np.array(bench.records.array(named("judge", "r0", block), "verdicts")[inside]))
+    answer = neighbors(bench.records.array(named("merge", "r0", block), "keys")[inside])
+    scores = _positive_scores(bench, block, part)
+    candidates = Candidates(
+        queries, answer.documents, answer.scores, lowest_scores(scores), bench.query_vectors(start, stop)
+    )
+    verdicts = np.zeros(answer.documents.shape, np.uint8)
+    if number > 0:
+        verdicts = np.array(bench.records.array(named("judge", "r0", block), "verdicts")[inside])
+    found = Block(candidates, verdicts, scores)
     for r in range(1, number):
-        short = _short(bench, block, part, r - 1)
-        deeper = _deeper(bench, after, short, block, r)
-        verdicts = np.array(
-            bench.records.array(named("judge", f"r{r}", block), "verdicts")[_places(bench, block, r - 1, short)]
-        )
-        after = rounds.next(after, short - start, deeper, bench.plan.depths[r], verdicts)
-    return after
+        rows, deeper = _deeper(bench, found, block, part, r)
+        places = _places(bench, block, r - 1, rows + start)
+        judged = np.array(bench.records.array(named("judge", f"r{r}", block), "verdicts")[places])
+        found.deeper.append((rows, deeper, judged))
+    return found
 
 
-def _short(bench: Bench, block: int, part: int, number: int) -> Int:
-    """int64: the queries of a part that a round found to need a deeper search."""
+def _deeper(bench: Bench, found: Block, block: int, part: int, number: int) -> tuple[Int, Candidates]:
+    """The queries of a part that were searched deeper in a round, as rows of the part, and their candidates."""
     start, stop = _span(bench, part)
-    short = np.array(bench.records.array(named("judge", f"r{number}", block), "short"))
-    return short[(short >= start) & (short < stop)]
+    short = np.array(bench.records.array(named("judge", f"r{number - 1}", block), "short"))
+    short = short[(short >= start) & (short < stop)]
+    keys = bench.records.array(named("merge", f"r{number}", block), "keys")
+    answer = neighbors(keys[_places(bench, block, number - 1, short)])
+    rows = short - start
+    return rows, replace(found.candidates.rows(rows), documents=answer.documents, scores=answer.scores)
 
 
 def _places(bench: Bench, block: int, number: int, short: Int) -> Int:
@@ -136,41 +136,29 @@ def _places(bench: Bench, block: int, number: int, short: Int) -> Int:
     return np.searchsorted(np.array(bench.records.array(named("judge", f"r{number}", block), "short")), short)
 
 
-def _deeper(bench: Bench, before: Round, short: Int, block: int, number: int) -> Candidates:
-    """The candidates that the search of a round found for these queries."""
-    keys = bench.records.array(named("merge", f"r{number}", block), "keys")
-    found = neighbors(keys[_places(bench, block, number - 1, short)])
-    rows = short - before.candidates.queries[0]
-    return replace(before.candidates.rows(rows), documents=found.documents, scores=found.scores)
-
-
-def positive_scores(bench: Bench, block: int, part: int) -> Float:
-    """float32 `[n, p]`: the scores of all positives of the queries of a part; -inf where there is none."""
+def _positive_scores(bench: Bench, block: int, part: int) -> Ragged:
+    """The scores of all positives of the queries of a part, float32."""
     begin, end = bench.plan.block(block)
-    whole = bench.pairs.positives.take(np.arange(begin, end))
+    lists = bench.pairs.positives.take(np.arange(begin, end))
     start, stop = _span(bench, part)
-    inside = whole.take(np.arange(start - begin, stop - begin))
-    values = bench.records.array(named("merge", "r0", block), "positives")
-    table = np.full((len(inside), int(inside.lengths.max(initial=0))), -np.inf, np.float32)
-    table[np.arange(table.shape[1]) < inside.lengths[:, None]] = values[
-        whole.offsets[start - begin] : whole.offsets[stop - begin]
-    ]
-    return table
+    whole = Ragged(lists.offsets, np.array(bench.records.array(named("merge", "r0", block), "positives")))
+    return whole.take(np.arange(start - begin, stop - begin))
 
 
 def write(bench: Bench, task: Task) -> Outcome:
     """Draw the negatives of a block of queries, and write its parts."""
     (block,) = task.numbers
-    rounds, config = rounds_of(bench), bench.plan.config
+    config = bench.plan.config
     if "keys" not in bench.shared:
         bench.shared["keys"] = query_keys(bench.pairs.query_ids)
-    writer = PartWriter(bench.folder, bench.pairs, rounds.chain.names)
+    writer = PartWriter(bench.folder, bench.pairs, bench.chain.names)
     files: dict[str, str] = {}
     for part in bench.plan.parts(block):
-        last = _replayed(bench, rounds, block, part, len(bench.plan.depths))
+        found = _replayed(bench, block, part, len(bench.plan.depths))
+        candidates, verdicts = found.merged()
         chosen = choose_negatives(
-            rounds.chain, parse_sampler(config["sampler"]), rounds.context, last.candidates, last.verdicts,
-            positive_scores(bench, block, part), widened=rounds.widened(last), negatives=rounds.negatives,
+            bench.chain, parse_sampler(config["sampler"]), context_of(bench), candidates, verdicts, found.positive_scores,
+            widened=int((candidates.real.sum(1) > bench.plan.depths[0]).sum()), negatives=int(config["negatives"]),
             seed=int(config["seed"]), keys=bench.shared["keys"],
         )  # fmt: skip
         writer.write(part, Judged.joined([chosen]))

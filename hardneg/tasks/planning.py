@@ -21,10 +21,9 @@ from hardneg.mining.encoding import set_precision
 from hardneg.mining.environment import package_version
 from hardneg.mining.inputs import Inputs, check_config, check_inputs, read_source
 from hardneg.mining.mine import keep_posterior
-from hardneg.mining.options import MineOptions, resolve_depth
+from hardneg.mining.options import MineOptions, resolve_depth, search_depths
 from hardneg.mining.parts import PART_ROWS
 from hardneg.mining.resources import Resources
-from hardneg.mining.rounds import depths
 from hardneg.mining.run_folder import posterior_files, relative_paths
 from hardneg.mining.sanity import check_positives
 from hardneg.mining.sources.search import only_dense
@@ -123,7 +122,7 @@ class _Planner:
         self.chain = parse_filters(options.filters, options.default_filters)
         self.needs = frozenset(name for each in self.chain.filters for name in each.needs)
         depth, max_depth = resolve_depth(options, len(pairs.document_ids))
-        self.depths = list(depths(depth, max_depth))
+        self.depths = list(search_depths(depth, max_depth))
         self.indexes = self._indexes(depth)
         aligned = _ROWS if any(index.kind == "ivf" for index in self.indexes.values()) else 1
         self.shards = cut(len(pairs.document_ids), shards, aligned)
