@@ -264,12 +264,12 @@ def measure(documents: int, queries: int, dimension: int, shards: int, repeat: i
 SCENARIOS = (  # documents, queries, shards, workers
     (10_000_000, 1_000_000, 16, 8),
     (100_000_000, 10_000_000, 64, 32),
-    (1_000_000_000, 10_000_000, 256, 128),
-    (10_000_000_000, 10_000_000, 1024, 512),
+    (1_000_000_000, 10_000_000, 128, 128),
+    (10_000_000_000, 10_000_000, 512, 512),
 )
 
 
-def table(dimension: int, rates: Rates) -> None:
+def table(dimension: int, rates: Rates, only: list[int]) -> None:
     print(f"{dimension} dimensions in float16; a worker: {rates}")
     print(
         "| documents | queries | workers | tasks | vectors | ids, memory a worker | read | written | hours, ideal | hours, with "
@@ -277,6 +277,8 @@ def table(dimension: int, rates: Rates) -> None:
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for documents, queries, shards, workers in SCENARIOS:
+        if only and documents not in only:
+            continue
         plan = plan_of(documents, queries, dimension, shards)
         ideal = simulate(plan, Cluster(workers), rates)
         real = simulate(plan, Cluster(workers, mtbf=200.0, slow=0.05), rates)
@@ -305,6 +307,7 @@ def main() -> None:
         two.add_argument(f"--{name}", type=int, default=value)
     three = commands.add_parser("simulate")
     three.add_argument("--dimension", type=int, default=768)
+    three.add_argument("--documents", type=int, nargs="*", default=[], help="only these numbers of documents")
     for name, value in Rates().__dict__.items():
         three.add_argument(f"--{name}", type=float, default=value)
     given = vars(parser.parse_args())
@@ -314,7 +317,7 @@ def main() -> None:
     elif what == "measure":
         measure(**given)
     else:
-        table(given.pop("dimension"), Rates(**given))
+        table(given.pop("dimension"), only=given.pop("documents"), rates=Rates(**given))
 
 
 if __name__ == "__main__":

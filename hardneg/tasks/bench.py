@@ -17,6 +17,7 @@ from hardneg.encoders.factory import make_encoder
 from hardneg.errors import RunError
 from hardneg.index.kmeans import Centroids
 from hardneg.mining.filters.base import Chain
+from hardneg.mining.run_folder import located_filters
 from hardneg.mining.specs import parse_filters
 from hardneg.progress import silent
 from hardneg.storage.arrays import Float
@@ -52,7 +53,8 @@ class Bench:
 
     @cached_property
     def chain(self) -> Chain:
-        return parse_filters(self.plan.config["filters"], self.plan.config["default_filters"])
+        info = {"config": self.plan.config, "fingerprints": self.plan.fingerprints, "paths": self.plan.head["paths"]}
+        return parse_filters(located_filters(self.folder, info), self.plan.config["default_filters"])
 
     def vectors(self, side: str, model: int = 0) -> Pieces:
         """The vectors of a side, `queries` or `documents`."""

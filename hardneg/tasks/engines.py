@@ -134,7 +134,7 @@ class _Process:
         self.number, self._news, self._task = number, news, ""
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `end`
         threads = str(setup["threads"])
-        environment = {**os.environ, "OMP_NUM_THREADS": threads, "HARDNEG_WORKER": str(number)}
+        environment = {**os.environ, "OMP_NUM_THREADS": threads}
         code = f"from {__package__}.process import main; main()"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, env=environment

@@ -29,12 +29,15 @@ def finish(bench: Bench, task: Task) -> Outcome:
     machine = {**environment(None), "shards": plan.shard_count, "tasks": len(tasks) + 1}
     resolved = {**head["resolved"], "recall": recall.to_json()}
     writer = PartWriter(bench.folder, bench.pairs, bench.chain.names)
-    writer.finish(
-        run_head(
-            config, head["command"], _ordered(resolved), dict(plan.fingerprints), head["reading"], said,
-            {**head["timings"], **_seconds(bench, tasks)}, machine, head["paths"],
-        )
+    whole = run_head(
+        config, head["command"], _ordered(resolved), dict(plan.fingerprints), head["reading"], said,
+        {**head["timings"], **_seconds(bench, tasks)}, machine, head["paths"],
     )  # fmt: skip
+    try:
+        writer.finish(whole)
+    except OSError:  # on some network file systems, the claim of this task cannot be removed while it is held
+        if not (bench.folder / "run.json").is_file():
+            raise
     return Outcome()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -128,7 +129,10 @@ def work(
             return 0
         worker = Worker(folder, device, batch_size)
         loop = _Loop(worker, share, wait, report)
-        return loop.one(task) if task is not None else loop.all()
+        done = loop.one(task) if task is not None else loop.all()
+        if loop.over:
+            shutil.rmtree(folder / "progress", ignore_errors=True)
+        return done
 
 
 class _Loop:
