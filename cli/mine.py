@@ -160,7 +160,6 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
       hardneg mine beir/scifact --out run --split train --sampler simans --negatives 10
       hardneg mine pairs.jsonl --out run --candidates dense --candidates bm25
       cat pairs.jsonl | hardneg mine - --out run --json
-      hardneg mine pairs.jsonl --out run --engine processes:4
       hardneg mine pairs.jsonl --out run --plan 64
     """
     if given["resume"] and given["overwrite"]:

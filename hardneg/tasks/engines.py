@@ -17,7 +17,7 @@ from typing import IO, Any
 import torch
 
 from hardneg.errors import HardnegError, UsageError, suggestion
-from hardneg.tasks.drive import Crew, News
+from hardneg.tasks.drive import News
 from hardneg.tasks.graph import Task
 from hardneg.tasks.records import Damaged
 from hardneg.tasks.worker import Worker
@@ -184,21 +184,3 @@ class _Process:
                     stream.close()
                 except (OSError, ValueError):  # what was not sent cannot be flushed any more
                     continue
-
-
-def crew_of(
-    engine: str, folder: Path, threads: int | None = None, device: str | None = None, batch_size: int | None = None
-) -> Crew:
-    """The workers of an engine.
-
-    Raises:
-        UsageError: there is no such engine, or a package that it needs is not installed.
-    """
-    name, _ = parse_engine(engine)
-    if name == "local":
-        return LocalCrew(folder, device, batch_size)
-    if name == "processes":
-        return ProcessCrew(folder, workers_of(engine), threads, device, batch_size)
-    from hardneg.tasks.ray_crew import RayCrew
-
-    return RayCrew(folder, parse_engine(engine)[1], threads, device, batch_size)

@@ -17,10 +17,11 @@ from hardneg.mining.resources import Resources
 from hardneg.mining.run import Run
 from hardneg.mining.run_folder import run_output
 from hardneg.progress import Progress, with_progress
-from hardneg.tasks.drive import Losses, drive
-from hardneg.tasks.engines import crew_of, parse_engine, workers_of
+from hardneg.tasks.drive import Crew, Losses, drive
+from hardneg.tasks.engines import LocalCrew, ProcessCrew, parse_engine, workers_of
 from hardneg.tasks.plan import FILE, Plan, check_source
 from hardneg.tasks.planning import refuse, write_plan
+from hardneg.tasks.ray_crew import RayCrew
 
 
 @with_progress
@@ -132,3 +133,19 @@ def _resources(
     options: MineOptions, device: str | None, batch_size: int | None, cache: str | Path | None, progress: Progress
 ) -> Resources:
     return Resources(batch_size, device, (), options.encoder_precision, cache, progress)
+
+
+def crew_of(
+    engine: str, folder: Path, threads: int | None = None, device: str | None = None, batch_size: int | None = None
+) -> Crew:
+    """The workers of an engine.
+
+    Raises:
+        UsageError: there is no such engine, or a package that it needs is not installed.
+    """
+    name, _ = parse_engine(engine)
+    if name == "local":
+        return LocalCrew(folder, device, batch_size)
+    if name == "processes":
+        return ProcessCrew(folder, workers_of(engine), threads, device, batch_size)
+    return RayCrew(folder, parse_engine(engine)[1], threads, device, batch_size)
