@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -155,7 +156,9 @@ class Schedule:
         self.tasks = {name: task for name, task in every.items() if task.kind}
         self._every = every
         self._order = {name: place for place, name in enumerate(every)}
-        self._of_shard: dict[int, set[str]] = {}  # ready ones
+        self._names = list(every)
+        # Places of ready tasks, of each shard and of all (None), the first on top; tasks that are no longer ready are still there.
+        self._heaps: dict[int | None, list[int]] = {None: []}
         self._missing = {name: len(set(task.after)) for name, task in every.items()}
         self._waiting: dict[str, list[str]] = {name: [] for name in every}
         for name, task in every.items():
@@ -165,7 +168,7 @@ class Schedule:
         self._left = len(self.tasks)  # that are not done
         self.ready: set[str] = set()
         for name in [name for name, count in self._missing.items() if count == 0 and every[name].kind]:
-            self._set_ready(name, True)
+            self._set_ready(name)
         for name in [name for name, count in self._missing.items() if count == 0 and not every[name].kind]:
             self.mark(name)
 
@@ -173,12 +176,10 @@ class Schedule:
     def finished(self) -> bool:
         return not self._left
 
-    def _set_ready(self, name: str, ready: bool) -> None:
-        for names in (self.ready, self._of_shard.setdefault(self._every[name].shard, set())):
-            if ready:
-                names.add(name)
-            else:
-                names.discard(name)
+    def _set_ready(self, name: str) -> None:
+        self.ready.add(name)
+        for heap in (self._heaps[None], self._heaps.setdefault(self._every[name].shard, [])):
+            heapq.heappush(heap, self._order[name])
 
     def mark(self, name: str) -> None:
         """A task is done."""
@@ -189,12 +190,12 @@ class Schedule:
                 continue
             self.done.add(each)
             self._left -= bool(self._every[each].kind)
-            self._set_ready(each, False)
+            self.ready.discard(each)
             for waiting in self._waiting[each]:
                 self._missing[waiting] -= 1
                 if self._missing[waiting] == 0 and waiting not in self.done:
                     if self._every[waiting].kind:
-                        self._set_ready(waiting, True)
+                        self._set_ready(waiting)
                     else:
                         stack.append(waiting)
 
@@ -209,11 +210,11 @@ class Schedule:
             self._left += bool(self._every[each].kind)
             for waiting in self._waiting[each]:
                 self._missing[waiting] += 1
-                self._set_ready(waiting, False)
+                self.ready.discard(waiting)
                 if not self._every[waiting].kind:
                     stack.append(waiting)
             if self._missing[each] == 0 and self._every[each].kind:
-                self._set_ready(each, True)
+                self._set_ready(each)
 
     def set_done(self, names: set[str]) -> None:
         """Exactly these tasks are done."""
@@ -224,9 +225,23 @@ class Schedule:
 
     def choose(self, shard: int = -1, without: set[str] | frozenset[str] = frozenset()) -> Task | None:
         """The next task: one of the shard that is open if there is one, else the first; None: nothing can be done now."""
-        same = [name for name in self._of_shard.get(shard, ()) if name not in without]
-        names = same or [name for name in self.ready if name not in without]
-        return self._every[min(names, key=self._order.__getitem__)] if names else None
+        name = self._first(shard, without) or self._first(None, without)
+        return None if name is None else self._every[name]
+
+    def _first(self, shard: int | None, without: set[str] | frozenset[str]) -> str | None:
+        """The first task that is ready, of a shard or of all."""
+        heap, skipped, found = self._heaps.get(shard, []), [], None
+        while heap and found is None:
+            name = self._names[heap[0]]
+            if name not in self.ready:
+                heapq.heappop(heap)
+            elif name in without:
+                skipped.append(heapq.heappop(heap))
+            else:
+                found = name
+        for place in skipped:
+            heapq.heappush(heap, place)
+        return found
 
     def needed(self, name: str) -> list[str]:
         """The tasks that have to be done before this one and are not."""
