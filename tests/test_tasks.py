@@ -148,6 +148,7 @@ def test_lists_of_vectors_of_different_lengths(place: Place, tmp_path: Path, met
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_several_workers_share_a_plan(place: Place, planned: Path) -> None:
     """Without any process that drives them: each takes what nobody else does."""
     workers = [worker_process(planned), worker_process(planned, "--wait", "60")]
@@ -158,6 +159,7 @@ def test_several_workers_share_a_plan(place: Place, planned: Path) -> None:
     assert len(did) == len(set(did))
 
 
+@pytest.mark.slow
 def test_shares_of_a_job_array(place: Place, planned: Path) -> None:
     """One share alone waits for the others; both finish the run."""
     with pytest.raises(RunError, match=r"no task was finished for 0 seconds.*Start workers for them"):
@@ -229,6 +231,7 @@ def test_a_killed_worker_loses_nothing(slow: MineOptions, tmp_path: Path) -> Non
     assert work(tmp_path / "run") == 0  # it is finished
 
 
+@pytest.mark.slow
 def test_an_engine_replaces_a_killed_process_and_counts_it(
     slow: MineOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
