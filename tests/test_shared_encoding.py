@@ -117,6 +117,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_encode_what_one_does(tmp_path: Path) -> None:
     Counted.seen = 0
     with world("cpu") as here:
