@@ -18,6 +18,7 @@ from .plain import json_text, plain
 _COMMANDS = {
     "inspect": (".inspect", "Show what a dataset is taken for, before anything is mined."),
     "mine": (".mine", "Find hard negatives for every query of a dataset."),
+    "work": (".work", "Do tasks of a mining pass that was planned for several workers."),
     "select": (".select", "Filter and sample the candidates of a run again, without a new search."),
     "score": (".score", "Score the candidates of a run with a cross-encoder, once, for filters and distillation."),
     "export": (".export", "Write the negatives of a run in a format that training libraries read."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ _SECTIONS = {
     "index": "Search",
     "filters": "Filters and negatives",
     "threads": "Other options",
+    "engine": "Several workers",
 }
 
 
@@ -124,6 +126,24 @@ _SECTIONS = {
     "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of all random choices."
 )
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads.  [default: all cores]")
+@click.option(
+    "--engine",
+    metavar="NAME",
+    help="Cut the pass into tasks, and have them done by local (this process, one after the other) · processes:N · ray:N (the "
+    "workers of a cluster; needs hardneg[ray]). The run is the same, byte for byte.",
+)
+@click.option(
+    "--shards",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Shards of the corpus with --engine.  [default: one for each worker]",
+)
+@click.option(
+    "--plan",
+    type=click.IntRange(1),
+    metavar="SHARDS",
+    help="Only read SOURCE and write the plan of the tasks, for workers on any machines: hardneg work RUN.",
+)
 def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
     """Find hard negatives for every query of SOURCE.
 
@@ -140,9 +160,11 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
       hardneg mine beir/scifact --out run --split train --sampler simans --negatives 10
       hardneg mine pairs.jsonl --out run --candidates dense --candidates bm25
       cat pairs.jsonl | hardneg mine - --out run --json
+      hardneg mine pairs.jsonl --out run --plan 64
     """
     if given["resume"] and given["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
+    _check_engine(given)
     from hardneg.mining.mine import mine as run_mine
     from hardneg.mining.options import MineOptions
 
@@ -159,23 +181,63 @@ def mine(source: str, out: str, as_json: bool, **given: Any) -> None:
             )
         },
     )  # fmt: skip
+    if given["plan"] is not None:
+        _plan(source, out, options, as_json, given)
+        return
     before = Path(out) / "run.json"
     finished = given["resume"] and before.is_file()
+    common = {
+        name: given[name] for name in ("resume", "overwrite", "force", "threads", "batch_size", "device", "cache")
+    }
     with progress_bars() as progress:
-        run = run_mine(
-            source,
-            out,
-            options,
-            progress=progress,
-            command=sys.argv[1:],
-            **{
-                name: given[name]
-                for name in ("resume", "overwrite", "force", "threads", "batch_size", "device", "devices", "cache")
-            },
-        )
+        if given["engine"] is not None:
+            from hardneg.tasks.mine import mine_with
+
+            more = {"shards": given["shards"], "progress": progress, "command": sys.argv[1:]}
+            run, losses = mine_with(given["engine"], source, out, options, **common, **more)
+            for line in losses.said():
+                say(line)
+        else:
+            run = run_mine(
+                source, out, options, progress=progress, command=sys.argv[1:], devices=given["devices"], **common
+            )
     if finished:
         say(f"{out} was finished before: nothing was mined, and the inputs are those of then.")
     report(run.info, out, as_json)
+
+
+def _check_engine(given: dict[str, Any]) -> None:
+    """UsageError for options of several workers that exclude each other."""
+    if given["plan"] is not None and (given["engine"] is not None or given["shards"] is not None):
+        raise click.UsageError("--plan SHARDS writes a plan and does nothing else: leave --engine and --shards out")
+    if given["plan"] is not None and (given["resume"] or given["overwrite"]):
+        raise click.UsageError("--plan needs a folder of its own: leave --resume and --overwrite out")
+    if given["shards"] is not None and given["engine"] is None:
+        raise click.UsageError("--shards needs --engine, such as --engine processes")
+    if given["devices"] is not None and (given["plan"] is not None or given["engine"] is not None):
+        raise click.UsageError(
+            "--devices is for one process: each worker of --engine has a device of its own (--device)"
+        )
+
+
+def _plan(source: str, out: str, options: Any, as_json: bool, given: dict[str, Any]) -> None:
+    """Write the plan of a pass, and say how it is worked on."""
+    from hardneg.tasks.graph import Schedule
+    from hardneg.tasks.mine import plan_run
+
+    with progress_bars() as progress:
+        plan = plan_run(
+            source, out, options, shards=given["plan"], progress=progress, command=sys.argv[1:],
+            **{name: given[name] for name in ("force", "batch_size", "device", "cache")},
+        )  # fmt: skip
+    tasks = len(Schedule(plan).tasks)
+    if as_json:
+        print_json({"plan": out, "tasks": tasks, "shards": plan.shard_count, "blocks": plan.block_count})
+        return
+    say(
+        f"{out} holds a plan of {tasks:,} tasks: {plan.documents:,} documents in {plan.shard_count:,} shards, "
+        f"{plan.queries:,} queries in {plan.block_count:,} blocks. Start any number of workers: hardneg work {shlex.quote(out)}"
+    )
 
 
 def report(info: dict[str, Any], out: str, as_json: bool) -> None:

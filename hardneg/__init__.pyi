@@ -13,6 +13,7 @@ from hardneg import losses as losses
 from hardneg import mining as mining
 from hardneg import refresh as refresh
 from hardneg import storage as storage
+from hardneg import tasks as tasks
 from hardneg import training as training
 from hardneg.bank.examples import Examples as Examples
 from hardneg.bank.memory_bank import MemoryBank as MemoryBank

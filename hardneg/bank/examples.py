@@ -8,7 +8,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from hardneg.data.pairs import Pairs
-from hardneg.refresh.generation import Items
+from hardneg.refresh.encode import Items
 
 
 class Example(NamedTuple):

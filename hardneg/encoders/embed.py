@@ -91,17 +91,14 @@ def embed(
         "queries": (pairs.queries, len(pairs), before, keys[0]),
         "documents": (pairs.documents, len(pairs.document_ids), within, keys[1]),
     }
-    arranging = _arranging(encoder, devices)
+    _arranging(encoder, devices)
     opened = []
     with DevicePool(encoder, devices) if devices else nullcontext() as pool:
         for side, (texts, total, prompt, key) in sides.items():
             store = EmbeddingStore(folder / f"{side}-{key[:16]}", key, total, dimension, precision)
             stage = f"encode {label}{side}"
             advance = progress(stage, total)
-            if arranging is None:
-                store.fill_with(partial(_in_chunks, encoder, texts, prompt, advance), advance)
-            else:
-                store.fill_with(partial(_arranged, arranging, texts, prompt, advance, pool), advance)
+            store.fill_with(partial(encoded, encoder, texts, prompt, advance, pool=pool), advance)
             opened.append(store.open())
             if notes is not None:
                 notes += [f"{stage}: {each}" for each in _said(encoder, pool)]
@@ -127,6 +124,16 @@ def _said(encoder: Encoder, pool: DevicePool | None) -> list[str]:
     """What went wrong and was done again, or was lost."""
     lost = [] if pool is None else pool.said()
     return [*lost, *getattr(encoder, "said", list)()]
+
+
+def encoded(
+    encoder: Encoder, texts: Texts, prompt: str, advance: Advance, spans: list[Span], pool: DevicePool | None = None
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The number of each of these shards and its vectors, float32 `[n, d]`, which depend on nothing outside of the shard."""
+    arranging = _arranging(encoder, ())
+    if arranging is None:
+        return _in_chunks(encoder, texts, prompt, advance, spans)
+    return _arranged(arranging, texts, prompt, advance, pool, spans)
 
 
 def _in_chunks(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ class SharedNeighbors(Filter):
     name = "shared-neighbors"
     max: float
 
+    @property
+    def needs(self) -> frozenset[str]:
+        return needs_of(SHARED_FEATURES)
+
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         found = PairFeatures(context).of(SHARED_FEATURES, candidates)
         mean = (found["shared_query"] + found["shared_positive"] + found["shared_votes"]) / np.float32(3)
@@ -57,6 +61,10 @@ class PosteriorFilter(Filter):
     @property
     def guide_encoders(self) -> tuple[str, ...]:
         return tuple(name.partition(":")[2] for name in self.posterior.needed if name.startswith("guide:"))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return needs_of(self.posterior.needed)
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         limit = self.posterior.threshold if self.threshold is None else self.threshold
@@ -155,3 +163,13 @@ def posterior_from_spec(v: SpecOptions) -> Filter:
     if file == "learned":
         return LearnedPosterior() if threshold is None else LearnedPosterior(threshold=threshold)
     return PosteriorFilter(posterior=Posterior.load(file), file=file, threshold=threshold)
+
+
+def needs_of(names: Sequence[str]) -> frozenset[str]:
+    """What these features compare across the whole dataset; see `Filter.needs`.
+
+    >>> sorted(needs_of(["score", "local_score_query"])), sorted(needs_of(["shared_votes"]))
+    (['neighbors'], ['nearest', 'neighbors'])
+    """
+    graph = any(name in SHARED_FEATURES or name.startswith("local_score_") for name in names)
+    return frozenset([*(["neighbors"] if graph else []), *(["nearest"] if "shared_votes" in names else [])])

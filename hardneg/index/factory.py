@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardneg.errors import UsageError, first_few, suggestion
 from hardneg.index.base import Index, IndexSpec, checked_answer
@@ -192,16 +193,26 @@ def tuned(index: IVFIndex | HNSWIndex, queries: Any, k: int, recall: float, seed
 
     Arguments are those of `make_index`. A single query serves for both. If there are none, documents take their place.
     """
-    queries = queries if len(queries) else index.documents
+    sample, half = tuning_sample(queries if len(queries) else index.documents, seed)
+    truth = ExactIndex(index.documents, index.metric, threads=index.threads).search(sample, k).documents
+    return tuned_on(index, sample, half, truth, recall)
+
+
+def tuning_sample(queries: Any, seed: int) -> tuple[NDArray[np.float32], int]:
+    """The queries that an index is tuned and measured on, float32 `[m, d]`; and how many of them, from the first, tune it."""
     chosen = np.random.default_rng(seed).permutation(len(queries))[:_SAMPLE]
     halves = np.sort(chosen[::2]), np.sort(chosen[1::2] if len(chosen) > 1 else chosen)
-    exact = ExactIndex(index.documents, index.metric, threads=index.threads)
-    sample = np.asarray(queries[np.concatenate(halves)], np.float32)
-    truth = exact.search(sample, k).documents
-    half = len(halves[0])
+    return np.asarray(queries[np.concatenate(halves)], np.float32), len(halves[0])
+
+
+def tuned_on(
+    index: IVFIndex | HNSWIndex, sample: NDArray[np.float32], half: int, truth: NDArray[np.int32], recall: float
+) -> Recall:
+    """Tune `index` on the first `half` of a sample whose true neighbors are `truth` `[m, k]`, and measure it on the others."""
     index.tune(sample[:half], truth[:half], recall)
     # Aim one standard error above the target, because the recall on other queries differs by about that much.
     shares = index.recalls(sample[:half], truth[:half])
     index.tune(sample[:half], truth[:half], min(1.0, recall + float(shares.std()) / half**0.5))
     shares = index.recalls(sample[half:], truth[half:])
+    k = truth.shape[1]
     return Recall(float(shares.mean()), float(shares.std()) / len(shares) ** 0.5, recall, k, len(shares))

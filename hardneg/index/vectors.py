@@ -62,10 +62,14 @@ class VectorStore:
         self.documents = documents
         self.metric = metric
         self.threads = checked_threads(threads)
-        self._inverse_norms = checked_norms(documents, "corpus", zero_allowed=metric != "cosine")
+        self._inverse_norms = self.norms()
         # The inverse of a smaller norm can be too large for float32. It is left out as if it were zero.
         self._inverse_norms[self._inverse_norms < SHORTEST] = 0
         np.divide(1.0, self._inverse_norms, out=self._inverse_norms, where=self._inverse_norms > 0)
+
+    def norms(self) -> Float:
+        """float32 `[N]`, in memory of its own: the norms of the documents, checked. A subclass may know them already."""
+        return checked_norms(self.documents, "corpus", zero_allowed=self.metric != "cosine")
 
     @property
     def resident(self) -> bool:

@@ -14,14 +14,14 @@ from hardneg.index.exact import ExactIndex
 from hardneg.index.ivf import IVFIndex
 
 
-def environment(index: Index) -> dict[str, Any]:
-    """The entry `environment` of `run.json`: versions, machine, and the threads, kernel and device of the index."""
+def environment(index: Index | None) -> dict[str, Any]:
+    """The entry `environment` of `run.json`: versions, machine, and the threads, kernel and device of the index, if there is one."""
     names = ("torch", "faiss-cpu", "numpy", "scikit-learn", "pyarrow")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(terse=True),
         "cpus": os.cpu_count(),
-        "threads": index.threads,
+        "threads": None if index is None else index.threads,
         "kernel": index.kernel.name if isinstance(index, ExactIndex | IVFIndex) else None,
         "index_device": str(index.device) if isinstance(index, DeviceIndex) else "cpu",
         "packages": {name: package_version(name) for name in names},

@@ -71,21 +71,7 @@ def open_inputs(
     resources: Resources,
 ) -> Inputs:
     """Read the dataset, then open its vectors or encode it. The arguments are those of `mine`."""
-    if isinstance(source, Pairs):
-        pairs = source
-        if not (folder / "source" / "dataset.json").exists():
-            save_pairs(pairs, folder / "source")  # so that the run can be exported and selected from
-    else:
-        pairs = _read(str(source), folder, options, resources.progress)
-    _check_files(folder)
-    for each in parse_filters(options.filters, options.default_filters).filters:
-        if (lacking := each.lacks(pairs)) is not None:
-            raise UsageError(lacking)
-    for source_of_candidates in parse_sources(options.candidates):
-        if (lacking := source_of_candidates.lacks(pairs)) is not None:
-            raise UsageError(lacking)
-    release()
-    resources.clock.lap("read")
+    pairs = read_source(source, folder, options, resources)
     fingerprints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
     if options.query_embeddings is not None and options.corpus_embeddings is not None:
         names = options.query_embeddings, options.corpus_embeddings
@@ -104,6 +90,26 @@ def open_inputs(
     fingerprints |= {"query_embeddings": digests[0], "corpus_embeddings": digests[1], "encoder": None}
     resources.clock.lap("embeddings")
     return Inputs(pairs, queries, documents, fingerprints)
+
+
+def read_source(source: str | Path | Pairs, folder: Path, options: MineOptions, resources: Resources) -> Pairs:
+    """Read the dataset, and check that it has what the filters and the sources of candidates need."""
+    if isinstance(source, Pairs):
+        pairs = source
+        if not (folder / "source" / "dataset.json").exists():
+            save_pairs(pairs, folder / "source")  # so that the run can be exported and selected from
+    else:
+        pairs = _read(str(source), folder, options, resources.progress)
+    _check_files(folder)
+    for each in parse_filters(options.filters, options.default_filters).filters:
+        if (lacking := each.lacks(pairs)) is not None:
+            raise UsageError(lacking)
+    for source_of_candidates in parse_sources(options.candidates):
+        if (lacking := source_of_candidates.lacks(pairs)) is not None:
+            raise UsageError(lacking)
+    release()
+    resources.clock.lap("read")
+    return pairs
 
 
 def _encoded(

@@ -92,7 +92,7 @@ def mine(
     several, target = parse_devices(devices), Path(out)
     resources = Resources(batch_size, device, several, options.encoder_precision, cache, progress)
     with (
-        _torch_threads(threads),
+        torch_threads(threads),
         run_output(target, resume=resume, overwrite=overwrite, config=options.to_json()) as folder,
     ):
         finished = (folder / "run.json").exists()
@@ -104,7 +104,7 @@ def mine(
         shutil.rmtree(folder / "progress", ignore_errors=True)
     run = Run(target, verify=False)
     if not finished and not any(int(k) for k in run.info["counts"]["negatives"]):
-        raise DataError(_all_rejected(target, run.info["counts"]["verdicts"]))
+        raise DataError(all_rejected(target, run.info["counts"]["verdicts"]))
     return run
 
 
@@ -128,7 +128,7 @@ def _begin(
 
 
 @contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
+def torch_threads(threads: int | None) -> Iterator[None]:
     """Set the number of torch threads, and restore it afterwards; None changes nothing."""
     if threads is None:
         yield
@@ -180,27 +180,39 @@ def _mine(
     paths = [path for path in (options.query_embeddings, options.corpus_embeddings) if path is not None]
     paths += posterior_files(inputs.fingerprints)
     paths += [path for each in (sources.sources if sources else ()) for path in each.files]
-    left = _keep_posterior(folder, target, paths)
+    left = keep_posterior(folder, target, paths)
     resolved: dict[str, Any] = {"depth": depth, "max_depth": max_depth, "index": index.name, "recall": recall.to_json()}
     resolved |= {"dimension": index.dimension, **(sources.to_json() if sources else {})}
     resolved |= {} if inputs.encoding is None else {"encoder": inputs.encoding}
     said = [*doubts, *left, *inputs.notes, *(sources.notes if sources else ())]
+    said += [*warnings(pairs, options, depth, inputs.fingerprints), *missed(recall)]
     writer.finish(
-        {
-            "hardneg_version": package_version("hardneg"),
-            "command": command,
-            "config": options.to_json(),
-            "resolved": resolved,
-            "fingerprints": inputs.fingerprints,
-            "reading": pairs.reading,
-            "seed": options.seed,
-            "warnings": [*said, *warnings(pairs, options, depth, inputs.fingerprints), *_missed(recall)],
-            "timings": clock.seconds,
-            "environment": environment(index),
-            "selections": [],
-            "paths": relative_paths(target, paths),
-        }
-    )
+        run_head(
+            options.to_json(), command, resolved, inputs.fingerprints, pairs.reading, said, clock.seconds, environment(index),
+            relative_paths(target, paths),
+        )
+    )  # fmt: skip
+
+
+def run_head(
+    config: dict[str, Any], command: list[str] | None, resolved: dict[str, Any], fingerprints: dict[str, Any],
+    reading: dict[str, Any], said: list[str], seconds: dict[str, float], machine: dict[str, Any], paths: dict[str, str],
+) -> dict[str, Any]:  # fmt: skip
+    """What `run.json` says of a pass, before the counts and the files."""
+    return {
+        "hardneg_version": package_version("hardneg"),
+        "command": command,
+        "config": config,
+        "resolved": resolved,
+        "fingerprints": fingerprints,
+        "reading": reading,
+        "seed": config["seed"],
+        "warnings": said,
+        "timings": seconds,
+        "environment": machine,
+        "selections": [],
+        "paths": paths,
+    }
 
 
 def _sources(
@@ -218,7 +230,7 @@ def _sources(
     return opened
 
 
-def _keep_posterior(folder: Path, target: Path, used: list[str]) -> list[str]:
+def keep_posterior(folder: Path, target: Path, used: list[str]) -> list[str]:
     """Copy the posterior in the run that is replaced, if the new run uses it; or say that it goes with the old run."""
     own = target / "posterior.json"
     if folder.resolve() == target.resolve() or not own.is_file():
@@ -272,7 +284,7 @@ def _index(inputs: Inputs, options: MineOptions, depth: int) -> tuple[Index, Rec
     )  # fmt: skip
 
 
-def _missed(recall: Recall) -> list[str]:
+def missed(recall: Recall) -> list[str]:
     """A warning for `run.json` if the index misses its target recall."""
     if recall.reached:
         return []
@@ -302,7 +314,7 @@ def _queries_done(advance: Callable[[int], None], documents: int) -> Callable[[i
     return count
 
 
-def _all_rejected(folder: Path, verdicts: dict[str, int]) -> str:
+def all_rejected(folder: Path, verdicts: dict[str, int]) -> str:
     """The message for a run without any negative."""
     rejected = {name: n for name, n in verdicts.items() if name != "kept" and n}
     if not rejected:

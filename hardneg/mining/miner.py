@@ -71,7 +71,7 @@ class Judged:
 
 
 @dataclass
-class _Block:
+class Block:
     """A block of queries whose candidates are judged, before the negatives are drawn. Query vectors are read again when needed.
 
     Attributes:
@@ -93,6 +93,13 @@ class _Block:
         if len(short):
             short = short[chain.more_may_pass(candidates.rows(short).cut(searched))]
         return rows[short]
+
+    def merged(self) -> tuple[Candidates, NDArray[np.uint8]]:
+        """(candidates, verdicts) of all queries, with what the deeper searches found."""
+        candidates, verdicts = self.candidates, self.verdicts
+        for rows, deeper, judged in self.deeper:
+            candidates, verdicts = _merge(candidates, verdicts, rows, deeper, judged)
+        return candidates, verdicts
 
 
 def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
@@ -189,9 +196,7 @@ class Miner:
         self.keys = query_keys(pairs.query_ids)
         self._ahead = Neighbors(np.empty((0, depth), np.float32), np.empty((0, depth), np.int32))
         self._ahead_start = 0
-        self._blocks: dict[
-            tuple[int, int], _Block
-        ] = {}  # judged ahead, by their first row and the one after their last
+        self._blocks: dict[tuple[int, int], Block] = {}  # judged ahead, by their first row and the one after their last
 
     def mine(self, start: int, stop: int, progress: Callable[[int], None] | None = None) -> Judged:
         """Mine the queries in rows `start` to `stop`; `progress` is used as in `ExactIndex.search`."""
@@ -221,9 +226,7 @@ class Miner:
         if (start, stop) not in self._blocks:
             self._blocks = self._judged(start, stop, progress)
         block = self._blocks.pop((start, stop))
-        candidates, verdicts = block.candidates, block.verdicts
-        for rows, deeper, judged in block.deeper:
-            candidates, verdicts = _merge(candidates, verdicts, rows, deeper, judged)
+        candidates, verdicts = block.merged()
         candidates = replace(candidates, vectors=self._vectors(candidates.queries))
         widened = int((candidates.real.sum(1) > self.depth).sum())
         return choose_negatives(
@@ -234,7 +237,7 @@ class Miner:
     def _vectors(self, queries: NDArray[np.int64]) -> Float:
         return np.asarray(self.vectors[queries], np.float32)
 
-    def _judged(self, start: int, stop: int, progress: Callable[[int], None] | None) -> dict[tuple[int, int], _Block]:
+    def _judged(self, start: int, stop: int, progress: Callable[[int], None] | None) -> dict[tuple[int, int], Block]:
         """Search and filter a block of queries, and with it those that follow, so that they are searched deeper all at once.
 
         Filters that take long get one block only: what was judged and is not written yet is lost if the process is killed.
@@ -248,7 +251,7 @@ class Miner:
         self._widen(list(blocks.values()))
         return blocks
 
-    def _judge(self, start: int, stop: int, progress: Callable[[int], None] | None) -> _Block:
+    def _judge(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Block:
         """Search and filter one block of queries."""
         queries = np.arange(start, stop)
         vectors = self._vectors(queries)
@@ -263,7 +266,7 @@ class Miner:
             if progress is not None:
                 progress(len(queries) * self.index.size)
         verdicts = self.chain.verdicts(candidates, self.context)
-        return _Block(replace(candidates, vectors=empty), verdicts, positive_scores)
+        return Block(replace(candidates, vectors=empty), verdicts, positive_scores)
 
     def _listed(self, candidates: Candidates, k: int) -> Candidates:
         """The candidates of these queries that the sources list, k of each."""
@@ -271,7 +274,7 @@ class Miner:
         found, listed = self.sources.search(candidates.queries, candidates.vectors, k, self.index)
         return replace(candidates, documents=found.documents, scores=found.scores, listed=listed)
 
-    def _widen(self, blocks: list[_Block]) -> None:
+    def _widen(self, blocks: list[Block]) -> None:
         """Search deeper for the queries that have too few kept candidates, four times as deep in each round."""
         searched = self.depth
         while searched < self.max_depth and blocks:
@@ -286,7 +289,7 @@ class Miner:
                 self._search_deeper(blocks[-len(short) :][:count], short[:count], searched)
                 short = short[count:]
 
-    def _search_deeper(self, blocks: list[_Block], short: list[NDArray[np.int64]], k: int) -> None:
+    def _search_deeper(self, blocks: list[Block], short: list[NDArray[np.int64]], k: int) -> None:
         """Find and judge k candidates for these rows of the blocks."""
         parts = [block.candidates.rows(rows) for block, rows in zip(blocks, short, strict=True)]
         queries = np.concatenate([part.queries for part in parts])

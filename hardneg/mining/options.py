@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -282,3 +282,15 @@ def resolve_depth(options: MineOptions, documents: int) -> tuple[int, int]:
     depth = min(100, documents) if options.depth is None else options.depth
     max_depth = 4 * depth if options.max_depth is None else options.max_depth
     return depth, min(max(depth, max_depth), documents)
+
+
+def search_depths(depth: int, max_depth: int) -> Iterator[int]:
+    """The depths of the searches, one a round.
+
+    >>> list(search_depths(100, 1000))
+    [100, 400, 1000]
+    """
+    yield depth
+    while depth < max_depth:
+        depth = min(4 * depth, max_depth)
+        yield depth

@@ -6,14 +6,14 @@ import numpy as np
 
 from hardneg.data.pairs import Pairs
 from hardneg.errors import DataError
-from hardneg.index.base import Index
+from hardneg.index.base import ScoredVectors
 
 _QUERIES, _RANDOM = 2048, 16
 FEWEST = 200  # queries with a positive: fewer tell too little
 _CHANCE = 0.6  # a positive beats a random document half of the time by chance
 
 
-def beats_random(pairs: Pairs, queries: np.ndarray, index: Index, seed: int) -> tuple[float, float, int]:
+def beats_random(pairs: Pairs, queries: np.ndarray, index: ScoredVectors, seed: int) -> tuple[float, float, int]:
     """How often the positive of a query scores above a random document.
 
     Args:
@@ -38,7 +38,9 @@ def beats_random(pairs: Pairs, queries: np.ndarray, index: Index, seed: int) -> 
     return float(share.mean()), float(share.std() / np.sqrt(len(rows))), len(rows)
 
 
-def check_positives(pairs: Pairs, queries: np.ndarray, index: Index, seed: int, given: bool, force: bool) -> list[str]:
+def check_positives(
+    pairs: Pairs, queries: np.ndarray, index: ScoredVectors, seed: int, given: bool, force: bool
+) -> list[str]:
     """A warning if positives score like random documents.
 
     Args:

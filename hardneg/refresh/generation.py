@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.errors import DataError, RunError, UsageError, first_few, suggestion
+from hardneg.errors import DataError, RunError, UsageError, suggestion
 from hardneg.index.base import Index, Neighbors, checked_answer
 from hardneg.index.factory import make_index
 from hardneg.index.files import load_array, load_index, save_index, vectors_checksum
 from hardneg.index.recall import Recall
 from hardneg.index.vectors import checked_threads
 from hardneg.refresh.drift import compensate, rows_to_encode
+from hardneg.refresh.encode import Encode, Items, Stopped, encode_rows
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Int
 from hardneg.storage.files import write_array
@@ -27,24 +28,6 @@ from hardneg.storage.json_files import decode_json, write_json
 from hardneg.storage.vectors import PRECISIONS
 
 SCHEMA = "hardneg-generation-1"
-
-
-_CHUNK = 1024  # items encoded at once; a build can be stopped after each chunk
-
-# encode(items, side) returns float [n, d]; side is "document" or "query".
-Encode = Callable[[Sequence[Any], str], NDArray[np.floating]]
-
-
-class Items(Protocol):
-    """Whatever the encoder takes: texts, images, or anything else that can be taken by row."""
-
-    def take(self, rows: Int) -> Sequence[Any]:
-        """The items in these rows."""
-        ...
-
-
-class Stopped(Exception):
-    """Raised inside a build that was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -144,41 +127,6 @@ class Generation:
     def search(self, queries: NDArray[np.floating], k: int) -> Neighbors:
         """The `k` nearest documents, as rows of `ids`; see `Index.search`."""
         return self.index.search(queries, k)
-
-
-def encode_rows(
-    encode: Encode, items: Items, rows: Int, names: Int, side: str, precision: str, stop: Callable[[], bool]
-) -> NDArray[Any]:
-    """Encode the items in these rows and check the vectors, `[n, d]`; raises Stopped as soon as `stop()` is true.
-
-    Raises:
-        DataError: the encoder returned another shape, or NaN or infinite values; the message gives the `names`.
-    """
-    out: NDArray[Any] | None = None
-    for start in range(0, len(rows), _CHUNK):
-        if stop():
-            raise Stopped
-        here = slice(start, min(start + _CHUNK, len(rows)))
-        count = here.stop - here.start
-        vectors = np.asarray(encode(items.take(rows[here]), side))
-        if vectors.ndim != 2 or len(vectors) != count or (out is not None and vectors.shape[1] != out.shape[1]):
-            expected = f"[{count}, {'d' if out is None else out.shape[1]}]"
-            raise DataError(
-                f"the encoder returned shape {list(vectors.shape)} for {count:,} items, expected {expected}"
-            )
-        if out is None:
-            out = np.empty((len(rows), vectors.shape[1]), precision)
-        with np.errstate(over="ignore"):
-            out[here] = vectors
-        bad = ~np.isfinite(out[here]).all(1)
-        if bad.any():
-            raise DataError(
-                f"the encoder returned NaN or infinite values (as {precision}) for {int(bad.sum()):,} of {count:,} items, "
-                f"{side} ids {first_few(names[rows[here]][bad])}: has training diverged?"
-            )
-    if out is None:
-        raise DataError(f"there are no items to encode as {side}")
-    return out
 
 
 @dataclass(frozen=True)

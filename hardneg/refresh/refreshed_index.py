@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from hardneg.errors import HardnegError, RunError, UsageError
 from hardneg.index.base import Neighbors
-from hardneg.refresh.generation import Encode, Generation, Items, Order, Recipe, build, load_saved, save_once
+from hardneg.refresh.encode import Encode, Items
+from hardneg.refresh.generation import Generation, Order, Recipe, build, load_saved, save_once
 from hardneg.refresh.staleness import Schedule, Staleness
 from hardneg.refresh.worker import Job, movement, staleness_of
 from hardneg.storage.json_files import read_json, write_json

@@ -13,7 +13,8 @@ import faiss
 import numpy as np
 import torch
 
-from hardneg.refresh.generation import Encode, Generation, Items, Order, Recipe, Stopped, build, encode_rows
+from hardneg.refresh.encode import Encode, Items, Stopped, encode_rows
+from hardneg.refresh.generation import Generation, Order, Recipe, build
 from hardneg.refresh.staleness import SAMPLE, Schedule, Staleness, staleness_between
 from hardneg.storage.arrays import Int
 

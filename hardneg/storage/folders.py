@@ -208,7 +208,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 @contextmanager
-def locked(folder: Path, kind: str, named: Path | None = None) -> Iterator[None]:
+def locked(folder: Path, kind: str, named: Path | None = None, *, shared: bool = False) -> Iterator[None]:
     """Mark a folder as ours and hold its lock. The folder is made if it does not exist.
 
     The lock is one of POSIX record locks: it belongs to the process, works on network file systems, and is not passed on
@@ -218,13 +218,14 @@ def locked(folder: Path, kind: str, named: Path | None = None) -> Iterator[None]
         folder: the folder.
         kind: the kind of the marker.
         named: what messages say is being written; None: the folder.
+        shared: hold the lock together with others that share it.
 
     Raises:
         RunError: another process, or another thread of this one, writes to the folder; or it cannot be written to.
     """
     path = marker(folder, kind)
     with _taking:
-        key, descriptor = _take(folder, path, named or folder)
+        key, descriptor = _take(folder, path, named or folder, shared)
         _held.add(key)
     try:
         yield
@@ -234,7 +235,41 @@ def locked(folder: Path, kind: str, named: Path | None = None) -> Iterator[None]
             os.close(descriptor)
 
 
-def _take(folder: Path, path: Path, named: Path) -> tuple[tuple[int, int], int]:
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Whether this process now holds the lock of a file, which is made if it does not exist, until the block ends.
+
+    The lock is given back when the process ends, as that of `locked`. The file stays: remove it when nobody needs it any more.
+    """
+    with _taking:
+        held = _held_alone(path)
+    try:
+        yield held is not None
+    finally:
+        if held is not None:
+            with _taking:
+                _held.discard(held[0])
+                os.close(held[1])
+
+
+def _held_alone(path: Path) -> tuple[tuple[int, int], int] | None:
+    """The lock of a file: its (device, inode), and the open descriptor; None if somebody else has it."""
+    with suppress(FileNotFoundError):
+        if _identity(os.stat(path)) in _held:
+            return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    try:
+        _lock(descriptor, path)
+    except RunError:
+        os.close(descriptor)
+        return None
+    key = _identity(os.fstat(descriptor))
+    _held.add(key)
+    return key, descriptor
+
+
+def _take(folder: Path, path: Path, named: Path, shared: bool) -> tuple[tuple[int, int], int]:
     """Lock the marker. Returns its (device, inode), and the open descriptor that holds the lock."""
     for attempt in range(_ATTEMPTS):
         if folder.is_symlink():
@@ -253,7 +288,7 @@ def _take(folder: Path, path: Path, named: Path) -> tuple[tuple[int, int], int]:
             raise RunError(f"{folder} cannot be written to ({error.strerror})") from None
         key = _identity(os.fstat(descriptor))
         try:
-            _lock(descriptor, named)
+            _lock(descriptor, named, shared)
             # Between opening and locking, the folder may have been replaced or removed.
             with suppress(FileNotFoundError):
                 if _identity(os.stat(path)) == key:
@@ -269,14 +304,14 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int, folder: Path, shared: bool = False) -> None:
     """Lock a file; RunError if another process has it."""
     if sys.platform == "win32":
         return
     import fcntl
 
     try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.lockf(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             return  # a file system without locks

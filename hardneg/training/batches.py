@@ -17,7 +17,7 @@ from hardneg.bank.sampler import MemoryBankSampler
 from hardneg.data.pairs import Pairs
 from hardneg.errors import DataError, UsageError
 from hardneg.losses.gather import Ranks
-from hardneg.refresh.generation import Items
+from hardneg.refresh.encode import Items
 from hardneg.training.checks import check_fits
 from hardneg.training.distributed import World
 from hardneg.training.optim import mixed_precision

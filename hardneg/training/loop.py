@@ -74,7 +74,7 @@ class Trainer:
         world: the ranks of the training.
         teaching: the teacher that the model also learns from; None: none.
         folder: the folder of the checkpoints; None: write none.
-        evaluate: evaluates the towers, on rank 0 only; None: no evaluation.
+        evaluate: evaluates the towers, on all ranks; what it returns on rank 0 counts. None: no evaluation.
         callbacks: called with the numbers of a step or an evaluation.
         on_best: called after an evaluation that is the best so far.
         warn: called with each warning.
@@ -301,20 +301,14 @@ class Trainer:
         saves = self.folder is not None and (step % (self.options.save_every or self.per_epoch) == 0 or last)
         if evaluates or saves or last:
             self._check_finite(save=True)
-        if self.evaluate is not None and evaluates and self.world.leads:
+        if self.evaluate is not None and evaluates:
             start = time.perf_counter()
             measures = self.evaluate(self.towers)
             self.towers.train()
-            self.done.evaluations.append({"step": step, **measures})
-            first = self.options.measures[0]
-            if self.done.best is None or measures[first] > self.done.best[first]:
-                self.done.best = self.done.evaluations[-1]
-                if self.on_best is not None:
-                    self.on_best()
-            values = {f"evaluation/{name}": value for name, value in measures.items()}
-            self._log({**values, "evaluation/seconds": time.perf_counter() - start})
+            if self.world.leads:
+                self._record({"step": step, **measures}, time.perf_counter() - start)
         if evaluates and self.options.patience is not None:
-            self.stopped = self.world.broadcast_int(int(self._no_better())) == 1  # other ranks do not evaluate
+            self.stopped = self.world.broadcast_int(int(self._no_better())) == 1  # rank 0 keeps what was measured
         if self.folder is not None and (saves or self.stopped):
             for callback in self.callbacks:
                 if callable(sync := getattr(callback, "sync", None)):
@@ -325,6 +319,17 @@ class Trainer:
         """Whether the last evaluations, as many as `patience`, were no better than the best one before them."""
         patience, scores = self.options.patience, [each[self.options.measures[0]] for each in self.done.evaluations]
         return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+
+    def _record(self, measures: dict[str, float], seconds: float) -> None:
+        """Keep what an evaluation measured, and save the encoder if it is the best so far."""
+        self.done.evaluations.append(measures)
+        first = self.options.measures[0]
+        if self.done.best is None or measures[first] > self.done.best[first]:
+            self.done.best = measures
+            if self.on_best is not None:
+                self.on_best()
+        values = {f"evaluation/{name}": value for name, value in measures.items() if name != "step"}
+        self._log({**values, "evaluation/seconds": seconds})
 
     # Checkpoints.
 

@@ -19,7 +19,8 @@ from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.mining.specs import parse_filters
 from hardneg.refresh.context import context_of
-from hardneg.refresh.generation import Items, Recipe
+from hardneg.refresh.encode import Items
+from hardneg.refresh.generation import Recipe
 from hardneg.refresh.refreshed_index import RefreshedIndex
 from hardneg.refresh.snapshot import ModuleSnapshots
 from hardneg.refresh.staleness import Schedule
@@ -28,6 +29,7 @@ from hardneg.training.checkpoint import fitting
 from hardneg.training.distributed import World
 from hardneg.training.online_filters import OnlineFilters, Rows
 from hardneg.training.options import TrainOptions
+from hardneg.training.share import Helper, SharedSnapshots, shared_encoding
 from hardneg.training.towers import Towers
 
 
@@ -43,7 +45,7 @@ class MinedNegatives:
         pairs: the training data.
         towers: the model. Its weights are copied for every generation.
         options: the options of the training.
-        world: the ranks of the training; rank 0 builds the generations.
+        world: the ranks of the training; all encode the generations, and rank 0 builds them.
         sampler: the sampler that receives the candidates.
         run: a mining run whose candidates are used; None: mine during the training.
         queries, documents: items that replace the texts of `pairs`; see `Examples`.
@@ -80,11 +82,18 @@ class MinedNegatives:
         self.rejected: dict[str, float] = {}
         wanted = options.negatives > 0 or sampler.hard_batches is not None or self.filters.needs_neighbors
         mines = wanted and run is None
+        snapshots: Any = ModuleSnapshots(towers, lambda model, items, side: model.encode(items, side))
+        self.shared: SharedSnapshots | Helper | None = None
+        if mines and world.size > 1:
+            world.same_start(towers)
+            sides = {"query": queries or pairs.queries, "document": self.documents}
+            self.shared = shared_encoding(world, snapshots, sides, begins=resume is None)
+            snapshots = self.shared
         if mines and world.leads:
             count = len(pairs.document_ids)
             self.index = RefreshedIndex(
                 self.documents,
-                ModuleSnapshots(towers, lambda model, items, side: model.encode(items, side)),
+                snapshots,
                 ids=count,
                 queries=(queries or pairs.queries, len(pairs)),
                 schedule=options.refresh,
@@ -120,10 +129,20 @@ class MinedNegatives:
         """Advance the index of rank 0, and use its new generation on all ranks if there is one."""
         if not self.mines:
             return False
-        swapped = bool(self.world.broadcast_int(int(self.index is not None and advance(self.index))))
+        swapped = self._advanced(advance)
         if swapped:
             self._use_generation()
         return swapped
+
+    def _advanced(self, advance: Callable[[RefreshedIndex], bool]) -> bool:
+        """Advance the index of rank 0. The other ranks take the snapshots that it has taken, at the same step."""
+        swapped = int(self.index is not None and advance(self.index))
+        if self.shared is None:
+            return bool(self.world.broadcast_int(swapped))
+        value = self.world.broadcast_int(2 * self.shared.count + swapped)
+        if isinstance(self.shared, Helper):
+            self.shared.snapshots_to(value // 2)
+        return bool(value % 2)
 
     # Generations.
 
@@ -179,3 +198,5 @@ class MinedNegatives:
         """Stop the build of a generation, if one is under way."""
         if self.index is not None:
             self.index.close()
+        if self.shared is not None:
+            self.shared.close()

@@ -30,7 +30,7 @@ from hardneg.mining.guides import guide_embedder
 from hardneg.mining.resources import Resources
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, with_progress
-from hardneg.refresh.generation import Items
+from hardneg.refresh.encode import Items
 from hardneg.storage.json_files import write_json
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
@@ -44,6 +44,7 @@ from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.options import TrainOptions
 from hardneg.training.saved import check_saved, save_encoder
+from hardneg.training.share import Channel
 from hardneg.training.teaching import Teaching
 from hardneg.training.towers import Towers
 
@@ -106,7 +107,7 @@ def train(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 teaching=_teaching(options, run, pairs, here, warn),
                 callbacks=[*callbacks, *_logs(folder, here, state, options, named)] if here.leads else [],
-                on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(evaluation, options),
+                on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(evaluation, options, here),
             )  # fmt: skip
             result = head | _trained(trainer, state, partial(resumed, folder, head, out, here=here), progress)
             return _finished(towers, folder, {**result, "seconds": round(time.perf_counter() - start, 2)}, here)
@@ -125,13 +126,16 @@ def _teaching(
 
 
 def _evaluation(
-    evaluation: Pairs | EvaluationSet | None, options: TrainOptions
+    evaluation: Pairs | EvaluationSet | None, options: TrainOptions, here: World
 ) -> Callable[[Towers], dict[str, float]] | None:
-    """A function that measures an encoder on the evaluation data, or None without such data."""
+    """A function that measures an encoder on the evaluation data, or None without such data. Each rank encodes its share."""
     if evaluation is None:
         return None
     held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
-    return lambda towers: held_out.evaluate(towers, options.measures)
+    if here.size == 1:
+        return lambda towers: held_out.evaluate(towers, options.measures)
+    channel = Channel(here)
+    return lambda towers: held_out.evaluate(towers, options.measures, channel)
 
 
 def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Towers:

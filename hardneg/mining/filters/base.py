@@ -60,6 +60,14 @@ class Filter(ABC):
         """The specs of the encoders that the filter needs besides the one that searched."""
         return ()
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """What it compares across the whole dataset: `neighbors` (of every document), `nearest` (of every query).
+
+        A pass over many machines computes these before it filters. Where there is one machine, they are computed when they are used.
+        """
+        return frozenset()
+
     @abstractmethod
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         """bool `[n, K]`, True where the candidate may stay. The answer is ignored where `alive` is False."""
