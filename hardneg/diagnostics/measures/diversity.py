@@ -53,7 +53,7 @@ def _copied(subject: Subject, rng: np.random.Generator) -> tuple[Estimate, NDArr
     """The share of documents that have a near copy, and those of the sample that have one."""
     assert subject.vectors is not None
     rows, _, cosines, size = nearest_others(subject.vectors[1], "corpus", 1, rng)
-    copied = (cosines > 0.95).any(1)
+    copied = np.any(cosines > 0.95, axis=1)
     return Estimate.share_of(copied, size), rows[copied]
 
 
