@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -97,7 +96,7 @@ class Subject:
         lengths = values_of(pc.list_value_length(column)).astype(np.int64)
         width = max(int(lengths.max(initial=0)), 1)
         filled = np.arange(width) < lengths[:, None]
-        rows = pc.index_in(pc.list_flatten(column), value_set=pairs.document_ids.cast(pa.string()))
+        rows = pairs.document_rows_of.of(pc.list_flatten(column))
 
         def padded(values: NDArray[Any], fill: float, dtype: type) -> NDArray[Any]:
             out: NDArray[Any] = np.full((len(pairs), width), fill, dtype)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Rows
@@ -107,7 +108,7 @@ def _from_npz(path: Path) -> GivenVectors:
         )
     try:
         given = [each if isinstance(each, bytes) else str(each) for each in arrays[names[0]].tolist()]
-        ids = strings(given, pa.string())
+        ids = strings(given)
         ids.validate(full=True)
     except (UnicodeError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: the ids in {names[0]!r} are no texts in UTF-8 ({brief(error)})") from None
@@ -150,7 +151,7 @@ def _from_parquet(path: Path) -> GivenVectors:
         names = pc.cast(names, pa.string())
     if not (pa.types.is_string(names.type) or pa.types.is_large_string(names.type) or pa.types.is_integer(names.type)):
         raise DataError(f"{path}: the ids in {ids[0]!r} are {names.type}: they must be texts or integers")
-    return GivenVectors(array, pc.cast(names, pa.string()).combine_chunks())
+    return GivenVectors(array, pc.cast(names, pa.large_string()).combine_chunks())
 
 
 def _is_vector(kind: pa.DataType) -> bool:
@@ -176,12 +177,12 @@ def open_aligned(path: str | Path, pairs: Pairs, side: str) -> Any:
     if given.ids is None:
         return aligned(given.array, pairs, side, name, of_files=True)
     ids = pairs.query_ids if side == "queries" else pairs.document_ids
-    found = pc.index_in(ids, value_set=given.ids)
-    if found.null_count:
-        first = ids.filter(pc.is_null(found))[0].as_py()
+    rows = IdRows(given.ids).of(ids)
+    unknown = int((rows < 0).sum())
+    if unknown:
+        first = ids[int(np.argmax(rows < 0))].as_py()
         held = f"its ids are like {given.ids[0].as_py()!r}" if len(given.ids) else "it holds none"
-        raise DataError(f"{name}: no vector for {found.null_count:,} of {len(ids):,} {side}, such as {first!r}; {held}")
-    rows = values_of(found).astype(np.int64)
+        raise DataError(f"{name}: no vector for {unknown:,} of {len(ids):,} {side}, such as {first!r}; {held}")
     return given.array if np.array_equal(rows, np.arange(len(given.array))) else Rows(given.array, rows)
 
 

@@ -195,7 +195,7 @@ def tuned(index: IVFIndex | HNSWIndex, queries: Any, k: int, recall: float, seed
     queries = queries if len(queries) else index.documents
     chosen = np.random.default_rng(seed).permutation(len(queries))[:_SAMPLE]
     halves = np.sort(chosen[::2]), np.sort(chosen[1::2] if len(chosen) > 1 else chosen)
-    exact = ExactIndex(index.documents, index.metric, threads=index.threads)
+    exact = ExactIndex(index.documents, index.metric, threads=index.threads, like=index)
     sample = np.asarray(queries[np.concatenate(halves)], np.float32)
     truth = exact.search(sample, k).documents
     half = len(halves[0])
