@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import pyarrow.parquet as pq
 
 from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
+from hardneg.data.readers.files import source_files
 from hardneg.errors import DataError
-from hardneg.storage.arrays import Rows
-from hardneg.storage.arrow import brief, check_regular, open_npy, reading, strings, values_of
+from hardneg.storage.arrays import Rows, Sharded
+from hardneg.storage.arrow import NpyFiles, brief, check_regular, open_npy, reading, strings, values_of
+from hardneg.storage.files import fingerprint, sha256_file
 
 _NATIVE = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 _IDS = (
@@ -39,11 +42,11 @@ class GivenVectors:
     """Vectors from a file.
 
     Attributes:
-        array: floats `[n, d]`; memory-mapped if they come from a `.npy` file.
+        array: floats `[n, d]`; memory-mapped if they come from `.npy` files.
         ids: Arrow strings `[n]`, or None: they are in the order of the source.
     """
 
-    array: np.ndarray
+    array: np.ndarray | Sharded
     ids: pa.Array | None = None
 
 
@@ -51,13 +54,18 @@ def open_vectors(path: str | Path) -> GivenVectors:
     """The vectors of a file.
 
     Args:
-        path: `.npy`: floats `[n, d]`. `.npz`: two arrays, of which one holds floats `[n, d]` and the other one ids `[n]`.
+        path: `.npy`: floats `[n, d]`; or a pattern of such files, whose rows are those of all, in the order of their names.
+            `.npz`: two arrays, of which one holds floats `[n, d]` and the other one ids `[n]`.
             `.parquet`: a column of ids and a column of lists of floats.
 
     Raises:
         DataError: the file is missing or holds anything else, or an id is missing or appears twice.
     """
     path = Path(path)
+    files = vector_files(path)
+    if len(files) > 1:
+        return GivenVectors(_joined(path, files))
+    path = files[0]
     kind = path.suffix.lower()
     if kind == ".npz":
         given = _from_npz(path)
@@ -66,18 +74,50 @@ def open_vectors(path: str | Path) -> GivenVectors:
     else:
         given = GivenVectors(open_npy(path, DataError))
     array, ids = given.array, given.ids
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise DataError(
-            f"{path}: expected floats of shape [rows, dimensions], got {array.dtype} of shape {array.shape}"
-        )
-    if array.dtype not in _NATIVE:
-        raise DataError(
-            f"{path}: expected floats of 16, 32 or 64 bits in the byte order of this machine, got {array.dtype.str}: "
-            f"convert them with numpy: array.astype('float32')"
-        )
+    _check_type(path, array.dtype, array.shape)
     if ids is not None:
         _check_ids(path, ids, len(array))
     return given
+
+
+def vector_files(path: str | Path) -> list[Path]:
+    """The files that a path or a pattern names, sorted; DataError if no file fits the pattern."""
+    path = Path(path)
+    if not glob.has_magic(str(path)) or path.exists():
+        return [path]
+    return source_files(path) or [path]
+
+
+def vectors_digest(path: str | Path) -> str:
+    """What identifies the content of the files: the SHA-256 of one, or a hash of those of all."""
+    digests = [sha256_file(each) for each in vector_files(path)]
+    return digests[0] if len(digests) == 1 else fingerprint(digests)
+
+
+def _joined(path: Path, files: list[Path]) -> Sharded:
+    """Several `.npy` files as one array; DataError if they do not fit together."""
+    odd = [each for each in files if each.suffix.lower() != ".npy"]
+    if odd:
+        raise DataError(f"{path}: several files of vectors must be .npy files, but one is {odd[0].name}")
+    shards = NpyFiles(files, DataError)
+    for file, shape, dtype in zip(files, shards.shapes, shards.dtypes, strict=True):
+        _check_type(file, dtype, shape)
+        if shape[1] != shards.shapes[0][1] or dtype != shards.dtype:
+            raise DataError(
+                f"{file}: holds {dtype} of {shape[1]} dimensions, but {files[0].name} holds {shards.dtype} of "
+                f"{shards.shapes[0][1]}: all must be of one kind"
+            )
+    return Sharded(shards)
+
+
+def _check_type(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if len(shape) != 2 or dtype.kind != "f":
+        raise DataError(f"{path}: expected floats of shape [rows, dimensions], got {dtype} of shape {shape}")
+    if dtype not in _NATIVE:
+        raise DataError(
+            f"{path}: expected floats of 16, 32 or 64 bits in the byte order of this machine, got {dtype.str}: "
+            f"convert them with numpy: array.astype('float32')"
+        )
 
 
 def _check_ids(path: Path, ids: pa.Array, rows: int) -> None:

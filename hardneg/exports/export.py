@@ -37,6 +37,7 @@ from hardneg.storage.arrow import numbers, strings, values_of
 from hardneg.storage.files import is_special
 from hardneg.storage.folders import entries, marker
 from hardneg.storage.outputs import check_place
+from hardneg.storage.remote import refuse_url
 
 EXPORT_FORMATS = (*LAYOUTS, "trec", "qrels", "beir")
 
@@ -86,6 +87,7 @@ def export(
     if format not in EXPORT_FORMATS:
         raise UsageError(f"unknown export format {format!r}.{suggestion(format, EXPORT_FORMATS)}")
     _check_short(short)
+    refuse_url(out, "an export")
     path = Path(out)
     _check_name(path, format)
     _check_place(path, format, overwrite)

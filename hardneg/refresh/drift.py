@@ -111,14 +111,13 @@ class _Sums:
                 self.lengths[i] += np.linalg.norm(side, axis=1).sum()
 
     def add(self, other: _Sums) -> None:
-        self.inner = self.inner + other.inner
-        self.outer = self.outer + other.outer
-        self.lengths = np.add(self.lengths, other.lengths, dtype=np.float64)
+        self.inner += other.inner
+        self.outer += other.outer
+        self.lengths += other.lengths
 
     def linear_map(self) -> NDArray[np.float64]:
         """`[d, d]` W that minimises |before W - after|^2 + r |W - 1|^2: ridge regression towards the identity."""
         dimension = len(self.inner)
         weight = _RIDGE * float(np.trace(self.inner)) / dimension + 1e-12
         identity = weight * np.eye(dimension)
-        solved: NDArray[np.float64] = np.linalg.solve(self.inner + identity, self.outer + identity)
-        return solved
+        return np.asarray(np.linalg.solve(self.inner + identity, self.outer + identity), np.float64)
