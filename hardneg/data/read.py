@@ -87,9 +87,10 @@ def read_pairs(
     """Read a dataset.
 
     Args:
-        source: a path or a URL of a store that fsspec knows (s3://, gs://, hf://, https://), a pattern such as `shards/*.parquet` or `shards/{000..011}.tar`, `-` for JSON on standard input,
-            `builtin:NAME`, `hf:NAME` (or `hf:NAME:CONFIGURATION`) of a dataset hub, or a table in memory: a `datasets.Dataset`, a
-            data frame, an Arrow table, a mapping from names of columns to lists, or a list of rows.
+        source: a path or a URL of a store that fsspec knows (s3://, gs://, hf://, https://), a pattern such as
+            `shards/*.parquet` or `shards/{000..011}.tar`, `-` for JSON on standard input, `builtin:NAME`, `hf:NAME` (or
+            `hf:NAME:CONFIGURATION`) of a dataset hub, or a table in memory: a `datasets.Dataset`, a data frame, an Arrow
+            table, a mapping from names of columns to lists, or a list of rows.
         options: how to read it; by default, format and columns are guessed.
         folder: a folder to write the dataset to, so that memory use does not grow with the texts; None keeps the texts
             in memory.

@@ -42,7 +42,7 @@ from hardneg.mining.sources.search import FusedSearch, only_dense
 from hardneg.mining.specs import parse_filters, parse_fusion, parse_sampler, parse_sources
 from hardneg.mining.warnings import warnings
 from hardneg.progress import Progress, with_progress
-from hardneg.storage.remote import is_url, refuse_url
+from hardneg.storage.remote import is_url
 
 
 @with_progress
@@ -90,7 +90,6 @@ def mine(
     if encoder is not None:
         encoder = checked_encoder(encoder, "encoder", batch_size, "auto")
     source = source if corpus is None and is_path(source) else as_pairs(source, options.read, corpus)
-    refuse_url(out, "a run")
     several, target = parse_devices(devices), Path(out)
     resources = Resources(batch_size, device, several, options.encoder_precision, cache, progress)
     with (
@@ -179,9 +178,7 @@ def _mine(
     writer = PartWriter(folder, pairs, chain.names)
     clock.lap("index")
     _mine_parts(miner, writer, resources)
-    paths = [
-        path for path in (options.query_embeddings, options.corpus_embeddings) if path is not None and not is_url(path)
-    ]
+    paths = [path for path in (options.query_embeddings, options.corpus_embeddings) if path and not is_url(path)]
     paths += posterior_files(inputs.fingerprints)
     paths += [path for each in (sources.sources if sources else ()) for path in each.files]
     left = _keep_posterior(folder, target, paths)

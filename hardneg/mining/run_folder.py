@@ -19,7 +19,7 @@ from hardneg.storage.files import remove_temporary_files, sha256_file
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, staging
 from hardneg.storage.json_files import MAX_BYTES, decode_json, read_json
 from hardneg.storage.outputs import OWN_FILES
-from hardneg.storage.remote import copy_of, fetch, is_url
+from hardneg.storage.remote import copy_of, fetch, is_url, refuse_url
 
 SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
 
@@ -178,6 +178,7 @@ def run_output(
         RunError: `target` holds a run and neither `resume` nor `overwrite` is set, or it holds something else; or
             another process writes to it.
     """
+    refuse_url(target, "a run")
     recover(target)
     _to_be_replaced(
         target, resume, overwrite, config is not None
