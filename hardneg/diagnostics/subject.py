@@ -114,7 +114,7 @@ class Subject:
             lowest[with_positives] = np.minimum.reduceat(flat, (np.cumsum(positives) - positives)[with_positives])
         vectors = open_run_vectors(run, pairs, "queries"), open_run_vectors(run, pairs, "documents")
         return cls(
-            str(run.folder), pairs, padded(values_of(rows), -1, np.int32),
+            str(run.folder), pairs, padded(rows, -1, np.int32),
             padded(values_of(pc.list_flatten(table["negative_scores"].combine_chunks())), np.nan, np.float32),
             padded(values_of(pc.list_flatten(table["negative_ranks"].combine_chunks())), 0, np.int32),
             padded(values_of(pc.list_flatten(probability)), np.nan, np.float32) if known else None,
