@@ -11,7 +11,7 @@ from hardneg.hashing import UInt, mix
 from hardneg.storage.arrays import Int
 from hardneg.storage.arrow import numbers
 
-_CHUNK = 1 << 18  # ids that are hashed at once
+_CHUNK = 1 << 14  # ids that are hashed at once
 
 
 class IdRows:
