@@ -26,6 +26,7 @@ _COMMANDS = {
     "compare": (".compare", "Show what changed between two runs over the same dataset."),
     "judge": (".judge", "Draw candidates of a run, for people or a model to judge."),
     "calibrate": (".calibrate", "Learn how likely a candidate is a false negative, and choose a threshold."),
+    "verify": (".verify", "Check every file of a run against its checksum, large ones too."),
     "check-pairs": (".check_pairs", "Count the known pairs of a run that are doubtful."),
     "train": (".train", "Train an encoder with negatives that are mined again as it learns."),
     "evaluate": (".evaluate", "Measure how well an encoder retrieves: nDCG, MRR, recall."),

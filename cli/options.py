@@ -95,8 +95,8 @@ _ENCODING = (
     ),
     click.option(
         "--query-embeddings", metavar="F",
-        help="Vectors of the queries instead of an encoder: .npy in the order of SOURCE, or .npz or .parquet with ids. "
-        "Needs --corpus-embeddings.",
+        help="Vectors of the queries instead of an encoder: .npy in the order of SOURCE (or a pattern of such files), or .npz or "
+        ".parquet with ids. May be a URL. Needs --corpus-embeddings.",
     ),
     click.option(
         "--corpus-embeddings", metavar="F",

@@ -72,21 +72,22 @@ class RowTable:
 
     Args:
         key_of: gives the key of a row. A row whose key changes is added again under the new one, and not found under the old one.
+        is_key: tells whether a row has this key.
     """
 
-    def __init__(self, key_of: Callable[[int], bytes]) -> None:
-        self.key_of = key_of
+    def __init__(self, key_of: Callable[[int], bytes], is_key: Callable[[int, bytes], bool]) -> None:
+        self._key_of, self._is_key = key_of, is_key
         self._slots = array("I", bytes(4 * 64))  # a row + 1, or 0
         self._count = 0
 
     def find(self, key: bytes) -> int | None:
         """The row that was first added under this key; None if there is none."""
-        slots, mask, key_of = self._slots, len(self._slots) - 1, self.key_of
-        i = hash(key) & mask
+        slots, mask, code = self._slots, len(self._slots) - 1, hash(key)
+        i, step = code & mask, (code >> 32) | 1  # double hashing: the steps of two keys differ, so no clusters arise
         while row := slots[i]:
-            if key_of(row - 1) == key:
+            if self._is_key(row - 1, key):
                 return row - 1
-            i = (i + 1) & mask
+            i = (i + step) & mask
         return None
 
     def add(self, key: bytes, row: int) -> None:
@@ -94,15 +95,15 @@ class RowTable:
             before, self._slots = self._slots, array("I", bytes(8 * len(self._slots)))
             for each in before:
                 if each:
-                    self._place(self.key_of(each - 1), each)
+                    self._place(self._key_of(each - 1), each)
         self._place(key, row + 1)
         self._count += 1
 
     def _place(self, key: bytes, value: int) -> None:
-        slots, mask = self._slots, len(self._slots) - 1
-        i = hash(key) & mask
+        slots, mask, code = self._slots, len(self._slots) - 1, hash(key)
+        i, step = code & mask, (code >> 32) | 1
         while slots[i]:
-            i = (i + 1) & mask
+            i = (i + step) & mask
         slots[i] = value
 
 
@@ -112,25 +113,26 @@ class Ids:
     def __init__(self) -> None:
         self._data = bytearray()  # each id after its length in bytes; one that was replaced stays there
         self._starts = array("q")
-        self._table = RowTable(self._bytes)
+        self._table = RowTable(self._stored, lambda row, key: self._data.startswith(key, self._starts[row]))
 
     def __len__(self) -> int:
         return len(self._starts)
 
-    def _bytes(self, row: int) -> bytes:
+    def _stored(self, row: int) -> bytes:
+        """The id as it is stored: no other one begins with it."""
         start = self._starts[row]
         length = self._data[start]
         if length < 255:
-            return bytes(self._data[start + 1 : start + 1 + length])
-        length = int.from_bytes(self._data[start + 1 : start + 5], "little")
-        return bytes(self._data[start + 5 : start + 5 + length])
+            return bytes(self._data[start : start + 1 + length])
+        return bytes(self._data[start : start + 5 + int.from_bytes(self._data[start + 1 : start + 5], "little")])
 
     def __getitem__(self, row: int) -> str:
-        return self._bytes(row).decode("utf-8")
+        stored = self._stored(row)
+        return stored[1 if stored[0] < 255 else 5 :].decode("utf-8")
 
     def find(self, id: str) -> int | None:
         """The row of an id; None if there is none."""
-        return self._table.find(id.encode("utf-8", "surrogatepass"))
+        return self._table.find(_with_length(id.encode("utf-8", "surrogatepass")))
 
     def append(self, id: str) -> None:
         """Add an id that is not there yet."""
@@ -139,12 +141,10 @@ class Ids:
 
     def replace(self, row: int, id: str) -> None:
         """Give a row another id, one that is not there yet."""
-        encoded = id.encode("utf-8")
+        stored = _with_length(id.encode("utf-8"))
         self._starts[row] = len(self._data)
-        length = len(encoded)
-        self._data += bytes([length]) if length < 255 else b"\xff" + length.to_bytes(4, "little")
-        self._data += encoded
-        self._table.add(encoded, row)
+        self._data += stored
+        self._table.add(stored, row)
 
     def finish(self) -> pa.Array:
         """Arrow large strings `[n]`, so that they may have more than 2 GB in all. The table is gone after that."""
@@ -166,3 +166,8 @@ class Ids:
             offsets[begin + 1 : begin + 1 + len(first)] = offsets[begin] + ends
         buffers = [None, pa.py_buffer(offsets), pa.py_buffer(out)]
         return pa.Array.from_buffers(pa.large_string(), len(starts), buffers)
+
+
+def _with_length(encoded: bytes) -> bytes:
+    length = len(encoded)
+    return (bytes((length,)) if length < 255 else b"\xff" + length.to_bytes(4, "little")) + encoded

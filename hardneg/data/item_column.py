@@ -34,7 +34,7 @@ class ItemColumn:
         self.digests = (
             bytearray()
         )  # 128 bits per text, to know equal texts, and an id that comes again with another text
-        self.by_text = RowTable(self._digest)
+        self.by_text = RowTable(self._digest, self._has_digest)
         self.ours = bytearray()  # whether the id of each text was made here, because it came without one
         self.next_id = 0
         self.source_rows = 0
@@ -49,6 +49,9 @@ class ItemColumn:
 
     def _digest(self, row: int) -> bytes:
         return bytes(self.digests[16 * row : 16 * row + 16])
+
+    def _has_digest(self, row: int, digest: bytes) -> bool:
+        return self.digests.startswith(digest, 16 * row)
 
     def open(self, pictures: bool) -> None:
         """Make the columns, those of pictures with their places; nothing was added yet."""
@@ -78,13 +81,13 @@ class ItemColumn:
         except UnicodeEncodeError as error:
             raise DataError(f"{where}: the {self.kind} has a lone surrogate (half a character): {error}") from None
         short = hashlib.blake2b(encoded, digest_size=16).digest()
+        same = self.by_text.find(short)
         if id is None:
-            known = self.by_text.find(short)
-            if known is not None:
-                return known, False
+            if same is not None:
+                return same, False
             id, ours = self._fresh_id(), True
         else:
-            known = self._known(id, short, where)
+            known = self._known(id, short, same, where)
             if known is not None:
                 return known, False
             ours = False
@@ -92,7 +95,7 @@ class ItemColumn:
         self.ours.append(ours)
         self.digests += short
         self.ids.append(id)
-        if self.by_text.find(short) is None:
+        if same is None:
             self.by_text.add(short, number)
         key = text_key(whole)
         self.keys.append(key)
@@ -114,11 +117,11 @@ class ItemColumn:
             if self.ids.find(id) is None:
                 return id
 
-    def _known(self, id: str, short: bytes, where: str) -> int | None:
+    def _known(self, id: str, short: bytes, same: int | None, where: str) -> int | None:
         """The row of a text that comes with an id, or None if it is new. Ids that were made here give way to it."""
         known = self.ids.find(id)
         if known is not None and not self.ours[known]:
-            if self._digest(known) != short:
+            if not self._has_digest(known, short):
                 raise DataError(
                     f"{where}: {self.kind} id {shown(id)} stands for another text before (row {self.rows[known]}). "
                     f"Give each text its own id"
@@ -126,7 +129,6 @@ class ItemColumn:
             return known
         if known is not None:
             self.ids.replace(known, self._fresh_id())
-        same = self.by_text.find(short)
         if same is None or not self.ours[same]:
             return None
         # A text without an id, such as a positive, that now gets one, such as its own in the corpus.
@@ -165,7 +167,7 @@ class ItemColumn:
         if self.pending:
             self._flush()
         self.digests = bytearray()
-        self.by_text = RowTable(self._digest)
+        self.by_text = RowTable(self._digest, self._has_digest)
         if self.path is None or self.writer is None or self.sink is None:
             columns = [
                 pa.Array.from_buffers(_TEXT, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])

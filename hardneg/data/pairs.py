@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id
 from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
+from hardneg.data.id_rows import IdRows
 from hardneg.data.labels import is_blank
 from hardneg.data.memory_columns import column_values, label_of, texts_of
 from hardneg.data.picture_store import PictureStore
@@ -116,6 +118,11 @@ class Pairs:
         return SharedLists(
             Ragged.from_pairs(classes[positives.row_numbers()], positives.values, len(distinct)), classes
         )
+
+    @cached_property
+    def document_rows_of(self) -> IdRows:
+        """Finds documents by their ids."""
+        return IdRows(self.document_ids)
 
     @classmethod
     def from_contents(cls, contents: DatasetContents) -> Pairs:

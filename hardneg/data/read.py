@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
@@ -41,6 +42,7 @@ from hardneg.data.tables import corpus_rows, from_hub, is_path, table_rows
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.progress import Progress, with_progress
 from hardneg.storage.arrow import brief
+from hardneg.storage.remote import as_url, fetch, is_url, naming
 
 BUILTIN_SPLITS = ("train", "test")
 
@@ -78,18 +80,23 @@ def read_pairs(
     folder: Path | None = None,
     *,
     corpus: Any = None,
+    fetched: Path | None = None,
+    notes: list[str] | None = None,
     progress: Progress | bool = False,
 ) -> Pairs:
     """Read a dataset.
 
     Args:
-        source: a path, a pattern such as `shards/*.parquet` or `shards/{000..011}.tar`, `-` for JSON on standard input,
-            `builtin:NAME`, `hf:NAME` (or `hf:NAME:CONFIGURATION`) of a dataset hub, or a table in memory: a `datasets.Dataset`, a
-            data frame, an Arrow table, a mapping from names of columns to lists, or a list of rows.
+        source: a path or a URL of a store that fsspec knows (s3://, gs://, hf://, https://), a pattern such as
+            `shards/*.parquet` or `shards/{000..011}.tar`, `-` for JSON on standard input, `builtin:NAME`, `hf:NAME` (or
+            `hf:NAME:CONFIGURATION`) of a dataset hub, or a table in memory: a `datasets.Dataset`, a data frame, an Arrow
+            table, a mapping from names of columns to lists, or a list of rows.
         options: how to read it; by default, format and columns are guessed.
         folder: a folder to write the dataset to, so that memory use does not grow with the texts; None keeps the texts
             in memory.
         corpus: additional documents: a list of texts, a table with a column of texts, or a file as in the options.
+        fetched: a folder that files at URLs are copied to; what is there already is used. None: a temporary one.
+        notes: a sentence is added for each URL whose connection broke and was opened again.
         progress: True shows how many texts were read, or a callback as in `hardneg.progress` is told.
 
     Raises:
@@ -104,14 +111,53 @@ def read_pairs(
     if is_path(corpus):
         options, corpus = replace(options, corpus=(*options.corpora, Path(corpus))), None
     assert callable(progress)
-    builder = Builder(folder, progress("read", 0))
+    with _Fetching(fetched, [] if notes is None else notes) as fetching:
+        options = replace(options, corpus=tuple(fetching.local(each) for each in options.corpora) or None)
+        local = fetching.local(source) if is_path(source) else source
+        pairs = _read(source, local, options, Builder(folder, progress("read", 0)), corpus)
+        if fetching.used and (pairs.queries.pictures or pairs.documents.pictures):
+            raise DataError(f"{source}: pictures are read from where they are: copy them to this machine first")
+        return pairs
+
+
+class _Fetching:
+    """Copies what is at URLs, and lets errors name these in place of the copies.
+
+    Args:
+        folder: where to; None: a temporary folder, which is removed at the end.
+        notes: a sentence is added for each URL whose connection broke.
+    """
+
+    def __init__(self, folder: Path | None, notes: list[str]) -> None:
+        self.folder, self.notes, self.copies, self.used = folder, notes, ExitStack(), False
+
+    def __enter__(self) -> _Fetching:
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self.copies.__exit__(*error)
+
+    def local(self, place: Any) -> Any:
+        """The place, or the copy of what is at the URL."""
+        if not is_url(place):
+            return place
+        if self.folder is None:
+            self.folder = Path(self.copies.enter_context(tempfile.TemporaryDirectory(prefix="hardneg-")))
+        self.used = True
+        copy = fetch(place, self.folder, self.notes)
+        self.copies.enter_context(naming(as_url(place), copy))
+        return copy
+
+
+def _read(named: Any, source: Any, options: ReadOptions, builder: Builder, corpus: Any) -> Pairs:
+    """Read a source that is here. `named`: what the user called it."""
     if any(is_image_source(each, options) for each in options.corpora):
         builder.hold_pictures("document")
     if not is_path(source):
         rows = Rows("the source", table_rows(source, options.split))
         return _finished(builder, options, _read_rows(rows, builder, options), None, "a table in memory", corpus)
     layout, keep = _read_named(str(source), builder, options)
-    return _finished(builder, options, layout, keep, str(source), corpus)
+    return _finished(builder, options, layout, keep, str(named), corpus)
 
 
 def _read_named(source: str, builder: Builder, options: ReadOptions) -> tuple[Layout | None, np.ndarray | None]:

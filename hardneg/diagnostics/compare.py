@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hardneg import renamed
 from hardneg.ambient import own_settings
+from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose, examine
 from hardneg.diagnostics.estimates import Estimate, sampled
@@ -156,7 +157,7 @@ def _flow(pairs: Pairs, first: Run, second: Run, progress: Progress) -> dict[str
     for number, paths in enumerate(zip(*files, strict=True)):
         start = number * PART_ROWS
         query_ids = pairs.query_ids.slice(start, PART_ROWS).cast(pa.string())
-        sides = [_verdicts(path, query_ids, pairs.document_ids) for path in paths]
+        sides = [_verdicts(path, query_ids, pairs.document_rows_of) for path in paths]
         keys = np.union1d(sides[0][0], sides[1][0])
         coded = []
         for side_keys, verdicts, names in sides:
@@ -175,7 +176,7 @@ def _flow(pairs: Pairs, first: Run, second: Run, progress: Progress) -> dict[str
     return flow
 
 
-def _verdicts(path: Any, query_ids: pa.Array, document_ids: pa.Array) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
+def _verdicts(path: Any, query_ids: pa.Array, document_ids: IdRows) -> tuple[NDArray[Any], NDArray[Any], list[str]]:
     """Read the verdicts of one part of a run.
 
     Returns:
@@ -187,7 +188,7 @@ def _verdicts(path: Any, query_ids: pa.Array, document_ids: pa.Array) -> tuple[N
     documents = positions(table["document_id"], document_ids, path)
     names = pc.unique(table["verdict"])
     codes = values_of(pc.index_in(table["verdict"], value_set=names)).astype(np.int64)
-    keys = pair_keys(rows, documents, len(document_ids))
+    keys = pair_keys(rows, documents, len(document_ids.ids))
     order = np.argsort(keys, kind="stable")
     return keys[order], codes[order], [renamed.verdict(str(name)) for name in names.to_pylist()]
 

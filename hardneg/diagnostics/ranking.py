@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from hardneg.ambient import own_settings
@@ -145,7 +144,7 @@ def check_same(datasets: Sequence[tuple[str, Pairs]]) -> None:
     name, pairs = datasets[0]
     for other, others in datasets[1:]:
         for kind in ("query_ids", "document_ids"):
-            if not getattr(pairs, kind).cast(pa.string()).equals(getattr(others, kind).cast(pa.string())):
+            if not getattr(pairs, kind).equals(getattr(others, kind)):
                 raise UsageError(
                     f"{name} and {other} have different {kind.replace('_', ' ')}: only runs over one dataset compare"
                 )

@@ -74,7 +74,7 @@ def _part(path: Path, pairs: Pairs, start: int) -> _Part:
     known = table.filter(pc.starts_with(table["verdict"], Known.name))
     columns = (
         positions(known["query_id"], asked, path) + start,
-        positions(known["document_id"], pairs.document_ids, path),
+        positions(known["document_id"], pairs.document_rows_of, path),
         values_of(known["rank"]).astype(np.int64),
     )
     coded = table["document_id"].combine_chunks()
@@ -102,8 +102,7 @@ def _ranks(read: list[_Part], pairs: Pairs, queries: NDArray[np.int64]) -> NDArr
 def _times(read: list[_Part], pairs: Pairs) -> NDArray[np.int64]:
     """int64 `[N]`: how often each document is a candidate of these queries. All ids are looked up at once."""
     ids = pa.concat_arrays([part.documents.cast(pa.large_string()) for part in read])
-    rows = pc.index_in(ids, value_set=pairs.document_ids.cast(pa.large_string()))
+    found = pairs.document_rows_of.of(ids)
     weights = np.concatenate([part.times for part in read])
-    found = values_of(rows.fill_null(-1)).astype(np.int64)
     inside = found >= 0
     return np.bincount(found[inside], weights[inside], len(pairs.document_ids)).astype(np.int64)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -97,7 +96,7 @@ class Subject:
         lengths = values_of(pc.list_value_length(column)).astype(np.int64)
         width = max(int(lengths.max(initial=0)), 1)
         filled = np.arange(width) < lengths[:, None]
-        rows = pc.index_in(pc.list_flatten(column), value_set=pairs.document_ids.cast(pa.string()))
+        rows = pairs.document_rows_of.of(pc.list_flatten(column))
 
         def padded(values: NDArray[Any], fill: float, dtype: type) -> NDArray[Any]:
             out: NDArray[Any] = np.full((len(pairs), width), fill, dtype)
@@ -115,7 +114,7 @@ class Subject:
             lowest[with_positives] = np.minimum.reduceat(flat, (np.cumsum(positives) - positives)[with_positives])
         vectors = open_run_vectors(run, pairs, "queries"), open_run_vectors(run, pairs, "documents")
         return cls(
-            str(run.folder), pairs, padded(values_of(rows), -1, np.int32),
+            str(run.folder), pairs, padded(rows, -1, np.int32),
             padded(values_of(pc.list_flatten(table["negative_scores"].combine_chunks())), np.nan, np.float32),
             padded(values_of(pc.list_flatten(table["negative_ranks"].combine_chunks())), 0, np.int32),
             padded(values_of(pc.list_flatten(probability)), np.nan, np.float32) if known else None,

@@ -174,7 +174,7 @@ def vector_keys(
     prompts["documents"] = prompt_of(encoder, "document", document_prompt)
     keys = []
     for side, rows in (("queries", pairs.query_rows), ("documents", pairs.document_rows)):
-        chosen = hashlib.sha256(np.ascontiguousarray(rows, np.int64).tobytes()).hexdigest()
+        chosen = hashlib.sha256(np.ascontiguousarray(rows, np.int64).data).hexdigest()
         named = {"weights": weights, "prompt": prompts[side], "texts": pairs.digests[side], "rows": chosen}
         keys.append(fingerprint({**named, "dtype": precision}))
     return keys[0], keys[1]

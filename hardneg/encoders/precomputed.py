@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
+from hardneg.data.readers.files import source_files
 from hardneg.errors import DataError
-from hardneg.storage.arrays import Rows
-from hardneg.storage.arrow import brief, check_regular, open_npy, reading, strings, values_of
+from hardneg.storage.arrays import Rows, Sharded
+from hardneg.storage.arrow import NpyFiles, brief, check_regular, open_npy, reading, strings, values_of
+from hardneg.storage.files import fingerprint, sha256_file
 
 _NATIVE = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 _IDS = (
@@ -38,11 +42,11 @@ class GivenVectors:
     """Vectors from a file.
 
     Attributes:
-        array: floats `[n, d]`; memory-mapped if they come from a `.npy` file.
+        array: floats `[n, d]`; memory-mapped if they come from `.npy` files.
         ids: Arrow strings `[n]`, or None: they are in the order of the source.
     """
 
-    array: np.ndarray
+    array: np.ndarray | Sharded
     ids: pa.Array | None = None
 
 
@@ -50,13 +54,18 @@ def open_vectors(path: str | Path) -> GivenVectors:
     """The vectors of a file.
 
     Args:
-        path: `.npy`: floats `[n, d]`. `.npz`: two arrays, of which one holds floats `[n, d]` and the other one ids `[n]`.
+        path: `.npy`: floats `[n, d]`; or a pattern of such files, whose rows are those of all, in the order of their names.
+            `.npz`: two arrays, of which one holds floats `[n, d]` and the other one ids `[n]`.
             `.parquet`: a column of ids and a column of lists of floats.
 
     Raises:
         DataError: the file is missing or holds anything else, or an id is missing or appears twice.
     """
     path = Path(path)
+    files = vector_files(path)
+    if len(files) > 1:
+        return GivenVectors(_joined(path, files))
+    path = files[0]
     kind = path.suffix.lower()
     if kind == ".npz":
         given = _from_npz(path)
@@ -65,18 +74,50 @@ def open_vectors(path: str | Path) -> GivenVectors:
     else:
         given = GivenVectors(open_npy(path, DataError))
     array, ids = given.array, given.ids
-    if array.ndim != 2 or array.dtype.kind != "f":
-        raise DataError(
-            f"{path}: expected floats of shape [rows, dimensions], got {array.dtype} of shape {array.shape}"
-        )
-    if array.dtype not in _NATIVE:
-        raise DataError(
-            f"{path}: expected floats of 16, 32 or 64 bits in the byte order of this machine, got {array.dtype.str}: "
-            f"convert them with numpy: array.astype('float32')"
-        )
+    _check_type(path, array.dtype, array.shape)
     if ids is not None:
         _check_ids(path, ids, len(array))
     return given
+
+
+def vector_files(path: str | Path) -> list[Path]:
+    """The files that a path or a pattern names, sorted; DataError if no file fits the pattern."""
+    path = Path(path)
+    if not glob.has_magic(str(path)) or path.exists():
+        return [path]
+    return source_files(path) or [path]
+
+
+def vectors_digest(path: str | Path) -> str:
+    """What identifies the content of the files: the SHA-256 of one, or a hash of those of all."""
+    digests = [sha256_file(each) for each in vector_files(path)]
+    return digests[0] if len(digests) == 1 else fingerprint(digests)
+
+
+def _joined(path: Path, files: list[Path]) -> Sharded:
+    """Several `.npy` files as one array; DataError if they do not fit together."""
+    odd = [each for each in files if each.suffix.lower() != ".npy"]
+    if odd:
+        raise DataError(f"{path}: several files of vectors must be .npy files, but one is {odd[0].name}")
+    shards = NpyFiles(files, DataError)
+    for file, shape, dtype in zip(files, shards.shapes, shards.dtypes, strict=True):
+        _check_type(file, dtype, shape)
+        if shape[1] != shards.shapes[0][1] or dtype != shards.dtype:
+            raise DataError(
+                f"{file}: holds {dtype} of {shape[1]} dimensions, but {files[0].name} holds {shards.dtype} of "
+                f"{shards.shapes[0][1]}: all must be of one kind"
+            )
+    return Sharded(shards)
+
+
+def _check_type(path: Path, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if len(shape) != 2 or dtype.kind != "f":
+        raise DataError(f"{path}: expected floats of shape [rows, dimensions], got {dtype} of shape {shape}")
+    if dtype not in _NATIVE:
+        raise DataError(
+            f"{path}: expected floats of 16, 32 or 64 bits in the byte order of this machine, got {dtype.str}: "
+            f"convert them with numpy: array.astype('float32')"
+        )
 
 
 def _check_ids(path: Path, ids: pa.Array, rows: int) -> None:
@@ -107,7 +148,7 @@ def _from_npz(path: Path) -> GivenVectors:
         )
     try:
         given = [each if isinstance(each, bytes) else str(each) for each in arrays[names[0]].tolist()]
-        ids = strings(given, pa.string())
+        ids = strings(given)
         ids.validate(full=True)
     except (UnicodeError, pa.ArrowInvalid) as error:
         raise DataError(f"{path}: the ids in {names[0]!r} are no texts in UTF-8 ({brief(error)})") from None
@@ -150,7 +191,7 @@ def _from_parquet(path: Path) -> GivenVectors:
         names = pc.cast(names, pa.string())
     if not (pa.types.is_string(names.type) or pa.types.is_large_string(names.type) or pa.types.is_integer(names.type)):
         raise DataError(f"{path}: the ids in {ids[0]!r} are {names.type}: they must be texts or integers")
-    return GivenVectors(array, pc.cast(names, pa.string()).combine_chunks())
+    return GivenVectors(array, pc.cast(names, pa.large_string()).combine_chunks())
 
 
 def _is_vector(kind: pa.DataType) -> bool:
@@ -176,12 +217,12 @@ def open_aligned(path: str | Path, pairs: Pairs, side: str) -> Any:
     if given.ids is None:
         return aligned(given.array, pairs, side, name, of_files=True)
     ids = pairs.query_ids if side == "queries" else pairs.document_ids
-    found = pc.index_in(ids, value_set=given.ids)
-    if found.null_count:
-        first = ids.filter(pc.is_null(found))[0].as_py()
+    rows = IdRows(given.ids).of(ids)
+    unknown = int((rows < 0).sum())
+    if unknown:
+        first = ids[int(np.argmax(rows < 0))].as_py()
         held = f"its ids are like {given.ids[0].as_py()!r}" if len(given.ids) else "it holds none"
-        raise DataError(f"{name}: no vector for {found.null_count:,} of {len(ids):,} {side}, such as {first!r}; {held}")
-    rows = values_of(found).astype(np.int64)
+        raise DataError(f"{name}: no vector for {unknown:,} of {len(ids):,} {side}, such as {first!r}; {held}")
     return given.array if np.array_equal(rows, np.arange(len(given.array))) else Rows(given.array, rows)
 
 

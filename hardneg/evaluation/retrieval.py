@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
@@ -24,7 +23,6 @@ from hardneg.index.base import METRICS
 from hardneg.index.exact import ExactIndex
 from hardneg.progress import Progress, with_progress
 from hardneg.storage.arrays import members
-from hardneg.storage.arrow import values_of
 
 DEFAULT = ("ndcg@10", "mrr@10", "recall@10", "recall@100")
 
@@ -186,7 +184,7 @@ def _same_ids(pairs: Pairs) -> NDArray[np.int64]:
     In many datasets, the ids of queries and of documents are numbers that have nothing to do with each other. And a
     document that was judged relevant is found like any other.
     """
-    own = values_of(pc.fill_null(pc.index_in(pairs.query_ids, value_set=pairs.document_ids), -1)).astype(np.int64)
+    own = pairs.document_rows_of.of(pairs.query_ids)
     same = (pairs.document_keys[own] == pairs.query_keys) | (pairs.body_keys[own] == pairs.query_keys)
     judged = members(own[:, None], pairs.positives)[:, 0]
     return np.where((own >= 0) & same & ~judged, own, -1)

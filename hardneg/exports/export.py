@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.exports.folders import CORPUS_FILES, FOLDERS, write_beir, write_with_corpus
@@ -36,6 +37,7 @@ from hardneg.storage.arrow import numbers, strings, values_of
 from hardneg.storage.files import is_special
 from hardneg.storage.folders import entries, marker
 from hardneg.storage.outputs import check_place
+from hardneg.storage.remote import refuse_url
 
 EXPORT_FORMATS = (*LAYOUTS, "trec", "qrels", "beir")
 
@@ -85,6 +87,7 @@ def export(
     if format not in EXPORT_FORMATS:
         raise UsageError(f"unknown export format {format!r}.{suggestion(format, EXPORT_FORMATS)}")
     _check_short(short)
+    refuse_url(out, "an export")
     path = Path(out)
     _check_name(path, format)
     _check_place(path, format, overwrite)
@@ -190,7 +193,7 @@ def _blocks(
     """The queries of a run in blocks of `BLOCK_QUERIES`, with the texts of their documents; at least one block."""
     table = run.negatives(pairs)
     empty, space = strings(["", " "])
-    rows_of = values_of(pc.index_in(table["query_id"], value_set=pairs.query_ids).combine_chunks())
+    rows_of = IdRows(pairs.query_ids).of(table["query_id"])
     both = [_docs(table, name, pairs) for name in ("positive", "negative")]
     if teacher is not None:
         both = [taught_by(teacher, side, rows_of) for side in both]
@@ -228,7 +231,7 @@ def _blocks(
 def _docs(table: pa.Table, side: str, pairs: Pairs) -> Docs:
     """The documents of one side, `positive` or `negative`: their rows in the dataset, and their scores."""
     ids, scores = (table[f"{side}_{name}"].combine_chunks() for name in ("ids", "scores"))
-    rows = values_of(pc.index_in(ids.flatten(), value_set=pairs.document_ids)).astype(np.int64)
+    rows = pairs.document_rows_of.of(ids.flatten())
     offsets = np.concatenate([[0], np.cumsum(values_of(ids.value_lengths()), dtype=np.int64)])
     return Docs(Ragged(offsets, rows), values_of(scores.flatten()))
 

@@ -94,7 +94,7 @@ def draw_negatives(population: Population, count: int) -> Drawn:
     pairs, run = population.pairs, population.run
     table = run.run.negatives(run.pairs)["negative_ids"].combine_chunks()
     rows = np.repeat(np.arange(len(table)), values_of(table.value_lengths()))
-    documents = values_of(pc.index_in(table.flatten(), value_set=run.pairs.document_ids))
+    documents = run.pairs.document_rows_of.of(table.flatten())
     size = len(run.pairs.document_ids)
     chosen = np.flatnonzero(np.isin(pair_keys(pairs.query, pairs.document, size), pair_keys(rows, documents, size)))
     place = chosen[np.argsort(-population.probabilities[chosen], kind="stable")][:count]

@@ -31,7 +31,7 @@ class ExactIndex(VectorStore):
     """An index that compares every query with every document.
 
     Args:
-        documents, metric, threads: see `VectorStore`.
+        documents, metric, threads, like: see `VectorStore`.
         kernel: the number format of the first pass: one of `KERNELS`, or `auto` for the fastest on this machine. It
             changes the speed, never the answer. The metric `l2` always uses `float32`.
 
@@ -53,8 +53,10 @@ class ExactIndex(VectorStore):
         metric: str = "cosine",
         kernel: str = "auto",
         threads: int | None = None,
+        *,
+        like: VectorStore | None = None,
     ) -> None:
-        super().__init__(documents, metric, threads)
+        super().__init__(documents, metric, threads, like=like)
         self.kernel = self.make_kernel(kernel)
         self._cached: dict[int, Tile] = {}
 

@@ -194,7 +194,8 @@ def tuned(index: IVFIndex | HNSWIndex, queries: Any, k: int, recall: float, seed
     Arguments are those of `make_index`. A single query serves for both. If there are none, documents take their place.
     """
     sample, half = tuning_sample(queries if len(queries) else index.documents, seed)
-    truth = ExactIndex(index.documents, index.metric, threads=index.threads).search(sample, k).documents
+    exact = ExactIndex(index.documents, index.metric, threads=index.threads, like=index)
+    truth = exact.search(sample, k).documents
     return tuned_on(index, sample, half, truth, recall)
 
 

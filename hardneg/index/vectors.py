@@ -40,6 +40,7 @@ class VectorStore:
         documents: float16 or float32 `[N, d]`, an array or a memory map. It is not copied.
         metric: `cosine`, `ip` (the inner product) or `l2` (the negative squared Euclidean distance).
         threads: the number of worker threads; by default as many as torch uses.
+        like: an index over the same documents, whose norms are taken in place of reading all documents once more.
 
     Raises:
         DataError: there are no documents, a vector has a NaN or infinite value, or, for the metric `cosine`, a vector
@@ -54,7 +55,14 @@ class VectorStore:
     name = "vectors"
 
     @own_settings()
-    def __init__(self, documents: Documents, metric: str = "cosine", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        documents: Documents,
+        metric: str = "cosine",
+        threads: int | None = None,
+        *,
+        like: VectorStore | None = None,
+    ) -> None:
         if metric not in METRICS:
             raise UsageError(f"unknown metric {metric!r}.{suggestion(metric, METRICS)}")
         if documents.ndim != 2 or documents.size == 0:
@@ -62,6 +70,9 @@ class VectorStore:
         self.documents = documents
         self.metric = metric
         self.threads = checked_threads(threads)
+        if like is not None and like.documents is documents and like.metric == metric:
+            self._inverse_norms: Float = like._inverse_norms
+            return
         self._inverse_norms = self.norms()
         # The inverse of a smaller norm can be too large for float32. It is left out as if it were zero.
         self._inverse_norms[self._inverse_norms < SHORTEST] = 0

@@ -159,8 +159,15 @@ class Context:
     @cached_property
     def copied(self) -> Mask:
         """bool `[N]`, whether a document has the same text (folded) as another one; empty texts are copies of none."""
-        _, places, counts = np.unique(self.pairs.document_keys, return_inverse=True, return_counts=True)
-        return np.asarray((counts[places.ravel()] > 1) & (self.pairs.document_keys != 0))
+        keys = self.pairs.document_keys
+        ordered = np.sort(keys)
+        repeated = np.unique(ordered[1:][(ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)])
+        del ordered
+        return (
+            np.asarray(repeated[np.searchsorted(repeated, keys).clip(max=len(repeated) - 1)] == keys)
+            if len(repeated)
+            else np.zeros(len(keys), bool)
+        )
 
     @cached_property
     def nearest(self) -> NDArray[np.int32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +15,14 @@ from hardneg.data.pairs import Pairs, open_pairs, save_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit, vector_keys
-from hardneg.encoders.precomputed import aligned, open_aligned
+from hardneg.encoders.precomputed import aligned, open_aligned, vectors_digest
 from hardneg.encoders.report import encoding_of
 from hardneg.errors import RunError, UsageError
 from hardneg.memory import release
 from hardneg.mining.encoding import set_precision
 from hardneg.mining.options import MineOptions
 from hardneg.mining.resources import Resources
-from hardneg.mining.run_folder import changed_options, read_run_json
+from hardneg.mining.run_folder import changed_options, given_vectors, read_run_json
 from hardneg.mining.sources.base import labels_of
 from hardneg.mining.sources.trec import TrecRun
 from hardneg.mining.specs import parse_filters, parse_sources
@@ -71,12 +72,13 @@ def open_inputs(
     resources: Resources,
 ) -> Inputs:
     """Read the dataset, then open its vectors or encode it. The arguments are those of `mine`."""
-    pairs = read_source(source, folder, options, resources)
+    notes: list[str] = []
+    pairs = read_source(source, folder, options, resources, notes)
     fingerprints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
     if options.query_embeddings is not None and options.corpus_embeddings is not None:
-        names = options.query_embeddings, options.corpus_embeddings
+        names = [given_vectors(each, folder, notes) for each in (options.query_embeddings, options.corpus_embeddings)]
         queries, documents = (open_aligned(name, pairs, side) for name, side in zip(names, _BOTH, strict=True))
-        digests = [sha256_file(Path(name)) for name in names]
+        digests = [vectors_digest(name) for name in names]
     elif vectors is not None:
         whose = ("query vectors", "corpus vectors")
         queries, documents = (
@@ -85,21 +87,24 @@ def open_inputs(
         digests = [_array_digest(each) for each in vectors]
     else:
         return _encoded(
-            pairs, folder, options, encoder or resources.encoder(options.encoder, options.seed), resources, fingerprints
-        )
+            pairs, folder, options, encoder or resources.encoder(options.encoder, options.seed), resources, fingerprints,
+            notes,
+        )  # fmt: skip
     fingerprints |= {"query_embeddings": digests[0], "corpus_embeddings": digests[1], "encoder": None}
     resources.clock.lap("embeddings")
-    return Inputs(pairs, queries, documents, fingerprints)
+    return Inputs(pairs, queries, documents, fingerprints, notes=notes)
 
 
-def read_source(source: str | Path | Pairs, folder: Path, options: MineOptions, resources: Resources) -> Pairs:
-    """Read the dataset, and check that it has what the filters and the sources of candidates need."""
+def read_source(
+    source: str | Path | Pairs, folder: Path, options: MineOptions, resources: Resources, notes: list[str]
+) -> Pairs:
+    """Read the dataset, and check that it has what the filters and the sources of candidates need. Notes are added to `notes`."""
     if isinstance(source, Pairs):
         pairs = source
         if not (folder / "source" / "dataset.json").exists():
             save_pairs(pairs, folder / "source")  # so that the run can be exported and selected from
     else:
-        pairs = _read(str(source), folder, options, resources.progress)
+        pairs = _read(str(source), folder, options, resources.progress, notes)
     _check_files(folder)
     for each in parse_filters(options.filters, options.default_filters).filters:
         if (lacking := each.lacks(pairs)) is not None:
@@ -119,13 +124,13 @@ def _encoded(
     encoder: Encoder,
     resources: Resources,
     fingerprints: dict[str, Any],
+    notes: list[str],
 ) -> Inputs:
     """Encode the dataset, and add the fingerprints of the encoder and its vectors to `fingerprints`."""
     set_precision(encoder, options, folder)
     fit(encoder, pairs, resources.progress)
     fingerprints["encoder"] = encoder.fingerprint()
     resources.clock.lap("encoder")
-    notes: list[str] = []
     queries, documents, keys = embed(
         encoder,
         pairs,
@@ -143,13 +148,16 @@ def _encoded(
     return Inputs(pairs, queries, documents, fingerprints, encoding, notes)
 
 
-def _read(source: str, folder: Path, options: MineOptions, progress: Progress) -> Pairs:
+def _read(source: str, folder: Path, options: MineOptions, progress: Progress, notes: list[str]) -> Pairs:
     """The dataset, as the interrupted run in `folder` keeps it, or read from the source."""
     store = folder / "source"
     if (store / "dataset.json").exists():
         _check_files(folder)
         return open_pairs(store)
-    return read_pairs(source, options.read, store, progress=progress)
+    fetched = folder / "progress" / "fetched"  # kept until the run is finished, for --resume
+    pairs = read_pairs(source, options.read, store, fetched=fetched, notes=notes, progress=progress)
+    shutil.rmtree(fetched, ignore_errors=True)
+    return pairs
 
 
 def _check_files(folder: Path) -> None:
@@ -231,8 +239,8 @@ def check_finished(
     pairs = source if isinstance(source, Pairs) else read_pairs(str(source), options.read)
     found: dict[str, Any] = {**pairs.digests}
     if options.query_embeddings is not None and options.corpus_embeddings is not None:
-        found["query_embeddings"] = sha256_file(Path(options.query_embeddings))
-        found["corpus_embeddings"] = sha256_file(Path(options.corpus_embeddings))
+        for name in ("query_embeddings", "corpus_embeddings"):
+            found[name] = vectors_digest(given_vectors(getattr(options, name), folder, []))
     elif vectors is not None:
         found["query_embeddings"], found["corpus_embeddings"] = map(_array_digest, vectors)
     else:

@@ -42,6 +42,7 @@ from hardneg.mining.sources.search import FusedSearch, only_dense
 from hardneg.mining.specs import parse_filters, parse_fusion, parse_sampler, parse_sources
 from hardneg.mining.warnings import warnings
 from hardneg.progress import Progress, with_progress
+from hardneg.storage.remote import is_url
 
 
 @with_progress
@@ -177,7 +178,7 @@ def _mine(
     writer = PartWriter(folder, pairs, chain.names)
     clock.lap("index")
     _mine_parts(miner, writer, resources)
-    paths = [path for path in (options.query_embeddings, options.corpus_embeddings) if path is not None]
+    paths = [path for path in (options.query_embeddings, options.corpus_embeddings) if path and not is_url(path)]
     paths += posterior_files(inputs.fingerprints)
     paths += [path for each in (sources.sources if sources else ()) for path in each.files]
     left = keep_posterior(folder, target, paths)

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError
 from hardneg.storage.arrays import Ragged, pair_keys
@@ -92,13 +93,13 @@ class Relabels:
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise RunError(f"{path} is not what hardneg writes ({error}): the run is damaged") from None
         places = [
-            pc.index_in(table[name].combine_chunks(), value_set=ids.cast(pa.string()))
-            for name, ids in (("query_id", pairs.query_ids), ("document_id", pairs.document_ids))
+            ids.of(table[name])
+            for name, ids in (("query_id", IdRows(pairs.query_ids)), ("document_id", pairs.document_rows_of))
         ]
         action = pc.index_in(table["action"].combine_chunks(), value_set=pa.array(ACTIONS))
-        if any(each.null_count for each in (*places, action)) or table["judged_by"].null_count:
+        if any((each < 0).any() for each in places) or action.null_count or table["judged_by"].null_count:
             raise RunError(f"{path} holds an id that is not in the run's dataset, or no action: the run is damaged")
-        query, document = (values_of(each).astype(np.int64) for each in places)
+        query, document = places
         grade = table["grade"].to_numpy().astype(np.float64)
         return cls(query, document, values_of(action).astype(np.int8), grade, table["judged_by"].to_pylist(), {})
 

@@ -111,7 +111,7 @@ class Reopened:
         documents = np.full(shape, -1, np.int32)
         scores = np.full(shape, -np.inf, np.float32)
         kept, rejected = np.zeros(shape, bool), np.zeros(shape, bool)
-        documents[rows, columns] = positions(table["document_id"], self.pairs.document_ids, path)
+        documents[rows, columns] = positions(table["document_id"], self.pairs.document_rows_of, path)
         scores[rows, columns] = values_of(table["score"])
         labels = self.run.sources
         listed = read_listed(path, labels, rows, columns, shape) if labels else None
@@ -149,7 +149,7 @@ class Reopened:
     def _positive_rows(self) -> Ragged:
         """The positives that the run has scores of."""
         column = self.run.negatives(self.pairs)["positive_ids"].combine_chunks()
-        rows = values_of(pc.index_in(column.flatten(), value_set=self.pairs.document_ids)).astype(np.int64)
+        rows = self.pairs.document_rows_of.of(column.flatten())
         return Ragged(np.concatenate([[0], np.cumsum(values_of(column.value_lengths()), dtype=np.int64)]), rows)
 
     @cached_property
@@ -179,7 +179,7 @@ class Reopened:
                 columns = _places_by_score(rows, values_of(table["score"]))
             first = columns < NEAREST_FOUND
             documents = table["document_id"].filter(pa.array(first))
-            nearest[start + rows[first], columns[first]] = positions(documents, self.pairs.document_ids, path)
+            nearest[start + rows[first], columns[first]] = positions(documents, self.pairs.document_rows_of, path)
         return nearest
 
 

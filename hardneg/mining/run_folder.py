@@ -12,12 +12,14 @@ from typing import Annotated, Any, NotRequired, TypedDict
 from msgspec import Meta
 
 from hardneg import renamed
-from hardneg.errors import RunError
+from hardneg.encoders.precomputed import vector_files, vectors_digest
+from hardneg.errors import DataError, RunError
 from hardneg.storage.arrow import check_regular
 from hardneg.storage.files import remove_temporary_files, sha256_file
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, staging
 from hardneg.storage.json_files import MAX_BYTES, decode_json, read_json
 from hardneg.storage.outputs import OWN_FILES
+from hardneg.storage.remote import copy_of, fetch, is_url, refuse_url
 
 SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
 
@@ -28,6 +30,8 @@ VOLATILE = ("timings", "command", "environment")  # the entries of run.json that
 _REPLACES = ".hardneg-replaces"  # in a run that is to replace another one: the hash of that one's run.json
 
 KNOWN = (*OWN_FILES["run"], "posterior.json")  # the last one is there by the user's own choice
+
+_GIVEN = "given"  # the folder of copies of vectors at URLs
 
 _LASTING = ("run.json", "embeddings", "candidates")  # what took long to make
 
@@ -174,6 +178,7 @@ def run_output(
         RunError: `target` holds a run and neither `resume` nor `overwrite` is set, or it holds something else; or
             another process writes to it.
     """
+    refuse_url(target, "a run")
     recover(target)
     _to_be_replaced(
         target, resume, overwrite, config is not None
@@ -322,6 +327,17 @@ def located_filters(folder: Path, info: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(located)
 
 
+def given_vectors(place: str, folder: Path, notes: list[str]) -> Path:
+    """Where vectors that a user named are: the place itself, or the copy of what is at a URL, which the run keeps.
+
+    Args:
+        place: a path, a pattern or a URL.
+        folder: the run folder.
+        notes: a sentence is added if the connection broke.
+    """
+    return fetch(place, folder / "embeddings" / _GIVEN, notes) if is_url(place) else Path(place)
+
+
 def locate(folder: Path, info: Mapping[str, Any], path: str, sha256: str | None) -> Path:
     """Find a file that a run was mined with: by its place as seen from the run, or else by the path as it was given.
 
@@ -334,12 +350,15 @@ def locate(folder: Path, info: Mapping[str, Any], path: str, sha256: str | None)
     Raises:
         RunError: no file is there, or all that are there have other contents.
     """
-    places = [Path(path)]
+    if is_url(path):
+        places = [copy_of(path, folder / "embeddings" / _GIVEN)]
+    else:
+        places = [Path(path)]
     if path in info.get("paths", {}):
         places.insert(0, Path(os.path.realpath(folder)) / info["paths"][path])
-    found = [place for place in places if "\0" not in str(place) and place.is_file()]
+    found = [place for place in places if "\0" not in str(place) and _there(place)]
     for place in found:
-        if sha256 is None or sha256_file(place) == sha256:
+        if sha256 is None or vectors_digest(place) == sha256:
             return place
     if found:
         raise RunError(f"{found[0]} has changed since {folder} was mined with it: restore it, or mine again")
@@ -347,6 +366,14 @@ def locate(folder: Path, info: Mapping[str, Any], path: str, sha256: str | None)
     raise RunError(
         f"{path}, which {folder} was mined with, is missing (looked for {looked}): restore it, or mine again"
     )
+
+
+def _there(place: Path) -> bool:
+    """Whether there is such a file, or some that fit the pattern."""
+    try:
+        return all(each.is_file() for each in vector_files(place))
+    except DataError:
+        return False
 
 
 def copy_posterior(source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from hardneg.data.id_rows import IdRows
 from hardneg.errors import RunError
 from hardneg.mining.candidates import Listed
 from hardneg.storage.arrow import numbers, read_parquet, values_of
@@ -54,7 +55,7 @@ def read_candidates(path: Path, columns: list[str]) -> pa.Table:
     return table
 
 
-def read_negatives(path: Path, query_ids: pa.Array, document_ids: pa.Array) -> pa.Table:
+def read_negatives(path: Path, query_ids: pa.Array, document_ids: IdRows) -> pa.Table:
     """The table of negatives in `NEGATIVE_SCHEMA`, with one row for each query, in the order of `query_ids`.
 
     Raises:
@@ -68,8 +69,8 @@ def read_negatives(path: Path, query_ids: pa.Array, document_ids: pa.Array) -> p
     for field in NEGATIVE_SCHEMA:
         _check_type(path, field.name, table.column(field.name).type, field.type)
     table = table.cast(NEGATIVE_SCHEMA)
-    if len(table) != len(query_ids) or not table.column("query_id").combine_chunks().equals(
-        query_ids.cast(pa.string())
+    if len(table) != len(query_ids) or not table.column("query_id").combine_chunks().cast(pa.large_string()).equals(
+        query_ids.cast(pa.large_string())
     ):
         raise RunError(f"{path}: its queries are not those of the run's dataset, in their order: {_DAMAGED}")
     columns = {name: table.column(name).combine_chunks() for name in NEGATIVE_SCHEMA.names}
@@ -86,9 +87,9 @@ def read_negatives(path: Path, query_ids: pa.Array, document_ids: pa.Array) -> p
             raise RunError(f"{path}: a probability is not from 0 to 1: {_DAMAGED}")
     for name in ("positive_ids", "negative_ids"):
         ids = columns[name].flatten()
-        unknown = pc.invert(pc.is_in(ids, value_set=document_ids.cast(pa.string())))
-        if pc.any(unknown).as_py():
-            first = ids.filter(unknown)[0].as_py()
+        found = document_ids.of(ids)
+        if (found < 0).any():
+            first = ids[int(np.argmax(found < 0))].as_py()
             raise RunError(f"{path}: the document id {first!r} is not in the run's dataset: {_DAMAGED}")
     for name in ("positive_scores", "negative_scores"):
         _check_finite(path, name, columns[name].flatten())
@@ -185,13 +186,13 @@ def check_ranking(path: Path, documents: np.ndarray, scores: np.ndarray, by_scor
         raise RunError(f"{path}: a query has the same candidate twice: {_DAMAGED}")
 
 
-def positions(column: pa.ChunkedArray, ids: pa.Array, path: Path) -> NDArray[np.int64]:
+def positions(column: pa.ChunkedArray, ids: pa.Array | IdRows, path: Path) -> NDArray[np.int64]:
     """int64: the position of each id of `column` in `ids`; RunError if one is missing."""
-    found = pc.index_in(column, value_set=ids)
-    if found.null_count:
-        first = column.filter(pc.is_null(found))[0].as_py()
+    found = (ids if isinstance(ids, IdRows) else IdRows(ids)).of(column)
+    if (found < 0).any():
+        first = column[int(np.argmax(found < 0))].as_py()
         raise RunError(f"{path}: the id {first!r} is not in the run's dataset: the run is damaged")
-    return values_of(found).astype(np.int64)
+    return found
 
 
 def _check_type(path: Path, name: str, found: pa.DataType, wanted: pa.DataType) -> None:

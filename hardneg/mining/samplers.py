@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from hardneg.data.id_rows import hash_ids
 from hardneg.errors import UsageError
 from hardneg.hashing import UInt, mix
 from hardneg.mining.candidates import Candidates
@@ -208,20 +209,5 @@ def gumbel(seed: int, keys: UInt, width: int) -> NDArray[np.float64]:
 
 
 def query_keys(ids: pa.Array) -> UInt:
-    """uint64 `[n]`: a hash of each id (a polynomial in its bytes modulo 2^64), used only as a seed."""
-    ids = ids.cast(pa.large_string())
-    if len(ids) == 0:
-        return np.empty(0, np.uint64)
-    _, offsets_buffer, data_buffer = ids.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int64)[ids.offset : ids.offset + len(ids) + 1]
-    data = (
-        np.frombuffer(data_buffer, np.uint8)[offsets[0] : offsets[-1]]
-        if data_buffer is not None
-        else np.empty(0, np.uint8)
-    )
-    lengths = np.diff(offsets)
-    position = np.arange(len(data)) - np.repeat(offsets[:-1] - offsets[0], lengths)
-    powers = np.cumprod(np.full(int(lengths.max(initial=0)) + 1, 0x100000001B3, np.uint64), dtype=np.uint64)
-    terms = np.append((data.astype(np.uint64) + np.uint64(1)) * powers[position], np.uint64(0))
-    sums = np.add.reduceat(terms, offsets[:-1] - offsets[0])
-    return mix(np.where(lengths > 0, sums, np.uint64(0)) + lengths.astype(np.uint64))
+    """uint64 `[n]`: a hash of each id, used only as a seed."""
+    return hash_ids(ids)

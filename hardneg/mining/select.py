@@ -32,6 +32,7 @@ from hardneg.progress import Progress, with_progress
 from hardneg.registry import spec_of
 from hardneg.storage.arrow import values_of
 from hardneg.storage.folders import link_tree
+from hardneg.storage.remote import refuse_url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,8 @@ def select(
     """
     assert callable(progress)  # see `with_progress`
     run = run if isinstance(run, Run) else Run(run)
+    if out is not None:
+        refuse_url(out, "a run")
     target = run.folder if out is None else Path(out)
     if out is not None and target.resolve() == run.folder.resolve():
         raise UsageError(f"--out {out} is the run itself: omit --out to replace it")

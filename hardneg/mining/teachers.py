@@ -18,11 +18,11 @@ from typing import Annotated, Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError, UsageError, suggestion
 from hardneg.storage.arrays import Float, Int, pair_keys
@@ -79,6 +79,7 @@ class TeacherScores:
                     f"{folder} holds scores of other {side} than those of the run: remove it, and score again"
                 )
         self._parts: dict[int, tuple[Int, Float]] = {}
+        self._query_rows = IdRows(pairs.query_ids)
 
     @property
     def fingerprint(self) -> str:
@@ -124,13 +125,11 @@ class TeacherScores:
             meta = (file.schema_arrow.metadata or {}).get(_META, b"{}")
         table = read_parquet(path, ["query_id", "document_id", "score"])
         rows = []
-        for name, ids in (("query_id", self.pairs.query_ids), ("document_id", self.pairs.document_ids)):
-            found = pc.index_in(table[name].cast(pa.string()), value_set=ids.cast(pa.string()))
-            if found.null_count:
-                raise RunError(
-                    f"{path}: {found.null_count:,} values of {name} are not in the run's dataset{_end(self.folder)}"
-                )
-            rows.append(values_of(found).astype(np.int64))
+        for name, ids in (("query_id", self._query_rows), ("document_id", self.pairs.document_rows_of)):
+            found = ids.of(table[name])
+            if unknown := int((found < 0).sum()):
+                raise RunError(f"{path}: {unknown:,} values of {name} are not in the run's dataset{_end(self.folder)}")
+            rows.append(found)
         column = table["score"]
         if column.type != pa.float32() or column.null_count or not np.isfinite(values_of(column)).all():
             raise RunError(f"{path}: a score is missing or no finite number{_end(self.folder)}")

@@ -64,17 +64,20 @@ def compensate(
     Returns:
         (float32 `[r, d]`; 1 - mean cosine of moved and fresh vectors in the trial).
     """
-    before, after = (np.asarray(v, np.float64) for v in (vectors[encoded], fresh))
-    learned = np.ones(len(before), bool)
+    learned = np.ones(len(encoded), bool)
     learned[trial] = False
     error = 0.0
+    sums = _Sums(vectors, fresh, encoded, np.flatnonzero(learned))
+    held_out = _Sums(vectors, fresh, encoded, np.flatnonzero(~learned))
     if learned.any() and not learned.all():
-        tried = before[trial] @ _linear_map(before[learned], after[learned])
-        norms = np.linalg.norm(tried, axis=1) * np.linalg.norm(after[trial], axis=1)
-        error = float(1 - ((tried * after[trial]).sum(1) / np.maximum(norms, 1e-30)).mean())
-    moving = _linear_map(before, after).astype(np.float32)
+        before, after = (np.asarray(v, np.float64) for v in (vectors[encoded[trial]], fresh[trial]))
+        tried = before @ sums.linear_map()
+        norms = np.linalg.norm(tried, axis=1) * np.linalg.norm(after, axis=1)
+        error = float(1 - ((tried * after).sum(1) / np.maximum(norms, 1e-30)).mean())
+    sums.add(held_out)
+    moving = sums.linear_map().astype(np.float32)
     # Ridge regression shrinks vectors: restore the old lengths, scaled as the lengths of the sample have changed.
-    stretch = np.linalg.norm(after, axis=1).mean() / max(np.linalg.norm(before, axis=1).mean(), 1e-30)
+    stretch = sums.lengths[1] / max(sums.lengths[0], 1e-30)
     out = np.empty((len(rest), vectors.shape[1]), np.float32)
     for start in range(0, len(rest), _ROWS):
         old = np.asarray(vectors[rest[start : start + _ROWS]], np.float32)
@@ -84,10 +87,37 @@ def compensate(
     return out, error
 
 
-def _linear_map(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`[d, d]` W that minimises |before W - after|^2 + r |W - 1|^2: ridge regression towards the identity."""
-    dimension = before.shape[1]
-    weight = _RIDGE * float((before**2).sum()) / dimension + 1e-12
-    identity = weight * np.eye(dimension)
-    solved: NDArray[np.float64] = np.linalg.solve(before.T @ before + identity, before.T @ after + identity)
-    return solved
+class _Sums:
+    """What ridge regression needs of pairs of old and fresh vectors, summed block by block, so that no copy of them is made.
+
+    Args:
+        vectors, fresh, encoded: as in `compensate`.
+        chosen: the pairs to sum, positions in `encoded`.
+    """
+
+    def __init__(
+        self, vectors: NDArray[np.floating], fresh: NDArray[np.floating], encoded: Int, chosen: NDArray[np.int64]
+    ) -> None:
+        d = vectors.shape[1]
+        self.inner: NDArray[np.float64] = np.zeros((d, d))
+        self.outer: NDArray[np.float64] = np.zeros((d, d))
+        self.lengths: NDArray[np.float64] = np.zeros(2)
+        for start in range(0, len(chosen), _ROWS):
+            rows = chosen[start : start + _ROWS]
+            before, after = (np.asarray(v, np.float64) for v in (vectors[encoded[rows]], fresh[rows]))
+            self.inner += before.T @ before
+            self.outer += before.T @ after
+            for i, side in enumerate((before, after)):
+                self.lengths[i] += np.linalg.norm(side, axis=1).sum()
+
+    def add(self, other: _Sums) -> None:
+        self.inner += other.inner
+        self.outer += other.outer
+        self.lengths += other.lengths
+
+    def linear_map(self) -> NDArray[np.float64]:
+        """`[d, d]` W that minimises |before W - after|^2 + r |W - 1|^2: ridge regression towards the identity."""
+        dimension = len(self.inner)
+        weight = _RIDGE * float(np.trace(self.inner)) / dimension + 1e-12
+        identity = weight * np.eye(dimension)
+        return np.asarray(np.linalg.solve(self.inner + identity, self.outer + identity), np.float64)

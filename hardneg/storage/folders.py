@@ -22,6 +22,7 @@ from pathlib import Path
 
 from hardneg.errors import RunError
 from hardneg.storage.files import sync_folder
+from hardneg.storage.remote import refuse_url
 
 _held: set[tuple[int, int]] = set()  # (device, inode) of the markers that this process holds
 _taking = threading.Lock()
@@ -90,6 +91,7 @@ def output_folder(
     Raises:
         RunError: another process writes to the folder, or it cannot be replaced because it is a mount point.
     """
+    refuse_url(target, "the folder of a result")
     target = resolved(target)
     with locked(target, kind):
         remove_folder(staging(target, "old"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from hardneg.errors import DataError, UsageError
 from hardneg.storage.files import is_special
 from hardneg.storage.folders import marker
+from hardneg.storage.remote import refuse_url
 
 # What our folders hold, by their kind: the file that describes them comes first.
 OWN_FILES = {
@@ -40,6 +41,7 @@ _READ = 1 << 16  # bytes by which a file of ours is recognized
 
 def check_place(path: Path) -> None:
     """UsageError if a path is that of a file of a run or of a training: whatever is written there would destroy it."""
+    refuse_url(path, "a result")
     place = Path(os.path.realpath(path))
     for parent in place.parents:
         name = place.relative_to(parent).parts[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import itertools
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from hardneg.mining.specs import parse_filters, parse_sources
 from hardneg.mining.warnings import warnings
 from hardneg.registry import spec_of
 from hardneg.storage.files import sha256_file
+from hardneg.storage.remote import is_url
 from hardneg.tasks.plan import BLOCK_PARTS, MOST_SHARDS, SIDES, Given, Model, Plan, SearchIndex, cut
 from hardneg.tasks.vectors import digest_of, rows_between
 
@@ -56,6 +58,11 @@ def refuse(options: MineOptions, shards: int) -> None:
             f"--index-device {options.index_device}: scores of a GPU are not the same bytes in every cut, so shards are searched on "
             f"processors: leave it out (encoders use GPUs)"
         )
+    for place in (options.query_embeddings, options.corpus_embeddings):
+        if place is not None and (is_url(place) or glob.has_magic(str(place))):
+            raise UsageError(
+                f"{place}: workers read vectors from one file that all of them reach: bring it there first, and name that file"
+            )
     if not only_dense(parse_sources(options.candidates)):
         raise UsageError(
             "only the candidates 'dense' can be sharded: mine the others in one process (hardneg mine without --plan and --engine)"
@@ -85,7 +92,8 @@ def write_plan(
     """
     refuse(options, shards)
     check_config(folder, options.to_json(), target)
-    pairs = read_source(source, folder, options, resources)
+    notes: list[str] = []
+    pairs = read_source(source, folder, options, resources, notes)
     planner = _Planner(pairs, options, resources, folder, shards, force)
     fingerprints = planner.opened()
     check_inputs(folder, Inputs(pairs, None, None, fingerprints), target)
@@ -101,7 +109,7 @@ def write_plan(
             "reading": pairs.reading,
             "doubts": planner.doubts,
             "left": keep_posterior(folder, target, paths),
-            "warnings": warnings(pairs, options, planner.depths[0], fingerprints),
+            "warnings": [*notes, *warnings(pairs, options, planner.depths[0], fingerprints)],
             "paths": relative_paths(target, paths),
             "timings": resources.clock.seconds,
         },

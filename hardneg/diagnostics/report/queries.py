@@ -109,7 +109,7 @@ def query_data(
         chance = None if subject.probability is None else np.nan_to_num(subject.probability[rows], nan=-1.0).max(1)
     return {
         "documents": {
-            "ids": subject.pairs.document_ids.take(pa.array(needed)).cast(pa.string()).to_pylist(),
+            "ids": subject.pairs.document_ids.take(pa.array(needed)).to_pylist(),
             "texts": [_cut(text, length) for text in documents],
             "pictures": [pictures.of(item) for item in documents],
         },
@@ -168,7 +168,6 @@ def _candidates(
         And the scores of what filters rejected, of queries drawn at random.
     """
     files, rows = run.candidate_files(), chosen.rows
-    document_ids = subject.pairs.document_ids.cast(pa.string())
     out: list[dict[str, NDArray[Any]]] = [_nothing() for _ in rows]
     rejected: list[NDArray[np.float32]] = []
     at_random = np.array([why == "drawn at random" for why in chosen.why]) | (len(rows) == len(subject.pairs))
@@ -180,7 +179,7 @@ def _candidates(
         table = table.filter(pc.is_in(table["query_id"].cast(pa.string()), value_set=wanted))
         owner = values_of(pc.index_in(table["query_id"].cast(pa.string()), value_set=wanted))
         columns = {
-            "document": values_of(pc.index_in(table["document_id"].cast(pa.string()), value_set=document_ids)),
+            "document": subject.pairs.document_rows_of.of(table["document_id"]),
             "rank": values_of(table["rank"].combine_chunks()),
             "score": values_of(table["score"].combine_chunks()),
             "verdict": np.array(table["verdict"].cast(pa.string()).to_pylist(), object),
