@@ -258,7 +258,9 @@ def test_reads_shards_and_rows() -> None:
     assert ExactIndex(sharded).search(queries, 10).documents.tobytes() == expected.documents.tobytes()
     for span in (slice(0, 100), slice(10, 33), slice(29, 36), slice(40, 40), slice(0, 100, 7)):
         np.testing.assert_array_equal(sharded[span], whole[span])
-    np.testing.assert_array_equal(sharded[np.array([99, 0, 34, 34])], whole[[99, 0, 34, 34]])
+    mask = np.arange(100) % 9 == 0
+    for chosen in (np.array([99, 0, 34, 34]), np.array([-1, -100]), np.empty(0, np.int64), mask, ~mask & mask):
+        np.testing.assert_array_equal(sharded[chosen], whole[chosen])
     rows = np.array([5, 50, 7])
     np.testing.assert_array_equal(Rows(whole, rows)[1:], whole[[50, 7]])
 

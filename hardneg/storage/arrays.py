@@ -17,7 +17,7 @@ Mask = NDArray[np.bool_]
 class Sharded:
     """Several `[n_i, d]` arrays read as one `[N, d]` array, without copying them into one.
 
-    The only index is a slice or an integer array of rows.
+    The only index is a slice, an integer array of rows, or a mask of all rows.
 
     Args:
         parts: the arrays, such as `NpyFiles`, which opens them when they are needed.
@@ -46,8 +46,10 @@ class Sharded:
                 return self._span(start, max(start, stop))
             rows = np.arange(start, stop, step)
         rows = np.asarray(rows)
-        rows = np.where(rows < 0, rows + len(self), rows)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + len(self), rows)
         out = np.empty((len(rows), self.shape[1]), self.dtype)
+        if not len(rows):
+            return out
         shard = np.searchsorted(self.starts, rows, "right") - 1
         # Sorted by shard, so that each is looked at once, and only the rows that are in it.
         order = np.argsort(shard, kind="stable")
