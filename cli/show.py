@@ -266,7 +266,7 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
         _show(console, f"trained {out}", table)
     generations = len(value["generations"])
     refreshes = f", negatives mined again {generations} times" if generations else ""
-    early = ", stopped early: evaluations got no better" if value["stopped_early"] else ""
+    early = ", stopped early: evaluations got no better" if value.get("stopped_early") else ""
     _print(console, f"{value['steps']:,} steps in {value['seconds']:.1f} s{refreshes}{early}")
     which = "best" if value["best"] is not None else "last"
     _print(console, f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl")

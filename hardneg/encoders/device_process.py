@@ -18,13 +18,17 @@ from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
 from hardneg.errors import HardnegError
 
 
+def answer_pipe() -> IO[bytes]:
+    """Stdout, for answers alone: what libraries print goes to stderr. Ctrl-C is left to the process that started this one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is interrupted as well, and ends this one
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
 def main() -> None:
     """Load the model that the first line names, then encode until stdin ends."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the process that started this one is interrupted as well, and ends it
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print
+    answers = answer_pipe()
     requests = sys.stdin.buffer
     setup = json.loads(requests.readline())
     torch.set_num_threads(setup["threads"])

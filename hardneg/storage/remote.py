@@ -51,7 +51,10 @@ def is_url(place: str | os.PathLike[str]) -> bool:
     (True, True, False, False)
     """
     text = os.fspath(place)
-    return _URL.match(text) is not None and ("://" in text or not os.path.lexists(text))
+    if _URL.match(text) is None:
+        return False
+    # `hf:/home/me/saved` is a saved dataset, and not on the hub.
+    return "://" in text or not (os.path.lexists(text) or os.path.lexists(text.removeprefix("hf:")))
 
 
 def as_url(place: str | os.PathLike[str]) -> str:

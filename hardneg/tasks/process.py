@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from hardneg.encoders.device_process import answer_pipe
 from hardneg.errors import HardnegError
 from hardneg.tasks.drive import News
 from hardneg.tasks.engines import news_of
@@ -20,11 +19,7 @@ from hardneg.tasks.worker import Worker
 
 def main() -> None:
     """Do tasks until stdin ends, which it does when the process that drives this one ends."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # the process that started this one is interrupted as well, and ends it
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print
+    answers = answer_pipe()
     setup = json.loads(sys.stdin.buffer.readline())
     torch.set_num_threads(setup["threads"])
     worker: Worker | None = None
