@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LONG = ("integrations", "pictures")  # they train with the trainers and the models of others
+LONG = ("integrations", "pictures", "candidates", "diagnosis")  # they train, or mine again and again
 PAGES = [
     pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in LONG))
     for page in sorted((ROOT / "docs").glob("*.md"))

@@ -60,6 +60,7 @@ def test_what_gets_better_does_not_stop(tmp_path: Path) -> None:
     assert result["steps"] == (8 if falls is None else 2 * (falls + 1))
 
 
+@pytest.mark.slow
 def test_two_ranks_stop_together(tmp_path: Path) -> None:
     script = """
 import os, sys, torch.multiprocessing as mp

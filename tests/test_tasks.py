@@ -115,6 +115,7 @@ def small(count: int = 2200) -> Pairs:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lists", [False, True], ids=["exact", "lists"])
 def test_encoders_guides_neighbors_and_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lists: bool) -> None:
     pairs = small()
