@@ -470,3 +470,11 @@ def test_a_schedule_knows_what_is_ready(planned: Path) -> None:
     assert schedule.ready == {"norms-00000"}
     assert schedule.needed("search-r0-00001-00000") == ["norms-00000"]
     assert cut(20, 3, 8) == [0, 8, 16, 20]
+
+
+def test_rounds_in_which_no_query_is_short(tmp_path: Path) -> None:
+    """Filters that look at neighbors are not asked about a block without queries."""
+    pairs, options = small(150), MineOptions(depth=20, filters=("shared-neighbors:max=0.9",))
+    mine(pairs, tmp_path / "whole", options)
+    mine_with("local", pairs, tmp_path / "cut", options, shards=2)
+    assert files(tmp_path / "cut") == files(tmp_path / "whole")

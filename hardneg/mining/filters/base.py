@@ -150,6 +150,8 @@ class Chain:
         """uint8 `[n, K]`: 0 = kept, i = rejected by filter number i. Undefined where there is no document."""
         verdicts = np.zeros(candidates.documents.shape, np.uint8)
         alive = candidates.real.copy()
+        if not len(verdicts):
+            return verdicts  # filters, also those of users, are asked about one query at least
         judged: Mask | None = None
         for code, f in enumerate(self.filters, 1):
             rejected = alive & ~_checked(f.keep(candidates, context, alive), f, "keep", "b", verdicts.shape)
