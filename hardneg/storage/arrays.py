@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,16 +47,7 @@ class Sharded:
             rows = np.arange(start, stop, step)
         rows = np.asarray(rows)
         rows = np.flatnonzero(rows) if rows.dtype == bool else np.where(rows < 0, rows + len(self), rows)
-        out = np.empty((len(rows), self.shape[1]), self.dtype)
-        if not len(rows):
-            return out
-        shard = np.searchsorted(self.starts, rows, "right") - 1
-        # Sorted by shard, so that each is looked at once, and only the rows that are in it.
-        order = np.argsort(shard, kind="stable")
-        used, first = np.unique(shard[order], return_index=True)
-        for i, places in zip(used.tolist(), np.split(order, first[1:]), strict=True):
-            out[places] = self.parts[i][rows[places] - self.starts[i]]
-        return out
+        return gathered(rows, self.starts, self.parts.__getitem__, np.empty((len(rows), self.shape[1]), self.dtype))
 
     def _span(self, start: int, stop: int) -> NDArray[np.floating]:
         first, last = (int(np.searchsorted(self.starts, row, "right")) - 1 for row in (start, max(start, stop - 1)))
@@ -66,6 +57,31 @@ class Sharded:
             if i < len(self.parts)
         ]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self.parts[0][:0]])
+
+
+def gathered(
+    rows: NDArray[np.integer], starts: NDArray[np.integer], part: Callable[[int], Any], out: NDArray[Any]
+) -> NDArray[Any]:
+    """Rows of several arrays that follow each other.
+
+    Args:
+        rows: int `[m]`, rows of the whole.
+        starts: the first row of each array, ascending.
+        part: gives the array of a number.
+        out: `[m, d]`, where they are written.
+
+    Returns:
+        `out`.
+    """
+    if not len(rows):
+        return out
+    number = np.searchsorted(starts, rows, "right") - 1
+    # Sorted by array, so that each is looked at once, and only the rows that are in it.
+    order = np.argsort(number, kind="stable")
+    used, first = np.unique(number[order], return_index=True)
+    for i, places in zip(used.tolist(), np.split(order, first[1:]), strict=True):
+        out[places] = part(i)[rows[places] - starts[i]]
+    return out
 
 
 class Rows:

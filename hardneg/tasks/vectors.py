@@ -17,7 +17,7 @@ from hardneg.errors import RunError
 from hardneg.index.exact import ExactIndex
 from hardneg.index.ivf import IVFIndex
 from hardneg.index.vectors import VectorStore
-from hardneg.storage.arrays import Float, Int, Rows
+from hardneg.storage.arrays import Float, Int, Rows, gathered
 from hardneg.storage.files import fingerprint
 from hardneg.storage.vectors import EmbeddingStore
 from hardneg.tasks.graph import named
@@ -66,13 +66,7 @@ class Pieces:
                 return self._span(self.start + start, self.start + max(start, stop))
             rows = np.arange(start, stop, step)
         rows = np.asarray(rows, np.int64) + self.start
-        out = np.empty((len(rows), self.shape[1]), self.dtype)
-        piece = np.searchsorted(self.bounds, rows, "right") - 1
-        order = np.argsort(piece, kind="stable")
-        used, first = np.unique(piece[order], return_index=True)
-        for number, places in zip(used.tolist(), np.split(order, first[1:]) if len(rows) else [], strict=True):
-            out[places] = self._opened(number)[rows[places] - self.bounds[number]]
-        return out
+        return gathered(rows, self.bounds, self._opened, np.empty((len(rows), self.shape[1]), self.dtype))
 
     def _span(self, start: int, stop: int) -> NDArray[np.floating]:
         if start >= stop:
