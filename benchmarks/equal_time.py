@@ -1,9 +1,11 @@
 """The best score for the same time: in-batch training, sentence-transformers' pipeline, and hard batches with mined negatives.
 
-All ways train the model of training_gain.py from the same weights with the same optimizer, and take as many steps as fit into the
-same time: seconds of the process on the processor, of all threads, so that refreshes in the background count in full and other
-work on the machine does not. Mining and composing count, evaluation does not. How many steps fit is found by two short
-trainings. In-batch training gets the best of several batch sizes, chosen on the test split by the first seed (which favors it).
+All ways train the model of training_gain.py, or --model, from the same weights with the same optimizer, and take as many steps as
+fit into the same time. On the CPU these are seconds of the process on the processor, of all threads, so that refreshes in the
+background count in full and other work on the machine does not; on a GPU they are seconds of the clock, with bfloat16 and batches
+prepared by --workers processes on every side. Mining and composing count, evaluation does not. How many steps fit is found by
+two short trainings. In-batch training gets the best of several batch sizes, chosen on the test split by the first seed (which
+favors it).
 
     in-batch N      negatives of the batch only, batches of N
     peer            sentence-transformers: its miner, then MultipleNegativesRankingLoss in its trainer
@@ -12,6 +14,7 @@ trainings. In-batch training gets the best of several batch sizes, chosen on the
 Differences are those to the first of --ours, paired by query: the mean over the seeds of each query's nDCG@10; p by a paired t test.
 
     HF_HUB_OFFLINE=1 python benchmarks/equal_time.py --set beir/scifact --seconds 30
+    HF_HUB_OFFLINE=1 python benchmarks/equal_time.py --set beir/scifact --seconds 20 --device cuda --model FOLDER --rate 5e-5
 """
 
 from __future__ import annotations
@@ -34,7 +37,6 @@ import hardneg
 from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
 from hardneg.evaluation.retrieval import evaluate_vectors
 
-PILOTS = (15, 45)  # steps of the short trainings
 MEASURES = ("ndcg@10", "mrr@10", "recall@100")
 OURS = [
     'hard batches={"batches": "hard:group=32", "negatives": 2, "filters": ["posterior:learned"], "negative_sampling": "simans"}'
@@ -55,46 +57,64 @@ class Ways:
 
     def model(self, seed: int) -> Any:
         if seed not in self.start:
-            made = model_of(self.train, seed)
+            made = self._new(seed)
             self.start[seed] = made, {name: value.clone() for name, value in made.state_dict().items()}
         model, state = self.start[seed]
         model.load_state_dict(state)
         return model.train()
 
+    def _new(self, seed: int) -> Any:
+        if self.args.model is None:
+            return model_of(self.train, seed)
+        from sentence_transformers import SentenceTransformer
+
+        torch.manual_seed(seed)
+        return SentenceTransformer(self.args.model, device=self.args.device, model_kwargs={"dtype": torch.float32})
+
+    def _now(self) -> float:
+        if self.args.device == "cpu":
+            return time.process_time()
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
     def seconds(self, way: str, seed: int, steps: int) -> tuple[float, Any]:
-        """(seconds on the processor, the trained model)."""
+        """(seconds, the trained model)."""
         model = self.model(seed)
-        start = time.process_time()
+        torch.manual_seed(seed)  # of dropout
+        start = self._now()
         with tempfile.TemporaryDirectory() as folder:
             if way == "peer":
-                args = argparse.Namespace(**{**vars(self.args), "seed": seed, "batch": 128})
+                args = argparse.Namespace(**{**vars(self.args), "seed": seed, "batch": self.args.batch})
                 peer(args, way, self.train, Path(folder), model, steps)
             else:
                 self._ours(way, seed, steps, Path(folder), model)
-        return time.process_time() - start, model
+        return self._now() - start, model
 
     def _ours(self, way: str, seed: int, steps: int, folder: Path, model: Any) -> None:
         given: dict[str, Any] = (
             {"negatives": 0, "batch_size": int(way.split()[1])} if way.startswith("in-batch") else {}
         )
-        given = given or {"batch_size": 128, **json.loads(dict(self.args.ours)[way])}
+        given = given or {"batch_size": self.args.batch, **json.loads(dict(self.args.ours)[way])}
         refreshes = given.pop("refreshes", 2)
         if "refresh" not in given and refreshes:
             given["refresh"] = f"steps:{math.ceil(steps / (refreshes + 1))}"
         elif not refreshes:
             given["refresh"] = "never"
+        given["workers"] = self.args.workers
         given["filters"] = tuple(given.get("filters", ()))
         options = hardneg.TrainOptions(steps=steps, learning_rate=self.args.rate, seed=seed, save_every=10**9, **given)
         encoder = SentenceTransformersEncoder(model, batch_size=512)
-        hardneg.train(self.train, encoder, folder / "out", options, device="cpu", warn=lambda message: None)
+        hardneg.train(self.train, encoder, folder / "out", options, device=self.args.device, warn=lambda message: None)
 
     def steps(self, way: str) -> int:
         """How many steps fit into the time."""
-        few, many = (self.seconds(way, 0, steps)[0] for steps in PILOTS)
+        few, many = (self.seconds(way, 0, steps)[0] for steps in self.args.pilots)
         if few > self.args.seconds:
-            raise SystemExit(f"{way}: mining and {PILOTS[0]} steps take {few:.0f} s already: give more --seconds")
-        each = max(1e-3, (many - few) / (PILOTS[1] - PILOTS[0]))
-        return max(10, round((self.args.seconds - few) / each + PILOTS[0]))
+            raise SystemExit(
+                f"{way}: mining and {self.args.pilots[0]} steps take {few:.0f} s already: give more --seconds"
+            )
+        each = max(1e-3, (many - few) / (self.args.pilots[1] - self.args.pilots[0]))
+        return max(10, round((self.args.seconds - few) / each + self.args.pilots[0]))
 
     def run(self, way: str, seed: int, steps: int) -> tuple[float, dict[str, Any]]:
         seconds, model = self.seconds(way, seed, steps)
@@ -109,10 +129,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", required=True)
     parser.add_argument("--split", default="test")
-    parser.add_argument("--seconds", type=float, default=30.0, help="of one training, on the processor")
+    parser.add_argument("--seconds", type=float, default=30.0, help="of one training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="*", default=[64, 128, 256], help="of batches, of in-batch training")
     parser.add_argument("--rate", type=float, default=1e-2)
+    parser.add_argument("--batch", type=int, default=128, help="of all ways but in-batch ones")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--model", help="folder of a sentence-transformers model; without it a bag of hashed words")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--pilots", type=int, nargs=2, default=[15, 45], help="steps of the short trainings")
     parser.add_argument("--negatives", type=int, default=4, help="of the peer")
     parser.add_argument("--depth", type=int, default=50, help="of the peer's miner")
     parser.add_argument("--peer-margin", type=float, default=0.05)
@@ -124,7 +149,7 @@ def main() -> None:
     print(versions("hardneg", "torch", "sentence-transformers", "transformers", "accelerate"))
     train, test = (hardneg.read_pairs(args.set, hardneg.ReadOptions(split=s)) for s in ("train", args.split))
     print(f"{args.set}: {int((train.positives.lengths > 0).sum()):,} queries to train on; {len(test):,} test queries in "
-          f"{len(test.document_ids):,} documents; {args.seconds:g} s on the processor each, {args.seeds} seeds")  # fmt: skip
+          f"{len(test.document_ids):,} documents; {args.seconds:g} s each, {args.seeds} seeds")  # fmt: skip
     ways = Ways(args, train, test)
     done: dict[str, list[tuple[float, dict[str, Any]]]] = {}
     steps: dict[str, int] = {}

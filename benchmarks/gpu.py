@@ -1,4 +1,4 @@
-"""Everything that needs a GPU: the tests that are marked so, a training, and the benchmark of the loss.
+"""Everything that needs a GPU: the tests that are marked so, the benchmark of the loss, and a training.
 
     make gpu                                          # with the environment of the suite
     make gpu GPU_PYTHON=python3 GPU_OUT=results       # with a Python that has a CUDA build of torch
@@ -12,6 +12,7 @@ liger-kernel).
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -22,11 +23,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Kernels are compiled by many processes at once, where pytest-xdist is installed.
+SHARED = ["-n", str(min(8, os.cpu_count() or 1))] if importlib.util.find_spec("xdist") else []
+
 # (name, command, most seconds). The commands' own Python is put first.
 PARTS: list[tuple[str, list[str], int]] = [
+    ("kernel tests", ["-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", *SHARED, "tests/test_fused.py"], 170),
+    ("training tests", ["-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", *SHARED, "tests/test_cuda_training.py"], 90),
     ("loss", ["benchmarks/infonce.py", "--device", "cuda"], 150),
-    ("kernel tests", ["-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "-x", "tests/test_fused.py"], 150),
-    ("index tests", ["-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", "tests/test_device.py"], 60),
+    ("index tests", ["-m", "pytest", "-q", "-m", "cuda", "-p", "no:cacheprovider", *SHARED, "tests/test_device.py"], 60),
     ("training", ["-m", "hardneg_cli", "train", "builtin:pycode", "--out", "{scratch}/trained", "--steps", "100",
                   "--batch-size", "512", "--device", "cuda", "--eval-split", "none"], 90),
 ]  # fmt: skip

@@ -122,7 +122,8 @@ def peer(args: argparse.Namespace, way: str, train: hardneg.Pairs, folder: Path,
         output_dir=str(folder / "peer"), max_steps=steps, per_device_train_batch_size=args.batch,
         learning_rate=args.rate, warmup_steps=round(0.1 * steps), lr_scheduler_type="linear", max_grad_norm=1.0,
         weight_decay=0.0, optim="adamw_torch_fused", batch_sampler="no_duplicates", save_strategy="no", report_to="none",
-        disable_tqdm=True, seed=args.seed, use_cpu=True, logging_strategy="no", dataloader_drop_last=True,
+        disable_tqdm=True, seed=args.seed, use_cpu=args.device == "cpu", bf16=args.device != "cpu", logging_strategy="no",
+        dataloader_drop_last=True, dataloader_num_workers=args.workers,
     )  # fmt: skip
     loss = MultipleNegativesRankingLoss(model, scale=20.0)
     trainer = SentenceTransformerTrainer(model=model, args=asked, train_dataset=dataset, loss=loss)
@@ -170,6 +171,7 @@ def main() -> None:
     parser.add_argument("--peer-margin", type=float, default=0.05, help="relative margin of the peer's miner")
     parser.add_argument("--ways", nargs="+", default=list(WAYS))
     parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.set_defaults(device="cpu", workers=0)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()

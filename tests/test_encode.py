@@ -497,3 +497,15 @@ def test_openvino_gives_the_vectors_of_torch(tiny_model: Path, tmp_path: Path) -
     before = made.fingerprint()
     next(folder.rglob("*.safetensors")).write_bytes(b"other weights")
     assert made.fingerprint() != before
+
+
+def test_a_large_batch_size_is_no_slower_on_the_processor() -> None:
+    """Such a batch has more texts than the caches of a core hold, and a core is left with nothing to do."""
+    from hardneg.encoders.batches import CPU_TOKENS, UNLIMITED, batches
+
+    features = {"attention_mask": torch.ones(600, 100, dtype=torch.int64)}
+    sizes = {(tokens, most): [len(b.rows) for b in batches(features, 600, tokens, most)]
+             for tokens in (CPU_TOKENS, UNLIMITED) for most in (None, 7, 512)}  # fmt: skip
+    assert sizes[CPU_TOKENS, 512] == sizes[CPU_TOKENS, None] == [20] * 30
+    assert max(sizes[CPU_TOKENS, 7]) == max(sizes[UNLIMITED, 7]) == 7
+    assert sizes[UNLIMITED, 512] == [512, 88]

@@ -17,6 +17,7 @@ from hardneg.storage.arrays import Float, Int
 
 PIECE = 256  # texts that are tokenized at once; a device takes whole pieces
 UNIT = 8 * PIECE  # texts that are handed to a device at once
+UNLIMITED = 2**62  # tokens of a batch whose number of texts is given
 CPU_TOKENS = 2048  # a larger batch leaves the caches of a core, a smaller one multiplies matrices that are too flat
 _FEWEST_TOKENS = 256
 _SHARES = 32  # batches that a small set is cut into at least, so that every core has some
@@ -55,7 +56,7 @@ def arrange(texts: Sequence[str], tokens: int = CPU_TOKENS) -> Arrangement:
     return Arrangement(
         [distinct[i] for i in order.tolist()],
         place[np.fromiter((first[text] for text in texts), np.int64, len(texts))],
-        int(np.clip(share, min(_FEWEST_TOKENS, tokens), tokens)),
+        tokens if tokens == UNLIMITED else int(np.clip(share, min(_FEWEST_TOKENS, tokens), tokens)),
     )
 
 
@@ -96,7 +97,7 @@ def batches(features: dict[str, Any], count: int, tokens: int, most: int | None 
         features: what the tokenizer returned for the piece: `attention_mask` `[count, L]`, and other tensors.
         count: number of texts.
         tokens: the budget of a batch: texts times the length of the longest.
-        most: texts in a batch, in place of the budget; None: as many as the budget allows.
+        most: texts in a batch at most; None: as many as the budget allows.
 
     Returns:
         The batches, the longest texts first. A piece whose features are of another form (tensors that do not have one row per
@@ -113,7 +114,8 @@ def batches(features: dict[str, Any], count: int, tokens: int, most: int | None 
     padded = "right" if bool(mask[:, 0].all()) else "left" if bool(mask[:, -1].all()) else None
     while start < count:
         longest = width if padded is None else int(lengths[order[start]])
-        rows = order[start : start + (most or max(1, tokens // longest))]
+        fit = max(1, tokens // longest)
+        rows = order[start : start + (fit if most is None else min(most, fit))]
         span = slice(0, longest) if padded != "left" else slice(width - longest, width)
         found.append(Batch(rows, {name: _cut(x, rows, span, width) for name, x in features.items()}, True))
         start += len(rows)

@@ -22,7 +22,7 @@ class EncoderOptions:
     Attributes:
         seed: seed of the initial weights, for encoders without saved weights.
         device: device of sentence-transformers models; None lets the model choose.
-        batch_size: texts per batch, for sentence-transformers models; None: as many as is fast.
+        batch_size: texts per batch at most, for sentence-transformers models; None: as many as is fast.
         precision: number format in which sentence-transformers models multiply: `auto`, `float32`, `bfloat16` or `float16`.
     """
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hardneg.encoders.batches import CPU_TOKENS, PIECE, Arrangement, arrange
+from hardneg.encoders.batches import CPU_TOKENS, PIECE, UNLIMITED, Arrangement, arrange
 from hardneg.encoders.budget import fastest_budget
 from hardneg.encoders.factory import EncoderOptions, incomplete
 from hardneg.encoders.forward import Counts, Forward
@@ -33,7 +33,8 @@ class SentenceTransformersEncoder(nn.Module):
     Args:
         name: name or path of the model, as `SentenceTransformer` takes it, or a loaded model.
         device: device of the model; None lets sentence-transformers choose. Ignored for a loaded model.
-        batch_size: texts per batch in `encode`; None: as many as a budget of tokens allows, which is fastest.
+        batch_size: texts per batch in `encode`, at most (on the CPU a budget of tokens holds as well); None: as many as the
+            budget allows, which is fastest.
         precision: number format of the products in `encode`: `float32`, `bfloat16`, `float16`, or `auto`, which takes bfloat16
             where a short measurement finds it faster and the model bears it. The vectors are float32 in any case.
         backend: `torch`, `onnx` or `openvino`: what runs the model. Only `torch` can be trained.
@@ -135,7 +136,7 @@ class SentenceTransformersEncoder(nn.Module):
             "precision_reason": chosen.reason,
             "device": str(self.model.device),
             "batch_size": self.batch_size,
-            "batch_tokens": self.tokens if self.batch_size is None else None,
+            "batch_tokens": None if self.tokens == UNLIMITED else self.tokens,
         }
 
     def said(self) -> list[str]:
@@ -234,8 +235,15 @@ class SentenceTransformersEncoder(nn.Module):
 
     def arrange(self, texts: list[str], prompt: str = "") -> Arrangement:
         """The distinct texts by length, and the budget of a batch."""
-        if self.tokens is None and texts and self.batch_size is None:
-            self.tokens = CPU_TOKENS if self.model.device.type == "cpu" else self._fastest_budget(texts, prompt)
+        if self.tokens is None and texts:
+            if (
+                self.model.device.type == "cpu"
+            ):  # also with a batch size: larger batches of long texts are many times slower
+                self.tokens = CPU_TOKENS
+            elif self.batch_size is not None:
+                self.tokens = UNLIMITED
+            else:
+                self.tokens = self._fastest_budget(texts, prompt)
         return arrange(texts, self.tokens or CPU_TOKENS)
 
     def encode_arranged(
