@@ -70,7 +70,7 @@ def fused_weights(
         if asked:
             raise UsageError("the back end triton needs the package triton, which CUDA builds of torch bring along")
         return None
-    lowered = _lowered(matrix.masks, len(matrix.columns))
+    lowered = _lowered(matrix.masks, len(matrix.columns), matrix.rows.device)
     fitting = lowered is not None and matrix.narrow(tiles) in FORMATS
     if not fitting and asked:
         names = ", ".join(type(mask).__name__ for mask in matrix.masks)
@@ -91,7 +91,7 @@ class _Lowered:
     numbers: dict[str, Any] = field(default_factory=dict)
 
 
-def _lowered(masks: Any, m: int) -> _Lowered | None:
+def _lowered(masks: Any, m: int, device: torch.device) -> _Lowered | None:
     """None: there is a mask that the kernel does not know, or several of a kind."""
     out = _Lowered()
     biases: Tensor | None = None
@@ -123,7 +123,7 @@ def _lowered(masks: Any, m: int) -> _Lowered | None:
             out.numbers["sketch_limit"] = 0.0 if mask.threshold is None else mask.limit
             out.numbers["WEIGHTED"] = out.numbers.get("WEIGHTED", False) or mask.threshold is None
         else:
-            biases = _lower_bias(mask, m, biases)
+            biases = _lower_bias(mask, m, biases, device)
             out.numbers["WEIGHTED"] = out.numbers.get("WEIGHTED", False) or isinstance(mask, Weighted)
     if biases is not None:
         out.tensors["biases"] = biases
@@ -131,14 +131,14 @@ def _lowered(masks: Any, m: int) -> _Lowered | None:
     return out
 
 
-def _lower_bias(mask: Mask, m: int, biases: Tensor | None) -> Tensor:
+def _lower_bias(mask: Mask, m: int, biases: Tensor | None, device: torch.device) -> Tensor:
     if isinstance(mask, Padding):
-        said = torch.zeros(m, device=mask.real.device).masked_fill_(~mask.real, -torch.inf)
+        said = torch.zeros(m, device=device).masked_fill_(~mask.real.to(device), -torch.inf)
     else:
         assert isinstance(mask, Weighted)
-        said = torch.zeros(m)
+        said = torch.zeros(m, device=device)
         said[mask.start : mask.stop] = mask.log_weight * _LOG2E
-    return said if biases is None else biases.to(said.device) + said.to(biases.device)
+    return said if biases is None else biases + said
 
 
 def _lower_labels(out: _Lowered, name: str, mask: SameLabel) -> None:
