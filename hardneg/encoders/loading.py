@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from hardneg.encoders.hub import loading_options, why_not
 from hardneg.errors import MissingDependencyError, UsageError, reason_of, suggestion
 from hardneg.storage.files import sha256_file
 
@@ -80,7 +81,7 @@ def load_model(name: str, device: str | None, backend: str = "torch") -> Any:
                 f"st:{name}: sentence-transformers cannot be loaded ({reason}): install what it needs"
             ) from error
         raise MissingDependencyError("sentence-transformers", "st", f"the encoder st:{name}") from None
-    more = {} if backend == "torch" else {"backend": backend}
+    more = loading_options(name) | ({} if backend == "torch" else {"backend": backend})
     try:
         return SentenceTransformer(name, device=device, **more)
     except Exception as error:  # a damaged model fails in many ways, deep in other libraries
@@ -92,6 +93,6 @@ def load_model(name: str, device: str | None, backend: str = "torch") -> Any:
                 f"Install it with: pip install 'sentence-transformers[{backend}]'"
             ) from error
         raise UsageError(
-            f"st:{name}: the model cannot be loaded ({reason}). Give the folder of a saved model, "
+            f"st:{name}: the model cannot be loaded {why_not(name, reason)}. Give the folder of a saved model, "
             f"or a name that this machine can reach"
         ) from error

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
+from hardneg.encoders.hub import loading_options, why_not
 from hardneg.errors import MissingDependencyError, UsageError, reason_of
 from hardneg.mining.candidates import Context
 from hardneg.storage.arrays import Float
@@ -137,7 +138,10 @@ def load_cross_encoder(model: str, device: str | None = None, batch_size: int = 
     except ImportError:
         raise MissingDependencyError("sentence-transformers", "st", "the cross-encoder") from None
     try:
-        loaded = Model(model, device=device)
+        loaded = Model(model, device=device, **loading_options(model))
     except Exception as error:  # a damaged model fails in many ways, deep in other libraries
-        raise UsageError(f"cross-encoder:{model}: the model cannot be loaded ({reason_of(error)})") from error
+        raise UsageError(
+            f"cross-encoder:{model}: the model cannot be loaded {why_not(model, reason_of(error))}. Give the folder of a saved "
+            f"model, or a name that this machine can reach"
+        ) from error
     return CrossScorer(model, loaded, own=True, batch_size=batch_size)
