@@ -38,7 +38,7 @@ from hardneg.false_negatives.population import Population, ladder
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import index_scores, lowest_scores
-from hardneg.storage.arrays import Ragged
+from hardneg.storage.arrays import Ragged, SharedLists
 
 
 def learned(world: World) -> np.ndarray:
@@ -226,8 +226,9 @@ def redrawn(data: Path) -> None:
         scores = index.pair_scores(np.asarray(world.candidates.vectors, np.float32), drawn[:, None])[:, 0]
         candidates = replace(world.candidates, positive_scores=scores)
         context = Context(
-            replace(pairs, positives=known), world.context.open_index, known, None, world.context.find_nearest
-        )
+            replace(pairs, positives=known), world.context.open_index, SharedLists(known, np.arange(len(pairs))), None,
+            world.context.find_nearest,
+        )  # fmt: skip
         context.cache["neighbor graph"] = PairFeatures(world.context).graph
         other = World(world.name, context.pairs, candidates, context, known, world.truth)
         margins.append(other.margin)

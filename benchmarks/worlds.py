@@ -27,7 +27,7 @@ from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import index_scores, lowest_scores
 from hardneg.mining.specs import parse_filters
-from hardneg.storage.arrays import Ragged
+from hardneg.storage.arrays import Ragged, SharedLists
 
 SEEDS = range(20)
 NEGATIVES = 7
@@ -134,7 +134,7 @@ def make_world(
     candidates = Candidates(rows, found.documents, found.scores, lowest_scores(scores), np.asarray(queries[rows]))
     nearest = np.full((len(pairs), 10), -1, np.int32)
     nearest[rows] = found.documents[:, :10]
-    context = Context(pairs, lambda: index, positives, None, lambda: nearest)
+    context = Context(pairs, lambda: index, SharedLists(positives, np.arange(len(pairs))), None, lambda: nearest)
     return World(name, pairs, candidates, context, positives, truth(found.documents))
 
 

@@ -73,6 +73,8 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     from hardneg.evaluation.retrieval import DEFAULT, check_metric, evaluate_vectors
     from hardneg.evaluation.retrieval import evaluate as run_evaluate
 
+    if given["devices"] and given["device"] is not None:
+        raise UsageError(f"--device {given['device']} and --devices exclude each other: give one of them")
     names = measures or DEFAULT
     parse_measures(names)
     check_metric(given["metric"])

@@ -49,3 +49,20 @@ def test_fixes_keep_the_filters_of_the_run(tmp_path: Path, run: Run) -> None:
         assert Run(tmp_path / f"out{tried}").info["config"]["filters"][0] == "rank:min=2"
         tried += 1
     assert tried >= 2
+
+
+def test_a_selection_that_fails_leaves_nothing_behind(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It cannot be resumed, so what it wrote would be in the way of the next one."""
+    from hardneg.mining import select as selecting
+
+    def failing(*args: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(selecting, "_write_parts", failing)
+    before = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    for out in (tmp_path / "new", None):
+        with pytest.raises(OSError, match="no space left"):
+            select(run, SelectOptions(filters=()), out)
+        assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == before
+    monkeypatch.undo()
+    assert select(run, SelectOptions(filters=()), tmp_path / "new").info["config"]["filters"] == []

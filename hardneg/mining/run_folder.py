@@ -161,11 +161,12 @@ def run_output(
     overwrite: bool = False,
     config: Mapping[str, Any] | None = None,
     purpose: str = "new",
+    resumable: bool = True,
 ) -> Iterator[Path]:
     """Lock the folder of a run, and give the folder to write the run to.
 
     If a run is replaced, that folder is beside `target`, and takes its place if the block ends without an error. If the
-    block fails before anything lasting is written, what it wrote is removed.
+    block fails before anything lasting is written, or cannot be resumed, what it wrote is removed.
 
     Args:
         target: the run folder.
@@ -173,6 +174,7 @@ def run_output(
         overwrite: replace the run in `target`.
         config: the options of the run to resume.
         purpose: a word for the name of the folder beside `target`.
+        resumable: whether `resume` can go on with what a block wrote that failed.
 
     Raises:
         RunError: `target` holds a run and neither `resume` nor `overwrite` is set, or it holds something else; or
@@ -207,7 +209,8 @@ def run_output(
             yield folder
             (folder / _REPLACES).unlink(missing_ok=True)
         except Exception:
-            if not resume and not any((folder / name).exists() for name in _LASTING):
+            lasting = resumable and any((folder / name).exists() for name in _LASTING)
+            if not resume and not lasting:
                 remove_folder(folder)
             raise
 

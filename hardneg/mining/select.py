@@ -131,7 +131,7 @@ def select(
     chosen = _Selection.of(run, options)
     used = chosen.chain.check(run.info["fingerprints"], force)
     replace = overwrite or out is None
-    with run_output(target, overwrite=replace, purpose="select" if out is None else "new") as folder:
+    with run_output(target, overwrite=replace, purpose="select" if out is None else "new", resumable=False) as folder:
         for name in ("source", "embeddings", "features", "teacher"):
             link_tree(run.folder / name, folder / name)
         run.check_unchanged()  # since it was opened: another selection would be lost otherwise
