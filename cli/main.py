@@ -52,9 +52,10 @@ class _Commands(click.Group):
         from importlib import import_module
 
         from .config import with_config
+        from .short_help import with_short_help
 
         command: click.Command = getattr(import_module(_COMMANDS[cmd_name][0], __package__), cmd_name.replace("-", "_"))
-        return with_config(command, _COMMANDS)
+        return with_short_help(with_config(command, _COMMANDS))
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in _COMMANDS and not args[0].startswith("-"):

@@ -155,6 +155,30 @@ def test_help_and_version() -> None:
     assert run_here("--version").stdout.startswith("hardneg, version ")
 
 
+def test_help_fits_on_a_screen_and_all_of_it_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    import click
+    from click.testing import CliRunner
+    from hardneg_cli.main import _COMMANDS, cli
+    from hardneg_cli.short_help import COMMON, SCREEN
+
+    for name in _COMMANDS:
+        command = cli.get_command(click.Context(cli), name)
+        assert command is not None
+        short, whole = (
+            CliRunner().invoke(cli, [name, flag], terminal_width=100, prog_name="hardneg").output
+            for flag in ("--help", "--help-all")
+        )
+        assert short.startswith("Usage: ")
+        assert len(short.splitlines()) <= SCREEN
+        assert max(map(len, short.split("options:")[-1].splitlines())) <= 100
+        options = [each.opts[-1] for each in command.params if isinstance(each, click.Option) and not each.hidden]
+        assert not [each for each in options if each not in whole]
+        if name in COMMON:
+            assert f"hardneg {name} --help-all" in short
+            assert len(short) < len(whole) / 2 or name in ("diagnose", "calibrate")
+            assert "Examples:" in short
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys\nfrom hardneg_cli.main import main\n"

@@ -51,7 +51,9 @@ def test_fixes_keep_the_filters_of_the_run(tmp_path: Path, run: Run) -> None:
     assert tried >= 2
 
 
-def test_a_selection_that_fails_leaves_nothing_behind(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_selection_that_fails_leaves_nothing_behind(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It cannot be resumed, so what it wrote would be in the way of the next one."""
     from hardneg.mining import select as selecting
 

@@ -13,7 +13,7 @@ _SECONDS = 5.0  # for the hub to answer at all
 @functools.cache
 def _unreached(endpoint: str) -> str:
     """Why the hub does not answer; empty if it does. Asked once."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     try:
         get_session().head(endpoint, timeout=_SECONDS)
