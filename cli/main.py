@@ -149,6 +149,10 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def print_json(value: Any) -> None:
-    """Print a value as JSON on stdout."""
-    click.echo(json_text(value))
+JSON_VERSION = 1  # of what --json prints; raised where a key goes away or means something else, not where one is added
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print an object as JSON on stdout, with the name and the version of its form, as in "hardneg-mine-1"."""
+    form = {"schema": f"hardneg-{click.get_current_context().info_name}-{JSON_VERSION}"}
+    click.echo(json_text(form | value))

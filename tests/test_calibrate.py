@@ -99,7 +99,12 @@ def test_from_a_run_to_a_certified_threshold(mined: Path, tmp_path: Path) -> Non
     before = false_share(run)
     drawn = hardneg("judge", run, "--sample", "500", "--alpha", "0.1", "--out", tmp_path / "f.csv", "--json")
     assert drawn.returncode == 0, drawn.stderr
-    assert json.loads(drawn.stdout) == {"file": str(tmp_path / "f.csv"), "pairs": 500, "held_out": 375}
+    assert json.loads(drawn.stdout) == {
+        "schema": "hardneg-judge-1",
+        "file": str(tmp_path / "f.csv"),
+        "pairs": 500,
+        "held_out": 375,
+    }
     fill(tmp_path / "f.csv", tmp_path / "filled.csv")
     done = hardneg("calibrate", run, tmp_path / "filled.csv", "--alpha", "0.1")
     assert done.returncode == 0, done.stderr
