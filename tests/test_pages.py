@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +101,25 @@ def test_every_finding_is_explained() -> None:
     assert {name for name, _ in given} == set(Thresholds.__dataclass_fields__)
     for name, value in given:
         assert float(value) == getattr(defaults, name), name
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    """As `make docs` builds it."""
+    if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None:
+        pytest.skip("no mkdocs: pip install --constraint constraints.txt '.[docs]', as make docs does")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site" / "api" / "hardneg.losses" / "index.html").is_file()
+
+
+def test_the_site_has_every_page() -> None:
+    """In its navigation, which mkdocs only warns about."""
+    navigation = (ROOT / "mkdocs.yml").read_text("utf-8").partition("\nnav:\n")[2]
+    for page in PAGES:
+        assert re.search(rf"[ :]{re.escape(page.name)}$", navigation, re.M), (
+            f"{page.name} is not in the nav of mkdocs.yml"
+        )
