@@ -16,7 +16,11 @@ from hardneg.diagnostics.findings.thresholds import Thresholds
 
 from .pages import PAGES, README, ROOT
 
-LINKED = [README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "notebooks" / "README.md", *PAGES]
+LINKED = [
+    README,
+    *(ROOT / name for name in ("CONTRIBUTING.md", "SECURITY.md", "examples/README.md", "notebooks/README.md")),
+    *PAGES,
+]
 
 
 def without_code(text: str) -> str:

@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent.parent
 ADDED = (
     "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "benchmarks/RESULTS.md", "benchmarks/integrations.md",
-    "notebooks/README.md",
+    "examples/README.md", "notebooks/README.md",
 )  # fmt: skip
 _LINK = re.compile(r"\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 _NAME = re.compile(r"^from ([\w.]+) import (\w+) as \2$", re.M)
