@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= -n 2 --dist loadgroup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test slow faults gpu lint format clean
+.PHONY: demo test slow faults gpu docs lint format clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,11 @@ slow: $(VENV)/dev
 faults: $(VENV)/dev
 	$(PYTEST) -m faults
 
+# The pages of docs/ and the reference of the API as a site, in site/. A warning is an error.
+docs: $(VENV)/core
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # Everything that needs a GPU, in one folder and in under 10 minutes. GPU_PYTHON: a Python that has a CUDA build of torch.
 GPU_PYTHON ?= $(BIN)/python
 GPU_OUT ?= gpu-results
@@ -54,4 +59,4 @@ gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py --out $(GPU_OUT)
 
 clean:
-	rm -rf $(VENV) build dist demo-run gpu-results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site demo-run gpu-results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

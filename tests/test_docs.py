@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import re
 import shutil
 import subprocess
 import sys
@@ -12,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from .pages import PAGES as ALL_PAGES
+from .pages import ROOT, python_blocks
+
 LONG = ("integrations", "pictures", "candidates", "diagnosis")  # they train, or mine again and again
-PAGES = [
-    pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in LONG))
-    for page in sorted((ROOT / "docs").glob("*.md"))
-]
+PAGES = [pytest.param(page, id=page.stem, marks=[pytest.mark.slow] * (page.stem in LONG)) for page in ALL_PAGES]
 MODULES = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
     for path in sorted((ROOT / "hardneg").rglob("*.py"))
@@ -25,14 +23,10 @@ MODULES = [
 ]
 
 
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"<!-- tested: python -->\n```python\n(.*?)```", page.read_text(), re.S)
-
-
 @pytest.mark.parametrize("page", PAGES)
 def test_python_blocks_run(page: Path, tmp_path: Path, tiny_model: Path) -> None:
     """One after the other, as somebody would type them; no block is left out of the test."""
-    found = blocks(page)
+    found = python_blocks(page)
     shutil.copytree(tiny_model, tmp_path / "all-MiniLM-L6-v2")  # a folder of that name is what a name would load
     assert len(found) == page.read_text().count("```python")
     done = subprocess.run(
@@ -42,7 +36,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, tiny_model: Path) -> None
 
 
 def test_examples_of_own_parts_are_short() -> None:
-    for block in blocks(ROOT / "docs" / "extending.md"):
+    for block in python_blocks(ROOT / "docs" / "extending.md"):
         assert len([line for line in block.splitlines() if line.strip()]) <= 20, block
 
 

@@ -101,17 +101,14 @@ def test_no_file_and_no_function_is_too_long() -> None:
                 assert length <= LONGEST_FUNCTION, f"{path}: {node.name} has {length} lines"
 
 
-def test_the_readme_draws_the_house_as_it_is() -> None:
-    """Its section on the architecture names every room, in the order of the floors, and every file."""
-    text = (ROOT / "README.md").read_text()
-    drawn = text[text.index("## Architecture") :]
+def test_the_architecture_is_drawn_as_it_is() -> None:
+    """Its page names every room, in the order of the floors, and every file."""
+    drawn = (ROOT / "docs" / "architecture.md").read_text()
     places = [drawn.index(f"\n  {name}/") for name in ROOMS if (PACKAGE / name).is_dir()]
     assert places == sorted(places)
     for path in PACKAGE.rglob("*.py"):
         if path.name != "__init__.py":
-            assert re.search(rf"\b{path.stem}\b", drawn), (
-                f"{path.relative_to(ROOT)} is missing in README's architecture"
-            )
+            assert re.search(rf"\b{path.stem}\b", drawn), f"{path.relative_to(ROOT)} is missing in docs/architecture.md"
 
 
 def test_the_library_knows_no_terminal() -> None:
