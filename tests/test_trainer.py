@@ -969,3 +969,18 @@ def test_queries_of_a_split_that_are_held_out_keep_their_texts(beir: Path) -> No
     wanted = pairs.queries.slice(0, len(pairs))
     assert part.queries.slice(0, 2) == [wanted[1], wanted[3]]
     assert part.queries.take(np.array([1])) == [wanted[3]]
+
+
+def test_two_towers_are_saved_again_whenever_they_are_better(tmp_path: Path) -> None:
+    """What is replaced is in two folders, one for each side."""
+    pairs = made_pairs(48)
+    towers = Towers(encoder(0), encoder(1))
+    options = TrainOptions(steps=12, batch_size=8, negatives=1, depth=8, evaluate_every=1, learning_rate=0.05)
+    told = Rows()
+    hardneg.train(
+        pairs, towers, tmp_path / "out", options, device="cpu", evaluation=pairs, warn=quiet, callbacks=[told]
+    )
+    scores = [row["evaluation/ndcg@10"] for row in told.rows if "evaluation/ndcg@10" in row]
+    assert any(later > max(scores[:i]) for i, later in enumerate(scores) if i)  # so the best was replaced
+    for side in ("query", "document"):
+        assert hardneg.HashedEncoder.load(tmp_path / "out" / "best" / side).dimension == 16

@@ -132,8 +132,12 @@ def _marked(folder: Path) -> bool:
 
 
 def is_encoder(folder: Path) -> bool:
-    """Whether a folder holds a saved encoder, which has no marker."""
-    return any((folder / name).is_file() for name in ("config.json", "modules.json"))
+    """Whether a folder holds a saved encoder, or one in each of `query` and `document`. These have no marker."""
+
+    def one(place: Path) -> bool:
+        return any((place / name).is_file() for name in ("config.json", "modules.json"))
+
+    return one(folder) or all(one(folder / side) for side in ("query", "document"))
 
 
 def no_links(folder: Path, known: Collection[str]) -> None:
