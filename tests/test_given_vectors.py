@@ -262,3 +262,10 @@ def test_formats_of_ids_and_numbers(tmp_path: Path) -> None:
 def test_prompts_beside_vectors_are_refused(tmp_path: Path) -> None:
     with pytest.raises(hardneg.UsageError, match="have no effect on vectors"):
         hardneg.MineOptions(query_embeddings="q.npy", corpus_embeddings="d.npy", query_prompt="x: ").validate()
+
+
+def test_a_column_of_texts_is_a_sequence_for_those_who_walk_it() -> None:
+    pairs = hardneg.Pairs.from_columns([f"q {i}" for i in range(30)], [f"d {i}" for i in range(30)])
+    assert list(pairs.documents) == pairs.documents.slice(0, 30)
+    assert len(pairs.queries) == 30
+    hardneg.HashedEncoder(dimension=4).fit(pairs.documents)

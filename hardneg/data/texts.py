@@ -79,6 +79,19 @@ class Texts:
         last = self._batch(self._batches - 1).num_rows if self._batches else 0
         return max(0, self._batches - 1) * BATCH_ROWS + last
 
+    def __iter__(self) -> Iterator[str]:
+        """The texts in order, read piece by piece.
+
+        >>> from hardneg import Pairs
+        >>> sorted(Pairs.from_columns(["a question"], ["its answer"]).documents)
+        ['its answer']
+        """
+        for batch in self.batches():
+            yield from batch
+
+    def __len__(self) -> int:
+        return self.rows
+
     def select(self, rows: Int) -> Texts:
         """A view of these rows, in this order; nothing is copied."""
         view = copy.copy(self)
