@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= -n 2 --dist loadgroup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test slow faults gpu docs lint format clean
+.PHONY: demo test slow faults gpu docs build lint format clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -51,6 +51,11 @@ faults: $(VENV)/dev
 docs: $(VENV)/core
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# A wheel and a source archive, in dist/.
+build: $(VENV)/dev
+	rm -rf dist
+	$(BIN)/python -m build
 
 # Everything that needs a GPU, in one folder and in under 10 minutes. GPU_PYTHON: a Python that has a CUDA build of torch.
 GPU_PYTHON ?= $(BIN)/python
