@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hardneg
 import hardneg.mining.filters as f
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import fold
@@ -339,3 +340,31 @@ def test_copies_never_both_become_negatives_by_default(tmp_path: Path) -> None:
         assert len({text_of[id] for id in row["negative_ids"]}) == len(row["negative_ids"]) == 4
     both = mine(pairs, tmp_path / "b", MineOptions(negatives=4, default_filters=False)).negatives().to_pylist()
     assert any(len(row["negative_ids"]) > len({text_of[id] for id in row["negative_ids"]}) for row in both)
+
+
+def test_copies_of_what_was_dropped_are_no_negatives(tmp_path: Path) -> None:
+    """A document that judgements call relevant takes its copies with it, as a positive does."""
+    import csv
+
+    texts = [f"answer {i} about {['bread', 'rivers', 'trains', 'clouds'][i % 4]}" for i in range(24)]
+    pairs = hardneg.Pairs.from_columns(
+        [f"question {i} about {['bread', 'rivers', 'trains', 'clouds'][i % 4]}" for i in range(24)], texts,
+        corpus=[f"{text.upper()}  " for text in texts],
+    )  # fmt: skip
+    run = hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(depth=20, negatives=3))
+
+    def negatives(of: hardneg.Run) -> list[tuple[str, str]]:
+        table = of.to_dataset("triplet", ids=True)
+        return list(zip(table["query_id"], table["negative_id"], strict=True))
+
+    rows = negatives(run)[:30]
+    with open(tmp_path / "e.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([("query_id", "document_id", "relevant"), *((q, d, 1) for q, d in rows)])
+    ids = pairs.document_ids.to_pylist()
+    folded = {d: text.strip().casefold() for d, text in zip(ids, pairs.documents, strict=True)}
+    gone = {(q, folded[d]) for q, d in rows}
+    dropped = hardneg.select(
+        run, hardneg.SelectOptions(relabel="drop", evidence=(str(tmp_path / "e.csv"),)), tmp_path / "dropped"
+    )
+    assert not [(q, d) for q, d in negatives(dropped) if (q, folded[d]) in gone]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import socketserver
 import subprocess
@@ -17,11 +18,11 @@ import pytest
 
 from hardneg.errors import RunError, UsageError
 from hardneg.judges.answers import KeptAnswers
-from hardneg.judges.base import JudgeOptions, make_judge
+from hardneg.judges.base import NO_ANSWER, JudgeOptions, make_judge
 from hardneg.judges.cost import Budget, Estimate, Prices
 from hardneg.judges.endpoint import EndpointError
 
-from .judge_server import JudgeServer
+from .judge_server import Fault, JudgeServer
 from .test_judges import PAIRS, TRUTH, grade, judge, key  # noqa: F401
 
 
@@ -244,3 +245,26 @@ def test_the_command_and_the_documentation_promise_the_same_of_a_budget() -> Non
     )
     assert promise in done.stderr
     assert promise in " ".join(Path(__file__).parents[1].joinpath("docs", "judges.md").read_text("utf-8").split())
+
+
+@pytest.mark.parametrize("together", [1, 4])
+def test_a_pair_that_is_refused_does_not_stop_the_others(tmp_path: Path, together: int) -> None:
+    """As a text that is longer than the model takes: it has no answer, and is counted; refused from the start, all is."""
+    body = json.dumps({"error": {"message": "maximum context length exceeded"}})
+
+    def refusing(bad: str) -> Fault:
+        def fault(server: JudgeServer, pairs: list[tuple[str, str]], times: int) -> Any:
+            return (400, {}, body) if any(bad in query for query, _ in pairs) else None
+
+        return fault
+
+    pairs = [(f"question {i}", f"document {i}") for i in range(12)]
+    options = {"pairs_per_request": together, "concurrency": 1, "retries": 1}
+    with JudgeServer(lambda query, document: 3, refusing("question 7")) as server:
+        said = judge(server, tmp_path / "a", **options).judge(pairs)
+    assert said.relevant.tolist() == [NO_ANSWER if i == 7 else 1 for i in range(12)]
+    assert said.counts["refused by the endpoint"] == 1
+    with JudgeServer(lambda query, document: 3, refusing("question")) as server:
+        with pytest.raises(EndpointError, match="answers 400 .*maximum context length"):
+            judge(server, tmp_path / "b", **options).judge(pairs)
+        assert len(server.requests) <= 4

@@ -653,4 +653,4 @@ def test_several_ways_to_ask(tmp_path: Path) -> None:
     assert relations(pairs) == {"one way": ["indeed", "yes"], "another": ["indeed", "yes"], "plain": ["so"]}
     assert relations(pairs, pairs.judged_negatives) == {"one way": ["no"], "another": ["no"], "plain": []}
     with pytest.raises(DataError, match="2 queries with one id"):
-        read_pairs(str(write_jsonl(tmp_path / "n.jsonl", [{"id": "x", **rows[0]}])))
+        read_pairs(str(write_jsonl(tmp_path / "n.jsonl", [{"id": "x", **rows[0]}, {"id": "y", **rows[1]}])))

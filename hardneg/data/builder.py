@@ -187,7 +187,10 @@ class Builder:
         relevant = scores > 0
         positives = Ragged.from_pairs(q[relevant], d[relevant], total)
         negatives = Ragged.from_pairs(q[~relevant], d[~relevant], total)
+        judged = len(negatives.values)
         negatives = _without(negatives, positives, corpus)
+        if len(negatives.values) < judged:
+            self.count("contradicting_judgements", judged - len(negatives.values))
         arrays = {
             "kept": kept,
             "positive_offsets": positives.offsets,

@@ -10,6 +10,9 @@ _TEXTS = {
     "blank_positives": "{} positives are empty: their queries are mined without them",
     "blank_negatives": "{} negatives of the source are empty and were left out",
     "grades_that_say_nothing": "{} judgements are above 0 and below --relevant-from: they say nothing",
+    "grades_not_read": "{} column of scores or grades is not read: every pair counts as a positive. --relevance-column, with "
+    "--relevant-from, changes that",
+    "contradicting_judgements": "{} pairs are positives and negatives of one query: they count as positives",
     "repeated_query_rows": "{} rows repeat a query: their positives were put together",
     "repeated_document_rows": "{} rows repeat a document: it counts once",
     "skipped_unknown_judgements": "{} judgements name unknown ids and were skipped",

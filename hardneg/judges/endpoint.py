@@ -31,6 +31,7 @@ DEFAULT_URL = "https://api.openai.com/v1"
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
 _PASSING = (408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529)
+_OF_THE_REQUEST = (400, 413, 422)
 
 _LONGEST_WAIT = 300.0  # seconds that a server may ask us to wait
 
@@ -50,6 +51,10 @@ def uncounted() -> AbstractContextManager[Post]:
 
 class EndpointError(DataError):
     """The endpoint refuses requests, or fails again and again."""
+
+
+class RequestRefused(EndpointError):
+    """The endpoint refuses one request for what it asks, such as a text that is too long for the model."""
 
 
 class _Passing(Exception):
@@ -157,7 +162,7 @@ class Endpoint:
             post: counts each try, and raises to keep it from being sent.
 
         Raises:
-            EndpointError: it was refused, or failed `retries` times more.
+            RequestRefused: what this request asks is refused. EndpointError: it was refused, or failed `retries` times more.
         """
         failed, answered, own = 0, self._answered, 0.0
         while True:
@@ -267,7 +272,8 @@ class Endpoint:
                 raise _Refused(names)
         if status != 200:
             hint = ": redirects are not followed, as they would get the key" if 300 <= status < 400 else ""
-            raise EndpointError(f"{self.url} answers {status} {_phrase(status)}{hint} ({said[:200].strip()!r})")
+            kind = RequestRefused if status in _OF_THE_REQUEST else EndpointError
+            raise kind(f"{self.url} answers {status} {_phrase(status)}{hint} ({said[:200].strip()!r})")
         try:
             if len(body) > _LARGEST:
                 raise ValueError

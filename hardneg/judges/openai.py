@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -14,7 +15,7 @@ from hardneg.errors import UsageError
 from hardneg.judges.answers import KeptAnswers, default_folder
 from hardneg.judges.base import NO_ANSWER, JudgeOptions, Verdicts
 from hardneg.judges.cost import BudgetSpent, Estimate, Ledger, tokens
-from hardneg.judges.endpoint import Endpoint
+from hardneg.judges.endpoint import Endpoint, RequestRefused
 from hardneg.judges.prompt import RELEVANT_FROM, addresses_judge, messages, read_grades, template
 from hardneg.progress import Advance, Progress, silent
 
@@ -28,14 +29,18 @@ _UNREADABLE = "no answer that could be read"
 
 _NOT_ASKED = "no answer: the budget was spent"
 
+_REFUSED = "no answer: the endpoint refuses this pair"
+
+_MOST_REFUSED = 3  # requests that may be refused before one is answered: then it is not the pairs that are wrong
+
 
 class OpenAIJudge:
     """Asks a model at any endpoint that speaks OpenAI's chat completions.
 
     Requests run in a bounded number of threads. What fails for a passing reason is sent again (`Endpoint`), what was answered is
     never asked again (`KeptAnswers`). An answer that is not one JSON object of grades is asked for once more, alone; what is not
-    understood then has no verdict, and is counted. The grades are those of TREC's deep learning tracks, 0 to 3, as in the prompts
-    of UMBRELA (Upadhyay et al. 2024, arXiv 2406.06519).
+    understood then has no verdict, and is counted; likewise a pair that the endpoint refuses, such as one that is too long. The
+    grades are those of TREC's deep learning tracks, 0 to 3, as in the prompts of UMBRELA (Upadhyay et al. 2024, arXiv 2406.06519).
 
     Args:
         model: the name of the model at the endpoint.
@@ -56,6 +61,8 @@ class OpenAIJudge:
             retries=options.retries,
         )  # fmt: skip
         self.ledger = Ledger(options.prices, options.budget)
+        self._lock, self._answered = threading.Lock(), 0
+        self._refused: list[RequestRefused] = []
         self.prompt = template(self.several)
         digest = hashlib.sha256(self.prompt.encode()).hexdigest()
         self.name = f"openai:{model}"
@@ -126,6 +133,8 @@ class OpenAIJudge:
             if running:  # an error, or an interruption: what is under way is awaited and kept, what waits gives up
                 self.endpoint.stop()
             pool.shutdown(wait=True, cancel_futures=True)
+        if self._refused and not self._answered:
+            raise self._refused[-1]
 
     def _ask_group(self, group: list[tuple[str, tuple[str, str]]], reasons: dict[str, str]) -> None:
         """Ask about some pairs in one request; once more, and one by one, if the answer cannot be read."""
@@ -134,7 +143,8 @@ class OpenAIJudge:
             self.kept.put(dict(zip((key for key, _ in group), grades, strict=True)))
             return
         for key, pair in group:
-            again = self._asked([pair], self.several, True) if grades == _UNREADABLE else grades
+            alone = grades == _UNREADABLE or (grades == _REFUSED and len(group) > 1)
+            again = self._asked([pair], self.several, grades == _UNREADABLE) if alone else grades
             if isinstance(again, list):
                 self.kept.put({key: again[0]})
             else:
@@ -154,6 +164,14 @@ class OpenAIJudge:
             )  # fmt: skip
         except BudgetSpent:
             return _NOT_ASKED
+        except RequestRefused as refused:
+            with self._lock:
+                self._refused.append(refused)
+                if not self._answered and len(self._refused) >= _MOST_REFUSED:
+                    raise
+            return _REFUSED
+        with self._lock:
+            self._answered += 1
         grades = read_grades(_content(answer), len(pairs), several)
         return _UNREADABLE if grades is None else grades
 
@@ -171,6 +189,7 @@ class OpenAIJudge:
             "requests": self.ledger.requests,
             "sent again": self.endpoint.retried,
             "answers that could not be read": sum(note == _UNREADABLE for note in notes.values()),
+            "refused by the endpoint": sum(note == _REFUSED for note in notes.values()),
             "not asked for lack of budget": sum(note == _NOT_ASKED for note in notes.values()),
             "documents that address the judge": sum(note == _ADDRESSED for note in notes.values()),
             "damaged lines in the cache": self.kept.damaged,

@@ -16,6 +16,18 @@ _LONGEST_LINE = 1 << 30  # bytes
 _LARGEST_DOCUMENT = 1 << 31  # bytes of a file that is one JSON value, and is read at once
 
 # Entries under which files keep their rows, beside a version for example.
+_QUERIES = (
+    "query",
+    "queries",
+    "anchor",
+    "question",
+    "sentence1",
+    "premise",
+    "question1",
+    "prompt",
+    "query_text",
+    "claim",
+)
 _HOLDERS = ("data", "rows", "examples", "instances", "queries")
 
 
@@ -48,9 +60,12 @@ def json_rows(stream: Lines, name: str) -> Located:
         yield from _document(first, lines, name, before)
         return
     following = next(lines, None)
-    if following is None and _holds_rows(json.loads(first.decode("utf-8-sig"))):
-        yield from _document(first, iter(()), name, before)
-        return
+    if following is None:
+        value = json.loads(first.decode("utf-8-sig"))
+        _refuse_ragged(value, name)
+        if _holds_rows(value):
+            yield from _document(first, iter(()), name, before)
+            return
     rest = chain([following] if following is not None else [], lines)
     yield from _numbered(chain([first], rest), name, before)
 
@@ -159,8 +174,22 @@ def _holds_rows(value: dict[str, Any]) -> bool:
     return _holder(value) is not None or _is_columns(value)
 
 
+def _refuse_ragged(value: dict[str, Any], name: str) -> None:
+    """DataError for an object of columns that are not all lists of one length, which would be read as one row of many queries."""
+    lists = {key: len(each) for key, each in value.items() if isinstance(each, list) and len(each) > 1}
+    asked = next((key for key in lists if key.lower() in _QUERIES), None)
+    if asked is None or len(lists) < 2 or _holds_rows(value):
+        return
+    held = ", ".join(f"{key}: {lists[key]}" if key in lists else f"{key}: no list of several" for key in value)
+    raise DataError(
+        f"{name}: one JSON object with {lists[asked]} texts under {asked!r}: as columns, all entries must be lists of that length "
+        f"({held}); as rows, write one object a line"
+    )
+
+
 def _rows_of(value: dict[str, Any], name: str) -> Located:
     """The rows of an object: those of its entry `data`, or of its columns; or the object itself."""
+    _refuse_ragged(value, name)
     holder = _holder(value)
     if holder is not None:
         for number, item in enumerate(value[holder], 1):

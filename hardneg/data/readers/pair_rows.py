@@ -29,7 +29,7 @@ DOCUMENT_ID_COLUMNS = ("document_id", "doc_id", "docid", "positive_id", "corpus_
 
 GROUP_COLUMNS = ("group", "label", "class")
 
-RELEVANCE_COLUMNS = ("relevant", "relevance", "is_duplicate")
+RELEVANCE_COLUMNS = ("relevant", "relevance", "is_relevant", "is_duplicate", "is_positive", "is_match")
 
 # Columns that grade a pair: what counts as a positive is not told by their names.
 GRADE_COLUMNS = ("score", "similarity", "similarity_score", "sim", "rating", "stars", "gold_score")
@@ -77,6 +77,7 @@ class PairRows(Layout):
         self.relevance = find_column(row, options.relevance_column, RELEVANCE_COLUMNS, where)
         self.group = find_column(row, options.group_column, GROUP_COLUMNS, where)
         self._read_label(row, where, column, name)
+        self.seen = set(row)
         self.negatives = [name for name in row if _NEGATIVE_COLUMN.fullmatch(name)]
         roles = ("query", "positive", "id", "document_id", "relevance", "group")
         builder.columns |= {role: found for role in roles if (found := getattr(self, role)) is not None}
@@ -100,14 +101,40 @@ class PairRows(Layout):
             return
         grade = find_column(row, None, GRADE_COLUMNS, where)
         named = self.positive.lower().startswith("pos") or self.group is not None
-        if grade is None or named or len({str(value) for value in column(grade)}) < 2:
+        if grade is None or len({str(value) for value in column(grade)}) < 2:
+            return
+        if named:
+            self.builder.count("grades_not_read")
+            self.builder.columns["not read"] = grade
             return
         raise DataError(
             f"{name}: the column {grade!r} grades the pairs, so not all of them are positives: give --relevance-column "
             f"{grade} --relevant-from X (pairs from X on are positives), or --relevance-column '' (all are)"
         )
 
+    def _late(self, where: str, row: Row) -> None:
+        """Columns that earlier rows lack. What would have been read had it been there from the start is not passed over."""
+        new = {name: row[name] for name in row if name not in self.seen}
+        self.seen |= new.keys()
+        late = [name for name in new if _NEGATIVE_COLUMN.fullmatch(name)]
+        if late:
+            self.negatives += late
+            self.builder.columns["negatives"] = ", ".join(self.negatives)
+        roles = (
+            ("id", QUERY_ID_COLUMNS), ("document_id", DOCUMENT_ID_COLUMNS), ("relevance", RELEVANCE_COLUMNS), ("group", GROUP_COLUMNS),
+        )  # fmt: skip
+        for role, usual in roles:
+            given = getattr(self.options, f"{role}_column")
+            found = find_column(new, None, usual, where) if given is None else given if given in new else None
+            if found and getattr(self, role) is None:
+                raise DataError(
+                    f"{where}: the column {found!r} is not in the first row, so what it means was not looked at: give it in every row "
+                    f"(null where it says nothing), or say that it is not to be read (--{role.replace('_', '-')}-column '')"
+                )
+
     def __call__(self, where: str, row: Row) -> None:
+        if not row.keys() <= self.seen:
+            self._late(where, row)
         try:
             text, positives = row[self.query], row[self.positive]
         except KeyError as error:

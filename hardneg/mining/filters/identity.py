@@ -11,7 +11,7 @@ from hardneg.errors import UsageError
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import Filter
 from hardneg.mining.spec_options import SpecOptions
-from hardneg.storage.arrays import Mask, members
+from hardneg.storage.arrays import Mask, Ragged, members
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Empty(Filter):
 
 @dataclass(frozen=True, kw_only=True)
 class Duplicate(Filter):
-    """Rejects copies of a positive or of the query itself.
+    """Rejects copies of a positive, of what was found relevant (`Relabels`), or of the query itself.
 
     Attributes:
         near: None: reject equal texts, after folding unicode (NFKC), case and white space, with or without the title.
@@ -65,6 +65,10 @@ class Duplicate(Filter):
             found, texts = keys[candidates.documents], keys[known.lists.values]
             copies |= (found == query_texts[:, None]) & (found != 0)
             copies |= members(found, known.mapped(np.where(texts != 0, texts, -1)))
+            if pairs.dropped is not None:
+                lost = pairs.dropped.take(candidates.queries)
+                texts = keys[lost.values]
+                copies |= members(found, Ragged(lost.offsets, np.where(texts != 0, texts, -1)))
         return ~copies
 
     def _keep_near(self, candidates: Candidates, context: Context, near: float) -> Mask:
