@@ -393,6 +393,7 @@ def test_agreeing_duplicates_count_once(mined: Path, judged: Path, tmp_path: Pat
 
 def test_pairs_that_are_no_candidates(mined: Path, judged: Path, tmp_path: Path) -> None:
     def far(rows: list[dict[str, str]]) -> None:
+        rows[0]["query"] = rows[0]["document"] = ""  # otherwise the ids are seen to be those of other texts
         rows[0]["query_id"] = "q0" if rows[0]["query_id"] != "q0" else "q1"
         rows[0]["document_id"] = next(f"d{i}" for i in range(700, 750) if i % TOPICS not in (0, 1))
 

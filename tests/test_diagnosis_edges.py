@@ -136,3 +136,12 @@ def test_a_log_that_tells_nothing_is_not_called_good(tmp_path: Path, log: str) -
     found = diagnose_training(tmp_path)
     assert [each.code for each in found.findings] == ["short-log"]
     assert found.fails("warning")
+
+
+def test_a_run_of_one_pair_is_shown(tmp_path: Path) -> None:
+    """Estimates of one query have no interval."""
+    (tmp_path / "one.csv").write_text("query,positive\na question,its answer\n")
+    run_here("mine", tmp_path / "one.csv", "--out", tmp_path / "run")
+    done = run_here("diagnose", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert "queries with too few negatives" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,58 @@ def test_what_cannot_be_relabelled(mined: hn.Run, evidence: Path, tmp_path: Path
     (tmp_path / "broken" / "relabels.parquet").write_bytes(b"PAR1")
     with pytest.raises(RunError, match="checksum"):
         hn.Run(tmp_path / "broken")
+
+
+def rewritten(evidence: Path, to: Path, change: Callable[[list[dict[str, str]]], None]) -> Path:
+    with open(evidence, newline="") as f:
+        rows = list(csv.DictReader(f))
+    change(rows)
+    with open(to, "w", newline="") as f:
+        writer = csv.DictWriter(f, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return to
+
+
+@pytest.mark.parametrize("column", ["query_id", "document_id"])
+def test_ids_that_name_other_texts_are_refused(mined: hn.Run, evidence: Path, tmp_path: Path, column: str) -> None:
+    """As where a column was sorted or shifted by itself."""
+
+    def shifted(rows: list[dict[str, str]]) -> None:
+        ids = [row[column] for row in rows]
+        for row, id in zip(rows, [*ids[1:], ids[0]], strict=True):
+            row[column] = id
+
+    wrong = rewritten(evidence, tmp_path / "e.csv", shifted)
+    what = column.removesuffix("_id")
+    with pytest.raises(
+        DataError, match=rf"the ids of the column '{column}' name other texts than those of the column '{what}'"
+    ):
+        hn.select(mined, hn.SelectOptions(relabel="promote", evidence=str(wrong)), tmp_path / "run")
+    bare = rewritten(
+        evidence, tmp_path / "b.csv", lambda rows: [row.pop(name) for row in rows for name in ("query", "document")]
+    )
+    hn.select(mined, hn.SelectOptions(relabel="drop", evidence=str(bare)), tmp_path / "run")
+
+
+def test_a_person_counts_before_a_model(mined: hn.Run, evidence: Path, tmp_path: Path) -> None:
+    pair = next(iter(found(evidence)))
+
+    def denied(rows: list[dict[str, str]]) -> None:
+        rows[:] = [row for row in rows if (row["query_id"], row["document_id"]) == pair]
+        rows[0] |= {"relevant": "0", "judge": "", "grade": ""}
+
+    person = rewritten(evidence, tmp_path / "p.csv", denied)
+    for i, files in enumerate([(str(evidence), str(person)), (str(person), str(evidence))]):
+        done = hardneg(
+            "select",
+            mined.folder,
+            "--relabel",
+            "promote",
+            *(x for file in files for x in ("--evidence", file)),
+            "--out",
+            tmp_path / f"r{i}",
+        )
+        assert done.returncode == 0, done.stderr
+        assert "on which files disagree: a person counts before a model, then the later file 1" in done.stderr
+        assert f"promote {len(found(evidence)) - 1}" in done.stderr

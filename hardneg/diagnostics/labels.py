@@ -88,7 +88,8 @@ def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
     for template, name, form in _NUMBERS:
         number, label = numbers.get(name), template.format(numbers.get("false_source"))
         if isinstance(number, dict) and number["value"] is not None:
-            interval = f"{form.format(number['low'])} to {form.format(number['high'])}"
+            sides = number["low"], number["high"]
+            interval = "" if None in sides else " to ".join(map(form.format, sides))
             rows.append((label, form.format(number["value"]), interval))
         elif number is not None and not isinstance(number, dict):
             rows.append((label, form.format(number), ""))

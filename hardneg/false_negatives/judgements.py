@@ -6,13 +6,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.data.texts import shown
 from hardneg.errors import DataError, first_few
+from hardneg.false_negatives.judgement_cells import chance_of, check_texts, grade_of, look_of, only_value, rows_of
 from hardneg.false_negatives.judgement_file import HELD_OUT, from_cell, read_rows
 from hardneg.false_negatives.model import Posterior, selection_of, sources_of
 from hardneg.false_negatives.population import Ladder, Population
@@ -29,10 +27,6 @@ FEWEST = 20  # judgements
 _HELD_SHARE = 0.75  # of the pairs that are drawn
 
 _STRATA = 5  # of probability, times as many of rank
-
-_LOOKS = 100  # looks at one file
-
-_LEAST_CHANCE = 1e-12  # of being drawn
 
 
 @dataclass(frozen=True)
@@ -250,12 +244,14 @@ def read_judgements(path: Path, pairs: Pairs, *, predictions: bool = False, part
         )
     if not judged:
         raise DataError(f"{path} holds no judgements: write 1 (relevant) or 0 into the column 'relevant'")
-    query = _rows_of([from_cell(row["query_id"]) for _, row in judged], pairs.query_ids, judged, path, "query")
-    document = _rows_of(
+    query = rows_of([from_cell(row["query_id"]) for _, row in judged], pairs.query_ids, judged, path, "query")
+    document = rows_of(
         [from_cell(row["document_id"]) for _, row in judged], pairs.document_ids, judged, path, "document"
     )
+    check_texts(judged, path, "query", pairs.queries.take(query))
+    check_texts(judged, path, "document", pairs.documents.take(document))
     relevant = np.array([row["relevant"].strip() == "1" for _, row in judged])
-    inclusion = np.array([_chance(row.get("inclusion_probability"), line, path) for line, row in judged])
+    inclusion = np.array([chance_of(row.get("inclusion_probability"), line, path) for line, row in judged])
     held_out = np.array([row.get("part") == HELD_OUT for _, row in judged])
     _, first, pair = np.unique(np.stack([query, document], 1), axis=0, return_index=True, return_inverse=True)
     pair = pair.ravel()
@@ -263,50 +259,18 @@ def read_judgements(path: Path, pairs: Pairs, *, predictions: bool = False, part
     if len(twice):
         lines = sorted({judged[i][0] for i in twice} | {judged[first[pair[i]]][0] for i in twice})
         raise DataError(f"{path} judges pairs both ways (lines {first_few(lines)}): decide, and leave one line each")
-    look = np.array([_look(row.get("look"), line, path) for line, row in judged], np.int64)
-    alpha = _one([row.get("alpha") for _, row in judged], "alpha", path)
+    look = np.array([look_of(row.get("look"), line, path) for line, row in judged], np.int64)
+    alpha = only_value([row.get("alpha") for _, row in judged], "alpha", path)
     return Judgements(
         query[first], document[first], relevant[first], inclusion[first], held_out[first], len(rows) - len(judged),
-        look[first], None if alpha is None else _chance(alpha, judged[0][0], path, "alpha"),
-        _one([row.get("drawn_for") for _, row in judged], "drawn_for", path),
+        look[first], None if alpha is None else chance_of(alpha, judged[0][0], path, "alpha"),
+        only_value([row.get("drawn_for") for _, row in judged], "drawn_for", path),
         np.array([bool(row.get("judge", "").strip()) for _, row in judged], bool)[first],
-        np.array([_grade(row.get("grade"), line, path) for line, row in judged])[first],
+        np.array([grade_of(row.get("grade"), line, path) for line, row in judged])[first],
         tuple(sorted({row["judge"].strip() for _, row in judged if row.get("judge", "").strip()})),
         answered[first],
-        _one([row.get("chosen_by") for _, row in judged], "chosen_by", path),
+        only_value([row.get("chosen_by") for _, row in judged], "chosen_by", path),
     )  # fmt: skip
-
-
-def _grade(text: str | None, line: int, path: Path) -> float:
-    if text is None or not text.strip():
-        return float("nan")
-    try:
-        grade = float(text)
-    except ValueError:
-        grade = float("inf")
-    if not np.isfinite(grade):
-        raise DataError(f"{path}, line {line}: the grade {shown(text)} is no number")
-    return grade
-
-
-def _look(text: str | None, line: int, path: Path) -> int:
-    plain = "" if text is None else text.strip()
-    if not plain:
-        return 1
-    if not plain.isascii() or not plain.isdigit() or len(plain) > 3 or not 1 <= int(plain) <= _LOOKS:
-        raise DataError(f"{path}:{line}: the look is {shown(text)}: hardneg judge writes 1 to {_LOOKS}")
-    return int(plain)
-
-
-def _one(values: list[str | None], name: str, path: Path) -> str | None:
-    """The value that all judged rows have in this column; None without one. Raises DataError if they differ."""
-    found = {value.strip() for value in values if value is not None and value.strip()}
-    if len(found) > 1:
-        raise DataError(
-            f"{path}: the column {name!r} holds {first_few(sorted(found))}: these are files of several draws. Judge one file, "
-            f"and extend it with hardneg judge --judged"
-        )
-    return found.pop() if found else None
 
 
 def draw_id(run: Reopened, posterior: Posterior | None) -> str:
@@ -363,26 +327,3 @@ def no_strangers(strange: Mask, judged: Judgements, pairs: Pairs) -> None:
             f"{int(strange.sum()):,} judged pairs are no candidates of this run that a posterior could judge, the first: "
             f"query {pair[0]!r}, document {pair[1]!r}. Was the file drawn for another run, or with other filters?"
         )
-
-
-def _rows_of(
-    ids: list[str], known: pa.Array, judged: list[tuple[int, dict[str, str]]], path: Path, what: str
-) -> NDArray[np.int64]:
-    places = pc.index_in(pa.array(ids, known.type), value_set=known)
-    if places.null_count:
-        bad = [i for i, place in enumerate(places.to_pylist()) if place is None]
-        said = first_few(f"line {judged[i][0]}: {shown(ids[i])}" for i in bad)
-        raise DataError(f"{path}: {len(bad):,} {what} ids are not in the run's dataset ({said}): is it of another run?")
-    return values_of(places).astype(np.int64)
-
-
-def _chance(text: str | None, line: int, path: Path, name: str = "inclusion_probability") -> float:
-    if not text:
-        return float("nan")
-    try:
-        chance = float(text)
-    except ValueError:
-        chance = -1.0
-    if not _LEAST_CHANCE <= chance <= 1:
-        raise DataError(f"{path}, line {line}: {name} {shown(text)} must be above 0 and at most 1")
-    return chance

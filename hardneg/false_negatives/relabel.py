@@ -15,6 +15,8 @@ from hardneg.judges.prompt import GRADES
 from hardneg.mining.relabels import ACTIONS, Relabels
 from hardneg.storage.arrays import members
 
+PERSON = "a person"
+
 
 def relabels(files: Sequence[str | Path], pairs: Pairs, how: str, promote_from: float | None = None) -> Relabels:
     """The pairs that judgements found relevant, and what is to be done with them.
@@ -22,7 +24,8 @@ def relabels(files: Sequence[str | Path], pairs: Pairs, how: str, promote_from: 
     What the dataset itself judged not relevant stays so, and known positives stay positives; both are counted.
 
     Args:
-        files: CSV files of `judge`, filled. Where two judge a pair, the later file counts.
+        files: CSV files of `judge`, filled. Where two judge a pair, a person counts before a model, and then the later file; pairs
+            on which they disagree are counted.
         pairs: the dataset, with the labels of its source.
         how: `drop`, `ignore` or `promote`.
         promote_from: with `promote`, the lowest grade of a new positive. Judgements without a grade, as people give them, are
@@ -32,12 +35,17 @@ def relabels(files: Sequence[str | Path], pairs: Pairs, how: str, promote_from: 
         DataError: a file cannot be used, or finds nothing relevant. UsageError: no judgement has a grade like `promote_from`.
     """
     found: dict[tuple[int, int], tuple[bool, float, str]] = {}
+    disagreed = 0
     for file in files:
         judged = read_judgements(Path(file), pairs, partial=True)
         by = ", ".join(judged.judges)
         for i in range(len(judged.query)):
             pair = int(judged.query[i]), int(judged.document[i])
-            found[pair] = bool(judged.relevant[i]), float(judged.grade[i]), by if judged.by_judge[i] else "a person"
+            said = bool(judged.relevant[i]), float(judged.grade[i]), by if judged.by_judge[i] else PERSON
+            before = found.get(pair)
+            disagreed += before is not None and before[0] != said[0]
+            if before is None or before[2] != PERSON or said[2] == PERSON:
+                found[pair] = said
     relevant = [(pair, grade, by) for pair, (is_relevant, grade, by) in found.items() if is_relevant]
     if not relevant:
         raise DataError(
@@ -58,6 +66,7 @@ def relabels(files: Sequence[str | Path], pairs: Pairs, how: str, promote_from: 
     left = {
         "left alone, as the dataset judged them not relevant": int(denied.sum()),
         "left alone, as they are positives already": int((known & ~denied).sum()),
+        "on which files disagree: a person counts before a model, then the later file": disagreed,
     }
     names = [name for (_, _, name), kept in zip(relevant, keep, strict=True) if kept]
     return Relabels(query[keep], document[keep], action[keep], grade[keep], names, left)
