@@ -268,3 +268,11 @@ def test_a_pair_that_is_refused_does_not_stop_the_others(tmp_path: Path, togethe
         with pytest.raises(EndpointError, match="answers 400 .*maximum context length"):
             judge(server, tmp_path / "b", **options).judge(pairs)
         assert len(server.requests) <= 4
+
+
+def test_a_key_in_place_of_its_name_is_not_shown(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="the name of the environment variable") as caught:
+        make_judge(
+            "openai:stub", JudgeOptions(url="https://127.0.0.9/v1", cache=tmp_path, key_variable="sk-SECRET-1234")
+        )
+    assert "SECRET" not in str(caught.value)

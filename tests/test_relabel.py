@@ -240,3 +240,17 @@ def test_a_person_counts_before_a_model(mined: hn.Run, evidence: Path, tmp_path:
         assert done.returncode == 0, done.stderr
         assert "on which files disagree: a person counts before a model, then the later file 1" in done.stderr
         assert f"promote {len(found(evidence)) - 1}" in done.stderr
+
+
+def test_a_relabelled_run_over_other_data_is_called_that(mined: hn.Run, evidence: Path, tmp_path: Path) -> None:
+    run = hn.select(mined, hn.SelectOptions(relabel="promote", evidence=str(evidence)), tmp_path / "run")
+    other = hn.Pairs.from_columns([f"another {i}" for i in range(40)], [f"text {i}" for i in range(40)])
+    with pytest.raises(UsageError, match="was mined from another dataset"):
+        hn.train(
+            other,
+            hn.HashedEncoder(dimension=8),
+            tmp_path / "out",
+            hn.TrainOptions(steps=1, batch_size=8),
+            run=run,
+            device="cpu",
+        )

@@ -339,5 +339,6 @@ def _check_share(judged: Judgements, held: NDArray[np.int64], able: Mask) -> Non
     if able[held].mean() < 0.99 or abs(len(held) - expected) > 1 + 0.01 * expected:
         raise DataError(
             f"{len(held):,} pairs are held out, {int(able[held].sum()):,} of them could become negatives, and "
-            f"{expected:,.0f} were to be expected: the file was drawn for another --alpha, posterior or --learn, or lines are missing"
+            f"{expected:,.0f} were to be expected: the file was drawn for another --alpha, posterior or --learn, before the "
+            f"run was scored (hardneg score: what a teacher says is a feature of the posterior), or lines are missing"
         )

@@ -270,7 +270,8 @@ def _taken_over(judged: Judgements, population: Population, drawn: Drawn, file: 
     if held:
         raise DataError(
             f"{held:,} pairs of {file} that test the guarantee are not among those drawn now: a larger --sample with the same "
-            f"--seed, --alpha and --posterior contains them"
+            f"--seed, --alpha and --posterior contains them, unless the run was scored since (hardneg score: what a teacher says is a "
+            f"feature of the posterior)"
         )
     next_look = int(judged.look.max(initial=0)) + 1
     look = np.array([looked.get(pair) or next_look for pair in pairs], np.int64)

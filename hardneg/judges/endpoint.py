@@ -131,6 +131,11 @@ class Endpoint:
                 f"{self.url} is not encrypted: the key and all texts could be read on the way. Use https, or --allow-http if you "
                 f"trust that network"
             )
+        if not re.fullmatch(r"[A-Za-z_]\w*", key_variable, re.ASCII):
+            raise UsageError(
+                "the key is given by the name of the environment variable that holds it (key_variable, --judge-key); what was "
+                "given is no such name, and is not shown in case it is the key"
+            )
         self._key = os.environ.get(key_variable, "").strip()
         if not self._key and not local:
             raise UsageError(f"the judge at {self.url} needs a key: set the environment variable {key_variable}")

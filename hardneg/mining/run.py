@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from hardneg import registry
 from hardneg.data.pairs import Pairs, open_pairs
-from hardneg.errors import RunError
+from hardneg.errors import RunError, UsageError
 from hardneg.mining.parts import PART_ROWS
 from hardneg.mining.relabels import FILE as RELABELS
 from hardneg.mining.relabels import Relabels
@@ -100,7 +100,10 @@ class Run:
         return Relabels.read(self.folder / RELABELS, pairs) if RELABELS in self.info["files"] else None
 
     def relabelled(self, pairs: Pairs) -> Pairs:
-        """A dataset with the same queries and documents, with the labels of this run."""
+        """A dataset with the same queries and documents, with the labels of this run; UsageError if it has others."""
+        own = self.info["fingerprints"]
+        if any(own.get(name, pairs.digests.get(name)) != pairs.digests.get(name) for name in ("queries", "documents")):
+            raise UsageError(f"the run {self.folder} was mined from another dataset than {pairs.name}")
         found = self.relabels(pairs)
         if found is None:
             return pairs
