@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -39,6 +40,8 @@ from hardneg.storage.files import write_array
 from hardneg.storage.json_files import write_json
 from hardneg.training.online_filters import OnlineFilters, Rows
 
+_logger = logging.getLogger("hardneg")
+
 _AHEAD = 2  # batches that a loop may have fetched before the one that it trains on is done
 
 Int = NDArray[np.int64]
@@ -50,6 +53,10 @@ class HardNegatives:
     `examples` is a dataset for torch: one item a pair, with texts and rows. Call `begin()` before the training, `step()` after each
     update of the weights (or `batch()` after each batch that updates nothing), `begin_epoch(n)` and `end_epoch()`. When `step()`
     returns True, new negatives were mined with the weights of a moment ago; the batches from the next but one on have them.
+
+    A candidate that the filters reject is never a negative. Where fewer than k pass, random documents take their places: none that
+    a filter rejected, and none that `group`, `duplicate:text`, `empty` or a known positive rules out. A query for which no such
+    document is left gets its negatives again. Once for each mining, the logger `hardneg` says how many there were.
 
     Args:
         source: the pairs: `Pairs`, or anything that `hardneg.read_pairs` takes, such as a `datasets.Dataset`.
@@ -103,8 +110,9 @@ class HardNegatives:
             chain, self.pairs, context_of(None, self.pairs, self.known), torch.device("cpu"), seed
         )
         self.draws = MemoryBankSampler(
-            self.pairs, batch_size=1, negatives=num_negatives, negative_sampling=sampler, seed=seed
-        )
+            self.pairs, batch_size=1, negatives=num_negatives, negative_sampling=sampler, seed=seed,
+            allowed=self.filters.allowed,
+        )  # fmt: skip
         self._sampler = spec_of(sampler)
         self.index: RefreshedIndex | None = None
         self.trained = 0  # batches
@@ -112,6 +120,7 @@ class HardNegatives:
         self.masked: Tensor | None = None  # by the last call of a loss that masks
         self._began = 0  # batches before this epoch
         self._skip = 0  # batches of this epoch that the loader leaves out, see `skip_trained`
+        self._told = False  # whether it was said that negatives of this generation were drawn at random
         self._ended = False  # whether `end_epoch` was called for this epoch
         self.drawn = DrawnNegatives(len(self.pairs), num_negatives)
         self.examples = NegativeExamples(self.pairs, self._rows_for_batch)
@@ -330,11 +339,21 @@ class HardNegatives:
     def _mine(self) -> None:
         """Use the candidates of the generation in use."""
         self.draws.use(self.filters.use(self._index.prepared), at=self._drawn)
+        self._told = False
 
     def _draw(self, start: int) -> None:
         """Draw negatives for all queries, to be used from batch `start` on."""
         self.drawn.put(start, self.draws.negatives_of(np.arange(len(self.pairs)), self._drawn))
         self._drawn += 1
+        filled = self.draws.filled
+        if self._told or not (filled.random or filled.repeated):
+            return
+        self._told = True
+        again = f", and {filled.repeated:,} repeat another one of the query," if filled.repeated else ""
+        _logger.warning(
+            f"{filled.random:,} of {filled.negatives:,} negatives were drawn at random{again} because fewer than "
+            f"{self.num_negatives} of the {self.recipe.depth} candidates pass the filters"
+        )
 
     def _rows_for_batch(self, queries: Int) -> Int:
         """int64 `[b, k]`: the negatives of these queries in the batch that is fetched now."""

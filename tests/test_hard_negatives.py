@@ -1,0 +1,90 @@
+"""`HardNegatives` and its trainer: what may be a negative, prompts, evaluation on other pairs, and what is said."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+
+import hardneg
+from hardneg import Pairs, UsageError
+from hardneg.integrations.sentence_transformers import HardNegatives, InfoNCE
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*pin_memory.*"),
+    pytest.mark.xdist_group("integrations"),
+]
+
+
+def loaded(folder: Path) -> SentenceTransformer:
+    torch.manual_seed(0)
+    return SentenceTransformer(str(folder), device="cpu")
+
+
+def rows(count: int = 24, first: int = 0) -> list[dict[str, str]]:
+    return [{"question": f"what is {i}", "answer": f"it is {i}"} for i in range(first, first + count)]
+
+
+def trained(model: SentenceTransformer, negatives: HardNegatives, out: Path, loss: Any = None, **more: Any) -> Any:
+    given = {name: more.pop(name) for name in ("eval_dataset",) if name in more}
+    options: dict[str, Any] = {"max_steps": 2, "per_device_train_batch_size": 8, "save_strategy": "no", **more}
+    arguments = SentenceTransformerTrainingArguments(str(out), report_to=[], disable_tqdm=True, use_cpu=True, **options)
+    trainer = SentenceTransformerTrainer(
+        model, arguments, train_dataset=negatives.dataset, loss=loss or InfoNCE(model, negatives), callbacks=[negatives],
+        **given,
+    )  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+# What may be a negative.
+
+
+def grouped(loans: int) -> list[dict[str, str]]:
+    """Pairs of two groups, of which one is small."""
+    kinds = ["loan" if i < loans else "card" for i in range(60)]
+    return [{"question": f"q {i} {kind}", "answer": f"text {i} {kind}", "label": kind} for i, kind in enumerate(kinds)]
+
+
+@pytest.mark.parametrize("loans", [8, 3])
+def test_no_negative_is_one_that_a_filter_rejects(loans: int, caplog: pytest.LogCaptureFixture) -> None:
+    """With 3 documents of the other group, two of four negatives are repeated."""
+    with HardNegatives(grouped(loans), hardneg.HashedEncoder(), num_negatives=4, depth=8, filters=["group"]) as made:
+        with caplog.at_level(logging.WARNING, "hardneg"):
+            found = list(made.dataset)
+            made.begin_epoch(1)
+        for row in found:
+            negatives = [row[f"negative_{i}"] for i in range(1, 5)]
+            assert all(text.split()[-1] != row["query"].split()[-1] for text in negatives)
+            loan = row["query"].endswith("loan")
+            assert len(set(negatives)) == (4 if loan else min(4, loans))
+        assert len(made.index.generation.ids) == 60 if made.index else False
+    said = [record.message for record in caplog.records if record.name == "hardneg"]
+    assert len(said) == 1, "once for each mining"
+    assert "of 240 negatives were drawn at random" in said[0]
+    assert ("repeat another one of the query" in said[0]) == (loans == 3)
+
+
+def test_rejected_candidates_do_not_come_back_as_random_documents() -> None:
+    """Only the candidates beyond the rank that a filter asks for are drawn, also where random documents are."""
+    with HardNegatives(rows(), hardneg.HashedEncoder(), num_negatives=4, depth=12, filters=["rank:min=12"]) as made:
+        made.begin()
+        rejected = made.index.prepared.mined if made.index else None
+        assert rejected is not None
+        drawn = made.examples.rows(range(24))
+        for query, _, *negatives in drawn.tolist():
+            assert not set(negatives) & set(rejected.documents[query][~rejected.kept[query]].tolist())
+
+
+def test_a_query_that_can_have_no_negative_is_refused() -> None:
+    alone = [{**row, "label": "card"} for row in grouped(0)]
+    with (
+        HardNegatives(alone, hardneg.HashedEncoder(), num_negatives=2, depth=8, filters=["group"]) as made,
+        pytest.raises(UsageError, match="query 'q0': the filters reject every document of the corpus"),
+    ):
+        made.begin()
