@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+from transformers import TrainerState
 
 import hardneg
-from hardneg import Pairs, UsageError
+from hardneg import UsageError
 from hardneg.integrations.sentence_transformers import HardNegatives, InfoNCE
 
 pytestmark = [
@@ -88,3 +88,41 @@ def test_a_query_that_can_have_no_negative_is_refused() -> None:
         pytest.raises(UsageError, match="query 'q0': the filters reject every document of the corpus"),
     ):
         made.begin()
+
+
+# Prompts.
+
+
+@pytest.mark.parametrize(
+    ("given", "fits"),
+    [
+        (None, False),
+        ("ask: ", False),
+        ({"query": "ask: "}, False),
+        ({"query": "ask: ", "positive": "doc: ", "negative_1": "doc: "}, True),
+        ({"one": {"query": "ask: ", "positive": "doc: ", "negative_1": "doc: "}, "two": {}}, True),
+    ],
+)
+def test_prompts_that_are_not_trained_with_are_named(tiny_model: Path, given: Any, fits: bool, caplog: Any) -> None:
+    made = HardNegatives(
+        rows(), loaded(tiny_model), num_negatives=1, depth=5, query_prompt="ask: ", document_prompt="doc: "
+    )
+    arguments = SentenceTransformerTrainingArguments("unused", report_to=[], use_cpu=True, prompts=given)
+    with made, caplog.at_level(logging.WARNING, "hardneg"):
+        made.on_train_begin(arguments, TrainerState(max_steps=2, num_train_epochs=1), None)
+    said = [record.message for record in caplog.records if "prompts" in record.message]
+    assert said == [] if fits else ("'ask: '" in said[0] and "'doc: '" in said[0] and f"prompts={given!r}" in said[0])
+
+
+def test_prompts_of_the_model_are_those_of_mining(tiny_model: Path, tmp_path: Path, caplog: Any) -> None:
+    model = loaded(tiny_model)
+    made = HardNegatives(rows(), model, num_negatives=2, depth=5)
+    trained(model, made, tmp_path)
+    assert not caplog.records
+    model.prompts = {"query": "ask: "}
+    again = HardNegatives(rows(), model, num_negatives=2, depth=5)
+    assert again.column_prompts == {"query": "ask: ", "positive": "", "negative_1": "", "negative_2": ""}
+    trained(model, again, tmp_path, prompts=again.column_prompts)
+    assert not caplog.records
+    trained(model, HardNegatives(rows(), model, num_negatives=2, depth=5), tmp_path)
+    assert "the prompts 'ask: ' (queries)" in caplog.records[0].message

@@ -15,8 +15,8 @@ from hardneg import renamed
 from hardneg.bank.batches import distinct_batches
 from hardneg.bank.curriculum import Curriculum
 from hardneg.bank.examples import Example
-from hardneg.bank.hard_batches import RANDOM, HardBatches, near_pairs, parse_batches
 from hardneg.bank.filling import Allowed, Filled, Filling
+from hardneg.bank.hard_batches import RANDOM, HardBatches, near_pairs, parse_batches
 from hardneg.bank.memory_bank import BankView, MemoryBank
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import distinct_keys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from hardneg.encoders.base import prompt_of
 from hardneg.errors import MissingDependencyError, UsageError
 from hardneg.integrations.batches import pair_keys, shuffled_batches
 from hardneg.integrations.mine_hard_negatives import mine_hard_negatives
@@ -30,6 +32,9 @@ except ImportError:
     raise MissingDependencyError("sentence-transformers", "st", "hardneg.integrations.sentence_transformers") from None
 
 
+_logger = logging.getLogger("hardneg")
+
+
 class HardNegatives(_HardNegatives):
     """Negatives that `SentenceTransformerTrainer` mines again while it trains: its dataset and a callback in one.
 
@@ -40,6 +45,9 @@ class HardNegatives(_HardNegatives):
 
     Negatives are saved with every checkpoint, and a training that is resumed has the same ones. With `dataloader_num_workers` above
     0, batches that workers read ahead may still have the negatives before a refresh.
+
+    The trainer puts no prompts before texts but those of its own arguments. Where these are not the ones of mining, the logger
+    `hardneg` says so: give `SentenceTransformerTrainingArguments(prompts=negatives.column_prompts)`.
 
     Arguments and errors are those of `hardneg.integrations.HardNegatives`.
     """
@@ -55,11 +63,29 @@ class HardNegatives(_HardNegatives):
         made.set_transform(self._columns_of)
         return made
 
+    @property
+    def column_prompts(self) -> dict[str, str]:
+        """The prompts of mining by columns of `dataset`: `SentenceTransformerTrainingArguments(prompts=...)` trains with them too."""
+        query, document = (prompt_of(self.encoder, side, self.prompts[side]) for side in ("query", "document"))
+        return {"query": query, **dict.fromkeys(_text_columns(self.num_negatives)[1:], document)}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Begin, and say so if the trainer does not put the prompts before the texts that they were mined with."""
+        mined, given = self.column_prompts, getattr(args, "prompts", None)
+        if not _trains_with(given, mined):
+            query, document = mined["query"], mined["positive"]
+            _logger.warning(
+                f"negatives are mined with the prompts {query!r} (queries) and {document!r} (documents), but the trainer has "
+                f"prompts={given!r}: give its arguments prompts=negatives.column_prompts, or HardNegatives the query_prompt and "
+                f"document_prompt that are trained with ('' for none)"
+            )
+        super().on_train_begin(args, state, control, **more)
+
     def _columns_of(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
         rows = self.examples.rows(batch["pair"])
-        columns: dict[str, list[Any]] = {"query": self.pairs.queries.take(rows[:, 0])}
-        for i in range(1, rows.shape[1]):
-            columns["positive" if i == 1 else f"negative_{i - 1}"] = self.pairs.documents.take(rows[:, i])
+        columns: dict[str, list[Any]] = {}
+        for i, name in enumerate(_text_columns(self.num_negatives)):
+            columns[name] = (self.pairs.documents if i else self.pairs.queries).take(rows[:, i])
         columns["label"] = rows.tolist()
         return columns
 
@@ -70,6 +96,21 @@ class HardNegatives(_HardNegatives):
         Unlike the trainer's own `no_duplicates`, it never reads a text, and its batches do not depend on the negatives in use.
         """
         return DistinctBatches(*pair_keys(self.pairs, self.examples))
+
+
+def _text_columns(negatives: int) -> list[str]:
+    """The columns of texts of the dataset of `HardNegatives`."""
+    return ["query", "positive", *(f"negative_{i + 1}" for i in range(negatives))]
+
+
+def _trains_with(given: Any, mined: dict[str, str]) -> bool:
+    """Whether the prompts that a trainer was given are those of mining, for one of its datasets at least."""
+    several = [each for name, each in given.items() if name not in mined] if isinstance(given, dict) else []
+    for prompts in (given, *several):
+        named = prompts if isinstance(prompts, dict) else dict.fromkeys(mined, prompts)
+        if all((named.get(column) or "") == prompt for column, prompt in mined.items()):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
