@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer, SentenceTransformerTraine
 from transformers import TrainerState
 
 import hardneg
-from hardneg import UsageError
+from hardneg import Pairs, UsageError
 from hardneg.integrations.sentence_transformers import HardNegatives, InfoNCE
 
 pytestmark = [
@@ -126,3 +126,56 @@ def test_prompts_of_the_model_are_those_of_mining(tiny_model: Path, tmp_path: Pa
     assert not caplog.records
     trained(model, HardNegatives(rows(), model, num_negatives=2, depth=5), tmp_path)
     assert "the prompts 'ask: ' (queries)" in caplog.records[0].message
+
+
+# Evaluation on pairs of another `HardNegatives`.
+
+
+def batch_loss(loss: InfoNCE, model: SentenceTransformer, items: list[dict[str, Any]]) -> float:
+    """The loss of rows of a dataset, as the trainer's collator and loss compute it."""
+    names = [name for name in items[0] if name != "label"]
+    features = [model.preprocess([item[name] for item in items]) for name in names]
+    with torch.no_grad():
+        return float(loss(features, torch.tensor([item["label"] for item in items])))
+
+
+def test_an_evaluation_is_masked_by_its_own_rows(tiny_model: Path, tmp_path: Path) -> None:
+    model = loaded(tiny_model).eval()
+    # In both, query 0 knows two documents, of which one is the positive of query 1; these are other rows in each.
+    train = HardNegatives(
+        Pairs.from_columns(["a", "b", "c"], [["x"], ["y"], ["x", "z"]]), model, num_negatives=1, depth=3
+    )
+    check = HardNegatives(
+        Pairs.from_columns(["d", "e"], [["v", "w"], ["w"]], corpus=["u", "t"]), model, num_negatives=1, depth=3
+    )
+    loss = InfoNCE(model, train)
+    items = [check.dataset[i] for i in (0, 2)]
+    assert [item["query"] for item in items] == ["d", "e"]
+    assert batch_loss(loss, model, items) == pytest.approx(batch_loss(InfoNCE(model, check), model, items))
+    plain = [{name: value for name, value in item.items() if name != "label"} for item in items]
+    features = [model.preprocess([item[name] for item in plain]) for name in plain[0]]
+    assert batch_loss(loss, model, items) < float(loss(features).detach()), "the known positive is masked"
+    with pytest.raises(UsageError, match="rows of several datasets"):
+        batch_loss(loss, model, [items[0], train.dataset[0]])
+    with pytest.raises(UsageError, match="of another HardNegatives"):
+        train.masks(torch.tensor([item["label"] for item in items]))
+    for each in (train, check):
+        each.close()
+
+
+def test_a_trainer_evaluates_on_other_pairs(tiny_model: Path, tmp_path: Path) -> None:
+    """Its batches of other pairs are its own, whatever their number; of rows of the training pairs, no text stands twice."""
+    model = loaded(tiny_model)
+    made = HardNegatives(rows(), model, num_negatives=2, depth=8)
+    more: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "batch_sampler": made.batch_sampler}
+    for other in (rows(10, 50), rows(24, 50)):
+        check = HardNegatives(other, model, num_negatives=2, depth=8)
+        done = trained(model, made, tmp_path, eval_dataset=check.dataset, **more)
+        assert len([entry for entry in done.state.log_history if "eval_loss" in entry]) == 2
+        assert type(done.get_eval_dataloader().batch_sampler) is not type(done.get_train_dataloader().batch_sampler)
+        check.close()
+    twice = HardNegatives([*rows(6), {"question": "what is 1", "answer": "one"}], model, num_negatives=1, depth=4)
+    some = twice.dataset.select([2, 1, 0, 3])
+    batches = [[some[i]["query"] for i in batch] for batch in twice.batch_sampler(some, 3, drop_last=False)]
+    assert sorted(text for batch in batches for text in batch) == ["what is 0", "what is 1", "what is 1", "what is 2"]
+    assert all(len(set(batch)) == len(batch) for batch in batches)
