@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from transformers import TrainerState
 
 import hardneg
 from hardneg import Pairs, UsageError
+from hardneg.integrations.mine_hard_negatives import mine_hard_negatives
 from hardneg.integrations.sentence_transformers import HardNegatives, InfoNCE
+from hardneg.refresh.staleness import Schedule
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*"),
@@ -179,3 +182,51 @@ def test_a_trainer_evaluates_on_other_pairs(tiny_model: Path, tmp_path: Path) ->
     batches = [[some[i]["query"] for i in batch] for batch in twice.batch_sampler(some, 3, drop_last=False)]
     assert sorted(text for batch in batches for text in batch) == ["what is 0", "what is 1", "what is 1", "what is 2"]
     assert all(len(set(batch)) == len(batch) for batch in batches)
+
+
+# Arguments.
+
+
+def test_a_number_of_steps_is_a_schedule() -> None:
+    made = HardNegatives(rows(), hardneg.HashedEncoder(), refresh=500, depth=8)
+    assert (made.refresh, made.schedule.steps) == ("steps:500", 500)
+    for wrong in (True, None, 2.5, "500"):
+        with pytest.raises(UsageError, match=r"unknown schedule .* Forms: never, epoch, steps:500"):
+            HardNegatives(rows(), hardneg.HashedEncoder(), refresh=wrong)  # type: ignore[arg-type]
+    with pytest.raises(UsageError):
+        HardNegatives(rows(), hardneg.HashedEncoder(), refresh=0)
+    with pytest.raises(UsageError, match="schedule 500 is no text. Forms"):
+        Schedule.parse(500)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"anchor_column_name": "answer"}, "positive_column_name"),
+        ({"positive_column_name": "question"}, "anchor_column_name"),
+        ({"positive_column_name": "question", "anchor_column_name": "question"}, "anchor_column_name"),
+    ],
+)
+def test_a_column_is_not_on_both_sides(tiny_model: Path, given: dict[str, Any], missing: str) -> None:
+    with pytest.raises(UsageError, match=f"would both be the column .*give {missing} as well; .*question, answer"):
+        mine_hard_negatives(Dataset.from_list(rows()), loaded(tiny_model), **given)
+
+
+def test_more_negatives_than_documents_are_refused_by_the_name_of_the_argument(tiny_model: Path) -> None:
+    with pytest.raises(UsageError, match="num_negatives=30 is more than the 24 documents"):
+        mine_hard_negatives(Dataset.from_list(rows()), loaded(tiny_model), num_negatives=30)
+
+
+def test_what_a_dataset_leaves_out_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = hardneg.mine(grouped(2), tmp_path / "run", encoder="hashed", negatives=4, filters=["group"])
+    short = sum(len(ids) < 4 for ids in run.negatives()["negative_ids"].to_pylist())
+    assert short == 58
+    made = run.to_dataset("n-tuple")
+    assert len(made) == 2
+    assert [record.message for record in caplog.records if record.name == "hardneg"] == [
+        "to_dataset('n-tuple'): 58 queries were left out, with fewer negatives than asked (short='skip')"
+    ]
+    caplog.clear()
+    for format in ("labeled-list", "labeled-pair", "triplet"):
+        assert len(set(run.to_dataset(format)["query"])) == 60
+    assert not [record for record in caplog.records if record.name == "hardneg"]

@@ -66,7 +66,7 @@ class HardNegatives:
         filters: filters or their specs, as for `hardneg.mine`; also `posterior:learned`, and `posterior:FILE`.
         default_filters: whether to use `empty`, `duplicate:text` and `distinct`.
         sampler: how negatives are drawn from the kept candidates, anew in every epoch.
-        refresh: when to mine again: `never`, `epoch`, `steps:N` or `staleness:...` (see `Schedule`).
+        refresh: when to mine again: `never`, `epoch`, `steps:N` (or N) or `staleness:...` (see `Schedule`).
         depth: candidates for each query.
         index: the index, as for `hardneg.mine`.
         share: share of the documents that a refresh encodes again.
@@ -90,7 +90,7 @@ class HardNegatives:
     def __init__(
         self, source: Any, model: Any, *, corpus: Any = None, num_negatives: int = 4,
         filters: Sequence[str | Filter] = (), default_filters: bool = True, sampler: str | Sampler = "uniform",
-        refresh: str = "epoch", depth: int = 100, index: str = "auto", share: float = 1.0, lag: int | None = None,
+        refresh: str | int = "epoch", depth: int = 100, index: str = "auto", share: float = 1.0, lag: int | None = None,
         query_prompt: str | None = None, document_prompt: str | None = None, seed: int = 0,
         read: ReadOptions | None = None,
     ) -> None:  # fmt: skip
@@ -99,11 +99,13 @@ class HardNegatives:
         if not isinstance(self.encoder, torch.nn.Module):
             raise UsageError(f"model: a {type(model).__name__} cannot be trained: it is no torch.nn.Module")
         fit(self.encoder, self.pairs, silent)
-        self.seed, self.refresh, self.lag = seed, refresh, lag
+        counted = isinstance(refresh, int) and not isinstance(refresh, bool)
+        self.refresh = f"steps:{refresh}" if counted else str(refresh)
+        self.schedule = Schedule.parse(self.refresh)
+        self.seed, self.lag = seed, lag
         self.prompts = {"query": query_prompt, "document": document_prompt}
         count = len(self.pairs.document_ids)
         self.recipe = Recipe(index=index, depth=min(depth, count), share=share, seed=seed)
-        self.schedule = Schedule.parse(refresh)
         self.known = self.pairs.known_positives()
         chain = parse_filters(filters_of(filters), default_filters, training=True)
         self.filters = OnlineFilters(
