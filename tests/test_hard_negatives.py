@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from PIL import Image
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
 from transformers import TrainerState
 
@@ -230,3 +231,39 @@ def test_what_a_dataset_leaves_out_is_said(tmp_path: Path, caplog: pytest.LogCap
     for format in ("labeled-list", "labeled-pair", "triplet"):
         assert len(set(run.to_dataset(format)["query"])) == 60
     assert not [record for record in caplog.records if record.name == "hardneg"]
+
+
+def test_a_change_that_has_no_effect_is_refused() -> None:
+    with HardNegatives(rows(), hardneg.HashedEncoder(), num_negatives=1, depth=5) as made:
+        assert len(made.dataset.filter(lambda row: row["query"].endswith("1"))) == 3
+        assert made.dataset.select([4])[0]["query"] == "what is 4"
+        mapped = made.dataset.map(lambda row: {"query": row["query"].upper()})
+        for changed in (mapped, made.dataset.add_column("more", list(range(24)))):
+            with pytest.raises(UsageError, match="were changed .*by map or add_column"):
+                changed[0]
+
+
+# Pictures.
+
+
+def test_the_model_card_of_a_training_with_pictures(small_clip: Path, tmp_path: Path, caplog: Any, capfd: Any) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    shown = []
+    for i in range(12):
+        Image.new("RGB", (16, 16), (20 * i, 10, 10)).save(folder / f"{i}.png")
+        shown.append({"image": str(folder / f"{i}.png"), "caption": f"a square, number {i}"})
+    model = SentenceTransformer(str(small_clip), device="cpu")
+    made = HardNegatives(shown, model, num_negatives=1, depth=4)
+    transformers_logger = logging.getLogger("sentence_transformers")
+    before, transformers_logger.propagate = transformers_logger.propagate, True
+    options: dict[str, Any] = {
+        "max_steps": 1,
+        "per_device_train_batch_size": 4,
+        "save_strategy": "steps",
+        "save_steps": 1,
+    }
+    trained(model, made, tmp_path / "out", **options)
+    transformers_logger.propagate = before
+    assert "Traceback" not in caplog.text + capfd.readouterr().err
+    assert "widget:" in (tmp_path / "out" / "checkpoint-1" / "README.md").read_text()

@@ -12,10 +12,13 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+import yaml  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import RandomSampler
+from yaml.representer import SafeRepresenter  # type: ignore[import-untyped, unused-ignore]
 
+from hardneg.data.picture import Picture
 from hardneg.encoders.base import prompt_of
 from hardneg.errors import MissingDependencyError, UsageError
 from hardneg.integrations.batches import pair_keys, shuffled_batches
@@ -36,6 +39,9 @@ except ImportError:
 
 
 _logger = logging.getLogger("hardneg")
+
+# The trainer writes examples of its dataset into the model card of each checkpoint, as YAML: pictures by their names.
+yaml.add_representer(Picture, SafeRepresenter.represent_str)  # type: ignore[no-untyped-call, unused-ignore]
 
 # Labels are rows of a dataset. Their bits from this one on are a mark that tells whose: training and evaluation have other rows.
 _ROW_BITS = 40
@@ -67,7 +73,11 @@ class HardNegatives(_HardNegatives):
 
     @property
     def dataset(self) -> Any:
-        """A `datasets.Dataset`, whose negatives are those in use when a batch is fetched."""
+        """A `datasets.Dataset`, whose negatives are those in use when a batch is fetched.
+
+        Its texts are read anew for every batch: rows may be selected, shuffled and filtered, but what `map` or `add_column` changes is
+        refused when a row is read.
+        """
         try:
             from datasets import Dataset
         except ImportError:
@@ -95,6 +105,12 @@ class HardNegatives(_HardNegatives):
         super().on_train_begin(args, state, control, **more)
 
     def _columns_of(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        if set(batch) != {"pair"}:
+            changed = ", ".join(repr(name) for name in batch if name != "pair") or "without 'pair'"
+            raise UsageError(
+                f"the columns of HardNegatives.dataset were changed ({changed}), by map or add_column: its texts are read anew for "
+                f"every batch, so that has no effect. Change the source, and make HardNegatives of it; select, shuffle and filter work"
+            )
         rows = self.examples.rows(batch["pair"])
         columns: dict[str, list[Any]] = {}
         for i, name in enumerate(_text_columns(self.num_negatives)):
