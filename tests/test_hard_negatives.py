@@ -267,3 +267,20 @@ def test_the_model_card_of_a_training_with_pictures(small_clip: Path, tmp_path: 
     transformers_logger.propagate = before
     assert "Traceback" not in caplog.text + capfd.readouterr().err
     assert "widget:" in (tmp_path / "out" / "checkpoint-1" / "README.md").read_text()
+
+
+def test_empty_texts_are_told(tiny_model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data: list[dict[str, Any]] = [
+        *rows(),
+        {"question": None, "answer": "one more"},
+        {"question": "one?", "answer": None},
+    ]
+    wanted = [
+        "1 queries have an empty text: they are mined all the same",
+        "1 positives are empty: their queries are mined without them",
+    ]
+    HardNegatives(data, hardneg.HashedEncoder(), num_negatives=1, depth=5)
+    assert [record.message for record in caplog.records if record.name == "hardneg"] == wanted
+    caplog.clear()
+    mine_hard_negatives(Dataset.from_list(data), loaded(tiny_model), num_negatives=1, verbose=False)
+    assert [record.message for record in caplog.records if record.name == "hardneg"][:2] == wanted

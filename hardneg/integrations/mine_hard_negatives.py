@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hardneg.data.notes import warn_of_empty_texts
 from hardneg.data.pairs import Pairs
 from hardneg.data.read import read_pairs
 from hardneg.data.tables import table_rows
@@ -71,6 +72,7 @@ def mine_hard_negatives(
     limited = any(value is not None for value in limits.values())
     last = _range(range_min, range_max, num_negatives, queries, limited)
     pairs = read_pairs({"query": queries, "positive": positives}, corpus=corpus)
+    warn_of_empty_texts(pairs)
     depth = min(last + _most_positives(queries), len(pairs.document_ids))
     if num_negatives > depth:
         raise UsageError(

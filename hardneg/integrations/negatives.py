@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from hardneg.bank.sampler import MemoryBankSampler
+from hardneg.data.notes import warn_of_empty_texts
 from hardneg.data.options import ReadOptions
 from hardneg.data.read import as_pairs
 from hardneg.encoders.base import prompt_of
@@ -95,6 +96,7 @@ class HardNegatives:
         read: ReadOptions | None = None,
     ) -> None:  # fmt: skip
         self.pairs = as_pairs(source, read or ReadOptions(), corpus)
+        warn_of_empty_texts(self.pairs)
         self.encoder: Any = checked_encoder(model, "model")
         if not isinstance(self.encoder, torch.nn.Module):
             raise UsageError(f"model: a {type(model).__name__} cannot be trained: it is no torch.nn.Module")
