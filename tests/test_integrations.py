@@ -355,8 +355,7 @@ def test_batches_hold_nothing_twice(tiny_model: Path) -> None:
         assert all(len(set(queries[batch])) == len(batch) == len(set(documents[batch])) for batch in batches)
         orders.append([place for batch in batches for place in batch])
     assert orders[0] != orders[1]
-    with pytest.raises(UsageError, match="batches of 24 pairs for a dataset of 3"):
-        negatives.batch_sampler(range(3), 2, drop_last=False)
+    assert len(list(negatives.batch_sampler(range(3), 2, drop_last=False))) == 2
 
 
 # Loops of one's own, Lightning, accelerate, transformers.

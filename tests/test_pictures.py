@@ -199,9 +199,14 @@ def test_columns_of_paths(folder: Path, tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
     pairs = hardneg.read_pairs(tmp_path / "rows.parquet")
     assert (pairs.document_ids.to_pylist()[:2], pairs.reading["format"]) == (["0", "1"], "images")
-    with pytest.raises(DataError, match=r"has no folder: give ReadOptions\(image_root="):
+    with pytest.raises(DataError, match=r"has no folder: make it absolute, or give ReadOptions\(image_root="):
         hardneg.read_pairs(rows)
     assert hardneg.read_pairs(rows, hardneg.ReadOptions(image_root=tmp_path)).digests == pairs.digests
+    whole = [{**row, "image_path": str(tmp_path / str(row["image_path"]))} for row in rows]
+    assert colors_of(hardneg.read_pairs(whole)) == colors_of(pairs), "absolute paths need no folder"
+    for wrong in ("/dev/null.png", f"{tmp_path}/missing.png", "/a\0b.png"):
+        with pytest.raises(DataError):
+            hardneg.read_pairs([{**rows[0], "image_path": wrong}])
     asked = [{"query": "which is red?", "positive": "none of these"}]
     mixed = hardneg.read_pairs(asked, hardneg.ReadOptions(corpus=folder))
     assert [isinstance(each, Picture) for each in mixed.documents.take(np.arange(7))] == [False] + [True] * 6

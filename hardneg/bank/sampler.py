@@ -15,6 +15,7 @@ from hardneg import renamed
 from hardneg.bank.batches import distinct_batches
 from hardneg.bank.curriculum import Curriculum
 from hardneg.bank.examples import Example
+from hardneg.bank.filling import Allowed, Filled, Filling
 from hardneg.bank.hard_batches import RANDOM, HardBatches, near_pairs, parse_batches
 from hardneg.bank.memory_bank import BankView, MemoryBank
 from hardneg.data.pairs import Pairs
@@ -27,8 +28,6 @@ from hardneg.mining.samplers import draw, query_keys
 from hardneg.mining.specs import parse_sampler
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Int
-
-_TRIES = 64  # random documents looked at to find one that is no positive
 
 
 class MemoryBankSampler(Sampler[list[Example]]):
@@ -62,6 +61,12 @@ class MemoryBankSampler(Sampler[list[Example]]):
         seed: of orders and draws.
         drop_last: leave out batches that are not full.
         rank, ranks: of a distributed job: every rank takes its part of each batch of `batch_size * ranks` queries.
+        allowed: says of random documents, int64 `[n, K]`, which may be negatives of queries, int64 `[n]`, as bool `[n, K]`. With it,
+            no candidate that was rejected is drawn either, and a query that has no other document left gets its negatives again.
+            None: any document but a known positive.
+
+    Attributes:
+        filled: how many places of the last draw got a random document, or a negative again.
 
     Raises:
         UsageError: a size or rank that cannot be, or no query has a positive.
@@ -88,6 +93,7 @@ class MemoryBankSampler(Sampler[list[Example]]):
         drop_last: bool = False,
         rank: int = 0,
         ranks: int = 1,
+        allowed: Allowed | None = None,
     ) -> None:
         if batch_size < 1 or negatives < 0:
             raise UsageError(f"batch_size={batch_size} must be 1 or more, negatives={negatives} 0 or more")
@@ -104,6 +110,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self._ahead: tuple[int, Mined | None, Future[Int]] | None = None
         self.keys = query_keys(pairs.query_ids)
         self.known = pairs.known_positives()
+        self._fill = Filling(pairs, self.known, allowed)
+        self.filled = Filled()
         self.trainable = np.flatnonzero(pairs.positives.lengths > 0)
         if len(self.trainable) == 0:
             raise UsageError("no query of the dataset has a positive: there is nothing to train on")
@@ -312,28 +320,10 @@ class MemoryBankSampler(Sampler[list[Example]]):
                 dice = mix(mix(self.keys[rows] ^ np.uint64(seed))[:, None] + places).astype(np.float64) / 2.0**64
                 hard = np.floor(share * self.negatives + dice[:, -1])
                 out = np.where(np.argsort(np.argsort(dice[:, :-1], axis=1), axis=1) < hard[:, None], out, -1)
-        return self._filled(out, rows, seed)
 
-    def _filled(self, negatives: Int, rows: Int, seed: int) -> Int:
-        """Replace -1 by random documents that are not known positives and not in the row already."""
-        size = len(self.pairs.document_ids)
-        for i, row in enumerate(rows.tolist()):
-            missing = np.flatnonzero(negatives[i] < 0)
-            if len(missing) == 0:
-                continue
-            known = self.known.take(np.array([row])).values
-            rng = np.random.default_rng([seed, row])
-            pool = rng.integers(0, size, _TRIES + len(missing))
-            _, first = np.unique(pool, return_index=True)
-            pool = pool[np.sort(first)]
-            pool = pool[~np.isin(pool, known) & ~np.isin(pool, negatives[i])]
-            if len(pool) < len(missing):  # a tiny corpus: take all that is left
-                left = np.setdiff1d(np.arange(size), np.concatenate([known, negatives[i]]))
-                pool = rng.permutation(left)
-            if len(pool) < len(missing):
-                raise UsageError(
-                    f"query {self.pairs.query_ids[row].as_py()!r}: of {size:,} documents only "
-                    f"{self.negatives - len(missing) + len(pool)} can be negatives, {self.negatives} were asked for"
-                )
-            negatives[i, missing] = pool[: len(missing)]
-        return negatives
+        def rejected(place: int) -> Int:
+            row = rows[place]
+            return np.zeros(0, np.int64) if mined is None else mined.documents[row][~mined.kept[row]].astype(np.int64)
+
+        self.filled = self._fill(out, rows, seed, rejected)
+        return out

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 from hardneg.data.pairs import Pairs
+
+_logger = logging.getLogger("hardneg")
+
+_EMPTY = ("empty_query_texts", "empty_document_texts", "blank_positives")
 
 _TEXTS = {
     "empty_query_texts": "{} queries have an empty text: they are mined all the same",
@@ -29,3 +35,10 @@ _TEXTS = {
 def notes_of(pairs: Pairs) -> list[str]:
     """One sentence for each kind of thing that the reader noticed."""
     return [text.format(f"{pairs.notes[name]:,}") for name, text in _TEXTS.items() if pairs.notes.get(name)]
+
+
+def warn_of_empty_texts(pairs: Pairs) -> None:
+    """Log the notes on empty texts, such as those of nulls, where no run keeps them."""
+    for name in _EMPTY:
+        if pairs.notes.get(name):
+            _logger.warning(_TEXTS[name].format(f"{pairs.notes[name]:,}"))

@@ -54,7 +54,8 @@ class ReadOptions:
         image_column, caption_column: columns of the pictures (a path, bytes, or both as Hugging Face stores them) and of their
             captions (a text or a list of texts); in WebDataset shards, the extension of the pictures and the field of the JSON.
         caption_template: the caption of a picture that has a class and no caption; `{}` stands for the name of the class.
-        image_root: the folder that paths of pictures are relative to, and may not leave; None: that of the file.
+        image_root: the folder that paths of pictures are relative to, and may not leave; None: that of the
+            file. A table in memory has none: its absolute paths are read as they are.
         outside_images: let the paths of pictures lead out of that folder.
         skip_broken: decode every picture as it is read, and count those that cannot be, instead of raising an error.
 

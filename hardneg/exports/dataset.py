@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -13,6 +14,8 @@ from hardneg.exports.writers import Exported, plain_type
 
 if TYPE_CHECKING:
     from hardneg.mining.run import Run
+
+_logger = logging.getLogger("hardneg")
 
 # Formats that are one table.
 TABLES = tuple(name for name in LAYOUTS if name not in ("tevatron-corpus", "pylate", "msmarco"))
@@ -37,10 +40,14 @@ def to_dataset(
         from datasets import Dataset
     except ImportError:
         raise MissingDependencyError("datasets", "datasets", "to_dataset") from None
+    report = Exported()
     tables = tables_of(
-        run, format, Exported(), ids=ids, scores=scores,
+        run, format, report, ids=ids, scores=scores,
         false_probability=false_probability, short=short, max_positives=max_positives,
     )  # fmt: skip
     batches = list(tables)
+    for reason, count in report.left_out.items():
+        queries = "query was" if count == 1 else "queries were"
+        _logger.warning(f"to_dataset({format!r}): {count:,} {queries} left out, {reason} (short={short!r})")
     schema = pa.schema([(field.name, plain_type(field.type)) for field in batches[0].schema])
     return Dataset(pa.concat_tables([table.cast(schema) for table in batches]))

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hardneg.data.notes import warn_of_empty_texts
 from hardneg.data.pairs import Pairs
 from hardneg.data.read import read_pairs
 from hardneg.data.tables import table_rows
@@ -71,7 +72,12 @@ def mine_hard_negatives(
     limited = any(value is not None for value in limits.values())
     last = _range(range_min, range_max, num_negatives, queries, limited)
     pairs = read_pairs({"query": queries, "positive": positives}, corpus=corpus)
+    warn_of_empty_texts(pairs)
     depth = min(last + _most_positives(queries), len(pairs.document_ids))
+    if num_negatives > depth:
+        raise UsageError(
+            f"num_negatives={num_negatives} is more than the {depth:,} documents: add a corpus, or ask for fewer"
+        )
     rescored, drawn = cross_encoder is not None and limited, sampling_strategy == "random"
     own = [] if rescored else [*_limits(limits), *([Window(first=range_min, last=last)] if range_min or drawn else [])]
     prompts = _prompt(model, query_prompt, query_prompt_name), _prompt(model, corpus_prompt, corpus_prompt_name)
@@ -147,7 +153,14 @@ def _columns(dataset: Any, anchor: str | None, positive: str | None) -> tuple[st
             raise UsageError(f"the dataset has no column {given!r}; it has: {', '.join(names)}")
     if len(names) < 2:
         raise UsageError(f"the dataset has {len(names)} column, but pairs need two: anchor and positive")
-    return anchor or names[0], positive or names[1]
+    chosen = anchor or names[0], positive or names[1]
+    if chosen[0] == chosen[1]:
+        other = "positive_column_name" if positive is None else "anchor_column_name"
+        raise UsageError(
+            f"anchor and positive would both be the column {chosen[0]!r}: give {other} as well; the dataset has: "
+            f"{', '.join(names)}"
+        )
+    return chosen
 
 
 def _most_positives(queries: Iterable[str]) -> int:

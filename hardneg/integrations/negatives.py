@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from hardneg.bank.sampler import MemoryBankSampler
+from hardneg.data.notes import warn_of_empty_texts
 from hardneg.data.options import ReadOptions
 from hardneg.data.read import as_pairs
 from hardneg.encoders.base import prompt_of
@@ -39,6 +41,8 @@ from hardneg.storage.files import write_array
 from hardneg.storage.json_files import write_json
 from hardneg.training.online_filters import OnlineFilters, Rows
 
+_logger = logging.getLogger("hardneg")
+
 _AHEAD = 2  # batches that a loop may have fetched before the one that it trains on is done
 
 Int = NDArray[np.int64]
@@ -51,6 +55,10 @@ class HardNegatives:
     update of the weights (or `batch()` after each batch that updates nothing), `begin_epoch(n)` and `end_epoch()`. When `step()`
     returns True, new negatives were mined with the weights of a moment ago; the batches from the next but one on have them.
 
+    A candidate that the filters reject is never a negative. Where fewer than k pass, random documents take their places: none that
+    a filter rejected, and none that `group`, `duplicate:text`, `empty` or a known positive rules out. A query for which no such
+    document is left gets its negatives again. Once for each mining, the logger `hardneg` says how many there were.
+
     Args:
         source: the pairs: `Pairs`, or anything that `hardneg.read_pairs` takes, such as a `datasets.Dataset`.
         model: the model that is trained: a `SentenceTransformer`, or an encoder that is a `torch.nn.Module` (see `Trainable`).
@@ -59,7 +67,7 @@ class HardNegatives:
         filters: filters or their specs, as for `hardneg.mine`; also `posterior:learned`, and `posterior:FILE`.
         default_filters: whether to use `empty`, `duplicate:text` and `distinct`.
         sampler: how negatives are drawn from the kept candidates, anew in every epoch.
-        refresh: when to mine again: `never`, `epoch`, `steps:N` or `staleness:...` (see `Schedule`).
+        refresh: when to mine again: `never`, `epoch`, `steps:N` (or N) or `staleness:...` (see `Schedule`).
         depth: candidates for each query.
         index: the index, as for `hardneg.mine`.
         share: share of the documents that a refresh encodes again.
@@ -83,28 +91,32 @@ class HardNegatives:
     def __init__(
         self, source: Any, model: Any, *, corpus: Any = None, num_negatives: int = 4,
         filters: Sequence[str | Filter] = (), default_filters: bool = True, sampler: str | Sampler = "uniform",
-        refresh: str = "epoch", depth: int = 100, index: str = "auto", share: float = 1.0, lag: int | None = None,
+        refresh: str | int = "epoch", depth: int = 100, index: str = "auto", share: float = 1.0, lag: int | None = None,
         query_prompt: str | None = None, document_prompt: str | None = None, seed: int = 0,
         read: ReadOptions | None = None,
     ) -> None:  # fmt: skip
         self.pairs = as_pairs(source, read or ReadOptions(), corpus)
+        warn_of_empty_texts(self.pairs)
         self.encoder: Any = checked_encoder(model, "model")
         if not isinstance(self.encoder, torch.nn.Module):
             raise UsageError(f"model: a {type(model).__name__} cannot be trained: it is no torch.nn.Module")
         fit(self.encoder, self.pairs, silent)
-        self.seed, self.refresh, self.lag = seed, refresh, lag
+        counted = isinstance(refresh, int) and not isinstance(refresh, bool)
+        self.refresh = f"steps:{refresh}" if counted else str(refresh)
+        self.schedule = Schedule.parse(self.refresh)
+        self.seed, self.lag = seed, lag
         self.prompts = {"query": query_prompt, "document": document_prompt}
         count = len(self.pairs.document_ids)
         self.recipe = Recipe(index=index, depth=min(depth, count), share=share, seed=seed)
-        self.schedule = Schedule.parse(refresh)
         self.known = self.pairs.known_positives()
         chain = parse_filters(filters_of(filters), default_filters, training=True)
         self.filters = OnlineFilters(
             chain, self.pairs, context_of(None, self.pairs, self.known), torch.device("cpu"), seed
         )
         self.draws = MemoryBankSampler(
-            self.pairs, batch_size=1, negatives=num_negatives, negative_sampling=sampler, seed=seed
-        )
+            self.pairs, batch_size=1, negatives=num_negatives, negative_sampling=sampler, seed=seed,
+            allowed=self.filters.allowed,
+        )  # fmt: skip
         self._sampler = spec_of(sampler)
         self.index: RefreshedIndex | None = None
         self.trained = 0  # batches
@@ -112,6 +124,7 @@ class HardNegatives:
         self.masked: Tensor | None = None  # by the last call of a loss that masks
         self._began = 0  # batches before this epoch
         self._skip = 0  # batches of this epoch that the loader leaves out, see `skip_trained`
+        self._told = False  # whether it was said that negatives of this generation were drawn at random
         self._ended = False  # whether `end_epoch` was called for this epoch
         self.drawn = DrawnNegatives(len(self.pairs), num_negatives)
         self.examples = NegativeExamples(self.pairs, self._rows_for_batch)
@@ -330,11 +343,21 @@ class HardNegatives:
     def _mine(self) -> None:
         """Use the candidates of the generation in use."""
         self.draws.use(self.filters.use(self._index.prepared), at=self._drawn)
+        self._told = False
 
     def _draw(self, start: int) -> None:
         """Draw negatives for all queries, to be used from batch `start` on."""
         self.drawn.put(start, self.draws.negatives_of(np.arange(len(self.pairs)), self._drawn))
         self._drawn += 1
+        filled = self.draws.filled
+        if self._told or not (filled.random or filled.repeated):
+            return
+        self._told = True
+        again = f", and {filled.repeated:,} repeat another one of the query," if filled.repeated else ""
+        _logger.warning(
+            f"{filled.random:,} of {filled.negatives:,} negatives were drawn at random{again} because fewer than "
+            f"{self.num_negatives} of the {self.recipe.depth} candidates pass the filters"
+        )
 
     def _rows_for_batch(self, queries: Int) -> Int:
         """int64 `[b, k]`: the negatives of these queries in the batch that is fetched now."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
+import yaml  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
+from yaml.representer import SafeRepresenter  # type: ignore[import-untyped, unused-ignore]
 
+from hardneg.data.picture import Picture
+from hardneg.encoders.base import prompt_of
 from hardneg.errors import MissingDependencyError, UsageError
 from hardneg.integrations.batches import pair_keys, shuffled_batches
 from hardneg.integrations.mine_hard_negatives import mine_hard_negatives
@@ -30,23 +38,46 @@ except ImportError:
     raise MissingDependencyError("sentence-transformers", "st", "hardneg.integrations.sentence_transformers") from None
 
 
+_logger = logging.getLogger("hardneg")
+
+# The trainer writes examples of its dataset into the model card of each checkpoint, as YAML: pictures by their names.
+yaml.add_representer(Picture, SafeRepresenter.represent_str)  # type: ignore[no-untyped-call, unused-ignore]
+
+# Labels are rows of a dataset. Their bits from this one on are a mark that tells whose: training and evaluation have other rows.
+_ROW_BITS = 40
+_marks = itertools.count(1)
+_MARKED: WeakValueDictionary[int, HardNegatives] = WeakValueDictionary()
+
+
 class HardNegatives(_HardNegatives):
     """Negatives that `SentenceTransformerTrainer` mines again while it trains: its dataset and a callback in one.
 
     `negatives = HardNegatives(dataset, model, num_negatives=4, refresh="steps:500")`, then give the trainer
     `train_dataset=negatives.dataset` and `callbacks=[negatives]`. The dataset has the columns `query`, `positive`, `negative_1`,
-    ..., and `label` with the rows of these texts, by which `InfoNCE` of this module masks known and suspected positives; the
-    trainer's own losses ignore it.
+    ..., and `label` with the rows of these texts and a mark that tells of which dataset, by which `InfoNCE` of this module masks
+    known and suspected positives; losses of the trainer that read no labels ignore it.
 
     Negatives are saved with every checkpoint, and a training that is resumed has the same ones. With `dataloader_num_workers` above
     0, batches that workers read ahead may still have the negatives before a refresh.
 
+    The trainer puts no prompts before texts but those of its own arguments. Where these are not the ones of mining, the logger
+    `hardneg` says so: give `SentenceTransformerTrainingArguments(prompts=negatives.column_prompts)`.
+
     Arguments and errors are those of `hardneg.integrations.HardNegatives`.
     """
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._mark = next(_marks)
+        _MARKED[self._mark] = self
+
     @property
     def dataset(self) -> Any:
-        """A `datasets.Dataset`, whose negatives are those in use when a batch is fetched."""
+        """A `datasets.Dataset`, whose negatives are those in use when a batch is fetched.
+
+        Its texts are read anew for every batch: rows may be selected, shuffled and filtered, but what `map` or `add_column` changes is
+        refused when a row is read.
+        """
         try:
             from datasets import Dataset
         except ImportError:
@@ -55,12 +86,36 @@ class HardNegatives(_HardNegatives):
         made.set_transform(self._columns_of)
         return made
 
+    @property
+    def column_prompts(self) -> dict[str, str]:
+        """The prompts of mining by columns of `dataset`: `SentenceTransformerTrainingArguments(prompts=...)` trains with them too."""
+        query, document = (prompt_of(self.encoder, side, self.prompts[side]) for side in ("query", "document"))
+        return {"query": query, **dict.fromkeys(_text_columns(self.num_negatives)[1:], document)}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
+        """Begin, and say so if the trainer does not put the prompts before the texts that they were mined with."""
+        mined, given = self.column_prompts, getattr(args, "prompts", None)
+        if not _trains_with(given, mined):
+            query, document = mined["query"], mined["positive"]
+            _logger.warning(
+                f"negatives are mined with the prompts {query!r} (queries) and {document!r} (documents), but the trainer has "
+                f"prompts={given!r}: give its arguments prompts=negatives.column_prompts, or HardNegatives the query_prompt and "
+                f"document_prompt that are trained with ('' for none)"
+            )
+        super().on_train_begin(args, state, control, **more)
+
     def _columns_of(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        if set(batch) != {"pair"}:
+            changed = ", ".join(repr(name) for name in batch if name != "pair") or "without 'pair'"
+            raise UsageError(
+                f"the columns of HardNegatives.dataset were changed ({changed}), by map or add_column: its texts are read anew for "
+                f"every batch, so that has no effect. Change the source, and make HardNegatives of it; select, shuffle and filter work"
+            )
         rows = self.examples.rows(batch["pair"])
-        columns: dict[str, list[Any]] = {"query": self.pairs.queries.take(rows[:, 0])}
-        for i in range(1, rows.shape[1]):
-            columns["positive" if i == 1 else f"negative_{i - 1}"] = self.pairs.documents.take(rows[:, i])
-        columns["label"] = rows.tolist()
+        columns: dict[str, list[Any]] = {}
+        for i, name in enumerate(_text_columns(self.num_negatives)):
+            columns[name] = (self.pairs.documents if i else self.pairs.queries).take(rows[:, i])
+        columns["label"] = (rows + (self._mark << _ROW_BITS)).tolist()
         return columns
 
     @property
@@ -69,7 +124,44 @@ class HardNegatives(_HardNegatives):
 
         Unlike the trainer's own `no_duplicates`, it never reads a text, and its batches do not depend on the negatives in use.
         """
-        return DistinctBatches(*pair_keys(self.pairs, self.examples))
+        return DistinctBatches(*pair_keys(self.pairs, self.examples), self._mark)
+
+    def masks(self, rows: Tensor) -> dict[str, Any]:
+        """See `hardneg.HardNegatives.masks`; also takes the column `label`, which tells whose rows these are.
+
+        Raises:
+            UsageError: these are rows of another dataset.
+        """
+        mark = _mark_of(rows)
+        if mark not in (0, self._mark):
+            raise UsageError("these labels are of the dataset of another HardNegatives: its own `masks` takes them")
+        return super().masks(rows - (mark << _ROW_BITS))
+
+
+def _mark_of(labels: Tensor) -> int:
+    """The mark of the `HardNegatives` that labels come from; 0 if they have none. UsageError if there are several."""
+    if labels.is_floating_point() or not labels.numel():
+        return 0
+    marks = labels >> _ROW_BITS if labels.dtype == torch.int64 else torch.zeros_like(labels)
+    mark = int(marks.flatten()[0])
+    if bool((marks != mark).any()):
+        raise UsageError("a batch has rows of several datasets of HardNegatives: give the trainer each as a dataset")
+    return mark
+
+
+def _text_columns(negatives: int) -> list[str]:
+    """The columns of texts of the dataset of `HardNegatives`."""
+    return ["query", "positive", *(f"negative_{i + 1}" for i in range(negatives))]
+
+
+def _trains_with(given: Any, mined: dict[str, str]) -> bool:
+    """Whether the prompts that a trainer was given are those of mining, for one of its datasets at least."""
+    several = [each for name, each in given.items() if name not in mined] if isinstance(given, dict) else []
+    for prompts in (given, *several):
+        named = prompts if isinstance(prompts, dict) else dict.fromkeys(mined, prompts)
+        if all((named.get(column) or "") == prompt for column, prompt in mined.items()):
+            return True
+    return False
 
 
 @dataclass(frozen=True)
@@ -78,10 +170,12 @@ class DistinctBatches:
 
     Attributes:
         queries, documents: int64 `[m]`, a key for the query and for the positive of each pair.
+        mark: of the `HardNegatives` that the pairs are of.
     """
 
     queries: NDArray[np.int64]
     documents: NDArray[np.int64]
+    mark: int
 
     def __call__(
         self,
@@ -92,22 +186,38 @@ class DistinctBatches:
         generator: Any = None,
         seed: int = 0,
     ) -> Any:
-        """A batch sampler for the dataset that the keys are of."""
-        return _Batches(self, dataset, batch_size, drop_last, seed)
+        """A batch sampler for the dataset of the `HardNegatives`, or for rows of it; for any other the default of the trainer."""
+        places = _places_of(dataset, self.mark)
+        if places is None:
+            order = RandomSampler(dataset, generator=generator)
+            return DefaultBatchSampler(
+                order, batch_size=batch_size, drop_last=drop_last, generator=generator, seed=seed
+            )
+        return _Batches((self.queries[places], self.documents[places]), dataset, batch_size, drop_last, seed)
+
+
+def _places_of(dataset: Any, mark: int) -> NDArray[np.int64] | None:
+    """int64 `[m]`: the pairs that the rows of a dataset are; None if it is not of the `HardNegatives` with this mark."""
+    transform = getattr(dataset, "_format_kwargs", {}).get("transform")
+    while isinstance(transform, partial):  # of the trainer, which adds the name of a dataset
+        transform = transform.keywords.get("transform")
+    owner = getattr(transform, "__self__", None)
+    if not isinstance(owner, HardNegatives) or owner._mark != mark:
+        return None
+    return np.asarray(dataset.with_format("numpy")["pair"][:], np.int64)
 
 
 class _Batches(DefaultBatchSampler):  # type: ignore[misc]
     """Batches of the places of pairs, in another order in every epoch."""
 
-    def __init__(self, keys: DistinctBatches, dataset: Any, batch_size: int, drop_last: bool, seed: int) -> None:
+    def __init__(
+        self, keys: tuple[NDArray[np.int64], NDArray[np.int64]], dataset: Any, batch_size: int, drop_last: bool, seed: int
+    ) -> None:  # fmt: skip
         super().__init__(dataset, batch_size=batch_size, drop_last=drop_last, seed=seed)
-        if len(dataset) != len(keys.queries):
-            raise UsageError(f"batches of {len(keys.queries):,} pairs for a dataset of {len(dataset):,}")
-        self._of_pairs = keys
+        self._keys = keys
 
     def __iter__(self) -> Iterator[list[int]]:
-        keys = self._of_pairs.queries, self._of_pairs.documents
-        batches = shuffled_batches(keys, [self.seed or 0, self.epoch], self.batch_size, len(self), self.drop_last)
+        batches = shuffled_batches(self._keys, [self.seed or 0, self.epoch], self.batch_size, len(self), self.drop_last)
         # The trainer counts on `len(self)` batches; repetitions may add a few, which are left for another epoch.
         yield from itertools.islice(batches, len(self))
 
@@ -116,7 +226,8 @@ class InfoNCE(nn.Module):
     """The InfoNCE loss of hardneg as a loss of sentence-transformers.
 
     Every query is compared with all positives and negatives of the batch, those of all ranks included. With `negatives`, known
-    positives, equal texts and what the filters suspect are masked, by the rows in the column `label`.
+    positives, equal texts and what the filters suspect are masked, by the rows in the column `label`. A batch of the dataset of
+    another `HardNegatives`, for evaluation, is masked by what that one knows.
 
     Args:
         model: the `SentenceTransformer` that is trained.
@@ -162,7 +273,7 @@ class InfoNCE(nn.Module):
                 )
             # Negatives column by column, as their vectors are.
             negatives = labels[:, 2:].T.reshape(len(labels), -1)
-            masks = self.negatives.masks(torch.cat([labels[:, :2], negatives], 1))
+            masks = self._owner(labels).masks(torch.cat([labels[:, :2], negatives], 1))
 
         def loss(*sides: Tensor) -> Tensor:
             value: Tensor = self.loss(sides[0], sides[1], shared=torch.cat(sides[2:]) if sides[2:] else None, **masks)
@@ -173,6 +284,15 @@ class InfoNCE(nn.Module):
         if self.mini_batch_size is None or not torch.is_grad_enabled():
             return loss(*(self._vectors(each) for each in features))
         return cached_gradients(self._vectors, [self._chunks(each) for each in features], loss)
+
+    def _owner(self, labels: Tensor) -> _AnyNegatives:
+        """Whose rows these labels are: in an evaluation, those of another `HardNegatives` than the loss was given."""
+        assert self.negatives is not None
+        mark = _mark_of(labels)
+        owner = _MARKED.get(mark) if mark else self.negatives
+        if owner is None:
+            raise UsageError("the labels are of the dataset of a HardNegatives that no longer exists: keep it")
+        return owner
 
     def _vectors(self, features: dict[str, Tensor]) -> Tensor:
         vectors: Tensor = self.model(dict(features))["sentence_embedding"]

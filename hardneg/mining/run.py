@@ -161,6 +161,8 @@ class Run:
     ) -> Any:
         """The negatives as a `datasets.Dataset`, in one of the formats of `hardneg.export` that are tables.
 
+        Queries that a format cannot hold are left out; the logger `hardneg` says how many.
+
         Args:
             format: `triplet`, `n-tuple`, `labeled-pair`, `labeled-list`, `margin-mse`, `flagembedding`, `tevatron` or `ms-swift`.
             ids: whether to add columns with the ids beside those of the texts.

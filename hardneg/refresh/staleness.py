@@ -14,6 +14,7 @@ from hardneg.index.recall import others, shares_found
 
 SAMPLE = 512  # documents that are encoded again to measure the drift
 
+_FORMS = "Forms: never, epoch, steps:500, staleness:drift=0.05,overlap=0.7,check=100"
 NEIGHBOURS = 10
 
 
@@ -94,6 +95,8 @@ class Schedule:
         >>> Schedule.parse("steps:500").steps
         500
         """
+        if not isinstance(spec, str):
+            raise UsageError(f"schedule {spec!r} is no text. {_FORMS}")
         kind, _, rest = spec.partition(":")
         try:
             if kind == "never" and not rest:
@@ -114,6 +117,5 @@ class Schedule:
         except ValueError:
             raise UsageError(f"schedule {spec!r} holds something that is no number, or a part without '='") from None
         raise UsageError(
-            f"unknown schedule {spec!r}.{suggestion(kind, ('never', 'epoch', 'steps', 'staleness'))} "
-            f"Forms: never, epoch, steps:500, staleness:drift=0.05,overlap=0.7,check=100"
+            f"unknown schedule {spec!r}.{suggestion(kind, ('never', 'epoch', 'steps', 'staleness'))} {_FORMS}"
         )

@@ -23,7 +23,7 @@ from hardneg.false_negatives.sketch import Sketch, make_sketch
 from hardneg.false_negatives.sources import learn_from
 from hardneg.losses.batch import PerRole
 from hardneg.losses.variants import Variants
-from hardneg.mining.candidates import Context
+from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import Chain, Filter
 from hardneg.mining.filters.identity import Distinct, Duplicate, Empty, Group, Known
 from hardneg.mining.filters.limits import Margin
@@ -31,7 +31,7 @@ from hardneg.mining.filters.models import Guide
 from hardneg.mining.mined import Mined
 from hardneg.refresh.context import context_of
 from hardneg.refresh.generation import Generation
-from hardneg.storage.arrays import Int, Ragged
+from hardneg.storage.arrays import Int, Mask, Ragged
 from hardneg.training.distributed import World
 
 # Log odds of a document that shares no neighbors with the query: at least this far below the limit, as a sketch has noise.
@@ -100,7 +100,7 @@ class OnlineFilters:
         # Copies of a text count as one document: if one is a positive of a query, none of the others is its negative.
         _, first, places = np.unique(distinct_keys(pairs.document_keys), return_index=True, return_inverse=True)
         self.canonical = torch.from_numpy(first[places.ravel()]).to(device)
-        self.known = context.known
+        self.known, self._context = context.known, context
         self.margins = [each for each in chain.filters if isinstance(each, Margin)]
         guides = [each for each in chain.filters if isinstance(each, Guide)]
         self.guide = guides[0] if guides else None
@@ -202,6 +202,21 @@ class OnlineFilters:
         blank = Sketch.blank(len(self.pairs), len(self.pairs.document_ids)) if self.needs_neighbors else None
         return Prepared(mined, blank)
 
+    def allowed(self, queries: Int, documents: Int) -> Mask:
+        """bool `[n, K]`: what the filters that need nothing but the dataset keep: `known`, `empty`, `duplicate:text` and `group`.
+
+        Args:
+            queries: int64 `[n]`.
+            documents: int64 `[n, K]`, any documents.
+        """
+        chain = Chain([each for each in self.fixed.filters if _by_itself(each)])
+        scores = np.zeros(documents.shape, np.float32)
+        unknown = np.full(len(queries), np.nan, np.float32)
+        empty = np.empty((len(queries), 0), np.float32)
+        candidates = Candidates(queries, documents.astype(np.int32), scores, unknown, empty)
+        kept: Mask = chain.verdicts(candidates, self._context) == 0
+        return kept
+
     def use(self, prepared: Prepared) -> Mined:
         """Mask by this generation from now on. Returns its candidates, of which a learned posterior keeps fewer."""
         self.sketch = None if prepared.sketch is None else prepared.sketch.to(self.device)
@@ -302,6 +317,11 @@ class OnlineFilters:
         """These rows of an array of vectors, scaled to length 1, on the device of the masks."""
         chosen: NDArray[np.float32] = np.asarray(vectors[rows.cpu().numpy()], np.float32)
         return torch.nn.functional.normalize(torch.from_numpy(chosen).to(self.device), dim=1)
+
+
+def _by_itself(each: Filter) -> bool:
+    """Whether a filter can judge any document, without a search that found it."""
+    return isinstance(each, Known | Empty | Group) or (isinstance(each, Duplicate) and each.near is None)
 
 
 def _sketched(chain: Chain) -> tuple[list[Filter], Posterior | None, float]:

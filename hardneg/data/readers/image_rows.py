@@ -54,7 +54,7 @@ class ImageRows(Layout):
         builder: receives the queries, documents and pairs.
         options: names of the columns, which side the pictures are, and where paths may lead.
         first: place and content of the first row.
-        root: the folder that paths are relative to; None: there is none, so that paths are an error.
+        root: the folder that paths are relative to; None: there is none, so that only absolute paths can be read.
         corpus: whether the pictures are documents beside those of another source.
 
     Raises:
@@ -110,9 +110,11 @@ class ImageRows(Layout):
                 f"{where}: {self.image!r} is {shortened(repr(value))}, expected a path, the bytes of a file, or both as "
                 f"Hugging Face stores them"
             )
+        if self.root is None and os.path.isabs(path) and "\0" not in path:
+            return self.reader.from_path(Path(os.path.realpath(path)).parent, path, where), path
         if self.root is None:
             raise DataError(
-                f"{where}: the picture is the path {shortened(path)!r}, and a table in memory has no folder: give "
-                f"ReadOptions(image_root=...), for example '.'"
+                f"{where}: the picture is the path {shortened(path)!r}, and a table in memory has no folder: make it absolute, or "
+                f"give ReadOptions(image_root=...), for example '.'"
             )
         return self.reader.from_path(self.root, path, where), path
