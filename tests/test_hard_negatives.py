@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -15,6 +16,7 @@ from transformers import TrainerState
 
 import hardneg
 from hardneg import Pairs, UsageError
+from hardneg.bank.filling import Filling
 from hardneg.integrations.mine_hard_negatives import mine_hard_negatives
 from hardneg.integrations.sentence_transformers import HardNegatives, InfoNCE
 from hardneg.refresh.staleness import Schedule
@@ -85,11 +87,26 @@ def test_rejected_candidates_do_not_come_back_as_random_documents() -> None:
             assert not set(negatives) & set(rejected.documents[query][~rejected.kept[query]].tolist())
 
 
-def test_a_query_that_can_have_no_negative_is_refused() -> None:
+def test_one_query_that_can_have_no_negative_stops_nothing(caplog: Any) -> None:
+    """Its label is that of every document; the others have documents of a label of their own left."""
+    some = [{"question": f"q {i}", "answer": f"text {i}", "label": "card" if i else "loan"} for i in range(12)]
+    with HardNegatives(some, hardneg.HashedEncoder(), num_negatives=2, depth=8, filters=["group"]) as made:
+        made.begin()
+        assert made.draws.filled.against == 0
+        assert made.draws.filled.repeated == 11  # there is one loan alone, for the eleven cards
+    filled = Filling(made.pairs, made.pairs.known_positives(), lambda queries, documents: documents < 0)
+    places = np.full((2, 3), -1)
+    found = filled(places, np.array([0, 1]), 0, lambda place: np.zeros(0, np.int64))
+    assert (found.random, found.repeated, found.against) == (0, 6, 6)
+    assert (places >= 0).all()
+    assert not {(0, 0), (1, 1)} & {(i, j) for i, row in enumerate(places.tolist()) for j in row}
+
+
+def test_a_set_that_can_have_no_negatives_is_refused() -> None:
     alone = [{**row, "label": "card"} for row in grouped(0)]
     with (
         HardNegatives(alone, hardneg.HashedEncoder(), num_negatives=2, depth=8, filters=["group"]) as made,
-        pytest.raises(UsageError, match="query 'q0': the filters reject every document of the corpus"),
+        pytest.raises(UsageError, match="the filters reject every document of the corpus for every query"),
     ):
         made.begin()
 

@@ -25,11 +25,13 @@ class Filled:
         negatives: all places of the last draw.
         random: places that got a random document.
         repeated: places that got a negative of the same query again, as no other document was left.
+        against: of these, places of queries for which the filters reject every document: some of them are used all the same.
     """
 
     negatives: int = 0
     random: int = 0
     repeated: int = 0
+    against: int = 0
 
 
 class Filling:
@@ -63,11 +65,9 @@ class Filling:
             again = missing[len(fresh) :]
             if len(again):
                 own = negatives[i][negatives[i] >= 0]
-                if not len(own):
-                    raise UsageError(
-                        f"query {self._name(int(rows[i]))}: the filters reject every document of the corpus, so it can have no "
-                        f"negatives: loosen the filters, or add documents"
-                    )
+                if not len(own):  # the filters reject every document: a training does not stop for one query
+                    own = self._left(int(rows[i]), negatives[i], np.random.default_rng([seed, int(rows[i])]))
+                    filled.against += len(again)
                 negatives[i, again] = np.resize(own, len(again))
             filled.random += len(fresh)
             filled.repeated += len(again)
@@ -85,13 +85,18 @@ class Filling:
             if len(pool) >= count:
                 return pool
         # A tiny corpus, or strict filters: all that is left.
-        left = rng.permutation(np.setdiff1d(np.arange(self.size), np.concatenate([known, own])))
+        left = self._left(row, own, rng)
         if len(left) < count:
             raise UsageError(
                 f"query {self._name(row)}: of {self.size:,} documents only {len(own) - count + len(left)} can be negatives, "
                 f"{len(own)} were asked for"
             )
         return self._allowed(row, left, place, rejected)
+
+    def _left(self, row: int, own: Int, rng: np.random.Generator) -> Int:
+        """All documents that are no known positives and not in the row, in random order."""
+        known = self.known.take(np.array([row])).values
+        return rng.permutation(np.setdiff1d(np.arange(self.size), np.concatenate([known, own])))
 
     def _allowed(self, row: int, documents: Int, place: int, rejected: Callable[[int], Int]) -> Int:
         if self.allowed is None or not len(documents):

@@ -350,10 +350,16 @@ class HardNegatives:
         self.drawn.put(start, self.draws.negatives_of(np.arange(len(self.pairs)), self._drawn))
         self._drawn += 1
         filled = self.draws.filled
+        if filled.negatives and filled.against == filled.negatives:
+            raise UsageError(
+                "the filters reject every document of the corpus for every query: loosen the filters, or add documents"
+            )
         if self._told or not (filled.random or filled.repeated):
             return
         self._told = True
         again = f", and {filled.repeated:,} repeat another one of the query," if filled.repeated else ""
+        if filled.against:
+            again += f" {filled.against:,} of these of queries for which the filters reject every document,"
         _logger.warning(
             f"{filled.random:,} of {filled.negatives:,} negatives were drawn at random{again} because fewer than "
             f"{self.num_negatives} of the {self.recipe.depth} candidates pass the filters"
