@@ -67,6 +67,7 @@ def test_numbers_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_document_costs_64_bytes_at_most(tmp_path: Path) -> None:
     """Beside its id, whatever its text: it was 341 and more."""
     builder, n = Builder(tmp_path / "d"), 60_000

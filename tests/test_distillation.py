@@ -90,7 +90,12 @@ def far(model: Any, run: Run, kind: str) -> float:
     return float(distillation_loss(queries, documents[listed.clip(min=0)], torch.from_numpy(teacher), kind))
 
 
-@pytest.mark.parametrize("spec", ["kl:alone", "margin-mse:alone", "kl:weight=2"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "spec", ["kl:alone", *(pytest.param(s, marks=SLOW) for s in ("margin-mse:alone", "kl:weight=2"))]
+)
 def test_a_training_comes_nearer_to_its_teacher(scored: Run, tmp_path: Path, spec: str) -> None:
     model = hardneg.HashedEncoder(32)
     options: dict[str, Any] = {"steps": 60, "batch_size": 20, "negatives": 8, "learning_rate": 0.02, "log_every": 1}

@@ -69,8 +69,8 @@ def test_no_cell_is_a_formula_and_ids_come_back(run: hardneg.Run, tmp_path: Path
 
 
 def test_the_help_tells_of_the_quote() -> None:
-    assert "single quote in front" in " ".join(run_here("judge", "--help").stdout.split())
-    assert "exactly as they are" in " ".join(run_here("export", "--help").stdout.split())
+    assert "single quote in front" in " ".join(run_here("judge", "--help-all").stdout.split())
+    assert "exactly as they are" in " ".join(run_here("export", "--help-all").stdout.split())
 
 
 def test_exports_are_exact(run: hardneg.Run, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_files_for_judging_that_cannot_be_read(run: hardneg.Run, tmp_path: Path)
     with pytest.raises(DataError, match=r"f\.csv is not readable as CSV"):
         read_judgements(path, pairs)
     long = "x" * 200_000  # more than the csv module reads by default
-    path.write_text("query_id,document_id,relevant,query\n" + f"plain,plain,1,{long}\n" * 3)
+    path.write_text("query_id,document_id,relevant,note\n" + f"plain,plain,1,{long}\n" * 3)
     assert read_judgements(path, pairs).relevant.tolist() == [True]
     path.unlink()
     with pytest.raises(DataError, match=r"f\.csv does not exist"):

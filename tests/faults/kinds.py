@@ -66,12 +66,14 @@ def make_judgements(folder: Path, rng: Random) -> None:
             ("'=1", "''=1", "b", "c", "'d", "e\n")[i % 6],
             f"d{i // 6}",
             str(i % 2),
-            "text",
+            f"query {i % 6}",
             "0.5",
             rng.choice(("fit", "hold-out")),
         ]
         for i in range(rng.choice((5, 24, 36)))
     ]
+    if rng.choice(range(8)) == 0:  # the text of another query
+        rng.choice(rows)[3] = "text"
     write(folder / "judged.csv", table(header, rows, rng.choice(",,,,;"), rng))
 
 

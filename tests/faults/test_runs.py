@@ -8,7 +8,7 @@ from tests.faults.place import Place
 from tests.faults.runs import FAULTS, KINDS, count
 from tests.faults.trainings import Trained
 
-# (kind, number of cases in the suite)
+# (kind, number of cases in `make slow`)
 FEW = [("finished run, one file damaged", 12), ("interrupted run, one file damaged", 8)]
 FEW += [("interrupted training, one file damaged", 6), ("saved encoder, one file damaged", 4)]
 
@@ -20,6 +20,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("faults")
 @pytest.mark.parametrize(("kind", "cases"), FEW)
 def test_a_damaged_file_is_refused_or_gives_the_same_result(place: Place, kind: str, cases: int) -> None:
