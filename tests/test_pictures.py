@@ -432,3 +432,13 @@ def test_a_run_shows_its_pictures(folder: Path, tmp_path: Path, clip: Callable[[
     page = (tmp_path / "r2.html").read_text()
     assert page.count("data:image/jpeg;base64,") == len(COLORS) - 2
     assert "2 cannot be read any more" in page
+
+
+def test_an_export_of_pictures_without_files_says_so(
+    tmp_path: Path, small_clip: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Their names open nothing; those of a folder do."""
+    rows = [{"image": Image.new("RGB", (8, 8), (40 * i, 0, 0)), "caption": f"red of {40 * i}"} for i in range(6)]
+    run = hardneg.mine(rows, tmp_path / "run", hardneg.MineOptions(encoder=f"st:{small_clip}", depth=5, negatives=2))
+    run.to_dataset("triplet")
+    assert [record.message for record in caplog.records if "the export has only their names" in record.message]

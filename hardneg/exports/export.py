@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 
 from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
+from hardneg.data.picture import Picture
+from hardneg.data.texts import shown
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.exports.folders import CORPUS_FILES, FOLDERS, write_beir, write_with_corpus
 from hardneg.exports.layouts import LAYOUTS, NEED_ALL, NEED_NEGATIVE, NEED_POSITIVE, Asked, Block, Docs
@@ -40,6 +43,8 @@ from hardneg.storage.outputs import check_place
 from hardneg.storage.remote import refuse_url
 
 EXPORT_FORMATS = (*LAYOUTS, "trec", "qrels", "beir")
+
+_logger = logging.getLogger("hardneg")
 
 _LINES = ("trec", "qrels", "msmarco")  # formats of lines, in a file of any name
 
@@ -105,10 +110,24 @@ def export(
         return report
     blocks = _blocks(run, pairs, max_positives, False, teacher_of(run, pairs, scores))
     if format == "beir":
+        _say_if_nameless(pairs)
         write_beir(run, pairs, blocks, path, report)
     else:
         write_text(path, trec_lines(blocks, report))
     return report
+
+
+def _say_if_nameless(pairs: Pairs) -> None:
+    """Warn of pictures that are exported by names which nobody can open: those inside of tables, archives or memory."""
+    for side, items in (("queries", pairs.queries), ("documents", pairs.documents)):
+        some = items.slice(0, min(1000, items.rows)) if items.pictures else []
+        inside = [each for each in some if isinstance(each, Picture) and each.offset >= 0]
+        if inside:
+            _logger.warning(
+                f"the pictures of the {side} stand inside of other files or came from memory, and the export has only their names, "
+                f"such as {shown(str(inside[0]))}: mine a folder of picture files, or train from the run itself (hardneg.Examples, "
+                f"HardNegatives)"
+            )
 
 
 def _check_name(path: Path, format: str) -> None:
@@ -150,6 +169,7 @@ def tables_of(
     _check_short(short)
     _check_parts(format, bool(scores), ids)
     pairs = run.pairs() if pairs is None else pairs
+    _say_if_nameless(pairs)
     asked = Asked(bool(scores), ids, int(run.info["config"]["negatives"]))
     blocks = _blocks(run, pairs, max_positives, false_probability, teacher_of(run, pairs, scores))
     return _tables(format, blocks, report, asked, short)
