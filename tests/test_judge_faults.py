@@ -247,6 +247,21 @@ def test_the_command_and_the_documentation_promise_the_same_of_a_budget() -> Non
     assert promise in " ".join(Path(__file__).parents[1].joinpath("docs", "judges.md").read_text("utf-8").split())
 
 
+def test_a_pair_at_which_the_server_fails_does_not_stop_the_others(tmp_path: Path) -> None:
+    def failing(server: JudgeServer, pairs: list[tuple[str, str]], times: int) -> Any:
+        return (500, {}, "{}") if any("question 7" in query for query, _ in pairs) else None
+
+    pairs = [(f"question {i}", f"document {i}") for i in range(12)]
+    with JudgeServer(lambda query, document: 3, failing, seconds=0.05) as server:
+        said = judge(server, tmp_path, concurrency=4, retries=1).judge(pairs)
+    assert said.relevant.tolist() == [NO_ANSWER if i == 7 else 1 for i in range(12)]
+    with (
+        JudgeServer(lambda query, document: 3, lambda *_: (500, {}, "{}")) as server,
+        pytest.raises(EndpointError, match="answers 500"),
+    ):
+        judge(server, tmp_path / "b", concurrency=4, retries=1).judge(pairs)
+
+
 @pytest.mark.parametrize("together", [1, 4])
 def test_a_pair_that_is_refused_does_not_stop_the_others(tmp_path: Path, together: int) -> None:
     """As a text that is longer than the model takes: it has no answer, and is counted; refused from the start, all is."""

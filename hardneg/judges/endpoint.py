@@ -54,7 +54,7 @@ class EndpointError(DataError):
 
 
 class RequestRefused(EndpointError):
-    """The endpoint refuses one request for what it asks, such as a text that is too long for the model."""
+    """The endpoint refuses one request, such as one that is too long for the model, or fails at it while it answers others."""
 
 
 class _Passing(Exception):
@@ -169,7 +169,7 @@ class Endpoint:
         Raises:
             RequestRefused: what this request asks is refused. EndpointError: it was refused, or failed `retries` times more.
         """
-        failed, answered, own = 0, self._answered, 0.0
+        failed, answered, own, before = 0, self._answered, 0.0, self._answered
         while True:
             self._wait_until(own)
             sent = {name: value for name, value in request.items() if name not in self.refused}
@@ -185,7 +185,9 @@ class Endpoint:
                     failed = 1 if error.limit and answered != self._answered else failed + 1
                     answered = self._answered
                 if failed > self.retries:
-                    raise EndpointError(
+                    # Where others are answered meanwhile, it is this request that the server stumbles over.
+                    kind = EndpointError if error.limit or self._answered == before else RequestRefused
+                    raise kind(
                         f"{self.url}: {self._clean(str(error))}, {failed} times in a row. Try again later: answers so far are kept"
                     ) from None
                 own = self._held_back(error, failed, began)
