@@ -65,7 +65,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
       hardneg evaluate builtin:pycode --split train --measure mrr@10
     """
     from hardneg.data.read import read_pairs
-    from hardneg.encoders.devices import parse_devices
+    from hardneg.encoders.devices import check_one_way, parse_devices
     from hardneg.encoders.factory import make_encoder
     from hardneg.encoders.precomputed import open_aligned
     from hardneg.errors import UsageError
@@ -73,8 +73,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     from hardneg.evaluation.retrieval import DEFAULT, check_metric, evaluate_vectors
     from hardneg.evaluation.retrieval import evaluate as run_evaluate
 
-    if given["devices"] and given["device"] is not None:
-        raise UsageError(f"--device {given['device']} and --devices exclude each other: give one of them")
+    check_one_way(given["device"], given["devices"])
     names = measures or DEFAULT
     parse_measures(names)
     check_metric(given["metric"])

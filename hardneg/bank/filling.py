@@ -66,7 +66,8 @@ class Filling:
             if len(again):
                 own = negatives[i][negatives[i] >= 0]
                 if not len(own):  # the filters reject every document: a training does not stop for one query
-                    own = self._left(int(rows[i]), negatives[i], np.random.default_rng([seed, int(rows[i])]))
+                    row = int(rows[i])
+                    own = self._left(self._known(row), negatives[i], np.random.default_rng([seed, row]))
                     filled.against += len(again)
                 negatives[i, again] = np.resize(own, len(again))
             filled.random += len(fresh)
@@ -75,7 +76,7 @@ class Filling:
 
     def _pool(self, row: int, own: Int, count: int, seed: int, place: int, rejected: Callable[[int], Int]) -> Int:
         """Documents for one query in random order: `count` or more, or all that may be used."""
-        known = self.known.take(np.array([row])).values
+        known = self._known(row)
         rng = np.random.default_rng([seed, row])
         for tries in _TRIES if self.allowed is not None else _TRIES[:1]:
             pool = rng.integers(0, self.size, tries + count)
@@ -85,17 +86,20 @@ class Filling:
             if len(pool) >= count:
                 return pool
         # A tiny corpus, or strict filters: all that is left.
-        left = self._left(row, own, rng)
+        left = self._left(known, own, rng)
         if len(left) < count:
+            possible = len(own) - count + len(left)
             raise UsageError(
-                f"query {self._name(row)}: of {self.size:,} documents only {len(own) - count + len(left)} can be negatives, "
+                f"query {self.pairs.query_ids[row].as_py()!r}: of {self.size:,} documents only {possible} can be negatives, "
                 f"{len(own)} were asked for"
             )
         return self._allowed(row, left, place, rejected)
 
-    def _left(self, row: int, own: Int, rng: np.random.Generator) -> Int:
+    def _known(self, row: int) -> Int:
+        return self.known.take(np.array([row])).values
+
+    def _left(self, known: Int, own: Int, rng: np.random.Generator) -> Int:
         """All documents that are no known positives and not in the row, in random order."""
-        known = self.known.take(np.array([row])).values
         return rng.permutation(np.setdiff1d(np.arange(self.size), np.concatenate([known, own])))
 
     def _allowed(self, row: int, documents: Int, place: int, rejected: Callable[[int], Int]) -> Int:
@@ -103,6 +107,3 @@ class Filling:
             return documents
         documents = documents[~np.isin(documents, rejected(place))]
         return documents[self.allowed(np.array([row]), documents[None])[0]] if len(documents) else documents
-
-    def _name(self, row: int) -> str:
-        return repr(self.pairs.query_ids[row].as_py())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 
 from hardneg.data.pairs import Pairs
 
@@ -32,13 +33,12 @@ _TEXTS = {
 }
 
 
-def notes_of(pairs: Pairs) -> list[str]:
-    """One sentence for each kind of thing that the reader noticed."""
-    return [text.format(f"{pairs.notes[name]:,}") for name, text in _TEXTS.items() if pairs.notes.get(name)]
+def notes_of(pairs: Pairs, names: Iterable[str] = tuple(_TEXTS)) -> list[str]:
+    """One sentence for each kind of thing that the reader noticed, or for those of these names."""
+    return [_TEXTS[name].format(f"{pairs.notes[name]:,}") for name in names if pairs.notes.get(name)]
 
 
 def warn_of_empty_texts(pairs: Pairs) -> None:
     """Log the notes on empty texts, such as those of nulls, where no run keeps them."""
-    for name in _EMPTY:
-        if pairs.notes.get(name):
-            _logger.warning(_TEXTS[name].format(f"{pairs.notes[name]:,}"))
+    for note in notes_of(pairs, _EMPTY):
+        _logger.warning(note)

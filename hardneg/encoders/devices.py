@@ -48,6 +48,12 @@ def parse_devices(text: str | None) -> tuple[str, ...]:
     return tuple(found)
 
 
+def check_one_way(device: str | None, devices: object) -> None:
+    """UsageError if both a device and several of them are named."""
+    if devices and device is not None:
+        raise UsageError(f"--device {device} and --devices exclude each other: give one of them")
+
+
 def check_available(device: str) -> None:
     """UsageError if torch cannot use a device."""
     try:

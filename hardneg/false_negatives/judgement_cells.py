@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from hardneg.data.texts import fold, shown
+from hardneg.data.texts import Texts, fold, shown
 from hardneg.errors import DataError, first_few
 from hardneg.false_negatives.judgement_file import from_cell
 from hardneg.storage.arrow import values_of
@@ -33,13 +33,17 @@ def rows_of(
     return values_of(places).astype(np.int64)
 
 
-def check_texts(judged: Sequence[tuple[int, dict[str, str]]], path: Path, what: str, texts: Sequence[str]) -> None:
-    """Raise DataError where a row has the text of another query or document than its id names."""
-    wrong = []
-    for (line, row), text in zip(judged, texts, strict=True):
-        said = from_cell(row.get(what) or "").strip()
-        if said and fold(said)[:_COMPARED] != fold(text)[:_COMPARED]:
-            wrong.append(line)
+def check_texts(
+    judged: Sequence[tuple[int, dict[str, str]]], path: Path, what: str, items: Texts, rows: NDArray[np.int64]
+) -> None:
+    """Raise DataError where a row has the text of another query or document than its id names, which is `items[rows[i]]`."""
+    said = [from_cell(row.get(what) or "").strip() for _, row in judged]
+    shows = [i for i, text in enumerate(said) if text]
+    wrong = [
+        judged[i][0]
+        for i, text in zip(shows, items.take(rows[np.array(shows, np.int64)]), strict=True)
+        if fold(said[i])[:_COMPARED] != fold(text)[:_COMPARED]
+    ]
     if wrong:
         raise DataError(
             f"{path}: the ids of the column '{what}_id' name other texts than those of the column {what!r} in {len(wrong):,} lines "

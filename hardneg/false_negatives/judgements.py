@@ -248,8 +248,8 @@ def read_judgements(path: Path, pairs: Pairs, *, predictions: bool = False, part
     document = rows_of(
         [from_cell(row["document_id"]) for _, row in judged], pairs.document_ids, judged, path, "document"
     )
-    check_texts(judged, path, "query", pairs.queries.take(query))
-    check_texts(judged, path, "document", pairs.documents.take(document))
+    check_texts(judged, path, "query", pairs.queries, query)
+    check_texts(judged, path, "document", pairs.documents, document)
     relevant = np.array([row["relevant"].strip() == "1" for _, row in judged])
     inclusion = np.array([chance_of(row.get("inclusion_probability"), line, path) for line, row in judged])
     held_out = np.array([row.get("part") == HELD_OUT for _, row in judged])

@@ -103,9 +103,14 @@ def mine(
             _begin(folder, target, source, options, (vectors, encoder), resources, command, force)
         # `progress` is still there if the process was killed between the last write and the clean-up.
         shutil.rmtree(folder / "progress", ignore_errors=True)
+    return mined_run(target, finished)
+
+
+def mined_run(target: Path, finished: bool) -> Run:
+    """The run that a pass wrote; DataError if every candidate was rejected, unless it was `finished` before."""
     run = Run(target, verify=False)
     if not finished and not any(int(k) for k in run.info["counts"]["negatives"]):
-        raise DataError(all_rejected(target, run.info["counts"]["verdicts"]))
+        raise DataError(_all_rejected(target, run.info["counts"]["verdicts"]))
     return run
 
 
@@ -315,7 +320,7 @@ def _queries_done(advance: Callable[[int], None], documents: int) -> Callable[[i
     return count
 
 
-def all_rejected(folder: Path, verdicts: dict[str, int]) -> str:
+def _all_rejected(folder: Path, verdicts: dict[str, int]) -> str:
     """The message for a run without any negative."""
     rejected = {name: n for name, n in verdicts.items() if name != "kept" and n}
     if not rejected:

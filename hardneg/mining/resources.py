@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hardneg.encoders.base import Encoder
+from hardneg.encoders.devices import check_one_way
 from hardneg.encoders.factory import make_encoder
-from hardneg.errors import UsageError
 from hardneg.progress import Progress, silent
 
 
@@ -49,8 +49,7 @@ class Resources:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        if self.devices and self.device is not None:
-            raise UsageError(f"--device {self.device} and --devices exclude each other: give one of them")
+        check_one_way(self.device, self.devices)
 
     def embeddings(self, folder: Path) -> Path:
         """Return the folder with the embeddings of the run in `folder`."""

@@ -9,9 +9,9 @@ from typing import Any, Unpack
 from hardneg.data.pairs import Pairs
 from hardneg.data.read import as_pairs
 from hardneg.data.tables import is_path
-from hardneg.errors import DataError, RunError
+from hardneg.errors import RunError
 from hardneg.mining.inputs import check_config, check_finished
-from hardneg.mining.mine import all_rejected, torch_threads
+from hardneg.mining.mine import mined_run, torch_threads
 from hardneg.mining.options import MineChoices, MineOptions, chosen, with_given
 from hardneg.mining.resources import Resources
 from hardneg.mining.run import Run
@@ -94,10 +94,7 @@ def mine_with(
                 )
             losses = _driven(engine, folder, plan, resources, threads)
         shutil.rmtree(folder / "progress", ignore_errors=True)
-    run = Run(target, verify=False)
-    if not finished and not any(int(k) for k in run.info["counts"]["negatives"]):
-        raise DataError(all_rejected(target, run.info["counts"]["verdicts"]))
-    return run, losses
+    return mined_run(target, finished), losses
 
 
 def _driven(engine: str, folder: Path, plan: Plan, resources: Resources, threads: int | None) -> Losses:

@@ -9,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
+from hardneg.data.readers.pair_rows import QUERY_COLUMNS
 from hardneg.data.readers.rows import Located, Row, opened
 from hardneg.errors import DataError
 
@@ -16,19 +17,9 @@ _LONGEST_LINE = 1 << 30  # bytes
 _LARGEST_DOCUMENT = 1 << 31  # bytes of a file that is one JSON value, and is read at once
 
 # Entries under which files keep their rows, beside a version for example.
-_QUERIES = (
-    "query",
-    "queries",
-    "anchor",
-    "question",
-    "sentence1",
-    "premise",
-    "question1",
-    "prompt",
-    "query_text",
-    "claim",
-)
 _HOLDERS = ("data", "rows", "examples", "instances", "queries")
+
+_QUERIES = {name.lower() for name in (*QUERY_COLUMNS, "queries")}
 
 
 class Lines(Protocol):

@@ -31,6 +31,11 @@ GROUP_COLUMNS = ("group", "label", "class")
 
 RELEVANCE_COLUMNS = ("relevant", "relevance", "is_relevant", "is_duplicate", "is_positive", "is_match")
 
+# The columns besides the texts, by what they are to a row.
+_ROLES = {
+    "id": QUERY_ID_COLUMNS, "document_id": DOCUMENT_ID_COLUMNS, "relevance": RELEVANCE_COLUMNS, "group": GROUP_COLUMNS,
+}  # fmt: skip
+
 # Columns that grade a pair: what counts as a positive is not told by their names.
 GRADE_COLUMNS = ("score", "similarity", "similarity_score", "sim", "rating", "stars", "gold_score")
 
@@ -72,14 +77,13 @@ class PairRows(Layout):
         self.query = need_column(row, options.query_column, QUERY_COLUMNS, where, "query")
         free = {name: value for name, value in row.items() if name != self.query}
         self.positive = need_column(free, options.positive_column, POSITIVE_COLUMNS, where, "positive")
-        self.id = find_column(row, options.id_column, QUERY_ID_COLUMNS, where)
-        self.document_id = find_column(row, options.document_id_column, DOCUMENT_ID_COLUMNS, where)
-        self.relevance = find_column(row, options.relevance_column, RELEVANCE_COLUMNS, where)
-        self.group = find_column(row, options.group_column, GROUP_COLUMNS, where)
+        self.id, self.document_id, self.relevance, self.group = (
+            find_column(row, getattr(options, f"{role}_column"), usual, where) for role, usual in _ROLES.items()
+        )
         self._read_label(row, where, column, name)
         self.seen = set(row)
         self.negatives = [name for name in row if _NEGATIVE_COLUMN.fullmatch(name)]
-        roles = ("query", "positive", "id", "document_id", "relevance", "group")
+        roles = ("query", "positive", *_ROLES)
         builder.columns |= {role: found for role in roles if (found := getattr(self, role)) is not None}
         if self.negatives:
             builder.columns["negatives"] = ", ".join(self.negatives)
@@ -101,7 +105,7 @@ class PairRows(Layout):
             return
         grade = find_column(row, None, GRADE_COLUMNS, where)
         named = self.positive.lower().startswith("pos") or self.group is not None
-        if grade is None or len({str(value) for value in column(grade)}) < 2:
+        if grade is None or not _varies(column(grade)):
             return
         if named:
             self.builder.count("grades_not_read")
@@ -120,10 +124,7 @@ class PairRows(Layout):
         if late:
             self.negatives += late
             self.builder.columns["negatives"] = ", ".join(self.negatives)
-        roles = (
-            ("id", QUERY_ID_COLUMNS), ("document_id", DOCUMENT_ID_COLUMNS), ("relevance", RELEVANCE_COLUMNS), ("group", GROUP_COLUMNS),
-        )  # fmt: skip
-        for role, usual in roles:
+        for role, usual in _ROLES.items():
             given = getattr(self.options, f"{role}_column")
             found = find_column(new, None, usual, where) if given is None else given if given in new else None
             if found and getattr(self, role) is None:
@@ -182,3 +183,10 @@ class PairRows(Layout):
             if not is_blank(negative):
                 document = self.builder.add_document(None, negative, where=where)
                 self.own_negative(query, document)
+
+
+def _varies(values: Iterable[Any]) -> bool:
+    """Whether there are two different values; what comes after these is not read."""
+    texts = map(str, values)
+    first = next(texts, None)
+    return any(text != first for text in texts)
