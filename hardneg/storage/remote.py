@@ -29,7 +29,7 @@ _READ = 1 << 23  # bytes that are read at once
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,3}(?=[^/])")
 
-_REFUSED = ("403", "401", "Forbidden", "AccessDenied", "Access Denied", "Unauthorized")
+_REFUSED = re.compile(r"\b(?:40[13]|Forbidden|Access ?Denied|Unauthorized)\b")
 
 _SIGNS = (
     "ETag",
@@ -216,15 +216,18 @@ def _is_final(error: Exception) -> bool:
 
 
 def _refused(error: BaseException | None) -> bool:
-    """Whether the store does not let us read; the reason may be that of an error of fsspec's own."""
+    """Whether the store does not let us read; the reason may be that of an error of fsspec's own.
+
+    A name is no reason: a port may be 40177, and a file `Forbidden.jsonl`.
+    """
     if error is None:
         return False
-    return (
-        _refused(error.__cause__)
-        or isinstance(error, PermissionError)
-        or getattr(error, "status", 0) in (401, 403)
-        or any(sign in str(error)[:200] for sign in _REFUSED)
-    )
+    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, PermissionError) or status in (401, 403) or _refused(error.__cause__):
+        return True
+    if status is not None or isinstance(error, FileNotFoundError):
+        return False
+    return _REFUSED.search(re.sub(r"\S*/\S*", "", str(error))[:200]) is not None
 
 
 def _failed(url: str, error: Exception, attempts: int = 1) -> DataError:
