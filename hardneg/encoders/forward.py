@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hardneg.encoders.base import checked_vectors
 from hardneg.encoders.batches import PIECE, Batch, batches
+from hardneg.encoders.kept_tokens import KeptTokens
 from hardneg.encoders.number_format import TYPES
 from hardneg.errors import RunError, reason_of
 from hardneg.storage.arrays import Float
@@ -63,6 +64,7 @@ class Forward:
         parallel: whether several threads may call the model at once, each with one core. Not for models that have threads of
             their own.
         counts: what was done again.
+        kept: the tokens of texts that were encoded before, if they are kept.
     """
 
     model: Any
@@ -71,6 +73,7 @@ class Forward:
     most: int | None = None
     parallel: bool = True
     counts: Counts = field(default_factory=Counts)
+    kept: KeptTokens | None = None
 
     def __post_init__(self) -> None:
         self.device = torch.device(self.model.device)
@@ -128,7 +131,7 @@ class Forward:
     def features(self, texts: Sequence[str], prompt: str) -> dict[str, Any]:
         """What the model takes for these texts."""
         with self.lock:
-            return dict(self.model.preprocess(list(texts), prompt=prompt))
+            return tokenized(self.model, list(texts), prompt, self.kept)
 
     def _on_cores(self, stream: Iterator[Batch], texts: Sequence[str], prompt: str, keep: Callable[..., None]) -> None:
         """Every core encodes batches of its own, each with one thread: no core waits for another within a layer."""
@@ -269,6 +272,14 @@ class Forward:
         if self.number_format == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=TYPES[self.number_format])
+
+
+def tokenized(model: Any, texts: list[str], prompt: str, kept: KeptTokens | None = None) -> dict[str, Any]:
+    """What a sentence-transformers model takes for these texts; tokens that are kept are not made again."""
+    if kept is None:
+        return dict(model.preprocess(texts, prompt=prompt))
+    setting = f"{getattr(model, 'max_seq_length', None)}\n{prompt}"
+    return kept.features(texts, setting, lambda some: dict(model.preprocess(some, prompt=prompt)))
 
 
 def _pinned(features: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from torch import nn
 from hardneg.encoders.base import checked_vectors
 from hardneg.encoders.factory import EncoderOptions
 from hardneg.encoders.features import hashed_features
+from hardneg.encoders.kept_tokens import KeptTokens
 from hardneg.encoders.saved import replaced_folder, saved_config, write_config
 from hardneg.errors import RunError, UsageError
 from hardneg.storage.files import write_array
@@ -70,6 +71,7 @@ class HashedEncoder(nn.Module):
         initial = generator.standard_normal((buckets + 1, dimension), np.float32) / np.sqrt(np.float32(dimension))
         self.table.weight = nn.Parameter(torch.from_numpy(initial))
         self.fitted = False
+        self.kept_tokens: KeptTokens | None = None  # set while the same texts are encoded again and again
 
     @property
     def dropout(self) -> float:
@@ -133,12 +135,19 @@ class HashedEncoder(nn.Module):
 
     def vectors(self, texts: Sequence[str], *, prompt: str = "") -> torch.Tensor:
         """Unit vectors of n texts, float32 `[n, d]`, with gradients, on the device of the weights."""
-        if prompt:
-            texts = [prompt + text for text in texts]
-        features, offsets = hashed_features(texts, self.buckets)
+        kept = self.kept_tokens
+        made = self._features(texts, prompt) if kept is None else self._kept_features(kept, texts, prompt)
         device = self.table.weight.device
-        out: torch.Tensor = self(torch.from_numpy(features).to(device), torch.from_numpy(offsets[:-1]).to(device))
+        out: torch.Tensor = self(made["input_ids"].to(device), made["offsets"].to(device))
         return out
+
+    def _kept_features(self, kept: KeptTokens, texts: Sequence[str], prompt: str) -> dict[str, torch.Tensor]:
+        return kept.features(texts, f"{self.buckets}\n{prompt}", lambda some: self._features(some, prompt))
+
+    def _features(self, texts: Sequence[str], prompt: str) -> dict[str, torch.Tensor]:
+        """The features of all texts, int64 `[m]`, and where each text starts, int64 `[n]`."""
+        features, offsets = hashed_features([prompt + text for text in texts] if prompt else texts, self.buckets)
+        return {"input_ids": torch.from_numpy(features), "offsets": torch.from_numpy(offsets[:-1])}
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:

@@ -15,7 +15,8 @@ from torch import nn
 from hardneg.encoders.batches import CPU_TOKENS, PIECE, UNLIMITED, Arrangement, arrange
 from hardneg.encoders.budget import fastest_budget
 from hardneg.encoders.factory import EncoderOptions, incomplete
-from hardneg.encoders.forward import Counts, Forward
+from hardneg.encoders.forward import Counts, Forward, tokenized
+from hardneg.encoders.kept_tokens import KeptTokens
 from hardneg.encoders.loading import files_digest, load_model, split_backend
 from hardneg.encoders.lora import LEARNING_RATE, Lora, add_lora, has_lora, merged, save_adapters
 from hardneg.encoders.modalities import decoded_by, vectors_by_kind
@@ -59,6 +60,7 @@ class SentenceTransformersEncoder(nn.Module):
         self.model = load_model(name, device, backend) if isinstance(name, str) else name
         self.tokens: int | None = None  # the budget of a batch; None: found when it is needed
         self.counts = Counts()
+        self.kept_tokens: KeptTokens | None = None  # set while the same texts are encoded again and again
         self.precision = precision
         self.fitted = True
 
@@ -126,7 +128,7 @@ class SentenceTransformersEncoder(nn.Module):
 
     def _forward(self, name: str) -> Forward:
         parallel = self.backend == "torch"
-        return Forward(self.model, self.dimension, name, self.batch_size, parallel, self.counts)
+        return Forward(self.model, self.dimension, name, self.batch_size, parallel, self.counts, self.kept_tokens)
 
     def in_effect(self) -> dict[str, Any]:
         """How the model is run: for `run.json`, and for a resumed pass, which has to run it in the same way."""
@@ -192,7 +194,10 @@ class SentenceTransformersEncoder(nn.Module):
 
     def _vectors(self, items: list[Any], prompt: str) -> torch.Tensor:
         device = next(self.model.parameters()).device
-        features = self.model.preprocess(items, prompt=prompt)
+        if self.pictures:
+            features = self.model.preprocess(items, prompt=prompt)
+        else:
+            features = tokenized(self.model, items, prompt, self.kept_tokens)
         on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
         out: torch.Tensor = self.model(on_device)["sentence_embedding"]
         width = getattr(self.model, "truncate_dim", None)

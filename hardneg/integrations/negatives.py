@@ -20,6 +20,7 @@ from hardneg.data.read import as_pairs
 from hardneg.encoders.base import prompt_of
 from hardneg.encoders.embed import fit
 from hardneg.encoders.factory import checked_encoder
+from hardneg.encoders.kept_tokens import keep_tokens
 from hardneg.errors import UsageError
 from hardneg.integrations.batches import PairBatches
 from hardneg.integrations.drawn import DrawnNegatives
@@ -101,6 +102,7 @@ class HardNegatives:
         if not isinstance(self.encoder, torch.nn.Module):
             raise UsageError(f"model: a {type(model).__name__} cannot be trained: it is no torch.nn.Module")
         fit(self.encoder, self.pairs, silent)
+        keep_tokens(self.encoder)  # each refresh encodes the same texts
         counted = isinstance(refresh, int) and not isinstance(refresh, bool)
         self.refresh = f"steps:{refresh}" if counted else str(refresh)
         self.schedule = Schedule.parse(self.refresh)

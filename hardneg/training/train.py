@@ -23,6 +23,7 @@ from typing import Any
 from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import fit
+from hardneg.encoders.kept_tokens import keeping_tokens
 from hardneg.encoders.modalities import check_takes
 from hardneg.encoders.saved import written
 from hardneg.losses.arguments import whole
@@ -98,7 +99,10 @@ def train(
     with world(device) as here:
         towers = _towers(model, pairs, options, here)
         options = options.fitting(towers.learning_rate, here.device)
-        with training_folder(out, here, resume=resume, overwrite=overwrite) as folder:
+        with (
+            training_folder(out, here, resume=resume, overwrite=overwrite) as folder,
+            keeping_tokens(*towers.children()),
+        ):
             head = prepare(folder, out, pairs, options, here, resume)
             inputs = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
