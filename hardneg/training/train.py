@@ -13,8 +13,8 @@ DIR/checkpoints/     the last checkpoint (or more, see `keep`), from which an in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,13 +96,9 @@ def train(
     assert callable(progress)  # see `with_progress`
     pairs = pairs if run is None else run.relabelled(pairs)
     start, options, out, named = time.perf_counter(), options or TrainOptions(), Path(out), checked_reports(report_to)
-    with world(device) as here:
-        towers = _towers(model, pairs, options, here)
+    with world(device) as here, _towers(model, pairs, options, here) as towers:
         options = options.fitting(towers.learning_rate, here.device)
-        with (
-            training_folder(out, here, resume=resume, overwrite=overwrite) as folder,
-            keeping_tokens(*towers.children()),
-        ):
+        with training_folder(out, here, resume=resume, overwrite=overwrite) as folder:
             head = prepare(folder, out, pairs, options, here, resume)
             inputs = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
@@ -142,14 +138,16 @@ def _evaluation(
     return lambda towers: held_out.evaluate(towers, options.measures, channel)
 
 
-def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Towers:
-    """The model, once the options are known to fit it; and seed whatever it draws from."""
+@contextmanager
+def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Iterator[Towers]:
+    """The model, once the options are known to fit it; seeds whatever it draws from. It keeps tokens up to the end of the block."""
     prompts = {"query_prompt": options.query_prompt, "document_prompt": options.document_prompt}
     towers = model if isinstance(model, Towers) else Towers(model, **prompts)
     check_fits(options, pairs, towers.dimension, here)
     checkpoint.seed_generators(options.seed + here.rank)
     prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing)
-    return towers
+    with keeping_tokens(*towers.children()):
+        yield towers
 
 
 def _finished(towers: Towers, out: Path, result: dict[str, Any], here: World) -> dict[str, Any]:
