@@ -178,6 +178,8 @@ def print_inspection(value: dict[str, Any]) -> None:
     _row(table, "format", value["format"])
     for role, column in value["columns"].items():
         _row(table, role, f"column {column}")
+    if "groups" in value:
+        _row(table, "groups are", value["groups"])
     for name, count in value["counts"].items():
         _row(table, name.replace("_", " "), f"{count:,}")
     _show(console, f"inspected {value['source']}", table)
@@ -272,6 +274,7 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
     _print(console, f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl")
     if kind is not None:
         more = "".join(f" --corpus {quoted(str(each))}" for each in corpora)
+        more += " --metric ip" if value["options"].get("metric") == "ip" else ""
         _print(
             console, f"next: hardneg mine {quoted(source)}{more} --encoder {quoted(f'{kind}:{out}/{which}')} --out run"
         )

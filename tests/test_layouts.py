@@ -506,6 +506,7 @@ def test_inspect_says_what_a_file_is_taken_for(tmp_path: Path) -> None:
     assert value["counts"] == {
         "queries": 6, "documents": 6, "pairs": 6, "queries_without_positives": 0, "judged_negatives": 6, "groups": 0,
         "documents_without_group": 0,
+        "documents_in_the_largest_group": 0,
     }  # fmt: skip
     assert [each["positives"] for each in value["examples"]] == [[text] for text in TEXTS[:3]]
     assert "6 rows repeat a query: their positives were put together" in value["warnings"]

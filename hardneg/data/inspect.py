@@ -26,7 +26,8 @@ def inspect(
         examples: number of queries to show.
 
     Returns:
-        `source`, `format`, `columns` (by role), `counts`, `examples` (`query`, `positives`, `judged_negatives`, `group`),
+        `source`, `format`, `columns` (by role), `groups` (what they are made of, if of no column), `counts`,
+        `examples` (`query`, `positives`, `judged_negatives`, `group`),
         and `warnings`.
 
     Raises:
@@ -42,12 +43,14 @@ def inspect(
         "judged_negatives": len(pairs.judged_negatives.values),
         "groups": 0 if groups is None else len(np.unique(groups[groups >= 0])),
         "documents_without_group": 0 if groups is None else int((groups < 0).sum()),
+        "documents_in_the_largest_group": 0 if groups is None else int(np.bincount(groups[groups >= 0]).max(initial=0)),
     }
     chosen = np.flatnonzero(pairs.positives.lengths > 0)[:examples]
     return {
         "source": source,
         "format": pairs.reading.get("format", ""),
         "columns": pairs.reading.get("columns", {}),
+        **({"groups": pairs.reading["groups"]} if "groups" in pairs.reading else {}),
         "counts": counts,
         "examples": [_example(pairs, int(row)) for row in chosen],
         "warnings": [*notes_of(pairs), *_oddities(pairs)],

@@ -20,6 +20,7 @@ from hardneg.data.tables import is_path
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.devices import parse_devices
 from hardneg.encoders.factory import checked_encoder
+from hardneg.encoders.report import metric_notes
 from hardneg.errors import DataError
 from hardneg.index.base import Index
 from hardneg.index.factory import make_index
@@ -191,6 +192,7 @@ def _mine(
     resolved |= {"dimension": index.dimension, **(sources.to_json() if sources else {})}
     resolved |= {} if inputs.encoding is None else {"encoder": inputs.encoding}
     said = [*doubts, *left, *inputs.notes, *(sources.notes if sources else ())]
+    said += metric_notes(inputs.encoding, options.metric)
     said += [*warnings(pairs, options, depth, inputs.fingerprints), *missed(recall)]
     writer.finish(
         run_head(

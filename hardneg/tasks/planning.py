@@ -12,7 +12,7 @@ from hardneg.encoders.base import Encoder, dimension_of, prompt_of
 from hardneg.encoders.embed import fit, vector_keys
 from hardneg.encoders.modalities import check_takes
 from hardneg.encoders.precomputed import open_aligned
-from hardneg.encoders.report import encoding_of
+from hardneg.encoders.report import encoding_of, metric_notes
 from hardneg.errors import DataError, UsageError
 from hardneg.false_negatives.shared_neighbors import NEAREST
 from hardneg.index.factory import fastest_index
@@ -109,7 +109,11 @@ def write_plan(
             "reading": pairs.reading,
             "doubts": planner.doubts,
             "left": keep_posterior(folder, target, paths),
-            "warnings": [*notes, *warnings(pairs, options, planner.depths[0], fingerprints)],
+            "warnings": [
+                *notes,
+                *metric_notes(planner.resolved.get("encoder"), options.metric),
+                *warnings(pairs, options, planner.depths[0], fingerprints),
+            ],
             "paths": relative_paths(target, paths),
             "timings": resources.clock.seconds,
         },

@@ -108,7 +108,8 @@ class OnlineFilters:
         self.grouped = any(isinstance(each, Group) for each in chain.filters)
         if self.grouped and (pairs.query_groups is None or pairs.document_groups is None):
             raise UsageError(
-                "the filter 'group' needs groups: a column 'group' or 'label', or groups.tsv in a BEIR folder"
+                "the filter 'group' needs groups: a column 'group' or 'label', groups.tsv in a BEIR folder, or those that "
+                "positives make (group_positives=True, --group-positives)"
             )
         self._document_groups: Tensor | None = None
         if self.grouped and pairs.document_groups is not None:

@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import fit
@@ -46,7 +48,7 @@ from hardneg.training.options import TrainOptions
 from hardneg.training.saved import check_saved, save_encoder
 from hardneg.training.share import Channel
 from hardneg.training.teaching import Teaching
-from hardneg.training.towers import Towers
+from hardneg.training.towers import SIDES, Towers
 
 
 @with_progress
@@ -103,6 +105,7 @@ def train(
             inputs = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
             _report_filters(negatives, folder, here, warn)
+            _warn_of_metric(inputs, towers, options, here, warn)
             trainer = Trainer(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 teaching=_teaching(options, run, pairs, here, warn),
@@ -133,9 +136,9 @@ def _evaluation(
         return None
     held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
     if here.size == 1:
-        return lambda towers: held_out.evaluate(towers, options.measures)
+        return lambda towers: held_out.evaluate(towers, options.measures, metric=options.metric)
     channel = Channel(here)
-    return lambda towers: held_out.evaluate(towers, options.measures, channel)
+    return lambda towers: held_out.evaluate(towers, options.measures, channel, options.metric)
 
 
 def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Towers:
@@ -145,7 +148,32 @@ def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Tow
     check_fits(options, pairs, towers.dimension, here)
     checkpoint.seed_generators(options.seed + here.rank)
     prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing)
+    for side in SIDES:
+        if callable(compare_by := getattr(towers.tower(side), "compare_by", None)):
+            compare_by(options.metric)
     return towers
+
+
+def _warn_of_metric(
+    inputs: _Inputs, towers: Towers, options: TrainOptions, here: World, warn: Callable[[str], None]
+) -> None:
+    """Warn if inner products are asked for and do not differ from cosines, or a run was mined by another metric."""
+    mined = "cosine" if inputs.run is None else inputs.run.info["config"]["metric"]
+    if inputs.run is not None and mined != options.metric and here.leads:
+        warn(
+            f"the run was mined by {mined}, and the training compares by {options.metric}: mine it with --metric {options.metric}"
+        )
+    if options.metric != "ip" or not here.leads:
+        return
+    items = inputs.documents or inputs.pairs.documents
+    lengths = np.linalg.norm(
+        towers.encode(items.take(np.arange(min(8, len(inputs.pairs.document_ids)))), "document"), axis=1
+    )
+    if np.allclose(lengths[lengths > 0], 1, atol=0.01):
+        warn(
+            "metric='ip' (--metric ip): the encoder returns vectors of length 1, whose inner product is the cosine, so their lengths "
+            f"teach nothing; the temperature is {options.temperature:g}, and 0.05 is usual for cosines"
+        )
 
 
 def _finished(towers: Towers, out: Path, result: dict[str, Any], here: World) -> dict[str, Any]:
