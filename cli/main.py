@@ -115,7 +115,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         click.echo(_go_on(sys.argv[1:] if args is None else args), err=True)
         code = 130
     except HardnegError as error:
-        click.echo(f"error: {plain(error)}", err=True)
+        click.echo(f"error: {plain(error.typed)}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except (_ReaderLeft, BrokenPipeError):
         # The reader of the pipe has finished, as in `| head`. This is not an error.

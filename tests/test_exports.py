@@ -385,7 +385,7 @@ def test_places_that_cannot_be_written_to(run: Run, tmp_path: Path) -> None:
             export(run, "triplet", tmp_path / "folder.jsonl", overwrite=overwrite)
         with pytest.raises(UsageError, match="file: an export as beir is a folder"):
             export(run, "beir", tmp_path / "file", overwrite=overwrite)
-    with pytest.raises(UsageError, match="--out -: an export as beir is a folder"):
+    with pytest.raises(UsageError, match="out .--out. -: an export as beir is a folder"):
         export(run, "beir", "-")
     assert (tmp_path / "file").read_text() == "mine"
 

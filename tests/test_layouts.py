@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -206,7 +207,13 @@ def test_corpora_are_all_read(tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run_here("mine", source, "--out", out, "--corpus", one, "--corpus", tmp_path / "collection.tsv")
     assert done.returncode == 0, done.stderr
-    assert "read as pairs: query = query, positive = positive, corpus text = text" in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0] == "read as pairs (told by its content)"
+    assert (
+        lines[1]
+        == "columns: query = query (by its name), positive = positive (by its name), corpus text = text (by its name)"
+    )
+    assert re.fullmatch(r"found: \d+ queries, \d+ documents, \d+ pairs", lines[2])
     assert len(Run(out).pairs().document_ids) == 9
 
 
@@ -294,7 +301,9 @@ def test_classes_are_groups_whatever_comes_first(tmp_path: Path, first: int) -> 
 )
 def test_inference_and_similarity_are_asked_for(tmp_path: Path, labels: list[Any]) -> None:
     path = labelled(tmp_path, labels * 4, query="sentence1", positive="sentence2")
-    with pytest.raises(DataError, match=r"the column 'label' holds .*--relevance-column label --relevant-from"):
+    with pytest.raises(
+        DataError, match=r"the column 'label' holds .*--relevance-column label. relevant_from=X .--relevant-from X"
+    ):
         read_pairs(str(path))
     if not isinstance(labels[0], str):
         pairs = read_pairs(str(path), ReadOptions(relevance_column="label", relevant_from=max(labels)))

@@ -242,7 +242,7 @@ def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
     hardneg.train(pairs, encoder(), out, options, device="cpu")
     with pytest.raises(RunError, match="is finished"):
         hardneg.train(pairs, encoder(), out, options, resume=True, device="cpu")
-    with pytest.raises(RunError, match="--resume goes on with it"):
+    with pytest.raises(RunError, match="--resume. goes on with it"):
         hardneg.train(pairs, encoder(), out, options, device="cpu")
     head = json.loads((out / "train.json").read_text())
     (out / "train.json").write_text(json.dumps({**head, "finished": False}))

@@ -20,7 +20,7 @@ from hardneg.index.vectors import VectorStore, checked_norms
 from hardneg.mining.candidates import NEAREST_FOUND
 from hardneg.mining.encoding import set_precision
 from hardneg.mining.environment import package_version
-from hardneg.mining.inputs import Inputs, check_config, check_inputs, read_source
+from hardneg.mining.inputs import Inputs, check_config, check_inputs, read_source, reading_of
 from hardneg.mining.mine import keep_posterior
 from hardneg.mining.options import MineOptions, resolve_depth, search_depths
 from hardneg.mining.parts import PART_ROWS
@@ -106,7 +106,7 @@ def write_plan(
         head={
             "command": command,
             "resolved": planner.resolved,
-            "reading": pairs.reading,
+            "reading": reading_of(pairs),
             "doubts": planner.doubts,
             "left": keep_posterior(folder, target, paths),
             "warnings": [
