@@ -291,7 +291,7 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
     _print(console, f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl")
     if kind is not None:
         more = "".join(f" --corpus {quoted(str(each))}" for each in corpora)
-        more += " --metric ip" if value["options"].get("metric") == "ip" else ""
+        more += " --metric ip" if value.get("options", {}).get("metric") == "ip" else ""
         _print(
             console, f"next: hardneg mine {quoted(source)}{more} --encoder {quoted(f'{kind}:{out}/{which}')} --out run"
         )

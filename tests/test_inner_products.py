@@ -174,7 +174,7 @@ def test_metrics_and_temperatures_that_do_not_fit_are_refused_by_name() -> None:
     old = json.loads(json.dumps(TrainOptions().to_json()))
     del old["metric"]
     assert TrainOptions().changed(old) == []  # a training of before can be resumed
-    assert TrainOptions(metric="ip").changed(old) == ["temperature", "metric"]
+    assert TrainOptions(metric="ip").changed(old) == ["metric", "temperature"]
 
 
 def test_unit_vectors_and_a_run_of_another_metric_are_said(tmp_path: Path) -> None:

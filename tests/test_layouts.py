@@ -71,6 +71,27 @@ CONTAINERS: dict[str, bytes] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "header", "said"),
+    [
+        ("a.csv", "question;answer", "separated by semicolons, .* read with commas"),
+        ("a.csv", '"question";"answer"', "separated by semicolons"),
+        ("a.csv", "question\tanswer", "separated by tabs, .*name it .tsv"),
+        ("a.tsv", "question;answer", "separated by semicolons, .* read with tabs"),
+    ],
+)
+def test_another_separator_is_said(tmp_path: Path, name: str, header: str, said: str) -> None:
+    (tmp_path / name).write_text(f"{header}\nwhy, then?;because\nwhen?;now\n")
+    with pytest.raises(DataError, match=rf"{name}, line 1: the header is one column.*{said}"):
+        read_pairs(tmp_path / name)
+
+
+def test_one_column_is_no_other_separator(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("text\none; two\n")
+    pairs = read_pairs([{"query": "a", "answer": "b"}], corpus=tmp_path / "c.csv")
+    assert list(pairs.documents) == ["b", "one; two"]
+
+
 @pytest.mark.parametrize("name", CONTAINERS)
 def test_containers(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(CONTAINERS[name])

@@ -37,7 +37,7 @@ def components(left: Int, right: Int, nodes: int) -> Int:
     >>> components(np.array([4, 1]), np.array([1, 3]), 5).tolist()
     [0, 1, 2, 1, 1]
     """
-    parent = np.arange(nodes)
+    parent: Int = np.arange(nodes, dtype=np.int64)
     while True:
         a, b = parent[left], parent[right]
         open_ = a != b

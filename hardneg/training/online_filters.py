@@ -320,6 +320,19 @@ class OnlineFilters:
         return torch.nn.functional.normalize(torch.from_numpy(chosen).to(self.device), dim=1)
 
 
+def learned_line(posterior: Posterior, threshold: float) -> str:
+    """What `posterior:learned` learned, and its threshold, in one line."""
+    report, terms = posterior.report, zip(posterior.features, posterior.weights, strict=True)
+    known, candidates = (f"{report[name]:,}" for name in ("known_positives", "candidates"))
+    low, high = report.get("relevant_share_range", [report["relevant_share"]] * 2)
+    return (
+        f"posterior:learned, threshold {threshold:g}: what is more likely to be relevant is no negative. Learned from "
+        f"{known} known positives among {candidates} candidates, of which {report['relevant_share']:.1%} more are relevant "
+        f"({low:.1%} to {high:.1%}): "
+        f"log odds {posterior.intercept:.2f}{''.join(f' {weight:+.2f} {name}' for name, weight in terms)}"
+    )
+
+
 def _by_itself(each: Filter) -> bool:
     """Whether a filter can judge any document, without a search that found it."""
     return isinstance(each, Known | Empty | Group) or (isinstance(each, Duplicate) and each.near is None)

@@ -44,6 +44,7 @@ from hardneg.training.fine_tuning import prepare_model
 from hardneg.training.folder import prepare, resumed, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
+from hardneg.training.online_filters import learned_line
 from hardneg.training.options import TrainOptions
 from hardneg.training.saved import check_saved, save_encoder
 from hardneg.training.share import Channel
@@ -104,8 +105,7 @@ def train(
             head = prepare(folder, out, pairs, options, here, resume)
             inputs = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
-            _report_filters(negatives, folder, here, warn)
-            _warn_of_metric(inputs, towers, options, here, warn)
+            _say_before(inputs, towers, options, negatives, folder, here, warn)
             trainer = Trainer(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 teaching=_teaching(options, run, pairs, here, warn),
@@ -154,21 +154,17 @@ def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Tow
     return towers
 
 
-def _warn_of_metric(
-    inputs: _Inputs, towers: Towers, options: TrainOptions, here: World, warn: Callable[[str], None]
-) -> None:
+def _warn_of_metric(inputs: _Inputs, towers: Towers, options: TrainOptions, warn: Callable[[str], None]) -> None:
     """Warn if inner products are asked for and do not differ from cosines, or a run was mined by another metric."""
     mined = "cosine" if inputs.run is None else inputs.run.info["config"]["metric"]
-    if inputs.run is not None and mined != options.metric and here.leads:
+    if inputs.run is not None and mined != options.metric:
         warn(
             f"the run was mined by {mined}, and the training compares by {options.metric}: mine it with --metric {options.metric}"
         )
-    if options.metric != "ip" or not here.leads:
+    if options.metric != "ip":
         return
-    items = inputs.documents or inputs.pairs.documents
-    lengths = np.linalg.norm(
-        towers.encode(items.take(np.arange(min(8, len(inputs.pairs.document_ids)))), "document"), axis=1
-    )
+    items, rows = inputs.documents or inputs.pairs.documents, np.arange(min(8, len(inputs.pairs.document_ids)))
+    lengths = np.linalg.norm(towers.encode(items.take(rows), "document"), axis=1)
     if np.allclose(lengths[lengths > 0], 1, atol=0.01):
         warn(
             "metric='ip' (--metric ip): the encoder returns vectors of length 1, whose inner product is the cosine, so their lengths "
@@ -225,14 +221,21 @@ def _parts(
     return batches, negatives, state
 
 
-def _report_filters(negatives: MinedNegatives, out: Path, here: World, warn: Callable[[str], None]) -> None:
-    """Warn of filters that do not work in the loss, and save the posterior that was learned."""
+def _say_before(
+    inputs: _Inputs, towers: Towers, options: TrainOptions, negatives: MinedNegatives, out: Path, here: World,
+    warn: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Say what is to be known before the first step, such as what posterior was learned, and save that. Rank 0 does it."""
+    if not here.leads:
+        return
+    _warn_of_metric(inputs, towers, options, warn)
     filters = negatives.filters
     for name in filters.mined_only:
         warn(f"the filter {name!r} works on mined candidates only, not on batch and bank")
-    if filters.unlearned is not None and here.leads:
+    if filters.unlearned is not None:
         warn(f"posterior:learned rejects nothing: {filters.unlearned}")
-    if filters.to_learn is not None and filters.posterior is not None and here.leads:
+    if filters.to_learn is not None and filters.posterior is not None:
+        warn(learned_line(filters.posterior, filters.limit))
         with written(out / "posterior.json"):
             filters.posterior.save(out / "posterior.json")
 
