@@ -98,14 +98,12 @@ def check_separator(fields: list[str], where: str, delimiter: str) -> None:
         parts = fields[0].split(other)
         if other == delimiter or len(parts) < 2 or not all(map(_LIKE_A_NAME.fullmatch, parts)):
             continue
-        remedy = (
-            "name it .tsv"
-            if other == "\t"
-            else f"pandas.read_csv(FILE, sep={other!r}).to_csv(NEW, index=False) does it"
-        )
+        written = "index=False" if delimiter == "," else f"sep={delimiter!r}, index=False"
+        made = f"make another of it, as with pandas.read_csv(FILE, sep={other!r}).to_csv(NEW, {written})"
+        remedy = "name it .tsv" if other == "\t" else made
         raise DataError(
             f"{where}: the header is one column, {shown(fields[0])}: its names seem to be separated by {_NAMES[other]}, and a file of "
-            f"this name is read with {_NAMES[delimiter]} between columns. Write it with {_NAMES[delimiter]}: {remedy}"
+            f"this name is read with {_NAMES[delimiter]} between columns: {remedy}"
         )
 
 
