@@ -7,11 +7,12 @@ import os
 import shlex
 import signal
 import sys
+import warnings
 from typing import Any, NoReturn
 
 import click
 
-from hardneg.errors import HardnegError, UsageError, suggestion
+from hardneg.errors import HardnegError, HardnegWarning, UsageError, suggestion
 
 from .plain import json_text, plain
 
@@ -100,6 +101,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         args: the arguments; None: those of the process.
     """
     signal.signal(signal.SIGTERM, _interrupt)
+    warnings.simplefilter("ignore", HardnegWarning)  # commands print the notes of a run themselves
     try:
         # If a command exits on purpose (`--fail-on`), click returns its exit code here.
         result = cli.main(args=args, prog_name="hardneg", standalone_mode=False)
@@ -115,7 +117,7 @@ def main(args: list[str] | None = None) -> NoReturn:
         click.echo(_go_on(sys.argv[1:] if args is None else args), err=True)
         code = 130
     except HardnegError as error:
-        click.echo(f"error: {plain(error)}", err=True)
+        click.echo(f"error: {plain(error.typed)}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except (_ReaderLeft, BrokenPipeError):
         # The reader of the pipe has finished, as in `| head`. This is not an error.

@@ -32,6 +32,10 @@ _READING = (
         "--group-column", metavar="NAME",
         help="Column of a label. With the filter 'group', texts with the label of the query are not its negatives.",
     ),
+    click.option(
+        "--group-positives", is_flag=True,
+        help="Make groups of what positives connect: duplicates of duplicates. With the filter 'group' they are no negatives.",
+    ),
     click.option("--relevance-column", metavar="NAME", help="Column of judgements: numbers, or words such as true."),
     click.option(
         "--relevant-from", type=float, metavar="X",
@@ -101,7 +105,7 @@ def read_options(given: dict[str, Any], split: str | None = None) -> ReadOptions
     names = (
         "query_column", "positive_column", "id_column", "document_id_column", "group_column", "relevance_column",
         "relevant_from", "text_column", "quoting", "skip_unknown", "images", "image_column", "caption_column",
-        "caption_template", "image_root", "outside_images", "skip_broken",
+        "caption_template", "image_root", "outside_images", "skip_broken", "group_positives",
     )  # fmt: skip
     return ReadOptions(
         format=given["format_"],

@@ -74,12 +74,15 @@ def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
         info: the content of run.json.
         out: the run folder, as the user wrote it.
     """
+    from hardneg.data.inspect import reasons
+
     counts = info["counts"]
     wanted = info["config"]["negatives"]
     negatives = {int(k): v for k, v in counts["negatives"].items()}
     return {
         "run": out,
         "reading": info.get("reading", {}),
+        "why": reasons(info.get("reading", {}), info["config"].get("read", {})),
         "queries": counts["queries"],
         "candidates": counts["candidates"],
         "negatives": sum(k * v for k, v in negatives.items()),
@@ -128,10 +131,7 @@ def encoder_rows(used: dict[str, Any] | None) -> list[tuple[str, str]]:
 def print_summary(value: dict[str, Any]) -> None:
     """Print what `summary` returned as tables."""
     console = _console()
-    reading = value["reading"]
-    if reading:
-        columns = ", ".join(f"{role} = {column}" for role, column in reading["columns"].items())
-        _print(console, f"read as {reading['format']}" + (f": {columns}" if columns else ""))
+    _print_reading(console, value["reading"], value.get("why", {}))
     counts = Table(show_header=False)
     counts.add_column()
     counts.add_column(justify="right")
@@ -171,13 +171,32 @@ def print_summary(value: dict[str, Any]) -> None:
     _print(console, f"next: hardneg export {quoted(value['run'])} --format triplet --out triplets.jsonl")
 
 
+def _print_reading(console: Console, reading: dict[str, Any], why: dict[str, str]) -> None:
+    """Print what a source was taken for: its format, its columns, how much was in it, a line each. Runs of 0.1 say nothing of it."""
+    if not reading:
+        return
+    said = {name: f" ({reason})" for name, reason in why.items()}
+    _print(console, f"read as {reading['format']}{said.get('format', '')}")
+    columns = [f"{role} = {column}{said.get(role, '')}" for role, column in reading["columns"].items()]
+    columns += [f"groups = {reading['groups']} (as asked)"] if "groups" in reading else []
+    if columns:
+        _print(console, f"columns: {', '.join(columns)}")
+    counts = reading.get("counts")
+    if isinstance(counts, dict):
+        names = ("queries", "documents", "pairs", "judged_negatives", "groups")
+        wanted = [name for name in names if isinstance(counts.get(name), int) and counts[name]]
+        _print(console, "found: " + ", ".join(f"{counts[name]:,} {name.replace('_', ' ')}" for name in wanted))
+
+
 def print_inspection(value: dict[str, Any]) -> None:
     """Print what a source was taken for."""
     console = _console()
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    _row(table, "format", value["format"])
+    _row(table, "format", f"{value['format']} ({value['why']['format']})")
     for role, column in value["columns"].items():
-        _row(table, role, f"column {column}")
+        _row(table, role, f"column {column} ({value['why'][role]})")
+    if "groups" in value:
+        _row(table, "groups are", value["groups"])
     for name, count in value["counts"].items():
         _row(table, name.replace("_", " "), f"{count:,}")
     _show(console, f"inspected {value['source']}", table)
@@ -272,6 +291,7 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
     _print(console, f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl")
     if kind is not None:
         more = "".join(f" --corpus {quoted(str(each))}" for each in corpora)
+        more += " --metric ip" if value.get("options", {}).get("metric") == "ip" else ""
         _print(
             console, f"next: hardneg mine {quoted(source)}{more} --encoder {quoted(f'{kind}:{out}/{which}')} --out run"
         )

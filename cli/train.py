@@ -37,7 +37,7 @@ _SECTIONS = {
     "negatives": "Mined negatives",
     "refresh": "Mining again while training (refresh)",
     "bank": "Memory bank",
-    "temperature": "Loss",
+    "metric": "Loss",
     "lora": "What is trained, and how",
     "eval_source": "Evaluation",
     "seed": "Other options",
@@ -193,7 +193,13 @@ def _number(
     1.0,
     below=True,
 )
-@_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05]")
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="What vectors are compared by, in the loss, by the miner and in evaluations: cosine · ip (inner product, which learns their "
+    "lengths as well).  [default: cosine]",
+)
+@_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05; with --metric ip 1]")
 @click.option("--learn-temperature", is_flag=True, help="Learn the temperature, starting from --temperature.")
 @click.option(
     "--distill",

@@ -29,6 +29,7 @@ from hardneg.encoders.factory import make_encoder as make_encoder
 from hardneg.encoders.hashed import HashedEncoder as HashedEncoder
 from hardneg.errors import DataError as DataError
 from hardneg.errors import HardnegError as HardnegError
+from hardneg.errors import HardnegWarning as HardnegWarning
 from hardneg.errors import RunError as RunError
 from hardneg.errors import UsageError as UsageError
 from hardneg.evaluation.retrieval import evaluate as evaluate

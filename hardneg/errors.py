@@ -5,9 +5,33 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from hardneg.flags import with_arguments
+
 
 class HardnegError(Exception):
-    """Base class of all exceptions that hardneg raises on purpose."""
+    """Base class of all exceptions that hardneg raises on purpose.
+
+    As a text, the message names each option both as in Python and as on the command line; `typed` names it as it is typed.
+
+    >>> error = UsageError("raise --depth to 20")
+    >>> str(error), error.typed
+    ('raise depth (--depth) to 20', 'raise --depth to 20')
+    """
+
+    def __str__(self) -> str:
+        return with_arguments(super().__str__())
+
+    @property
+    def typed(self) -> str:
+        """The message for the command line."""
+        return super().__str__()
+
+
+class HardnegWarning(UserWarning):
+    """What a function noticed about the data or a run, and the command line prints as a note; `run.info["warnings"]` keeps it."""
+
+    def __str__(self) -> str:
+        return with_arguments(super().__str__())
 
 
 class DataError(HardnegError):

@@ -555,7 +555,7 @@ def test_what_passed_at_the_first_look_still_holds_at_the_second(mined: Path, tm
 def test_judgements_of_another_alpha_run_or_draw_are_refused(
     data: Path, mined: Path, judged: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"drawn for alpha 0\.1, not 0\.2.*Leave --alpha out"):
+    with pytest.raises(DataError, match=r"drawn for alpha 0\.1, not 0\.2.*Leave alpha .--alpha. out"):
         calibrate(mined, judged, alpha=0.2)
     assert calibrate(mined, judged, uncertified=True).report["tests"]  # without --alpha: that of the file
     mine(data, tmp_path / "shallow", options(data, depth=40, max_depth=40))

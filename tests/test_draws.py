@@ -247,7 +247,7 @@ def test_queries_of_which_nothing_is_left() -> None:
         data.counts,
         np.full_like(data.positives, 10**6),
     )
-    with pytest.raises(DataError, match="only 0 of 40 queries.*raise --depth"):
+    with pytest.raises(DataError, match="only 0 of 40 queries.*raise depth .--depth."):
         fit_known(every)
 
 

@@ -35,7 +35,9 @@ def test_it_stops_early_and_goes_on_with_more_patience(tmp_path: Path) -> None:
     assert (result["steps"], result["stopped_early"], len(result["evaluations"])) == (6, True, 3)
     assert result["best"]["step"] == 2
     assert steps_of(out) == [6]
-    with pytest.raises(RunError, match=r"is finished. To go on with it, raise --steps, --epochs or --patience"):
+    with pytest.raises(
+        RunError, match=r"is finished. To go on with it, raise steps \(--steps\), epochs \(--epochs\) or patience"
+    ):
         hardneg.train(
             pairs, encoder(), out, TrainOptions(**options, patience=2), evaluation=pairs, resume=True, **QUIET
         )

@@ -391,7 +391,7 @@ def test_a_full_disk_is_an_error_that_says_what_is_kept(
         write(path, offset, data)
 
     monkeypatch.setattr("hardneg.storage.vectors.write_at", full)
-    with pytest.raises(RunError, match=r"No space left on device\). 300 of 303 vectors are kept: .* --resume"):
+    with pytest.raises(RunError, match=r"No space left on device\). 300 of 303 vectors are kept: .* .--resume"):
         vectors_of(encoder, pairs, tmp_path)
     free[0] = False
     found = vectors_of(encoder, pairs, tmp_path)[0]

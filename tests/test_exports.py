@@ -360,6 +360,21 @@ def test_ids_with_spaces_cannot_be_trec(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_a_beir_export_that_is_refused_for_an_id_leaves_nothing_and_keeps_what_was_there(
+    run: Run, tmp_path: Path
+) -> None:
+    pairs = Pairs.from_columns(["q"], ["a"], corpus=["b"], corpus_ids=["my document"])
+    bad = mine(pairs, tmp_path / "bad", MineOptions(negatives=1))
+    with pytest.raises(DataError, match="'my document' holds white space"):
+        export(bad, "beir", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    export(run, "beir", tmp_path / "old")
+    before = {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()}
+    with pytest.raises(DataError, match="'my document' holds white space"):
+        export(bad, "beir", tmp_path / "old", overwrite=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "old").rglob("*") if path.is_file()} == before
+
+
 @pytest.mark.parametrize(
     "split", ["../../x", "..", ".", "", "/etc/x", "a/b", "a\\b", "a\0b", "x" * 300, " x", "a\nb", None, 3]
 )
@@ -385,7 +400,7 @@ def test_places_that_cannot_be_written_to(run: Run, tmp_path: Path) -> None:
             export(run, "triplet", tmp_path / "folder.jsonl", overwrite=overwrite)
         with pytest.raises(UsageError, match="file: an export as beir is a folder"):
             export(run, "beir", tmp_path / "file", overwrite=overwrite)
-    with pytest.raises(UsageError, match="--out -: an export as beir is a folder"):
+    with pytest.raises(UsageError, match="out .--out. -: an export as beir is a folder"):
         export(run, "beir", "-")
     assert (tmp_path / "file").read_text() == "mine"
 

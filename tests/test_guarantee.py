@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from math import comb
 
@@ -105,3 +106,8 @@ def test_the_advice_counts_judgements_of_other_thresholds() -> None:
     assert among is not None
     assert among == pytest.approx(3 * alone, abs=3)
     assert math.isfinite(among)
+
+
+def test_pytest_does_not_take_the_class_of_tests_for_one() -> None:
+    assert Tested.__test__ is False
+    assert "__test__" not in {each.name for each in dataclasses.fields(Tested)}

@@ -12,7 +12,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "hardneg"
 # A package imports only from packages before it in this list.
 ROOMS = (
-    "errors", "ambient", "hashing", "lazy", "memory", "progress", "renamed", "registry", "storage", "data", "encoders", "index",
+    "flags", "errors", "ambient",
+    "hashing", "lazy", "memory", "progress", "renamed", "registry", "storage", "data", "encoders", "index",
     "losses", "mining", "judges", "false_negatives", "tasks", "refresh", "bank", "evaluation", "exports", "demo_data", "diagnostics",
     "training", "integrations", "version", "__main__",
 )  # fmt: skip

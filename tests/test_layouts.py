@@ -6,6 +6,7 @@ import bz2
 import gzip
 import json
 import lzma
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,27 @@ CONTAINERS: dict[str, bytes] = {
     "lines.json": lines(ROWS),
     "bom.json": b"\xef\xbb\xbf" + json.dumps(ROWS).encode(),
 }
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "said"),
+    [
+        ("a.csv", "question;answer", "separated by semicolons, .* read with commas"),
+        ("a.csv", '"question";"answer"', "separated by semicolons"),
+        ("a.csv", "question\tanswer", "separated by tabs, .*name it .tsv"),
+        ("a.tsv", "question;answer", "separated by semicolons, .* read with tabs"),
+    ],
+)
+def test_another_separator_is_said(tmp_path: Path, name: str, header: str, said: str) -> None:
+    (tmp_path / name).write_text(f"{header}\nwhy, then?;because\nwhen?;now\n")
+    with pytest.raises(DataError, match=rf"{name}, line 1: the header is one column.*{said}"):
+        read_pairs(tmp_path / name)
+
+
+def test_one_column_is_no_other_separator(tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("text\none; two\n")
+    pairs = read_pairs([{"query": "a", "answer": "b"}], corpus=tmp_path / "c.csv")
+    assert list(pairs.documents) == ["b", "one; two"]
 
 
 @pytest.mark.parametrize("name", CONTAINERS)
@@ -206,7 +228,13 @@ def test_corpora_are_all_read(tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run_here("mine", source, "--out", out, "--corpus", one, "--corpus", tmp_path / "collection.tsv")
     assert done.returncode == 0, done.stderr
-    assert "read as pairs: query = query, positive = positive, corpus text = text" in done.stdout
+    lines = done.stdout.splitlines()
+    assert lines[0] == "read as pairs (told by its content)"
+    assert (
+        lines[1]
+        == "columns: query = query (by its name), positive = positive (by its name), corpus text = text (by its name)"
+    )
+    assert re.fullmatch(r"found: \d+ queries, \d+ documents, \d+ pairs", lines[2])
     assert len(Run(out).pairs().document_ids) == 9
 
 
@@ -294,7 +322,9 @@ def test_classes_are_groups_whatever_comes_first(tmp_path: Path, first: int) -> 
 )
 def test_inference_and_similarity_are_asked_for(tmp_path: Path, labels: list[Any]) -> None:
     path = labelled(tmp_path, labels * 4, query="sentence1", positive="sentence2")
-    with pytest.raises(DataError, match=r"the column 'label' holds .*--relevance-column label --relevant-from"):
+    with pytest.raises(
+        DataError, match=r"the column 'label' holds .*--relevance-column label. relevant_from=X .--relevant-from X"
+    ):
         read_pairs(str(path))
     if not isinstance(labels[0], str):
         pairs = read_pairs(str(path), ReadOptions(relevance_column="label", relevant_from=max(labels)))
@@ -506,6 +536,7 @@ def test_inspect_says_what_a_file_is_taken_for(tmp_path: Path) -> None:
     assert value["counts"] == {
         "queries": 6, "documents": 6, "pairs": 6, "queries_without_positives": 0, "judged_negatives": 6, "groups": 0,
         "documents_without_group": 0,
+        "documents_in_the_largest_group": 0,
     }  # fmt: skip
     assert [each["positives"] for each in value["examples"]] == [[text] for text in TEXTS[:3]]
     assert "6 rows repeat a query: their positives were put together" in value["warnings"]

@@ -58,6 +58,14 @@ def vectors(**changes: Any) -> dict[str, Any]:
             "the vectors of guide differ in width",
         ),
         ({"sketches": PerRole(bank=torch.ones(S, 5))}, "sketches lacks sketches.queries"),
+        (
+            {"sketches": PerRole(torch.full((B, 5), torch.inf), torch.ones(B, P, 5))},
+            r"sketches\.queries holds NaN or infinity",
+        ),
+        (
+            {"sketches": PerRole(torch.ones(B, 5), torch.full((B, P, 5), torch.nan))},
+            r"sketches\.positives holds NaN or infinity",
+        ),
         ({"hard_real": torch.ones(B, K - 1, dtype=torch.bool)}, r"hard_real must be bool \[4, 3\]"),
         ({"hard_real": torch.ones(B, K)}, "hard_real must be bool"),
         ({"hard": None, "hard_real": torch.ones(B, K, dtype=torch.bool)}, "hard_real needs hard negatives"),

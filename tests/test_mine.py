@@ -349,7 +349,7 @@ def test_resume_wants_the_same_options_and_inputs(tmp_path: Path, monkeypatch: p
         patch.setattr(parts_module.PartWriter, "finish", fail)
         with pytest.raises(OSError, match="No space left"):
             mine(pairs, out, MineOptions(depth=20), vectors=(queries, documents))
-    with pytest.raises(RunError, match=r"holds an unfinished run: go on with --resume"):
+    with pytest.raises(RunError, match=r"holds an unfinished run: go on with resume=True \(--resume\)"):
         mine(pairs, out, MineOptions(depth=20), vectors=(queries, documents))
     with pytest.raises(RunError, match=r"other options \(depth: 20 before, 21 now\)"):
         mine(pairs, out, MineOptions(depth=21), vectors=(queries, documents), resume=True)
@@ -437,7 +437,7 @@ def test_embeddings_in_file_order_follow_splits_and_repeats(tmp_path: Path, beir
     ("options", "error", "message"),
     [
         (MineOptions(depth=21), DataError, r"depth 21 is more than the 20 documents"),
-        (MineOptions(depth=5, negatives=6), UsageError, r"raise --depth to 6"),
+        (MineOptions(depth=5, negatives=6), UsageError, r"raise depth \(--depth\) to 6"),
         (MineOptions(depth=9, max_depth=8), UsageError, r"max depth 8 is below the depth 9"),
         (MineOptions(index="hnws"), UsageError, r"unknown index 'hnws'"),
         (MineOptions(metric="l3"), UsageError, r"Did you mean 'l2'"),

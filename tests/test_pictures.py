@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import json
@@ -162,6 +163,22 @@ def test_what_webdataset_writes_is_read_and_the_other_way_round(tmp_path: Path) 
     assert list(ours) == theirs
     assert pairs.document_groups is not None
     assert len(set(pairs.document_groups.tolist())) == 2
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_a_shard_cut_between_two_members_is_refused(tmp_path: Path, mode: str) -> None:
+    path = write_tar(tmp_path / ("s.tar" + mode[1:].replace(":", ".")), samples(), mode)
+    plain = gzip.decompress(path.read_bytes()) if mode == "w:gz" else path.read_bytes()
+    assert len(hardneg.read_pairs(path).document_ids) == len(COLORS)
+    with tarfile.open(fileobj=io.BytesIO(plain)) as archive:
+        ends = [member.offset for member in archive.getmembers()][2::2]  # after 1, 2, ... whole samples
+    for end in (*ends, archive.offset):
+        short = plain[:end]
+        path.write_bytes(gzip.compress(short) if mode == "w:gz" else short)
+        with pytest.raises(
+            DataError, match=rf"s\.tar.* ends after byte {end:,}, between two members.*not completely written"
+        ):
+            hardneg.read_pairs(path)
 
 
 def test_image_columns(tmp_path: Path) -> None:

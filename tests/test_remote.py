@@ -174,7 +174,8 @@ def test_what_was_copied_before_a_failure_is_not_copied_again(
     monkeypatch.setattr(remote, "_READ", 500)
     Server.breaks = [10**9, 10**9, 300] + [0] * 50
     with pytest.raises(
-        DataError, match=r"pairs.jsonl cannot be read .*6 times\): try again; with --resume, what was copied is kept"
+        DataError,
+        match=r"pairs.jsonl cannot be read .*6 times\): try again; with resume=True .--resume., what was copied is kept",
     ):
         remote.fetch(f"{web}/pairs.jsonl", tmp_path / "copies", [])
     (part,) = (tmp_path / "copies").rglob("*.part")

@@ -22,6 +22,7 @@ from hardneg.mining import Reopened, Run, SelectOptions
 from hardneg.mining.parts import PartWriter
 from hardneg.mining.sources import BM25, CandidateSource, Interleave, ReciprocalRank, Scores
 from hardneg.mining.sources.fusion import Fusion, fuse
+from hardneg.mining.sources.trec import _Lists
 from tests.conftest import WORDS, run_here, write_jsonl
 
 
@@ -308,13 +309,35 @@ def test_what_the_dataset_brings_along(tmp_path: Path) -> None:
         ("q0 Q0 d0 1 2 x\nq0 Q0 d0 2 1 x", "there twice for one query"),
         ("other Q0 d0 1 2 x", "none of its 1 lines"),
         ("", "is empty"),
+        ("q0\td0\tx", "finite"),
+        ("q0\td0\t1\nq0 Q0 d1 2 3 x", "line 2: 6 fields, but the lines before have 3"),
+        ("q0 Q0 d0 1 2 x\nq0\td1\t1", "line 2: 3 fields, but the lines before have 6"),
+        ("q0\td0\t1\nq0\td1\t2\n", r"counts 1, 2, 3, .*: ranks, .*MS MARCO.* awk "),
     ],
 )
 def test_damaged_trec_runs_are_refused(pairs: Pairs, tmp_path: Path, line: str, message: str) -> None:
     ids, documents = pairs.query_ids.to_pylist(), pairs.document_ids.to_pylist()
-    (tmp_path / "f").write_text(line.replace("q0", ids[0]).replace("d0", documents[0]))
+    (tmp_path / "f").write_text(line.replace("q0", ids[0]).replace("d0", documents[0]).replace("d1", documents[1]))
     with pytest.raises(DataError, match=message):
         mine(pairs, tmp_path / "run", MineOptions(candidates=(f"trec:{tmp_path}/f",)), encoder=Unasked())
+
+
+def test_rankings_of_tevatron_are_the_trec_run_of_the_same_scores(pairs: Pairs, tmp_path: Path) -> None:
+    """Three columns; equal scores in the order of the file. The scores of the second file are counted from 1, and yet no ranks."""
+    queries, documents = pairs.query_ids.to_pylist(), pairs.document_ids.to_pylist()
+    listed = [(query, documents[(3 * i + j) % len(documents)]) for i, query in enumerate(queries) for j in range(5)]
+    for name, scores in (("a", [7.5, 9.0, 7.5, -1.0, 2.0]), ("b", [1.0, 2.0, 3.0, 5.0, 4.0])):
+        three = [f"{query}\t{document}\t{scores[k % 5]}\n" for k, (query, document) in enumerate(listed)]
+        six = [f"{query} Q0 {document} {k + 1} {scores[k % 5]} x\n" for k, (query, document) in enumerate(listed)]
+        found = []
+        for kind, lines in (("three", three), ("six", six)):
+            (tmp_path / f"{name}-{kind}").write_text("".join(lines))
+            opened = _Lists(tmp_path / f"{name}-{kind}", "trec", pairs)
+            found.append((opened.lists.values.tolist(), opened.lists.offsets.tolist(), opened.scores.tolist()))
+        assert found[0] == found[1]
+        best = [documents[row] for row in found[0][0][:5]]
+        order = sorted(range(5), key=lambda j: -scores[j])
+        assert best == [listed[j][1] for j in order]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from hardneg.training.batches import TrainingBatches
 from hardneg.training.distributed import World
 from hardneg.training.held_out import hold_out
 from hardneg.training.negatives import MinedNegatives
+from hardneg.training.online_filters import learned_line
 from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
 from hardneg.training.self_supervised import two_views
@@ -242,7 +243,7 @@ def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
     hardneg.train(pairs, encoder(), out, options, device="cpu")
     with pytest.raises(RunError, match="is finished"):
         hardneg.train(pairs, encoder(), out, options, resume=True, device="cpu")
-    with pytest.raises(RunError, match="--resume goes on with it"):
+    with pytest.raises(RunError, match="--resume. goes on with it"):
         hardneg.train(pairs, encoder(), out, options, device="cpu")
     head = json.loads((out / "train.json").read_text())
     (out / "train.json").write_text(json.dumps({**head, "finished": False}))
@@ -819,6 +820,21 @@ def test_a_posterior_learned_at_the_start_is_that_of_calibrate(tmp_path: Path) -
     assert false[mined.kept].mean() < 0.5 * false[everything.kept].mean()
     for each in (supply, other, plain):
         each.close()
+    line = learned_line(found, 0.2)
+    assert line.startswith("posterior:learned, threshold 0.2: ")
+    assert (
+        f"from {found.report['known_positives']:,} known positives among {found.report['candidates']:,} candidates"
+        in line
+    )
+    assert f"{found.report['relevant_share']:.1%} more are relevant" in line
+    assert all(f"{weight:+.2f} {name}" in line for name, weight in zip(found.features, found.weights, strict=True))
+
+
+def test_a_training_says_what_posterior_it_learned(tmp_path: Path) -> None:
+    said: list[str] = []
+    options = TrainOptions(steps=1, batch_size=16, filters=("posterior:learned,threshold=0.3",), depth=20)
+    hardneg.train(made_pairs(400), encoder(), tmp_path / "out", options, device="cpu", warn=said.append)
+    assert len([each for each in said if each.startswith("posterior:learned, threshold 0.3: ")]) == 1
 
 
 def test_a_posterior_is_learned_once_and_survives_an_interruption(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 
 from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
 from hardneg.data.item_column import ItemColumn
+from hardneg.data.joined import join_positives
 from hardneg.data.picture_store import PictureStore
 from hardneg.data.texts import shown
 from hardneg.errors import DataError
@@ -33,6 +34,7 @@ class Builder:
     Args:
         folder: folder to write the dataset to; None keeps it in memory.
         advance: is told how many texts were read, and 0 at the end, as in `hardneg.progress`.
+        group_positives: make groups of what positives connect (see `ReadOptions`).
 
     >>> builder = Builder(None)
     >>> builder.add_query("q", "capital of France?", where="line 1"), builder.add_document("d", "Paris", where="line 1")
@@ -40,8 +42,10 @@ class Builder:
     >>> builder.relate(0, 0, 1.0)
     """
 
-    def __init__(self, folder: Path | None, advance: Advance = lambda count: None) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path | None, advance: Advance = lambda count: None, group_positives: bool = False
+    ) -> None:
+        self.folder, self.group_positives = folder, group_positives
         self._advance = advance
         self._untold = 0  # texts read since `advance` was called
         self.queries = ItemColumn("query", False, folder / "queries.arrow" if folder else None)
@@ -205,6 +209,8 @@ class Builder:
             "query_rows": self.queries.rows.finish(),
             "document_rows": self.documents.rows.finish(),
         }
+        if self.group_positives:
+            arrays |= self._joined(name, positives, negatives, arrays)
         grades = _grades(positives, q[relevant], d[relevant], scores[relevant], corpus)
         if (grades != 1).any():
             arrays["positive_grades"] = grades.view(np.int64)  # all labels are stored as int64
@@ -219,7 +225,7 @@ class Builder:
             "digests": {"queries": self.queries.sha256(), "documents": self.documents.sha256()},
             "labels": labels_digest(arrays),
             "notes": self.notes,
-            "reading": {"format": self.format, "columns": self.columns},
+            "reading": self._reading(),
         }
         return self._written(head, arrays)
 
@@ -235,6 +241,25 @@ class Builder:
             write_dataset(self.folder, head, arrays, ids)
             return read_dataset(self.folder)  # with its labels mapped
         return DatasetContents(head, arrays, ids, texts)
+
+    def _reading(self) -> dict[str, Any]:
+        """What the source was taken for."""
+        groups = {"groups": "what positives connect"} if self.group_positives else {}
+        return {"format": self.format, "columns": self.columns, **groups}
+
+    def _joined(
+        self, name: str, positives: Ragged, negatives: Ragged, arrays: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """The groups of what positives connect, by the names of the arrays they stand in."""
+        if self.groups:
+            raise DataError(
+                f"{name}: it has groups of its own, so none can be made of its positives: leave out group_positives "
+                f"(--group-positives), or the column of groups (group_column='', --group-column '')"
+            )
+        joined = join_positives(positives, negatives, arrays["query_keys"], arrays["document_keys"])
+        for note, count in joined.notes.items():
+            self.count(note, count)
+        return {"query_groups": joined.query_groups, "document_groups": joined.document_groups}
 
     def _grouped(self, groups: array[int], size: int) -> np.ndarray:
         """int64 `[size]`: the group of each row; empty if the dataset has no groups."""

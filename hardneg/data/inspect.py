@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from hardneg.data.notes import notes_of
 from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
 from hardneg.data.read import read_pairs
+from hardneg.data.readers.pair_rows import RELEVANCE_COLUMNS
 from hardneg.progress import Progress
 from hardneg.storage.arrays import Ragged
 
@@ -26,15 +28,33 @@ def inspect(
         examples: number of queries to show.
 
     Returns:
-        `source`, `format`, `columns` (by role), `counts`, `examples` (`query`, `positives`, `judged_negatives`, `group`),
+        `source`, `format`, `columns` (by role), `why` (of each role, and of the `format`), `groups` (what they are made of, if of
+        no column), `counts`,
+        `examples` (`query`, `positives`, `judged_negatives`, `group`),
         and `warnings`.
 
     Raises:
         DataError, UsageError: as for `read_pairs`.
     """
+    options = options or ReadOptions()
     pairs = read_pairs(source, options, progress=progress)
+    chosen = np.flatnonzero(pairs.positives.lengths > 0)[:examples]
+    return {
+        "source": source,
+        "format": pairs.reading.get("format", ""),
+        "columns": pairs.reading.get("columns", {}),
+        "why": reasons(pairs.reading, vars(options)),
+        **({"groups": pairs.reading["groups"]} if "groups" in pairs.reading else {}),
+        "counts": counts_of(pairs),
+        "examples": [_example(pairs, int(row)) for row in chosen],
+        "warnings": [*notes_of(pairs), *_oddities(pairs)],
+    }
+
+
+def counts_of(pairs: Pairs) -> dict[str, int]:
+    """How much of what a dataset holds."""
     groups = pairs.document_groups
-    counts = {
+    return {
         "queries": len(pairs),
         "documents": len(pairs.document_ids),
         "pairs": len(pairs.positives.values),
@@ -42,16 +62,32 @@ def inspect(
         "judged_negatives": len(pairs.judged_negatives.values),
         "groups": 0 if groups is None else len(np.unique(groups[groups >= 0])),
         "documents_without_group": 0 if groups is None else int((groups < 0).sum()),
+        "documents_in_the_largest_group": 0 if groups is None else int(np.bincount(groups[groups >= 0]).max(initial=0)),
     }
-    chosen = np.flatnonzero(pairs.positives.lengths > 0)[:examples]
-    return {
-        "source": source,
-        "format": pairs.reading.get("format", ""),
-        "columns": pairs.reading.get("columns", {}),
-        "counts": counts,
-        "examples": [_example(pairs, int(row)) for row in chosen],
-        "warnings": [*notes_of(pairs), *_oddities(pairs)],
-    }
+
+
+def reasons(reading: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, str]:
+    """Why a source was taken for what it was: of the `format`, and of each column by its role.
+
+    Args:
+        reading: `Pairs.reading`.
+        read: the options for reading, by name.
+
+    >>> reasons({"format": "pairs", "columns": {"query": "q", "relevance": "label"}}, {"format": "auto", "query_column": "q"})
+    {'format': 'told by its content', 'query': 'as asked', 'relevance': 'its values are judgements'}
+    """
+    found = {"format": "told by its content" if read.get("format", "auto") == "auto" else "as asked"}
+    for role, column in reading.get("columns", {}).items():
+        option = {"corpus text": "text", "corpus group": "group"}.get(role, role)
+        if read.get(f"{option}_column") is not None:
+            found[role] = "as asked"
+        elif role == "relevance" and str(column).lower() not in RELEVANCE_COLUMNS:
+            found[role] = "its values are judgements"
+        elif role == "group" and str(column).lower() != "group":
+            found[role] = "its values are classes"
+        else:
+            found[role] = "scores that nobody asked for" if role == "not read" else "by its name"
+    return found
 
 
 def _example(pairs: Pairs, row: int) -> dict[str, Any]:

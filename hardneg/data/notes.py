@@ -26,6 +26,10 @@ _TEXTS = {
     "query_group_conflicts": "{} queries stand under several groups: the first counts",
     "document_group_conflicts": "{} documents stand under several groups: the first counts",
     "group_ids_of_a_query_and_a_document": "{} ids in groups.tsv name a query and a document: the group was given to both",
+    "joined_relations": "{} pairs of a query's text and a document's are in one group without a label that says so: the filter "
+    "'group' keeps them from being negatives",
+    "joined_contradictions": "{} judged negatives are in the group of their query: positives connect them, so some label is wrong",
+    "joined_largest": "the largest group of connected positives has {} documents: one wrong label joins two groups, so look at it",
     "broken_pictures": "{} pictures cannot be read and were left out",
     "pictures_without_caption": "{} pictures have no caption: they are mined as negatives of others, or without positives",
     "samples_without_picture": "{} samples of the shards have no picture and were left out",

@@ -41,6 +41,8 @@ class ReadOptions:
         id_column, document_id_column: columns of the ids of the query and of the positives.
         group_column: column of a label. The filter `group` keeps documents in the query's group from being its
             negatives.
+        group_positives: make groups of what positives connect, in any number of steps: if a is a positive of b, and b of c,
+            all three are a group, as duplicate questions are. Equal texts count as one, whichever side they stand on.
         relevance_column: column of a judgement, a grade.
         relevant_from: the lowest grade of a positive; None: every grade above 0. Grades from there down to 0, without
             0, say nothing. Grades of 0 and below are judged not relevant.
@@ -60,7 +62,8 @@ class ReadOptions:
         skip_broken: decode every picture as it is read, and count those that cannot be, instead of raising an error.
 
     Raises:
-        UsageError: the format, the quoting, the kind of negatives or of pictures is unknown, or the template has no `{}`.
+        UsageError: the format, the quoting, the kind of negatives or of pictures is unknown, the template has no `{}`, or groups
+            are asked for in two ways.
     """
 
     format: str = "auto"
@@ -84,6 +87,7 @@ class ReadOptions:
     image_root: str | os.PathLike[str] | None = None
     outside_images: bool = False
     skip_broken: bool = False
+    group_positives: bool = False
 
     def __post_init__(self) -> None:
         formats = (*FORMATS, *registry.names("layout"))
@@ -95,6 +99,12 @@ class ReadOptions:
         if "{}" not in self.caption_template:
             raise UsageError(
                 f"caption_template={self.caption_template!r} must hold {{}}, where the name of the class goes"
+            )
+
+        if self.group_positives and self.group_column:
+            raise UsageError(
+                f"a document has one group: it cannot be both that of the column {self.group_column!r} (group_column, --group-column) "
+                f"and that of its positives (group_positives, --group-positives). Leave one of them out"
             )
 
     @property

@@ -81,14 +81,16 @@ def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
     Returns:
         (label, value, remark) for each number that was measured. The remark of an estimate is its interval.
 
-    >>> number_rows({"recall": 0.987})
-    [('recall of the index', '0.987', '')]
+    >>> number_rows({"recall": 0.987, "beats_random": {"value": 0.99, "low": 0.97, "high": 1.01}})
+    [('positives nearer than random documents', '99.0%', '97.0% to 100.0%'), ('recall of the index', '0.987', '')]
     """
     rows = []
     for template, name, form in _NUMBERS:
         number, label = numbers.get(name), template.format(numbers.get("false_source"))
         if isinstance(number, dict) and number["value"] is not None:
             sides = number["low"], number["high"]
+            if "%" in form and None not in sides:  # a share: the interval of a mean can reach beyond what is possible
+                sides = max(sides[0], 0.0), min(sides[1], 1.0)
             interval = "" if None in sides else " to ".join(map(form.format, sides))
             rows.append((label, form.format(number["value"]), interval))
         elif number is not None and not isinstance(number, dict):

@@ -103,6 +103,16 @@ def checked_encoder(given: object, where: str, batch_size: int | None = None, pr
     return made
 
 
+def object_spec(given: object) -> str:
+    """What is recorded of an encoder that is an object in memory: that it is one, and of which class. Nothing makes it again.
+
+    >>> object_spec(1)
+    'object:builtins.int'
+    """
+    kind = given if isinstance(given, type) else type(given)
+    return f"object:{kind.__module__}.{kind.__qualname__}"
+
+
 def incomplete(spec: str) -> UsageError:
     """The error for a spec that lacks the name of the model or of the function."""
     return UsageError(f"the encoder {spec!r} is incomplete: write st:NAME_OR_PATH or module:PKG.MOD:FACTORY")

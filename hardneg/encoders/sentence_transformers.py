@@ -25,6 +25,9 @@ from hardneg.encoders.number_format import Chosen, checked_format, choose, is_sl
 from hardneg.encoders.saved import replaced_folder
 from hardneg.errors import UsageError
 
+# The metrics of hardneg, by the names that models of sentence-transformers give them.
+_METRICS = {"cosine": "cosine", "dot": "ip", "euclidean": "l2"}
+
 _PICTURES = 32  # items in a batch of a model of texts and pictures
 
 
@@ -283,6 +286,21 @@ class SentenceTransformersEncoder(nn.Module):
         if chosen != self.stored:
             added.append(f"products in {chosen}")
         return hashlib.sha256(" ".join([digest, *added]).encode()).hexdigest() if added else digest
+
+    @property
+    def metric(self) -> str | None:
+        """What the model says that its vectors are to be compared by, `cosine`, `ip` or `l2`.
+
+        None: it does not say, says another one, or normalizes its vectors, which all metrics rank alike.
+        """
+        if any(type(module).__name__ == "Normalize" for module in self.model.modules()):
+            return None
+        return _METRICS.get(str(getattr(self.model, "_similarity_fn_name", None)))
+
+    def compare_by(self, metric: str) -> None:
+        """Let the model say, when it is saved, that its vectors are to be compared by `cosine` or `ip`."""
+        if metric != (self.metric or "cosine"):
+            self.model.similarity_fn_name = next(name for name, known in _METRICS.items() if known == metric)
 
     def save(self, folder: str | Path) -> None:
         """Write the model in the format of sentence-transformers. The spec `st:FOLDER` loads it.

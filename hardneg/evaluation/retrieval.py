@@ -15,7 +15,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit
 from hardneg.encoders.factory import checked_encoder
-from hardneg.encoders.report import encoding_of
+from hardneg.encoders.report import encoding_of, metric_notes
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.evaluation.ranking import parse_measures, rank_measures
 from hardneg.evaluation.zero_shot import zero_shot as classified
@@ -158,7 +158,8 @@ def evaluate(
             judged = len(np.unique(pairs.positives.values))
             errors = {name: float(np.sqrt(share * (1 - share) / judged)) for name, share in shares.items()}
             evaluation = replace(evaluation, means=evaluation.means | shares, errors=evaluation.errors | errors)
-    return replace(evaluation, encoding=encoding_of(encoder, query_prompt, document_prompt), notes=notes)
+    encoding = encoding_of(encoder, query_prompt, document_prompt)
+    return replace(evaluation, encoding=encoding, notes=[*notes, *metric_notes(encoding, metric)])
 
 
 def _check_vectors(pairs: Pairs, queries: Any, documents: Any) -> None:

@@ -57,6 +57,9 @@ def file_name(name: object, what: str) -> str:
 def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, report: Exported) -> None:
     """Write a BEIR folder: corpus.jsonl, queries.jsonl, and qrels/SPLIT.tsv with score 1 for positives and 0 for negatives."""
     split = file_name(run.info["config"]["read"].get("split"), "the split")
+    check_ids(
+        *_judged_ids(run, pairs)
+    )  # before anything is written, or a refusal would leave half a folder, and no old labels
     path.mkdir(parents=True, exist_ok=True)
     marker(path, "beir").touch()
     # As above: the labels of an earlier export go first, and those of this one come last.
@@ -77,9 +80,16 @@ def write_beir(run: Run, pairs: Pairs, blocks: Iterator[Block], path: Path, repo
                 report.queries += 1
                 queries.write(json.dumps({"_id": query, "text": text}, ensure_ascii=False) + "\n")
                 for (documents, _), score in zip(lists, (1, 0), strict=True):
-                    check_ids(query, *documents)
                     report.rows += len(documents)
                     qrels.writelines(f"{query}\t{document}\t{score}\n" for document in documents)
+
+
+def _judged_ids(run: Run, pairs: Pairs) -> Iterator[str]:
+    """The ids that stand in the labels of a run: those of queries, and of documents that are a positive or a negative."""
+    table = run.negatives(pairs)
+    for name in ("query_id", "positive_ids", "negative_ids"):
+        for chunk in table[name].chunks:
+            yield from (chunk if name == "query_id" else chunk.flatten()).unique().to_pylist()
 
 
 def _corpus_lines(pairs: Pairs) -> Iterator[str]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.stats import betabinom, hypergeom
@@ -49,6 +50,8 @@ class Test:
         look: which look, from 1.
         passed: whether this and all stricter thresholds passed at this look.
     """
+
+    __test__: ClassVar[bool] = False  # pytest is not to take it for tests
 
     threshold: float
     negatives: int

@@ -9,6 +9,7 @@ document is then a logistic function of one inner product.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,9 @@ class Sketch:
         documents: float32 `[N, m]`, one row for each document.
         intercept: the intercept of the log odds.
 
+    Raises:
+        UsageError: a number is NaN or infinite, as in float16 those above 65,504 are: their products would be NaN.
+
     >>> sketch = Sketch(torch.tensor([[1.0, 0.0]]), torch.tensor([[2.0, 0.0], [0.0, 2.0]]), intercept=-1.0)
     >>> sketch.logit(torch.tensor([0]), torch.tensor([0, 1]))
     tensor([[ 1., -1.]])
@@ -44,6 +48,17 @@ class Sketch:
     queries: torch.Tensor
     documents: torch.Tensor
     intercept: float
+
+    def __post_init__(self) -> None:
+        for side in ("queries", "documents"):
+            vectors = getattr(self, side)
+            if not bool(torch.isfinite(vectors).all()):
+                raise UsageError(
+                    f"the sketch of the {side} holds NaN or infinity as {str(vectors.dtype).removeprefix('torch.')}: make it anew, or "
+                    f"keep it as float32"
+                )
+        if not math.isfinite(self.intercept):
+            raise UsageError(f"the intercept of the sketch is {self.intercept}, expected a finite number")
 
     @classmethod
     def blank(cls, queries: int, documents: int) -> Sketch:

@@ -10,16 +10,17 @@ from torch import Tensor
 
 from hardneg.errors import UsageError
 
+SIMILARITIES = ("cosine", "dot")
 KINDS = ("kl", "margin-mse")
 
 
 def distillation_loss(
     queries: Tensor, documents: Tensor, teacher: Tensor, kind: str = "kl", *, scale: Tensor | float = 20.0,
-    teacher_temperature: float = 1.0,
+    teacher_temperature: float = 1.0, similarity: str = "cosine",
 ) -> Tensor:  # fmt: skip
     """The loss, `[]`: 0 where nothing can be compared.
 
-    The encoder's scores are cosines times `scale`, s. With the teacher's scores t of a query's L listed documents:
+    The encoder's scores are cosines, or inner products, times `scale`, s. With the teacher's scores t of a query's L listed documents:
 
     - `kl`: sum over the list of p log(p / q), with p = softmax(t / teacher_temperature) and q = softmax(s);
     - `margin-mse`: mean over the negatives x of ((s(positive) - s(x)) - (t(positive) - t(x)) / teacher_temperature)^2.
@@ -34,9 +35,10 @@ def distillation_loss(
         kind: `kl` or `margin-mse`.
         scale: 1 / temperature of the encoder's scores.
         teacher_temperature: what the teacher's scores are divided by.
+        similarity: `cosine` or `dot`.
 
     Raises:
-        UsageError: another kind, or shapes that do not fit.
+        UsageError: another kind or similarity, or shapes that do not fit.
 
     >>> q, d = torch.eye(1, 2), torch.eye(2)[None]
     >>> float(distillation_loss(q, d, torch.tensor([[20.0, 0.0]]), "margin-mse"))
@@ -44,13 +46,17 @@ def distillation_loss(
     """
     if kind not in KINDS:
         raise UsageError(f"distillation {kind!r} must be one of {', '.join(KINDS)}")
+    if similarity not in SIMILARITIES:
+        raise UsageError(f"similarity must be one of {', '.join(SIMILARITIES)}, not {similarity!r}")
     if documents.shape[:2] != teacher.shape or documents.shape[::2] != queries.shape:
         raise UsageError(
             f"queries {list(queries.shape)}, documents {list(documents.shape)} and teacher {list(teacher.shape)}: expected "
             f"[B, d], [B, L, d] and [B, L]"
         )
-    unit = [torch.nn.functional.normalize(vectors.float(), dim=-1) for vectors in (queries, documents)]
-    scores = torch.einsum("bd,bld->bl", *unit) * scale
+    compared = [vectors.float() for vectors in (queries, documents)]
+    if similarity == "cosine":
+        compared = [torch.nn.functional.normalize(vectors, dim=-1) for vectors in compared]
+    scores = torch.einsum("bd,bld->bl", *compared) * scale
     known = torch.isfinite(teacher)
     wanted = torch.where(known, teacher.float() / teacher_temperature, 0.0)
     if kind == "kl":

@@ -167,8 +167,19 @@ def _check_attribute(name: str, given: Any, sides: PerRole) -> None:
                 f"{whole} must have the shape {list(rows)}{tail}, one for each of its vectors, not {list(value.shape)}"
             )
         widths[role] = 0 if labels else value.shape[-1]
+        # On a GPU, the answer would have to be waited for; `Sketch` has looked at its own numbers there.
+        if name == "sketches" and value.device.type == "cpu" and value.numel() and not _all_finite(value):
+            raise UsageError(
+                f"{whole} holds NaN or infinity: products of such numbers decide nothing. Make the sketch anew"
+            )
     if len(set(widths.values())) > 1:
         raise UsageError(f"the vectors of {name} differ in width: {widths}")
+
+
+def _all_finite(value: Tensor) -> bool:
+    """Whether no entry is NaN or infinite, told by the smallest and the largest."""
+    low, high = torch.aminmax(value.detach())
+    return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
 def meet_ranks(given: Given | None, problem: UsageError | None, options: str, device: torch.device) -> Ranks:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hardneg.errors import UsageError
 from hardneg.losses.arguments import flag, number, whole
 from hardneg.losses.batch import PerRole, make_columns, role_values
+from hardneg.losses.distillation import SIMILARITIES
 from hardneg.losses.gather import Ranks
 from hardneg.losses.given import Given, meet_ranks
 from hardneg.losses.mask_sets import MaskSets
@@ -22,7 +23,6 @@ from hardneg.losses.tiles import Matrix, Tiles
 from hardneg.losses.unit import positive_scores, unit
 from hardneg.losses.variants import Variants
 
-SIMILARITIES = ("cosine", "dot")
 TEMPERATURES = (0.005, 1.0)  # the lowest and the highest temperature, unless others are given
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypedDict
 
 import numpy as np
 
+from hardneg.data.inspect import counts_of
 from hardneg.data.pairs import Pairs, open_pairs, save_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.base import Encoder
@@ -93,6 +94,11 @@ def open_inputs(
     fingerprints |= {"query_embeddings": digests[0], "corpus_embeddings": digests[1], "encoder": None}
     resources.clock.lap("embeddings")
     return Inputs(pairs, queries, documents, fingerprints, notes=notes)
+
+
+def reading_of(pairs: Pairs) -> dict[str, Any]:
+    """What `run.json` says of the reading: what the source was taken for, and how much was in it."""
+    return {**pairs.reading, "counts": counts_of(pairs)}
 
 
 def read_source(

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -19,7 +20,8 @@ from hardneg.data.read import as_pairs
 from hardneg.data.tables import is_path
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.devices import parse_devices
-from hardneg.encoders.factory import checked_encoder
+from hardneg.encoders.factory import checked_encoder, object_spec
+from hardneg.encoders.report import metric_notes
 from hardneg.errors import DataError
 from hardneg.index.base import Index
 from hardneg.index.factory import make_index
@@ -29,7 +31,15 @@ from hardneg.memory import release
 from hardneg.mining.environment import environment, package_version
 from hardneg.mining.filters.base import Chain
 from hardneg.mining.guides import guide_embedder
-from hardneg.mining.inputs import Inputs, check_config, check_finished, check_inputs, check_sources, open_inputs
+from hardneg.mining.inputs import (
+    Inputs,
+    check_config,
+    check_finished,
+    check_inputs,
+    check_sources,
+    open_inputs,
+    reading_of,
+)
 from hardneg.mining.miner import Judged, Miner
 from hardneg.mining.options import MineChoices, MineOptions, chosen, resolve_depth, with_corpus_file, with_given
 from hardneg.mining.parts import PartWriter
@@ -40,7 +50,7 @@ from hardneg.mining.sanity import check_positives
 from hardneg.mining.sources.base import SourceInputs
 from hardneg.mining.sources.search import FusedSearch, only_dense
 from hardneg.mining.specs import parse_filters, parse_fusion, parse_sampler, parse_sources
-from hardneg.mining.warnings import warnings
+from hardneg.mining.warnings import tell, warnings
 from hardneg.progress import Progress, with_progress
 from hardneg.storage.remote import is_url
 
@@ -75,7 +85,7 @@ def mine(
         threads, batch_size, device, devices (such as `cuda:0,cuda:1`): speed, not the result (but a model may round differently).
         cache: folder for embeddings, to share them between runs; None: keep them inside the run.
         progress: True for bars (lines where there is no terminal), or a callback that reports the progress of each stage.
-        command: the command line, recorded in run.json.
+        command: the command line, recorded in run.json, which prints the warnings of the run; None: each is a `HardnegWarning`.
         choices: options by name, such as `negatives=5`, in place of those in `options`.
 
     Raises:
@@ -88,6 +98,7 @@ def mine(
         choices, corpus = with_corpus_file(choices, options, corpus), None
     (options := with_given(chosen(options or MineOptions(), choices))).validate()
     if encoder is not None:
+        options = replace(options, encoder=object_spec(encoder))
         encoder = checked_encoder(encoder, "encoder", batch_size, "auto")
     source = source if corpus is None and is_path(source) else as_pairs(source, options.read, corpus)
     several, target = parse_devices(devices), Path(out)
@@ -103,12 +114,13 @@ def mine(
             _begin(folder, target, source, options, (vectors, encoder), resources, command, force)
         # `progress` is still there if the process was killed between the last write and the clean-up.
         shutil.rmtree(folder / "progress", ignore_errors=True)
-    return mined_run(target, finished)
+    return mined_run(target, finished, command)
 
 
-def mined_run(target: Path, finished: bool) -> Run:
-    """The run that a pass wrote; DataError if every candidate was rejected, unless it was `finished` before."""
+def mined_run(target: Path, finished: bool, command: list[str] | None) -> Run:
+    """The run that a pass wrote; DataError if every candidate was rejected, unless it was `finished` before. Tells its warnings."""
     run = Run(target, verify=False)
+    tell(run.info["warnings"], command)
     if not finished and not any(int(k) for k in run.info["counts"]["negatives"]):
         raise DataError(_all_rejected(target, run.info["counts"]["verdicts"]))
     return run
@@ -191,10 +203,11 @@ def _mine(
     resolved |= {"dimension": index.dimension, **(sources.to_json() if sources else {})}
     resolved |= {} if inputs.encoding is None else {"encoder": inputs.encoding}
     said = [*doubts, *left, *inputs.notes, *(sources.notes if sources else ())]
+    said += metric_notes(inputs.encoding, options.metric)
     said += [*warnings(pairs, options, depth, inputs.fingerprints), *missed(recall)]
     writer.finish(
         run_head(
-            options.to_json(), command, resolved, inputs.fingerprints, pairs.reading, said, clock.seconds, environment(index),
+            options.to_json(), command, resolved, inputs.fingerprints, reading_of(pairs), said, clock.seconds, environment(index),
             relative_paths(target, paths),
         )
     )  # fmt: skip

@@ -154,7 +154,7 @@ class MineOptions:
         read["image_root"] = plain(read["image_root"])
         added = (
             "relevant_from", "text_column", "negatives", "quoting", "images", "image_column", "caption_column",
-            "caption_template", "image_root", "outside_images", "skip_broken",
+            "caption_template", "image_root", "outside_images", "skip_broken", "group_positives",
         )  # fmt: skip
         if self.encoder_precision == "auto":
             del value["encoder_precision"]

@@ -268,6 +268,10 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
             before[name] = (
                 None  # version 0.1 wrote "" where nothing was asked for; the vectors' hashes know the prompts
             )
+    if str(now.get("encoder")).startswith("object:") and before.get("encoder") == "hashed":
+        before["encoder"] = now[
+            "encoder"
+        ]  # what version 0.2 wrote for an object; the hash of its weights is compared elsewhere
     names = [name for name in {**now, **before} if name != "checksum"]
     return [name for name in names if _content(name, before.get(name)) != _content(name, now.get(name))]
 

@@ -28,6 +28,7 @@ from hardneg.mining.run import Run
 from hardneg.mining.run_folder import copy_posterior, located_filters, posterior_files, relative_paths, run_output
 from hardneg.mining.samplers import Sampler, query_keys
 from hardneg.mining.specs import check_guides, filters_of, no_code, parse_filters, parse_sampler
+from hardneg.mining.warnings import tell
 from hardneg.progress import Progress, with_progress
 from hardneg.registry import spec_of
 from hardneg.storage.arrow import values_of
@@ -143,7 +144,9 @@ def select(
         writer = PartWriter(folder, reopened.pairs, chosen.chain.names)
         _write_parts(reopened, chosen, writer, progress)
         writer.finish(_head(run, target, chosen, used, relabels, command))
-    return Run(target, verify=False)
+    selected = Run(target, verify=False)
+    tell(selected.info["warnings"], command)
+    return selected
 
 
 def _relabelled(run: Run, options: SelectOptions) -> tuple[Pairs, Relabels | None]:

@@ -1,12 +1,15 @@
-"""Warnings about a dataset and its filters, for `run.json`."""
+"""Warnings about a dataset and its filters: for `run.json`, and told to who calls from Python."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+import warnings as python_warnings
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hardneg.data.notes import notes_of
 from hardneg.data.pairs import Pairs
+from hardneg.errors import HardnegWarning
 from hardneg.mining.filters.base import with_found
 from hardneg.mining.filters.identity import Group
 from hardneg.mining.options import MineOptions
@@ -32,3 +35,23 @@ def warnings(pairs: Pairs, options: MineOptions, depth: int, fingerprints: Mappi
             "the dataset has groups that no filter uses: --filter group rejects documents of the query's group"
         )
     return messages
+
+
+def tell(messages: Iterable[str], command: list[str] | None) -> None:
+    """Give a `HardnegWarning` for each message, at the place outside of hardneg that called it.
+
+    Args:
+        messages: those of `run.json`.
+        command: the command line, which prints them itself; None: there is none.
+    """
+    if command is not None:
+        return
+    level, frame = 1, sys._getframe()
+    # `contextlib` stands between a function and its caller where a context manager decorates it.
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (
+        "hardneg",
+        "contextlib",
+    ):
+        level, frame = level + 1, frame.f_back
+    for message in messages:
+        python_warnings.warn(HardnegWarning(message), stacklevel=level)

@@ -313,7 +313,7 @@ class RefreshedIndex:
             )
         loaded = [load_saved(folder, name, self.recipe) for name in names]
         if len(loaded) == 2:
-            self._waiting = _Ready(loaded[1], movement(loaded[0], loaded[1], self.recipe.seed))
+            self._waiting = _Ready(loaded[1], movement(loaded[0], loaded[1], self.recipe))
         return loaded[0]
 
     # The background.

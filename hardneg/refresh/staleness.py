@@ -39,8 +39,10 @@ class Staleness:
         return asdict(self)
 
 
-def staleness_between(before: NDArray[np.floating], after: NDArray[np.floating], step: int) -> Staleness:
-    """Compare old and fresh vectors `[m, d]` of the same documents."""
+def staleness_between(
+    before: NDArray[np.floating], after: NDArray[np.floating], step: int, metric: str = "cosine"
+) -> Staleness:
+    """Compare old and fresh vectors `[m, d]` of the same documents; `metric` decides which are the nearest of each."""
     if len(before) == 0:
         return Staleness(0.0, 1.0, step, 0)
     old, new = (vectors.astype(np.float64) for vectors in (before, after))
@@ -48,7 +50,9 @@ def staleness_between(before: NDArray[np.floating], after: NDArray[np.floating],
     cosines = (old * new).sum(1) / np.maximum(norms, 1e-30)
     k = min(NEIGHBOURS + 1, len(before))
     rows = np.arange(len(before))
-    near = [others(ExactIndex(vectors, threads=1).search(vectors, k).documents, rows) for vectors in (before, after)]
+    near = [
+        others(ExactIndex(vectors, metric, threads=1).search(vectors, k).documents, rows) for vectors in (before, after)
+    ]
     overlap = float(shares_found(near[0], near[1]).mean()) if k > 1 else 1.0
     return Staleness(float(1 - cosines.mean()), overlap, step, len(before))
 

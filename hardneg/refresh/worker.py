@@ -66,7 +66,7 @@ class Job:
                 return
         generation = build(self.recipe, order, self.encode, stop)
         if before is not None:
-            self.moved = movement(before, generation, self.recipe.seed)
+            self.moved = movement(before, generation, self.recipe)
         if self.prepare is not None:
             self.prepared = self.prepare(generation)
         self.generation = generation
@@ -102,14 +102,15 @@ def staleness_of(
     if len(chosen) == 0:
         return Staleness(1.0, 0.0, step, 0)
     fresh = encode_rows(encode, documents, chosen, ids, "document", recipe.precision, stop)
-    return staleness_between(np.asarray(generation.vectors[rows[chosen]]), fresh, step)
+    return staleness_between(np.asarray(generation.vectors[rows[chosen]]), fresh, step, recipe.metric)
 
 
-def movement(before: Generation, after: Generation, seed: int) -> Staleness:
+def movement(before: Generation, after: Generation, recipe: Recipe) -> Staleness:
     """The staleness that one generation had when the next one was encoded."""
     rows = before.rows_of(after.ids)
-    chosen = _sample(np.flatnonzero((rows >= 0) & (after.encoded_at == after.step)), seed)
-    return staleness_between(np.asarray(before.vectors[rows[chosen]]), np.asarray(after.vectors[chosen]), after.step)
+    chosen = _sample(np.flatnonzero((rows >= 0) & (after.encoded_at == after.step)), recipe.seed)
+    old, new = np.asarray(before.vectors[rows[chosen]]), np.asarray(after.vectors[chosen])
+    return staleness_between(old, new, after.step, recipe.metric)
 
 
 def _sample(rows: Int, seed: int) -> Int:

@@ -94,7 +94,7 @@ def mine_with(
                 )
             losses = _driven(engine, folder, plan, resources, threads)
         shutil.rmtree(folder / "progress", ignore_errors=True)
-    return mined_run(target, finished), losses
+    return mined_run(target, finished, command), losses
 
 
 def _driven(engine: str, folder: Path, plan: Plan, resources: Resources, threads: int | None) -> Losses:

@@ -12,7 +12,7 @@ from hardneg.encoders.base import Encoder, dimension_of, prompt_of
 from hardneg.encoders.embed import fit, vector_keys
 from hardneg.encoders.modalities import check_takes
 from hardneg.encoders.precomputed import open_aligned
-from hardneg.encoders.report import encoding_of
+from hardneg.encoders.report import encoding_of, metric_notes
 from hardneg.errors import DataError, UsageError
 from hardneg.false_negatives.shared_neighbors import NEAREST
 from hardneg.index.factory import fastest_index
@@ -20,7 +20,7 @@ from hardneg.index.vectors import VectorStore, checked_norms
 from hardneg.mining.candidates import NEAREST_FOUND
 from hardneg.mining.encoding import set_precision
 from hardneg.mining.environment import package_version
-from hardneg.mining.inputs import Inputs, check_config, check_inputs, read_source
+from hardneg.mining.inputs import Inputs, check_config, check_inputs, read_source, reading_of
 from hardneg.mining.mine import keep_posterior
 from hardneg.mining.options import MineOptions, resolve_depth, search_depths
 from hardneg.mining.parts import PART_ROWS
@@ -106,10 +106,14 @@ def write_plan(
         head={
             "command": command,
             "resolved": planner.resolved,
-            "reading": pairs.reading,
+            "reading": reading_of(pairs),
             "doubts": planner.doubts,
             "left": keep_posterior(folder, target, paths),
-            "warnings": [*notes, *warnings(pairs, options, planner.depths[0], fingerprints)],
+            "warnings": [
+                *notes,
+                *metric_notes(planner.resolved.get("encoder"), options.metric),
+                *warnings(pairs, options, planner.depths[0], fingerprints),
+            ],
             "paths": relative_paths(target, paths),
             "timings": resources.clock.seconds,
         },

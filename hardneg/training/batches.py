@@ -174,9 +174,13 @@ class TrainingBatches:
         return self.sampler.bank_view()
 
     def _encode_rows(self, rows: Tensor) -> Tensor:
-        """The unit vectors of these documents, by the encoder as it is now."""
+        """The vectors of these documents as the bank keeps them, by the encoder as it is now."""
         vectors = self.towers.encode(self.documents.take(rows.numpy()), "document")
-        return torch.nn.functional.normalize(torch.from_numpy(vectors), dim=1)
+        return self._compared(torch.from_numpy(vectors))
+
+    def _compared(self, vectors: Tensor) -> Tensor:
+        """The vectors `[n, d]` as the loss compares them: of length 1, or as they are where it takes inner products."""
+        return vectors if self.options.metric == "ip" else torch.nn.functional.normalize(vectors, dim=1)
 
     def used(self, batch: Batch, documents: Tensor) -> None:
         """Count a batch that was trained on, and write its documents to the bank.
@@ -194,9 +198,9 @@ class TrainingBatches:
             return
         if self.momentum is not None:
             documents = self._slowly_encoded(batch.documents)
-        unit = torch.nn.functional.normalize(documents.detach().float(), dim=1)
+        kept = self._compared(documents.detach().float())
         try:
-            self.sampler.advance(unit, batch.document_rows.to(unit.device))
+            self.sampler.advance(kept, batch.document_rows.to(kept.device))
         except DataError as error:
             if self.momentum is None:
                 raise

@@ -34,7 +34,9 @@ class EvaluationSet:
     documents: Items | None = None
     zero_shot: bool = False
 
-    def evaluate(self, towers: Towers, names: Sequence[str], channel: Channel | None = None) -> dict[str, float]:
+    def evaluate(
+        self, towers: Towers, names: Sequence[str], channel: Channel | None = None, metric: str = "cosine"
+    ) -> dict[str, float]:
         """Encode the whole dataset, and return its measures by name.
 
         Args:
@@ -42,14 +44,15 @@ class EvaluationSet:
             names: retrieval measures, such as `ndcg@10`.
             channel: between the ranks of a training, each of which calls this and encodes its share; rank 0 measures, and the
                 others return nothing. None: this process encodes all.
+            metric: what vectors are compared by, `cosine` or `ip`.
         """
         queries = _encoded(towers, self.queries or self.pairs.queries, len(self.pairs), "query", channel)
         count = len(self.pairs.document_ids)
         documents = _encoded(towers, self.documents or self.pairs.documents, count, "document", channel)
         if queries is None or documents is None:
             return {}
-        means = evaluate_vectors(self.pairs, queries, documents, names).means
-        return means | zero_shot(self.pairs, queries, documents) if self.zero_shot else means
+        means = evaluate_vectors(self.pairs, queries, documents, names, metric).means
+        return means | zero_shot(self.pairs, queries, documents, metric) if self.zero_shot else means
 
 
 def _encoded(

@@ -94,8 +94,7 @@ class Trainer:
         self.folder, self.evaluate, self.callbacks, self.on_best = folder, evaluate, list(callbacks), on_best
         self.warn = warn
         self.criterion = InfoNCE(
-            options.temperature, learn_temperature=options.learn_temperature,
-            variants=negatives.filters.variants(options.variants), dimensions=options.dimensions,
+            variants=negatives.filters.variants(options.variants), **options.loss_options
         ).to(world.device)  # fmt: skip
         world.same_start(towers)
         groups = parameter_groups(towers, options.weight_decay, options.learning_rates)
@@ -164,7 +163,9 @@ class Trainer:
                 queries, documents[:size], shared=documents[size:], bank=None if bank is None else bank.vectors, **masks
             )
             if self.teaching is not None:
-                taught = self.teaching.loss(batch.rows, queries, documents, self.criterion.log_scale.exp())
+                taught = self.teaching.loss(
+                    batch.rows, queries, documents, self.criterion.log_scale.exp(), self.criterion.similarity
+                )
                 value = taught + (0.0 if self.teaching.options.alone else 1.0) * value
                 self.criterion.statistics |= {"distillation": taught.detach(), "loss": value.detach()}
             return self.scaler.scale(value / self.options.accumulate)
@@ -229,7 +230,9 @@ class Trainer:
             return
         rank = effective_rank(documents)
         values |= {"effective_rank": rank, "learning_rate": float(self.optimizer.param_groups[0]["lr"])}
-        values |= batch_hardness(queries, documents, batch.mined.to(documents.device), self.criterion.temperature)
+        values |= batch_hardness(
+            queries, documents, batch.mined.to(documents.device), self.criterion.temperature, self.options.metric
+        )
         values |= {f"rejected/{name}": share for name, share in self.negatives.rejected.items()}
         if bank is not None:
             ages = bank.statistics()

@@ -97,7 +97,10 @@ class MinedNegatives:
                 ids=count,
                 queries=(queries or pairs.queries, len(pairs)),
                 schedule=options.refresh,
-                recipe=Recipe(index=options.index, depth=min(options.depth, count), share=options.share, seed=options.seed),
+                recipe=Recipe(
+                    index=options.index, metric=options.metric, depth=min(options.depth, count), share=options.share,
+                    seed=options.seed,
+                ),
                 lag=self._lag(len(sampler)) if options.wait else None,
                 prepare=partial(self.filters.of_generation, embed=embed),
                 resume=resume,

@@ -108,7 +108,8 @@ class OnlineFilters:
         self.grouped = any(isinstance(each, Group) for each in chain.filters)
         if self.grouped and (pairs.query_groups is None or pairs.document_groups is None):
             raise UsageError(
-                "the filter 'group' needs groups: a column 'group' or 'label', or groups.tsv in a BEIR folder"
+                "the filter 'group' needs groups: a column 'group' or 'label', groups.tsv in a BEIR folder, or those that "
+                "positives make (group_positives=True, --group-positives)"
             )
         self._document_groups: Tensor | None = None
         if self.grouped and pairs.document_groups is not None:
@@ -317,6 +318,19 @@ class OnlineFilters:
         """These rows of an array of vectors, scaled to length 1, on the device of the masks."""
         chosen: NDArray[np.float32] = np.asarray(vectors[rows.cpu().numpy()], np.float32)
         return torch.nn.functional.normalize(torch.from_numpy(chosen).to(self.device), dim=1)
+
+
+def learned_line(posterior: Posterior, threshold: float) -> str:
+    """What `posterior:learned` learned, and its threshold, in one line."""
+    report, terms = posterior.report, zip(posterior.features, posterior.weights, strict=True)
+    known, candidates = (f"{report[name]:,}" for name in ("known_positives", "candidates"))
+    low, high = report.get("relevant_share_range", [report["relevant_share"]] * 2)
+    return (
+        f"posterior:learned, threshold {threshold:g}: what is more likely to be relevant is no negative. Learned from "
+        f"{known} known positives among {candidates} candidates, of which {report['relevant_share']:.1%} more are relevant "
+        f"({low:.1%} to {high:.1%}): "
+        f"log odds {posterior.intercept:.2f}{''.join(f' {weight:+.2f} {name}' for name, weight in terms)}"
+    )
 
 
 def _by_itself(each: Filter) -> bool:

@@ -29,11 +29,15 @@ from hardneg.registry import spec_of
 from hardneg.training.fine_tuning import parse_rates
 from hardneg.training.teaching import Distillation
 
+# What a training compares vectors by; the temperature it starts with unless another is given; the highest one.
+# Inner products of whole vectors have no temperature in DPR (Karpukhin et al. 2020, arXiv 2004.04906), so theirs is 1.
+TRAIN_METRICS = {"cosine": (0.05, TEMPERATURES[1]), "ip": (1.0, 1000.0)}
+
 LR_SCHEDULERS = ("constant", "linear", "cosine")
 AMP = ("no", "bf16", "fp16")
 
 # Options of later versions, with the values that trainings without them had.
-_LATER: dict[str, Any] = {"batches": RANDOM, "patience": None, "keep": 1}
+_LATER: dict[str, Any] = {"batches": RANDOM, "patience": None, "keep": 1, "metric": "cosine"}
 _LATER |= {"distill": None, "lora": None, "freeze": [], "learning_rates": [], "gradient_checkpointing": False}
 
 # Options that an interrupted training may be resumed with other values of.
@@ -55,7 +59,6 @@ _NUMBERS: dict[str, dict[str, Any]] = {
     "share": {"low": 0, "above": True, "high": 1},
     "bank_fresh": {"low": 0, "high": 1},
     "momentum": {"low": 0, "high": 1, "below": True},
-    "temperature": {"low": TEMPERATURES[0], "high": TEMPERATURES[1]},
     "learning_rate": {"low": 0, "above": True},
     "weight_decay": {"low": 0},
     "warmup": {"low": 0, "high": 1},
@@ -108,7 +111,9 @@ class TrainOptions:
             (MoCo, arXiv 1911.05722); None: the trained encoder fills the bank.
 
     Loss:
-        temperature: the temperature at the start; see `InfoNCE`.
+        metric: what queries and documents are compared by, in the loss, by the miner and in evaluations: `cosine`, or `ip`,
+            inner products of the vectors as the encoder returns them, which learns their lengths as well.
+        temperature: the temperature at the start (see `InfoNCE`); None: 0.05 for cosine, 1 for ip.
         learn_temperature: whether the temperature is learned.
         variants: variants of the loss; see `Variants`.
         distill: learn the scores of the teacher of a run as well: `kl`, `margin-mse`, and how (see `Distillation`); None: no.
@@ -175,7 +180,8 @@ class TrainOptions:
     bank_start: int | None = None
     bank_fresh: float = 0.0
     momentum: float | None = None
-    temperature: float = 0.05
+    metric: str = "cosine"
+    temperature: float | None = None
     learn_temperature: bool = False
     variants: Variants = field(default_factory=Variants)
     distill: str | None = None
@@ -212,6 +218,7 @@ class TrainOptions:
                 self._set(name, number(name, getattr(self, name), **limits))
         for name in ("default_filters", "wait", "learn_temperature", "gradient_checkpointing"):
             self._set(name, flag(name, getattr(self, name)))
+        self._set_metric()
         for name in ("refresh", "lr_scheduler", "amp", "query_prompt", "document_prompt"):
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and (name.endswith("prompt") or name == "amp")):
@@ -225,6 +232,30 @@ class TrainOptions:
             lengths = _several("dimensions", self.dimensions, "number")
             self._set("dimensions", tuple(whole("dimensions", each, 1) for each in lengths))
         self._check_parts()
+
+    def _set_metric(self) -> None:
+        """Check the metric, and the temperature that goes with it."""
+        if self.metric == "l2":
+            raise UsageError(
+                "metric='l2': there is no loss for squared distances. Train by cosine, or by ip (inner products)"
+            )
+        if not isinstance(self.metric, str) or self.metric not in TRAIN_METRICS:
+            raise UsageError(f"metric={self.metric!r}.{suggestion(str(self.metric), TRAIN_METRICS)}")
+        usual, highest = TRAIN_METRICS[self.metric]
+        given = usual if self.temperature is None else self.temperature
+        self._set("temperature", number("temperature", given, TEMPERATURES[0], highest))
+
+    @property
+    def loss_options(self) -> dict[str, Any]:
+        """The arguments of `InfoNCE` that these options decide alone."""
+        usual, highest = TRAIN_METRICS[self.metric]
+        return {
+            "temperature": usual if self.temperature is None else self.temperature,
+            "learn_temperature": self.learn_temperature,
+            "temperature_range": (TEMPERATURES[0], highest),
+            "similarity": "dot" if self.metric == "ip" else "cosine",
+            "dimensions": self.dimensions,
+        }
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)  # the class is frozen; a checked value replaces the given one

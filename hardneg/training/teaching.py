@@ -95,13 +95,21 @@ class Teaching:
             f"distillation"
         )
 
-    def loss(self, rows: tuple[Tensor, Tensor, Tensor], queries: Tensor, documents: Tensor, scale: Tensor) -> Tensor:
+    def loss(
+        self,
+        rows: tuple[Tensor, Tensor, Tensor],
+        queries: Tensor,
+        documents: Tensor,
+        scale: Tensor,
+        similarity: str = "cosine",
+    ) -> Tensor:
         """The weighted loss of a batch, `[]`.
 
         Args:
             rows: `query_rows`, `document_rows` and `mined` of the batch.
             queries, documents: `[B, d]` and `[B + M, d]`, their vectors, with gradients.
             scale: 1 / temperature of the encoder.
+            similarity: as in `InfoNCE`.
         """
         query_rows, document_rows, mined = rows
         places = torch.cat([torch.arange(len(query_rows))[:, None], mined], 1)
@@ -110,6 +118,12 @@ class Teaching:
         teacher = torch.from_numpy(np.where(np.isfinite(found), found, np.float32(np.nan))).to(queries.device)
         vectors = documents[places.clamp(min=0).to(documents.device)]
         value = distillation_loss(
-            queries, vectors, teacher, self.options.kind, scale=scale, teacher_temperature=self.options.temperature
+            queries,
+            vectors,
+            teacher,
+            self.options.kind,
+            scale=scale,
+            teacher_temperature=self.options.temperature,
+            similarity=similarity,
         )
         return self.options.weight * value

@@ -20,6 +20,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import fit
@@ -43,11 +45,12 @@ from hardneg.training.fine_tuning import prepare_model
 from hardneg.training.folder import prepare, resumed, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
+from hardneg.training.online_filters import learned_line
 from hardneg.training.options import TrainOptions
 from hardneg.training.saved import check_saved, save_encoder
 from hardneg.training.share import Channel
 from hardneg.training.teaching import Teaching
-from hardneg.training.towers import Towers
+from hardneg.training.towers import SIDES, Towers
 
 
 @with_progress
@@ -102,7 +105,7 @@ def train(
             head = prepare(folder, out, pairs, options, here, resume)
             inputs = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
-            _report_filters(negatives, folder, here, warn)
+            _say_before(inputs, towers, options, negatives, folder, here, warn)
             trainer = Trainer(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 teaching=_teaching(options, run, pairs, here, warn),
@@ -133,9 +136,9 @@ def _evaluation(
         return None
     held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
     if here.size == 1:
-        return lambda towers: held_out.evaluate(towers, options.measures)
+        return lambda towers: held_out.evaluate(towers, options.measures, metric=options.metric)
     channel = Channel(here)
-    return lambda towers: held_out.evaluate(towers, options.measures, channel)
+    return lambda towers: held_out.evaluate(towers, options.measures, channel, options.metric)
 
 
 @contextmanager
@@ -146,8 +149,29 @@ def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Ite
     check_fits(options, pairs, towers.dimension, here)
     checkpoint.seed_generators(options.seed + here.rank)
     prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing)
+    for side in SIDES:
+        if callable(compare_by := getattr(towers.tower(side), "compare_by", None)):
+            compare_by(options.metric)
     with keeping_tokens(*towers.children()):
         yield towers
+
+
+def _warn_of_metric(inputs: _Inputs, towers: Towers, options: TrainOptions, warn: Callable[[str], None]) -> None:
+    """Warn if inner products are asked for and do not differ from cosines, or a run was mined by another metric."""
+    mined = "cosine" if inputs.run is None else inputs.run.info["config"]["metric"]
+    if inputs.run is not None and mined != options.metric:
+        warn(
+            f"the run was mined by {mined}, and the training compares by {options.metric}: mine it with --metric {options.metric}"
+        )
+    if options.metric != "ip":
+        return
+    items, rows = inputs.documents or inputs.pairs.documents, np.arange(min(8, len(inputs.pairs.document_ids)))
+    lengths = np.linalg.norm(towers.encode(items.take(rows), "document"), axis=1)
+    if np.allclose(lengths[lengths > 0], 1, atol=0.01):
+        warn(
+            "metric='ip' (--metric ip): the encoder returns vectors of length 1, whose inner product is the cosine, so their lengths "
+            f"teach nothing; the temperature is {options.temperature:g}, and 0.05 is usual for cosines"
+        )
 
 
 def _finished(towers: Towers, out: Path, result: dict[str, Any], here: World) -> dict[str, Any]:
@@ -199,14 +223,21 @@ def _parts(
     return batches, negatives, state
 
 
-def _report_filters(negatives: MinedNegatives, out: Path, here: World, warn: Callable[[str], None]) -> None:
-    """Warn of filters that do not work in the loss, and save the posterior that was learned."""
+def _say_before(
+    inputs: _Inputs, towers: Towers, options: TrainOptions, negatives: MinedNegatives, out: Path, here: World,
+    warn: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Say what is to be known before the first step, such as what posterior was learned, and save that. Rank 0 does it."""
+    if not here.leads:
+        return
+    _warn_of_metric(inputs, towers, options, warn)
     filters = negatives.filters
     for name in filters.mined_only:
         warn(f"the filter {name!r} works on mined candidates only, not on batch and bank")
-    if filters.unlearned is not None and here.leads:
+    if filters.unlearned is not None:
         warn(f"posterior:learned rejects nothing: {filters.unlearned}")
-    if filters.to_learn is not None and filters.posterior is not None and here.leads:
+    if filters.to_learn is not None and filters.posterior is not None:
+        warn(learned_line(filters.posterior, filters.limit))
         with written(out / "posterior.json"):
             filters.posterior.save(out / "posterior.json")
 

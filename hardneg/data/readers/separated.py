@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 
 from hardneg.data.options import Quoting
 from hardneg.data.readers.rows import Located, names, opened
+from hardneg.data.texts import shown
 from hardneg.errors import DataError
 
 
@@ -37,7 +39,7 @@ def separated(path: Path, delimiter: str, header: Sequence[str] | None = None, q
     columns = header
     for where, fields in separated_fields(path, delimiter, quoting):
         if columns is None:
-            columns = _checked_header(fields, where)
+            columns = _checked_header(fields, where, delimiter)
             continue
         if len(fields) != len(columns):
             raise DataError(f"{where}: {len(fields)} fields, but the header names {len(columns)}: {names(columns)}")
@@ -74,12 +76,42 @@ def separated_fields(path: Path, delimiter: str, quoting: Quoting = "auto") -> I
         yield f"{path}, line {number}", fields
 
 
-def _checked_header(fields: list[str], where: str) -> list[str]:
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+
+_LIKE_A_NAME = re.compile(r'"?[\w .-]{1,40}"?')
+
+
+def _checked_header(fields: list[str], where: str, delimiter: str) -> list[str]:
+    check_separator(fields, where, delimiter)
     twice = [name for name, count in Counter(fields).items() if count > 1 and name]
     if twice:
         places = [str(i) for i, name in enumerate(fields, 1) if name == twice[0]]
         raise DataError(f"{where}: the columns {' and '.join(places)} are both called {twice[0]!r}: rename one of them")
     return fields
+
+
+def check_separator(fields: list[str], where: str, delimiter: str) -> None:
+    """DataError if a header of one field looks like several names with another separator between them, as spreadsheets write some."""
+    if len(fields) != 1:
+        return
+    for other in (";", "\t", "|"):
+        parts = fields[0].split(other)
+        if other == delimiter or len(parts) < 2 or not all(map(_LIKE_A_NAME.fullmatch, parts)):
+            continue
+        written = "index=False" if delimiter == "," else f"sep={delimiter!r}, index=False"
+        made = f"make another of it, as with pandas.read_csv(FILE, sep={other!r}).to_csv(NEW, {written})"
+        remedy = "name it .tsv" if other == "\t" else made
+        raise DataError(
+            f"{where}: the header is one column, {shown(fields[0])}: its names seem to be separated by {_NAMES[other]}, and a file of "
+            f"this name is read with {_NAMES[delimiter]} between columns: {remedy}"
+        )
+
+
+def _check_first_line(path: Path, delimiter: str) -> None:
+    """DataError if the first line, which is none with this delimiter, looks like names in quotes with another separator."""
+    with opened(path) as stream:
+        line = stream.readline(10_000).decode("utf-8-sig", "replace")
+    check_separator([line.strip("\r\n")], f"{path}, line 1", delimiter)
 
 
 def _parsed(path: Path, delimiter: str, quotes: bool, once: bool = False) -> Iterator[tuple[int, list[str]]]:
@@ -107,6 +139,8 @@ def _parsed(path: Path, delimiter: str, quotes: bool, once: bool = False) -> Ite
                 f"{path}, after line {number}: not valid UTF-8 ({error.reason}); save the file as UTF-8"
             ) from None
         except csv.Error as error:
+            if number == 0 and path.is_file():  # a pipe cannot be read again
+                _check_first_line(path, delimiter)
             raise DataError(f"{path}, line {number + 1} or after: {error}{_QUOTING_HINT}") from None
 
 

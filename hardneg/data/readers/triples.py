@@ -24,7 +24,7 @@ from hardneg.data.readers.pair_rows import (
     RELEVANCE_COLUMNS,
 )
 from hardneg.data.readers.rows import Row, exists
-from hardneg.data.readers.separated import separated, separated_fields
+from hardneg.data.readers.separated import check_separator, separated, separated_fields
 from hardneg.errors import DataError
 
 _KNOWN = {
@@ -56,6 +56,7 @@ def header_of(path: Path, options: ReadOptions) -> tuple[str, ...] | None:
         return ID_COLUMNS
     if len(fields) >= 3 and not any(field.isdecimal() for field in fields):
         return ("query", "positive", *(f"negative_{i}" for i in range(1, len(fields) - 1)))
+    check_separator(fields, where, "\t")
     what = "ids and texts, which are no pairs" if len(fields) == 2 and fields[0].isdecimal() else "unknown columns"
     raise DataError(
         f"{where}: this file has no header, and {len(fields)} columns of {what}: write the names of the columns into its "

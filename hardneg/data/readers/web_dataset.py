@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, ClassVar, Self
 
 from hardneg.data.columns import find_column
 from hardneg.data.labels import is_blank
@@ -136,16 +136,34 @@ def _is_picture(extension: str) -> bool:
     return f".{extension.rpartition('.')[2]}" in SUFFIXES
 
 
+class _Header(tarfile.TarInfo):
+    """Headers of members, which remember whether the last one was read from zeros, as those at the end of an archive are."""
+
+    at_end: ClassVar[bool] = False
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        cls.at_end = len(buf) == tarfile.BLOCKSIZE and not any(buf)
+        return super().frombuf(buf, encoding, errors)
+
+
 def _members(file: Path) -> Iterator[tuple[tarfile.TarInfo, IO[bytes] | None]]:
     """The regular files of a shard, each with a stream of its bytes if the shard is compressed."""
     packed = not file.name.lower().endswith(".tar")
+    header: Any = type("_HeaderHere", (_Header,), {})  # of this archive alone: what it remembers is not shared
     with opened(file) as raw:
         archive = None
         try:
-            archive = tarfile.open(fileobj=raw, mode="r|" if packed else "r:", errors="strict", encoding="utf-8")  # noqa: SIM115 (closed below)
+            mode: Any = "r|" if packed else "r:"
+            archive = tarfile.open(fileobj=raw, mode=mode, errors="strict", encoding="utf-8", tarinfo=header)  # noqa: SIM115 (closed below)
             while True:
                 member = archive.next()
                 if member is None:
+                    if not header.at_end:
+                        raise DataError(
+                            f"{file} ends after byte {archive.offset:,}, between two members, without the zeros that end a tar "
+                            f"file: it was not completely written. Copy or write it again"
+                        )
                     return
                 archive.members = []  # type: ignore[attr-defined]  # it would keep the header of every member
                 where = f"{file}, {shortened(member.name)} at byte {member.offset:,}"

@@ -35,7 +35,7 @@ def effective_rank(vectors: Tensor) -> float:
 
 @torch.no_grad()
 def batch_hardness(
-    queries: Tensor, documents: Tensor, mined: Tensor, temperature: float | None = None
+    queries: Tensor, documents: Tensor, mined: Tensor, temperature: float | None = None, metric: str = "cosine"
 ) -> dict[str, float]:
     """Measure how near the mined negatives of a batch are to their queries.
 
@@ -44,6 +44,7 @@ def batch_hardness(
         documents: `[B + M, d]`: the positive of each query, then the mined negatives.
         mined: int64 `[B, K]`, the rows of `documents` that are the mined negatives of each query; -1 is padding.
         temperature: that of the loss, to measure what the negatives teach; None: it is not measured.
+        metric: `cosine`, or `ip`: then all that is called a cosine here is an inner product.
 
     Returns:
         `negative`: the mean cosine of a query and its mined negatives. `margin`: the cosine of the positive minus the
@@ -60,7 +61,9 @@ def batch_hardness(
     with_mined = real.any(1) if mined.numel() else real.new_zeros(len(queries))
     if not bool(with_mined.any()):
         return {}
-    q, d = (torch.nn.functional.normalize(x.float(), dim=1) for x in (queries, documents))
+    q, d = queries.float(), documents.float()
+    if metric == "cosine":
+        q, d = (torch.nn.functional.normalize(x, dim=1) for x in (q, d))
     positive = (q * d[: len(q)]).sum(1)
     negative = torch.einsum("bd,bkd->bk", q, d[mined.clamp(min=0)])
     hardest = negative.masked_fill(~real, -torch.inf).amax(1)[with_mined]

@@ -115,7 +115,10 @@ class Group(Filter):
     def lacks(self, pairs: Pairs) -> str | None:
         if pairs.document_groups is not None and pairs.query_groups is not None:
             return None
-        return "the filter 'group' needs groups: a column 'group' or 'label' (--group-column), or groups.tsv in a BEIR folder"
+        return (
+            "the filter 'group' needs groups: a column 'group' or 'label' (--group-column), or groups.tsv in a BEIR folder, or "
+            "those that positives make (--group-positives)"
+        )
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
         pairs = context.pairs

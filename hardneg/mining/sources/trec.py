@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from array import array
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,9 @@ from hardneg.mining.spec_options import SpecOptions
 from hardneg.storage.arrays import Ragged, pair_keys
 from hardneg.storage.files import sha256_file
 
+_SHORT = 3  # fields of a line without rank and tag
+_FORMS = "lines of 'query-id Q0 document-id rank score tag' (TREC) or 'query-id document-id score' (Tevatron)"
+
 _FEW = 3  # unknown ids that a note names
 
 
@@ -28,6 +32,7 @@ _FEW = 3  # unknown ids that a note names
 class TrecRun(CandidateSource):
     """The documents of a TREC run: lines of `query-id Q0 document-id rank score tag`, with spaces or tabs, maybe packed (.gz ...).
 
+    Lines of `query-id document-id score`, as Tevatron writes its rankings, are read as well.
     As trec_eval does, documents are ordered by their scores, whatever their ranks say; equal scores are ordered by rank, then by
     row of the corpus.
 
@@ -103,13 +108,19 @@ def _read(path: Path, spec: str, pairs: Pairs) -> Columns:
     )
     rows, found, ranks, scores = array("q"), array("q"), array("d"), array("d")
     strange: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    total = 0
+    total = width = 0
+    only_ranks = _OnlyRanks()
     with opened(path) as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
                 continue
             total += 1
-            query, document, rank, score = _fields(line, path, number)
+            query, document, rank, score, fields = _fields(line, path, number)
+            if (fields == _SHORT) != ((width or fields) == _SHORT):
+                raise DataError(f"{path}, line {number}: {fields} fields, but the lines before have {width}: {_FORMS}")
+            width = fields
+            if fields == _SHORT:
+                only_ranks.look(query, score)
             row, place = queries.get(query), documents.get(document)
             if row is None or place is None:
                 side, id = (0, query) if row is None else (1, document)
@@ -120,7 +131,13 @@ def _read(path: Path, spec: str, pairs: Pairs) -> Columns:
             ranks.append(rank)
             scores.append(score)
     if not total:
-        raise DataError(f"{path} is empty: a TREC run has lines of 'query-id Q0 document-id rank score tag'")
+        raise DataError(f"{path} is empty: {_FORMS}")
+    if only_ranks:
+        raise DataError(
+            f"{path}: the third of its three columns counts 1, 2, 3, ... for each query: ranks, as in rankings of MS MARCO, and a "
+            f'source needs scores. Make a TREC run of it: awk \'{{print $1, "Q0", $2, $3, -$3, "run"}}\' {shlex.quote(str(path))} > '
+            f"run.trec"
+        )
     if not rows:
         raise DataError(
             f"{path}: none of its {total:,} lines has a query and a document of this dataset (the first unknown ids: "
@@ -137,17 +154,34 @@ def _read(path: Path, spec: str, pairs: Pairs) -> Columns:
     )  # fmt: skip
 
 
-def _fields(line: bytes, path: Path, number: int) -> tuple[str, str, float, float]:
-    """(query id, document id, rank, score) of a line."""
+class _OnlyRanks:
+    """Whether the third column of a file with three counts from 1 for each query, in a file that has a second rank."""
+
+    def __init__(self) -> None:
+        self.last: dict[str, int] = {}
+        self.counts, self.some = True, False
+
+    def look(self, query: str, value: float) -> None:
+        if self.counts:
+            rank = self.last.get(query, 0) + 1
+            self.counts, self.some = value == rank, self.some or rank > 1
+            self.last[query] = rank
+
+    def __bool__(self) -> bool:
+        return self.counts and self.some
+
+
+def _fields(line: bytes, path: Path, number: int) -> tuple[str, str, float, float, int]:
+    """(query id, document id, rank, score, number of fields) of a line. In a line of three, the rank is its number in the file."""
     try:
         fields = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, line {number}: not UTF-8 ({error})") from None
-    if len(fields) not in (5, 6):
-        raise DataError(
-            f"{path}, line {number}: {len(fields)} fields ({shown(' '.join(fields))}), expected 'query-id Q0 document-id rank score "
-            f"tag'"
-        )
+    count = len(fields)
+    if count not in (_SHORT, 5, 6):
+        raise DataError(f"{path}, line {number}: {count} fields ({shown(' '.join(fields))}), expected: {_FORMS}")
+    if count == _SHORT:
+        fields = [fields[0], "Q0", fields[1], str(number), fields[2]]
     try:
         rank, score = float(fields[3]), float(fields[4])
     except ValueError:
@@ -156,7 +190,7 @@ def _fields(line: bytes, path: Path, number: int) -> tuple[str, str, float, floa
         raise DataError(
             f"{path}, line {number}: rank {shown(fields[3])} and score {shown(fields[4])} must be finite numbers"
         )
-    return fields[0], fields[2], rank, score
+    return fields[0], fields[2], rank, score, count
 
 
 def trec_from_spec(v: SpecOptions) -> CandidateSource:

@@ -1,0 +1,84 @@
+"""Messages speak of the options of the command line; from Python, each stands beside the argument that it is there."""
+
+from __future__ import annotations
+
+import re
+
+_SWITCHES = {
+    "overwrite": "overwrite=True", "resume": "resume=True", "force": "force=True", "skip-unknown": "skip_unknown=True",
+    "outside-images": "outside_images=True", "skip-broken": "skip_broken=True", "group-positives": "group_positives=True",
+    "trust-judge": "trust_judge=True", "uncertified": "uncertified=True", "no-wait": "wait=False",
+}  # fmt: skip
+
+# What values of an option look like in messages; where something else follows it, it is spoken of without a value.
+_NUMBER, _NAME = r"[\d.]+\b|X\b", r"'[^']*'|[A-Z]+\b"
+_ARGUMENTS = {
+    **dict.fromkeys(("depth", "max-depth", "negatives", "recall", "seed", "threads", "shards", "steps", "epochs"), _NUMBER),
+    **dict.fromkeys(("patience", "alpha", "confidence", "sample", "relevant-from", "temperature", "batch-size"), _NUMBER),
+    "index": rf"{_NAME}|(?:exact|ivf|hnsw)\b",
+    "metric": rf"{_NAME}|(?:cosine|ip|l2)\b",
+    "precision": rf"{_NAME}|float\d+\b",
+    "encoder-precision": rf"{_NAME}|(?:float32|bfloat16|float16|auto)\b(?! (?:and|or) )",
+    "device": rf"{_NAME}|(?:cpu|cuda)\b",
+    "engine": rf"{_NAME}|ray(?::N)?(?=[\s.]|$)",
+    "learn": rf"{_NAME}|(?:judged|groups|known)\b",
+    "quoting": rf"{_NAME}|(?:quotes|none)\b",
+    "group-column": rf"{_NAME}|[\w.-]+(?= \()",
+    "relevance-column": rf"{_NAME}|[\w.-]+(?= (?:--|\())",
+    **dict.fromkeys(("out", "cache", "split", "corpus", "text-column", "query-column", "positive-column", "id-column"), _NAME),
+    **dict.fromkeys(("document-id-column", "image-column", "image-root", "index-device", "devices", "sampler", "fusion"), _NAME),
+    **dict.fromkeys(("candidates", "posterior", "predictions", "judged", "run", "lora", "freeze", "name", "query-prompt"), _NAME),
+    **dict.fromkeys(("document-prompt", "distill", "encoder"), _NAME),
+}  # fmt: skip
+
+# Options that are called something else in Python.
+_RENAMED = {"filter": "filters", "add-filter": "add_filters", "own-negatives": "negatives"}
+
+_COMMAND = r"hardneg [a-z-]+[^,;)]*"  # a command stays as it is, so that it can be typed
+_GIVEN = r"\(--[^)]*\)"  # both forms stand there already
+_OPTION = r"(?<![\w'\"(-])--(?P<flag>[a-z][a-z-]*)"
+_PARTS = re.compile(f"{_COMMAND}|{_GIVEN}|{_OPTION}")
+
+
+def with_arguments(message: str) -> str:
+    """The message, with the argument of Python beside each option of the command line that it names.
+
+    What stands in a command (`hardneg ...`), or in parentheses already, stays as it is; so do options that Python does not have.
+
+    >>> with_arguments("use --index exact, raise --depth, or replace it with --overwrite")
+    "use index='exact' (--index exact), raise depth (--depth), or replace it with overwrite=True (--overwrite)"
+    >>> with_arguments("go on with hardneg mine x --out run --resume; or --depth 5 (--depth)")
+    'go on with hardneg mine x --out run --resume; or depth=5 (--depth 5) (--depth)'
+    """
+    if "--" not in message:
+        return message
+    parts, at = [], 0
+    while (found := _PARTS.search(message, at)) is not None:
+        parts.append(message[at : found.start()])
+        text, at = found.group(), found.end()
+        if found["flag"] is not None and not _beside(found["flag"], message[: found.start()]):
+            text, at = _both(found["flag"], message, at)
+        parts.append(text)
+    return "".join([*parts, message[at:]])
+
+
+def _beside(flag: str, before: str) -> bool:
+    """Whether the text before an option names the argument already, as in `group_column='', --group-column ''`."""
+    return re.search(rf"\b{flag.replace('-', '_')}(=[^\s,]+)?(, | \()$", before) is not None
+
+
+def _both(flag: str, message: str, at: int) -> tuple[str, int]:
+    """Both forms of an option, and where the message goes on. `at`: where the option's name ends."""
+    if flag in _SWITCHES:
+        return f"{_SWITCHES[flag]} (--{flag})", at
+    if flag in _RENAMED:
+        return f"{_RENAMED[flag]} (--{flag})", at
+    if flag not in _ARGUMENTS:
+        return f"--{flag}", at
+    name = flag.replace("-", "_")
+    value = re.compile(rf" (?:{_ARGUMENTS[flag]})").match(message, at)
+    if value is None:
+        return f"{name} (--{flag})", at
+    text = value.group().strip().removesuffix(".") if value.group().strip()[0].isdigit() else value.group().strip()
+    plain = text[0] in "'" or text[0].isdigit() or text.isupper()  # a number, a text in quotes, a placeholder
+    return f"{name}={text if plain else repr(text)} (--{flag} {text})", at + 1 + len(text)
