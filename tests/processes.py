@@ -11,10 +11,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # What most processes need. Their parent imports it when the first of them is started, once for each worker of pytest.
@@ -61,21 +63,63 @@ def _execute(
         sys.stdin = open(Path(folder, "code.in"), encoding="utf-8")  # noqa: SIM115
     sys.argv = ["-c", *arguments]
     sys.path.insert(0, place)
-    exec(compile(code, "<string>", "exec"), {"__name__": "__main__", "__builtins__": __builtins__})
+    main = sys.modules["__main__"] = ModuleType("__main__")  # where pickle looks for what the code defines
+    exec(compile(code, "<string>", "exec"), main.__dict__)
+
+
+class Started:
+    """A process that does what `python -c CODE ARGUMENTS` does, from its start until it ends or the `with` block does."""
+
+    def __init__(self, code: str, *arguments: str | Path, stdin: str | None = None, cwd: Path | None = None) -> None:
+        self.arguments = [str(each) for each in arguments]
+        self._folder = tempfile.TemporaryDirectory()
+        values = (code, self.arguments, stdin, self._folder.name, dict(os.environ), str(cwd or Path.cwd()))
+        self._process = _context().Process(target=_execute, args=values)
+        self._process.start()
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        """The code that it ended with, the negative number of the signal if one ended it; None while it runs."""
+        return self._process.exitcode
+
+    def wait(self, seconds: float = SECONDS) -> int:
+        return _finish(self._process, seconds)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+    def said(self, stream: str) -> str:
+        """What it has written so far to its stream `out` or `err`."""
+        path = Path(self._folder.name, f"code.{stream}")
+        return path.read_text("utf-8") if path.is_file() else ""
+
+    def first_line(self, seconds: float = SECONDS) -> str:
+        """The first line that it prints."""
+        until = time.monotonic() + seconds
+        while "\n" not in self.said("out"):
+            assert self.poll() is None, self.said("err")
+            assert time.monotonic() < until, f"nothing was printed in {seconds} seconds"
+            time.sleep(0.005)
+        return self.said("out").splitlines()[0]
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.poll() is None:
+            self.kill()
+        self._folder.cleanup()
 
 
 def run_code(
     code: str, *arguments: str | Path, stdin: str | None = None, cwd: Path | None = None, seconds: float = SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """What `python -c CODE ARGUMENTS` does; a process that was killed has the negative number of its signal as its code."""
-    given = [str(each) for each in arguments]
-    with tempfile.TemporaryDirectory() as folder:
-        values = (code, given, stdin, folder, dict(os.environ), str(cwd or Path.cwd()))
-        process = _context().Process(target=_execute, args=values)
-        process.start()
-        ended = _finish(process, seconds)
-        said = [Path(folder, f"code.{stream}").read_text("utf-8") for stream in ("out", "err")]
-    return subprocess.CompletedProcess(given, ended, *said)
+    """What `python -c CODE ARGUMENTS` does; see `Started`."""
+    with Started(code, *arguments, stdin=stdin, cwd=cwd) as process:
+        code_at_end = process.wait(seconds)
+        return subprocess.CompletedProcess(process.arguments, code_at_end, process.said("out"), process.said("err"))
 
 
 def _rank(work: Callable[[int, Path], Any], rank: int, folder: str, environment: Mapping[str, str], place: str) -> None:

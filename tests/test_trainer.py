@@ -39,7 +39,7 @@ from hardneg.training.options import TrainOptions
 from hardneg.training.self_supervised import two_views
 from hardneg.training.towers import Towers
 from tests.conftest import WORDS, run_here, write_jsonl
-from tests.processes import on_two_ranks
+from tests.processes import Started, on_two_ranks
 from tests.test_encoders import minilm
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -728,16 +728,13 @@ def test_interrupted_from_the_command_line(tmp_path: Path, beir: Path) -> None:
         "--save-every",
         "5",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *args, "--device", "cpu"], stderr=subprocess.PIPE, text=True
-    )
-    until = time.monotonic() + 60
-    while checkpoint.latest(tmp_path / "out" / "checkpoints") is None and time.monotonic() < until:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGTERM)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "--resume" in error
+    with Started(code, *args, "--device", "cpu") as process:
+        until = time.monotonic() + 60
+        while checkpoint.latest(tmp_path / "out" / "checkpoints") is None and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(30) == 130
+        assert "--resume" in process.said("err")
 
 
 def test_torchrun(tmp_path: Path, beir: Path) -> None:
