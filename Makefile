@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKERS ?= -n 2 --dist loadgroup
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test slow faults gpu docs build lint format clean
+.PHONY: demo test slow faults test-oldest gpu docs build lint format clean
 
 $(VENV)/core: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,6 +47,13 @@ slow: $(VENV)/dev
 faults: $(VENV)/dev
 	$(PYTEST) -m faults
 
+# The suite with the oldest version of every dependency that pyproject.toml allows, in an environment of its own.
+# TESTS: some of its files. torch is the exception: give another version as TORCH.
+TESTS ?= tests
+TORCH ?= 2.13.0
+test-oldest:
+	$(PYTHON) tests/oldest.py --folder $(VENV)-oldest --torch $(TORCH) $(WORKERS) $(TESTS)
+
 # The pages of docs/ and the reference of the API as a site, in site/. A warning is an error.
 docs: $(VENV)/core
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
@@ -64,4 +71,4 @@ gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py --out $(GPU_OUT)
 
 clean:
-	rm -rf $(VENV) build dist site demo-run gpu-results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-oldest build dist site demo-run gpu-results *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

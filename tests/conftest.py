@@ -25,6 +25,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from .processes import run_code
+
 # What a test lacks here, and how to have it; the suite's last lines repeat it.
 NO_CUDA = "no CUDA device: run the suite on a machine with an NVIDIA GPU and a CUDA build of torch"
 NO_TRITON = "no triton: run the suite with triton installed (CUDA builds of torch bring it along)"
@@ -109,10 +111,7 @@ hardneg = run_here  # where the package itself is not needed under this name
 
 def hardneg_process(*args: str | Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """The command, in a process of its own."""
-    code = "from hardneg_cli.main import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)], input=stdin, capture_output=True, text=True, check=False
-    )
+    return run_code("from hardneg_cli.main import main; main()", *args, stdin=stdin, seconds=600)
 
 
 def in_two_ranks(script: str, folder: Path) -> str:

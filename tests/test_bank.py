@@ -16,7 +16,7 @@ from hardneg.errors import DataError, UsageError
 from hardneg.losses.batch import PerRole
 from hardneg.losses.infonce import InfoNCE
 
-from .conftest import in_two_ranks
+from .processes import on_two_ranks
 
 D = 4
 
@@ -209,30 +209,18 @@ def test_a_momentum_encoder_follows() -> None:
         MomentumEncoder(model, 1.0)
 
 
-RANKS = """
-import sys, torch, torch.distributed as dist, torch.multiprocessing as mp
-sys.path.insert(0, {root!r})
-from hardneg.bank.memory_bank import MemoryBank
-
-def work(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{{folder}}/store", rank=rank, world_size=2)
+def push_three_times(rank: int, folder: Path) -> None:
     bank = MemoryBank(7, 2)
     for step in range(3):
         n = 2 + rank
         ids = torch.arange(n) + 100 * rank + 10 * step
         bank.push(torch.stack([ids, ids], 1).float(), ids)
-    torch.save(bank.state_dict(), f"{{folder}}/{{rank}}.pt")
-    dist.destroy_process_group()
-
-if __name__ == "__main__":
-    mp.spawn(work, args=(sys.argv[1],), nprocs=2)
-    a, b = (torch.load(f"{{sys.argv[1]}}/{{rank}}.pt", weights_only=True) for rank in (0, 1))
-    assert all(torch.equal(a[name], b[name]) for name in a)
-    print(sorted(a["ids"].tolist()))
-"""
+    torch.save(bank.state_dict(), folder / f"{rank}.pt")
 
 
 def test_ranks_keep_equal_banks(tmp_path: Path) -> None:
-    said = in_two_ranks(RANKS.format(root=str(Path(__file__).parent.parent)), tmp_path)
+    on_two_ranks(push_three_times, tmp_path)
+    a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(a[name], b[name]) for name in a)
     # Five a step; the last seven: all of the last step, and two of the one before.
-    assert said == "[20, 21, 111, 112, 120, 121, 122]"
+    assert sorted(a["ids"].tolist()) == [20, 21, 111, 112, 120, 121, 122]

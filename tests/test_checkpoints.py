@@ -29,8 +29,8 @@ from hardneg.training.finite import FirstBadStep, first_not_finite
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
-from .conftest import in_two_ranks
 from .damage import json_values, mutate
+from .processes import on_two_ranks
 from .test_trainer import encoder, made_pairs, quiet, weights
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -116,34 +116,18 @@ def test_masks_of_a_model_may_be_infinite() -> None:
         checkpoint.pack({"a": float("nan")}, {})
 
 
-RANKS = """
-import sys, torch, torch.multiprocessing as mp, os
-from pathlib import Path
-def work(rank, folder):
-    import torch.distributed as dist
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    from hardneg.errors import RunError
-    from hardneg.training import checkpoint
-    from hardneg.training.distributed import World
-    from hardneg.training.finite import FirstBadStep
+def stop_on(rank: int, folder: Path) -> None:
     world = World(rank, 2, torch.device("cpu"))
     bad = FirstBadStep(world.device)
     bad.look(torch.tensor(float("nan") if rank else 0.0), 4)
     assert bad.value(world) == 4
-    def full(folder):
-        raise OSError(28, "No space left on device")
-    try:
-        checkpoint.write(Path(folder) / "checkpoints", 3, {}, world, full)
-    except RunError as error:
-        Path(folder, f"said-{rank}").write_text(str(error))
-    dist.destroy_process_group()
-if __name__ == "__main__":
-    mp.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method="spawn")
-"""
+    with pytest.raises(RunError) as refused:
+        checkpoint.write(folder / "checkpoints", 3, {}, world, _full)
+    (folder / f"said-{rank}").write_text(str(refused.value))
 
 
 def test_all_ranks_stop_together(tmp_path: Path) -> None:
-    in_two_ranks(RANKS, tmp_path)
+    on_two_ranks(stop_on, tmp_path)
     said = [(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)]
     assert "No space left on device" in said[0]
     assert "cannot be written on another rank: there is no checkpoint yet" in said[1]

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from .conftest import run_here, write_jsonl
+from .processes import run_code
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -136,8 +137,7 @@ def test_full_disk(pairs: Path, tmp_path: Path) -> None:
         "import hardneg.mining.parts as r; r.atomic_path = full\n"
         "from hardneg_cli.main import main; main()"
     )
-    command = [sys.executable, "-c", code, "mine", str(pairs), "--out", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_code(code, "mine", pairs, "--out", tmp_path / "run")
     assert done.returncode == 1
     assert "No space left" in done.stderr
     assert "Traceback" not in done.stderr
@@ -200,8 +200,7 @@ def test_a_closed_pipe_is_no_error(pairs: Path, tmp_path: Path) -> None:
 
 def test_missing_extra_says_what_to_install(pairs: Path, tmp_path: Path) -> None:
     code = "import sys; sys.modules['sentence_transformers'] = None\nfrom hardneg_cli.main import main; main()"
-    command = [sys.executable, "-c", code, "mine", str(pairs), "--out", str(tmp_path / "run"), "--encoder", "st:x"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_code(code, "mine", pairs, "--out", tmp_path / "run", "--encoder", "st:x")
     assert done.returncode == 2
     assert "pip install 'hardneg[st]'" in done.stderr
 

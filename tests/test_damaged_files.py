@@ -6,8 +6,6 @@ import datetime
 import io
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,8 @@ from hardneg.encoders.precomputed import open_vectors
 from hardneg.errors import DataError, RunError
 from hardneg.storage.arrow import ArrowFile, read_parquet
 from tests.conftest import write_jsonl
+
+from .processes import run_code
 
 ROWS = [{"query": f"query {i}", "positive": f"text {i}"} for i in range(600)]
 
@@ -63,13 +63,6 @@ PATCHES: dict[str, tuple[pa.Array, list[int], list[int]]] = {
 }  # fmt: skip
 
 
-def in_child(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run code in a process of its own, which may die."""
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-
-
 def test_a_saved_dataset_with_wrong_offsets_does_not_end_the_process(tmp_path: Path) -> None:
     names = [*PATCHES, "utf8"]
     for name, (column, old, new) in PATCHES.items():
@@ -85,7 +78,7 @@ def test_a_saved_dataset_with_wrong_offsets_does_not_end_the_process(tmp_path: P
         "    try: read_pairs(path)\n"
         "    except DataError as error: print(error)\n"
     )
-    done = in_child(code, *(tmp_path / name for name in names))
+    done = run_code(code, *(tmp_path / name for name in names))
     assert done.returncode == 0, done.stderr[-2000:]
     messages = done.stdout.splitlines()
     assert len(messages) == len(names), messages
@@ -199,7 +192,7 @@ def test_own_texts_with_wrong_offsets_do_not_end_the_process(own: Path) -> None:
         "try: list(open_pairs(Path(sys.argv[1])).queries.batches())\n"
         "except RunError as error: print(error)\n"
     )
-    done = in_child(code, own)
+    done = run_code(code, own)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "queries.arrow: not a readable Arrow file" in done.stdout
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import doctest
 import shutil
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 
 from .pages import PAGES as ALL_PAGES
 from .pages import ROOT, python_blocks
+from .processes import run_code
 
 LONG = ("integrations", "pictures", "candidates", "diagnosis", "coming-from")  # they train, or mine again and again
 OWN_PROCESS = ("extending", *LONG)  # they register parts, start threads and processes, or change settings
@@ -32,7 +31,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, tiny_model: Path, monkeyp
     assert len(found) == page.read_text().count("```python")
     code = "\n".join(found)
     if page.stem in OWN_PROCESS:
-        done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+        done = run_code(code, cwd=tmp_path, seconds=280)
         assert done.returncode == 0, done.stderr
     else:  # torch is loaded already, which takes longer than most blocks
         monkeypatch.chdir(tmp_path)

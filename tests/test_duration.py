@@ -16,7 +16,8 @@ from hardneg.training import checkpoint
 from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
 
-from .conftest import in_two_ranks, run_here, write_jsonl
+from .conftest import run_here, write_jsonl
+from .processes import on_two_ranks
 from .test_trainer import encoder, made_pairs, weights
 
 QUIET: dict[str, Any] = {"device": "cpu", "warn": lambda message: None}
@@ -62,25 +63,17 @@ def test_what_gets_better_does_not_stop(tmp_path: Path) -> None:
     assert result["steps"] == (8 if falls is None else 2 * (falls + 1))
 
 
+def stop_on(rank: int, folder: Path) -> None:
+    options = TrainOptions(
+        steps=30, batch_size=8, negatives=2, depth=12, evaluate_every=2, patience=1, learning_rate=1e-12
+    )
+    pairs = made_pairs()
+    print(hardneg.train(pairs, encoder(), folder / "two", options, evaluation=pairs, **QUIET)["steps"])
+
+
 @pytest.mark.slow
 def test_two_ranks_stop_together(tmp_path: Path) -> None:
-    script = """
-import os, sys, torch.multiprocessing as mp
-def work(rank, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    import torch.distributed as dist
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    sys.path.insert(0, ROOT)
-    import hardneg
-    from tests.test_trainer import encoder, made_pairs
-    options = hardneg.TrainOptions(steps=30, batch_size=8, negatives=2, depth=12, evaluate_every=2, patience=1, learning_rate=1e-12)
-    pairs = made_pairs()
-    print(hardneg.train(pairs, encoder(), folder + "/two", options, evaluation=pairs, device="cpu", warn=print)["steps"])
-    dist.destroy_process_group()
-if __name__ == "__main__":
-    mp.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method="spawn")
-""".replace("ROOT", repr(str(Path(__file__).parent.parent)))
-    assert in_two_ranks(script, tmp_path).split() == ["4", "4"]
+    assert [said.split() for said in on_two_ranks(stop_on, tmp_path)] == [["4"], ["4"]]
 
 
 @pytest.mark.parametrize("length", [{"steps": 15}, {"epochs": 2.5}])

@@ -13,7 +13,7 @@ SCRIPTS = sorted(path for path in FOLDER.glob("*.py") if path.name != "functions
 
 
 def test_each_is_named() -> None:
-    assert len(SCRIPTS) == 5
+    assert len(SCRIPTS) == 8
     for path in SCRIPTS:
         assert f"[{path.name}]({path.name})" in (FOLDER / "README.md").read_text("utf-8")
 
@@ -21,6 +21,9 @@ def test_each_is_named() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_it_runs(path: Path, tmp_path: Path) -> None:
-    done = subprocess.run([sys.executable, path], cwd=tmp_path, capture_output=True, text=True, check=False)
+    ranks = "torchrun --nproc-per-node 2 examples/" in path.read_text("utf-8")  # as it says that it is started
+    start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if ranks else []
+    done = subprocess.run([sys.executable, *start, path], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "ndcg@10" in done.stdout
+    assert "2 ranks" in done.stdout or not ranks

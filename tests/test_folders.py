@@ -29,6 +29,7 @@ from hardneg.storage.files import atomic_path
 from hardneg.storage.folders import locked, staging
 from hardneg.storage.vectors import EmbeddingStore
 from tests.conftest import run_here, write_jsonl
+from tests.processes import Started
 
 SHORT = MineOptions(depth=10, negatives=2, default_filters=False)
 SHORT_THREE = MineOptions(depth=10, negatives=3, default_filters=False)
@@ -45,19 +46,11 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def busy(code: str, *args: str | Path) -> Iterator[subprocess.Popen[str]]:
+def busy(code: str, *args: str | Path) -> Iterator[Started]:
     """A process that says `ready` and waits until the block ends, when it is killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *map(str, args)],
-        stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
-    )  # fmt: skip
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline().strip() == "ready"
+    with Started(code, *args, cwd=Path(__file__).parent.parent) as process:
+        assert process.first_line() == "ready"
         yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 HOLD = """

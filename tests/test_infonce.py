@@ -23,7 +23,7 @@ from hardneg.losses.tiles import Tiles
 from hardneg.losses.variants import Variants
 from tests.conftest import NO_PROC
 
-from .conftest import in_two_ranks
+from .processes import on_two_ranks
 
 B, P, K, M, S, D = 7, 2, 3, 5, 6, 8
 SMALL = Tiles(3, 4)
@@ -436,57 +436,45 @@ def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
         InfoNCE(dimensions=(9,))(**batch(dtype=torch.float32))
 
 
-RANKS = """
-import sys, torch, torch.distributed as dist, torch.multiprocessing as mp
-sys.path.insert(0, {root!r})
-from hardneg.losses import InfoNCE, PerRole, Variants
-from tests.test_infonce import batch, marks, B
-
 CUT = 3  # queries of the first rank; the second has the other four, and two shared negatives instead of three
-VARIANTS = Variants(symmetric=True, query_query=True, document_document=True, tau_plus=0.02, hard_weight=2.0)
+ON_RANKS = Variants(symmetric=True, query_query=True, document_document=True, tau_plus=0.02, hard_weight=2.0)
 
-def part(x, i):
-    rows = slice(0, CUT) if i == 0 else slice(CUT, B)
-    cut = {{k: v[rows] for k, v in x.items() if k in ("queries", "positives", "hard")}}
-    cut["shared"] = x["shared"][:3] if i == 0 else x["shared"][3:]
-    cut["bank"] = x["bank"]
-    return cut
 
-def sides(s, i):
-    rows = slice(0, CUT) if i == 0 else slice(CUT, B)
-    cut = lambda v: None if v is None else v[rows]
-    return PerRole(cut(s.queries), cut(s.positives), cut(s.hard), s.shared[:3] if i == 0 else s.shared[3:], s.bank)
+def part_of(x: dict[str, Any], rank: int) -> dict[str, Any]:
+    rows = slice(0, CUT) if rank == 0 else slice(CUT, B)
+    cut = {k: v[rows] for k, v in x.items() if k in ("queries", "positives", "hard")}
+    return {**cut, "shared": x["shared"][:3] if rank == 0 else x["shared"][3:], "bank": x["bank"]}
 
-def work(rank, folder):
-    dist.init_process_group("gloo", init_method=f"file://{{folder}}/store", rank=rank, world_size=2)
-    x = {{k: v.requires_grad_() for k, v in part(batch(), rank).items()}}
-    given = {{k: sides(v, rank) for k, v in marks().items() if k in ("ids", "groups", "sketches")}}
-    loss = InfoNCE(0.3, learn_temperature=True, variants=VARIANTS).double()
+
+def sides_of(s: PerRole, rank: int) -> PerRole:
+    rows = slice(0, CUT) if rank == 0 else slice(CUT, B)
+    own = [None if v is None else v[rows] for v in (s.queries, s.positives, s.hard)]
+    return PerRole(*own, s.shared[:3] if rank == 0 else s.shared[3:], s.bank)
+
+
+def gradients_on(rank: int, folder: Path) -> None:
+    x = {k: v.requires_grad_() for k, v in part_of(batch(), rank).items()}
+    given = {k: sides_of(v, rank) for k, v in marks().items() if k in ("ids", "groups", "sketches")}
+    loss = InfoNCE(0.3, learn_temperature=True, variants=ON_RANKS).double()
     value = loss(**x, **given)
     value.backward()
     # As DistributedDataParallel does: gradients of shared parameters are averaged.
-    mine = {{k: v.grad / 2 for k, v in x.items() if k != "bank"}}
-    torch.save({{**mine, "scale": loss.log_scale.grad / 2, "loss": value.detach() / 2}}, f"{{folder}}/{{rank}}.pt")
-    dist.destroy_process_group()
-
-if __name__ == "__main__":
-    mp.spawn(work, args=(sys.argv[1],), nprocs=2)
-    x = {{k: v.requires_grad_() for k, v in batch().items()}}
-    loss = InfoNCE(0.3, learn_temperature=True, variants=VARIANTS).double()
-    whole = loss(**x, **{{k: v for k, v in marks().items() if k in ("ids", "groups", "sketches")}})
-    whole.backward()
-    parts = [torch.load(f"{{sys.argv[1]}}/{{rank}}.pt", weights_only=True) for rank in (0, 1)]
-    torch.testing.assert_close(parts[0]["loss"] + parts[1]["loss"], whole.detach())
-    torch.testing.assert_close(parts[0]["scale"] + parts[1]["scale"], loss.log_scale.grad)
-    for name in ("queries", "positives", "hard", "shared"):
-        torch.testing.assert_close(torch.cat([parts[0][name], parts[1][name]]), x[name].grad)
-    print("equal")
-"""
+    mine = {k: v.grad / 2 for k, v in x.items() if k != "bank"}
+    torch.save({**mine, "scale": loss.log_scale.grad / 2, "loss": value.detach() / 2}, folder / f"{rank}.pt")
 
 
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     """Different numbers of queries and of negatives on each; every gradient as on the whole batch."""
-    assert in_two_ranks(RANKS.format(root=str(Path(__file__).parent.parent)), tmp_path) == "equal"
+    on_two_ranks(gradients_on, tmp_path)
+    x = {k: v.requires_grad_() for k, v in batch().items()}
+    loss = InfoNCE(0.3, learn_temperature=True, variants=ON_RANKS).double()
+    whole = loss(**x, **{k: v for k, v in marks().items() if k in ("ids", "groups", "sketches")})
+    whole.backward()
+    parts = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    torch.testing.assert_close(parts[0]["loss"] + parts[1]["loss"], whole.detach())
+    torch.testing.assert_close(parts[0]["scale"] + parts[1]["scale"], loss.log_scale.grad)
+    for name in ("queries", "positives", "hard", "shared"):
+        torch.testing.assert_close(torch.cat([parts[0][name], parts[1][name]]), x[name].grad)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7])

@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import socketserver
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -23,6 +21,7 @@ from hardneg.judges.cost import Budget, Estimate, Prices
 from hardneg.judges.endpoint import EndpointError
 
 from .judge_server import Fault, JudgeServer
+from .processes import Started, run_code
 from .test_judges import PAIRS, TRUTH, grade, judge, key  # noqa: F401
 
 
@@ -162,11 +161,11 @@ def test_two_judges_at_once_do_not_pay_twice(tmp_path: Path) -> None:
             f"asked = make_judge('openai:stub', JudgeOptions(url={server.url!r}, cache={str(tmp_path)!r}, concurrency=1))\n"
             f"try: asked.judge({PAIRS!r})\nexcept RunError as error: raise SystemExit(str(error))"
         )
-        first = subprocess.Popen([sys.executable, "-c", code])
+        first = Started(code)
         while len(server.requests) < 3:
             assert first.poll() is None
             time.sleep(0.01)
-        second = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        second = run_code(code)
         with pytest.raises(RunError, match=rf"jsonl is being written by process {first.pid}"):
             late.judge(PAIRS)
         assert f"{late.kept.path} is being written by process {first.pid}" in second.stderr
@@ -240,9 +239,7 @@ def test_the_command_and_the_documentation_promise_the_same_of_a_budget() -> Non
         "from hardneg_cli.judge_options import _confirm\nfrom hardneg.judges.cost import Estimate\n"
         "_confirm(Estimate(1, 0, 1, 1, 1, None))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-    )
+    done = run_code(code)
     assert promise in done.stderr
     assert promise in " ".join(Path(__file__).parents[1].joinpath("docs", "judges.md").read_text("utf-8").split())
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from hardneg.judges.openai import OpenAIJudge
 from hardneg.judges.prompt import messages, read_grades
 
 from .judge_server import KEY, JudgeServer
+from .processes import Started
 
 PAIRS = [(f"query {i}", f"document {i * 7 % 10}") for i in range(40)]
 
@@ -169,12 +167,11 @@ def test_a_killed_run_goes_on_without_asking_again(tmp_path: Path) -> None:
             f"make_judge('openai:stub', JudgeOptions(url={server.url!r}, cache={str(tmp_path)!r}))"
             ".judge([(f'query {i}', f'document {i}') for i in range(1000)])"
         )
-        started = subprocess.Popen([sys.executable, "-c", code])
+        started = Started(code)
         while sum(server.asked.values()) < 400:
             assert started.poll() is None
             time.sleep(0.002)
-        started.send_signal(signal.SIGKILL)
-        started.wait()
+        started.kill()
         time.sleep(0.1)
         (file,) = tmp_path.glob("*.jsonl")
         kept = file.read_bytes().count(b"\n")

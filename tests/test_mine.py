@@ -26,6 +26,7 @@ from hardneg.storage.files import sha256_file
 from hardneg.storage.json_files import write_json
 
 from .conftest import unit, write_jsonl
+from .processes import Started, run_code
 
 
 def dataset(n: int = 300, extra: int = 100, seed: int = 0) -> tuple[Pairs, np.ndarray, np.ndarray]:
@@ -255,12 +256,7 @@ def test_killed_at_a_step_and_resumed(tmp_path: Path, count: int) -> None:
     source = write_jsonl(tmp_path / "pairs.jsonl", rows)
 
     def child(out: Path, die_at: int, mode: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-c", CHILD, str(source), str(out), str(die_at), mode],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        return run_code(CHILD, source, out, str(die_at), mode)
 
     whole = child(tmp_path / "whole", 10**9, "fresh")
     assert whole.returncode == 0, whole.stderr
@@ -323,16 +319,12 @@ def test_interrupt_ends_with_130_and_resumes(tmp_path: Path) -> None:
         "from hardneg_cli.main import main; main()"
     )
     arguments = ["mine", str(source), "--out", str(tmp_path / "run")]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "encoding\n"
-    time.sleep(0.1)
-    os.kill(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "--resume" in errors
+    with Started(code, *arguments) as process:
+        assert process.first_line() == "encoding"
+        time.sleep(0.1)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(30) == 130
+        assert "--resume" in process.said("err")
     with pytest.raises(RunError, match="unfinished run: go on with"):
         Run(tmp_path / "run")
     assert len(mine(source, tmp_path / "run", resume=True).negatives()) == 200

@@ -10,10 +10,29 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.version import Version
 
 import hardneg
 
+from . import oldest
+
 ROOT = Path(__file__).parent.parent
+
+
+def test_lower_bounds_agree(tmp_path: Path) -> None:
+    """Each package has one, in all extras the same, and not above what the suite runs with; see `make test-oldest`."""
+    found = oldest.bounds()
+    assert len(found) >= 25
+    pinned = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines())
+    there = {oldest.normal(name): Version(version) for name, version in pinned.items()}
+    for name, bound in found.items():
+        assert name not in there or Version(bound) <= there[name], name
+    other = tmp_path / "pyproject.toml"
+    table = '[project]\ndependencies = ["torch>=2.5"]\n[project.optional-dependencies]\none = ["{}"]\n'
+    for requirement, message in (("Torch>=2.6", "give both the same bound"), ("rich", "no lower bound")):
+        other.write_text(table.format(requirement))
+        with pytest.raises(ValueError, match=message):
+            oldest.bounds(other)
 
 
 def test_wheel_holds_both_packages_and_runs(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
 from hardneg.training.distributed import _buckets
 from hardneg.training.towers import Towers
 
-from .conftest import in_two_ranks
+from .processes import on_two_ranks
 from .test_encoders import minilm
 
 TOPICS = ("rivers", "engines", "painters", "glaciers", "planets", "spices", "castles", "bridges")
@@ -43,23 +44,10 @@ def towers(several: bool) -> Towers:
 OPTIONS = {"steps": 3, "negatives": 1, "refresh": "never", "depth": 8, "learning_rate": 1e-4, "warmup": 0.0,
            "filters": (), "negative_sampling": "top", "weight_decay": 0.1, "bank": 0, "mini_batch_size": None}  # fmt: skip
 
-SCRIPT = """
-import os, sys
-import torch, torch.multiprocessing as mp
-def work(rank, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    import torch.distributed as dist
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    sys.path.insert(0, ROOT)
-    import hardneg
-    from tests.test_ranks import OPTIONS, pairs, towers
-    options = hardneg.TrainOptions(**{**OPTIONS, "batch_size": 4, **CHANGED})
-    hardneg.train(pairs(), towers(SEVERAL), folder + "/two", options, device="cpu", warn=lambda m: None)
-    dist.destroy_process_group()
-if __name__ == "__main__":
-    mp.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method="spawn")
-"""
+
+def train_on(rank: int, folder: Path, several: bool, changed: dict[str, object]) -> None:
+    options = hardneg.TrainOptions(**{**OPTIONS, "batch_size": 4, **changed})  # type: ignore[arg-type]
+    hardneg.train(pairs(), towers(several), folder / "two", options, device="cpu", warn=lambda message: None)
 
 
 def trained_weights(folder: Path) -> dict[str, np.ndarray]:
@@ -79,9 +67,7 @@ def trained_weights(folder: Path) -> dict[str, np.ndarray]:
 )
 @pytest.mark.slow
 def test_a_transformer_on_two_ranks_trains_as_on_one(tmp_path: Path, several: bool, changed: dict[str, object]) -> None:
-    root = str(Path(__file__).parent.parent)
-    script = SCRIPT.replace("ROOT", repr(root)).replace("CHANGED", repr(changed)).replace("SEVERAL", repr(several))
-    in_two_ranks(script, tmp_path)
+    on_two_ranks(partial(train_on, several=several, changed=changed), tmp_path)
     options = hardneg.TrainOptions(**{**OPTIONS, "batch_size": 8})  # type: ignore[arg-type]
     hardneg.train(pairs(), towers(several), tmp_path / "one", options, device="cpu", warn=lambda message: None)
     one, two = (trained_weights(tmp_path / name / "last") for name in ("one", "two"))

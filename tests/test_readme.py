@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -19,6 +17,7 @@ from hardneg.mining.specs import parse_filter, parse_sampler
 from hardneg.registry import names
 
 from .pages import PAGES, README, ROOT, commands
+from .processes import run_code
 
 LONGEST_README = 200
 FILTERS = (ROOT / "docs" / "filters.md").read_text("utf-8")
@@ -51,9 +50,7 @@ def test_its_blocks_run(tmp_path: Path) -> None:
             calls = [shlex.split(line, comments=True) for line in block.splitlines()]
             assert all(call[0] == "hardneg" for call in calls)
             code += [f"assert cli.main({call[1:]!r}, 'hardneg', standalone_mode=False) in (None, 0)" for call in calls]
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(code)], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    done = run_code("\n".join(code), cwd=tmp_path, seconds=280)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "triplets.jsonl").stat().st_size
     assert (tmp_path / "report.html").stat().st_size

@@ -19,7 +19,7 @@ from hardneg.training.negatives import MinedNegatives
 from hardneg.training.share import Channel
 from hardneg.training.towers import Towers
 
-from .conftest import in_two_ranks
+from .processes import on_two_ranks
 
 COUNT = 2500  # documents: chunks of 1,024, 1,024 and 452
 
@@ -99,22 +99,10 @@ def failing(here: World) -> str:
     return "followed"
 
 
-SCRIPT = """
-import os, sys, json
-import torch.multiprocessing as mp
-def work(rank, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
-    import torch.distributed as dist
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    sys.path.insert(0, ROOT)
-    from tests.test_shared_encoding import failing, story, world
+def tell_on(rank: int, folder: Path) -> None:
     with world("cpu") as here:
         told = [story(here), failing(here)]
-    open(f"{folder}/{rank}.json", "w").write(json.dumps(told))
-    dist.destroy_process_group()
-if __name__ == "__main__":
-    mp.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method="spawn")
-"""
+    (folder / f"{rank}.json").write_text(json.dumps(told))
 
 
 @pytest.mark.slow
@@ -122,7 +110,7 @@ def test_two_ranks_encode_what_one_does(tmp_path: Path) -> None:
     Counted.seen = 0
     with world("cpu") as here:
         one = story(here)
-    in_two_ranks(SCRIPT.replace("ROOT", repr(str(Path(__file__).parent.parent))), tmp_path)
+    on_two_ranks(tell_on, tmp_path)
     (first, said), (second, silent) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert len(one["generations"]) == 2
     assert one["generations"][0] != one["generations"][1]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
 from hardneg.training.self_supervised import two_views
 from hardneg.training.towers import Towers
-from tests.conftest import WORDS, in_two_ranks, run_here, write_jsonl
+from tests.conftest import WORDS, run_here, write_jsonl
+from tests.processes import Started, on_two_ranks
 from tests.test_encoders import minilm
 
 HERE = World(0, 1, torch.device("cpu"))
@@ -471,30 +473,17 @@ def test_towers_refuse_what_cannot_be_trained() -> None:
         Towers(encoder(), hardneg.HashedEncoder(dimension=8, buckets=64))
 
 
-RANKS = """
-import sys, torch, torch.multiprocessing as mp, os, json
-from pathlib import Path
-def work(rank, folder):
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0", LOCAL_RANK=str(rank))
-    import torch.distributed as dist
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    torch.set_num_threads(1)
-    import hardneg
-    sys.path.insert(0, ROOT)
-    from tests.test_trainer import DISTRIBUTED, encoder, made_pairs
-    options = hardneg.TrainOptions(**{**DISTRIBUTED, "batch_size": 8, "mini_batch_size": CHUNK, "filters": FILTERS})
-    pairs = made_pairs(groups=True)
-    hardneg.train(pairs, encoder(), folder + "/two", options, evaluation=pairs, device="cpu", warn=lambda m: None)
-    dist.destroy_process_group()
-if __name__ == "__main__":
-    mp.start_processes(work, args=(sys.argv[1],), nprocs=2, start_method="spawn")
-"""
-
 DISTRIBUTED = {
     "steps": 20, "negatives": 3, "refresh": "steps:7", "lag": 3, "bank": 4000, "bank_age": 4, "bank_start": 1,
     "learn_temperature": True, "depth": 12, "learning_rate": 0.01, "save_every": 5, "evaluate_every": 10,
     "batches": "hard:group=4",
 }  # fmt: skip
+
+
+def train_on(rank: int, folder: Path, chunk: int | None, filters: tuple[str, ...]) -> None:
+    options = TrainOptions(**{**DISTRIBUTED, "batch_size": 8, "mini_batch_size": chunk, "filters": filters})  # type: ignore[arg-type]
+    pairs = made_pairs(groups=True)
+    hardneg.train(pairs, encoder(), folder / "two", options, evaluation=pairs, device="cpu", warn=quiet)
 
 
 @pytest.mark.parametrize(
@@ -506,10 +495,8 @@ DISTRIBUTED = {
 )
 def test_two_ranks_train_as_one(tmp_path: Path, chunk: int | None, sketched: str) -> None:
     """Batches of 8 on two ranks are batches of 16 on one: negatives, bank and masks are those of both."""
-    root = str(Path(__file__).parent.parent)
     filters = ("group", sketched)
-    script = RANKS.replace("ROOT", repr(root)).replace("CHUNK", repr(chunk)).replace("FILTERS", repr(filters))
-    in_two_ranks(script, tmp_path)
+    on_two_ranks(partial(train_on, chunk=chunk, filters=filters), tmp_path)
     pairs = made_pairs(groups=True)
     options = TrainOptions(**{**DISTRIBUTED, "batch_size": 16, "filters": filters})  # type: ignore[arg-type]
     result = hardneg.train(pairs, encoder(), tmp_path / "one", options, evaluation=pairs, device="cpu", warn=quiet)
@@ -742,16 +729,13 @@ def test_interrupted_from_the_command_line(tmp_path: Path, beir: Path) -> None:
         "--save-every",
         "5",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *args, "--device", "cpu"], stderr=subprocess.PIPE, text=True
-    )
-    until = time.monotonic() + 60
-    while checkpoint.latest(tmp_path / "out" / "checkpoints") is None and time.monotonic() < until:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGTERM)
-    _, error = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert "--resume" in error
+    with Started(code, *args, "--device", "cpu") as process:
+        until = time.monotonic() + 60
+        while checkpoint.latest(tmp_path / "out" / "checkpoints") is None and time.monotonic() < until:
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(30) == 130
+        assert "--resume" in process.said("err")
 
 
 def test_torchrun(tmp_path: Path, beir: Path) -> None:

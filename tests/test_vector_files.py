@@ -7,7 +7,6 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,6 +19,7 @@ from hardneg.storage.arrays import Sharded
 from hardneg.storage.files import add_line
 from hardneg.storage.vectors import EmbeddingStore
 from tests.damage import old_files
+from tests.processes import run_code
 
 DATA = np.random.default_rng(0).standard_normal((95, 4)).astype(np.float16)
 
@@ -118,9 +118,7 @@ print(left)
 
 
 def child(folder: Path, die_at: int) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", CHILD, str(folder), str(die_at)], capture_output=True, text=True, check=False
-    )
+    return run_code(CHILD, folder, str(die_at))
 
 
 @pytest.mark.parametrize("places", [(9,), pytest.param(tuple(range(1, 60)), marks=pytest.mark.faults)])

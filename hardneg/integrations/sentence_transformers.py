@@ -30,10 +30,7 @@ from hardneg.losses.infonce import InfoNCE as _InfoNCE
 from hardneg.losses.variants import Variants
 
 try:
-    try:
-        from sentence_transformers.base.sampler import DefaultBatchSampler
-    except ImportError:  # before version 5.4
-        from sentence_transformers.sampler import DefaultBatchSampler
+    from sentence_transformers.base.sampler import DefaultBatchSampler
 except ImportError:
     raise MissingDependencyError("sentence-transformers", "st", "hardneg.integrations.sentence_transformers") from None
 
