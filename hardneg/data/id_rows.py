@@ -37,13 +37,17 @@ class IdRows:
     def of(self, column: pa.Array | pa.ChunkedArray) -> Int:
         """int64 `[m]`: the row of each id, -1 for an id that is not there, or is missing."""
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if not pa.types.is_dictionary(column.type) and len(column) > 2 * len(self._rows):
+            column = column.dictionary_encode()  # ids are there several times: each is looked up once
         if pa.types.is_dictionary(column.type):
-            coded = self.of(column.dictionary)
+            coded = self._of(column.dictionary)
             codes = column.indices.cast(pa.int64())
             codes = values_of(codes.fill_null(-1) if codes.null_count else codes)
             return np.where(codes >= 0, np.append(coded, -1)[codes], -1)
-        if len(column) > 2 * len(self._rows):  # each id is there several times: it is looked up once
-            return self.of(column.dictionary_encode())
+        return self._of(column)
+
+    def _of(self, column: pa.Array) -> Int:
+        """The same for an array of strings."""
         wanted = column.cast(pa.large_string())
         hashes = hash_ids(wanted)
         if not len(self._rows):

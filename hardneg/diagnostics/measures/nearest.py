@@ -21,6 +21,10 @@ _MOST, _LEAST = 4000, 400
 
 _BLOCK = 8192  # vectors that are read at once
 
+_SKETCHED = 64  # components of which a first bound of a cosine is made
+
+_ROUNDING = 1e-3  # what float32 and float16 may take from such a bound
+
 
 def near_others(
     vectors: Any, what: str, above: float, k: int, rng: np.random.Generator
@@ -51,16 +55,14 @@ def near_others(
     sample = np.asarray(vectors[rows], np.float32) if len(rows) else np.empty((0, 0), np.float32)
     queries = torch.from_numpy(sample / norms[norms >= SHORTEST, None])
     own, size, sound = torch.from_numpy(rows), 0, bool((norms <= LONGEST).all())
+    sketch = _Sketch(queries)
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     for start, block, lengths in _unit_blocks(vectors):
         size += int((lengths >= SHORTEST).sum())
         sound &= bool((lengths <= LONGEST).all())
         if not (len(rows) and sound):
             continue
-        cosines = block @ queries.T
-        here = torch.nonzero((own >= start) & (own < start + len(block))).ravel()
-        cosines[own[here] - start, here] = -1  # nothing is its own neighbor
-        found.append(_hits(cosines, above, k, start))
+        found.append(_hits(sketch, block, own - start, above, k, start))
     if not sound:
         checked_norms(vectors, what, zero_allowed=True)  # says where
     if size < 2:
@@ -68,11 +70,65 @@ def near_others(
     return rows, _best([torch.cat(each).numpy() for each in zip(*found, strict=True)], len(rows), k), size
 
 
-def _hits(cosines: Tensor, above: float, k: int, start: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The entries of a block of cosines `[b, m]` above the limit: int64 in the sample, int64 among all, float32 cosines.
+class _Sketch:
+    """Upper bounds of cosines, from few components: those that hold most of the sample.
 
-    Of each in the sample, about k at most.
+    With x split into x1 in a subspace and x2 orthogonal to it, a.b = a1.b1 + a2.b2 <= a1.b1 + |a2| |b2| (Cauchy-Schwarz). The second
+    term is one more component, so that a bound is a product of vectors of 65 components.
+
+    Args:
+        queries: float32 `[m, d]`, of length 1.
     """
+
+    def __init__(self, queries: Tensor) -> None:
+        self.queries = queries
+        self.basis: Tensor | None = None
+        if len(queries) and queries.shape[1] > 2 * _SKETCHED:
+            _, axes = torch.linalg.eigh((queries.T @ queries).double())
+            self.basis = axes[:, -_SKETCHED:].float().contiguous()
+            self._bounds = self._of(queries).T.contiguous()
+
+    def _of(self, vectors: Tensor) -> Tensor:
+        """float32 `[n, 65]` of vectors of length 1."""
+        assert self.basis is not None
+        head = vectors @ self.basis
+        rest = (1 - (head**2).sum(1, keepdim=True)).clamp(min=0).sqrt()
+        return torch.cat([head, rest], 1)
+
+    def near(self, block: Tensor, above: float) -> tuple[Tensor, Tensor] | None:
+        """The pairs (row of the block, query) whose bound is above a limit; None if they are too many to be of use."""
+        if self.basis is None:
+            return None
+        may = ((self._of(block) @ self._bounds) > above - _ROUNDING).numpy()
+        if np.count_nonzero(may) > may.size // 50:
+            return None
+        rows, columns = np.nonzero(may)
+        return torch.from_numpy(rows), torch.from_numpy(columns)
+
+
+def _hits(
+    sketch: _Sketch, block: Tensor, own: Tensor, above: float, k: int, start: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The pairs of the sample and a block of vectors with a cosine above the limit, without those of a vector and itself.
+
+    Args:
+        sketch: of the sample, m vectors.
+        block: float32 `[b, d]`, of length 1; the first is in row `start` of all.
+        own: int64 `[m]`, the rows of the sample in the block, where they are in it.
+        above, k: as in `near_others`.
+
+    Returns:
+        (int64, in the sample; int64, among all; float32, the cosines). Of each in the sample, about k at most.
+    """
+    maybe = sketch.near(block, above)
+    if maybe is not None:
+        others, rows = maybe
+        values = (block[others] * sketch.queries[rows]).sum(1)
+        kept = (values > above) & (others != own[rows])
+        return rows[kept], others[kept] + start, values[kept]
+    cosines = block @ sketch.queries.T
+    here = torch.nonzero((own >= 0) & (own < len(block))).ravel()
+    cosines[own[here], here] = -1
     near = (cosines > above).numpy()
     if np.count_nonzero(near) > k * near.shape[1]:  # a collapsed space: all are near
         values, others = cosines.topk(min(k, len(cosines)), 0)
