@@ -224,7 +224,7 @@ def lexical(case: Case, rng: np.random.Generator) -> Case:
     total = len(pairs.document_ids)
     scores = bm25(pairs.queries.slice(0, len(pairs)), pairs.documents.slice(0, total), np.ones(total, bool))
     assert scores is not None
-    known = pairs.known_positives()
+    known = pairs.known_positives().take(np.arange(len(pairs)))
     scores[known.row_numbers(), known.values] = -1
     best = np.argsort(-scores, axis=1, kind="stable")[:, : subject.documents.shape[1]].astype(np.int32)
     return replace(case, subject=replace(subject, documents=best))

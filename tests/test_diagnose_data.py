@@ -272,6 +272,30 @@ def test_slices_find_the_bad_source(tmp_path: Path) -> None:
     assert good["above_positive"]["value"] == pytest.approx(values[labels.labels == labels.values.index("good")].mean())
 
 
+def test_slices_of_groups_have_their_names(tmp_path: Path) -> None:
+    """As the dataset names them, also in a run that is opened again; in a run without names, their numbers."""
+    pairs, q, d = world(120)
+    groups = ["lost card" if i % 3 == 0 else "top up" for i in range(120)]
+    grouped = hardneg.Pairs.from_columns(
+        pairs.queries.slice(0, 120),
+        pairs.documents.slice(0, 120),
+        groups=groups,
+        corpus=pairs.documents.slice(120, 240),
+    )
+    assert grouped.group_names == ("lost card", "top up")
+    subject = Subject.of_run(mined(grouped, q, d, tmp_path))
+    assert subject.pairs.group_names == grouped.group_names
+    found = {each.by: each for each in slicings(subject)}["group"]
+    assert found.values == ["top up", "lost card"]
+    assert [found.values[i] for i in found.labels] == groups
+    rows = [row for row in slices(subject).numbers["slices"] if row["by"] == "group"]
+    assert {(row["value"], row["queries"]) for row in rows} == {("lost card", 40), ("top up", 80)}
+    earlier = replace(subject, pairs=replace(subject.pairs, group_names=()))
+    assert {each.by: each for each in slicings(earlier)}["group"].values == ["1", "0"]
+    one = replace(subject, pairs=replace(subject.pairs, group_names=("same", "same")))
+    assert {each.by: each for each in slicings(one)}["group"].values == ["same (1)", "same (0)"]
+
+
 class Given:
     """An encoder that knows the vectors of all texts."""
 

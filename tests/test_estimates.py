@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy.stats import beta
 
 import hardneg
+from hardneg.data.id_rows import IdRows
 from hardneg.diagnostics.diagnose import diagnose, examine
 from hardneg.diagnostics.estimates import Estimate
 from hardneg.diagnostics.measures.diversity import diversity
 from hardneg.diagnostics.measures.geometry import geometry
+from hardneg.diagnostics.measures.nearest import near_others
+from hardneg.diagnostics.measures.words import area_under_curve, cross_validated_auc, fit_logistic
 from hardneg.diagnostics.subject import Subject
+from hardneg.errors import DataError
 from hardneg.false_negatives.calibrate import calibrate
 from hardneg.false_negatives.model import MISFIT
 from hardneg.mining.mine import mine
@@ -162,3 +167,70 @@ def test_the_interval_of_the_false_share_holds_the_posteriors_own_error(tmp_path
     (tmp_path / "p.json").unlink()
     alone = diagnose(run).measured.numbers["false_share"]
     assert alone.high - alone.low < share.high - share.low
+
+
+@pytest.mark.parametrize(("size", "dimension"), [(1, 8), (300, 16), (9_000, 200)])
+@pytest.mark.parametrize("kind", ["spread", "copies", "collapsed"])
+def test_near_others_are_those_of_a_naive_search(size: int, dimension: int, kind: str) -> None:
+    """With few and with many components, few near ones and a space in which all are near; zero vectors are left out."""
+    rng = np.random.default_rng(size)
+    vectors = rng.standard_normal((size, dimension)).astype(np.float32)
+    if kind == "copies":
+        vectors[size // 2 :] = vectors[: size - size // 2] * 3 + 0.05 * rng.standard_normal((size - size // 2, 1))
+    if kind == "collapsed":
+        vectors = vectors * 0.05 + 1
+    vectors[size // 3 :: 50] *= 0 if size > 1 else 1
+    rows, others, count = near_others(vectors.astype(np.float16), "corpus", 0.95, 3, np.random.default_rng(1))
+    lengths = np.linalg.norm(vectors.astype(np.float16).astype(np.float64), axis=1)
+    assert count == int((lengths > 0).sum())
+    assert (lengths[rows] > 0).all()
+    assert len(rows) == (0 if size == 1 else len(np.unique(rows)))
+    exact = vectors.astype(np.float16).astype(np.float64) / np.maximum(lengths, 1e-9)[:, None]
+    for row, found in zip(rows[:200], others, strict=False):
+        cosines = exact @ exact[row]
+        cosines[row] = -1
+        found = found[found >= 0]
+        expected = np.sort(cosines[cosines > 0.95 + 1e-5])[::-1][:3]
+        assert row not in found
+        assert len(expected) <= len(found) <= 3
+        assert cosines[found][: len(expected)] == pytest.approx(expected, abs=2e-6)
+        assert (cosines[found] > 0.95 - 1e-5).all()
+
+
+def test_vectors_that_are_no_numbers_are_named() -> None:
+    vectors = np.random.default_rng(0).standard_normal((900, 16)).astype(np.float32)
+    vectors[700, 3] = np.nan
+    with pytest.raises(DataError, match=r"1 of 900 corpus vectors hold NaN.*rows 700"):
+        near_others(vectors, "corpus", 0.95, 1, np.random.default_rng(0))
+
+
+def test_the_regression_on_words_is_that_of_liblinear() -> None:
+    """The same weights for dense and sparse tables, and the same area under the curve."""
+    from scipy import sparse
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    table = (rng.random((400, 60)) < 0.1).astype(np.float64)
+    kinds = (rng.random(400) < 0.3 + 0.4 * table[:, 0]).astype(int)
+    known = LogisticRegression(solver="liblinear", random_state=0, tol=1e-8).fit(table, kinds)
+    for each in (table, sparse.csr_matrix(table)):
+        weights, intercept = fit_logistic(each, kinds)
+        assert weights == pytest.approx(known.coef_[0], abs=0.01)
+        assert intercept == pytest.approx(known.intercept_[0], abs=0.01)
+    scores = np.round(table @ known.coef_[0], 1)  # with ties
+    assert area_under_curve(scores, kinds) == pytest.approx(roc_auc_score(kinds, scores))
+    assert cross_validated_auc(table, kinds, np.arange(400)) < area_under_curve(table @ known.coef_[0], kinds)
+    assert cross_validated_auc(table, kinds, np.zeros(400, int)) == 0.5  # one document is never learned from
+
+
+def test_a_column_that_repeats_ids_finds_the_same_rows() -> None:
+    ids = IdRows(pa.array([f"d{i}" for i in range(50)], pa.large_string()))
+    wanted = [None if i % 17 == 0 else f"d{i * 7 % 60}" for i in range(900)]
+    expected = [-1 if each is None or int(each[1:]) >= 50 else int(each[1:]) for each in wanted]
+    column = pa.array(wanted, pa.string())
+    for given in (column, column.cast(pa.large_string()), column.dictionary_encode(), column[1:], column[:3]):
+        at = 1 if len(given) == 899 else 0
+        assert ids.of(given).tolist() == expected[at : at + len(given)]
+    strangers = pa.array([f"x{i}" for i in range(900)], pa.string())
+    assert ids.of(strangers).tolist() == [-1] * 900

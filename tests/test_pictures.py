@@ -25,6 +25,9 @@ from PIL import Image
 import hardneg
 from hardneg.data.picture import MOST_PIXELS, Picture, decoded
 from hardneg.data.readers.files import expand_braces
+from hardneg.diagnostics.estimates import Estimate, Measurements
+from hardneg.diagnostics.findings.rules import find
+from hardneg.diagnostics.findings.thresholds import Thresholds
 from hardneg.diagnostics.report.page import write_report
 from hardneg.errors import DataError, UsageError
 from tests.conftest import run_here
@@ -443,12 +446,32 @@ def test_a_run_shows_its_pictures(folder: Path, tmp_path: Path, clip: Callable[[
     page = (tmp_path / "r.html").read_text()
     assert page.count("data:image/jpeg;base64,") == len(COLORS)
     assert "6 pictures are shown" in page
+    assert "Open one to see its pictures and texts" in page
     os.remove(folder / "red.png")
     (folder / "blue.png").write_bytes(png("pink"))
     write_report(found, run, tmp_path / "r2.html")
     page = (tmp_path / "r2.html").read_text()
     assert page.count("data:image/jpeg;base64,") == len(COLORS) - 2
     assert "2 cannot be read any more" in page
+
+
+def test_findings_of_pictures_speak_of_pictures(folder: Path, tmp_path: Path, clip: Callable[[], Any]) -> None:
+    """And no number is made of their names: no words in common, no BM25, no lengths."""
+    run = hardneg.mine(folder, tmp_path / "run", encoder=clip(), negatives=2)
+    measured = run.diagnose().measured
+    assert measured.numbers["items"] == "pictures"
+    assert "copied_equal" in measured.numbers
+    assert not {"copied_near", "chunk_overlap", "translations", "bm25_also", "surface_auc"} & set(measured.numbers)
+    bad = {"beats_random": 0.5, "near_duplicates": 0.5, "copied_equal": 0.5, "mislabelled": 0.5, "searched_depth": 9}
+    bad["hit_rate"] = Estimate(0.1, 0.1, 0.1, 9)
+    for items, other in (("pictures", "text"), ("texts", "picture")):
+        found = find(Measurements({**bad, "items": items}), Thresholds(), "run")
+        said = " ".join(f"{each.text} {each.fix}" for each in found)
+        assert {"positives-like-random", "duplicates", "copied", "mislabelled", "positives-lost"} <= {
+            f.code for f in found
+        }
+        assert said.count(items[:-1]) >= 5, said
+        assert other not in said, said
 
 
 def test_an_export_of_pictures_without_files_says_so(

@@ -22,6 +22,10 @@ from hardneg.errors import DataError
 from hardneg.progress import Advance
 from hardneg.storage.arrays import Ragged, pair_keys
 
+_NAMED_GROUPS = 10_000  # of more groups the names are not kept: they are pieces of documents, not kinds of queries
+
+_GROUP_NAME = 100  # characters of a group's name that are kept
+
 _TOLD_AT_ONCE = 1024  # texts of which the progress is told at once
 
 
@@ -227,6 +231,8 @@ class Builder:
             "notes": self.notes,
             "reading": self._reading(),
         }
+        if 0 < len(self.groups) <= _NAMED_GROUPS:
+            head["group_names"] = [_name(group) for group in self.groups]
         return self._written(head, arrays)
 
     def _written(self, head: dict[str, Any], arrays: dict[str, np.ndarray]) -> DatasetContents:
@@ -285,6 +291,11 @@ def _label(group: Any, where: str) -> str:
     raise DataError(
         f"{where}: the group is {shown(group)}, expected text or a number; leave it out where there is none"
     )
+
+
+def _name(group: Hashable) -> str:
+    """The name of a group as it is kept: shortened, and without halves of characters, which no file can hold."""
+    return str(group)[:_GROUP_NAME].encode("utf-8", "replace").decode()
 
 
 def _entry(column: array[int], row: int) -> int:

@@ -35,6 +35,7 @@ class DatasetInfo(TypedDict):
     labels: str
     notes: dict[str, Count]
     reading: NotRequired[dict[str, Any]]
+    group_names: NotRequired[list[str]]
 
 
 @dataclass(frozen=True)

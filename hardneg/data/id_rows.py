@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hardneg.hashing import UInt, mix
 from hardneg.storage.arrays import Int
-from hardneg.storage.arrow import numbers
+from hardneg.storage.arrow import numbers, values_of
 
 _CHUNK = 1 << 14  # ids that are hashed at once
 
@@ -37,21 +37,29 @@ class IdRows:
     def of(self, column: pa.Array | pa.ChunkedArray) -> Int:
         """int64 `[m]`: the row of each id, -1 for an id that is not there, or is missing."""
         column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        if not pa.types.is_dictionary(column.type) and len(column) > 2 * len(self._rows):
+            column = column.dictionary_encode()  # ids are there several times: each is looked up once
         if pa.types.is_dictionary(column.type):
-            coded = self.of(column.dictionary)
-            codes = column.indices.fill_null(-1).cast(pa.int64()).to_numpy()
+            coded = self._of(column.dictionary)
+            codes = column.indices.cast(pa.int64())
+            codes = values_of(codes.fill_null(-1) if codes.null_count else codes)
             return np.where(codes >= 0, np.append(coded, -1)[codes], -1)
+        return self._of(column)
+
+    def _of(self, column: pa.Array) -> Int:
+        """The same for an array of strings."""
         wanted = column.cast(pa.large_string())
         hashes = hash_ids(wanted)
         if not len(self._rows):
             return np.full(len(hashes), -1)
         place = np.searchsorted(self._hashes, hashes).clip(max=len(self._hashes) - 1)
         rows = self._rows[place].astype(np.int64)
-        same = pc.fill_null(pc.equal(self.ids.take(numbers(rows)), wanted), False).to_numpy(zero_copy_only=False)
+        equal = pc.equal(self.ids.take(numbers(rows)), wanted)
+        same = values_of(pc.fill_null(equal, False) if equal.null_count else equal)
         doubtful = np.flatnonzero(~same & np.isin(hashes, self._doubtful))
         if len(doubtful):
             found = pc.index_in(wanted.take(numbers(doubtful)), value_set=self.ids)
-            rows[doubtful] = found.fill_null(-1).cast(pa.int64()).to_numpy()
+            rows[doubtful] = values_of(found.fill_null(-1).cast(pa.int64()))
             same[doubtful] = rows[doubtful] >= 0
         return np.where(same, rows, -1)
 
@@ -63,7 +71,8 @@ def hash_ids(ids: pa.Array) -> UInt:
 
 
 def _hash_chunk(ids: pa.Array) -> UInt:
-    ids = ids.fill_null("").cast(pa.large_string())
+    # Where nothing is missing, nothing is filled: Arrow imports pandas for it, which takes longer than the rest.
+    ids = (ids.fill_null("") if ids.null_count else ids).cast(pa.large_string())
     _, offsets_buffer, data_buffer = ids.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int64)[ids.offset : ids.offset + len(ids) + 1]
     data = (

@@ -55,6 +55,7 @@ class Pairs:
         reading: what the source was taken for: its `format`, and its `columns` by role.
         ignored: for each query, documents that were found relevant, and are neither positives nor negatives; None: none.
         dropped: for each query, documents that are no mined negatives; those above are among them; None: none.
+        group_names: the name of each group number, cut after 100 characters; empty for none, and for more than 10,000 groups.
 
     >>> pairs = Pairs.from_columns(["capital of France?"], ["Paris"], corpus=["Lyon"])
     >>> len(pairs), len(pairs.document_ids), pairs.positives.padded().tolist()
@@ -86,6 +87,7 @@ class Pairs:
     given: Ragged | None = None
     ignored: Ragged | None = None
     dropped: Ragged | None = None
+    group_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.query_ids)
@@ -155,6 +157,7 @@ class Pairs:
             corpus_rows=arrays.get("corpus_rows"),
             source_corpus_rows=head.get("source_corpus_rows", 0),
             given=Ragged(arrays["given_offsets"], arrays["given_values"]) if "given_offsets" in arrays else None,
+            group_names=tuple(head.get("group_names", ())),
         )
         kept = arrays["kept"]
         return whole if np.array_equal(kept, np.arange(len(whole))) else whole.of_queries(kept)
@@ -274,6 +277,7 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         "labels": labels_digest(arrays),
         "notes": pairs.notes,
         "reading": pairs.reading,
+        **({"group_names": list(pairs.group_names)} if pairs.group_names else {}),
     }
     store = PictureStore(folder)
     for texts, total, file in (

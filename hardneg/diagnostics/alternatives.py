@@ -28,6 +28,8 @@ _ADDED = re.compile(r"--add-filter (?:'(?=posterior:))?([\w:=.-]+)")  # a spec i
 
 _PARTS = 2  # of the run that are tried, spread over it
 
+_QUERIES = 1024  # of each part: a share of 0.02 (the limit of queries with too few negatives) is known to 0.006
+
 
 @dataclass(frozen=True)
 class Alternative:
@@ -72,7 +74,7 @@ def alternatives(run: Run, subject: Subject, findings: Sequence[Finding], progre
         return []
     reopened = Reopened(run, pairs=subject.pairs)
     numbers = np.unique(np.linspace(0, reopened.parts - 1, min(_PARTS, reopened.parts)).astype(int))
-    parts = [reopened.part(int(number)) for number in numbers]
+    parts = [_some(reopened.part(int(number))) for number in numbers]
     tried = []
     advance = progress("try fixes", len(specs) + 1)
     margins = any(each.startswith("margin:") for added in specs for each in added)
@@ -96,6 +98,19 @@ def _added_by(findings: Sequence[Finding]) -> list[tuple[str, ...]]:
         elif added and not any(spec.startswith("posterior:") for spec in added):
             found.append(added)
     return list(dict.fromkeys(found))
+
+
+def _some(part: Part) -> Part:
+    """At most `_QUERIES` queries of a part, spread over it."""
+    count = len(part.candidates.queries)
+    rows = np.unique(np.linspace(0, count - 1, min(_QUERIES, count)).astype(np.int64))
+    return Part(
+        part.number,
+        part.candidates.rows(rows),
+        part.positive_scores.take(rows),
+        part.kept[rows],
+        part.rejected_by_posterior[rows],
+    )
 
 
 def _tried(

@@ -36,7 +36,7 @@ _NUMBERS = (
     ("negatives: positives of other queries", "others_positives", "{:.1%}"),
     ("  share of all documents", "others_expected", "{:.1%}"),
     ("  of nearly the same query", "near_query_positives", "{:.1%}"),
-    ("negatives with a positive's text", "copied_equal", "{:.1%}"),
+    ("negatives equal to a positive", "copied_equal", "{:.1%}"),
     ("  nearly so", "copied_near", "{:.1%}"),
     ("  chunks that overlap with it", "chunk_overlap", "{:.1%}"),
     ("  near it without common words", "translations", "{:.1%}"),

@@ -34,6 +34,8 @@ READ_VERSIONS = (1, 2)  # 1: without `in_loss`, and without hinges among the fea
 # benchmarks/posterior.py.
 MISFIT = 1.75
 
+HIDEABLE = 200  # queries with several positives: with this many or more, `auto` hides one positive of each
+
 SOURCES = ("judgements", "groups", "hidden positives", "known positives")
 
 A = TypeVar("A")

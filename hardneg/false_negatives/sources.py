@@ -13,14 +13,12 @@ from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
 from hardneg.false_negatives.judgements import Judgements, check_enough, no_strangers
 from hardneg.false_negatives.known import ASKED, POSITIVE, SKETCHED, Learnable, fit_known
 from hardneg.false_negatives.learn import LADDER, fit_judged
-from hardneg.false_negatives.model import LogisticModel, Posterior, check_identity
+from hardneg.false_negatives.model import HIDEABLE, LogisticModel, Posterior, check_identity
 from hardneg.false_negatives.offset import MOVED, fit_offset
 from hardneg.false_negatives.population import Found, learnable
 from hardneg.mining.reopen import Reopened
 from hardneg.progress import Progress, silent
 from hardneg.storage.arrays import Float, Ragged
-
-HIDEABLE = 200  # queries with several positives: with this many or more, `auto` hides one positive of each
 
 _GROUP_PAIRS = 200_000  # at most this many pairs are learned from when groups decide relevance
 

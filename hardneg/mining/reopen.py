@@ -116,8 +116,9 @@ class Reopened:
         labels = self.run.sources
         listed = read_listed(path, labels, rows, columns, shape) if labels else None
         check_ranking(path, documents, scores, not labels)
-        kept[rows, columns] = pc.equal(table["verdict"], KEPT).to_numpy()
-        rejected[rows, columns] = pc.starts_with(table["verdict"], "posterior").to_numpy()
+        # Not `pc.equal`: for a Python string, Arrow imports pandas.
+        kept[rows, columns] = values_of(pc.match_like(table["verdict"], KEPT))
+        rejected[rows, columns] = values_of(pc.starts_with(table["verdict"], "posterior"))
         positives = self._scored_positives(np.arange(start, stop), documents, scores)
         empty = np.empty((stop - start, 0), np.float32)
         if self.context.kept is not None:
@@ -146,15 +147,20 @@ class Reopened:
         return Ragged(wanted.offsets, values[place])
 
     @cached_property
+    def _negatives(self) -> pa.Table:
+        """The positives of each query and their scores, read once for both."""
+        return self.run.negatives(self.pairs, positives_only=True)
+
+    @cached_property
     def _positive_rows(self) -> Ragged:
         """The positives that the run has scores of."""
-        column = self.run.negatives(self.pairs)["positive_ids"].combine_chunks()
+        column = self._negatives["positive_ids"].combine_chunks()
         rows = self.pairs.document_rows_of.of(column.flatten())
         return Ragged(np.concatenate([[0], np.cumsum(values_of(column.value_lengths()), dtype=np.int64)]), rows)
 
     @cached_property
     def _positive_scores(self) -> Ragged:
-        column = self.run.negatives(self.pairs)["positive_scores"].combine_chunks()
+        column = self._negatives["positive_scores"].combine_chunks()
         lengths = values_of(column.value_lengths())
         return Ragged(np.concatenate([[0], np.cumsum(lengths)]), values_of(column.flatten()))
 

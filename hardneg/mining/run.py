@@ -130,15 +130,17 @@ class Run:
         found = self.relabels(pairs) if relabelled else None
         return pairs if found is None else found.of(pairs)
 
-    def negatives(self, pairs: Pairs | None = None) -> pa.Table:
+    def negatives(self, pairs: Pairs | None = None, *, positives_only: bool = False) -> pa.Table:
         """The table `negatives.parquet`, with one row for each query.
 
         Args:
             pairs: the dataset of the run, if it is already in memory.
+            positives_only: True: only the columns `query_id`, `positive_ids` and `positive_scores`.
         """
         self.check_unchanged()
         pairs = self.pairs() if pairs is None else pairs
-        return read_negatives(self.folder / "negatives.parquet", pairs.query_ids, pairs.document_rows_of)
+        path, ids = self.folder / "negatives.parquet", pairs.document_rows_of
+        return read_negatives(path, pairs.query_ids, ids, positives_only=positives_only)
 
     def candidate_files(self) -> list[Path]:
         """The Parquet files with the candidates, one for each part, in order."""

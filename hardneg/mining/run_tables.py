@@ -55,28 +55,35 @@ def read_candidates(path: Path, columns: list[str]) -> pa.Table:
     return table
 
 
-def read_negatives(path: Path, query_ids: pa.Array, document_ids: IdRows) -> pa.Table:
+def read_negatives(path: Path, query_ids: pa.Array, document_ids: IdRows, *, positives_only: bool = False) -> pa.Table:
     """The table of negatives in `NEGATIVE_SCHEMA`, with one row for each query, in the order of `query_ids`.
+
+    Args:
+        path: the file.
+        query_ids: the queries of the dataset; document_ids: its documents.
+        positives_only: True: only the columns of the positives are read.
 
     Raises:
         RunError: a column is missing or of another type; the queries are not those of the dataset, in its order; a row
             has another number of scores than of ids; an id is unknown; or a score is not finite.
     """
-    table = read_parquet(path, NEGATIVE_SCHEMA.names)
-    if len(set(table.column_names)) != len(table.column_names) or len(table.column_names) != len(NEGATIVE_SCHEMA.names):
+    schema = pa.schema(list(NEGATIVE_SCHEMA)[:3]) if positives_only else NEGATIVE_SCHEMA
+    table = read_parquet(path, schema.names)
+    if len(set(table.column_names)) != len(table.column_names) or len(table.column_names) != len(schema.names):
         raise RunError(f"{path}: a column is there twice: {_DAMAGED}")
-    table = table.select(NEGATIVE_SCHEMA.names)
-    for field in NEGATIVE_SCHEMA:
+    table = table.select(schema.names)
+    for field in schema:
         _check_type(path, field.name, table.column(field.name).type, field.type)
-    table = table.cast(NEGATIVE_SCHEMA)
+    table = table.cast(schema)
     if len(table) != len(query_ids) or not table.column("query_id").combine_chunks().cast(pa.large_string()).equals(
         query_ids.cast(pa.large_string())
     ):
         raise RunError(f"{path}: its queries are not those of the run's dataset, in their order: {_DAMAGED}")
-    columns = {name: table.column(name).combine_chunks() for name in NEGATIVE_SCHEMA.names}
-    for group in (("positive_ids", "positive_scores"), ("negative_ids", "negative_scores", "negative_ranks")):
-        for name in group:
-            _check_lists(path, name, columns[name], columns[group[0]])
+    columns = {name: table.column(name).combine_chunks() for name in schema.names}
+    _check_side(path, columns, ("positive_ids", "positive_scores"), document_ids)
+    if positives_only:
+        return table
+    _check_side(path, columns, ("negative_ids", "negative_scores", "negative_ranks"), document_ids)
     probability = columns["negative_false_probability"]
     if probability.null_count not in (0, len(probability)):
         raise RunError(f"{path}: some values of 'negative_false_probability' are missing, and some are not: {_DAMAGED}")
@@ -85,15 +92,19 @@ def read_negatives(path: Path, query_ids: pa.Array, document_ids: IdRows) -> pa.
         chances = values_of(probability.flatten())
         if len(chances) and not (chances.min() >= 0 and chances.max() <= 1):  # false for NaN as well
             raise RunError(f"{path}: a probability is not from 0 to 1: {_DAMAGED}")
-    for name in ("positive_ids", "negative_ids"):
-        ids = columns[name].flatten()
-        found = document_ids.of(ids)
-        if (found < 0).any():
-            first = ids[int(np.argmax(found < 0))].as_py()
-            raise RunError(f"{path}: the document id {first!r} is not in the run's dataset: {_DAMAGED}")
-    for name in ("positive_scores", "negative_scores"):
-        _check_finite(path, name, columns[name].flatten())
     return table
+
+
+def _check_side(path: Path, columns: dict[str, pa.Array], names: tuple[str, ...], document_ids: IdRows) -> None:
+    """RunError if the lists of ids, scores (and ranks) differ in length, an id is unknown, or a score is not finite."""
+    for name in names:
+        _check_lists(path, name, columns[name], columns[names[0]])
+    ids = columns[names[0]].flatten()
+    found = document_ids.of(ids)
+    if (found < 0).any():
+        first = ids[int(np.argmax(found < 0))].as_py()
+        raise RunError(f"{path}: the document id {first!r} is not in the run's dataset: {_DAMAGED}")
+    _check_finite(path, names[1], columns[names[1]].flatten())
 
 
 FUSED = "fusion_score"
@@ -145,7 +156,7 @@ def read_listed(
             continue
         _check_finite(path, name, column.drop_null())
         values = values_of(pc.fill_null(column, 0))
-        there = pc.is_valid(column).to_numpy()
+        there = values_of(pc.is_valid(column))
         (ranks if is_rank else scores)[(i - 1) // 2, rows[there], columns[there]] = values[there]
         if is_rank and there.any() and values[there].min() < 1:
             raise RunError(f"{path}: a rank of the column {name!r} is below 1: {_DAMAGED}")

@@ -56,11 +56,21 @@ def numbers(values: NDArray[Any], missing: NDArray[np.bool_] | None = None) -> p
 
 
 def values_of(array: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
-    """The numbers of an Arrow array, `[n]`; ValueError if it has nulls."""
+    """The numbers or truth values of an Arrow array, `[n]`; ValueError if it has nulls.
+
+    Unlike Arrow's own conversion, this does not import pandas, which takes longer than many commands.
+
+    >>> values_of(pa.array([7, 8])[1:]).tolist(), values_of(pa.array([True, False, True])[1:]).tolist()
+    ([8], [False, True])
+    """
     if isinstance(array, pa.ChunkedArray):
         array = array.combine_chunks()
     if array.null_count:
         raise ValueError(f"{array.null_count} of {len(array)} values are missing")
+    if pa.types.is_boolean(array.type):
+        bits = np.frombuffer(array.buffers()[1] or b"", np.uint8)
+        end = array.offset + len(array)
+        return np.unpackbits(bits, count=end, bitorder="little")[array.offset :].astype(bool)
     dtype = next(dtype for dtype, arrow_type in _TYPES.items() if arrow_type == array.type)
     if len(array) == 0:
         return np.empty(0, dtype)

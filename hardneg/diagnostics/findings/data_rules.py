@@ -50,7 +50,8 @@ class PositivesLost(FindingRule):
             f"a positive is found for only {hits.value:.0%} of the queries, among {measured.numbers['searched_depth']} candidates: "
             f"what is near is not what is relevant, so negatives and margins mean little"
         )
-        fix = "take a better encoder for these texts, or train this one first"
+        items = measured.numbers.get("items", "texts")
+        fix = f"take a better encoder for these {items}, or train this one first"
         ids = measured.ids.get("lost_queries", [])
         return Finding("positives-lost", "warning", text, "hit_rate", hits.value, thresholds.hit_rate, ids, fix)
 
@@ -93,7 +94,7 @@ class NeverRetrieved(FindingRule):
             f"same few again and again"
         )
         ids = measured.ids.get("never_retrieved_documents", [])
-        fix = "look at the hubs: remove pages without content, or take another encoder"
+        fix = "look at the hubs: remove documents without content, or take another encoder"
         limit = expected + thresholds.never_retrieved
         return Finding("never-retrieved", "warning", text, "never_retrieved", float(never), limit, ids, fix)
 
@@ -144,7 +145,7 @@ DATA_RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "mislabelled", "mislabelled",
         "about {v:.0%} of the pairs look mislabelled: their positive is no nearer to the query than a random document",
-        "look at the pairs in mislabelled_pairs (--json): are texts in another order, or positives of another query?",
+        "look at the pairs in mislabelled_pairs (--json): are {items} in another order, or positives of another query?",
         "mislabelled", "mislabelled_error", "lost_queries",
     ),
     PositivesLost(),
@@ -155,7 +156,7 @@ DATA_RULES: tuple[FindingRule, ...] = (
     ),
     OthersPositives(),
     ThresholdRule(
-        "copied", "copied_equal", "{v:.0%} of the negatives have the text of a positive or of the query: they are relevant",
+        "copied", "copied_equal", "{v:.0%} of the negatives are the same {item} as a positive or the query: they are relevant",
         "hardneg select {run} --default-filters --out {out}", "copied", ids="copied_queries",
     ),
     ThresholdRule(
@@ -176,7 +177,7 @@ DATA_RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "hub-skew", "hub_skew",
         "a few documents are negatives of very many queries (skewness {v:.0f}): see the hubs",
-        "look at the hubs: pages without content? Remove them, or filter by score or rank", "hub_skew", ids="hubs",
+        "look at the hubs: have they no content? Remove them, or filter by score or rank", "hub_skew", ids="hubs",
     ),
     NeverRetrieved(),
     ThresholdRule(

@@ -37,8 +37,8 @@ class UnknownFalseNegatives(FindingRule):
 RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "positives-like-random", "beats_random",
-        "a positive is nearer to its query than a random document is in only {v:.0%} of the cases (50% by chance): texts and "
-        "vectors do not belong together, or the encoder knows nothing of these texts. Nothing below means much",
+        "a positive is nearer to its query than a random document is in only {v:.0%} of the cases (50% by chance): {items} and "
+        "vectors do not belong together, or the encoder knows nothing of these {items}. Nothing below means much",
         "check the order or the ids of the vectors (hardneg inspect shows documents as they are read), or take another encoder",
         error="like_random_error", above=False,
     ),
@@ -60,7 +60,7 @@ RULES: tuple[FindingRule, ...] = (
         info="above_positive", ids="smallest_margin_queries",
     ),
     ThresholdRule(
-        "duplicates", "near_duplicates", "{v:.0%} of a query's negatives are nearly the same text as another of them",
+        "duplicates", "near_duplicates", "{v:.0%} of a query's negatives are nearly the same {item} as another of them",
         "hardneg select {run} --add-filter duplicate:near=0.95 --add-filter distinct --out {out}",
         "near_duplicates", ids="near_duplicate_documents",
     ),
@@ -72,7 +72,7 @@ RULES: tuple[FindingRule, ...] = (
     ),
     ThresholdRule(
         "hub", "hub_share", "one document is a negative of {v:.0%} of the queries",
-        "look at it: a page without content? Remove it, or filter by score or rank",
+        "look at it: has it no content? Remove it, or filter by score or rank",
         "hub", "hub_error", "hubs", chance="hub_expected",
     ),
     ThresholdRule(

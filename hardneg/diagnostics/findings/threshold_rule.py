@@ -20,7 +20,7 @@ class ThresholdRule(FindingRule):
         code, number: as in `Finding`.
         text, fix: templates of the finding's text and fix. `{v}` stands for the number, and the name of a measurement
             for its value; `{rest}` is 1 less the number. Both may also use `{run}`, `{out}` and `{posterior}`, which are quoted
-            for a shell, and `{mine}`, the command that mines again.
+            for a shell, `{mine}`, the command that mines again, and `{item}` and `{items}`: what the documents are, texts or pictures.
         info, warning, error: the name of the threshold for each severity; empty for none.
         ids: the name of the measured ids to list as examples; empty for none.
         above: True if the number should not be above the threshold, False if it should not be below it.
@@ -64,12 +64,14 @@ class ThresholdRule(FindingRule):
                 values = {
                     "mine": measured.numbers.get("mine_again", IN_WORDS),
                     "deeper": 200,
+                    "items": "texts",
                     **measured.numbers,
                     "v": value,
                     "rest": 1 - value,
                     "run": shlex.quote(run),
                     "out": shlex.quote(f"{run}-2"),
                 }
+                values["item"] = str(values["items"])[:-1]
                 values["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
                 text, fix = self.text.format(**values), self.fix.format(**values)
                 ids = measured.ids.get(self.ids, [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, normalized, row_means, sampled
 from hardneg.diagnostics.subject import Subject
@@ -75,6 +74,8 @@ def _spearman(a: NDArray[np.floating], b: NDArray[np.floating], real: NDArray[np
     >>> _spearman(np.array([[1.0, 2, 3]]), np.array([[5.0, 6, 9]]), np.ones((1, 3), bool)).tolist()
     [1.0]
     """
+    from scipy.stats import rankdata  # half a second to import
+
     out = np.full(len(a), np.nan)
     for i, mask in enumerate(real):
         x, y = (rankdata(each[i][mask]) for each in (a, b))

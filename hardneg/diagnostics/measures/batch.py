@@ -25,7 +25,10 @@ def effective_rank(vectors: Tensor) -> float:
     >>> round(effective_rank(torch.eye(4)), 6)
     4.0
     """
-    values = torch.linalg.svdvals(vectors.float())
+    wide = (vectors.cpu() if vectors.device.type == "mps" else vectors).double()  # mps has no float64
+    # The squares of the singular values, much faster than these: in float64, what is lost is below 1e-7 of the largest.
+    squares = torch.linalg.eigvalsh(wide.T @ wide if wide.shape[0] >= wide.shape[1] else wide @ wide.T)
+    values = squares.clamp(min=0).sqrt()
     total = values.sum()
     if not float(total) > 0:
         return 1.0

@@ -20,6 +20,7 @@ def completeness(subject: Subject) -> Measurements:
     - `few`: the share of queries with fewer negatives than requested.
     - `none`: the share of queries without negatives.
     - `no_positive`: the share of queries without positives.
+    - `items`: what the documents are, for the words of findings: `texts` or `pictures`.
     """
     counts = subject.counts
     total = max(1, len(counts))
@@ -34,6 +35,7 @@ def completeness(subject: Subject) -> Measurements:
             "few": len(few) / total,
             "none": float((counts == 0).mean()) if len(counts) else 0.0,
             "no_positive": float((subject.pairs.positives.lengths == 0).mean()) if len(counts) else 0.0,
+            "items": "pictures" if subject.pairs.documents.pictures else "texts",
         },
         {"queries_with_few": names_of(subject.pairs.query_ids, few[np.argsort(counts[few], kind="stable")][:LISTED])},
     )

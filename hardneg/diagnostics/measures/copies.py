@@ -42,6 +42,8 @@ def copies(subject: Subject, rng: np.random.Generator) -> Measurements:
     - `translations`: the cosine of negative and positive is above 0.9, but at most a tenth of their words are shared: a translation
       or a paraphrase without a word in common. Needs vectors, of an encoder that knows both languages.
 
+    Of pictures, only the first is measured: their names say nothing of what is in them.
+
     The ids `copied_queries`, `chunk_queries` and `translation_queries` name queries with such negatives.
     """
     out = Measurements()
@@ -58,7 +60,7 @@ def copies(subject: Subject, rng: np.random.Generator) -> Measurements:
     out.ids["copied_queries"] = _most(subject, np.arange(len(per_query)), per_query)
     rows = np.flatnonzero((subject.counts > 0) & (pairs.positives.lengths > 0))
     rows = rows[sampled(len(rows), _QUERIES, rng)]
-    if len(rows):
+    if len(rows) and not pairs.documents.pictures:
         _compared(subject, rows, equal[rows, :_NEGATIVES], out)
     return out
 

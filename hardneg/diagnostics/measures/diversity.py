@@ -6,10 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled, skewness, unit
-from hardneg.diagnostics.measures.nearest import nearest_others
+from hardneg.diagnostics.measures.nearest import near_others
 from hardneg.diagnostics.subject import Subject
-from hardneg.index.exact import ExactIndex
 from hardneg.storage.arrays import Float
+
+_NEAR = 0.95  # cosine above which two documents are near copies
+
+# Documents, and negatives, that are divided into clusters: the entropy over 64 clusters is then known to 0.003.
+_CLUSTERED = 10_000
 
 
 def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
@@ -38,22 +42,22 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
     rows = sampled(len(subject.pairs), 2000, rng)
     documents = subject.documents[rows]
     flat = unit(subject.vectors[1], np.maximum(documents, 0).ravel()).reshape(*documents.shape, -1)
-    near = np.einsum("bid,bjd->bij", flat, flat) > 0.95
+    near = flat @ flat.transpose(0, 2, 1) > _NEAR
     near &= np.tri(near.shape[1], k=-1, dtype=bool) & (documents >= 0)[:, None, :]
     repeated = np.where(documents >= 0, near.any(2), np.nan)
     out.numbers["near_duplicates"] = Estimate.share_of(row_means(repeated))
     out.numbers["corpus_near_duplicates"], repeated_rows = _copied(subject, rng)
     out.ids["near_duplicate_documents"] = names_of(subject.pairs.document_ids, repeated_rows[:LISTED])
-    everything = sampled(len(subject.pairs.document_ids), 50000, rng)
-    out.numbers |= _clusters(subject, unit(subject.vectors[1], everything), rng)
+    sample = sampled(len(subject.pairs.document_ids), _CLUSTERED, rng)
+    out.numbers |= _clusters(subject, unit(subject.vectors[1], sample), rng)
     return out
 
 
 def _copied(subject: Subject, rng: np.random.Generator) -> tuple[Estimate, NDArray[np.int64]]:
     """The share of documents that have a near copy, and those of the sample that have one."""
     assert subject.vectors is not None
-    rows, _, cosines, size = nearest_others(subject.vectors[1], "corpus", 1, rng)
-    copied = np.any(cosines > 0.95, axis=1)
+    rows, near, size = near_others(subject.vectors[1], "corpus", _NEAR, 1, rng)
+    copied = near[:, 0] >= 0
     return Estimate.share_of(copied, size), rows[copied]
 
 
@@ -65,16 +69,15 @@ def _clusters(subject: Subject, vectors: Float, rng: np.random.Generator) -> dic
     count = min(64, len(vectors) // 39)  # faiss warns if a cluster has fewer than 39 points
     if count < 2:
         return {}
-    sample = np.ascontiguousarray(vectors[sampled(len(vectors), 20000, rng)])
-    kmeans = faiss.Kmeans(sample.shape[1], count, niter=10, seed=0, spherical=True)
-    kmeans.train(sample)
+    kmeans = faiss.Kmeans(vectors.shape[1], count, niter=10, seed=0, spherical=True)
+    kmeans.train(vectors)
     negatives = subject.documents[subject.real]
     if len(negatives) == 0:
         return {}
-    chosen = rng.choice(negatives, min(len(negatives), 20000), replace=False)
+    chosen = negatives[sampled(len(negatives), _CLUSTERED, rng)]
     counts = [
-        np.bincount(ExactIndex(kmeans.centroids).search(rows, 1).documents[:, 0], minlength=count).astype(np.float64)
-        for rows in (unit(subject.vectors[1], chosen), sample)
+        np.bincount((rows @ kmeans.centroids.T).argmax(1), minlength=count).astype(np.float64)
+        for rows in (unit(subject.vectors[1], chosen), vectors)
     ]
     shares = [each / each.sum() for each in counts]
     entropies = [float(-(s[s > 0] * np.log(s[s > 0])).sum()) for s in shares]

@@ -11,8 +11,7 @@ from hardneg.diagnostics.measures.false_share import filtered_by_group
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import DataError
 from hardneg.false_negatives.features import PairFeatures
-from hardneg.false_negatives.population import Found
-from hardneg.false_negatives.sources import HIDEABLE, learn_from
+from hardneg.false_negatives.model import HIDEABLE
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
@@ -42,6 +41,10 @@ def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progr
     grouped = pairs.query_groups is not None and pairs.document_groups is not None and not filtered_by_group(subject)
     if subject.probability is not None or grouped or int((pairs.positives.lengths > 1).sum()) < HIDEABLE:
         return subject
+    # With them comes scikit-learn, which takes longer to import than the diagnosis of a small run takes.
+    from hardneg.false_negatives.population import Found
+    from hardneg.false_negatives.sources import learn_from
+
     reopened = Reopened(run, pairs=pairs, progress=progress)
     features = PairFeatures(reopened.context)
     try:

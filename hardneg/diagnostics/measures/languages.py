@@ -7,6 +7,8 @@ from collections import Counter
 
 _CHARACTERS = 400  # characters at the start of a text that are looked at
 
+_WORD = re.compile(r"[^\W\d_]+")
+
 _SCRIPTS = (  # first and last code point
     ("Greek", 0x370, 0x3FF), ("Cyrillic", 0x400, 0x52F), ("Armenian", 0x530, 0x58F),
     ("Hebrew", 0x590, 0x5FF), ("Arabic", 0x600, 0x77F),
@@ -56,9 +58,10 @@ def guessed_language(text: str) -> str:
         name, count = max(found.items(), key=lambda each: (each[1], each[0]), default=("Latin", 0))
         if name != "Latin" and 2 * count > latin:  # a word of a dense script has few letters
             return name
-    words = Counter(
-        language for word in re.findall(r"[^\W\d_]+", start.lower()) for language in _LANGUAGES_OF.get(word, ())
-    )
+    words: dict[str, int] = {}
+    for word in _WORD.findall(start.lower()):
+        for language in _LANGUAGES_OF.get(word, ()):
+            words[language] = words.get(language, 0) + 1
     if not words:
         return "Latin" if any(c.isalpha() for c in start) else "no letters"
     (first, count), *others = sorted(words.items(), key=lambda each: (-each[1], each[0]))

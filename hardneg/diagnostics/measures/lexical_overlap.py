@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
+from scipy import sparse
 
 from hardneg.diagnostics.estimates import Estimate, Measurements, row_means, sampled
+from hardneg.diagnostics.measures.words import counted_words
 from hardneg.diagnostics.subject import Subject
 
 _QUERIES = 200  # the largest number of queries that are asked
@@ -15,8 +15,6 @@ _QUERIES = 200  # the largest number of queries that are asked
 _POOL = 2000  # the largest number of documents that are compared with them, beside their negatives and positives
 
 _CHARACTERS = 1000  # characters at the start of a text whose words are counted
-
-_BUCKETS = 1 << 18  # hash buckets for words
 
 K1, B = 1.2, 0.75  # the usual parameters of BM25
 
@@ -27,7 +25,7 @@ def lexical_overlap(subject: Subject, rng: np.random.Generator) -> Measurements:
     At most 200 queries are compared with 2,000 documents drawn at random. The BM25 rank of a document in the whole corpus is
     estimated as 1
     + (documents drawn that score higher) x (documents of the corpus) / (documents drawn); of a corpus of up to 2,000
-    documents it is exact. Words are hashed, and counted in the first 1,000 characters.
+    documents it is exact. Words are counted in the first 1,000 characters.
 
     The numbers are:
 
@@ -40,8 +38,8 @@ def lexical_overlap(subject: Subject, rng: np.random.Generator) -> Measurements:
     pairs, out = subject.pairs, Measurements()
     rows = np.flatnonzero((subject.counts > 0) & (pairs.positives.lengths > 0))
     total = len(pairs.document_ids)
-    if len(rows) == 0 or total < 20:
-        return out
+    if len(rows) == 0 or total < 20 or pairs.documents.pictures or pairs.queries.pictures:
+        return out  # the name of a picture says nothing of what is in it
     rows = rows[sampled(len(rows), _QUERIES, rng)]
     pool = sampled(total, _POOL, rng)
     positives = pairs.positives.take(rows).padded()
@@ -92,18 +90,14 @@ def bm25(queries: list[str], documents: list[str], counted: NDArray[np.bool_]) -
     >>> bm25(["red cat"], ["a red cat sat", "a red dog sat", "it rains"], np.ones(3, bool)).round(2).tolist()
     [[1.34, 0.43, 0.0]]
     """
-    from scipy import sparse
-    from sklearn.feature_extraction.text import HashingVectorizer
-
-    hasher = HashingVectorizer(n_features=_BUCKETS, alternate_sign=False, norm=None, token_pattern=r"(?u)\b\w+\b")
-    counts: Any = hasher.transform([text[:_CHARACTERS] for text in documents]).tocsr()
-    asked: Any = hasher.transform([text[:_CHARACTERS] for text in queries]).tocsr()
+    both, _ = counted_words([*documents, *queries], r"\w+", _CHARACTERS)
+    counts, asked = both[: len(documents)], both[len(documents) :]
     asked.data[:] = 1
     lengths = np.asarray(counts.sum(1)).ravel()
     total, mean = int(counted.sum()), float(lengths[counted].mean()) if counted.any() else 0.0
     if mean == 0:
         return None
-    frequency = np.bincount(counts[counted].indices, minlength=_BUCKETS)
+    frequency = np.bincount(counts[np.flatnonzero(counted)].indices, minlength=both.shape[1])
     idf = np.log1p((total - frequency + 0.5) / (frequency + 0.5))
     each = np.repeat(lengths, np.diff(counts.indptr))
     weights = idf[counts.indices] * counts.data * (K1 + 1) / (counts.data + K1 * (1 - B + B * each / mean))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, skewness
-from hardneg.diagnostics.measures.nearest import nearest_others
+from hardneg.diagnostics.measures.nearest import near_others
 from hardneg.diagnostics.subject import Subject
 from hardneg.storage.arrays import members
 
@@ -42,10 +42,9 @@ def others_positives(subject: Subject, rng: np.random.Generator) -> Measurements
 def _of_near_queries(subject: Subject, rng: np.random.Generator, out: Measurements) -> dict[str, Estimate]:
     assert subject.vectors is not None
     pairs = subject.pairs
-    rows, others, cosines, _ = nearest_others(subject.vectors[0], "queries", _NEIGHBORS, rng)
+    rows, near, _ = near_others(subject.vectors[0], "queries", _NEAR, _NEIGHBORS, rng)
     if len(rows) == 0:
         return {}
-    near = np.where(cosines > _NEAR, others, -1)
     hit = np.zeros(subject.documents[rows].shape, bool)
     for column in near.T:
         some = np.flatnonzero(column >= 0)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from hardneg.diagnostics.estimates import Estimate, Measurements, sampled, unit
+from hardneg.diagnostics.measures.nearest import blocks, unit_blocks
 from hardneg.diagnostics.subject import Subject
 from hardneg.refresh.staleness import Staleness, staleness_between
 from hardneg.storage.arrays import Float
@@ -14,8 +15,6 @@ from hardneg.storage.arrays import Float
 _QUERIES = 256  # the largest number of queries to search exactly
 
 _OPERATIONS = 2e11  # floating-point operations to spend on the exact search; with a large corpus, fewer queries fit
-
-_BLOCK = 16384  # documents that are compared at once
 
 _CLOSE = 1e-5  # scores s and t count as equal if |s - t| <= _CLOSE * (1 + |t|)
 
@@ -66,15 +65,14 @@ def _recall(subject: Subject, rows: NDArray[np.int64], metric: str) -> NDArray[n
     limit = torch.from_numpy(
         _scores(queries, _vectors(subject.vectors[1], subject.documents[rows, last], metric), metric)
     )
-    q, nearer = torch.from_numpy(queries), torch.zeros(len(rows), dtype=torch.int64)
-    for start in range(0, len(subject.pairs.document_ids), _BLOCK):
-        block = np.arange(start, min(start + _BLOCK, len(subject.pairs.document_ids)))
-        documents = torch.from_numpy(_vectors(subject.vectors[1], block, metric))
-        scores = q @ documents.T
+    q, nearer = torch.from_numpy(queries), np.zeros(len(rows), np.int64)
+    limit = limit + _CLOSE * (1 + limit.abs())
+    for _, documents in unit_blocks(subject.vectors[1]) if metric == "cosine" else blocks(subject.vectors[1]):
+        scores = documents @ q.T
         if metric == "l2":
-            scores = 2 * scores - (documents**2).sum(1)
-        nearer += (scores > (limit + _CLOSE * (1 + limit.abs()))[:, None]).sum(1)
-    recall: NDArray[np.float64] = np.minimum(rank / (nearer.numpy() + 1), 1)
+            scores = 2 * scores - (documents**2).sum(1, keepdim=True)
+        nearer += np.count_nonzero((scores > limit).numpy(), axis=0)
+    recall: NDArray[np.float64] = np.minimum(rank / (nearer + 1), 1)
     return recall
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,7 +17,7 @@ from hardneg.diagnostics.measures.found_positives import nearest
 from hardneg.diagnostics.measures.languages import guessed_language
 from hardneg.diagnostics.subject import Subject
 
-_TEXTS = 20_000  # the largest number of queries whose texts are read
+_TEXTS = 10_000  # the largest number of queries whose texts are read
 
 _LEAST = 30  # queries of a slice that is measured
 
@@ -42,23 +44,24 @@ def slicings(subject: Subject) -> list[Slicing]:
 
     - `length`: four slices by the number of characters of the query.
     - `language`: see `guessed_language`, a guess.
-    - `group`: the groups of the dataset.
+    - `group`: the groups of the dataset, by their names; by their numbers in a run of an earlier version, or of more than 10,000.
     - `source`: what stands before the first `:` or `/` in the ids of the queries, as in mixtures of datasets (`nq/17`).
 
-    Texts are read of 20,000 queries at most. Slices of fewer than 30 queries, and all but the 20 largest of a kind, are left out; a
+    Texts are read of 10,000 queries at most. Slices of fewer than 30 queries, and all but the 20 largest of a kind, are left out; a
     single slice that holds all queries is none.
     """
     pairs = subject.pairs
     rows = sampled(len(pairs), _TEXTS, np.random.default_rng(0))
-    texts = pairs.queries.take(rows)
-    found = [
-        _by_length(rows, texts, len(pairs)),
-        _named("language", rows, [guessed_language(t) for t in texts], len(pairs)),
-    ]
+    found: list[Slicing] = []
+    if not pairs.queries.pictures:  # the name of a picture is neither long nor in a language
+        texts = pairs.queries.take(rows)
+        found.append(_by_length(rows, texts, len(pairs)))
+        found.append(_named("language", rows, [guessed_language(t) for t in texts], len(pairs)))
     if pairs.query_groups is not None:
         groups = pairs.query_groups
         inside = np.flatnonzero(groups >= 0)
-        found.append(_named("group", inside, [str(each) for each in groups[inside].tolist()], len(pairs)))
+        names = _group_names(pairs.group_names, int(groups.max(initial=-1)) + 1)
+        found.append(_named("group", inside, [names[each] for each in groups[inside].tolist()], len(pairs)))
     ids = [pairs.query_ids[int(row)].as_py() for row in rows]
     places = [min((i for i in (each.find(":"), each.find("/")) if i > 0), default=0) for each in ids]
     if all(places):
@@ -75,6 +78,18 @@ def _by_length(rows: NDArray[np.int64], texts: list[str], total: int) -> Slicing
     names = [f"{low + 1} to {high} characters" for low, high in pairwise(bounds)]
     names[0] = f"up to {bounds[1]} characters"
     return _named("length", rows, [names[i] for i in np.searchsorted(edges, sizes, "left")], total)
+
+
+def _group_names(known: Sequence[str], count: int) -> list[str]:
+    """A name for each of `count` groups, all different: their own where it is known, else their number.
+
+    >>> _group_names(["lost card", "top up", "top up"], 4)
+    ['lost card', 'top up (1)', 'top up (2)', '3']
+    """
+    times = Counter(known)
+    return [
+        str(i) if i >= len(known) else known[i] if times[known[i]] == 1 else f"{known[i]} ({i})" for i in range(count)
+    ]
 
 
 def _named(by: str, rows: NDArray[np.int64], names: list[str], total: int) -> Slicing:

@@ -5,22 +5,30 @@ If they can, a model may learn the difference in form or words instead of releva
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.diagnostics.estimates import Measurements, sampled
+from hardneg.diagnostics.measures.words import counted_words, cross_validated_auc, fit_logistic
 from hardneg.diagnostics.subject import Subject
 
-if TYPE_CHECKING:
-    from sklearn.linear_model import LogisticRegression
-
-_SAMPLE = 4000  # the largest number of negatives, and of positives
+_SAMPLE = 3000  # the largest number of negatives, and of positives: an AUC is then known to 0.015
 
 _CHARACTERS = 2000  # characters at the start of a text whose words are counted
 
+_VOCABULARY = 20_000  # the largest number of different words
+
 _TELLING = 5  # half the largest number of telling words to list
+
+_AT_ONCE = 1 << 20  # characters that are looked at together
+
+_KINDS = np.zeros(129, np.uint8)  # of each ASCII character, and of all others together
+_KINDS[[code for code in range(33, 127) if not chr(code).isalnum()]] = 3
+_KINDS[48:58] = 1
+_KINDS[65:91] = 2
+_KINDS[127], _KINDS[128] = 3, 4
 
 
 def looks(texts: list[str]) -> NDArray[np.float64]:
@@ -34,18 +42,18 @@ def looks(texts: list[str]) -> NDArray[np.float64]:
     [[1.61, 0.69, 4.0, 0.25, 0.25, 0.25, 0.0]]
     """
     out = np.zeros((len(texts), 7))
-    for i, text in enumerate(texts):
-        size, words = len(text), len(text.split())
-        kinds = np.frombuffer(text.encode("latin-1", "replace"), np.uint8)
-        out[i, 0], out[i, 1] = np.log1p(size), np.log1p(words)
-        out[i, 2] = size / max(1, words)
-        if size:
-            out[i, 3] = ((kinds >= 48) & (kinds <= 57)).mean()
-            out[i, 4] = ((kinds >= 65) & (kinds <= 90)).mean()
-            letters = ((kinds | 32) >= 97) & ((kinds | 32) <= 122)
-            out[i, 5] = (~letters & (kinds > 32) & (kinds < 128) & ~((kinds >= 48) & (kinds <= 57))).mean()
-            codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
-            out[i, 6] = 0 if text.isascii() else (codes > 127).mean()
+    sizes = np.array([len(text) for text in texts])
+    words = np.array([len(text.split()) for text in texts])
+    out[:, 0], out[:, 1], out[:, 2] = np.log1p(sizes), np.log1p(words), sizes / np.maximum(1, words)
+    blocks = np.cumsum(sizes) // _AT_ONCE
+    for block in np.unique(blocks):
+        rows = np.flatnonzero(blocks == block)
+        codes = np.frombuffer("".join(texts[i] for i in rows).encode("utf-32-le", "surrogatepass"), np.uint32)
+        kinds = _KINDS[np.minimum(codes, 128)]
+        ends = np.cumsum(sizes[rows])
+        for kind in (1, 2, 3, 4):
+            found = np.concatenate([[0], np.cumsum(kinds == kind)])
+            out[rows, 2 + kind] = (found[ends] - found[ends - sizes[rows]]) / np.maximum(1, sizes[rows])
     return out
 
 
@@ -66,8 +74,6 @@ def surface_bias(subject: Subject, rng: np.random.Generator) -> Measurements:
     - `at_longest`: the share of documents that are exactly as long as the longest one, in characters, words or bytes,
       whichever share is largest. If it is high, the texts were truncated.
     """
-    from sklearn.preprocessing import StandardScaler
-
     out = Measurements()
     negatives = subject.documents[subject.real]
     positives = subject.pairs.positives.values
@@ -77,14 +83,16 @@ def surface_bias(subject: Subject, rng: np.random.Generator) -> Measurements:
     documents, kinds = np.concatenate(sides), np.repeat([0, 1], [len(part) for part in sides])
     texts = subject.pairs.documents.take(documents)
     features = looks(texts)
-    out.numbers["surface_auc"] = _cross_validated_auc(StandardScaler().fit_transform(features), kinds, documents)
+    spread = features.std(0)
+    scaled = (features - features.mean(0)) / np.where(spread > 1e-9, spread, 1.0)
+    out.numbers["surface_auc"] = cross_validated_auc(scaled, kinds, documents)
     words, names = _words(texts)
     if len(names):
-        out.numbers["lexical_auc"] = _cross_validated_auc(words, kinds, documents)
+        out.numbers["lexical_auc"] = cross_validated_auc(words, kinds, documents)
         out.ids["telling_words"] = _telling_words(words, kinds, names)
     lengths = [np.expm1(features[kinds == kind, 0]) for kind in (0, 1)]
     out.numbers["length_ratio"] = float(np.median(lengths[0]) / max(1.0, float(np.median(lengths[1]))))
-    rows = sampled(len(subject.pairs.document_ids), 2 * _SAMPLE, rng)
+    rows = sampled(len(subject.pairs.document_ids), _SAMPLE, rng)
     texts = subject.pairs.documents.take(rows)
     shares = []
     for sizes in (
@@ -98,46 +106,28 @@ def surface_bias(subject: Subject, rng: np.random.Generator) -> Measurements:
     return out
 
 
-def _model() -> LogisticRegression:
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(solver="liblinear", random_state=0)
-
-
-def _cross_validated_auc(features: Any, kinds: NDArray[np.integer], documents: NDArray[np.integer]) -> float:
-    """The AUC of telling positives (1) from negatives (0). Each document is predicted by a model fitted without it."""
-    from sklearn.metrics import roc_auc_score
-    from sklearn.model_selection import GroupKFold, cross_val_predict
-
-    folds = GroupKFold(min(5, len(np.unique(documents))), shuffle=True, random_state=0)
-    predicted = cross_val_predict(_model(), features, kinds, groups=documents, cv=folds, method="decision_function")
-    return float(roc_auc_score(kinds, predicted))
-
-
-def _words(texts: list[str]) -> tuple[Any, NDArray[np.str_]]:
-    """Find which words occur in which text.
+def _words(texts: list[str]) -> tuple[Any, list[str]]:
+    """Find which words of two letters or more occur in which text.
 
     Returns:
-        (sparse float64 matrix with a row for each text and a column for each word, 1 where the word occurs; the words).
-        Words that occur in fewer than three texts are left out.
+        (scipy CSR matrix float64 with a row for each text and a column for each word, 1 where the word occurs; the words).
+        Words that occur in fewer than three texts are left out, and so are all but the 20,000 most frequent.
     """
-    from sklearn.feature_extraction.text import CountVectorizer
-
-    vectorizer = CountVectorizer(binary=True, min_df=3, max_features=20_000, dtype=np.float64)
-    try:
-        occurrences = vectorizer.fit_transform([text[:_CHARACTERS] for text in texts])
-    except ValueError:  # no word is left
-        return None, np.array([], np.str_)
-    return occurrences, vectorizer.get_feature_names_out()
+    table, words = counted_words(texts, r"\b\w\w+\b", _CHARACTERS)
+    table.data[:] = 1
+    times = np.bincount(table.indices, minlength=len(words))
+    chosen = np.sort(np.argsort(-times, kind="stable")[:_VOCABULARY])
+    chosen = chosen[times[chosen] >= 3]
+    return table[:, chosen], [words[i] for i in chosen]
 
 
-def _telling_words(words: Any, kinds: NDArray[np.integer], names: NDArray[np.str_]) -> list[str]:
+def _telling_words(words: Any, kinds: NDArray[np.integer], names: list[str]) -> list[str]:
     """List the words that contribute most to the difference between negatives (kind 0) and positives (kind 1).
 
     The contribution of a word is its weight in the model times the difference of its frequencies.
     """
-    weights = _model().fit(words, kinds).coef_[0]
-    shares = [np.asarray(words[kinds == kind].mean(0)).ravel() for kind in (0, 1)]
+    weights, _ = fit_logistic(words, kinds)
+    shares = [np.asarray(words[np.flatnonzero(kinds == kind)].mean(0)).ravel() for kind in (0, 1)]
     contributions = weights * (shares[1] - shares[0])
     chosen = np.argsort(-contributions, kind="stable")[: 2 * _TELLING]
     return [f"{'+' if weights[i] > 0 else '-'}{names[i]}" for i in chosen if contributions[i] > 0]

@@ -98,7 +98,7 @@ def _scores(alt: Any, found: Diagnosis, rejected: Sequence[float]) -> Any:
         "negative": subject.scores[subject.real],
         "positive": subject.positive[np.isfinite(subject.positive)],
     }
-    return _histograms(alt, kinds, _COLORS, "Scores of positives, negatives, rejected and random documents")
+    return _histograms(alt, kinds, _COLORS, "Scores of positives, negatives and others")
 
 
 def _at_random(subject: Subject) -> NDArray[np.float32]:

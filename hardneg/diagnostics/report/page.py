@@ -161,7 +161,10 @@ def _about(subject: Subject, shown: int, length: int, pictures: Thumbnails) -> s
         if shown == total
         else f"{shown:,} of {total:,} queries: those that findings concern, the worst first, and some drawn at random."
     )
-    opened = f"Open one to see its texts, cut after {length:,} characters, and up to 14 of its candidates."
+    sides = [each.pictures for each in (subject.pairs.queries, subject.pairs.documents)]
+    seen = "pictures" if all(sides) else "pictures and texts" if any(sides) else "texts"
+    cut = "" if all(sides) else f", cut after {length:,} characters"
+    opened = f"Open one to see its {seen}{cut}, and up to 14 of its candidates."
     return " ".join(filter(None, (which, opened, pictures.note())))
 
 
