@@ -89,5 +89,5 @@ def _beyond(nodes: Int, groups: Int, documents: int, left: Int, right: Int) -> i
     (d, at_d), (q, at_q) = (np.unique(each, return_index=True) for each in (nodes[:documents], nodes[documents:]))
     total = int(groups.max(initial=-1)) + 1
     sizes_d, sizes_q = (np.bincount(each, minlength=total) for each in (groups[at_d], groups[documents + at_q]))
-    edges = np.unique(np.stack([left, right])[:, left != right], axis=1).shape[1]
+    edges = int(np.unique(np.stack([left, right])[:, left != right], axis=1).shape[1])
     return int(sizes_d @ sizes_q) - len(np.intersect1d(d, q)) - edges
