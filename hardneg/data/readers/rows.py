@@ -11,8 +11,9 @@ import io
 import lzma
 import stat
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -25,6 +26,46 @@ from hardneg.storage.arrow import brief
 Row = Mapping[str, Any]
 
 Located = Iterator[tuple[str, Row]]  # (place in the source, row)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a source that follow one another.
+
+    Attributes:
+        rows: begins a pass over them. Blocks without a table may allow one pass only.
+        table: gives them as a table, from a row of the source that tells which columns are texts; None if they are to be read row by
+            row, which says what is wrong with them and where.
+    """
+
+    rows: Callable[[], Located]
+    table: Callable[[Row], pa.Table | None] = lambda first: None
+
+
+def read_blocks(
+    blocks: Iterable[Block], take: Callable[[Block, str, Row], bool], add: Callable[[str, Row], None]
+) -> bool:
+    """Read rows in blocks, or one by one where a block cannot be taken as a whole; returns whether there are any.
+
+    Args:
+        blocks: the rows.
+        take: adds a block as a whole, or says that it did not. It is also given the first row of all, and its place.
+        add: adds a row, given its place.
+    """
+    first: tuple[str, Row] | None = None
+    for block in blocks:
+        if first is not None and take(block, *first):
+            continue
+        found = block.rows()
+        if first is None:
+            first = next(found, None)
+            if first is None or take(block, *first):
+                continue
+            add(*first)
+        for where, row in found:
+            add(where, row)
+    return first is not None
+
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 
@@ -51,13 +92,26 @@ def opened(path: Path, *, once: bool = False) -> Iterator[IO[bytes]]:
     Raises:
         DataError: it does not exist, is a folder or a device, or reading fails. The message names it.
     """
-    try:
+    with _failures(path):
         mode = path.stat().st_mode  # before opening: a pipe that nobody writes to would never open
         if not stat.S_ISREG(mode) and not (once and stat.S_ISFIFO(mode)):
             what = "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "no regular file"
             raise DataError(f"{path} is {what}, expected a file on disk")
         with open(path, "rb") as f:
             yield _unpacked(f, path.suffix.lower())
+
+
+def guarded(path: Path, rows: Located) -> Located:
+    """Rows that are read from an `opened` file outside of its block, with the same errors."""
+    with _failures(path):
+        yield from rows
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """Turn what fails while a file is read into a DataError that names it."""
+    try:
+        yield
     except FileNotFoundError:
         raise DataError(f"{path} does not exist") from None
     except (EOFError, zlib.error, lzma.LZMAError, pa.ArrowException) as error:
