@@ -153,10 +153,11 @@ class Builder:
         for _, note, by in sorted(happened, key=lambda each: each[0]):
             self.count(note, by)
 
-    def relate_many(self, queries: Int, documents: Int, grades: Int | np.ndarray) -> None:
+    def relate_many(self, queries: Int, documents: Int, grades: np.ndarray) -> None:
         """`relate` for many pairs, all of shape `[n]`."""
-        for column, values in zip(self.relations, (queries, documents, grades), strict=True):
-            column.frombytes(np.ascontiguousarray(values, np.float64 if column.typecode == "d" else np.int64).tobytes())
+        self.relations[0].frombytes(queries.astype(np.int64).tobytes())
+        self.relations[1].frombytes(documents.astype(np.int64).tobytes())
+        self.relations[2].frombytes(grades.astype(np.float64).tobytes())
 
     def give_many(self, queries: Int, documents: Int) -> None:
         """`give` for many pairs, int64 `[n]`."""

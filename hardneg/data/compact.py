@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from array import array
 from collections.abc import Callable, Iterable
 from hashlib import blake2b
@@ -18,9 +19,9 @@ from hardneg.storage.arrow import strings
 
 _HELD = 1 << 16  # numbers in memory before they go to the file
 
-_COPIED = 1 << 14  # ids that are put in order at once
+_COPIED = 1 << 12  # ids that are put in order at once
 
-_PLACED = 1 << 14  # rows that get new slots at once
+_PLACED = 1 << 12  # rows that get new slots at once
 
 
 class Numbers:
@@ -80,26 +81,71 @@ class Numbers:
         return np.asarray(found)
 
 
+class Digests:
+    """A growing column of digests of 16 bytes, in a file if there is one: what is written is mapped, and costs no memory of its own.
+
+    Args:
+        path: the file; None: they stay in memory.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._held, self._written = bytearray(), 0
+        self._map: mmap.mmap | bytes = b""
+        self.path = path
+        self._file = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(path, "w+b")  # noqa: SIM115 - closed by `close`
+
+    def extend(self, digests: bytes) -> None:
+        """Append the digests that these bytes hold, one after the other."""
+        self._held += digests
+        if self._file is not None and len(self._held) >= 8 * _HELD:
+            self._file.write(self._held)
+            self._file.flush()
+            self._written += len(self._held) // 16
+            self._held = bytearray()
+            self._map = mmap.mmap(self._file.fileno(), 16 * self._written, access=mmap.ACCESS_READ)
+
+    def __getitem__(self, row: int) -> bytes:
+        at, held = 16 * row, 16 * (row - self._written)
+        return bytes(self._held[held : held + 16]) if held >= 0 else self._map[at : at + 16]
+
+    def take(self, rows: Int) -> UInt:
+        """uint64 `[n, 2]`: the digests of these rows."""
+        found = np.empty((len(rows), 2), np.uint64)
+        old = rows < self._written
+        found[old] = np.frombuffer(self._map, "<u8").reshape(-1, 2)[rows[old]]
+        found[~old] = np.frombuffer(self._held, "<u8").reshape(-1, 2)[rows[~old] - self._written]
+        return found
+
+    def close(self) -> None:
+        """Forget all of them, and remove the file."""
+        self._held, self._map, self._written = bytearray(), b"", 0
+        if self._file is not None and self.path is not None:
+            self._file.close()
+            self._file = None
+            self.path.unlink()
+
+
 class RowTable:
     """Finds the row of a key: a hash table with open addressing that stores rows only, in 5 to 10 bytes each.
 
     Keys are found one by one, or many at once, whose probes then go side by side.
 
     Args:
-        key_of: gives the key of a row. A row whose key changes is added again under the new one, and not found under the old one.
-        is_key: tells whether a row has this key.
+        is_key: tells whether a row has this key. One whose key changes is added again under the new one, and not found under the old.
         code_of: gives the code of a key, a hash of 64 bits.
         codes_of: gives the codes of many rows, uint64 `[n]`.
     """
 
     def __init__(
         self,
-        key_of: Callable[[int], bytes],
         is_key: Callable[[int, bytes], bool],
         code_of: Callable[[bytes], int],
         codes_of: Callable[[Int], UInt],
     ) -> None:
-        self._key_of, self._is_key, self._code_of, self._codes_of = key_of, is_key, code_of, codes_of
+        self._is_key, self._code_of, self._codes_of = is_key, code_of, codes_of
         self._slots = array("I", bytes(4 * 64))  # a row + 1, or 0
         self._count = 0
 
@@ -188,7 +234,7 @@ class Ids:
         self._counted: int | None = 0  # ids while all are counted; None as soon as one is not
         self._data = bytearray()  # each id after its length in bytes; one that was replaced stays there
         self._starts = array("q")
-        self._table = RowTable(self._stored, self._is_stored, _code_of, self._codes_of)
+        self._table = RowTable(self._is_stored, _code_of, self._codes_of)
 
     def __len__(self) -> int:
         return len(self._starts) if self._counted is None else self._counted
@@ -235,7 +281,7 @@ class Ids:
     def find_many(self, ids: pa.Array) -> Int:
         """int64 `[n]`: the row of each id of large strings without nulls, -1 where there is none."""
         if self._counted is not None:
-            rows = map(self._row_of, ids.to_pylist()) if self._counted else [None] * len(ids)
+            rows: list[int | None] = [self._row_of(id) if self._counted else None for id in ids.to_pylist()]
             return np.array([-1 if row is None else row for row in rows], np.int64)
         wanted = list(map(_with_length, ids.cast(pa.large_binary()).to_pylist()))
         begins, starts = self._data.startswith, self._starts

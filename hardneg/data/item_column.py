@@ -11,15 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from hardneg.data.compact import Ids, Numbers, RowTable
+from hardneg.data.compact import Digests, Ids, Numbers, RowTable
 from hardneg.data.picture import COLUMNS, Picture, columns_of, content_of
 from hardneg.data.text_batches import (
     after_lengths,
     digests,
     distinct,
+    distinct_digests,
     empty_texts,
     joined,
-    piece,
+    pieces,
     spans,
     taken,
     text_keys,
@@ -71,9 +72,8 @@ class ItemColumn:
         self.ids = Ids(self.letter)
         self.keys, self.rows = (Numbers(self._beside(name)) for name in ("keys", "rows"))
         self.body_keys = Numbers(self._beside("bodies")) if titled else self.keys
-        self.digests = (
-            bytearray()
-        )  # 128 bits per text, to know equal texts, and an id that comes again with another text
+        # 128 bits per text, to know equal texts, and an id that comes again with another text
+        self.digests = Digests(self._beside("digests"))
         self.by_text = self._table()
         self.ours = bytearray()  # whether the id of each text was made here, because it came without one
         self.next_id = 0
@@ -87,18 +87,11 @@ class ItemColumn:
         """The path of a temporary file; None without a file of texts."""
         return None if self.path is None else self.path.with_name(f".{self.path.name}.{name}.tmp")
 
-    def _digest(self, row: int) -> bytes:
-        return bytes(self.digests[16 * row : 16 * row + 16])
-
     def _has_digest(self, row: int, digest: bytes) -> bool:
-        return self.digests.startswith(digest, 16 * row)
+        return self.digests[row] == digest
 
     def _table(self) -> RowTable:
-        return RowTable(self._digest, self._has_digest, _code_of, lambda rows: self._known_digests()[rows, 0])
-
-    def _known_digests(self) -> UInt:
-        """uint64 `[n, 2]`: the digest of each row. A view: let go of it before rows are added."""
-        return np.frombuffer(self.digests, "<u8").reshape(-1, 2)
+        return RowTable(self._has_digest, _code_of, lambda rows: self.digests.take(rows)[:, 0])
 
     def open(self, pictures: bool) -> None:
         """Make the columns, those of pictures with their places; nothing was added yet."""
@@ -140,7 +133,7 @@ class ItemColumn:
             ours = False
         number = len(self.ids)
         self.ours.append(ours)
-        self.digests += short
+        self.digests.extend(short)
         self.ids.append(id)
         if same is None:
             self.by_text.add(short, number)
@@ -169,10 +162,10 @@ class ItemColumn:
         if self.pictures:
             return None
         whole = joined(titles, texts)
-        numbered, firsts = distinct(whole)
-        found = digests(taken(whole, firsts))
-        stored = self._known_digests()
-        at = self.by_text.find_many(found[:, 0], lambda rows, i: (stored[rows] == found[i]).all(axis=1))
+        found = digests(whole)
+        numbered, firsts = distinct_digests(found)
+        found = found[firsts]
+        at = self.by_text.find_many(found[:, 0], lambda rows, i: (self.digests.take(rows) == found[i]).all(axis=1))
         unknown = at < 0
         if ids is None:
             at[unknown] = len(self) + np.arange(int(unknown.sum()))
@@ -183,7 +176,7 @@ class ItemColumn:
         known = self.ids.find_many(taken(ids, ids_first))
         there = known >= 0
         text = numbered[ids_first]  # of each id
-        if ours[known[there]].any() or (stored[known[there]] != found[text[there]]).any():
+        if ours[known[there]].any() or (self.digests.take(known[there]) != found[text[there]]).any():
             return None
         if (numbered != text[ids_numbered]).any():
             return None
@@ -208,7 +201,7 @@ class ItemColumn:
         whole = texts if arrivals.whole is arrivals.texts else taken(arrivals.whole, arrivals.new)
         self.rows.extend(self.source_rows + arrivals.new)
         self.source_rows += len(arrivals.rows)
-        self.digests += arrivals.digests.tobytes()
+        self.digests.extend(arrivals.digests.tobytes())
         self.by_text.add_many(arrivals.digests[arrivals.unseen, 0], first + np.flatnonzero(arrivals.unseen))
         for row, id in arrivals.named:
             self.ids.replace(row, id)
@@ -243,9 +236,9 @@ class ItemColumn:
         whole = start + (count - start) // BATCH_ROWS * BATCH_ROWS
         self._wait(columns, 0, start)
         if self.writer is not None:
-            for begin in range(start, whole, BATCH_ROWS):
-                pieces = [piece(column, begin, begin + BATCH_ROWS) for column in columns]
-                self.writer.write_batch(pa.record_batch(pieces, schema=self.schema))
+            cut = (pieces(column, start, whole, BATCH_ROWS) for column in columns)
+            for batch in map(list, zip(*cut, strict=True)):
+                self.writer.write_batch(pa.RecordBatch.from_arrays(batch, schema=self.schema))
         else:
             for (data, offsets), column in zip(self.in_memory.values(), columns, strict=True):
                 ends, added = spans(column.slice(start, whole - start))
@@ -316,7 +309,7 @@ class ItemColumn:
         """Close the file, if there is one, and return the texts."""
         if self.pending:
             self._flush()
-        self.digests = bytearray()
+        self.digests.close()
         self.by_text = self._table()
         if self.path is None or self.writer is None or self.sink is None:
             columns = [

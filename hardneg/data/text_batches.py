@@ -87,7 +87,8 @@ def _not_plain(offsets: Int, data: NDArray[np.uint8]) -> Int:
     first, last = offsets[:-1][filled], offsets[1:][filled] - 1
     odd[first] |= space[first]
     odd[last] |= space[last]
-    return np.unique(np.searchsorted(offsets, np.flatnonzero(odd), "right") - 1)
+    found = np.searchsorted(offsets, np.flatnonzero(odd), "right") - 1
+    return found[np.append(True, found[1:] != found[:-1])[: len(found)]]
 
 
 def blank(column: pa.Array) -> NDArray[np.bool_]:
@@ -120,7 +121,8 @@ def prefixed(column: pa.Array, prefixes: NDArray[np.generic]) -> tuple[Int, pa.B
     n, width = len(column), prefixes.itemsize
     starts = pa.py_buffer(np.arange(n + 1, dtype=np.int64) * width)
     heads = pa.Array.from_buffers(pa.large_binary(), n, [None, starts, pa.py_buffer(np.ascontiguousarray(prefixes))])
-    both = pc.binary_join_element_wise(heads, column.cast(pa.large_binary()), pa.scalar(b"", pa.large_binary()))
+    nothing = strings([""]).cast(pa.large_binary())[0]  # a scalar that does not import pandas
+    both = pc.binary_join_element_wise(heads, column.cast(pa.large_binary()), nothing)
     offsets = np.frombuffer(both.buffers()[1], np.int64, n + 1)
     return offsets, both.buffers()[2] if n else pa.py_buffer(b"")
 
@@ -128,12 +130,17 @@ def prefixed(column: pa.Array, prefixes: NDArray[np.generic]) -> tuple[Int, pa.B
 def distinct(column: pa.Array) -> tuple[Int, Int]:
     """(int64 `[n]`, int64 `[m]`): the number of each value among the distinct ones, and where each of these comes first."""
     codes = column.dictionary_encode().indices
+    if not len(codes):
+        return np.empty(0, np.int64), np.empty(0, np.int64)
     numbered = np.frombuffer(codes.buffers()[1], np.int32, len(codes), 4 * codes.offset).astype(np.int64)
-    if not len(numbered):
-        return numbered, numbered
     firsts = np.empty(int(numbered.max()) + 1, np.int64)
     firsts[numbered[::-1]] = np.arange(len(numbered))[::-1]  # the last one that is set stays: the first position
     return numbered, firsts
+
+
+def distinct_digests(found: UInt) -> tuple[Int, Int]:
+    """`distinct` of digests, uint64 `[n, 2]`."""
+    return distinct(pa.Array.from_buffers(pa.binary(16), len(found), [None, pa.py_buffer(found)]))
 
 
 def taken(column: pa.Array, rows: Int) -> pa.Array:
@@ -143,17 +150,24 @@ def taken(column: pa.Array, rows: Int) -> pa.Array:
     return column.take(numbers(rows))
 
 
-def piece(column: pa.Array, start: int, stop: int) -> pa.Array:
-    """The large strings from `start` to `stop - 1`, with buffers that hold nothing else: written, equal texts are equal bytes."""
-    offsets, data = spans(column.slice(start, stop - start))
-    return pa.Array.from_buffers(_TEXT, stop - start, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
+def pieces(column: pa.Array, start: int, stop: int, size: int) -> list[pa.Array]:
+    """The large strings from `start` to `stop - 1` in pieces of `size`, whose buffers hold nothing else.
+
+    Written to a file, equal texts are then equal bytes, whatever they were cut from.
+    """
+    offsets, data = spans(column)
+    found = []
+    for at in range(start, stop, size):
+        places = offsets[at : at + size + 1]
+        buffers = [None, pa.py_buffer(places - places[0]), pa.py_buffer(data[places[0] : places[-1]])]
+        found.append(pa.Array.from_buffers(_TEXT, size, buffers))
+    return found
 
 
 def counted(letter: str, start: int, stop: int) -> pa.Array:
     """Large strings `[stop - start]`: the letter and a number, from `start` on."""
-    return pc.binary_join_element_wise(
-        pa.scalar(letter, _TEXT), numbers(np.arange(start, stop)).cast(_TEXT), pa.scalar("", _TEXT)
-    )
+    head, nothing = strings([letter, ""])  # scalars that do not import pandas
+    return pc.binary_join_element_wise(head, numbers(np.arange(start, stop)).cast(_TEXT), nothing)
 
 
 def empty_texts(count: int) -> pa.Array:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.json as pj
 
 from hardneg.data.readers.json_rows import Lines, holds_one_value, json_rows, numbered_rows
-from hardneg.data.readers.rows import Block, Row, guarded, opened
+from hardneg.data.readers.rows import Block, Row, guarded, lines_in, opened
 
 _BLOCK = 1 << 22  # bytes that are parsed at once
 _MOST_CARRIED = 1 << 26  # bytes of a line that is still looked for in blocks
@@ -46,7 +46,7 @@ def _blocks(stream: IO[bytes], path: Path) -> Iterator[Block]:
         if end:
             whole = data[:end]
             yield _block(whole, name, before)
-            before += whole.count(b"\n")
+            before += lines_in(whole)
         data = data[end:] + more
 
 
@@ -55,7 +55,7 @@ def _rest(path: Path, lines: Lines, before: int) -> Block:
 
 
 def _block(data: bytes, name: str, before: int) -> Block:
-    return Block(lambda: numbered_rows(io.BytesIO(data), name, before), lambda first: _table(data, first))
+    return Block(lambda: numbered_rows(io.BytesIO(data), name, before), lambda first: _table(data, first), held=True)
 
 
 class _Joined:
@@ -86,7 +86,7 @@ def _table(data: bytes, first: Row) -> pa.Table | None:
         )
     except (pa.ArrowException, ValueError, OverflowError):  # the row that is wrong, if there is one, will be named
         return None
-    if table.num_rows != data.count(b"\n") + (not data.endswith(b"\n")):
+    if table.num_rows != lines_in(data) + (not data.endswith(b"\n")):
         return None
     kinds = [column.type for column in table.columns]
     if any(_has_float(kind, _DEEPEST) for kind in kinds) and _LONG_NUMBER.search(data):

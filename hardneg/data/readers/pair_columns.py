@@ -85,8 +85,8 @@ def add_pairs(builder: Builder, options: ReadOptions, columns: PairColumns, tabl
         else [groups[i] if own else None for i, own in zip(owners.tolist(), is_positive.tolist(), strict=True)]
     )
     answers, of_documents = builder.add_many("document", documents, labels)
-    order: Happened = [(at * width * _STAGES, *rest) for at, *rest in happened]  # type: ignore[misc]
-    order += [(int(kept[at]) * _STAGES + 4, *rest) for at, *rest in of_documents]  # type: ignore[misc]
+    order: Happened = [(at * width * _STAGES, note, by) for at, note, by in happened]
+    order += [(int(kept[at]) * _STAGES + 4, note, by) for at, note, by in of_documents]
     blanks = np.flatnonzero(empty[::width])
     if len(blanks):
         order.append((int(blanks[0]) * width * _STAGES + 3, "blank_positives", len(blanks)))
@@ -102,7 +102,8 @@ def add_documents(
     present = set(table.column_names)
     if len(present) < table.num_columns or not {name for name in (text, id, group) if name is not None} <= present:
         return False
-    texts, ids, titles, groups = as_texts(table.column(text)), None, None, None
+    texts, ids, titles = as_texts(table.column(text)), None, None
+    groups: list[str | None] | None = None
     if id is not None:
         ids = _ids(table.column(id))
     if title in present:
@@ -135,7 +136,7 @@ def add_queries(builder: Builder, table: pa.Table, text: str, id: str) -> bool:
 def _titles(column: pa.ChunkedArray) -> pa.Array | None:
     """Titles, empty where there is none; None if they are no texts."""
     texts = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
-    return as_texts(column.fill_null("") if texts and column.null_count else column)
+    return as_texts(column.fill_null(strings([""]).cast(column.type)[0]) if texts and column.null_count else column)
 
 
 def _labels(column: pa.ChunkedArray) -> list[str | None] | None:
@@ -187,7 +188,8 @@ def _found(columns: PairColumns, table: pa.Table, options: ReadOptions) -> _Foun
     ids, document_ids = (
         None if name is None else _ids(table.column(name)) for name in (columns.id, columns.document_id)
     )
-    groups = grades = None
+    groups: list[str | None] | None = None
+    grades: list[float | None] | None = None
     try:
         if columns.group is not None:
             groups = _labels(table.column(columns.group))

@@ -9,9 +9,10 @@ from typing import IO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as compute
 import pyarrow.csv as pc
 
-from hardneg.data.readers.rows import Block, guarded, opened
+from hardneg.data.readers.rows import Block, guarded, lines_in, opened
 from hardneg.data.readers.separated import LIST_COLUMNS, checked_header, header_line, rows_of_fields
 
 _BLOCK = 1 << 22  # bytes that are parsed at once
@@ -45,7 +46,7 @@ def _blocks(stream: IO[bytes], path: Path) -> Iterator[Block]:
             return
         if end:
             yield _block(data[:end], path, columns, before)
-            before += data[:end].count(b"\n")
+            before += lines_in(data[:end])
         data = data[end:] + more
 
 
@@ -57,6 +58,7 @@ def _block(data: bytes, path: Path, columns: Sequence[str], before: int) -> Bloc
     return Block(
         lambda: rows_of_fields(path, io.BytesIO(data), columns, before),
         lambda _: None if data.startswith(_MARK) else _table(data, columns),
+        held=True,
     )
 
 
@@ -118,6 +120,6 @@ def _table(data: bytes, columns: Sequence[str]) -> pa.Table | None:
     except (pa.ArrowException, ValueError, OverflowError):  # the row that is wrong, if there is one, will be named
         return None
     lists = [column for name, column in zip(columns, table.columns, strict=True) if name.lower() in LIST_COLUMNS]
-    if any(pa.compute.any(pa.compute.starts_with(column, "[")).as_py() for column in lists):
+    if any(compute.any(compute.starts_with(column, "[")).as_py() for column in lists):
         return None
     return table

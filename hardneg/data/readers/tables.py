@@ -44,7 +44,7 @@ def parquet_blocks(path: Path) -> Iterator[Block]:
 
 
 def _block(batch: pa.RecordBatch, path: Path, before: int) -> Block:
-    return Block(lambda: _rows_of(batch, path, before), lambda first: pa.Table.from_batches([batch]))
+    return Block(lambda: _rows_of(batch, path, before), lambda first: pa.Table.from_batches([batch]), held=True)
 
 
 def _at_once(schema: pa.Schema) -> int:
