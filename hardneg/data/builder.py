@@ -12,21 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
-from hardneg.data.item_column import ItemColumn
+from hardneg.data.item_column import Arrivals, ItemColumn
 from hardneg.data.joined import join_positives
 from hardneg.data.picture_store import PictureStore
 from hardneg.data.texts import shown
 from hardneg.errors import DataError
 from hardneg.progress import Advance
-from hardneg.storage.arrays import Ragged, pair_keys
+from hardneg.storage.arrays import Int, Ragged, pair_keys
 
 _NAMED_GROUPS = 10_000  # of more groups the names are not kept: they are pieces of documents, not kinds of queries
 
 _GROUP_NAME = 100  # characters of a group's name that are kept
 
 _TOLD_AT_ONCE = 1024  # texts of which the progress is told at once
+
+Happened = list[tuple[int, str, int]]  # of each note: where it was first due, its name, and how often it was
 
 
 class Builder:
@@ -104,6 +107,71 @@ class Builder:
             self._corpus[row] = at
         return row
 
+    def look_up(
+        self, kind: str, texts: pa.Array, *, ids: pa.Array | None = None, titles: pa.Array | None = None
+    ) -> Arrivals | None:
+        """Find out what would be new of many `query` or `document` texts, large strings `[n]` without nulls; nothing is changed.
+
+        Returns:
+            What `add_many` takes, before anything else is added; None: these must be added one by one, because some of them
+            may be wrong or change the ids of earlier ones.
+        """
+        return (self.queries if kind == "query" else self.documents).look_up(ids, titles, texts)
+
+    def add_many(self, kind: str, arrivals: Arrivals, groups: list[str | None] | None = None) -> tuple[Int, Happened]:
+        """Add what was looked up: as if the texts were added one by one, but whole columns at a time.
+
+        Args:
+            kind: `query` or `document`.
+            arrivals: what `look_up` returned.
+            groups: the label of each text, None where it has none.
+
+        Returns:
+            int64 `[n]`, the row of each text; and what is to be counted, for `count_all`.
+        """
+        column = self.queries if kind == "query" else self.documents
+        rows, corpus_row = arrivals.rows, column.source_rows - self._corpus_start
+        keys = column.add_many(arrivals)
+        happened: Happened = []
+        empty = arrivals.new[keys == 0]
+        if len(empty):
+            happened.append((int(empty[0]), f"empty_{kind}_texts", len(empty)))
+        if len(arrivals.new) < len(rows):
+            old = np.ones(len(rows), bool)
+            old[arrivals.new] = False
+            happened.append((int(old.argmax()), f"repeated_{kind}_rows", int(old.sum())))
+        if kind == "document" and self._corpus is not None and len(rows):
+            _set_missing(self._corpus, rows, corpus_row + np.arange(len(rows)))
+        if groups is not None:
+            named = np.array([i for i, label in enumerate(groups) if label is not None], np.int64)
+            numbered = [self.groups.setdefault(label, len(self.groups)) for label in groups if label is not None]
+            held = self.query_groups if kind == "query" else self.document_groups
+            conflicts = _set_missing(held, rows[named], np.array(numbered, np.int64))
+            if conflicts.any():
+                first = int(named[conflicts.argmax()])
+                happened.append((first, f"{kind}_group_conflicts", int(conflicts.sum())))
+        self._untold += len(rows)
+        if self._untold >= _TOLD_AT_ONCE:
+            self._advance(self._untold)
+            self._untold = 0
+        return rows, happened
+
+    def count_all(self, happened: Happened) -> None:
+        """Increase the counters in the notes, which stand in the order in which they were first due."""
+        for _, note, by in sorted(happened, key=lambda each: each[0]):
+            self.count(note, by)
+
+    def relate_many(self, queries: Int, documents: Int, grades: np.ndarray) -> None:
+        """`relate` for many pairs, all of shape `[n]`."""
+        self.relations[0].frombytes(queries.astype(np.int64).tobytes())
+        self.relations[1].frombytes(documents.astype(np.int64).tobytes())
+        self.relations[2].frombytes(grades.astype(np.float64).tobytes())
+
+    def give_many(self, queries: Int, documents: Int) -> None:
+        """`give` for many pairs, int64 `[n]`."""
+        for column, values in zip(self.given, (queries, documents), strict=True):
+            column.frombytes(np.ascontiguousarray(values, np.int64).tobytes())
+
     def begin_corpus(self) -> None:
         """From here on, documents come from files of documents. Their order counts beside that of the source's own."""
         self._corpus_start = self.documents.source_rows
@@ -123,7 +191,7 @@ class Builder:
         if not new:
             self.count(f"repeated_{column.kind}_rows")
         if group is not None and not (isinstance(group, str) and group == ""):
-            number = self.groups.setdefault(_label(group, where), len(self.groups))
+            number = self.groups.setdefault(label_of(group, where), len(self.groups))
             known = _entry(groups, row)
             if known < 0:
                 groups[row] = number
@@ -161,12 +229,10 @@ class Builder:
         Positives have a grade of `relevant_from` or more, or above 0 if it is None; those below 0 count as 1. Lower grades
         above 0 say neither, and are counted.
         """
-        if grade <= 0 and (relevant_from is None or grade < relevant_from):
-            return 0.0
-        if relevant_from is None or grade >= relevant_from:
-            return grade if grade > 0 else 1.0
-        self.count("grades_that_say_nothing")
-        return None
+        found = grade_of(grade, relevant_from)
+        if found is None:
+            self.count("grades_that_say_nothing")
+        return found
 
     def set_group(self, kind: str, row: int, group: Any) -> None:
         """Set the group of a `query` or a `document`, given by its row."""
@@ -272,6 +338,27 @@ class Builder:
         return _numbers(groups, size) if self.groups else np.empty(0, np.int64)
 
 
+def grade_of(grade: float, relevant_from: float | None) -> float | None:
+    """`Builder.judged` without its count."""
+    if grade <= 0 and (relevant_from is None or grade < relevant_from):
+        return 0.0
+    if relevant_from is None or grade >= relevant_from:
+        return grade if grade > 0 else 1.0
+    return None
+
+
+def _set_missing(column: array[int], rows: Int, values: Int) -> np.ndarray:
+    """Set the entries of these rows that are -1, each to its first value; bool `[n]`: where another one stays."""
+    if not len(rows):
+        return np.zeros(0, bool)
+    _entry(column, int(rows.max()))
+    entries = np.frombuffer(column, np.int64)
+    missing = entries[rows] < 0
+    entries[rows[missing][::-1]] = values[missing][::-1]  # the last one that is set stays: the first value
+    other: np.ndarray = entries[rows] != values
+    return other
+
+
 def _text(value: Any, what: str, where: str) -> str:
     """The value of a text field. None means empty; anything else that is not a string is an error, never converted."""
     if value is None:
@@ -281,7 +368,7 @@ def _text(value: Any, what: str, where: str) -> str:
     raise DataError(f"{where}: the {what} is of type {type(value).__name__} ({shown(value)}), expected text")
 
 
-def _label(group: Any, where: str) -> str:
+def label_of(group: Any, where: str) -> str:
     """The label of a group as text. NaN stands for a missing label in some files, but equal labels make a group."""
     try:
         if group == group:

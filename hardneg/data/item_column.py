@@ -4,18 +4,59 @@ from __future__ import annotations
 
 import hashlib
 from array import array
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from hardneg.data.compact import Ids, Numbers, RowTable
+from hardneg.data.compact import Digests, Ids, Numbers, RowTable
 from hardneg.data.picture import COLUMNS, Picture, columns_of, content_of
+from hardneg.data.text_batches import (
+    after_lengths,
+    digests,
+    distinct,
+    distinct_digests,
+    empty_texts,
+    joined,
+    pieces,
+    spans,
+    taken,
+    text_keys,
+)
 from hardneg.data.texts import BATCH_ROWS, Texts, join_title, schema_of, shown, text_key
 from hardneg.errors import DataError
+from hardneg.hashing import UInt
+from hardneg.storage.arrays import Int
 from hardneg.storage.arrow import numbers, strings
 
 _TEXT = pa.large_string()
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Texts that arrive together, looked up but not added yet.
+
+    Attributes:
+        titles, texts, whole: large strings `[n]`; None for titles where there are none. `whole` has the titles in front.
+        ids: likewise, those that the source gives; None: it gives none.
+        rows: int64 `[n]`: the row of each, once they are added.
+        new: int64 `[m]`: the positions of those that get new rows, in order.
+        digests: uint64 `[m, 2]`: those of the new ones.
+        unseen: bool `[m]`: whether no earlier row has the text.
+        named: rows whose ids were made here, and those that they get now.
+    """
+
+    titles: pa.Array | None
+    texts: pa.Array
+    whole: pa.Array
+    ids: pa.Array | None
+    rows: Int
+    new: Int
+    digests: UInt
+    unseen: NDArray[np.bool_]
+    named: list[tuple[int, str]]
 
 
 class ItemColumn:
@@ -28,13 +69,12 @@ class ItemColumn:
         self.unhashed: list[bytes] = []  # lengths and texts that are not in `digest` yet
         self.sink = self.writer = None
         self.open(pictures=False)
-        self.ids = Ids()
+        self.ids = Ids(self.letter)
         self.keys, self.rows = (Numbers(self._beside(name)) for name in ("keys", "rows"))
         self.body_keys = Numbers(self._beside("bodies")) if titled else self.keys
-        self.digests = (
-            bytearray()
-        )  # 128 bits per text, to know equal texts, and an id that comes again with another text
-        self.by_text = RowTable(self._digest, self._has_digest)
+        # 128 bits per text, to know equal texts, and an id that comes again with another text
+        self.digests = Digests(self._beside("digests"))
+        self.by_text = self._table()
         self.ours = bytearray()  # whether the id of each text was made here, because it came without one
         self.next_id = 0
         self.source_rows = 0
@@ -47,11 +87,11 @@ class ItemColumn:
         """The path of a temporary file; None without a file of texts."""
         return None if self.path is None else self.path.with_name(f".{self.path.name}.{name}.tmp")
 
-    def _digest(self, row: int) -> bytes:
-        return bytes(self.digests[16 * row : 16 * row + 16])
-
     def _has_digest(self, row: int, digest: bytes) -> bool:
-        return self.digests.startswith(digest, 16 * row)
+        return self.digests[row] == digest
+
+    def _table(self) -> RowTable:
+        return RowTable(self._has_digest, _code_of, lambda rows: self.digests.take(rows)[:, 0])
 
     def open(self, pictures: bool) -> None:
         """Make the columns, those of pictures with their places; nothing was added yet."""
@@ -93,7 +133,7 @@ class ItemColumn:
             ours = False
         number = len(self.ids)
         self.ours.append(ours)
-        self.digests += short
+        self.digests.extend(short)
         self.ids.append(id)
         if same is None:
             self.by_text.add(short, number)
@@ -108,6 +148,109 @@ class ItemColumn:
         if len(self.pending) == BATCH_ROWS:
             self._flush(where)
         return number, True
+
+    def look_up(self, ids: pa.Array | None, titles: pa.Array | None, texts: pa.Array) -> Arrivals | None:
+        """Find out what would be new of many texts; nothing is changed. `add_many` adds them.
+
+        Args:
+            ids, titles, texts: large strings `[n]` without nulls, in UTF-8; None for ids or titles that the source does not have.
+
+        Returns:
+            None for what must be added one by one: there are pictures, one of these ids was made here for another text, or
+            an id stands for two texts.
+        """
+        if self.pictures:
+            return None
+        whole = joined(titles, texts)
+        found = digests(whole)
+        numbered, firsts = distinct_digests(found)
+        found = found[firsts]
+        at = self.by_text.find_many(found[:, 0], lambda rows, i: (self.digests.take(rows) == found[i]).all(axis=1))
+        unknown = at < 0
+        if ids is None:
+            at[unknown] = len(self) + np.arange(int(unknown.sum()))
+            new = firsts[unknown]
+            return Arrivals(titles, texts, whole, None, at[numbered], new, found[unknown], np.ones(len(new), bool), [])
+        ours = np.frombuffer(self.ours, np.uint8)
+        ids_numbered, ids_first = distinct(ids)
+        known = self.ids.find_many(taken(ids, ids_first))
+        there = known >= 0
+        text = numbered[ids_first]  # of each id
+        if ours[known[there]].any() or (self.digests.take(known[there]) != found[text[there]]).any():
+            return None
+        if (numbered != text[ids_numbered]).any():
+            return None
+        # The first id that comes with a text that has one of ours takes its place.
+        given = np.flatnonzero(~unknown)
+        given = given[ours[at[given]] > 0]
+        renaming = ids_numbered[firsts[given]]
+        if there[renaming].any() or (ids_first[renaming] != firsts[given]).any():
+            return None
+        known[renaming] = at[given]
+        fresh = known < 0
+        known[fresh] = len(self) + np.arange(int(fresh.sum()))
+        new = ids_first[fresh]
+        unseen = unknown[numbered[new]] & (firsts[numbered[new]] == new)
+        named = list(zip(at[given].tolist(), taken(ids, firsts[given]).to_pylist(), strict=True))
+        return Arrivals(titles, texts, whole, ids, known[ids_numbered], new, found[text[fresh]], unseen, named)
+
+    def add_many(self, arrivals: Arrivals) -> Int:
+        """Add what was looked up; returns int64 `[m]`: the keys of the new ones. Nothing may be added in between."""
+        first, count = len(self), len(arrivals.new)
+        texts = taken(arrivals.texts, arrivals.new)
+        whole = texts if arrivals.whole is arrivals.texts else taken(arrivals.whole, arrivals.new)
+        self.rows.extend(self.source_rows + arrivals.new)
+        self.source_rows += len(arrivals.rows)
+        self.digests.extend(arrivals.digests.tobytes())
+        self.by_text.add_many(arrivals.digests[arrivals.unseen, 0], first + np.flatnonzero(arrivals.unseen))
+        for row, id in arrivals.named:
+            self.ids.replace(row, id)
+            self.ours[row] = False
+        if arrivals.ids is not None:
+            self.ids.append_many(taken(arrivals.ids, arrivals.new))
+        elif self.ids.counted and self.next_id == first:
+            self.ids.count_on(count)
+            self.next_id += count
+        else:
+            for _ in range(count):
+                self.ids.append(self._fresh_id())
+        self.ours += bytes([arrivals.ids is None]) * count
+        keys = text_keys(whole)
+        self.keys.extend(keys)
+        self.sha256()
+        self.digest.update(after_lengths(whole))
+        titled = whole is not texts
+        if self.titled:
+            self.body_keys.extend(text_keys(texts) if titled else keys)
+        columns = [texts]
+        if self.titled:
+            titles = arrivals.titles if titled else None
+            columns = [empty_texts(count) if titles is None else taken(titles, arrivals.new), texts]
+        self._write(columns)
+        return keys
+
+    def _write(self, columns: list[pa.Array]) -> None:
+        """Write texts in batches of `BATCH_ROWS`, after those that wait for their batch to be full."""
+        count = len(columns[0])
+        start = min(count, -len(self.pending) % BATCH_ROWS)
+        whole = start + (count - start) // BATCH_ROWS * BATCH_ROWS
+        self._wait(columns, 0, start)
+        if self.writer is not None:
+            cut = (pieces(column, start, whole, BATCH_ROWS) for column in columns)
+            for batch in map(list, zip(*cut, strict=True)):
+                self.writer.write_batch(pa.RecordBatch.from_arrays(batch, schema=self.schema))
+        else:
+            for (data, offsets), column in zip(self.in_memory.values(), columns, strict=True):
+                ends, added = spans(column.slice(start, whole - start))
+                offsets.frombytes((len(data) + ends[1:]).tobytes())
+                data += added.data
+        self._wait(columns, whole, count)
+
+    def _wait(self, columns: list[pa.Array], start: int, stop: int) -> None:
+        """Let texts wait for their batch, which is written once it is full."""
+        self.pending += zip(*(column.slice(start, stop - start).to_pylist() for column in columns), strict=True)
+        if len(self.pending) == BATCH_ROWS:
+            self._flush()
 
     def _fresh_id(self) -> str:
         """An id for a text without one."""
@@ -166,8 +309,8 @@ class ItemColumn:
         """Close the file, if there is one, and return the texts."""
         if self.pending:
             self._flush()
-        self.digests = bytearray()
-        self.by_text = RowTable(self._digest, self._has_digest)
+        self.digests.close()
+        self.by_text = self._table()
         if self.path is None or self.writer is None or self.sink is None:
             columns = [
                 pa.Array.from_buffers(_TEXT, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
@@ -180,3 +323,7 @@ class ItemColumn:
         self.sink.close()
         self.path.with_name(f".{self.path.name}.tmp").replace(self.path)
         return Texts(path=self.path)
+
+
+def _code_of(digest: bytes) -> int:
+    return int.from_bytes(digest[:8], "little")

@@ -25,7 +25,7 @@ from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
 from hardneg.data.readers.beir import is_beir, read_beir
 from hardneg.data.readers.corpus import add_corpus, read_corpus
-from hardneg.data.readers.files import located_rows, present, static_folder
+from hardneg.data.readers.files import located_blocks, located_rows, present, static_folder
 from hardneg.data.readers.flagembedding import FlagEmbeddingRows, LabeledListRows
 from hardneg.data.readers.image_rows import ImageRows, image_column
 from hardneg.data.readers.image_sources import is_image_source, read_images
@@ -34,7 +34,7 @@ from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.llama_index import LlamaIndexRows
 from hardneg.data.readers.pair_rows import PairRows
 from hardneg.data.readers.passages import ChatRows, DprRows, MarcoRows, SquadRows
-from hardneg.data.readers.rows import Located, Row
+from hardneg.data.readers.rows import Block, Located, Row, read_blocks
 from hardneg.data.readers.separated import separated
 from hardneg.data.readers.tevatron import TevatronIds, TevatronRows
 from hardneg.data.readers.triples import ID_COLUMNS, TripleIds, header_of
@@ -62,11 +62,17 @@ class Rows:
         name: what messages call the source.
         open: begins a new pass over the rows.
         root: the folder that paths in the rows are relative to; None: there is none.
+        blocks: begins a new pass over the rows in blocks; None: there is no other way than row by row.
     """
 
     name: str
     open: Callable[[], Located]
     root: Path | None = None
+    blocks: Callable[[], Iterator[Block]] | None = None
+
+    def in_blocks(self) -> Iterator[Block]:
+        """A new pass over the rows in blocks; one block, if there is no other way than row by row."""
+        return iter([Block(self.open)]) if self.blocks is None else self.blocks()
 
     def column(self, name: str) -> Iterator[Any]:
         """All values of a column."""
@@ -210,7 +216,7 @@ def _finished(
     for path in corpora:
         read_corpus(path, builder, options)
     if corpus is not None:
-        add_corpus(corpus_rows(corpus, options.split, options.text_column)(), builder, options)
+        add_corpus([Block(corpus_rows(corpus, options.split, options.text_column))], builder, options)
     if layout is not None:
         layout.finish()
     return Pairs.from_contents(builder.finish(name, keep))
@@ -221,7 +227,8 @@ def _rows_of(path: Path, options: ReadOptions) -> Rows:
     header = header_of(path, options)
     if header is None:
         root = static_folder(path)
-        return Rows(str(path), lambda: located_rows(path, options.split, options.quoting), root)
+        reading = (path, options.split, options.quoting)
+        return Rows(str(path), lambda: located_rows(*reading), root, lambda: located_blocks(*reading))
     return Rows(str(path), lambda: separated(path, "\t", header, options.quoting))
 
 
@@ -260,16 +267,17 @@ def _read_builtin(name: str, split: str, builder: Builder) -> None:
 
 def _read_rows(rows: Rows, builder: Builder, options: ReadOptions) -> Layout:
     """Read rows. The first row tells the layout, unless `options.format` names it."""
-    found = rows.open()
-    first = next(found, None)
-    if first is None:
+    layouts: list[Layout] = []
+
+    def take(block: Block, where: str, first: Row) -> bool:
+        if not layouts:
+            layouts.append(_layout((where, first), rows, builder, options))
+            builder.format = layouts[0].name
+        return layouts[0].take(block, first)
+
+    if not read_blocks(rows.in_blocks(), take, lambda where, row: layouts[0](where, row)):
         raise DataError(f"{rows.name}: there are no rows, so there is nothing to mine negatives for")
-    layout = _layout(first, rows, builder, options)
-    builder.format = layout.name
-    layout(*first)
-    for where, row in found:
-        layout(where, row)
-    return layout
+    return layouts[0]
 
 
 def _layout(first: tuple[str, Row], rows: Rows, builder: Builder, options: ReadOptions) -> Layout:

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_number
 from hardneg.data.options import ReadOptions
-from hardneg.data.readers.files import SUFFIXES, located_rows, suffix_of
-from hardneg.data.readers.rows import COMPRESSED, Row, exists, names, opened
+from hardneg.data.readers.files import SUFFIXES, located_blocks, located_rows, suffix_of
+from hardneg.data.readers.pair_columns import add_documents, add_queries
+from hardneg.data.readers.rows import COMPRESSED, Block, Row, exists, names, opened, read_blocks
 from hardneg.data.readers.separated import separated
 from hardneg.errors import DataError
 
@@ -64,10 +66,8 @@ def read_beir(path: Path, builder: Builder, options: ReadOptions) -> np.ndarray:
             f"{path}/qrels: there is no split {options.split!r}; it has: {names(splits) or 'none'}. Choose one with --split"
         )
     corpus_part, queries_part = beir_part(path, "corpus"), beir_part(path, "queries")
-    for where, row in _entries(corpus_part):
-        builder.add_document(_beir_id(row, where), row.get("text"), title=row.get("title") or "", where=where)
-    for where, row in _entries(queries_part):
-        builder.add_query(_beir_id(row, where), row.get("text"), where=where)
+    _read_corpus(corpus_part, builder)
+    _read_queries(queries_part, builder)
     if not len(builder.documents):
         raise DataError(f"{corpus_part}: the corpus is empty, so there is nothing to mine negatives from")
     judged = _read_qrels(splits[options.split], builder, options)
@@ -80,9 +80,36 @@ def read_beir(path: Path, builder: Builder, options: ReadOptions) -> np.ndarray:
     return np.setdiff1d(np.arange(len(builder.queries)), only_in_others)
 
 
-def _entries(part: Path) -> Iterator[tuple[str, Row]]:
-    """The rows of the corpus or the queries. Shards of these parts are named after the part, not after a split."""
-    return located_rows(part, part.name)
+def _read_corpus(part: Path, builder: Builder) -> None:
+    def take(block: Block, where: str, first: Row) -> bool:
+        table = block.table(first)
+        id = _id_column(first, table)
+        return table is not None and id is not None and add_documents(builder, table, "text", id, "title", None)
+
+    def add(where: str, row: Row) -> None:
+        builder.add_document(_beir_id(row, where), row.get("text"), title=row.get("title") or "", where=where)
+
+    # Shards are named after the part, not after a split.
+    read_blocks(located_blocks(part, part.name), take, add)
+
+
+def _read_queries(part: Path, builder: Builder) -> None:
+    def take(block: Block, where: str, first: Row) -> bool:
+        table = block.table(first)
+        id = _id_column(first, table)
+        return table is not None and id is not None and add_queries(builder, table, "text", id)
+
+    def add(where: str, row: Row) -> None:
+        builder.add_query(_beir_id(row, where), row.get("text"), where=where)
+
+    read_blocks(located_blocks(part, part.name), take, add)
+
+
+def _id_column(first: Row, table: pa.Table | None) -> str | None:
+    """The column of the ids of a table; None if that of some rows may be another one."""
+    if "_id" in first:
+        return "_id"
+    return None if table is not None and "_id" in table.column_names else "id"
 
 
 def _splits(path: Path) -> dict[str, list[Path]]:

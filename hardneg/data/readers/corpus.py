@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from hardneg.data.builder import Builder
 from hardneg.data.columns import find_column, id_of, need_column
 from hardneg.data.options import ReadOptions
 from hardneg.data.readers.beir import beir_part, is_beir
-from hardneg.data.readers.files import located_rows, present, suffix_of
+from hardneg.data.readers.files import located_blocks, present, suffix_of
 from hardneg.data.readers.image_sources import is_image_source, read_images
+from hardneg.data.readers.pair_columns import add_documents
 from hardneg.data.readers.pair_rows import DOCUMENT_ID_COLUMNS, GROUP_COLUMNS
-from hardneg.data.readers.rows import Located, names
+from hardneg.data.readers.rows import Block, Row, names, read_blocks
 from hardneg.data.readers.separated import separated, separated_fields
 from hardneg.errors import DataError
 
@@ -38,36 +40,57 @@ def read_corpus(path: Path, builder: Builder, options: ReadOptions) -> None:
     if is_image_source(path, options):
         read_images(path, builder, options, corpus=True)
         return
-    add_corpus(_rows(path, options), builder, options)
+    add_corpus(_blocks(path, options), builder, options)
 
 
-def add_corpus(rows: Located, builder: Builder, options: ReadOptions) -> None:
+def add_corpus(blocks: Iterable[Block], builder: Builder, options: ReadOptions) -> None:
     """Add rows with a column of texts to the documents. Arguments and errors are those of `read_corpus`."""
-    column: str | None = None
-    id_column = group_column = None
-    for where, row in rows:
-        if column is None:
-            column = need_column(row, options.text_column, TEXT_COLUMNS, where, "text")
-            id_column = find_column(row, None, ("_id", "id", *DOCUMENT_ID_COLUMNS), where)
-            # A group column of the pairs may be missing here: documents then have no group.
-            given = options.group_column if options.group_column is None or options.group_column in row else ""
-            group_column = find_column(row, given, GROUP_COLUMNS, where) if builder.groups else None
-            builder.columns["corpus text"] = column
-            if group_column is not None:
-                builder.columns["corpus group"] = group_column
-        if column not in row:
-            raise DataError(f"{where}: there is no column {column!r}; it has: {names(row)}")
-        group = row.get(group_column) if group_column else None
+    documents = _Documents(builder, options)
+    read_blocks(blocks, documents.take, documents.add)
+
+
+class _Documents:
+    """Adds documents by columns, which the first row tells."""
+
+    def __init__(self, builder: Builder, options: ReadOptions) -> None:
+        self.builder, self.options = builder, options
+        self.text = ""
+        self.id: str | None = None
+        self.group: str | None = None
+
+    def _find(self, where: str, row: Row) -> None:
+        options = self.options
+        self.text = need_column(row, options.text_column, TEXT_COLUMNS, where, "text")
+        self.id = find_column(row, None, ("_id", "id", *DOCUMENT_ID_COLUMNS), where)
+        # A group column of the pairs may be missing here: documents then have no group.
+        given = options.group_column if options.group_column is None or options.group_column in row else ""
+        self.group = find_column(row, given, GROUP_COLUMNS, where) if self.builder.groups else None
+        self.builder.columns["corpus text"] = self.text
+        if self.group is not None:
+            self.builder.columns["corpus group"] = self.group
+
+    def take(self, block: Block, where: str, first: Row) -> bool:
+        if not self.text:
+            self._find(where, first)
+        table = block.table(first)
+        return table is not None and add_documents(self.builder, table, self.text, self.id, "title", self.group)
+
+    def add(self, where: str, row: Row) -> None:
+        if self.text not in row:
+            raise DataError(f"{where}: there is no column {self.text!r}; it has: {names(row)}")
+        group = row.get(self.group) if self.group else None
         title = row.get("title") or ""
-        builder.add_document(id_of(row, id_column, where), row[column], title=title, group=group, where=where)
+        id = id_of(row, self.id, where)
+        self.builder.add_document(id, row[self.text], title=title, group=group, where=where)
 
 
-def _rows(path: Path, options: ReadOptions) -> Located:
+def _blocks(path: Path, options: ReadOptions) -> Iterable[Block]:
     if is_beir(path):
-        return located_rows(beir_part(path, "corpus"), options.split)
+        return located_blocks(beir_part(path, "corpus"), options.split)
     if path.is_file() and suffix_of(path) == ".tsv" and options.text_column is None:
         first = next(separated_fields(path, "\t", options.quoting), None)
         usual = {name.lower() for name in (*TEXT_COLUMNS, "_id", "id", "title", *DOCUMENT_ID_COLUMNS)}
         if first is not None and len(first[1]) == 2 and not {name.lower() for name in first[1]} & usual:
-            return separated(path, "\t", ("id", "text"), options.quoting)  # as the collection of MS MARCO
-    return located_rows(path, options.split, options.quoting)
+            # As the collection of MS MARCO.
+            return [Block(lambda: separated(path, "\t", ("id", "text"), options.quoting))]
+    return located_blocks(path, options.split, options.quoting)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 from hardneg import registry
 from hardneg.data.options import Quoting
-from hardneg.data.readers.json_rows import json_file
-from hardneg.data.readers.rows import COMPRESSED, Located, exists, names
+from hardneg.data.readers.json_blocks import json_blocks
+from hardneg.data.readers.rows import COMPRESSED, Block, Located, exists, names
 from hardneg.data.readers.separated import separated
-from hardneg.data.readers.tables import parquet_rows, saved_dataset
+from hardneg.data.readers.separated_blocks import csv_blocks
+from hardneg.data.readers.tables import parquet_blocks, saved_blocks
 from hardneg.errors import DataError
 
 _JSON = (".jsonl", ".ndjson", ".json")
@@ -37,12 +37,17 @@ def located_rows(path: Path, split: str = "train", quoting: Quoting = "auto") ->
     Raises:
         DataError: the kind of file is unknown or, while iterating, a row cannot be read.
     """
+    return (row for block in located_blocks(path, split, quoting) for row in block.rows())
+
+
+def located_blocks(path: Path, split: str = "train", quoting: Quoting = "auto") -> Iterator[Block]:
+    """Like `located_rows`, in blocks."""
     files = source_files(path, split)
     if files is None:
-        yield from saved_dataset(path, split)
+        yield from saved_blocks(path, split)
         return
     for file in files:
-        yield from _reader(file, quoting)(file)
+        yield from _blocks_of(file, quoting)
 
 
 def present(path: Path) -> bool:
@@ -157,16 +162,19 @@ def _split_of(path: Path) -> str | None:
     return head if head in ("train", "test", "dev", "validation", "valid", "eval") else None
 
 
-def _reader(path: Path, quoting: Quoting) -> Callable[[Path], Located]:
+def _blocks_of(path: Path, quoting: Quoting) -> Iterator[Block]:
     suffix = suffix_of(path)
     if suffix in registry.names("reader"):
-        return registry.find("reader", suffix)
+        read = registry.find("reader", suffix)
+        return iter([Block(lambda: read(path))])
     if suffix in _JSON:
-        return json_file
+        return json_blocks(path)
+    if suffix == ".csv" and quoting != "none":
+        return csv_blocks(path)
     if suffix in _SEPARATED:
-        return partial(separated, delimiter=_SEPARATED[suffix], quoting=quoting)
+        return iter([Block(lambda: separated(path, _SEPARATED[suffix], quoting=quoting))])
     if suffix in _TABLES and path.suffix.lower() not in COMPRESSED:
-        return parquet_rows
+        return parquet_blocks(path)
     if path.suffix.lower() == ".zip":
         raise DataError(f"{path} is an archive of several files: unpack it first")
     raise DataError(

@@ -61,6 +61,20 @@ def json_rows(stream: Lines, name: str) -> Located:
     yield from _numbered(chain([first], rest), name, before)
 
 
+def numbered_rows(stream: Lines, name: str, before: int) -> Located:
+    """The rows of a stream of objects, one a line, that `before` lines came before."""
+    return _numbered(iter(partial(stream.readline, _LONGEST_LINE + 1), b""), name, before)
+
+
+def holds_one_value(start: bytes) -> bool:
+    """Whether a file that starts like this may be one JSON value; if not, each line is an object of its own.
+
+    Files whose first line is empty, or too long to be seen here, count as such: `json_rows` reads all of them.
+    """
+    first, end, rest = start.partition(b"\n")
+    return not (end and rest and first.removeprefix(b"\xef\xbb\xbf").startswith(b"{") and _is_object(first))
+
+
 def _first_line(lines: Iterator[bytes]) -> tuple[bytes | None, int]:
     """(the first line that is not empty, number of lines before it)."""
     for number, line in enumerate(lines):

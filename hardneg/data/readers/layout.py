@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from hardneg.data.builder import Builder
 from hardneg.data.options import ReadOptions
-from hardneg.data.readers.rows import Row
+from hardneg.data.readers.rows import Block, Row
 
 
 class Layout(ABC):
@@ -34,6 +34,15 @@ class Layout(ABC):
     @abstractmethod
     def __call__(self, where: str, row: Row) -> None:
         """Add what a row holds."""
+
+    def take(self, block: Block, first: Row) -> bool:
+        """Add what a block of rows holds, as whole columns. False, and nothing was added: its rows must be read one by one.
+
+        Args:
+            block: rows that follow those that were added before.
+            first: the first row of the source.
+        """
+        return False
 
     def own_negative(self, query: int, document: int) -> None:
         """A negative that the source brings along: judged not relevant, or a candidate, only if the options say so."""

@@ -11,7 +11,8 @@ from hardneg.data.columns import as_id, as_number, find_column, id_of, need_colu
 from hardneg.data.labels import as_judgement, is_blank, meaning_of
 from hardneg.data.options import ReadOptions
 from hardneg.data.readers.layout import Layout
-from hardneg.data.readers.rows import Row, names
+from hardneg.data.readers.pair_columns import PairColumns, add_pairs
+from hardneg.data.readers.rows import Block, Row, names
 from hardneg.errors import DataError
 
 QUERY_COLUMNS = (
@@ -132,6 +133,16 @@ class PairRows(Layout):
                     f"{where}: the column {found!r} is not in the first row, so what it means was not looked at: give it in every row "
                     f"(null where it says nothing), or say that it is not to be read (--{role.replace('_', '-')}-column '')"
                 )
+
+    def take(self, block: Block, first: Row) -> bool:
+        table = block.table(first)
+        if table is None:
+            return False
+        columns = PairColumns(
+            self.query, self.positive, self.id, self.document_id, self.relevance or None, self.group or None,
+            tuple(self.negatives), frozenset(self.seen),
+        )  # fmt: skip
+        return add_pairs(self.builder, self.options, columns, table)
 
     def __call__(self, where: str, row: Row) -> None:
         if not row.keys() <= self.seen:

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hardneg.data.options import Quoting
 from hardneg.data.readers.rows import Located, names, opened
@@ -36,22 +36,26 @@ def separated(path: Path, delimiter: str, header: Sequence[str] | None = None, q
         DataError: a row has more or fewer fields than the header, two columns have the same name, a quote is never
             closed, or the file is not UTF-8. The message names the line.
     """
-    columns = header
-    for where, fields in separated_fields(path, delimiter, quoting):
+    yield from _named(separated_fields(path, delimiter, quoting), header, delimiter)
+
+
+def _named(found: Iterator[tuple[str, list[str]]], columns: Sequence[str] | None, delimiter: str) -> Located:
+    """The rows of fields, whose first ones are the names of the columns if these are not known."""
+    for where, fields in found:
         if columns is None:
-            columns = _checked_header(fields, where, delimiter)
+            columns = checked_header(fields, where, delimiter)
             continue
         if len(fields) != len(columns):
             raise DataError(f"{where}: {len(fields)} fields, but the header names {len(columns)}: {names(columns)}")
         row: dict[str, Any] = dict(zip(columns, fields, strict=True))
         for name in columns:
-            if name.lower() in _LISTS and row[name].startswith("["):
+            if name.lower() in LIST_COLUMNS and row[name].startswith("["):
                 row[name] = _as_list(row[name])
         yield where, row
 
 
 # Columns that hold lists in every layout. In CSV, a list is written as JSON, as our exports and pandas do.
-_LISTS = {
+LIST_COLUMNS = {
     "pos", "neg", "pos_id", "neg_id", "pos_scores", "neg_scores", "positives", "negatives", "documents", "labels", "answers",
     "positive_passages", "negative_passages", "positive_ctxs", "negative_ctxs", "hard_negative_ctxs",
 }  # fmt: skip
@@ -81,7 +85,27 @@ _NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
 _LIKE_A_NAME = re.compile(r'"?[\w .-]{1,40}"?')
 
 
-def _checked_header(fields: list[str], where: str, delimiter: str) -> list[str]:
+def rows_of_fields(path: Path, stream: IO[bytes], columns: Sequence[str] | None, before: int) -> Located:
+    """The rows of the rest of a CSV file with quotes, after `before` lines; None for columns: its first row names them."""
+    text = io.TextIOWrapper(stream, "utf-8" if before else "utf-8-sig", newline="")
+    return _named(
+        ((f"{path}, line {number}", fields) for number, fields in _quoted(path, text, ",", before)), columns, ","
+    )
+
+
+def header_line(start: bytes) -> tuple[list[str], int] | None:
+    """(the columns, where their line ends) of a CSV file that starts like this; None if its first line is not a plain header."""
+    first = start[: start.find(b"\n") + 1]
+    try:
+        line = first.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+        fields = next(csv.reader([line], strict=True), None)
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    return (fields, len(first)) if fields and line.count('"') % 2 == 0 and "\r" not in line else None
+
+
+def checked_header(fields: list[str], where: str, delimiter: str = ",") -> list[str]:
+    """The names of columns; DataError if two are equal, or they seem to have another separator between them."""
     check_separator(fields, where, delimiter)
     twice = [name for name, count in Counter(fields).items() if count > 1 and name]
     if twice:
@@ -116,24 +140,16 @@ def _check_first_line(path: Path, delimiter: str) -> None:
 
 def _parsed(path: Path, delimiter: str, quotes: bool, once: bool = False) -> Iterator[tuple[int, list[str]]]:
     """(number of the last line, fields) of each row."""
-    csv.field_size_limit(1 << 27)
     with opened(path, once=once) as stream:
+        if quotes:
+            yield from _quoted(path, io.TextIOWrapper(stream, "utf-8-sig", newline=""), delimiter, 0)
+            return
         # Only \\n and \\r\\n end a line where quotes are characters: texts hold lone carriage returns.
-        newline = "" if quotes else "\n"
-        text = io.TextIOWrapper(stream, "utf-8-sig", newline=newline)
-        lines: Iterator[str] = iter(text) if quotes else (line.removesuffix("\n").removesuffix("\r") for line in text)
         number = 0
         try:
-            if not quotes:
-                for number, line in enumerate(lines, 1):
-                    if line:
-                        yield number, line.split(delimiter)
-                return
-            reader = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL, strict=True)
-            for fields in reader:
-                number = reader.line_num
-                if fields:
-                    yield number, fields
+            for number, line in enumerate(io.TextIOWrapper(stream, "utf-8-sig", newline="\n"), 1):
+                if fields := line.removesuffix("\n").removesuffix("\r"):
+                    yield number, fields.split(delimiter)
         except UnicodeDecodeError as error:
             raise DataError(
                 f"{path}, after line {number}: not valid UTF-8 ({error.reason}); save the file as UTF-8"
@@ -142,6 +158,27 @@ def _parsed(path: Path, delimiter: str, quotes: bool, once: bool = False) -> Ite
             if number == 0 and path.is_file():  # a pipe cannot be read again
                 _check_first_line(path, delimiter)
             raise DataError(f"{path}, line {number + 1} or after: {error}{_QUOTING_HINT}") from None
+            raise _not_utf8(path, number, error) from None
+
+
+def _quoted(path: Path, text: io.TextIOBase, delimiter: str, before: int) -> Iterator[tuple[int, list[str]]]:
+    """(number of the last line, fields) of each row that is not empty, where quotes enclose fields."""
+    csv.field_size_limit(1 << 27)
+    number = before
+    try:
+        reader = csv.reader(text, delimiter=delimiter, quoting=csv.QUOTE_MINIMAL, strict=True)
+        for fields in reader:
+            number = before + reader.line_num
+            if fields:
+                yield number, fields
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, number, error) from None
+    except csv.Error as error:
+        raise DataError(f"{path}, line {number + 1} or after: {error}{_QUOTING_HINT}") from None
+
+
+def _not_utf8(path: Path, number: int, error: UnicodeDecodeError) -> DataError:
+    return DataError(f"{path}, after line {number}: not valid UTF-8 ({error.reason}); save the file as UTF-8")
 
 
 _QUOTING_HINT = ". If quotes are characters of the texts, give --quoting none"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hardneg.data.readers.rows import Located, exists, names, opened
+from hardneg.data.readers.rows import Block, Located, exists, names, opened
 from hardneg.data.texts import shown
 from hardneg.errors import DataError
 from hardneg.storage.arrow import ArrowFile, brief, check_regular, reading
@@ -20,6 +21,11 @@ _LARGEST_STATE = 1 << 26  # bytes of a state.json
 
 def parquet_rows(path: Path) -> Located:
     """The rows of a Parquet file."""
+    return (row for block in parquet_blocks(path) for row in block.rows())
+
+
+def parquet_blocks(path: Path) -> Iterator[Block]:
+    """The rows of a Parquet file, in blocks."""
     check_regular(path, DataError)
     remedy = ": it is damaged, or was not completely written"
     with reading(path, "Parquet file", DataError, remedy):
@@ -33,8 +39,12 @@ def parquet_rows(path: Path) -> Located:
                 if batch is None:
                     return
                 batch.validate(full=True)
-            yield from _rows_of(batch, path, number)
+            yield _block(batch, path, number)
             number += batch.num_rows
+
+
+def _block(batch: pa.RecordBatch, path: Path, before: int) -> Block:
+    return Block(lambda: _rows_of(batch, path, before), lambda first: pa.Table.from_batches([batch]), held=True)
 
 
 def _at_once(schema: pa.Schema) -> int:
@@ -62,8 +72,8 @@ def _rows_of(batch: pa.RecordBatch, path: Path, before: int) -> Located:
         yield f"{path}, row {i}", dict(zip(batch.schema.names, values, strict=True))
 
 
-def saved_dataset(path: Path, split: str) -> Located:
-    """The rows of a dataset that `datasets.Dataset.save_to_disk` wrote: Arrow streams that state.json lists."""
+def saved_blocks(path: Path, split: str) -> Iterator[Block]:
+    """The rows of a dataset that `datasets.Dataset.save_to_disk` wrote, in blocks: Arrow streams that state.json lists."""
     if exists(path / "dataset_dict.json"):
         splits = sorted(p.parent.name for p in path.glob("*/state.json"))
         if split not in splits:
@@ -87,5 +97,5 @@ def saved_dataset(path: Path, split: str) -> Located:
             at_once = _at_once(batch.schema)
             for start in range(0, batch.num_rows, at_once):
                 piece = batch.slice(start, at_once)
-                yield from _rows_of(piece, path / name, number)
+                yield _block(piece, path / name, number)
                 number += piece.num_rows
