@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--only", action="store_true", help="only the diagnosis, without a page")
     parser.add_argument("--page", action="store_true", help="only the report, and how long a browser takes to show it")
     parser.add_argument("--kept", type=Path, help="a folder in which the run is kept, and found again; default: none")
-    parser.add_argument("--live-encoder", default="minilm", choices=["minilm", "hashed"])
+    parser.add_argument("--live-encoder", default="hashed", choices=["minilm", "hashed"])
     parser.add_argument("--live-steps", type=int, default=200)
     parser.add_argument("--what", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
