@@ -17,11 +17,12 @@ import pyarrow as pa
 from hardneg.data.dataset_files import DatasetContents, labels_digest, read_dataset, write_dataset
 from hardneg.data.item_column import Arrivals, ItemColumn
 from hardneg.data.joined import join_positives
+from hardneg.data.judgements import Judgements, in_order
 from hardneg.data.picture_store import PictureStore
 from hardneg.data.texts import shown
 from hardneg.errors import DataError
 from hardneg.progress import Advance
-from hardneg.storage.arrays import Int, Ragged, pair_keys
+from hardneg.storage.arrays import Int
 
 _NAMED_GROUPS = 10_000  # of more groups the names are not kept: they are pieces of documents, not kinds of queries
 
@@ -256,21 +257,12 @@ class Builder:
         kept = np.arange(total) if keep_queries is None else keep_queries
         if len(kept) == 0:
             raise DataError(f"{name}: there are no queries, so there is nothing to mine negatives for")
-        q, d = (np.array(column, np.int64) for column in self.relations[:2])
-        scores = np.array(self.relations[2], np.float64)
-        relevant = scores > 0
-        positives = Ragged.from_pairs(q[relevant], d[relevant], total)
-        negatives = Ragged.from_pairs(q[~relevant], d[~relevant], total)
-        judged = len(negatives.values)
-        negatives = _without(negatives, positives, corpus)
-        if len(negatives.values) < judged:
-            self.count("contradicting_judgements", judged - len(negatives.values))
+        judged = Judgements.of(self.relations, total, corpus)
+        if judged.contradicted:
+            self.count("contradicting_judgements", judged.contradicted)
         arrays = {
             "kept": kept,
-            "positive_offsets": positives.offsets,
-            "positive_values": positives.values,
-            "negative_offsets": negatives.offsets,
-            "negative_values": negatives.values,
+            **judged.arrays(),
             "query_keys": self.queries.keys.finish(),
             "document_keys": self.documents.keys.finish(),
             "body_keys": self.documents.body_keys.finish(),
@@ -280,11 +272,8 @@ class Builder:
             "document_rows": self.documents.rows.finish(),
         }
         if self.group_positives:
-            arrays |= self._joined(name, positives, negatives, arrays)
-        grades = _grades(positives, q[relevant], d[relevant], scores[relevant], corpus)
-        if (grades != 1).any():
-            arrays["positive_grades"] = grades.view(np.int64)  # all labels are stored as int64
-        arrays |= _in_order(self.given, total, corpus)
+            arrays |= self._joined(name, judged, arrays)
+        arrays |= in_order(self.given, total, corpus)
         if self._corpus is not None:
             arrays["corpus_rows"] = _numbers(self._corpus, corpus)
         head = {
@@ -319,16 +308,14 @@ class Builder:
         groups = {"groups": "what positives connect"} if self.group_positives else {}
         return {"format": self.format, "columns": self.columns, **groups}
 
-    def _joined(
-        self, name: str, positives: Ragged, negatives: Ragged, arrays: dict[str, np.ndarray]
-    ) -> dict[str, np.ndarray]:
+    def _joined(self, name: str, judged: Judgements, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The groups of what positives connect, by the names of the arrays they stand in."""
         if self.groups:
             raise DataError(
                 f"{name}: it has groups of its own, so none can be made of its positives: leave out group_positives "
                 f"(--group-positives), or the column of groups (group_column='', --group-column '')"
             )
-        joined = join_positives(positives, negatives, arrays["query_keys"], arrays["document_keys"])
+        joined = join_positives(judged.positives, judged.negatives, arrays["query_keys"], arrays["document_keys"])
         for note, count in joined.notes.items():
             self.count(note, count)
         return {"query_groups": joined.query_groups, "document_groups": joined.document_groups}
@@ -397,33 +384,3 @@ def _numbers(column: array[int], n: int) -> np.ndarray:
     out = np.full(n, -1, np.int64)
     out[: len(column)] = column
     return out
-
-
-def _grades(
-    positives: Ragged, queries: np.ndarray, documents: np.ndarray, scores: np.ndarray, width: int
-) -> np.ndarray:
-    """float64 `[m]`: the highest grade of each positive, in the order of `positives.values`."""
-    grades = np.zeros(len(positives.values))
-    keys = pair_keys(positives.row_numbers(), positives.values, width)
-    np.maximum.at(grades, np.searchsorted(keys, pair_keys(queries, documents, width)), scores)
-    return grades
-
-
-def _in_order(pairs: tuple[array[int], array[int]], total: int, width: int) -> dict[str, np.ndarray]:
-    """The given documents of each query, each once, in the order in which they were named; nothing if there are none."""
-    if not len(pairs[0]):
-        return {}
-    rows, values = (np.array(column, np.int64) for column in pairs)
-    first = np.sort(np.unique(pair_keys(rows, values, width), return_index=True)[1])
-    rows, values = rows[first], values[first]
-    order = np.argsort(rows, kind="stable")
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(rows, minlength=total))])
-    return {"given_offsets": offsets.astype(np.int64), "given_values": np.ascontiguousarray(values[order])}
-
-
-def _without(negatives: Ragged, positives: Ragged, width: int) -> Ragged:
-    """The judged negatives that are not also positives of the query: if judgements disagree, relevant wins."""
-    rows = negatives.row_numbers()
-    own, others = pair_keys(rows, negatives.values, width), pair_keys(positives.row_numbers(), positives.values, width)
-    contradicted = np.isin(own, others)
-    return Ragged.from_pairs(rows[~contradicted], negatives.values[~contradicted], len(negatives))

@@ -88,7 +88,8 @@ def _not_plain(offsets: Int, data: NDArray[np.uint8]) -> Int:
     odd[first] |= space[first]
     odd[last] |= space[last]
     found = np.searchsorted(offsets, np.flatnonzero(odd), "right") - 1
-    return found[np.append(True, found[1:] != found[:-1])[: len(found)]]
+    distinct: Int = np.unique(found)
+    return distinct
 
 
 def blank(column: pa.Array) -> NDArray[np.bool_]:
