@@ -205,7 +205,7 @@ def test_an_encoder_on_a_full_disk_keeps_the_one_before(tmp_path: Path, when: st
             super().save(folder)
 
     better = iter(range(100))
-    held_out: Any = SimpleNamespace(evaluate=lambda towers, names: {names[0]: float(next(better))})
+    held_out: Any = SimpleNamespace(evaluate=lambda towers, names, metric: {names[0]: float(next(better))})
     model = Full(dimension=16, buckets=512)
     more = options(evaluate_every=2 if when == "best" else 12)
     with pytest.raises(RunError, match=rf"{when} cannot be written \(No space left on device\)"):

@@ -151,13 +151,6 @@ def _parsed(path: Path, delimiter: str, quotes: bool, once: bool = False) -> Ite
                 if fields := line.removesuffix("\n").removesuffix("\r"):
                     yield number, fields.split(delimiter)
         except UnicodeDecodeError as error:
-            raise DataError(
-                f"{path}, after line {number}: not valid UTF-8 ({error.reason}); save the file as UTF-8"
-            ) from None
-        except csv.Error as error:
-            if number == 0 and path.is_file():  # a pipe cannot be read again
-                _check_first_line(path, delimiter)
-            raise DataError(f"{path}, line {number + 1} or after: {error}{_QUOTING_HINT}") from None
             raise _not_utf8(path, number, error) from None
 
 
@@ -174,6 +167,8 @@ def _quoted(path: Path, text: io.TextIOBase, delimiter: str, before: int) -> Ite
     except UnicodeDecodeError as error:
         raise _not_utf8(path, number, error) from None
     except csv.Error as error:
+        if number == 0 and path.is_file():  # a pipe cannot be read again
+            _check_first_line(path, delimiter)
         raise DataError(f"{path}, line {number + 1} or after: {error}{_QUOTING_HINT}") from None
 
 
