@@ -20,6 +20,7 @@ from hardneg.errors import UsageError
 from hardneg.losses.distillation import distillation_loss
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
+from tests.naive_loop import train_naively
 from tests.test_trainer import HERE, Rows, Supply, encoder, made_pairs, quiet
 
 BUCKETS = 512
@@ -63,21 +64,7 @@ def test_a_naive_loop_of_inner_products_gives_the_same_weights(tmp_path: Path) -
     assert options.temperature == 1.0
     hardneg.train(pairs, Bag(), tmp_path / "out", options, device="cpu", warn=quiet)
     model = Bag()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0)
-    sampler = hardneg.MemoryBankSampler(pairs, batch_size=16, negatives=0, drop_last=True)
-    step = 0
-    while step < 12:
-        for batch in sampler:
-            if step == 12:
-                break
-            queries = model.vectors(pairs.queries.take(np.array([e.query for e in batch])))
-            documents = model.vectors(pairs.documents.take(np.array([e.positive for e in batch])))
-            loss = nn.functional.cross_entropy(queries @ documents.T, torch.arange(len(batch)))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-        sampler.end_epoch()
+    train_naively(pairs, model, 12)
     torch.testing.assert_close(
         torch.from_numpy(table(tmp_path / "out" / "last")), model.table.detach(), rtol=1e-4, atol=1e-5
     )

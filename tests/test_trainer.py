@@ -40,6 +40,7 @@ from hardneg.training.options import TrainOptions
 from hardneg.training.self_supervised import two_views
 from hardneg.training.towers import Towers
 from tests.conftest import WORDS, run_here, write_jsonl
+from tests.naive_loop import train_naively
 from tests.processes import Started, on_two_ranks
 from tests.test_encoders import minilm
 
@@ -99,24 +100,11 @@ def test_a_naive_loop_gives_the_same_weights(tmp_path: Path) -> None:
     hardneg.train(pairs, encoder(), tmp_path / "out", options, device="cpu")
     model = encoder()
     model.fit(pairs.queries.slice(0, len(pairs)) + pairs.documents.slice(0, len(pairs.document_ids)))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0)
-    sampler = hardneg.MemoryBankSampler(pairs, batch_size=16, negatives=0, drop_last=True)
-    step = 0
-    while step < 12:
-        for batch in sampler:
-            if step == 12:
-                break
-            rate = 0.01 * ((step + 1) / 1 if step < 1 else (12 - step) / 11)
-            optimizer.param_groups[0]["lr"] = rate
-            queries = model.vectors(pairs.queries.take(np.array([e.query for e in batch])))
-            documents = model.vectors(pairs.documents.take(np.array([e.positive for e in batch])))
-            loss = nn.functional.cross_entropy(queries @ documents.T / 0.1, torch.arange(len(batch)))
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 0.5)
-            optimizer.step()
-            step += 1
-        sampler.end_epoch()
+
+    def set_rate(optimizer: torch.optim.Optimizer, step: int) -> None:
+        optimizer.param_groups[0]["lr"] = 0.01 * ((step + 1) / 1 if step < 1 else (12 - step) / 11)
+
+    train_naively(pairs, model, 12, 0.1, set_rate, clip=0.5)
     torch.testing.assert_close(
         torch.from_numpy(weights(tmp_path / "out" / "last")), model.table.weight.detach(), rtol=1e-4, atol=1e-5
     )
