@@ -166,7 +166,10 @@ def find(kind: str, name: str, what: str | None = None) -> Callable[..., Any]:
     """
     parts = _parts(kind)
     if name not in parts:
-        raise UsageError(f"unknown {what or kind} {name!r}.{suggestion(name, parts)}")
+        raise UsageError(
+            f"unknown {what or kind} {name!r}.{suggestion(name, parts)} One of your own has to be registered first, in this process "
+            f"(hardneg.registry.register)"
+        )
     part = parts[name]
     if isinstance(part, str):
         part = parts[name] = _loaded(part)

@@ -96,13 +96,14 @@ def _example(pairs: Pairs, row: int) -> dict[str, Any]:
     def texts(lists: Ragged) -> list[str]:
         return [_short(text) for text in pairs.documents.take(lists.take(here).values[:3])]
 
-    group = None if pairs.query_groups is None else int(pairs.query_groups[row])
+    number = -1 if pairs.query_groups is None else int(pairs.query_groups[row])
+    group = (pairs.group_names[number] if pairs.group_names else number) if number >= 0 else None
     return {
         "id": pairs.query_ids[row].as_py(),
         "query": _short(pairs.queries.take(here)[0]),
         "positives": texts(pairs.positives),
         "judged_negatives": texts(pairs.judged_negatives),
-        "group": None if group is None or group < 0 else group,
+        "group": group,
     }
 
 

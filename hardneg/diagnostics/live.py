@@ -16,6 +16,7 @@ from hardneg.diagnostics.live_findings import LiveFindings
 from hardneg.diagnostics.measures.batch import Collapse, batch_hardness, effective_rank
 from hardneg.errors import UsageError
 from hardneg.refresh.refreshed_index import RefreshedIndex
+from hardneg.refresh.staleness import movement_of
 
 ALLOWED = 1.0  # seconds that measurements may take in any case, so that a short training is measured as well
 
@@ -134,7 +135,7 @@ class Diagnostics:
             ages = bank.statistics()
             values |= {"bank_rows": ages["rows"], "bank_age": ages["mean_age"]}
         if index is not None:
-            values |= {"age": float(index.age), "drift": index.staleness.drift, "overlap": index.staleness.overlap}
+            values |= {"age": float(index.age), **movement_of(index)}
         return values
 
     def log(self, step: int, values: dict[str, float]) -> None:

@@ -31,6 +31,11 @@ def parse_filter(spec: str | Filter) -> Filter:
     Margin(absolute=None, relative=0.05)
     """
     if isinstance(spec, Filter):
+        if spec.name == Filter.name:
+            raise UsageError(
+                f'the filter {type(spec).__name__} has no name: give its class one, as in name = "my-filter"; it is the verdict of '
+                f"the candidates that it rejects"
+            )
         return spec
     if isinstance(spec, type) and issubclass(spec, Filter):
         raise UsageError(f"the filter {spec.__name__} is a class: give an object of it, as in {spec.__name__}(...)")

@@ -39,6 +39,17 @@ class Staleness:
         return asdict(self)
 
 
+def movement_of(index: Any) -> dict[str, float]:
+    """`drift` and `overlap` as an index knows them: measured since its generation came into use, else those of the last refresh.
+
+    Nothing before the first of these: then it is not known how far the encoder has moved.
+    """
+    now: Staleness = index.staleness
+    if now.sample:
+        return {"drift": now.drift, "overlap": now.overlap}
+    return {name: float(index.history[-1][name]) for name in ("drift", "overlap")} if index.history else {}
+
+
 def staleness_between(
     before: NDArray[np.floating], after: NDArray[np.floating], step: int, metric: str = "cosine"
 ) -> Staleness:

@@ -23,6 +23,7 @@ from hardneg.losses.arguments import number
 from hardneg.losses.caching import cached_backward
 from hardneg.losses.infonce import InfoNCE
 from hardneg.progress import Progress, silent
+from hardneg.refresh.staleness import movement_of
 from hardneg.training import checkpoint
 from hardneg.training.batches import Batch, TrainingBatches
 from hardneg.training.callbacks import Callback, Watcher, mean_of
@@ -238,9 +239,7 @@ class Trainer:
             ages = bank.statistics()
             values |= {"bank_rows": ages["rows"], "bank_age": ages["mean_age"]}
         if index is not None:
-            staleness = index.staleness
-            values |= {"generation": float(index.generation.number), "age": float(index.age)}
-            values |= {"drift": staleness.drift, "overlap": staleness.overlap}
+            values |= {"generation": float(index.generation.number), "age": float(index.age), **movement_of(index)}
         if fresh:
             values["swap_seconds"] = self.negatives.swap_seconds
         for warning in (self.collapse.look(rank), alone, *self.live.look(step, values)):

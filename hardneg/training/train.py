@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 
 from hardneg.ambient import own_settings
+from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
+from hardneg.data.read import as_pairs
 from hardneg.encoders.embed import fit
 from hardneg.encoders.kept_tokens import keeping_tokens
 from hardneg.encoders.modalities import check_takes
@@ -56,7 +58,7 @@ from hardneg.training.towers import SIDES, Towers
 @with_progress
 @own_settings(gradients=True)
 def train(
-    pairs: Pairs,
+    pairs: Any,
     model: Any,
     out: str | Path,
     options: TrainOptions | None = None,
@@ -76,7 +78,7 @@ def train(
     """Train an encoder (or one for each side) with mined negatives, which are mined again as it learns.
 
     Args:
-        pairs: the training data.
+        pairs: the training data: `Pairs`, or what `read_pairs` takes.
         model: `Towers`, or one encoder for both sides (see `Trainable`). It is trained in place.
         out: the folder to write.
         options: the options; None: the defaults.
@@ -97,7 +99,7 @@ def train(
             does not fit. DataError: the loss, a weight or a vector is not finite.
     """
     assert callable(progress)  # see `with_progress`
-    pairs = pairs if run is None else run.relabelled(pairs)
+    pairs = as_pairs(pairs, ReadOptions()) if run is None else run.relabelled(as_pairs(pairs, ReadOptions()))
     start, options, out, named = time.perf_counter(), options or TrainOptions(), Path(out), checked_reports(report_to)
     with world(device) as here, _towers(model, pairs, options, here) as towers:
         options = options.fitting(towers.learning_rate, here.device)

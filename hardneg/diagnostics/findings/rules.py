@@ -43,8 +43,8 @@ RULES: tuple[FindingRule, ...] = (
         error="like_random_error", above=False,
     ),
     ThresholdRule(
-        "false-negatives", "false_share", "about {v:.1%} of the negatives are relevant documents that nobody labelled",
-        "hardneg calibrate {run} && hardneg select {run} --add-filter {posterior} --out {out}",
+        "false-negatives", "false_share", "about {v:.1%} of the negatives are {told}",
+        "{without_false}",
         "false_share", "false_share_error", "most_false_queries",
     ),
     ThresholdRule(

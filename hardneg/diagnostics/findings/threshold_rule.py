@@ -73,6 +73,11 @@ class ThresholdRule(FindingRule):
                 }
                 values["item"] = str(values["items"])[:-1]
                 values["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
+                by_groups = measured.numbers.get("false_source") == "groups"
+                learned = f"hardneg calibrate {values['run']} && hardneg select {values['run']} --add-filter {values['posterior']}"
+                known = f"hardneg select {values['run']} --add-filter group"
+                values["without_false"] = f"{known if by_groups else learned} --out {values['out']}"
+                values["told"] = "of their query's group" if by_groups else "relevant documents that nobody labelled"
                 text, fix = self.text.format(**values), self.fix.format(**values)
                 ids = measured.ids.get(self.ids, [])
                 return Finding(self.code, severity, text, self.number, float(value), limit, ids, fix)

@@ -20,7 +20,8 @@ _SCRIPTS = (  # first and last code point
 
 # Small words that few of the other languages have.
 _WORDS = {
-    "English": "the of and to in is that for it with as was on are by this be from what how you not",
+    "English": "the of and to in is that for it with as was on are by this be from what how you not i do my can your does did "
+    "why when where which who if or an at have has will would me am there should we they",
     "German": "der die das und ist nicht ein eine zu den mit von im auf für des dem sich auch wie",
     "French": "le la les des et est une du que pour dans qui sur pas au avec ce il vous comment",
     "Spanish": "el los las de y es una que por con para del se como está más qué cómo su al",
