@@ -11,15 +11,15 @@ _SWITCHES = {
 }  # fmt: skip
 
 # What values of an option look like in messages; where something else follows it, it is spoken of without a value.
-_NUMBER, _NAME = r"[\d.]+\b|X\b", r"'[^']*'|[A-Z]+\b"
+_NUMBER, _NAME = r"\d+(?:,\d{3})*(?:\.\d+)?\b(?!-)|X\b", r"'[^']*'|[A-Z]+\b"
 _ARGUMENTS = {
     **dict.fromkeys(("depth", "max-depth", "negatives", "recall", "seed", "threads", "shards", "steps", "epochs"), _NUMBER),
     **dict.fromkeys(("patience", "alpha", "confidence", "sample", "relevant-from", "temperature", "batch-size"), _NUMBER),
-    "index": rf"{_NAME}|(?:exact|ivf|hnsw)\b",
+    "index": rf"{_NAME}|(?:exact|ivf|hnsw|auto)\b(?::[\w=,.]*\w)?",
     "metric": rf"{_NAME}|(?:cosine|ip|l2)\b",
     "precision": rf"{_NAME}|float\d+\b",
     "encoder-precision": rf"{_NAME}|(?:float32|bfloat16|float16|auto)\b(?! (?:and|or) )",
-    "device": rf"{_NAME}|(?:cpu|cuda)\b",
+    "device": rf"{_NAME}|(?:cpu|cuda|mps)\b(?::\d+)?",
     "engine": rf"{_NAME}|ray(?::N)?(?=[\s.]|$)",
     "learn": rf"{_NAME}|(?:judged|groups|known)\b",
     "quoting": rf"{_NAME}|(?:quotes|none)\b",
@@ -30,6 +30,13 @@ _ARGUMENTS = {
     **dict.fromkeys(("candidates", "posterior", "predictions", "judged", "run", "lora", "freeze", "name", "query-prompt"), _NAME),
     **dict.fromkeys(("document-prompt", "distill", "encoder"), _NAME),
 }  # fmt: skip
+
+# A value that is not known as one: the option and it stay as they are. What are no values are the words of a sentence.
+_PROSE = (
+    "a alone also and are as asks at be both but by can counts does else for from given gives has have here if in instead is it its "
+    "must names needs not of on only or says so takes than that the there to too was were where which while with without would"
+)
+_VALUE = re.compile(rf" (?!(?:{'|'.join(_PROSE.split())})\b)[\w./{{<]")
 
 # Options that are called something else in Python.
 _RENAMED = {"filter": "filters", "add-filter": "add_filters", "own-negatives": "negatives"}
@@ -71,6 +78,8 @@ def _both(flag: str, message: str, at: int) -> tuple[str, int]:
     """Both forms of an option, and where the message goes on. `at`: where the option's name ends."""
     if flag in _SWITCHES:
         return f"{_SWITCHES[flag]} (--{flag})", at
+    if _VALUE.match(message, at) and flag not in _ARGUMENTS:
+        return f"--{flag}", at
     if flag in _RENAMED:
         return f"{_RENAMED[flag]} (--{flag})", at
     if flag not in _ARGUMENTS:
@@ -78,7 +87,7 @@ def _both(flag: str, message: str, at: int) -> tuple[str, int]:
     name = flag.replace("-", "_")
     value = re.compile(rf" (?:{_ARGUMENTS[flag]})").match(message, at)
     if value is None:
-        return f"{name} (--{flag})", at
+        return (f"--{flag}" if _VALUE.match(message, at) else f"{name} (--{flag})"), at
     text = value.group().strip().removesuffix(".") if value.group().strip()[0].isdigit() else value.group().strip()
     plain = text[0] in "'" or text[0].isdigit() or text.isupper()  # a number, a text in quotes, a placeholder
     return f"{name}={text if plain else repr(text)} (--{flag} {text})", at + 1 + len(text)

@@ -7,6 +7,7 @@ import io
 import json
 import re
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 import hardneg
 from hardneg.data.builder import Builder
-from hardneg.data.readers import beir, files, json_blocks, separated_blocks, tables
+from hardneg.data.readers import beir, files, json_blocks, rows, separated_blocks, tables
 from hardneg.data.readers import corpus as corpus_reader
 from hardneg.data.readers.json_rows import json_file
 from hardneg.data.readers.pair_rows import PairRows
@@ -348,3 +349,53 @@ def test_one_wrong_line_among_blocks_is_named(tmp_path: Path) -> None:
     lines[150] = '{"query": "q", "positive": 7}'
     with block_of(300), pytest.raises(DataError, match=r"pairs\.jsonl, line 151: the document is of type int"):
         read_as_columns(tmp_path, ".jsonl", "\n".join(lines).encode())
+
+
+@pytest.mark.parametrize("deep", ["[" * 40_000 + "]" * 40_000, '{"a":' * 40_000 + "1" + "}" * 40_000])
+def test_values_nested_deeply_never_reach_arrow(deep: str, tmp_path: Path) -> None:
+    plain = '{"query": "a [[[ b", "positive": "{{ c \\" [ }"}\n'
+    deepest = '{"query": "d", "positive": "e", "x": ' + deep + "}\n"
+    found = both(tmp_path, ".jsonl", (plain * 50 + deepest + plain * 5).encode(), 1 << 20)
+    assert found[0] == found[1]
+    assert "line 51: not a JSON object (nested too deeply)" in found[0]
+    brackets = json.dumps({"query": "[{" * 400 + '\\"', "positive": "]\\" * 300})  # in texts they nest nothing
+    assert not json_blocks._is_deep(f"{brackets}\n{brackets}\n".encode())
+    assert json_blocks._is_deep(f'{brackets}\n{{"a": {"[" * 70}{"]" * 70}}}\n'.encode())
+
+
+def test_lines_are_counted_as_csv_counts_them(tmp_path: Path) -> None:
+    data = "query,positive\n" + "".join(f'"a\rb {i}","x\r\ny{i}"\n' for i in range(400)) + "bad\n"
+    found = both(tmp_path, ".csv", data.encode(), 1500)
+    assert found[0] == found[1]
+    assert "line 1202: 1 fields" in found[0]
+
+
+def test_a_quote_that_is_never_closed_is_looked_for_once_a_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    ends = separated_blocks._end_of_rows
+    monkeypatch.setattr(separated_blocks, "_end_of_rows", lambda data: calls.append(len(data)) or ends(data))
+    monkeypatch.setattr(separated_blocks, "_MOST_CARRIED", 40_000)
+    data = 'query,positive\na,"b\n' + "q,p\n" * 40_000
+    found = both(tmp_path, ".csv", data.encode(), 4000)
+    assert found[0] == found[1]
+    assert "unexpected end of data" in found[0]
+    assert sum(calls) < 12 * 40_000
+
+
+def test_a_source_that_is_silent_does_not_keep_a_reader_that_gave_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = threading.Event()
+
+    def blocks() -> Iterator[Block]:
+        yield Block(lambda: iter(()))
+        silent.wait()
+        yield Block(lambda: iter(()))
+
+    monkeypatch.setattr(rows, "_PATIENCE", 0.01)
+    ahead = rows._Ahead(blocks())
+    assert ahead.next() is not None
+    ahead.begin({})
+    ahead.close()  # returns, and the thread ends with the process
+    assert any(thread.daemon for thread in threading.enumerate())
+    silent.set()

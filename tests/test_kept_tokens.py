@@ -13,7 +13,7 @@ import torch
 
 import hardneg
 from hardneg import HashedEncoder, TrainOptions, train
-from hardneg.encoders.kept_tokens import KeptTokens, keeping_tokens
+from hardneg.encoders.kept_tokens import LIMIT, KeptTokens, keeping_tokens
 from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
 
 WORDS = [
@@ -195,3 +195,16 @@ def test_a_training_has_the_same_weights_without_them(tmp_path: Path, monkeypatc
         assert encoder.kept_tokens is None
     np.testing.assert_array_equal(tables[0], tables[1])
     np.testing.assert_array_equal(tables[0], tables[2])
+
+
+def test_a_tokenizer_that_is_changed_is_asked_anew(tiny_model: Path) -> None:
+    encoder = SentenceTransformersEncoder(str(tiny_model)).eval()
+    text = " ".join(WORDS * 5)
+    with keeping_tokens(encoder, encoder):  # both towers
+        assert encoder.kept_tokens is not None
+        assert encoder.kept_tokens.limit == LIMIT
+        before = encoder.encode([text])
+        encoder.model.tokenizer.truncation_side = "left"
+        changed = encoder.encode([text])
+    assert not np.array_equal(before, changed)
+    np.testing.assert_array_equal(changed, encoder.encode([text]))

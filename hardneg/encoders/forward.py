@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,6 +20,8 @@ from hardneg.encoders.kept_tokens import KeptTokens
 from hardneg.encoders.number_format import TYPES
 from hardneg.errors import RunError, reason_of
 from hardneg.storage.arrays import Float
+
+_TOLD_BY = ("truncation_side", "padding_side", "pad_token_id", "model_max_length")  # of a tokenizer
 
 _AHEAD = 2  # batches that a device works on before the vectors of the first are fetched
 
@@ -278,7 +280,11 @@ def tokenized(model: Any, texts: list[str], prompt: str, kept: KeptTokens | None
     """What a sentence-transformers model takes for these texts; tokens that are kept are not made again."""
     if kept is None:
         return dict(model.preprocess(texts, prompt=prompt))
-    setting = f"{getattr(model, 'max_seq_length', None)}\n{prompt}"
+    tokenizer = getattr(model, "tokenizer", None)
+    state = [getattr(model, "max_seq_length", None), *(getattr(tokenizer, name, None) for name in _TOLD_BY)]
+    if isinstance(tokenizer, Sized):
+        state.append(len(tokenizer))  # with what was added to it
+    setting = f"{state}\n{prompt}"
     return kept.features(texts, setting, lambda some: dict(model.preprocess(some, prompt=prompt)))
 
 

@@ -158,7 +158,7 @@ class KeptTokens:
 
 def keep_tokens(*encoders: Any, limit: int = LIMIT) -> list[Any]:
     """Let those of the encoders that can keep the tokens of texts from now on; returns them. See `keeping_tokens`."""
-    able = [each for each in encoders if getattr(each, "kept_tokens", False) is None]
+    able = list({id(each): each for each in encoders if getattr(each, "kept_tokens", False) is None}.values())
     for each in able:
         each.kept_tokens = KeptTokens(limit // len(able))
     return able
@@ -230,9 +230,9 @@ def _padded_parts(tensors: dict[str, torch.Tensor], layout: _Layout, count: int)
         raise _Unlike
     width, lengths = mask.shape[1], mask.sum(1)
     place = np.arange(width)
-    if layout.left is None and not mask.all():
-        layout.left = not mask[:, 0].all()
-    expected = place >= width - lengths[:, None] if layout.left else place < lengths[:, None]
+    filled = not mask.all()
+    left = bool(filled and not mask[:, 0].all()) if layout.left is None else layout.left
+    expected = place >= width - lengths[:, None] if left else place < lengths[:, None]
     if not np.array_equal(mask, expected) or (lengths.max(initial=0) != width) or (lengths == 0).any():
         raise _Unlike  # filled up on another side, or to another length than that of the longest text
     for name, x in tensors.items():
@@ -240,8 +240,10 @@ def _padded_parts(tensors: dict[str, torch.Tensor], layout: _Layout, count: int)
         _constant(layout.beyond, name, values[~mask])
         if name != layout.ids:
             _constant(layout.within, name, values[mask])
+    if filled:
+        layout.left = left  # last: another thread fills rows up as soon as it is known how
     ids = _small(tensors[layout.ids].numpy())
-    if layout.left:
+    if left:
         return [row[width - length :].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True)]
     return [row[:length].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True)]
 

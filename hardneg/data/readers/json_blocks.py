@@ -22,6 +22,7 @@ _BLOCK = 1 << 22  # bytes that are parsed at once
 _MOST_CARRIED = 1 << 26  # bytes of a line that is still looked for in blocks
 _LONG_NUMBER = re.compile(rb"[0-9]{1000}")  # Python refuses some of these, Arrow none
 _DEEPEST = 16  # levels of columns inside of columns
+_NESTED = 64  # levels of values that Arrow is given
 
 
 def json_blocks(path: Path) -> Iterator[Block]:
@@ -73,7 +74,7 @@ class _Joined:
 
 def _table(data: bytes, first: Row) -> pa.Table | None:
     """The lines as a table; None if they are not plain. `first` is a row of the source, which tells the texts."""
-    if not _lines_are_objects(data):
+    if not _lines_are_objects(data) or _is_deep(data):
         return None
     texts = pa.schema([(key, pa.large_string()) for key, value in first.items() if isinstance(value, str)])
     try:
@@ -106,6 +107,21 @@ def _lines_are_objects(data: bytes) -> bool:
     last = found[ends - 1]
     last = np.where(last == 13, found[ends - 2], last)
     return bool((found[starts] == 123).all() and (last == 125).all())
+
+
+def _is_deep(data: bytes) -> bool:
+    """Whether values are nested so deeply that Arrow's parser, which calls itself for each level, might run out of stack."""
+    found = np.frombuffer(data, np.uint8)
+    opening = np.flatnonzero((found == 91) | (found == 123))
+    if np.bincount(np.searchsorted(np.flatnonzero(found == 10), opening)).max(initial=0) <= _NESTED:
+        return False  # no line has as many, whether in texts or not
+    plain = np.frombuffer(data.replace(b"\\\\", b"  ").replace(b'\\"', b"  "), np.uint8)
+    step = np.zeros(256, np.int8)
+    step[[91, 123]], step[[93, 125]] = 1, -1
+    steps = step[plain]
+    marks = np.flatnonzero(steps)  # few, and in them what stands in texts does not count
+    outside = np.searchsorted(np.flatnonzero(plain == 34), marks) % 2 == 0
+    return int(np.cumsum(steps[marks][outside]).max(initial=0)) > _NESTED
 
 
 def _has_float(kind: pa.DataType, levels: int) -> bool:

@@ -10,9 +10,10 @@ import gzip
 import io
 import lzma
 import stat
+import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -76,17 +77,27 @@ def read_blocks(
     return first is not None
 
 
+_PATIENCE = 1.0  # seconds
+
+
 class _Ahead:
     """Blocks, of which the next one can be read and parsed in a thread while the last one is used."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
         self._blocks = iter(blocks)
-        self._thread = ThreadPoolExecutor(1)
         self._begun: Future[Block | None] | None = None
 
     def begin(self, first: Row) -> None:
         """Begin to read the next block. `first` is the first row of the source."""
-        self._begun = self._thread.submit(self._parsed, first)
+        self._begun = Future()
+        # It does not keep the process: it may wait for a pipe that nobody writes to any more.
+        threading.Thread(target=self._work, args=(self._begun, first), daemon=True).start()
+
+    def _work(self, begun: Future[Block | None], first: Row) -> None:
+        try:
+            begun.set_result(self._parsed(first))
+        except BaseException as error:  # of any kind: `next` raises it
+            begun.set_exception(error)
 
     def _parsed(self, first: Row) -> Block | None:
         block = next(self._blocks, None)
@@ -101,8 +112,9 @@ class _Ahead:
         return next(self._blocks, None) if begun is None else begun.result()
 
     def close(self) -> None:
-        """Wait for what was begun."""
-        self._thread.shutdown()
+        """Wait for what was begun, but not for long: the source may be a pipe that is silent."""
+        if self._begun is not None:
+            wait([self._begun], _PATIENCE)
 
 
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")

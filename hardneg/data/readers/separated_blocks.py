@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as compute
 import pyarrow.csv as pc
 
-from hardneg.data.readers.rows import Block, guarded, lines_in, opened
+from hardneg.data.readers.rows import Block, guarded, opened
 from hardneg.data.readers.separated import LIST_COLUMNS, checked_header, header_line, rows_of_fields
 
 _BLOCK = 1 << 22  # bytes that are parsed at once
-_MOST_CARRIED = 1 << 26  # bytes in which the end of a row is still looked for
+_MOST_CARRIED = 1 << 24  # bytes in which the end of a row is still looked for
 
 _MARK = b"\xef\xbb\xbf"  # at the start of a file it is no text, and Arrow leaves it out
 
@@ -46,7 +46,7 @@ def _blocks(stream: IO[bytes], path: Path) -> Iterator[Block]:
             return
         if end:
             yield _block(data[:end], path, columns, before)
-            before += lines_in(data[:end])
+            before += _lines_in(data[:end])
         data = data[end:] + more
 
 
@@ -77,13 +77,18 @@ class _Joined(io.RawIOBase):
         return len(found)
 
 
+def _lines_in(data: bytes) -> int:
+    """Number of lines as `csv` counts them: it takes a carriage return inside of quotes for the end of one, too."""
+    return data.count(b"\n") + data.count(b"\r") - data.count(b"\r\n")
+
+
 def _end_of_rows(data: bytes) -> int:
     """Where the last whole row of the bytes ends, 0 if there is none; -1 if readers of CSV could differ on them."""
     found = np.frombuffer(data, np.uint8)
     quotes = np.flatnonzero(found == _QUOTE)
-    end = data.rfind(b"\n") + 1
-    while end and np.searchsorted(quotes, end) % 2:  # a line break inside of quotes
-        end = data.rfind(b"\n", 0, end - 1) + 1
+    breaks = np.flatnonzero(found == _LINE)
+    outside = breaks[np.searchsorted(quotes, breaks) % 2 == 0]  # not inside of quotes
+    end = int(outside[-1]) + 1 if len(outside) else 0
     return end if _is_strict(found[:end], quotes[: np.searchsorted(quotes, end)]) else -1
 
 
