@@ -33,8 +33,9 @@ _ARGUMENTS = {
 
 # A value that is not known as one: the option and it stay as they are. What are no values are the words of a sentence.
 _PROSE = (
-    "a alone also and are as asks at be both but by can counts does else for from given gives has have here if in instead is it its "
-    "must names needs not of on only or says so takes than that the there to too was were where which while with without would"
+    "a after again alone also and anew are as asks at be before both but by can counts does else first "
+    "for from given gives has have here if in instead is it its must names needs not of on once only or "
+    "out says so takes than that the there to too was were where which while with without would"
 )
 _VALUE = re.compile(rf" (?!(?:{'|'.join(_PROSE.split())})\b)[\w./{{<]")
 
@@ -44,7 +45,9 @@ _RENAMED = {"filter": "filters", "add-filter": "add_filters", "own-negatives": "
 _COMMAND = r"hardneg [a-z-]+[^,;)]*"  # a command stays as it is, so that it can be typed
 _GIVEN = r"\(--[^)]*\)"  # both forms stand there already
 _OPTION = r"(?<![\w'\"(-])--(?P<flag>[a-z][a-z-]*)"
-_PARTS = re.compile(f"{_COMMAND}|{_GIVEN}|{_OPTION}")
+_QUOTED = r"""(?<![^\s(\[{:=,])(?:'[^'\n]*'|"[^"\n]*")(?![^\s)\]},.:;])"""  # what somebody gave: text, columns, values
+_PATH = r"[^\s/]*/\S* --\S*"  # a name with a space in it
+_PARTS = re.compile(f"{_COMMAND}|{_QUOTED}|{_PATH}|{_GIVEN}|{_OPTION}")
 
 
 def with_arguments(message: str) -> str:
@@ -79,7 +82,10 @@ def _both(flag: str, message: str, at: int) -> tuple[str, int]:
     if flag in _SWITCHES:
         return f"{_SWITCHES[flag]} (--{flag})", at
     if _VALUE.match(message, at) and flag not in _ARGUMENTS:
-        return f"--{flag}", at
+        spec = re.compile(r" ([a-z][\w:=.-]*\w)").match(message, at)
+        if spec is None or not flag.endswith("filter"):
+            return f"--{flag}", at
+        return f"{_RENAMED[flag]}=({spec[1]!r},) (--{flag} {spec[1]})", spec.end()
     if flag in _RENAMED:
         return f"{_RENAMED[flag]} (--{flag})", at
     if flag not in _ARGUMENTS:

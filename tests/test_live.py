@@ -180,3 +180,28 @@ def test_the_log_of_a_training_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "train.json").write_text('{"schema": "other"}')
     with pytest.raises(RunError, match="no training"):
         diagnose_training(tmp_path)
+
+
+def test_drift_is_logged_once_it_is_known(tmp_path: Path) -> None:
+    pairs = hardneg.Pairs.from_columns(
+        [f"question {i} {i % 7}" for i in range(64)], [f"answer {i} {i % 7}" for i in range(64)]
+    )
+    options = hardneg.TrainOptions(
+        steps=12,
+        batch_size=16,
+        refresh="steps:4",
+        lag=2,
+        wait=True,
+        negatives=2,
+        depth=8,
+        log_every=1,
+        learning_rate=0.05,
+    )
+    result = hardneg.train(pairs, hardneg.HashedEncoder(16), tmp_path / "out", options, device="cpu")
+    drifts = {each["in_use_from"]: each["drift"] for each in result["generations"]}
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    logged = {row["step"]: row.get("drift") for row in rows if "loss" in row}
+    first = min(drifts)
+    assert all(logged[step] is None for step in logged if step < first)
+    assert logged[first + 1] == pytest.approx(drifts[first])
+    assert drifts[first] > 0

@@ -73,7 +73,7 @@ def test_notes_are_warnings_of_python_at_the_line_of_the_caller(tmp_path: Path) 
     with pytest.warns(HardnegWarning, match=r"1 queries have no positive") as caught:
         run = hardneg.mine(pairs, tmp_path / "run", negatives=1)
     assert [str(each.message) for each in caught] == [with_arguments(text) for text in run.info["warnings"]]
-    assert any("filters (--filter) group rejects" in str(each.message) for each in caught)
+    assert any("filters=('group',) (--filter group) rejects" in str(each.message) for each in caught)
     assert {each.filename for each in caught} == {__file__}
     with pytest.warns(HardnegWarning, match="no positive") as caught:
         hardneg.select(run, hardneg.SelectOptions(negatives=1), tmp_path / "less")
@@ -104,6 +104,18 @@ def test_notes_are_warnings_of_python_at_the_line_of_the_caller(tmp_path: Path) 
         ),
         ("with --judge and --of out", "with --judge and --of out"),  # Python has no such arguments
         ("the file my--depth.csv", "the file my--depth.csv"),
+        ("a/run --resume 3/x.jsonl is not there", "a/run --resume 3/x.jsonl is not there"),  # a name
+        ("the group is {'a --device cuda': 1}", "the group is {'a --device cuda': 1}"),
+        ("it doesn't fit: use --overwrite", "it doesn't fit: use overwrite=True (--overwrite)"),
+        (
+            "--candidates bm25, or --filter rank:min=2",
+            "--candidates bm25, or filters=('rank:min=2',) (--filter rank:min=2)",
+        ),
+        (
+            "use --device cuda:1 or --index hnsw:M=32.",
+            "use device='cuda:1' (--device cuda:1) or index='hnsw:M=32' (--index hnsw:M=32).",
+        ),
+        ("--batch-size 1,024", "batch_size=1,024 (--batch-size 1,024)"),
     ],
 )
 def test_messages_name_the_argument_beside_the_option(typed: str, both: str) -> None:

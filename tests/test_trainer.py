@@ -516,7 +516,6 @@ def test_bfloat16_and_tensorboard(tmp_path: Path) -> None:
         "train/temperature",
         "train/masked",
         "train/negative",
-        "train/drift",
         "evaluation/ndcg@10",
     } <= set(scalars)
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6]
