@@ -359,8 +359,13 @@ def test_values_nested_deeply_never_reach_arrow(deep: str, tmp_path: Path) -> No
     assert found[0] == found[1]
     assert "line 51: not a JSON object (nested too deeply)" in found[0]
     brackets = json.dumps({"query": "[{" * 400 + '\\"', "positive": "]\\" * 300})  # in texts they nest nothing
-    assert not json_blocks._is_deep(f"{brackets}\n{brackets}\n".encode())
-    assert json_blocks._is_deep(f'{brackets}\n{{"a": {"[" * 70}{"]" * 70}}}\n'.encode())
+
+    def deep_lines(data: bytes) -> bool:
+        found = np.frombuffer(data, np.uint8)
+        return json_blocks._is_deep(data, found, np.flatnonzero(found == 10))
+
+    assert not deep_lines(f"{brackets}\n{brackets}\n".encode())
+    assert deep_lines(f'{brackets}\n{{"a": {"[" * 70}{"]" * 70}}}\n'.encode())
 
 
 def test_lines_are_counted_as_csv_counts_them(tmp_path: Path) -> None:

@@ -151,11 +151,15 @@ class Builder:
             if conflicts.any():
                 first = int(named[conflicts.argmax()])
                 happened.append((first, f"{kind}_group_conflicts", int(conflicts.sum())))
-        self._untold += len(rows)
+        self._tell(len(rows))
+        return rows, happened
+
+    def _tell(self, count: int) -> None:
+        """Tell the progress of so many more texts, not of each alone."""
+        self._untold += count
         if self._untold >= _TOLD_AT_ONCE:
             self._advance(self._untold)
             self._untold = 0
-        return rows, happened
 
     def count_all(self, happened: Happened) -> None:
         """Increase the counters in the notes, which stand in the order in which they were first due."""
@@ -181,10 +185,7 @@ class Builder:
     def _add(
         self, column: ItemColumn, groups: array[int], id: str | None, title: str, text: Any, group: Any, where: str
     ) -> int:
-        self._untold += 1
-        if self._untold == _TOLD_AT_ONCE:
-            self._advance(self._untold)
-            self._untold = 0
+        self._tell(1)
         text = _text(text, column.kind, where)
         row, new = column.add(id, title, text, where)
         if new and column.keys[row] == 0:

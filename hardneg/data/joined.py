@@ -37,16 +37,14 @@ def components(left: Int, right: Int, nodes: int) -> Int:
     >>> components(np.array([4, 1]), np.array([1, 3]), 5).tolist()
     [0, 1, 2, 1, 1]
     """
-    parent: Int = np.arange(nodes, dtype=np.int64)
-    while True:
-        a, b = parent[left], parent[right]
-        open_ = a != b
-        if not open_.any():
-            return parent
-        # The larger root of each open edge gets the smallest root beside it as its parent; then every node names its root again.
-        np.minimum.at(parent, np.maximum(a, b)[open_], np.minimum(a, b)[open_])
-        while not np.array_equal(above := parent[parent], parent):
-            parent = above
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = coo_array((np.ones(len(left), bool), (left, right)), shape=(nodes, nodes))
+    labels = connected_components(edges, directed=False)[1]
+    smallest: Int = np.unique(labels, return_index=True)[1]
+    found: Int = smallest[labels]
+    return found
 
 
 def join_positives(positives: Ragged, judged_negatives: Ragged, query_keys: Int, document_keys: Int) -> Joined:

@@ -229,11 +229,9 @@ def _padded_parts(tensors: dict[str, torch.Tensor], layout: _Layout, count: int)
     if any(x.shape != mask.shape for x in tensors.values()) or len(mask) != count:
         raise _Unlike
     width, lengths = mask.shape[1], mask.sum(1)
-    place = np.arange(width)
     filled = not mask.all()
     left = bool(filled and not mask[:, 0].all()) if layout.left is None else layout.left
-    expected = place >= width - lengths[:, None] if left else place < lengths[:, None]
-    if not np.array_equal(mask, expected) or (lengths.max(initial=0) != width) or (lengths == 0).any():
+    if not np.array_equal(mask, _mask(lengths, left)) or (lengths == 0).any():
         raise _Unlike  # filled up on another side, or to another length than that of the longest text
     for name, x in tensors.items():
         values = x.numpy()
@@ -246,6 +244,13 @@ def _padded_parts(tensors: dict[str, torch.Tensor], layout: _Layout, count: int)
     if left:
         return [row[width - length :].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True)]
     return [row[:length].tobytes() for row, length in zip(ids, lengths.tolist(), strict=True)]
+
+
+def _mask(lengths: NDArray[np.int64], left: bool) -> NDArray[np.bool_]:
+    """bool `[n, L]`: where the tokens of each text are in rows as long as the longest, which are filled up on one side."""
+    width = int(lengths.max(initial=0))
+    place = np.arange(width)
+    return place >= width - lengths[:, None] if left else place < lengths[:, None]
 
 
 def _constant(known: dict[str, int], name: str, values: NDArray[Any]) -> None:
@@ -271,9 +276,7 @@ def _flat_features(flat: NDArray[np.int32], lengths: NDArray[np.int64], layout: 
 
 
 def _padded_features(flat: NDArray[np.int32], lengths: NDArray[np.int64], layout: _Layout) -> dict[str, torch.Tensor]:
-    width = int(lengths.max())
-    place = np.arange(width)
-    mask = place >= width - lengths[:, None] if layout.left else place < lengths[:, None]
+    mask = _mask(lengths, bool(layout.left))
     found = {}
     for name, kind in layout.kinds.items():
         out = np.full(mask.shape, layout.beyond.get(name, 0), np.int64 if kind == torch.int64 else np.int32)

@@ -248,11 +248,10 @@ class TrainOptions:
     @property
     def loss_options(self) -> dict[str, Any]:
         """The arguments of `InfoNCE` that these options decide alone."""
-        usual, highest = TRAIN_METRICS[self.metric]
         return {
-            "temperature": usual if self.temperature is None else self.temperature,
+            "temperature": self.temperature,
             "learn_temperature": self.learn_temperature,
-            "temperature_range": (TEMPERATURES[0], highest),
+            "temperature_range": (TEMPERATURES[0], TRAIN_METRICS[self.metric][1]),
             "similarity": "dot" if self.metric == "ip" else "cosine",
             "dimensions": self.dimensions,
         }

@@ -99,7 +99,8 @@ def train(
             does not fit. DataError: the loss, a weight or a vector is not finite.
     """
     assert callable(progress)  # see `with_progress`
-    pairs = as_pairs(pairs, ReadOptions()) if run is None else run.relabelled(as_pairs(pairs, ReadOptions()))
+    pairs = as_pairs(pairs, ReadOptions())
+    pairs = pairs if run is None else run.relabelled(pairs)
     start, options, out, named = time.perf_counter(), options or TrainOptions(), Path(out), checked_reports(report_to)
     with world(device) as here, _towers(model, pairs, options, here) as towers:
         options = options.fitting(towers.learning_rate, here.device)

@@ -74,7 +74,11 @@ class _Joined:
 
 def _table(data: bytes, first: Row) -> pa.Table | None:
     """The lines as a table; None if they are not plain. `first` is a row of the source, which tells the texts."""
-    if not _lines_are_objects(data) or _is_deep(data):
+    found = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(found == 10)
+    if not data.endswith(b"\n"):
+        ends = np.append(ends, len(data))
+    if not _lines_are_objects(found, ends) or _is_deep(data, found, ends):
         return None
     texts = pa.schema([(key, pa.large_string()) for key, value in first.items() if isinstance(value, str)])
     try:
@@ -87,7 +91,7 @@ def _table(data: bytes, first: Row) -> pa.Table | None:
         )
     except (pa.ArrowException, ValueError, OverflowError):  # the row that is wrong, if there is one, will be named
         return None
-    if table.num_rows != lines_in(data) + (not data.endswith(b"\n")):
+    if table.num_rows != len(ends):
         return None
     kinds = [column.type for column in table.columns]
     if any(_has_float(kind, _DEEPEST) for kind in kinds) and _LONG_NUMBER.search(data):
@@ -95,12 +99,8 @@ def _table(data: bytes, first: Row) -> pa.Table | None:
     return table
 
 
-def _lines_are_objects(data: bytes) -> bool:
+def _lines_are_objects(found: np.ndarray, ends: np.ndarray) -> bool:
     """Whether each line begins with a brace and ends with one, so that no object goes on in another line."""
-    found = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(found == 10)
-    if not data.endswith(b"\n"):
-        ends = np.append(ends, len(data))
     starts = np.append(0, ends[:-1] + 1)
     if (ends - starts < 3).any():  # an empty line, or no object of one entry
         return False
@@ -109,11 +109,10 @@ def _lines_are_objects(data: bytes) -> bool:
     return bool((found[starts] == 123).all() and (last == 125).all())
 
 
-def _is_deep(data: bytes) -> bool:
+def _is_deep(data: bytes, found: np.ndarray, ends: np.ndarray) -> bool:
     """Whether values are nested so deeply that Arrow's parser, which calls itself for each level, might run out of stack."""
-    found = np.frombuffer(data, np.uint8)
     opening = np.flatnonzero((found == 91) | (found == 123))
-    if np.bincount(np.searchsorted(np.flatnonzero(found == 10), opening)).max(initial=0) <= _NESTED:
+    if np.bincount(np.searchsorted(ends, opening)).max(initial=0) <= _NESTED:
         return False  # no line has as many, whether in texts or not
     plain = np.frombuffer(data.replace(b"\\\\", b"  ").replace(b'\\"', b"  "), np.uint8)
     step = np.zeros(256, np.int8)

@@ -45,7 +45,7 @@ def _blocks(stream: IO[bytes], path: Path) -> Iterator[Block]:
             yield _rest(io.BufferedReader(_Joined(data + more, stream)), path, columns, before)
             return
         if end:
-            yield _block(data[:end], path, columns, before)
+            yield _block(data[:end], path, columns, before, bool(more))
             before += _lines_in(data[:end])
         data = data[end:] + more
 
@@ -54,10 +54,10 @@ def _rest(stream: IO[bytes], path: Path, columns: Sequence[str] | None, before: 
     return Block(lambda: guarded(path, rows_of_fields(path, stream, columns, before)))
 
 
-def _block(data: bytes, path: Path, columns: Sequence[str], before: int) -> Block:
+def _block(data: bytes, path: Path, columns: Sequence[str], before: int, strict: bool) -> Block:
     return Block(
         lambda: rows_of_fields(path, io.BytesIO(data), columns, before),
-        lambda _: None if data.startswith(_MARK) else _table(data, columns),
+        lambda _: None if data.startswith(_MARK) else _table(data, columns, strict),
         held=True,
     )
 
@@ -110,10 +110,10 @@ def _is_strict(found: np.ndarray, quotes: np.ndarray) -> bool:
     return bool((outside + 1 < len(found)).all() and (found[outside + 1] == _LINE).all()) and not (found == 0).any()
 
 
-def _table(data: bytes, columns: Sequence[str]) -> pa.Table | None:
-    """The rows as a table of texts; None if they may be wrong."""
+def _table(data: bytes, columns: Sequence[str], strict: bool) -> pa.Table | None:
+    """The rows as a table of texts; None if they may be wrong. `strict`: they were seen to be, as all but the last block are."""
     found = np.frombuffer(data, np.uint8)
-    if not _is_strict(found, np.flatnonzero(found == _QUOTE)):  # of the last block, this is not known yet
+    if not strict and not _is_strict(found, np.flatnonzero(found == _QUOTE)):
         return None
     try:
         table = pc.read_csv(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from hardneg.diagnostics.estimates import Measurements
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.data_rules import DATA_RULES
-from hardneg.diagnostics.findings.threshold_rule import ThresholdRule
+from hardneg.diagnostics.findings.threshold_rule import FalseNegatives, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
 
@@ -42,7 +42,7 @@ RULES: tuple[FindingRule, ...] = (
         "check the order or the ids of the vectors (hardneg inspect shows documents as they are read), or take another encoder",
         error="like_random_error", above=False,
     ),
-    ThresholdRule(
+    FalseNegatives(
         "false-negatives", "false_share", "about {v:.1%} of the negatives are {told}",
         "{without_false}",
         "false_share", "false_share_error", "most_false_queries",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from hardneg.diagnostics.commands import IN_WORDS
 from hardneg.diagnostics.estimates import Estimate, Measurements
@@ -73,12 +75,25 @@ class ThresholdRule(FindingRule):
                 }
                 values["item"] = str(values["items"])[:-1]
                 values["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
-                by_groups = measured.numbers.get("false_source") == "groups"
-                learned = f"hardneg calibrate {values['run']} && hardneg select {values['run']} --add-filter {values['posterior']}"
-                known = f"hardneg select {values['run']} --add-filter group"
-                values["without_false"] = f"{known if by_groups else learned} --out {values['out']}"
-                values["told"] = "of their query's group" if by_groups else "relevant documents that nobody labelled"
+                values |= self.words(values)
                 text, fix = self.text.format(**values), self.fix.format(**values)
                 ids = measured.ids.get(self.ids, [])
                 return Finding(self.code, severity, text, self.number, float(value), limit, ids, fix)
         return None
+
+    def words(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Further words for the templates, made of those that there are; a subclass may have some."""
+        return {}
+
+
+class FalseNegatives(ThresholdRule):
+    """The share of negatives that are relevant. Where groups tell it, the filter `group` leaves them out."""
+
+    def words(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """`told`, what they are; `without_false`, the command that leaves them out."""
+        if values.get("false_source") == "groups":
+            told, added = "of their query's group", f"hardneg select {values['run']} --add-filter group"
+        else:
+            told = "relevant documents that nobody labelled"
+            added = f"hardneg calibrate {values['run']} && hardneg select {values['run']} --add-filter {values['posterior']}"
+        return {"told": told, "without_false": f"{added} --out {values['out']}"}
