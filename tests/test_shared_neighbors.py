@@ -136,7 +136,13 @@ def test_votes_equal_loops(listed: int, monkeypatch: pytest.MonkeyPatch) -> None
     lengths = rng.integers(0, 6, 30)  # none, and more than are looked at
     rows = np.repeat(np.arange(30), lengths)
     positives = Ragged.from_pairs(rows, rng.integers(0, 40, len(rows)), 30)
-    made = c.Votes(graph, nearest, positives).of(np.arange(30))
+    votes = c.Votes(graph, nearest, positives)
+    made = votes.of(np.arange(30))
+    votes.keep()
+    for asked in (np.arange(7), np.array([12, 3, 5]), np.arange(30), np.array([29, 0])):
+        kept = votes.of(asked)
+        assert np.array_equal(kept.members, made.members[asked])
+        assert np.array_equal(kept.counts, made.counts[asked])
     own = [set(row.tolist()) - {-1} for row in nearest]
     for i in range(30):
         shared: Counter[int] = Counter()

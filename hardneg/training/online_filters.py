@@ -197,6 +197,7 @@ class OnlineFilters:
             if self.posterior is None and self.unlearned is None:
                 self._learn(mined, context)
             if self.posterior is not None:
+                PairFeatures(context).votes.keep()  # the sketch asks for the same ones
                 mined = mined.filtered(Chain([PosteriorFilter(posterior=self.posterior, file="learned")]), context)
         if self.posterior is not None:
             return Prepared(mined, make_sketch(self.posterior, context))
