@@ -40,9 +40,6 @@ def test_the_bytes_are_those_of_mine(cluster: None, tmp_path: Path) -> None:
         assert losses.said() == []
 
 
-@pytest.mark.xfail(
-    strict=False, reason="actors of a cluster that is up already do not see a PYTHONPATH that is set later"
-)
 def test_an_actor_that_dies_is_replaced_and_counted(
     cluster: None,
     slow: MineOptions,  # noqa: F811
@@ -73,9 +70,6 @@ def test_an_actor_that_dies_is_replaced_and_counted(
     assert said.startswith("1 workers died: encode-00000-")
 
 
-@pytest.mark.xfail(
-    strict=False, reason="ray.wait may end with an error of its own while no actor can start: not understood yet"
-)
 def test_a_cluster_without_room_says_so(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hardneg.tasks.ray_crew._STARTS", 3.0)
     with pytest.raises(RunError, match="no actor has started for 3 s: .*each needs 64 processors"):

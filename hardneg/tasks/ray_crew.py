@@ -6,6 +6,8 @@ is decided by its files, and an actor that dies is replaced here, where it is co
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -28,6 +30,8 @@ class Actor:
     def __init__(self, setup: dict[str, Any]) -> None:
         self.setup = setup
         self.worker: Worker | None = None
+        # Ray hands over the search path of its own start; what was added since then may hold the module of an encoder.
+        sys.path += [each for each in setup["path"] if each not in sys.path]
         torch.set_num_threads(setup["threads"])
 
     def do(self, task: dict[str, Any]) -> dict[str, Any]:
@@ -69,7 +73,10 @@ class RayCrew:
         share = threads or max(1, cpus // self.size)
         options = {"num_cpus": share, "num_gpus": min(1.0, gpus / self.size), "max_restarts": 0, "max_task_retries": 0}
         self._made = ray.remote(Actor).options(**options)
-        setup = {"folder": str(folder.resolve()), "threads": share, "device": device, "batch_size": batch_size}
+        path = [os.path.abspath(each) for each in sys.path]
+        setup = {
+            "folder": str(folder.resolve()), "threads": share, "device": device, "batch_size": batch_size, "path": path
+        }  # fmt: skip
         self._setup = ray.put(setup)
         self._wanted = options
         self._actors = [self._made.remote(self._setup) for _ in range(self.size)]
@@ -114,9 +121,13 @@ class RayCrew:
         return News(**{**value, "worker": worker})
 
     def _check_room(self) -> None:
-        """RunError if no actor has started."""
-        if float(self._ray.available_resources().get("CPU", 0)) < self._wanted["num_cpus"]:
-            return  # somebody works, maybe ours
+        """RunError, unless the actors only wait for others who work on machines that have room for one."""
+        needs = {"CPU": self._wanted["num_cpus"], "GPU": self._wanted["num_gpus"]}
+        machines = [each["Resources"] for each in self._ray.nodes() if each["Alive"]]
+        fits = any(all(has.get(name, 0) >= need for name, need in needs.items()) for has in machines)
+        free = self._ray.available_resources()
+        if fits and any(free.get(name, 0) < need for name, need in needs.items()):
+            return
         raise RunError(
             f"no actor has started for {_STARTS:.0f} s: the cluster has {self._ray.cluster_resources()}, and each needs "
             f"{self._wanted['num_cpus']} processors and {self._wanted['num_gpus']} GPUs: give --threads less, or --engine ray:N"
