@@ -19,6 +19,7 @@ from hardneg.judges.answers import KeptAnswers
 from hardneg.judges.base import NO_ANSWER, JudgeOptions, make_judge
 from hardneg.judges.cost import Budget, Estimate, Prices
 from hardneg.judges.endpoint import EndpointError
+from hardneg.judges.openai import OpenAIJudge
 
 from .judge_server import Fault, JudgeServer
 from .processes import Started, run_code
@@ -103,22 +104,29 @@ def test_no_retry_after_switches_the_pauses_off(tmp_path: Path, after: str) -> N
         assert third - second >= 0.5
 
 
-def test_one_limit_slows_all_threads(tmp_path: Path) -> None:
-    """A server that allows one request in 40 ms: eight threads slow down, and no pair ends the command."""
-    last, lock = [0.0], threading.Lock()
+def test_a_limit_that_lets_others_pass_ends_nothing(tmp_path: Path) -> None:
+    """One pair is refused three times, each time after others were answered: more often than `retries`, and yet no failure."""
+    asked: list[OpenAIJudge] = []
+    answered = [0]
 
     def fault(server: JudgeServer, pairs: list[tuple[str, str]], before: int) -> Any:
-        with lock:
-            now = time.monotonic()
-            if now - last[0] < 0.04:
-                return 429, {}, ""
-            last[0] = now
-        return None
+        if pairs[0] != PAIRS[0] or before == 3:
+            return None
+        until = time.monotonic() + 30
+        while asked[0].endpoint._answered == answered[-1] and time.monotonic() < until:
+            time.sleep(0.01)
+        answered.append(asked[0].endpoint._answered)
+        return 429, {}, ""
 
     with JudgeServer(grade, fault) as server:
-        said = judge(server, tmp_path, retries=1).judge(PAIRS[:16])
-        assert said.value.tolist() == TRUTH[:16].tolist()
+        asked.append(judge(server, tmp_path, retries=1, concurrency=2))
+        said = asked[0].judge(PAIRS)
+        assert said.value.tolist() == TRUTH.tolist()
+        assert answered == sorted(set(answered))
+        assert len(answered) == 4
 
+
+def test_one_limit_slows_all_threads(tmp_path: Path) -> None:
     def one(server: JudgeServer, pairs: list[tuple[str, str]], before: int) -> Any:
         time.sleep(0.05)
         return (429, {}, "") if pairs[0] == PAIRS[0] and not before else None
