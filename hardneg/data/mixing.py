@@ -40,7 +40,7 @@ def mixture(
     Args:
         sources: datasets by name, or a list of them, which are then named after what they were read from: `Pairs`, or what
             `read_pairs` takes.
-        weights: by name, or one for each in their order: an epoch goes through the pairs of a source so many times. 2 repeats them, 0.1
+        weights: by name, or one for each in their order: how often an epoch goes through the pairs of a source. 2 repeats them, 0.1
             takes a tenth, another one in every epoch. 1 where none is given.
 
     Raises:

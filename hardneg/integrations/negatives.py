@@ -109,7 +109,7 @@ class HardNegatives:
         self.seed, self.lag = seed, lag
         self.prompts = {"query": query_prompt, "document": document_prompt}
         count = len(self.pairs.document_ids)
-        self.recipe = Recipe(index=index, depth=min(depth, count), share=share, seed=seed)
+        self.recipe = Recipe(index=index, depth=min(depth, count), share=share, seed=seed, sources=self.pairs.mixed)
         self.known = self.pairs.known_positives()
         chain = parse_filters(filters_of(filters), default_filters, training=True)
         self.filters = OnlineFilters(
