@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 
+from hardneg.data.mixed import Mixed
 from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.training.distributed import World
@@ -37,6 +39,8 @@ def check_fits(options: TrainOptions, pairs: Pairs, dimension: int, world: World
         raise UsageError(
             f"negatives={options.negatives} of {documents:,} documents: take fewer than there are documents"
         )
+    if pairs.mixed is not None:
+        _check_sources(options, pairs.mixed)
     if options.dimensions is not None and max(options.dimensions) > dimension:
         raise UsageError(
             f"dimensions={options.dimensions}: the vectors have {dimension} components, and cannot be cut to "
@@ -48,6 +52,16 @@ def check_fits(options: TrainOptions, pairs: Pairs, dimension: int, world: World
             f"bank={options.bank}: the rows, of {dimension} components, need {needed / 2**30:,.0f} GB, more than the "
             f"{memory / 2**30:,.0f} GB of memory: take fewer rows"
         )
+
+
+def _check_sources(options: TrainOptions, mixed: Mixed) -> None:
+    """UsageError for a source whose queries could not get their negatives from its own documents."""
+    for name, count in zip(mixed.names, np.diff(mixed.starts).tolist(), strict=True):
+        if options.negatives >= count:
+            raise UsageError(
+                f"negatives={options.negatives} of the {count:,} documents of the source {name!r}: negatives come from the "
+                f"query's own source, so take fewer, or leave it out"
+            )
 
 
 def _memory(device: torch.device) -> int | None:
