@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -135,6 +136,7 @@ class TrainingBatches:
             num_workers=options.workers, persistent_workers=options.workers > 0,
             generator=torch.Generator().manual_seed(options.seed),  # so that it never draws from the model's generator
         )  # fmt: skip
+        self._source: int | None = None  # of the last batch
         self.momentum = None
         if bank is not None and options.momentum is not None:
             self.momentum = MomentumEncoder(towers, options.momentum)
@@ -173,6 +175,12 @@ class TrainingBatches:
         return (
             statistics if source is None else {**statistics, "source": torch.tensor(source, device=self.world.device)}
         )
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the effective rank of the last batch can be compared with others: of a mixture, only in its largest source."""
+        mixed = self.sampler.mixed
+        return mixed is None or self._source == int(np.argmax(mixed.counts))
 
     def bank_view(self) -> BankView | None:
         """The bank's rows for the next batch; None without a bank, or before it is used.

@@ -242,7 +242,8 @@ class Trainer:
             values |= {"generation": float(index.generation.number), "age": float(index.age), **movement_of(index)}
         if fresh:
             values["swap_seconds"] = self.negatives.swap_seconds
-        for warning in (self.collapse.look(rank), alone, *self.live.look(step, values)):
+        collapsed = self.collapse.look(rank) if self.batches.comparable else None
+        for warning in (collapsed, alone, *self.live.look(step, values)):
             if warning is not None:
                 self.done.warnings.append(f"step {step}: {warning}")
                 self.warn(self.done.warnings[-1])
