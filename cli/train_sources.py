@@ -82,7 +82,8 @@ def sources_of(ctx: click.Context, source: str | None, more: Sequence[str]) -> l
         raise click.UsageError("Missing argument 'SOURCE': name a dataset, or several with --source", ctx)
     if len(found) == 1 and found[0].weight != 1:
         raise click.UsageError(
-            f"the weight {found[0].weight:g} has no effect on a single source: leave it out, and take more or fewer --epochs"
+            f"the weight {found[0].weight:g} of {found[0].spec} has no effect on a single source: leave it out, and take "
+            f"more or fewer --epochs (if the number belongs to the name, write :1 behind it)"
         )
     return found
 

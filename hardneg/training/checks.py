@@ -40,7 +40,7 @@ def check_fits(options: TrainOptions, pairs: Pairs, dimension: int, world: World
             f"negatives={options.negatives} of {documents:,} documents: take fewer than there are documents"
         )
     if pairs.mixed is not None:
-        _check_sources(options, pairs.mixed)
+        _check_sources(options, pairs, pairs.mixed)
     if options.dimensions is not None and max(options.dimensions) > dimension:
         raise UsageError(
             f"dimensions={options.dimensions}: the vectors have {dimension} components, and cannot be cut to "
@@ -54,9 +54,23 @@ def check_fits(options: TrainOptions, pairs: Pairs, dimension: int, world: World
         )
 
 
-def _check_sources(options: TrainOptions, mixed: Mixed) -> None:
+def ungrouped(pairs: Pairs) -> list[str]:
+    """The sources of a mixture whose documents have no groups."""
+    if pairs.mixed is None or pairs.document_groups is None:
+        return []
+    grouped = np.unique(pairs.mixed.documents[pairs.document_groups >= 0])
+    return [name for i, name in enumerate(pairs.mixed.names) if i not in grouped]
+
+
+def _check_sources(options: TrainOptions, pairs: Pairs, mixed: Mixed) -> None:
     """UsageError for a source whose queries could not get their negatives from its own documents."""
-    for name, count in zip(mixed.names, np.diff(mixed.starts).tolist(), strict=True):
+    trainable = np.bincount(mixed.queries[pairs.positives.lengths > 0], minlength=len(mixed))
+    for i, (name, count) in enumerate(zip(mixed.names, np.diff(mixed.starts).tolist(), strict=True)):
+        if trainable[i] == 1 and options.negatives == 0 and options.bank == 0:
+            raise UsageError(
+                f"the source {name!r} has a single pair, and with negatives=0 and bank=0 its query would have no negative: leave the "
+                f"source out, or take mined negatives (negatives=4)"
+            )
         if options.negatives >= count:
             raise UsageError(
                 f"negatives={options.negatives} of the {count:,} documents of the source {name!r}: negatives come from the "

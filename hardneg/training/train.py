@@ -40,7 +40,7 @@ from hardneg.storage.json_files import write_json
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
 from hardneg.training.callbacks import Callback, LogFile, TensorBoard, WandbLog, checked_reports
-from hardneg.training.checks import check_fits
+from hardneg.training.checks import check_fits, ungrouped
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet, EvaluationSets, evaluation_of
 from hardneg.training.fine_tuning import prepare_model
@@ -240,6 +240,8 @@ def _say_before(
             f"the source {name!r} has fewer pairs in an epoch than a batch of {options.batch_size}: its batches are smaller"
         )
     filters = negatives.filters
+    for name in ungrouped(inputs.pairs) if filters.grouped else ():
+        warn(f"the filter 'group' keeps everything of the source {name!r}, which has no groups")
     for name in filters.mined_only:
         warn(f"the filter {name!r} works on mined candidates only, not on batch and bank")
     if filters.unlearned is not None:
