@@ -289,6 +289,9 @@ def test_sources_that_cannot_be_drawn_are_refused_by_name() -> None:
         hardneg.MemoryBankSampler(hardneg.mixture({"a": a, "few": few}, {"few": 2}), batch_size=4).load_state_dict(
             state
         )
+    single = hardneg.mixture({"a": a, "single": one("single", 1, 9)})
+    with pytest.raises(UsageError, match="the source 'single' has a single pair"):
+        hardneg.train(single, encoder(), "unused", TrainOptions(negatives=0), device="cpu")
     with pytest.raises(UsageError, match="negatives=6 of the 5 documents of the source 'few'"):
         hardneg.train(
             hardneg.mixture({"a": a, "few": few}), encoder(), "unused", TrainOptions(negatives=6), device="cpu"
@@ -375,6 +378,7 @@ def test_mining_a_mixture_finds_what_mining_its_sources_finds(tmp_path: Path) ->
         assert [(r["query_id"], r["document_id"], r["score"], r["verdict"]) for r in of] == [
             (f"{name}/{r['query_id']}", f"{name}/{r['document_id']}", r["score"], r["verdict"]) for r in alone
         ]
+    assert hardneg.diagnose(run).measured.numbers["recall"].value == 1, "against each source, not all of them"
     again = hardneg.Run(tmp_path / "all").pairs()
     assert again.mixed is not None
     assert again.mixed.names == ("a", "b", "c")
@@ -458,6 +462,16 @@ def test_a_posterior_is_learned_from_all_sources(tmp_path: Path) -> None:
     hardneg.train(hardneg.mixture(parts), encoder(), tmp_path, options, device="cpu", warn=said.append)
     assert any(text.startswith("posterior:learned") for text in said)
     assert (tmp_path / "posterior.json").exists() == any("threshold" in text for text in said)
+
+
+def test_what_is_special_of_a_source_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    options = TrainOptions(steps=2, batch_size=16, negatives=2, filters=("group",))
+    hardneg.train(three(groups=True), encoder(), tmp_path, options, device="cpu", warn=said.append)
+    assert "the filter 'group' keeps everything of the source 'b', which has no groups" in said
+    assert [text for text in said if "its batches are smaller" in text] == [
+        "the source 'c' has fewer pairs in an epoch than a batch of 16: its batches are smaller"
+    ]
 
 
 def _parts(pairs: Pairs) -> dict[str, Pairs]:

@@ -100,8 +100,7 @@ def train(
     """
     assert callable(progress)  # see `with_progress`
     pairs = as_pairs(pairs, ReadOptions())
-    pairs = pairs if run is None else run.relabelled(pairs)
-    measured = evaluation_of(evaluation)
+    held_out, pairs = evaluation_of(evaluation), pairs if run is None else run.relabelled(pairs)
     start, options, out, named = time.perf_counter(), options or TrainOptions(), Path(out), checked_reports(report_to)
     with world(device) as here, _towers(model, pairs, options, here) as towers:
         options = options.fitting(towers.learning_rate, here.device)
@@ -114,7 +113,7 @@ def train(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 teaching=_teaching(options, run, pairs, here, warn),
                 callbacks=[*callbacks, *_logs(folder, here, state, options, named)] if here.leads else [],
-                on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(measured, options, here),
+                on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(held_out, options, here),
             )  # fmt: skip
             result = head | _trained(trainer, state, partial(resumed, folder, head, out, here=here), progress)
             return _finished(towers, folder, {**result, "seconds": round(time.perf_counter() - start, 2)}, here)
