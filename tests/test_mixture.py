@@ -21,6 +21,7 @@ from hardneg.bank.batches import distinct_batches
 from hardneg.data import open_pairs, parts_of, save_pairs
 from hardneg.data.mixing import numbered, source_name
 from hardneg.data.pairs import Pairs
+from hardneg.demo_data.digits import write_digits
 from hardneg.errors import DataError, RunError, UsageError
 from hardneg.index.files import load_index_of, save_index
 from hardneg.index.per_source import PerSource, make_index_of
@@ -398,6 +399,29 @@ def test_mining_a_mixture_finds_what_mining_its_sources_finds(tmp_path: Path) ->
         warn=quiet,
     )
     assert trained["steps"] == 4
+
+    alone = hardneg.Run(tmp_path / "a")
+    with pytest.raises(UsageError, match=r"mined from another dataset than a \+ b \+ c: mine the mixture itself"):
+        hardneg.train(pairs, model, tmp_path / "wrong", TrainOptions(steps=1), run=alone, device="cpu")
+
+
+def test_pictures_are_mixed_with_pictures_only(tmp_path: Path) -> None:
+    pytest.importorskip("PIL")
+    digits = [write_digits(tmp_path / name, most=most, seed=most) for name, most in (("few", 12), ("more", 20))]
+    read = [hardneg.read_pairs(folder) for folder in digits]
+    with pytest.raises(UsageError, match="the documents of 'few' are pictures, and those of 'texts' texts"):
+        hardneg.mixture({"few": read[0], "texts": one("texts", 4)})
+    save_pairs(read[1], tmp_path / "saved")  # where places of pictures are relative to the folder
+    pairs = hardneg.mixture({"few": read[0], "more": open_pairs(tmp_path / "saved")})
+    save_pairs(pairs, tmp_path / "both")
+    for each in (pairs, open_pairs(tmp_path / "both")):
+        items: list[Any] = each.documents.take(np.arange(len(each.document_ids)))
+        assert [item.decode().size for item in items] == [(8, 8)] * len(items)
+
+
+def test_trainers_that_make_their_own_batches_get_one_source() -> None:
+    with pytest.raises(UsageError, match=r"'a \+ b \+ c' is a mixture.*give each source a HardNegatives"):
+        hardneg.HardNegatives(three(), encoder())
 
 
 # Training.

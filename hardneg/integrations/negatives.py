@@ -97,6 +97,11 @@ class HardNegatives:
         read: ReadOptions | None = None,
     ) -> None:  # fmt: skip
         self.pairs = as_pairs(source, read or ReadOptions(), corpus)
+        if self.pairs.mixed is not None:
+            raise UsageError(
+                f"{self.pairs.name!r} is a mixture, whose batches are of one source each, and other trainers make their own "
+                f"batches: give each source a HardNegatives of its own, or train with hardneg.train or a MemoryBankSampler"
+            )
         warn_of_empty_texts(self.pairs)
         self.encoder: Any = checked_encoder(model, "model")
         if not isinstance(self.encoder, torch.nn.Module):
@@ -109,7 +114,7 @@ class HardNegatives:
         self.seed, self.lag = seed, lag
         self.prompts = {"query": query_prompt, "document": document_prompt}
         count = len(self.pairs.document_ids)
-        self.recipe = Recipe(index=index, depth=min(depth, count), share=share, seed=seed, sources=self.pairs.mixed)
+        self.recipe = Recipe(index=index, depth=min(depth, count), share=share, seed=seed)
         self.known = self.pairs.known_positives()
         chain = parse_filters(filters_of(filters), default_filters, training=True)
         self.filters = OnlineFilters(
