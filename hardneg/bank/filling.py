@@ -81,10 +81,10 @@ class Filling:
 
     def _pool(self, row: int, own: Int, count: int, seed: int, place: int, rejected: Callable[[int], Int]) -> Int:
         """Documents for one query in random order: `count` or more, or all that may be used."""
-        known = self._known(row)
+        known, (start, stop) = self._known(row), self._span(row)
         rng = np.random.default_rng([seed, row])
         for tries in _TRIES if self.allowed is not None else _TRIES[:1]:
-            pool = rng.integers(*self._span(row), tries + count)
+            pool = rng.integers(start, stop, tries + count)
             _, first = np.unique(pool, return_index=True)
             pool = pool[np.sort(first)]
             pool = self._allowed(row, pool[~np.isin(pool, known) & ~np.isin(pool, own)], place, rejected)
@@ -93,7 +93,6 @@ class Filling:
         # A tiny corpus, or strict filters: all that is left.
         left = self._left(row, known, own, rng)
         if len(left) < count:
-            start, stop = self._span(row)
             possible = len(own) - count + len(left)
             raise UsageError(
                 f"query {self.pairs.query_ids[row].as_py()!r}: of {stop - start:,} documents only {possible} can be negatives, "

@@ -105,7 +105,7 @@ def parts_of(pairs: Pairs) -> dict[str, Pairs]:
     for i, name in enumerate(pairs.mixed.names):
         start, stop = pairs.mixed.span(i)
         own, rows = pairs.of_queries(pairs.mixed.rows(i)), np.arange(start, stop)
-        shifted = {
+        shifted: dict[str, Any] = {
             each: None
             if getattr(own, each) is None
             else replace(getattr(own, each), values=getattr(own, each).values - start)
@@ -180,6 +180,7 @@ def _joined(parts: list[Pairs], mixed: Mixed) -> Pairs:
     shown_before = np.cumsum([0, *every("source_document_rows")])
     groups = _groups(parts, mixed)
     grades = [each.positive_grades for each in parts]
+    no_notes: dict[str, int] = {}
     reading = {"format": "mixture", "sources": dict(zip(mixed.names, every("reading"), strict=True))}
     return Pairs(
         query_ids=_ids(every("query_ids"), mixed.names),
@@ -202,7 +203,7 @@ def _joined(parts: list[Pairs], mixed: Mixed) -> Pairs:
             for side in ("queries", "documents", "labels")
         },
         name=" + ".join(mixed.names),
-        notes=reduce(_added, every("notes"), {}),
+        notes=reduce(_added, every("notes"), no_notes),
         reading=reading,
         positive_grades=None if all(each is None for each in grades) else np.concatenate(
             [np.ones(len(each.positives.values)) if own is None else own for each, own in zip(parts, grades, strict=True)]

@@ -29,6 +29,9 @@ class PerSource(VectorStore):
         parts: the index of each source, over its rows of `documents`, in their order.
         sources: int64 `[n]`, the source of each query of the dataset.
 
+    Attributes:
+        name: the name of the indexes; if they differ, all of their names.
+
     Raises:
         UsageError: the indexes do not hold as many documents as there are.
     """
@@ -36,14 +39,10 @@ class PerSource(VectorStore):
     def __init__(self, documents: Documents, parts: Sequence[Index], sources: Int) -> None:
         super().__init__(documents, parts[0].metric, parts[0].threads)
         self.parts, self.sources = list(parts), sources
+        self.name = "+".join(sorted({part.name for part in self.parts}))
         self.starts = np.cumsum([0, *(part.size for part in parts)])
         if int(self.starts[-1]) != len(documents):
             raise UsageError(f"the indexes of the sources hold {self.starts[-1]:,} documents of {len(documents):,}")
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        """The name of the indexes; if they differ, all of their names."""
-        return "+".join(sorted({part.name for part in self.parts}))
 
     @property
     def resident(self) -> bool:

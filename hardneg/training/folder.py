@@ -203,12 +203,15 @@ def _sources(pairs: Pairs, mixed: Mixed) -> dict[str, dict[str, Any]]:
 
 def _other_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What differs between the sources of two trainings, as words for a message; empty: nothing."""
-    then, here = before.get("sources", {}), now.get("sources", {})
+    then, here = (each if isinstance(each := data.get("sources"), Mapping) else {} for data in (before, now))
+    weights = [
+        {name: each.get("weight") for name, each in of.items() if isinstance(each, Mapping)} for of in (then, here)
+    ]
     said = [f"source {name!r} (it has none now)" for name in then if name not in here]
     said += [f"sources (without {name!r})" for name in here if name not in then]
     said += [
-        f"weight of the source {name!r} ({then[name].get('weight'):g} then, {here[name]['weight']:g} now)"
+        f"weight of the source {name!r} ({weights[0].get(name)} then, {weights[1][name]} now)"
         for name in here
-        if name in then and then[name].get("weight") != here[name]["weight"]
+        if name in then and weights[0].get(name) != weights[1][name]
     ]
     return said or ([] if list(then) == list(here) else ["order of the sources"])
