@@ -97,6 +97,7 @@ class Pairs:
 
     def __repr__(self) -> str:
         groups = "" if self.query_groups is None else ", with groups"
+        groups += "" if self.mixed is None else f", of {len(self.mixed)} sources"
         positives, judged = len(self.positives.values), len(self.judged_negatives.values)
         return (
             f"<Pairs {self.name!r}: {len(self):,} queries, {len(self.document_ids):,} documents, {positives:,} positives, "
