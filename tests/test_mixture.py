@@ -26,6 +26,7 @@ from hardneg.errors import DataError, RunError, UsageError
 from hardneg.index.files import load_index_of, save_index
 from hardneg.index.per_source import PerSource, make_index_of
 from hardneg.mining.mined import Mined
+from hardneg.tasks.mine import plan_run
 from hardneg.training import checkpoint
 from hardneg.training.held_out import hold_out_each
 from hardneg.training.options import TrainOptions
@@ -396,6 +397,8 @@ def test_mining_a_mixture_finds_what_mining_its_sources_finds(tmp_path: Path) ->
     )
     assert trained["steps"] == 4
 
+    with pytest.raises(UsageError, match="a mixture cannot be cut into tasks"):
+        plan_run(pairs, tmp_path / "tasks", shards=2)
     alone = hardneg.Run(tmp_path / "a")
     with pytest.raises(UsageError, match=r"mined from another dataset than a \+ b \+ c: mine the mixture itself"):
         hardneg.train(pairs, model, tmp_path / "wrong", TrainOptions(steps=1), run=alone, device="cpu")

@@ -91,6 +91,10 @@ def write_plan(
         UsageError: for what a plan cannot hold, before anything is written. DataError, RunError: as `mine`.
     """
     refuse(options, shards)
+    if isinstance(source, Pairs) and source.mixed is not None:
+        raise UsageError(
+            "a mixture cannot be cut into tasks: mine it without an engine, or each of its sources by itself"
+        )
     check_config(folder, options.to_json(), target)
     notes: list[str] = []
     pairs = read_source(source, folder, options, resources, notes)
