@@ -56,7 +56,8 @@ Source(spec='http://host:8080', weight=1.0, note=None))
     if present(Path(text)):
         note = None
         if present(Path(spec)):
-            note = f"{text!r} is read as the file of this name, not as {spec!r} with a weight, which is written {spec}:{number}0"
+            other = f"{spec}:{number}{'0' if '.' in number else '.0'}"
+            note = f"{text!r} is read as the file of this name, not as {spec!r} with a weight, which is written {other}"
         return Source(text, note=note)
     if _NO_SOURCE.fullmatch(spec) and not present(Path(spec)):
         return Source(text)

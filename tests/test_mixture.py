@@ -581,6 +581,7 @@ def test_a_weight_is_told_from_a_name(tmp_path: Path, monkeypatch: pytest.Monkey
     found = parse_source("a:2.0")
     assert (found.spec, found.weight) == ("a:2.0", 1.0)
     assert "read as the file of this name" in str(found.note)
+    assert "written a:2.00" in str(found.note)
     assert parse_source("a:2.00") == Source("a", 2.0)
     assert parse_source("a:2.0:3") == Source("a:2.0", 3.0)
     assert numbered([source_name(each) for each in ("x/train.jsonl", "y/train.csv")]) == ["train", "train-2"]
