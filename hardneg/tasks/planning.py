@@ -94,18 +94,10 @@ def write_plan(
     Raises:
         UsageError: for what a plan cannot hold, before anything is written. DataError, RunError: as `mine`.
     """
-    refuse(options, shards)
-    if isinstance(source, Pairs) and source.mixed is not None:
-        raise UsageError(
-            "a mixture cannot be cut into tasks: mine it without an engine, or each of its sources by itself"
-        )
+    refuse(options, shards, source)
     check_config(folder, options.to_json(), target)
     notes: list[str] = []
     pairs = read_source(source, folder, options, resources, notes)
-    if pairs.mixed is not None:
-        raise UsageError(
-            "a mixture cannot be cut into tasks: mine it without an engine, or each of its sources by itself"
-        )
     planner = _Planner(pairs, options, resources, folder, shards, force)
     fingerprints = planner.opened()
     check_inputs(folder, Inputs(pairs, None, None, fingerprints), target)
