@@ -17,8 +17,8 @@ COMMON: dict[str, dict[str, str]] = {
         "candidates", "index", "query_embeddings", "corpus_embeddings", "device", "resume", "overwrite",
     ), ""),
     "train": dict.fromkeys((
-        "out", "encoder", "split", "epochs", "batch_size", "negatives", "filters", "refresh", "bank", "learning_rate", "lora",
-        "run", "eval_split", "device", "resume", "overwrite",
+        "out", "more_sources", "encoder", "split", "epochs", "batch_size", "negatives", "filters", "refresh", "bank",
+        "learning_rate", "lora", "run", "eval_split", "device", "resume", "overwrite",
     ), ""),
     "select": dict.fromkeys((
         "out", "add_filters", "filters", "negatives", "sampler", "relabel", "evidence", "seed", "overwrite",
@@ -66,6 +66,7 @@ WORDS = {
     "refresh": "When to mine anew: never, epoch, steps:N, staleness:...",
     "bank": "Rows of the memory bank", "learning_rate": "Highest learning rate",
     "lora": "Train small matrices beside the weights, such as r=16",
+    "more_sources": "A further dataset, as SOURCE[:WEIGHT]; repeat",
     "run": "Draw from the candidates of this run, and mine none", "eval_split": "Split to evaluate on, or none",
     "relabel": "What to do with candidates that were found relevant", "measures": "ndcg@10, mrr@10, recall@100 ...; repeat",
     "sample": "Pairs to draw", "judge_spec": "person, openai:MODEL or cross-encoder:NAME",

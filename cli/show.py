@@ -242,7 +242,9 @@ class LiveNumbers:
         measures = {name.partition("/")[2]: value for name, value in values.items() if name.startswith("evaluation/")}
         if measures:
             measures.pop("seconds", None)
-            text = "  ".join(f"{name} {value:.4f}" for name, value in measures.items())
+            first = next(iter(measures))  # of each source of a mixture, only what decides
+            shown = {name: value for name, value in measures.items() if "/" not in name or name.endswith(f"/{first}")}
+            text = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
             _print(self.console, (f"step {step:,}: {text}", "bold"))
             return
         now = time.perf_counter()
@@ -263,6 +265,21 @@ class LiveNumbers:
         pass
 
 
+def _show_sources(console: Console, best: dict[str, float], names: Sequence[str]) -> None:
+    """The measures of each source of a mixture in the best evaluation, if it is one."""
+    sources = dict.fromkeys(name.partition("/")[0] for name in best if "/" in name)
+    if not sources:
+        return
+    table = Table()
+    table.add_column("source")
+    for name in names:
+        table.add_column(plain(name), justify="right")
+    for source in sources:
+        _row(table, source, *(f"{best[f'{source}/{name}']:.4f}" for name in names))
+    _row(table, "mean", *(f"{best[name]:.4f}" for name in names), style="bold")
+    _show(console, f"step {int(best['step']):,}, each source", table)
+
+
 def print_training(value: dict[str, Any], out: str, source: str, kind: str | None, corpora: Sequence[Any] = ()) -> None:
     """Print the results of a training.
 
@@ -276,13 +293,14 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
     console = _console()
     if value["evaluations"]:
         table = Table()
-        names = [name for name in value["evaluations"][0] if name != "step"]
+        names = [name for name in value["evaluations"][0] if name != "step" and "/" not in name]
         for name in ("step", *names):
             table.add_column(plain(name), justify="right")
         for row in value["evaluations"]:
             mark = "bold" if row == value["best"] else None
             _row(table, f"{int(row['step']):,}", *(f"{row[name]:.4f}" for name in names), style=mark)
         _show(console, f"trained {out}", table)
+        _show_sources(console, value["best"], names)
     generations = len(value["generations"])
     refreshes = f", negatives mined again {generations} times" if generations else ""
     early = ", stopped early: evaluations got no better" if value.get("stopped_early") else ""

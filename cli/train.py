@@ -21,9 +21,10 @@ from .options import (
     Renamed,
     filter_spec,
 )
-from .reading import read_options, reading
+from .reading import reading
 from .show import LiveNumbers, print_training, progress_bars, warn
-from .train_inputs import evaluated_on, model_of
+from .train_inputs import model_of
+from .train_sources import read_sources, sources_of
 
 if TYPE_CHECKING:
     from hardneg.training.options import TrainOptions
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 _SECTIONS = {
     "out": "Output",
-    "split": "Reading SOURCE",
+    "more_sources": "Reading SOURCE",
     "encoder": "Encoder",
     "epochs": "Duration and batches",
     "negatives": "Mined negatives",
@@ -72,7 +73,7 @@ def _number(
 
 
 @click.command(cls=Renamed, sections=_SECTIONS, epilog=FILTERS_AND_SAMPLERS)
-@click.argument("source")
+@click.argument("source", required=False)
 @click.option("--out", required=True, metavar="DIR", help="Folder to write to.")
 @click.option(
     "--resume",
@@ -93,6 +94,15 @@ def _number(
 )
 @click.option("--tensorboard", is_flag=True, help="The same as --report-to tensorboard.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on stdout.")
+@click.option(
+    "--source",
+    "more_sources",
+    multiple=True,
+    metavar="SOURCE[:WEIGHT]",
+    help="A further dataset to train on; repeat the option for several. Each batch, its negatives included, is of one source. "
+    "scifact:2.0: an epoch goes through its pairs twice; 0.1: through a tenth of them, others each time. SOURCE takes a weight as "
+    "well. All options for reading hold for all sources.",
+)
 @reading("train", "Split of SOURCE to train on.")
 @click.option(
     "--encoder",
@@ -284,7 +294,10 @@ def _number(
     "--device", metavar="NAME", help="Device to train on, such as cpu or cuda.  [default: a GPU if there is one]"
 )
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads.  [default: all cores]")
-def train(source: str, out: str, as_json: bool, **given: Any) -> None:
+@click.pass_context
+def train(
+    ctx: click.Context, source: str | None, more_sources: tuple[str, ...], out: str, as_json: bool, **given: Any
+) -> None:
     """Train an encoder on the pairs of SOURCE with mined negatives.
 
     SOURCE is a dataset, as for 'hardneg mine'. Negatives are mined with the encoder at the start, and again as it
@@ -298,17 +311,17 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
       hardneg train builtin:pycode --out trained --refresh steps:100 --filter posterior:learned
       hardneg train beir/scifact --out trained --encoder st:all-MiniLM-L6-v2 --mini-batch-size 32
       hardneg train pairs.jsonl --out trained --run run --eval-split none
+      hardneg train beir/scifact --source beir/nfcorpus:0.5 --source qa.jsonl:2 --out trained
       hardneg train photos/ --out trained --encoder open_clip:ViT-B-32,pretrained=openai --symmetric --filter group
     """
     if given["resume"] and given["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other")
-    from hardneg.data.read import read_pairs
     from hardneg.mining.run import Run
     from hardneg.training.evaluation_set import EvaluationSet
     from hardneg.training.self_supervised import two_views
     from hardneg.training.train import train as run_train
 
-    options = _options(given)
+    sources, options = sources_of(ctx, source, more_sources), _options(given)
     if given["threads"] is not None:
         import torch
 
@@ -318,11 +331,12 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     model = model_of(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:
-        pairs = read_pairs(source, read_options(given), progress=progress)
-        evaluation = None
-        if given["eval_split"] != "none":
-            pairs, held_out = evaluated_on(source, pairs, given, leads)
-            evaluation = None if held_out is None else EvaluationSet(held_out, zero_shot=given["zero_shot"])
+        pairs, measured = read_sources(sources, given, leads, progress)
+        evaluation: Any = None
+        if isinstance(measured, dict):
+            evaluation = {name: EvaluationSet(each, zero_shot=given["zero_shot"]) for name, each in measured.items()}
+        elif measured is not None:
+            evaluation = EvaluationSet(measured, zero_shot=given["zero_shot"])
         if given["self_supervised"]:
             pairs = two_views(pairs)
         run = None if given["run"] is None else Run(given["run"])
@@ -339,7 +353,7 @@ def train(source: str, out: str, as_json: bool, **given: Any) -> None:
     else:
         kind = given["encoder"].partition(":")[0]
         known = kind if kind in ("hashed", "st", "glyphs", "open_clip") else None
-        print_training(result, out, source, known, given["corpus"] or ())
+        print_training(result, out, sources[0].spec, known, given["corpus"] or ())
 
 
 def _options(given: dict[str, Any]) -> TrainOptions:

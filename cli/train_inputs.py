@@ -31,7 +31,7 @@ def evaluated_on(source: str, pairs: Pairs, given: dict[str, Any], leads: bool) 
         if leads and named.digests == pairs.digests:
             warn([_ON_TRAINING_PAIRS])
         return pairs, named
-    found = _validation(source, pairs, given)
+    found = validation_of(source, pairs, given)
     if found is not None:
         if leads:
             say(f"evaluated on the split {found[0]!r} of {source}")
@@ -47,7 +47,7 @@ def evaluated_on(source: str, pairs: Pairs, given: dict[str, Any], leads: bool) 
     return (pairs, None) if parts is None else parts
 
 
-def _validation(source: str, pairs: Pairs, given: dict[str, Any]) -> tuple[str, Pairs] | None:
+def validation_of(source: str, pairs: Pairs, given: dict[str, Any]) -> tuple[str, Pairs] | None:
     """(name, pairs) of the split that SOURCE has for this purpose, if it has one. A single file has no splits."""
     from hardneg.data.read import read_pairs
     from hardneg.errors import HardnegError

@@ -18,6 +18,7 @@ from hardneg import training as training
 from hardneg.bank.examples import Examples as Examples
 from hardneg.bank.memory_bank import MemoryBank as MemoryBank
 from hardneg.bank.sampler import MemoryBankSampler as MemoryBankSampler
+from hardneg.data.mixing import mixture as mixture
 from hardneg.data.options import ReadOptions as ReadOptions
 from hardneg.data.pairs import Pairs as Pairs
 from hardneg.data.read import read_pairs as read_pairs

@@ -35,7 +35,7 @@ class Filled:
 
 
 class Filling:
-    """Replaces -1 by random documents that are not known positives and not in the row already.
+    """Replaces -1 by random documents that are not known positives and not in the row already; in a mixture, of the query's source.
 
     Args:
         pairs: the dataset.
@@ -46,6 +46,11 @@ class Filling:
     def __init__(self, pairs: Pairs, known: SharedLists, allowed: Allowed | None = None) -> None:
         self.pairs, self.known, self.allowed = pairs, known, allowed
         self.size = len(pairs.document_ids)
+
+    def _span(self, row: int) -> tuple[int, int]:
+        """The documents that may be negatives of a query: the first, and the one after the last."""
+        mixed = self.pairs.mixed
+        return (0, self.size) if mixed is None else mixed.span(int(mixed.queries[row]))
 
     def __call__(self, negatives: Int, rows: Int, seed: int, rejected: Callable[[int], Int]) -> Filled:
         """Fill `negatives`, int64 `[n, k]`, in place.
@@ -67,7 +72,7 @@ class Filling:
                 own = negatives[i][negatives[i] >= 0]
                 if not len(own):  # the filters reject every document: a training does not stop for one query
                     row = int(rows[i])
-                    own = self._left(self._known(row), negatives[i], np.random.default_rng([seed, row]))
+                    own = self._left(row, self._known(row), negatives[i], np.random.default_rng([seed, row]))
                     filled.against += len(again)
                 negatives[i, again] = np.resize(own, len(again))
             filled.random += len(fresh)
@@ -76,21 +81,21 @@ class Filling:
 
     def _pool(self, row: int, own: Int, count: int, seed: int, place: int, rejected: Callable[[int], Int]) -> Int:
         """Documents for one query in random order: `count` or more, or all that may be used."""
-        known = self._known(row)
+        known, (start, stop) = self._known(row), self._span(row)
         rng = np.random.default_rng([seed, row])
         for tries in _TRIES if self.allowed is not None else _TRIES[:1]:
-            pool = rng.integers(0, self.size, tries + count)
+            pool = rng.integers(start, stop, tries + count)
             _, first = np.unique(pool, return_index=True)
             pool = pool[np.sort(first)]
             pool = self._allowed(row, pool[~np.isin(pool, known) & ~np.isin(pool, own)], place, rejected)
             if len(pool) >= count:
                 return pool
         # A tiny corpus, or strict filters: all that is left.
-        left = self._left(known, own, rng)
+        left = self._left(row, known, own, rng)
         if len(left) < count:
             possible = len(own) - count + len(left)
             raise UsageError(
-                f"query {self.pairs.query_ids[row].as_py()!r}: of {self.size:,} documents only {possible} can be negatives, "
+                f"query {self.pairs.query_ids[row].as_py()!r}: of {stop - start:,} documents only {possible} can be negatives, "
                 f"{len(own)} were asked for"
             )
         return self._allowed(row, left, place, rejected)
@@ -98,9 +103,9 @@ class Filling:
     def _known(self, row: int) -> Int:
         return self.known.take(np.array([row])).values
 
-    def _left(self, known: Int, own: Int, rng: np.random.Generator) -> Int:
+    def _left(self, row: int, known: Int, own: Int, rng: np.random.Generator) -> Int:
         """All documents that are no known positives and not in the row, in random order."""
-        return rng.permutation(np.setdiff1d(np.arange(self.size), np.concatenate([known, own])))
+        return rng.permutation(np.setdiff1d(np.arange(*self._span(row)), np.concatenate([known, own])))
 
     def _allowed(self, row: int, documents: Int, place: int, rejected: Callable[[int], Int]) -> Int:
         if self.allowed is None or not len(documents):

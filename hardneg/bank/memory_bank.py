@@ -40,6 +40,10 @@ class BankView:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def where(self, shown: Tensor) -> BankView:
+        """The rows for which `shown`, bool `[S]`, is true."""
+        return BankView(*(each[shown] for each in (self.vectors, self.ids, self.groups, self.ages, self.places)))
+
 
 class MemoryBank(nn.Module):
     """A ring buffer of the last `size` vectors, on the device of its buffers.

@@ -18,6 +18,7 @@ from hardneg.bank.examples import Example
 from hardneg.bank.filling import Allowed, Filled, Filling
 from hardneg.bank.hard_batches import RANDOM, HardBatches, near_pairs, parse_batches
 from hardneg.bank.memory_bank import BankView, MemoryBank
+from hardneg.bank.mixed_batches import MixedBatches, Plan
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import distinct_keys
 from hardneg.errors import RunError, UsageError
@@ -42,6 +43,9 @@ class MemoryBankSampler(Sampler[list[Example]]):
     `negative_sampling`. As `curriculum` says, and where too few are kept, random documents take their places. And every
     query of a batch meets the rows of `bank`, once `bank_start` batches were trained on: `bank_view()` gives them to the
     loss, `advance(vectors, ids)` writes the batch into the bank.
+
+    Of a mixture (see `hardneg.mixture`) each batch has pairs, negatives and rows of the bank of one source; an epoch goes through each
+    source as often as its weight says (see `MixedBatches`), and its batches are shuffled.
 
     Resuming: call `advance` after each batch. `state_dict` then names the first batch that was not trained on, however
     far workers have read ahead, and a sampler that loads it goes on from there.
@@ -115,6 +119,10 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self.trainable = np.flatnonzero(pairs.positives.lengths > 0)
         if len(self.trainable) == 0:
             raise UsageError("no query of the dataset has a positive: there is nothing to train on")
+        self.mixed: MixedBatches | None = None
+        if pairs.mixed is not None:
+            self.mixed = MixedBatches(pairs.mixed, self.trainable, batch_size * ranks, ranks, drop_last)
+        self._planned: tuple[int, Plan] | None = None  # of a mixture: the epoch, and its batches
         self.epoch, self.done = 0, 0  # batches trained on, of this epoch
         self.total = 0  # of all epochs
         self._drawn = 0  # batches given out, of all epochs
@@ -147,6 +155,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
     def __len__(self) -> int:
         """Batches of an epoch, approximately: repeated queries and positives may add one."""
         whole = self.batch_size * self.ranks
+        if self.mixed is not None:
+            return len(self.mixed)
         return len(self.trainable) // whole if self.drop_last else -(-len(self.trainable) // whole)
 
     def __iter__(self) -> Iterator[list[Example]]:
@@ -160,29 +170,48 @@ class MemoryBankSampler(Sampler[list[Example]]):
             yield self._examples(batch, rows[mine], positives[mine])
 
     @property
+    def source(self) -> int | None:
+        """The source of the batch that is trained on now; None where the dataset is no mixture."""
+        if self.mixed is None:
+            return None
+        sources = self._plan(self.epoch, self.mixed).sources
+        return sources[min(self.done, len(sources) - 1)]
+
+    @property
     def bank_in_use(self) -> bool:
         """Whether there is a bank, and enough batches were trained on to use it."""
         return self.bank is not None and self.total >= self.bank_start
 
     def bank_view(self) -> BankView | None:
-        """The bank's rows for the batch that is trained on now: none before `bank_start`; None without a bank."""
+        """The bank's rows for the batch that is trained on now: none before `bank_start`; None without a bank.
+
+        Those of another source than the batch's are left out: they would teach what batches of one source avoid teaching.
+        """
         if self.bank is None:
             return None
-        return self.bank.view() if self.bank_in_use else self.bank.empty_view()
+        view = self.bank.view() if self.bank_in_use else self.bank.empty_view()
+        if self.pairs.mixed is None or self.source is None:
+            return view
+        first, stop = self.pairs.mixed.span(self.source)
+        return view.where((view.ids >= first) & (view.ids < stop))
 
     def advance(self, vectors: Tensor | None = None, ids: Tensor | None = None, groups: Tensor | None = None) -> None:
         """Count a batch that was trained on, and write its documents into the bank.
 
         Args:
             vectors: `[n, d]`, the vectors of the batch's documents, for the bank; see `MemoryBank.push`.
-            ids, groups: int64 `[n]`, of those documents.
+            ids, groups: int64 `[n]`, of those documents; of a mixture, ids are their rows.
 
         Raises:
-            UsageError: vectors without a bank, or a bank without vectors.
+            UsageError: vectors without a bank, or a bank without vectors; of a mixture, vectors without ids.
         """
         if (vectors is None) != (self.bank is None):
             missing = "advance(vectors, ids): the bank needs them" if vectors is None else "bank=MemoryBank(...)"
             raise UsageError(f"a sampler takes vectors with a bank, and only then: give {missing}")
+        if vectors is not None and ids is None and self.mixed is not None:
+            raise UsageError(
+                "the bank of a mixture needs the rows of the documents, which tell their sources: advance(vectors, ids)"
+            )
         self.done += 1
         self.total += 1
         if self.bank is not None and vectors is not None:
@@ -214,11 +243,12 @@ class MemoryBankSampler(Sampler[list[Example]]):
         if not all(type(count) is int and 0 <= count < 2**62 for count in counts.values()):
             raise RunError(f"the state holds no counts of batches ({counts}): it is damaged")
         composed = state.get("composition")
-        if composed is not None and not np.array_equal(np.sort(composed.numpy()), np.arange(len(self.trainable))):
+        count = len(self.trainable) if self.mixed is None else self.mixed.pairs
+        if composed is not None and not np.array_equal(np.sort(composed.numpy()), np.arange(count)):
             raise RunError("the state holds an order of its batches that does not go through all pairs: it is damaged")
         self.epoch, self.done, self.total = (int(state[name]) for name in counts)
         self._composition = None if composed is None else (self.epoch, composed.numpy().astype(np.int64))
-        self._ahead = None
+        self._ahead = self._planned = None
         if self.bank is not None and state.get("bank") is not None:
             self.bank.load_state_dict(state["bank"])
         self._drawn = self.total
@@ -234,12 +264,13 @@ class MemoryBankSampler(Sampler[list[Example]]):
             "batches": RANDOM if self.hard_batches is None else self.hard_batches.spec,
             "queries": len(self.trainable),
             "digest": self.pairs.digests.get("queries"),
+            **({} if self.pairs.mixed is None else {"sources": self.pairs.mixed.settings()}),
         }
 
     def _pairs_of(self, epoch: int) -> tuple[Int, Int, tuple[Int, Int]]:
         """The pairs of an epoch in random order: queries, positives, and a key for the text of each."""
         rng = np.random.default_rng([self.seed, epoch])
-        order = rng.permutation(self.trainable)
+        order = rng.permutation(self.trainable) if self.mixed is None else self.mixed.order(rng)
         chosen = self.pairs.positives.take(order)
         positives = chosen.values[chosen.offsets[:-1] + rng.integers(chosen.lengths)]
         keys = (
@@ -250,13 +281,28 @@ class MemoryBankSampler(Sampler[list[Example]]):
 
     def _batches(self, epoch: int) -> Iterator[tuple[int, Int, Int]]:
         """(number, queries, positives) of every batch of an epoch, over all ranks."""
-        order, positives, keys = self._pairs_of(epoch)
-        if self.hard_batches is not None:
-            places = self._composed(epoch)
-            order, positives, keys = order[places], positives[places], (keys[0][places], keys[1][places])
+        if self.mixed is not None:
+            plan = self._plan(epoch, self.mixed)
+            yield from zip(range(len(plan.sources)), plan.queries, plan.positives, strict=True)
+            return
+        order, positives, keys = self._in_order(epoch)
         batches = distinct_batches(*keys, self.batch_size * self.ranks, len(self), self.drop_last)
         for number, taken in enumerate(batches):
             yield number, order[taken], positives[taken]
+
+    def _in_order(self, epoch: int) -> tuple[Int, Int, tuple[Int, Int]]:
+        """The pairs of an epoch as `_pairs_of` gives them, in the order of its batches."""
+        order, positives, keys = self._pairs_of(epoch)
+        if self.hard_batches is None:
+            return order, positives, keys
+        places = self._composed(epoch)
+        return order[places], positives[places], (keys[0][places], keys[1][places])
+
+    def _plan(self, epoch: int, mixed: MixedBatches) -> Plan:
+        """The batches of an epoch of a mixture, put together once."""
+        if self._planned is None or self._planned[0] != epoch:
+            self._planned = epoch, mixed.plan(*self._in_order(epoch), np.random.default_rng([self.seed, epoch, 2]))
+        return self._planned[1]
 
     # Hard batches: composed from the candidates in use when the epoch begins, in a thread that is ahead of the training.
 
@@ -287,9 +333,14 @@ class MemoryBankSampler(Sampler[list[Example]]):
         order, positives, keys = self._pairs_of(epoch)
         if mined is None:
             return np.arange(len(order))
-        rng = np.random.default_rng([self.seed, epoch, 1])
-        near = near_pairs(mined, order, positives, len(self.pairs.document_ids), self.hard_batches.near, rng)
-        return self.hard_batches.order(near, *keys, self.batch_size * self.ranks, rng)
+        rng, hard = np.random.default_rng([self.seed, epoch, 1]), self.hard_batches
+
+        def compose(start: int, stop: int) -> Int:
+            here = slice(start, stop)
+            near = near_pairs(mined, order[here], positives[here], len(self.pairs.document_ids), hard.near, rng)
+            return hard.order(near, keys[0][here], keys[1][here], self.batch_size * self.ranks, rng)
+
+        return compose(0, len(order)) if self.mixed is None else self.mixed.composed(compose)
 
     def _examples(self, batch: int, rows: Int, positives: Int) -> list[Example]:
         negatives = self.negatives_of(rows, batch)

@@ -1,4 +1,6 @@
 from hardneg.data.builder import Builder as Builder
+from hardneg.data.mixing import mixture as mixture
+from hardneg.data.mixing import parts_of as parts_of
 from hardneg.data.options import ReadOptions as ReadOptions
 from hardneg.data.pairs import Pairs as Pairs
 from hardneg.data.pairs import open_pairs as open_pairs

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from msgspec import Meta
 
+from hardneg.data.mixed import fault_of
 from hardneg.data.texts import Texts
 from hardneg.errors import RunError
 from hardneg.storage.arrow import ArrowFile, open_npy
@@ -22,6 +23,13 @@ from hardneg.storage.files import atomic_path, write_array
 from hardneg.storage.json_files import read_json, write_json
 
 Count = Annotated[int, Meta(ge=0)]
+
+
+class MixtureInfo(TypedDict):
+    """The sources of a mixture in `dataset.json`: their names and weights."""
+
+    names: list[str]
+    weights: list[float]
 
 
 class DatasetInfo(TypedDict):
@@ -36,6 +44,7 @@ class DatasetInfo(TypedDict):
     notes: dict[str, Count]
     reading: NotRequired[dict[str, Any]]
     group_names: NotRequired[list[str]]
+    mixture: NotRequired[MixtureInfo]
 
 
 @dataclass(frozen=True)
@@ -158,4 +167,6 @@ def _wrong_label(head: dict[str, Any], arrays: dict[str, np.ndarray], queries: i
         offsets = arrays[f"{side}_offsets"]
         if offsets[0] != 0 or offsets[-1] != len(arrays[f"{side}_values"]) or (np.diff(offsets) < 0).any():
             return f"{side}_offsets"
-    return None
+    if "mixture" in head:
+        return fault_of(head["mixture"], arrays, queries, documents)
+    return next((name for name in ("query_sources", "source_starts") if name in arrays), None)

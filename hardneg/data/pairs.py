@@ -18,6 +18,7 @@ from hardneg.data.dataset_files import DatasetContents, labels_digest, read_data
 from hardneg.data.id_rows import IdRows
 from hardneg.data.labels import is_blank
 from hardneg.data.memory_columns import column_values, label_of, texts_of
+from hardneg.data.mixed import Mixed, known_everywhere
 from hardneg.data.picture_store import PictureStore
 from hardneg.data.texts import BATCH_ROWS, Texts, distinct_keys
 from hardneg.errors import DataError
@@ -56,6 +57,7 @@ class Pairs:
         ignored: for each query, documents that were found relevant, and are neither positives nor negatives; None: none.
         dropped: for each query, documents that are no mined negatives; those above are among them; None: none.
         group_names: the name of each group number, cut after 100 characters; empty for none, and for more than 10,000 groups.
+        mixed: which source each query and document comes from, if it is a mixture (see `hardneg.mixture`); None: it is of one.
 
     >>> pairs = Pairs.from_columns(["capital of France?"], ["Paris"], corpus=["Lyon"])
     >>> len(pairs), len(pairs.document_ids), pairs.positives.padded().tolist()
@@ -88,12 +90,14 @@ class Pairs:
     ignored: Ragged | None = None
     dropped: Ragged | None = None
     group_names: tuple[str, ...] = ()
+    mixed: Mixed | None = None
 
     def __len__(self) -> int:
         return len(self.query_ids)
 
     def __repr__(self) -> str:
         groups = "" if self.query_groups is None else ", with groups"
+        groups += "" if self.mixed is None else f", of {len(self.mixed)} sources"
         positives, judged = len(self.positives.values), len(self.judged_negatives.values)
         return (
             f"<Pairs {self.name!r}: {len(self):,} queries, {len(self.document_ids):,} documents, {positives:,} positives, "
@@ -117,9 +121,10 @@ class Pairs:
         if len(distinct) == len(self):
             return SharedLists(positives, np.arange(len(self)))
         classes = classes.ravel()
-        return SharedLists(
-            Ragged.from_pairs(classes[positives.row_numbers()], positives.values, len(distinct)), classes
-        )
+        lists = Ragged.from_pairs(classes[positives.row_numbers()], positives.values, len(distinct))
+        if self.mixed is not None:
+            lists = known_everywhere(lists, self.mixed.queries, classes, self.mixed, self.document_keys)
+        return SharedLists(lists, classes)
 
     @cached_property
     def document_rows_of(self) -> IdRows:
@@ -158,6 +163,7 @@ class Pairs:
             source_corpus_rows=head.get("source_corpus_rows", 0),
             given=Ragged(arrays["given_offsets"], arrays["given_values"]) if "given_offsets" in arrays else None,
             group_names=tuple(head.get("group_names", ())),
+            mixed=_mixed_of(head, arrays),
         )
         kept = arrays["kept"]
         return whole if np.array_equal(kept, np.arange(len(whole))) else whole.of_queries(kept)
@@ -178,6 +184,7 @@ class Pairs:
             given=None if self.given is None else self.given.take(rows),
             ignored=None if self.ignored is None else self.ignored.take(rows),
             dropped=None if self.dropped is None else self.dropped.take(rows),
+            mixed=None if self.mixed is None else self.mixed.of_queries(rows),
         )
 
     @classmethod
@@ -230,6 +237,14 @@ class Pairs:
         return cls.from_contents(builder.finish("columns"))
 
 
+def _mixed_of(head: dict[str, Any], arrays: dict[str, np.ndarray]) -> Mixed | None:
+    """The sources of a dataset on disk, if it is a mixture."""
+    if "mixture" not in head:
+        return None
+    names, weights = (tuple(head["mixture"][name]) for name in ("names", "weights"))
+    return Mixed(names, weights, arrays["query_sources"], arrays["source_starts"])
+
+
 def _aligned(columns: dict[str, Iterable[Any] | None], first: str) -> dict[str, list[Any]]:
     """The columns as lists of one length, with None in those that are not given."""
     found = {name: None if values is None else column_values(values, name) for name, values in columns.items()}
@@ -268,6 +283,8 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         arrays["corpus_rows"] = pairs.corpus_rows
     if pairs.given is not None:
         arrays |= {"given_offsets": pairs.given.offsets, "given_values": pairs.given.values}
+    if pairs.mixed is not None:
+        arrays |= pairs.mixed.labels()
     head = {
         "name": pairs.name,
         "source_query_rows": pairs.source_query_rows,
@@ -278,6 +295,7 @@ def save_pairs(pairs: Pairs, folder: Path) -> None:
         "notes": pairs.notes,
         "reading": pairs.reading,
         **({"group_names": list(pairs.group_names)} if pairs.group_names else {}),
+        **({} if pairs.mixed is None else {"mixture": pairs.mixed.head()}),
     }
     store = PictureStore(folder)
     for texts, total, file in (

@@ -163,7 +163,11 @@ def evaluate(
 
 
 def _check_vectors(pairs: Pairs, queries: Any, documents: Any) -> None:
-    """DataError if these are not real vectors of the dataset's queries and documents."""
+    """DataError if these are not real vectors of the dataset's queries and documents; UsageError if it is a mixture."""
+    if pairs.mixed is not None:
+        raise UsageError(
+            f"{pairs.name!r} is a mixture: its sources are evaluated each by itself, as they come from hardneg.data.parts_of(pairs)"
+        )
     for what, vectors, count in (("queries", queries, len(pairs)), ("documents", documents, len(pairs.document_ids))):
         shape = tuple(vectors.shape)
         if shape != (count, documents.shape[-1]) or np.dtype(vectors.dtype).kind not in "fiu":

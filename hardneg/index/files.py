@@ -18,12 +18,14 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.data.mixed import Mixed
 from hardneg.errors import RunError
 from hardneg.index.base import METRICS, Index
 from hardneg.index.factory import make_index
 from hardneg.index.hnsw import HNSWIndex, check_graph_file
 from hardneg.index.ivf import MOST_LISTS, IVFIndex
 from hardneg.index.kmeans import Centroids
+from hardneg.index.per_source import PerSource
 from hardneg.index.vectors import LONGEST, Documents
 from hardneg.storage.arrays import Int
 from hardneg.storage.files import atomic_path, check_file, read_array, sha256_file, write_array
@@ -61,10 +63,14 @@ def save_index(index: Index, folder: str | Path) -> None:
     """Write an index to `folder`, without its documents.
 
     For an exact index, and for an index of your own kind, only `index.json` is written. `load_index` builds the index
-    again.
+    again. The indexes of a mixture are in folders of their own, `source-0` and so on, see `load_index_of`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(index, PerSource):
+        for i, part in enumerate(index.parts):
+            save_index(part, folder / f"source-{i}")
+        return
     files: dict[str, str] = {}
     settings: dict[str, Any] = {}
     if isinstance(index, IVFIndex):
@@ -131,6 +137,34 @@ def load_index(
     if name == "ivf":
         return _ivf(folder, files, documents, metric, settings, threads)
     return _hnsw(folder, documents, metric, settings, threads)
+
+
+def load_index_of(
+    mixed: Mixed | None, folder: Path, documents: Documents, *, threads: int | None = None, device: str = "cpu",
+    build: Callable[[Any, str], Index] | None = None,
+) -> Index:  # fmt: skip
+    """Load an index that `save_index` wrote; for a mixture, one for each of its sources.
+
+    Args:
+        mixed: the sources of the dataset; None: it is of one.
+        folder, documents, threads, device, build: as for `load_index`.
+
+    Raises:
+        RunError: as for `load_index`, or the documents are not those of the sources.
+    """
+    if mixed is None:
+        return load_index(folder, documents, threads=threads, device=device, build=build)
+    if int(mixed.starts[-1]) != len(documents):
+        raise RunError(
+            f"{folder} holds an index of {len(documents):,} documents, the sources have {mixed.starts[-1]:,}: {_REMEDY}"
+        )
+    parts = [
+        load_index(
+            folder / f"source-{i}", documents[slice(*mixed.span(i))], threads=threads, device=device, build=build
+        )
+        for i in range(len(mixed))
+    ]
+    return PerSource(documents, parts, mixed.queries)
 
 
 def load_array(path: Path, sha256: str) -> NDArray[Any]:

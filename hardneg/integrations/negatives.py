@@ -97,6 +97,11 @@ class HardNegatives:
         read: ReadOptions | None = None,
     ) -> None:  # fmt: skip
         self.pairs = as_pairs(source, read or ReadOptions(), corpus)
+        if self.pairs.mixed is not None:
+            raise UsageError(
+                f"{self.pairs.name!r} is a mixture, whose batches are of one source each, and other trainers make their own "
+                f"batches: give each source a HardNegatives of its own, or train with hardneg.train or a MemoryBankSampler"
+            )
         warn_of_empty_texts(self.pairs)
         self.encoder: Any = checked_encoder(model, "model")
         if not isinstance(self.encoder, torch.nn.Module):

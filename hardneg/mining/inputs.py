@@ -118,6 +118,11 @@ def read_source(
     for source_of_candidates in parse_sources(options.candidates):
         if (lacking := source_of_candidates.lacks(pairs)) is not None:
             raise UsageError(lacking)
+        if pairs.mixed is not None and not source_of_candidates.per_source:
+            raise UsageError(
+                f"the candidates {source_of_candidates.name!r} of a mixture could be documents of another source than the "
+                f"query's: use dense, encoder or given, or mine each source by itself"
+            )
     release()
     resources.clock.lap("read")
     return pairs

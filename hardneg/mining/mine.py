@@ -24,7 +24,7 @@ from hardneg.encoders.factory import checked_encoder, object_spec
 from hardneg.encoders.report import metric_notes
 from hardneg.errors import DataError
 from hardneg.index.base import Index
-from hardneg.index.factory import make_index
+from hardneg.index.per_source import make_index_of
 from hardneg.index.recall import Recall
 from hardneg.index.vectors import checked_norms, checked_threads
 from hardneg.memory import release
@@ -297,9 +297,9 @@ def _index(inputs: Inputs, options: MineOptions, depth: int) -> tuple[Index, Rec
             f"embed both with the same encoder"
         )
     checked_norms(queries, "query", zero_allowed=options.metric != "cosine")
-    return make_index(
-        options.index, documents, options.metric, queries=queries, k=depth, recall=options.recall, seed=options.seed,
-        device=options.index_device,
+    return make_index_of(
+        inputs.pairs.mixed, options.index, documents, options.metric, queries=queries, k=depth, recall=options.recall,
+        seed=options.seed, device=options.index_device,
     )  # fmt: skip
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.hashing import UInt
-from hardneg.index.base import Index, Neighbors, checked_answer
+from hardneg.index.base import Index, Neighbors
+from hardneg.index.per_source import search_rows
 from hardneg.index.vectors import VectorStore
 from hardneg.memory import release
 from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context, Listed
@@ -115,12 +116,6 @@ def _stacked(tables: list[NDArray[Any]], fill: float) -> NDArray[Any]:
     return out
 
 
-def _search(index: Index, queries: Float, k: int, progress: Callable[[int], None] | None = None) -> Neighbors:
-    """Search, and check the answer of an index of the user's own."""
-    answer = index.search(queries, k) if progress is None else index.search(queries, k, progress)
-    return checked_answer(index, answer, len(queries), k)
-
-
 def _nearest(index: Index, vectors: Any) -> NDArray[np.int32]:
     """Search the first few documents of every query, for filters that compare queries with each other.
 
@@ -128,7 +123,8 @@ def _nearest(index: Index, vectors: Any) -> NDArray[np.int32]:
     """
     few = min(NEAREST_FOUND, index.size)
     blocks = range(0, len(vectors), _AHEAD)
-    results = [_search(index, np.asarray(vectors[at : at + _AHEAD], np.float32), few) for at in blocks]
+    spans = [np.arange(at, min(at + _AHEAD, len(vectors))) for at in blocks]
+    results = [search_rows(index, rows, np.asarray(vectors[rows], np.float32), few) for rows in spans]
     return np.concatenate([each.documents for each in results])
 
 
@@ -212,14 +208,16 @@ class Miner:
         An index that reads all documents at every search (see `Index.resident`) searches many queries ahead at once.
         """
         if self.index.resident:
-            return _search(self.index, np.asarray(self.vectors[start:stop], np.float32), self.depth, progress)
+            rows = np.arange(start, stop)
+            return search_rows(self.index, rows, np.asarray(self.vectors[start:stop], np.float32), self.depth, progress)
         at = start - self._ahead_start
         if not 0 <= at <= at + stop - start <= len(self._ahead.scores):
             ahead = self.vectors[start : max(stop, start + _AHEAD)]
-            self._ahead = _search(self.index, np.asarray(ahead, np.float32), self.depth, progress)
+            rows = np.arange(start, start + len(ahead))
+            self._ahead = search_rows(self.index, rows, np.asarray(ahead, np.float32), self.depth, progress)
             at, self._ahead_start = 0, start
-        rows = slice(at, at + stop - start)
-        return Neighbors(self._ahead.scores[rows], self._ahead.documents[rows])
+        here = slice(at, at + stop - start)
+        return Neighbors(self._ahead.scores[here], self._ahead.documents[here])
 
     def _mine(self, start: int, stop: int, progress: Callable[[int], None] | None) -> Judged:
         """Search, filter and sample one block of queries."""
@@ -294,7 +292,7 @@ class Miner:
         parts = [block.candidates.rows(rows) for block, rows in zip(blocks, short, strict=True)]
         queries = np.concatenate([part.queries for part in parts])
         vectors = self._vectors(queries)
-        found = None if self.sources is not None else _search(self.index, vectors, k)
+        found = None if self.sources is not None else search_rows(self.index, queries, vectors, k)
         stop = 0
         for block, rows, part in zip(blocks, short, parts, strict=True):
             here = slice(stop, stop := stop + len(rows))

@@ -103,7 +103,8 @@ class Run:
         """A dataset with the same queries and documents, with the labels of this run; UsageError if it has others."""
         own = self.info["fingerprints"]
         if any(own.get(name, pairs.digests.get(name)) != pairs.digests.get(name) for name in ("queries", "documents")):
-            raise UsageError(f"the run {self.folder} was mined from another dataset than {pairs.name}")
+            how = "" if pairs.mixed is None else ": mine the mixture itself, hardneg.mine(hardneg.mixture(...), RUN)"
+            raise UsageError(f"the run {self.folder} was mined from another dataset than {pairs.name}{how}")
         found = self.relabels(pairs)
         if found is None:
             return pairs

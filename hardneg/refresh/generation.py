@@ -13,10 +13,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.data.mixed import Mixed
 from hardneg.errors import DataError, RunError, UsageError, suggestion
-from hardneg.index.base import Index, Neighbors, checked_answer
-from hardneg.index.factory import make_index
-from hardneg.index.files import load_array, load_index, save_index, vectors_checksum
+from hardneg.index.base import Index, Neighbors
+from hardneg.index.files import load_array, load_index_of, save_index, vectors_checksum
+from hardneg.index.per_source import make_index_of, search_rows
 from hardneg.index.recall import Recall
 from hardneg.index.vectors import checked_threads
 from hardneg.refresh.drift import compensate, rows_to_encode
@@ -41,6 +42,7 @@ class Recipe:
         precision: number format of the stored vectors, `float16` or `float32`.
         share: share of the documents that a refresh encodes; 1 encodes all. The vectors of the others are
             drift-compensated, see `hardneg.refresh.drift`.
+        sources: the sources of a mixture, each of which gets an index of its own; None: the dataset is of one.
 
     Raises:
         UsageError: a value that cannot be used.
@@ -55,6 +57,7 @@ class Recipe:
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
+    sources: Mixed | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -70,8 +73,10 @@ class Recipe:
         checked_threads(self.threads)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; a function that builds the index is named."""
-        return {**{each.name: getattr(self, each.name) for each in fields(self)}, "index": spec_of(self.index)}
+        """Plain values; a function that builds the index is named, and so are sources."""
+        plain = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "sources"}
+        named = {} if self.sources is None else {"sources": list(self.sources.names)}
+        return {**plain, "index": spec_of(self.index), **named}
 
 
 @dataclass(frozen=True)
@@ -167,12 +172,12 @@ def build(recipe: Recipe, order: Order, encode: Encode, stop: Callable[[], bool]
         asked = encode_rows(encode, order.queries[0], rows, rows, "query", recipe.precision, stop)
     lap("encode")
     depth = min(recipe.depth, len(order.ids))
-    index, recall = make_index(
-        recipe.index, vectors, recipe.metric, queries=asked, k=depth, recall=recipe.recall, seed=recipe.seed,
+    index, recall = make_index_of(
+        recipe.sources, recipe.index, vectors, recipe.metric, queries=asked, k=depth, recall=recipe.recall, seed=recipe.seed,
         threads=recipe.threads, device=recipe.device,
     )  # fmt: skip
     lap("build")
-    neighbors = None if asked is None else checked_answer(index, index.search(asked, depth), len(asked), depth)
+    neighbors = None if asked is None else search_rows(index, np.arange(len(asked)), asked, depth)
     lap("search")
     return Generation(
         order.number, order.step, order.ids, vectors, index, recall, neighbors, vectors_checksum(vectors), encoded_at,
@@ -238,7 +243,11 @@ def load_saved(folder: Path, name: Any, recipe: Recipe) -> Generation:
     if not re.fullmatch(r"generation-\d+-[0-9a-f]{12}", str(name)):
         raise RunError(f"{folder}: {name!r} is no name of a generation: start anew")
     generation = load_generation(
-        folder / name, recipe.threads, recipe.device, None if isinstance(recipe.index, str) else recipe.index
+        folder / name,
+        recipe.threads,
+        recipe.device,
+        None if isinstance(recipe.index, str) else recipe.index,
+        recipe.sources,
     )
     if name != f"generation-{generation.number}-{generation.checksum[:12]}":
         raise RunError(f"{folder / name} holds another generation than its name says: start anew")
@@ -246,8 +255,9 @@ def load_saved(folder: Path, name: Any, recipe: Recipe) -> Generation:
 
 
 def load_generation(
-    folder: Path, threads: int | None = None, device: str = "cpu", build: Callable[[Any, str], Index] | None = None
-) -> Generation:
+    folder: Path, threads: int | None = None, device: str = "cpu", build: Callable[[Any, str], Index] | None = None,
+    sources: Mixed | None = None,
+) -> Generation:  # fmt: skip
     """A generation that `save_generation` wrote; RunError when it is missing, damaged or foreign."""
     head = _read_head(folder / "generation.json")
     arrays = {
@@ -267,7 +277,7 @@ def load_generation(
         if not _fit(neighbors, len(ids)):
             raise RunError(f"{folder}: the neighbors name documents that there are not: {_REMEDY}")
     try:
-        index = load_index(folder / "index", vectors, threads=threads, device=device, build=build)
+        index = load_index_of(sources, folder / "index", vectors, threads=threads, device=device, build=build)
     except DataError as error:  # these vectors are not the caller's
         raise RunError(f"{folder / 'vectors.npy'} holds vectors that cannot be searched ({error}): {_REMEDY}") from None
     return Generation(

@@ -39,8 +39,12 @@ from hardneg.tasks.vectors import digest_of, rows_between
 _ROWS = 1024  # shards begin at a multiple of this where the products that choose lists depend on it
 
 
-def refuse(options: MineOptions, shards: int) -> None:
+def refuse(options: MineOptions, shards: int, source: Any = None) -> None:
     """UsageError for what a plan cannot hold. Nothing has been read or written yet."""
+    if isinstance(source, Pairs) and source.mixed is not None:
+        raise UsageError(
+            "a mixture cannot be cut into tasks: mine it without an engine, or each of its sources by itself"
+        )
     if not 1 <= shards <= MOST_SHARDS:
         raise UsageError(f"{shards} shards: give 1 to {MOST_SHARDS:,}")
     for what, part in (
@@ -90,7 +94,7 @@ def write_plan(
     Raises:
         UsageError: for what a plan cannot hold, before anything is written. DataError, RunError: as `mine`.
     """
-    refuse(options, shards)
+    refuse(options, shards, source)
     check_config(folder, options.to_json(), target)
     notes: list[str] = []
     pairs = read_source(source, folder, options, resources, notes)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -117,7 +118,7 @@ class TrainingBatches:
         check_fits(options, pairs, towers.dimension, world)
         trainable = int((pairs.positives.lengths > 0).sum())
         whole = options.batch_size * world.size
-        if world.size > 1 and trainable < whole:
+        if world.size > 1 and trainable < whole and pairs.mixed is None:
             raise UsageError(
                 f"{trainable:,} pairs are too few for batches of {options.batch_size} on each of {world.size} ranks"
             )
@@ -127,17 +128,24 @@ class TrainingBatches:
         self.sampler = MemoryBankSampler(
             pairs, batch_size=options.batch_size, negatives=options.negatives,
             negative_sampling=options.negative_sampling, curriculum=options.curriculum, batches=options.batches, bank=bank,
-            bank_start=options.bank_start, seed=options.seed, drop_last=trainable >= whole, rank=world.rank,
-            ranks=world.size,
+            bank_start=options.bank_start, seed=options.seed, drop_last=trainable >= whole or pairs.mixed is not None,
+            rank=world.rank, ranks=world.size,
         )  # fmt: skip
         self.loader: DataLoader[Any] = DataLoader(
             Examples(pairs, queries, documents), batch_sampler=self.sampler, collate_fn=Batch.of,
             num_workers=options.workers, persistent_workers=options.workers > 0,
             generator=torch.Generator().manual_seed(options.seed),  # so that it never draws from the model's generator
         )  # fmt: skip
+        self._source: int | None = None  # of the last batch
         self.momentum = None
         if bank is not None and options.momentum is not None:
             self.momentum = MomentumEncoder(towers, options.momentum)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of the sources of a mixture; none for any other dataset."""
+        mixed = self.sampler.pairs.mixed
+        return () if mixed is None else mixed.names
 
     @property
     def bank(self) -> MemoryBank | None:
@@ -160,6 +168,19 @@ class TrainingBatches:
                 f"{len(self.sampler.trainable):,} pairs do not fill one batch of {whole} in which no query and no "
                 f"positive is repeated: take a smaller batch_size"
             )
+
+    def named(self, statistics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The loss's statistics of the batch that is trained on, of a mixture with its `source`, for `mean_of`."""
+        source = self.sampler.source
+        return (
+            statistics if source is None else {**statistics, "source": torch.tensor(source, device=self.world.device)}
+        )
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the effective rank of the last batch can be compared with others: of a mixture, only in its largest source."""
+        mixed = self.sampler.mixed
+        return mixed is None or self._source == int(np.argmax(mixed.counts))
 
     def bank_view(self) -> BankView | None:
         """The bank's rows for the next batch; None without a bank, or before it is used.

@@ -209,10 +209,24 @@ class WandbLog:
         self.run.finish()
 
 
-def mean_of(rows: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+def mean_of(rows: Sequence[dict[str, Tensor]], sources: Sequence[str] = ()) -> dict[str, float]:
     """The mean of each of the loss's statistics over several batches.
+
+    Args:
+        rows: the statistics of each batch; of a mixture, with the number of its `source`.
+        sources: the names of the sources of a mixture. The mean loss of the batches of each is `loss/NAME`.
 
     >>> mean_of([{"loss": torch.tensor(1.0)}, {"loss": torch.tensor(2.0)}])
     {'loss': 1.5}
     """
-    return {name: float(torch.stack([row[name].float() for row in rows]).mean()) for name in rows[0]} if rows else {}
+    if not rows:
+        return {}
+    means = {
+        name: float(torch.stack([row[name].float() for row in rows]).mean()) for name in rows[0] if name != "source"
+    }
+    if sources:
+        of, losses = (torch.stack([row[name].float() for row in rows]).tolist() for name in ("source", "loss"))
+        for i, name in enumerate(sources):
+            own = [loss for source, loss in zip(of, losses, strict=True) if source == i]
+            means |= {f"loss/{name}": sum(own) / len(own)} if own else {}
+    return means

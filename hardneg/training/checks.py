@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
 import torch
 
+from hardneg.data.mixed import Mixed
 from hardneg.data.pairs import Pairs
 from hardneg.errors import UsageError
 from hardneg.training.distributed import World
@@ -37,6 +39,8 @@ def check_fits(options: TrainOptions, pairs: Pairs, dimension: int, world: World
         raise UsageError(
             f"negatives={options.negatives} of {documents:,} documents: take fewer than there are documents"
         )
+    if pairs.mixed is not None:
+        _check_sources(options, pairs, pairs.mixed)
     if options.dimensions is not None and max(options.dimensions) > dimension:
         raise UsageError(
             f"dimensions={options.dimensions}: the vectors have {dimension} components, and cannot be cut to "
@@ -48,6 +52,30 @@ def check_fits(options: TrainOptions, pairs: Pairs, dimension: int, world: World
             f"bank={options.bank}: the rows, of {dimension} components, need {needed / 2**30:,.0f} GB, more than the "
             f"{memory / 2**30:,.0f} GB of memory: take fewer rows"
         )
+
+
+def ungrouped(pairs: Pairs) -> list[str]:
+    """The sources of a mixture whose documents have no groups."""
+    if pairs.mixed is None or pairs.document_groups is None:
+        return []
+    grouped = np.unique(pairs.mixed.documents[pairs.document_groups >= 0])
+    return [name for i, name in enumerate(pairs.mixed.names) if i not in grouped]
+
+
+def _check_sources(options: TrainOptions, pairs: Pairs, mixed: Mixed) -> None:
+    """UsageError for a source whose queries could not get their negatives from its own documents."""
+    trainable = np.bincount(mixed.queries[pairs.positives.lengths > 0], minlength=len(mixed))
+    for i, (name, count) in enumerate(zip(mixed.names, np.diff(mixed.starts).tolist(), strict=True)):
+        if trainable[i] == 1 and options.negatives == 0 and options.bank == 0:
+            raise UsageError(
+                f"the source {name!r} has a single pair, and with negatives=0 and bank=0 its query would have no negative: leave the "
+                f"source out, or take mined negatives (negatives=4)"
+            )
+        if options.negatives >= count:
+            raise UsageError(
+                f"negatives={options.negatives} of the {count:,} documents of the source {name!r}: negatives come from the "
+                f"query's own source, so take fewer, or leave it out"
+            )
 
 
 def _memory(device: torch.device) -> int | None:

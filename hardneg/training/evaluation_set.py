@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hardneg.data.mixing import parts_of
 from hardneg.data.pairs import Pairs
+from hardneg.errors import UsageError
 from hardneg.evaluation.retrieval import evaluate_vectors
 from hardneg.evaluation.zero_shot import zero_shot
 from hardneg.refresh.encode import CHUNK, Items, encode_rows
@@ -66,3 +68,56 @@ def _encoded(
         return None
     vectors: NDArray[np.float32] = encode_rows(encode, items, rows, rows, side, "float32", lambda: False)
     return vectors
+
+
+@dataclass(frozen=True)
+class EvaluationSets:
+    """Several datasets to evaluate on, such as one for each source of a mixture.
+
+    Attributes:
+        sets: by name.
+    """
+
+    sets: Mapping[str, EvaluationSet]
+
+    def evaluate(
+        self, towers: Towers, names: Sequence[str], channel: Channel | None = None, metric: str = "cosine"
+    ) -> dict[str, float]:
+        """The mean of each measure over the datasets, by its name, and that of each dataset as `NAME/MEASURE`.
+
+        The arguments are those of `EvaluationSet.evaluate`.
+        """
+        found = {name: each.evaluate(towers, names, channel, metric) for name, each in self.sets.items()}
+        if not all(found.values()):  # another rank than 0
+            return {}
+        first, *others = found.values()
+        measures = [measure for measure in first if all(measure in each for each in others)]
+        means = {measure: sum(each[measure] for each in found.values()) / len(found) for measure in measures}
+        return means | {f"{name}/{measure}": each[measure] for name, each in found.items() for measure in each}
+
+
+def evaluation_of(given: Any) -> EvaluationSet | EvaluationSets | None:
+    """What a training is evaluated on, from what `train` takes; a mixture is evaluated source by source.
+
+    Raises:
+        UsageError: no datasets, or something else than datasets.
+    """
+    if given is None or callable(getattr(given, "evaluate", None)):
+        known: EvaluationSet | EvaluationSets | None = given
+        return known
+    if isinstance(given, Pairs):
+        parts = parts_of(given)
+        return EvaluationSet(given) if not parts else evaluation_of(
+            {name: part for name, part in parts.items() if len(part.positives.values)}
+        )  # fmt: skip
+    if not isinstance(given, Mapping):
+        raise UsageError(
+            f"evaluation is a {type(given).__name__}: give Pairs, an EvaluationSet, or a dict of them by name"
+        )
+    if not given:
+        raise UsageError("evaluation names no dataset with a positive: give one, or None")
+    sets = {str(name): EvaluationSet(each) if isinstance(each, Pairs) else each for name, each in given.items()}
+    for name, each in sets.items():
+        if not isinstance(each, EvaluationSet):
+            raise UsageError(f"the evaluation {name!r} is a {type(each).__name__}: give Pairs or an EvaluationSet")
+    return EvaluationSets(sets)

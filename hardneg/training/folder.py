@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypedDict
 
+from hardneg.data.mixed import Mixed
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError
 from hardneg.storage.files import remove_temporary_files
@@ -131,7 +132,8 @@ def check_head(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, her
     if before["finished"] and not longer:
         raise finished(out)
     changed += [name for name in ("ranks",) if before[name] != head[name]]
-    changed += [
+    sources = _other_sources(before["data"], head["data"])
+    changed += sources or [
         f"data ({name})" for name in head["data"] if name != "name" and before["data"].get(name) != head["data"][name]
     ]
     if changed:
@@ -175,10 +177,41 @@ def resumed(folder: Path, head: dict[str, Any], out: Path, over: bool, here: Wor
 
 
 def _head(pairs: Pairs, options: TrainOptions, here: World) -> dict[str, Any]:
+    data = {"name": pairs.name, "queries": len(pairs), "documents": len(pairs.document_ids), **pairs.digests}
     return {
         "schema": SCHEMA,
         "finished": False,
         "options": options.to_json(),
-        "data": {"name": pairs.name, "queries": len(pairs), "documents": len(pairs.document_ids), **pairs.digests},
+        "data": data if pairs.mixed is None else {**data, "sources": _sources(pairs, pairs.mixed)},
         "ranks": here.size,
     }
+
+
+def _sources(pairs: Pairs, mixed: Mixed) -> dict[str, dict[str, Any]]:
+    """What `train.json` says of each source of a mixture, by name."""
+    trainable = pairs.positives.lengths > 0
+    return {
+        name: {
+            "weight": weight,
+            "queries": int((mixed.queries == i).sum()),
+            "documents": int(mixed.starts[i + 1] - mixed.starts[i]),
+            "pairs": int(trainable[mixed.queries == i].sum()),  # that an epoch goes through, once with the weight 1
+        }
+        for i, (name, weight) in enumerate(zip(mixed.names, mixed.weights, strict=True))
+    }
+
+
+def _other_sources(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between the sources of two trainings, as words for a message; empty: nothing."""
+    then, here = (each if isinstance(each := data.get("sources"), Mapping) else {} for data in (before, now))
+    weights = [
+        {name: each.get("weight") for name, each in of.items() if isinstance(each, Mapping)} for of in (then, here)
+    ]
+    said = [f"source {name!r} (it has none now)" for name in then if name not in here]
+    said += [f"sources (without {name!r})" for name in here if name not in then]
+    said += [
+        f"weight of the source {name!r} ({weights[0].get(name)} then, {weights[1][name]} now)"
+        for name in here
+        if name in then and weights[0].get(name) != weights[1][name]
+    ]
+    return said or ([] if list(then) == list(here) else ["order of the sources"])

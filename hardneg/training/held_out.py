@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -45,6 +46,32 @@ def hold_out(pairs: Pairs, share: float = 0.05, seed: int = 0, most: int = 2000)
     chosen = order[: max(1, int(np.searchsorted(np.cumsum(sizes), count, side="right")))]
     rows = trainable[np.isin(classes.ravel(), chosen)]
     return _without_positives(pairs, rows), replace(pairs.of_queries(rows), digests=_digests(pairs, rows, "of"))
+
+
+def hold_out_each(sources: Mapping[str, Pairs], seed: int = 0) -> tuple[dict[str, Pairs], dict[str, Pairs], int]:
+    """Hold out queries of each source of a mixture, before they are mixed.
+
+    A question that is held out of one source is not trained on in another one either.
+
+    Args:
+        sources: by name.
+        seed: of the choices.
+
+    Returns:
+        (the sources to train on, the held-out queries of each that has enough of them, the number of queries that are not trained on
+        because another source holds their question out).
+    """
+    parts = {name: hold_out(pairs, seed=seed) for name, pairs in sources.items()}
+    held = {name: each[1] for name, each in parts.items() if each is not None}
+    keys = np.unique(np.concatenate([np.zeros(0, np.int64), *(each.query_keys for each in held.values())]))
+    trained, others = {}, 0
+    for name, pairs in sources.items():
+        own = parts[name]
+        left = pairs if own is None else own[0]
+        rows = np.flatnonzero((left.positives.lengths > 0) & np.isin(left.query_keys, keys[keys != 0]))
+        others += len(rows)
+        trained[name] = _without_positives(left, rows) if len(rows) else left
+    return trained, held, others
 
 
 def _without_positives(pairs: Pairs, rows: Int) -> Pairs:

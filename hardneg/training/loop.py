@@ -183,7 +183,7 @@ class Trainer:
                     for items, side in ((batch.queries, "query"), (batch.documents, "document"))
                 ]
                 cached_backward(lambda mini_batch: self.towers(*mini_batch), sides, loss)
-        self._statistics.append(self.criterion.statistics)
+        self._statistics.append(self.batches.named(self.criterion.statistics))
         self.bad.look(self.criterion.statistics["loss"], self.done.step + 1)
         return vectors[0], vectors[1]
 
@@ -225,7 +225,7 @@ class Trainer:
         if step % self.options.log_every and step != self.total and not fresh:
             return
         self._check_finite()
-        values, alone = mean_of(self._statistics), self._alone()
+        values, alone = mean_of(self._statistics, self.batches.sources), self._alone()
         self._statistics = []
         if not self.world.leads:
             return
@@ -242,7 +242,8 @@ class Trainer:
             values |= {"generation": float(index.generation.number), "age": float(index.age), **movement_of(index)}
         if fresh:
             values["swap_seconds"] = self.negatives.swap_seconds
-        for warning in (self.collapse.look(rank), alone, *self.live.look(step, values)):
+        collapsed = self.collapse.look(rank) if self.batches.comparable else None
+        for warning in (collapsed, alone, *self.live.look(step, values)):
             if warning is not None:
                 self.done.warnings.append(f"step {step}: {warning}")
                 self.warn(self.done.warnings[-1])

@@ -99,7 +99,7 @@ class MinedNegatives:
                 schedule=options.refresh,
                 recipe=Recipe(
                     index=options.index, metric=options.metric, depth=min(options.depth, count), share=options.share,
-                    seed=options.seed,
+                    seed=options.seed, sources=pairs.mixed,
                 ),
                 lag=self._lag(len(sampler)) if options.wait else None,
                 prepare=partial(self.filters.of_generation, embed=embed),

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from hardneg.data.pairs import Pairs
+from hardneg.errors import UsageError
 from hardneg.storage.arrays import Ragged
 from hardneg.storage.arrow import numbers
 
@@ -18,10 +19,18 @@ def two_views(pairs: Pairs) -> Pairs:
     as `HashedEncoder(dropout=0.3)` or that of a transformer: it makes two different vectors of the same text while
     training.
 
+    Raises:
+        UsageError: `pairs` is a mixture.
+
     >>> pairs = two_views(Pairs.from_columns(["question"], ["answer"], corpus=["another text"]))
     >>> pairs.queries.slice(0, 2)
     ['answer', 'another text']
     """
+    if pairs.mixed is not None:
+        raise UsageError(
+            "two views of each document (--self-supervised) need one source: read all documents as one corpus (--corpus), or train on "
+            "each source by itself"
+        )
     rows = np.flatnonzero(pairs.document_keys != 0)
     none = np.empty(0, np.int64)
     return replace(

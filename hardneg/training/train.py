@@ -13,7 +13,7 @@ DIR/checkpoints/     the last checkpoint (or more, see `keep`), from which an in
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,9 +40,9 @@ from hardneg.storage.json_files import write_json
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
 from hardneg.training.callbacks import Callback, LogFile, TensorBoard, WandbLog, checked_reports
-from hardneg.training.checks import check_fits
+from hardneg.training.checks import check_fits, ungrouped
 from hardneg.training.distributed import World, world
-from hardneg.training.evaluation_set import EvaluationSet
+from hardneg.training.evaluation_set import EvaluationSet, EvaluationSets, evaluation_of
 from hardneg.training.fine_tuning import prepare_model
 from hardneg.training.folder import prepare, resumed, training_folder
 from hardneg.training.loop import Trainer
@@ -63,7 +63,7 @@ def train(
     out: str | Path,
     options: TrainOptions | None = None,
     *,
-    evaluation: Pairs | EvaluationSet | None = None,
+    evaluation: Pairs | EvaluationSet | Mapping[str, Pairs | EvaluationSet] | None = None,
     run: Run | None = None,
     queries: Items | None = None,
     documents: Items | None = None,
@@ -82,7 +82,7 @@ def train(
         model: `Towers`, or one encoder for both sides (see `Trainable`). It is trained in place.
         out: the folder to write.
         options: the options; None: the defaults.
-        evaluation: the evaluation data; None: no evaluation, and the last encoder is the result.
+        evaluation: the evaluation data; several by name: their mean counts; None: no evaluation, and the last encoder is the result.
         run: a mining run over `pairs`. Its candidates and relabelled pairs are used, and nothing is mined meanwhile.
         queries, documents: items that replace the texts of `pairs`, such as images; see `Examples`.
         device: `cpu`, `cuda`, `cuda:1`; None: a GPU if there is one. Under torchrun each process has its own.
@@ -100,7 +100,7 @@ def train(
     """
     assert callable(progress)  # see `with_progress`
     pairs = as_pairs(pairs, ReadOptions())
-    pairs = pairs if run is None else run.relabelled(pairs)
+    held_out, pairs = evaluation_of(evaluation), pairs if run is None else run.relabelled(pairs)
     start, options, out, named = time.perf_counter(), options or TrainOptions(), Path(out), checked_reports(report_to)
     with world(device) as here, _towers(model, pairs, options, here) as towers:
         options = options.fitting(towers.learning_rate, here.device)
@@ -113,7 +113,7 @@ def train(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 teaching=_teaching(options, run, pairs, here, warn),
                 callbacks=[*callbacks, *_logs(folder, here, state, options, named)] if here.leads else [],
-                on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(evaluation, options, here),
+                on_best=lambda: save_encoder(towers, folder / "best"), evaluate=_evaluation(held_out, options, here),
             )  # fmt: skip
             result = head | _trained(trainer, state, partial(resumed, folder, head, out, here=here), progress)
             return _finished(towers, folder, {**result, "seconds": round(time.perf_counter() - start, 2)}, here)
@@ -132,12 +132,11 @@ def _teaching(
 
 
 def _evaluation(
-    evaluation: Pairs | EvaluationSet | None, options: TrainOptions, here: World
+    held_out: EvaluationSet | EvaluationSets | None, options: TrainOptions, here: World
 ) -> Callable[[Towers], dict[str, float]] | None:
     """A function that measures an encoder on the evaluation data, or None without such data. Each rank encodes its share."""
-    if evaluation is None:
+    if held_out is None:
         return None
-    held_out = EvaluationSet(evaluation) if isinstance(evaluation, Pairs) else evaluation
     if here.size == 1:
         return lambda towers: held_out.evaluate(towers, options.measures, metric=options.metric)
     channel = Channel(here)
@@ -234,7 +233,14 @@ def _say_before(
     if not here.leads:
         return
     _warn_of_metric(inputs, towers, options, warn)
+    mixed = negatives.sampler.mixed
+    for name in () if mixed is None else mixed.small:
+        warn(
+            f"the source {name!r} has fewer pairs in an epoch than a batch of {options.batch_size}: its batches are smaller"
+        )
     filters = negatives.filters
+    for name in ungrouped(inputs.pairs) if filters.grouped else ():
+        warn(f"the filter 'group' keeps everything of the source {name!r}, which has no groups")
     for name in filters.mined_only:
         warn(f"the filter {name!r} works on mined candidates only, not on batch and bank")
     if filters.unlearned is not None:

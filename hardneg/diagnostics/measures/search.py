@@ -26,8 +26,9 @@ def search_quality(subject: Subject, rng: np.random.Generator) -> Measurements:
 
     - `index`: the kind of the index.
     - `recall`: the share of documents that the index found, among those at least as near as a query's farthest
-      negative. If that negative has rank r and n documents are nearer, this is r / (n + 1). Without vectors, and for a run whose
-      candidates come from several sources (their fusion leaves near documents out on purpose), it equals `recall_said`.
+      negative, and of the query's source in a mixture. If that negative has rank r and n documents are nearer, this is
+      r / (n + 1). Without vectors, and for a run whose candidates come from several sources (their fusion leaves near
+      documents out on purpose), it equals `recall_said`.
     - `recall_said`: the recall recorded in the run.
     - `score_error`: the mean absolute difference between the scores in the run and those of its vectors. Measured for
       the cosine metric only.
@@ -67,11 +68,15 @@ def _recall(subject: Subject, rows: NDArray[np.int64], metric: str) -> NDArray[n
     )
     q, nearer = torch.from_numpy(queries), np.zeros(len(rows), np.int64)
     limit = limit + _CLOSE * (1 + limit.abs())
-    for _, documents in unit_blocks(subject.vectors[1]) if metric == "cosine" else blocks(subject.vectors[1]):
+    mixed = subject.pairs.mixed
+    for start, documents in unit_blocks(subject.vectors[1]) if metric == "cosine" else blocks(subject.vectors[1]):
         scores = documents @ q.T
         if metric == "l2":
             scores = 2 * scores - (documents**2).sum(1, keepdim=True)
-        nearer += np.count_nonzero((scores > limit).numpy(), axis=0)
+        above = (scores > limit).numpy()
+        if mixed is not None:  # each source was searched by itself
+            above &= mixed.documents[start : start + len(documents), None] == mixed.queries[rows]
+        nearer += np.count_nonzero(above, axis=0)
     recall: NDArray[np.float64] = np.minimum(rank / (nearer + 1), 1)
     return recall
 

@@ -77,11 +77,13 @@ class CandidateSource(ABC):
     Attributes:
         name: the name in a spec, and the label if there is none.
         words: fields that a spec writes without their names, as in `trec:FILE`.
+        per_source: whether the documents that it lists for a query of a mixture are all of the source of that query.
         label: the name of its columns in the run.
     """
 
     name: ClassVar[str] = "source"
     words: ClassVar[tuple[str, ...]] = ()
+    per_source: ClassVar[bool] = False
     label: str = ""
 
     def __post_init__(self) -> None:

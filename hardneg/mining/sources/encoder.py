@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.embed import embed, fit
 from hardneg.encoders.factory import check_kind
-from hardneg.index.base import Index, Neighbors, checked_answer
-from hardneg.index.factory import make_index
+from hardneg.index.base import Index, Neighbors
+from hardneg.index.per_source import make_index_of, search_rows
 from hardneg.mining.sources.base import CandidateSource, OpenSource, SourceInputs
 from hardneg.mining.spec_options import SpecOptions
 from hardneg.storage.files import fingerprint
@@ -49,7 +49,7 @@ class VectorSearch:
 
     def _search(self, queries: NDArray[np.int64], k: int) -> Neighbors:
         vectors = np.asarray(self.vectors[queries], np.float32)
-        return checked_answer(self.index, self.index.search(vectors, k), len(queries), k)
+        return search_rows(self.index, queries, vectors, k)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,7 @@ class Dense(CandidateSource):
     """The nearest documents by the encoder of the run."""
 
     name: ClassVar[str] = "dense"
+    per_source: ClassVar[bool] = True
 
     def open(self, inputs: SourceInputs) -> OpenSource:
         return VectorSearch(inputs.vectors, inputs.index, None, [])
@@ -71,6 +72,7 @@ class OtherEncoder(CandidateSource):
     """
 
     name: ClassVar[str] = "encoder"
+    per_source: ClassVar[bool] = True
     words: ClassVar[tuple[str, ...]] = ("model",)
     model: str
 
@@ -93,8 +95,15 @@ class OtherEncoder(CandidateSource):
             else "auto"
         )
         depth = min(100 if config["depth"] is None else config["depth"], len(documents))
-        index, recall = make_index(
-            kind, documents, "cosine", queries=queries, k=depth, recall=config["recall"], seed=config["seed"]
+        index, recall = make_index_of(
+            inputs.pairs.mixed,
+            kind,
+            documents,
+            "cosine",
+            queries=queries,
+            k=depth,
+            recall=config["recall"],
+            seed=config["seed"],
         )
         missed = [] if recall.reached else [
             f"the index of {self.spec} finds {recall.measured:.3f} of the {recall.k} nearest documents, less than the "

@@ -46,6 +46,7 @@ class Given(CandidateSource):
     """The negatives that the dataset brings along for each query, in its order, and those that it judges not relevant."""
 
     name: ClassVar[str] = "given"
+    per_source: ClassVar[bool] = True
 
     def lacks(self, pairs: Pairs) -> str | None:
         if pairs.given is not None or len(pairs.judged_negatives.values):
