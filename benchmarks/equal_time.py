@@ -38,7 +38,7 @@ from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
 from hardneg.evaluation.retrieval import evaluate_vectors
 
 MEASURES = ("ndcg@10", "mrr@10", "recall@100")
-_TRIES = 3  # to find the steps of a way
+_TRIES = 3  # to find how many steps of a way fit
 
 OURS = [
     'hard batches={"batches": "hard:group=32", "negatives": 2, "filters": ["posterior:learned"], "negative_sampling": "simans"}'
@@ -108,24 +108,23 @@ class Ways:
         encoder = SentenceTransformersEncoder(model, batch_size=512)
         hardneg.train(self.train, encoder, folder / "out", options, device=self.args.device, warn=lambda message: None)
 
-    def steps(self, way: str) -> int:
-        """How many steps fit into the time."""
-        few, many = (self.seconds(way, 0, steps)[0] for steps in self.args.pilots)
-        if few > self.args.seconds:
-            raise SystemExit(
-                f"{way}: mining and {self.args.pilots[0]} steps take {few:.0f} s already: give more --seconds"
-            )
-        each = max(1e-3, (many - few) / (self.args.pilots[1] - self.args.pilots[0]))
-        return max(10, round((self.args.seconds - few) / each + self.args.pilots[0]))
-
     def first(self, way: str) -> tuple[int, tuple[float, dict[str, Any]]]:
-        """(how many steps fit into the time, what they gave with the first seed). Steps that miss it by a tenth are tried anew."""
-        steps = self.steps(way)
+        """(how many steps fit into the time, what they gave with the first seed). Steps that miss it by 7 % are tried anew.
+
+        The seconds are taken for a line in the steps, whose start is what the shortest of two trainings took: mining, mostly.
+        """
+        fewest, more = self.args.pilots
+        started = self.seconds(way, 0, fewest)[0]
+        if started > self.args.seconds:
+            raise SystemExit(f"{way}: mining and {fewest} steps take {started:.0f} s already: give more --seconds")
+        steps, seconds = more, self.seconds(way, 0, more)[0]
         for _ in range(_TRIES):
+            each = max((seconds - started) / (steps - fewest), 0.2 * seconds / steps)  # the noise of short trainings
+            steps = max(fewest + 1, round(fewest + (self.args.seconds - started) / each))
             found = self.run(way, 0, steps)
-            if abs(found[0] / self.args.seconds - 1) <= 0.1:
+            seconds = found[0]
+            if abs(seconds / self.args.seconds - 1) <= 0.07:
                 break
-            steps = max(10, round(steps * self.args.seconds / found[0]))
         return steps, found
 
     def run(self, way: str, seed: int, steps: int) -> tuple[float, dict[str, Any]]:
@@ -149,7 +148,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", help="folder of a sentence-transformers model; without it a bag of hashed words")
     parser.add_argument("--workers", type=int, default=0)
-    parser.add_argument("--pilots", type=int, nargs=2, default=[15, 45], help="steps of the short trainings")
+    parser.add_argument("--pilots", type=int, nargs=2, default=[15, 120], help="steps of the short trainings")
     parser.add_argument("--negatives", type=int, default=4, help="of the peer")
     parser.add_argument("--depth", type=int, default=50, help="of the peer's miner")
     parser.add_argument("--peer-margin", type=float, default=0.05)

@@ -296,7 +296,7 @@ def _number(
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads.  [default: all cores]")
 @click.pass_context
 def train(
-    ctx: click.Context, source: str | None, more_sources: tuple[str, ...], out: str, as_json: bool, **given: Any
+    ctx: click.Context, /, source: str | None, more_sources: tuple[str, ...], out: str, as_json: bool, **given: Any
 ) -> None:
     """Train an encoder on the pairs of SOURCE with mined negatives.
 
