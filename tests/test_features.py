@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hardneg.errors import RunError, UsageError
 from hardneg.false_negatives.features import FEATURES, SHARED_FEATURES, PairFeatures, Term, check_features, rises
 from hardneg.false_negatives.lexical import Lexical
 from hardneg.false_negatives.model import LogisticModel, Posterior, check_identity, identity
-from hardneg.false_negatives.sketch import make_sketch
+from hardneg.false_negatives.sketch import Sketch, make_sketch
 from hardneg.index.exact import ExactIndex
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import index_scores, lowest_scores
@@ -360,6 +361,32 @@ def test_a_sketch_of_several_positives_lies_between_them(world: tuple[Candidates
         each = [features.graph.similarities([features.graph.vectors.take(np.array([p]))], row)[0][0] for p in positives]
         found = sketch.logit(torch.tensor([i]), torch.arange(DOCUMENTS))[0].numpy()
         assert (found > np.min(each, axis=0) - 0.05).all()
+
+
+def test_a_sketch_suspects_no_more_than_the_posterior_expects(world: tuple[Candidates, Context]) -> None:
+    """Of all pairs: of those above 0.2, the sum of P(relevant) is what the report says at most. Lower by an eighth at a time."""
+    _, context = world
+    eager = Posterior(SHARED_FEATURES, (4.0, 4.0, 4.0), -1.0, 0.5, "known positives")
+    everything = make_sketch(eager, context)
+
+    def suspected(sketch: Sketch) -> float:
+        p = sketch.probability(torch.arange(QUERIES), torch.arange(DOCUMENTS)).double()
+        return float(torch.where(p > 0.2, p, 0).sum()) / QUERIES
+
+    free = suspected(everything)
+    for found, outside, level in ((2.0, 0.5, None), (0.2, 0.0, None), (0.5, 0.1, 1.0), (free, 1.0, None)):
+        report: dict[str, Any] = {"relevant_per_query_range": [0.1, found], "relevant_not_found": outside}
+        if level is not None:
+            report["level"] = {"slope": 1.0, "shift": level}
+        limit = (found + outside) * np.exp(level or 0.0)
+        sketch = make_sketch(replace(eager, report=report), context)
+        assert suspected(sketch) <= limit
+        if sketch.intercept != everything.intercept:
+            assert limit < suspected(replace(sketch, intercept=sketch.intercept + 0.125)) <= free
+        assert (sketch.intercept == everything.intercept) == (found == free)
+        assert torch.equal(sketch.queries, everything.queries)
+    for odd in ({}, {"relevant_per_query_range": [1.0, "x"], "relevant_not_found": 0}, {"relevant_per_query_range": 3}):
+        assert make_sketch(replace(eager, report=odd), context).intercept == everything.intercept
 
 
 def test_what_cannot_be_sketched(world: tuple[Candidates, Context]) -> None:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,10 @@ from hardneg.mining.candidates import Context
 from hardneg.storage.arrays import Float
 
 _ROWS = 4096  # neighbor vectors that are hashed at once
+
+_STEP, _MOST_STEPS = 0.125, 120  # of the log odds, by which a level is lowered
+
+_LIMITS = 0.02, 0.2  # between these a document becomes suspect, whatever the threshold; 0.2 is that of training
 
 
 @dataclass(frozen=True)
@@ -106,6 +111,9 @@ def make_sketch(posterior: Posterior, context: Context, components: int = 512, s
 
     Raises:
         UsageError: the posterior has other features, `components` is below 1, or the context has no `find_nearest`.
+
+    If more documents of a query would be suspect (above the posterior's threshold) than the posterior expects to be relevant, the
+    intercept is lowered until they are not.
     """
     model = posterior if posterior.in_loss is None else posterior.in_loss
     others = [name for name in model.features if name not in SHARED_FEATURES]
@@ -128,7 +136,48 @@ def make_sketch(posterior: Posterior, context: Context, components: int = 512, s
     for start in range(0, total, _ROWS):
         chosen = np.arange(start, min(start + _ROWS, total))
         queries[chosen] = _of_queries(features, chosen, weights, places, signs, components)
-    return Sketch(torch.from_numpy(queries), torch.from_numpy(documents), model.intercept)
+    made = Sketch(torch.from_numpy(queries), torch.from_numpy(documents), model.intercept)
+    expected = _expected_of_a_query(posterior.report)
+    return made if expected is None else _not_above(made, expected, posterior.threshold, seed)
+
+
+def _expected_of_a_query(report: Mapping[str, Any]) -> float | None:
+    """How many relevant documents a query has by the posterior's report, at most; None if it does not say (or is damaged)."""
+    try:
+        found = float(report["relevant_per_query_range"][1]) + float(report["relevant_not_found"])
+        found *= math.exp(min(max(float(report.get("level", {"shift": 0.0})["shift"]), 0.0), 10.0))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+        return None
+    return found if 0 < found < math.inf else None
+
+
+def _not_above(sketch: Sketch, expected: float, limit: float, seed: int) -> Sketch:
+    """Lower the intercept until those who are suspect are no more than the posterior expects to be relevant.
+
+    The model for the loss was learned from near documents, and meets all others as well. Where many of these share neighbors with a
+    query (few documents, deep candidates, broad topics), it would find most of them likely to be relevant.
+
+    Args:
+        sketch: the sketch.
+        expected: relevant documents of a query, at most.
+        limit: the probability above which a document is suspect.
+        seed: of the sample of queries and documents that is looked at.
+    """
+    rng = np.random.default_rng(seed)
+    size = len(sketch.documents)
+    rows, columns = (
+        torch.from_numpy(np.sort(rng.permutation(n)[:most])) for n, most in ((len(sketch.queries), 256), (size, 16_384))
+    )
+    if not len(rows) or not len(columns):
+        return sketch
+    log_odds, each = sketch.logit(rows, columns), size / len(columns) / len(rows)
+    limit = min(max(limit, _LIMITS[0]), _LIMITS[1])
+    # In steps, so that the last bits of the products decide nothing.
+    for step in range(_MOST_STEPS):
+        p = torch.sigmoid(log_odds - step * _STEP)
+        if float(torch.where(p > limit, p, 0).sum(dtype=torch.float64)) * each <= expected:
+            break
+    return replace(sketch, intercept=sketch.intercept - step * _STEP)
 
 
 def _of_queries(
