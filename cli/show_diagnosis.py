@@ -6,7 +6,8 @@ from typing import Any
 
 from rich.table import Table
 
-from hardneg.diagnostics.labels import comparison_rows, number_rows, ranking_rows
+from hardneg.diagnostics.labels import SLICE_MEASURES, USEFUL, comparison_rows, number_rows, ranking_rows
+from hardneg.diagnostics.live_findings import TIMES
 
 from . import show
 
@@ -29,9 +30,9 @@ def print_diagnosis(value: dict[str, Any]) -> None:
         _alternatives(console, value["alternatives"])
 
 
-def _findings(console: Any, findings: list[dict[str, Any]]) -> None:
+def _findings(console: Any, findings: list[dict[str, Any]], none: str = "no problems found") -> None:
     if not findings:
-        show._print(console, ("no problems found", "green"))
+        show._print(console, (none, "green"))
     for finding in findings:
         color = _COLORS[finding["severity"]]
         show._print(console, (finding["severity"], color), f" {finding['text']}")
@@ -45,8 +46,8 @@ def _slices(console: Any, slices: list[dict[str, Any]]) -> None:
     """Print the three worst slices of the queries, if they differ at all."""
     for row in [each for each in slices[:3] if each["z"] is not None and each["z"] > 2]:
         each = row[row["worst"]]
-        text = f"{row['worst'].replace('_', ' ')} {each['value']:.1%} ({each['low']:.1%} to {each['high']:.1%})"
-        show._print(console, f"slice {row['by']} = {row['value']}, {row['queries']:,} queries: {text}")
+        text = f"{SLICE_MEASURES[row['worst']]} {each['value']:.1%} ({each['low']:.1%} to {each['high']:.1%})"
+        show._print(console, f"slice by {row['by']}, {row['value']} ({row['queries']:,} queries): {text}")
 
 
 def print_training_diagnosis(value: dict[str, Any]) -> None:
@@ -63,20 +64,20 @@ def print_training_diagnosis(value: dict[str, Any]) -> None:
         show._print(console, ("note:", "yellow"), f" {value['unreadable_lines']:,} lines of the log could not be read")
     for warning in value["warnings"]:
         show._print(console, ("warned:", "yellow"), f" {warning}")
-    _findings(console, value["findings"])
+    _findings(console, value["findings"], f"no problem that the last {TIMES} entries all show")
 
 
 def _alternatives(console: Any, tried: list[dict[str, Any]]) -> None:
     """Print what the fixes would do, side by side."""
     table = Table()
     table.add_column("filters added", overflow="fold")  # where there is little room, the numbers stay whole
-    for name in ("false", "mean score", "above positive", "queries short"):
+    for name in ("false", "mean score", "above positive", "teach", "queries short"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in tried:
         false = "?" if each["false_share"] is None else f"{each['false_share']:.1%}"
         show._row(
             table, " ".join(each["added"]) or "none", false, f"{each['mean_score']:.3f}", f"{each['above_positive']:.1%}",
-            f"{each['short']:.1%}",
+            "?" if each["teaching"] is None else f"{each['teaching']:.1%}", f"{each['short']:.1%}",
         )  # fmt: skip
     show._show(console, "tried on these candidates", table)
 
@@ -115,5 +116,6 @@ def print_ranking(value: dict[str, Any]) -> None:
         show._row(table, *row)
     told = f"false negatives by {value['false_by']}" if value["false_by"] != "unknown" else "false negatives not known"
     show._show(console, f"what the negatives promise to teach, of {value['queries']:,} queries ({told})", table)
+    show._print(console, USEFUL)
     for note in value["notes"]:
         show._print(console, ("note:", "yellow"), f" {note}")

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from hardneg.diagnostics.estimates import row_means
 from hardneg.diagnostics.findings.base import Finding
 from hardneg.diagnostics.measures.false_share import told_by_groups
+from hardneg.diagnostics.measures.gradient import TEACHES, weights
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import HardnegError
 from hardneg.mining.filters.base import Chain
+from hardneg.mining.filters.identity import Group
 from hardneg.mining.reopen import Part, Reopened
 from hardneg.mining.run import Run
 from hardneg.mining.samplers import draw, query_keys
@@ -37,12 +40,14 @@ class Alternative:
 
     Attributes:
         added: the filters that it adds to those of the run; empty for the run as it is.
-        false_share: the share of its negatives that are relevant, by the groups or the posterior; None: not known.
+        false_share: the share of its negatives that are relevant, by the groups; None: not known, as after a filter `group`, which
+            leaves none that groups could tell of.
         mean_score: the mean score of its negatives.
         above_positive: the share of its negatives that score above the positive.
         short: the share of queries that have fewer negatives than asked. With a margin, which leaves queries without positives as they
             are, of the others alone; the run as it is, too, if a margin was tried.
         command: the command that makes the selection.
+        teaching: the share of its negatives with a softmax weight of at least 0.01, as in `gradient`; None: no query has a positive.
     """
 
     added: tuple[str, ...]
@@ -51,13 +56,16 @@ class Alternative:
     above_positive: float
     short: float
     command: str
+    teaching: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The alternative as JSON values."""
         return asdict(self)
 
 
-def alternatives(run: Run, subject: Subject, findings: Sequence[Finding], progress: Progress) -> list[Alternative]:
+def alternatives(
+    run: Run, subject: Subject, findings: Sequence[Finding], progress: Progress, temperature: float = 0.05
+) -> list[Alternative]:
     """Try what the findings suggest.
 
     Args:
@@ -65,6 +73,7 @@ def alternatives(run: Run, subject: Subject, findings: Sequence[Finding], progre
         subject: its negatives.
         findings: those whose fix adds a filter are tried; margins of several widths, if one is among them.
         progress: called with the number of selections tried.
+        temperature: of the loss, for what still teaches.
 
     Returns:
         The run as it is, and the selections with more filters; none if no fix adds a filter.
@@ -80,7 +89,7 @@ def alternatives(run: Run, subject: Subject, findings: Sequence[Finding], progre
     margins = any(each.startswith("margin:") for added in specs for each in added)
     for added in ((), *specs):
         try:
-            tried.append(_tried(reopened, subject, parts, added, margins))
+            tried.append(_tried(reopened, subject, parts, added, margins, temperature))
         except HardnegError:  # it needs vectors or texts that the run does not keep
             continue
         finally:
@@ -114,13 +123,14 @@ def _some(part: Part) -> Part:
 
 
 def _tried(
-    reopened: Reopened, subject: Subject, parts: Sequence[Part], added: tuple[str, ...], only_with_positives: bool
-) -> Alternative:
+    reopened: Reopened, subject: Subject, parts: Sequence[Part], added: tuple[str, ...], only_with_positives: bool,
+    temperature: float,
+) -> Alternative:  # fmt: skip
     config = reopened.run.info["config"]
     no_code(config["sampler"], str(reopened.run.folder / "run.json"))
     sampler, keys = parse_sampler(config["sampler"]), query_keys(reopened.pairs.query_ids)
     chain = parse_filters(added, False) if added else Chain([])
-    false, scores, above, counts = [], [], [], []
+    false, scores, above, counts, teach = [], [], [], [], []
     for part in parts:
         candidates = part.candidates
         kept = part.kept & (chain.verdicts(candidates, reopened.context) == 0)
@@ -133,6 +143,9 @@ def _tried(
         known = real & np.isfinite(positive)
         above.append((chosen > positive)[known])
         counts.append(real.sum(1)[looked])
+        weight = weights(np.where(real, chosen, -np.inf), candidates.positive_scores, temperature)
+        several = real.sum(1) > 1
+        teach.append(row_means(np.where(real & np.isfinite(weight), weight >= TEACHES, np.nan))[several])
         false.append(_relevant(subject, part, place, real))
     known_false = [each for each in false if each is not None]
     command = " ".join(
@@ -144,12 +157,18 @@ def _tried(
     )
     return Alternative(
         added,
-        _mean(known_false) if len(known_false) == len(false) else None,
+        _mean(known_false) if len(known_false) == len(false) and not any(map(_of_group, added)) else None,
         _mean(scores) or 0.0,
         _mean(above) or 0.0,
         _mean([each < config["negatives"] for each in counts]) or 0.0,
         f"{command} --out {shlex.quote(str(reopened.run.folder) + '-2')}" if added else "",
+        _mean([each[np.isfinite(each)] for each in teach]),
     )
+
+
+def _of_group(spec: str) -> bool:
+    """Whether a filter removes all that groups could tell of."""
+    return spec.partition(":")[0] == Group.name
 
 
 def _relevant(subject: Subject, part: Part, place: Any, real: Mask) -> Float | None:
@@ -184,13 +203,19 @@ def better_fixes(findings: Sequence[Finding], tried: Sequence[Alternative], most
                 f"negatives than asked): mine deeper (--depth), or take another encoder"
             )
             if chosen is not None:
-                fix = _with_cost(chosen)
+                fix = _with_cost(chosen, tried[0])
             finding = replace(finding, fix=fix)
         elif added and added in by_filters:
-            finding = replace(finding, fix=_with_cost(by_filters[added]))
+            finding = replace(finding, fix=_with_cost(by_filters[added], tried[0]))
         out.append(finding)
     return out
 
 
-def _with_cost(tried: Alternative) -> str:
-    return f"{tried.command}   # {tried.short:.1%} of the queries then have fewer negatives than asked"
+def _with_cost(tried: Alternative, now: Alternative) -> str:
+    """The command of a selection, with what it costs."""
+    costs = []
+    if not now.added:
+        costs.append(f"mean score {now.mean_score:.3f} -> {tried.mean_score:.3f}")
+        if now.teaching is not None and tried.teaching is not None:
+            costs.append(f"negatives that still teach {now.teaching:.0%} -> {tried.teaching:.0%}")
+    return f"{tried.command}   # {', '.join([*costs, f'{tried.short:.1%} of the queries then have fewer negatives than asked'])}"

@@ -9,6 +9,7 @@ from typing import Any
 
 from hardneg.diagnostics.findings.base import Finding
 from hardneg.errors import HardnegError
+from hardneg.false_negatives.announced import Announced
 from hardneg.false_negatives.model import Posterior
 from hardneg.mining.run import Run
 
@@ -19,12 +20,17 @@ _FLAGS = ("--resume", "--overwrite", "--json")
 IN_WORDS = "mine again, with"  # where the command is not known, such as for a run that was mined from Python
 
 
-def mine_again(info: dict[str, Any], run: str) -> str:
+_ENCODING = ("--encoder", "--query-embeddings", "--corpus-embeddings", "--query-prompt", "--document-prompt")
+
+
+def mine_again(info: dict[str, Any], run: str, dropped: Sequence[str] = (), without: Sequence[str] = ()) -> str:
     """The command that mines a run again into another folder, with its source, its options, and the filters that it has now.
 
     Args:
         info: the content of run.json.
         run: the folder of the run.
+        dropped: more options that are left out, each with a value.
+        without: filters that are left out.
 
     Returns:
         The command, to which options can be added; or the words "mine again, with".
@@ -37,17 +43,48 @@ def mine_again(info: dict[str, Any], run: str) -> str:
     command = selections[0].get("command") if selections else info.get("command")
     if not isinstance(command, list) or command[:1] != ["mine"] or "-" in command:
         return IN_WORDS
-    kept, skip = [], False
+    kept, skip, left_out = [], False, (*_DROPPED, *dropped)
     for word in map(str, command):
-        if skip or word in _FLAGS or word.partition("=")[0] in _DROPPED:
-            skip = not skip and word in _DROPPED
+        if skip or word in _FLAGS or word.partition("=")[0] in left_out:
+            skip = not skip and word in left_out
             continue
         kept.append(word)
     filters = [str(each) for each in info["config"]["filters"]]
     if any(each.startswith("object:") for each in filters):
         return IN_WORDS
-    more = [word for each in filters for word in ("--filter", each)]
+    more = [word for each in filters if each not in without for word in ("--filter", each)]
     return "hardneg " + shlex.join([*kept, *more, "--out", f"{run}-2"])
+
+
+def with_other_encoder(info: dict[str, Any], run: str, spec: str) -> str:
+    """The command that mines a run again with another encoder, without the filters that hold for the encoder of the run alone.
+
+    These are posteriors, which are refused with another encoder, and limits on its scores. A comment says what was left out.
+
+    >>> info = {"command": ["mine", "a.jsonl", "--out", "run", "--encoder", "hashed:64"], "selections": []}
+    >>> with_other_encoder({**info, "config": {"filters": ["group", "posterior:run/posterior.json"]}}, "run", "st:NAME")
+    "hardneg mine a.jsonl --filter group --out run-2 --encoder st:NAME   # without posterior:run/posterior.json, which holds for the \
+encoder that it was learned with: 'hardneg calibrate run-2' learns another"
+    """
+    filters = [str(each) for each in info.get("config", {}).get("filters", ())]
+    bound = [each for each in filters if each.startswith(("posterior:", "score:")) or _absolute(each)]
+    command = f"{mine_again(info, run, _ENCODING, bound)} --encoder {spec}"
+    notes = (
+        [f"without {' and '.join(bound)}, which {'hold' if len(bound) > 1 else 'holds'} for the encoder that"]
+        if bound
+        else []
+    )
+    if any(each.startswith("posterior:") for each in bound):
+        return f"{command}   # {notes[0]} it was learned with: 'hardneg calibrate {shlex.quote(f'{run}-2')}' learns another"
+    return f"{command}   # {notes[0]} scored" if bound else command
+
+
+def _absolute(spec: str) -> bool:
+    """Whether a filter is a margin in units of the encoder's scores."""
+    return spec.startswith("margin:") and "absolute=" in spec
+
+
+_OF_OTHERS = ("false-announced", "lexical")  # whose fix calibrates for another selection, or another run
 
 
 def with_posterior_there(run: Run, findings: Sequence[Finding]) -> list[Finding]:
@@ -62,11 +99,15 @@ def with_posterior_there(run: Run, findings: Sequence[Finding]) -> list[Finding]
         return list(findings)  # calibrating again replaces it
     where = shlex.quote(str(run.folder))
     used = any(str(each).startswith("posterior:") for each in run.info["config"]["filters"])
+    said = Announced.of(report)
+    used = used and not (
+        said is not None and said.changed(run.info["config"])
+    )  # calibrated for this selection, it differs
     nothing = "uninformative" in report or report.get("rejected") == 0
     judge = f"hardneg judge {where} --sample 300 --out {shlex.quote(f'{run.folder}-judged.csv')}"
     out = []
     for each in findings:
-        if "hardneg calibrate" not in each.fix:
+        if "hardneg calibrate" not in each.fix or each.code in _OF_OTHERS:
             out.append(each)
         elif nothing or used:
             why = "posterior.json rejects nothing" if nothing else "the posterior is used already"

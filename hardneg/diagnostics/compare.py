@@ -102,6 +102,7 @@ def compare(
     diagnoses = [
         diagnose(run, temperature=temperature, thresholds=thresholds, seed=seed, progress=progress) for run in runs
     ]
+    ranked = ranking([diagnosis.subject for diagnosis in diagnoses], temperature, seed)
     diagnoses = _by_one_truth(diagnoses, temperature, thresholds, seed, progress)
     a, b = (diagnosis.subject for diagnosis in diagnoses)
     shared = _shared(a.documents, b.documents)
@@ -113,19 +114,22 @@ def compare(
         Estimate.mean_of(shared[both] / fewer[both]), Estimate.mean_of((means[1] - means[0])[both]),
         _staleness(a, b, seed), _flow(a.pairs, runs[0], runs[1], progress),
         _changes(diagnoses[0].findings, diagnoses[1].findings),
-        ranking([a, b], temperature, seed),
+        ranked,
     )  # fmt: skip
 
 
 def _by_one_truth(
     diagnoses: list[Diagnosis], temperature: float, thresholds: Thresholds | None, seed: int, progress: Progress
 ) -> list[Diagnosis]:
-    """The diagnoses with false negatives told by the same evidence: groups, where one run was calibrated and the other not."""
+    """The diagnoses with false negatives told by the same evidence: groups, where one run was calibrated and the other not, or was
+    read without them."""
     subjects, told_by = common_truth([each.subject for each in diagnoses])
     if told_by != "groups":
         return diagnoses
     return [
-        old if old.subject.probability is None else examine(same, temperature, None, thresholds, (), seed, progress)
+        old
+        if old.subject.probability is None and same.pairs is old.subject.pairs
+        else examine(same, temperature, None, thresholds, (), seed, progress)
         for old, same in zip(diagnoses, subjects, strict=True)
     ]
 

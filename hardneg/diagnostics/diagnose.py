@@ -157,7 +157,7 @@ def diagnose(
         subject, temperature, encoder, thresholds, rules, seed, progress, evaluation=evaluation, second_encoder=second_encoder
     )  # fmt: skip
     _merge(found.measured, found_by(subject, run))
-    tried = alternatives(run, subject, found.findings, progress)
+    tried = alternatives(run, subject, found.findings, progress, temperature)
     fixed = with_posterior_there(run, better_fixes(found.findings, tried, (thresholds or Thresholds()).few))
     return replace(found, findings=fixed, alternatives=tried)
 

@@ -11,6 +11,8 @@ _NUMBERS = (
     ("a negative above a random positive", "overlap", "{:.2f}"),
     ("negatives above their positive", "above_positive", "{:.1%}"),
     ("false negatives, by {}", "false_share", "{:.1%}"),
+    ("false negatives, by groups", "false_by_groups", "{:.1%}"),
+    ("  announced when it was calibrated", "false_announced", "{:.1%}"),
     ("negatives that count, of the softmax", "effective_negatives", "{:.2f}"),
     ("weight of the positive in it", "positive_weight", "{:.2f}"),
     ("distinct documents of the negatives", "distinct", "{:.1%}"),
@@ -102,9 +104,15 @@ def number_rows(numbers: dict[str, Any]) -> list[tuple[str, str, str]]:
             if found[name] is not None
         ]
     if numbers.get("temperature_low") is not None:
-        suitable = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g}"
-        rows.append(("temperature; those that use them", f"{numbers['temperature']:.3g}", suitable))
+        suitable = f"{numbers['temperature_low']:.3g} to {numbers['temperature_high']:.3g} suit them"
+        rows.append(("temperature of the loss, as assumed", f"{numbers['temperature']:.3g}", suitable))
     return rows
+
+
+USEFUL = (
+    "useful: the softmax weight of a query's negatives at the temperature of the loss, false ones counted against it; 1 is the most a "
+    "query can learn, below 0 most of it would be false"
+)
 
 
 def comparison_rows(value: dict[str, Any]) -> list[tuple[str, str, str]]:

@@ -10,7 +10,9 @@ from hardneg.diagnostics.findings.base import Finding, FindingRule
 from hardneg.diagnostics.findings.rules import RULES
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
-LIVE = ("taught-out", "stale")  # findings whose numbers a training measures, too
+IN_BATCHES = ("taught-out", "masked-much")  # findings whose numbers a batch has
+
+LIVE = (*IN_BATCHES, "stale")  # findings whose numbers a training measures, too
 
 TIMES = 3  # a finding is said when so many measurements in a row show it: a single batch may be unlucky
 

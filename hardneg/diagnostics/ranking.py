@@ -134,9 +134,8 @@ def ranking(subjects: Sequence[Subject], temperature: float, seed: int = 0) -> R
             place, start = position + 1, i
         measures = {name: Estimate.mean_of(values) for name, values in found[i].items()}
         out.append(Ranked(subjects[i].name, place, measures, Estimate.mean_of(best - found[i]["useful"])))
-    return Ranking(
-        out, false_by, None if yardstick is None else yardstick.name, len(rows), _notes(false_by, yardstick, out)
-    )
+    notes = _notes(false_by, yardstick, out) + _lent(subjects, false_by)
+    return Ranking(out, false_by, None if yardstick is None else yardstick.name, len(rows), notes)
 
 
 def check_same(datasets: Sequence[tuple[str, Pairs]]) -> None:
@@ -154,16 +153,40 @@ def common_truth(subjects: Sequence[Subject]) -> tuple[list[Subject], str]:
     """The runs with one evidence of false negatives, so that a difference is one of the negatives and not of the evidence.
 
     Returns:
-        (the runs; `groups` if the dataset has them, even where runs were calibrated, but not where a run's filter `group` removed
-        what they could tell of; else `posterior` if each run has probabilities by one; else `unknown`).
+        (the runs; `groups` if a run's dataset has them and the others have the same, or none and the same texts, even where runs were
+        calibrated, but not where a run's filter `group` removed what they could tell of; else `posterior` if each run has
+        probabilities by one; else `unknown`).
     """
-    pairs = subjects[0].pairs
-    grouped = pairs.query_groups is not None and pairs.document_groups is not None
+    grouped = [each for each in subjects if has_groups(each.pairs)]
     if grouped and not any(map(filtered_by_group, subjects)):
-        return [replace(each, probability=None) for each in subjects], "groups"
+        with_them = [_with_groups_of(each, grouped[0]) for each in subjects]
+        if all(each is not None for each in with_them):
+            return [replace(each, probability=None) for each in with_them if each is not None], "groups"
     if all(each.probability is not None and each.told_by == "posterior" for each in subjects):
         return list(subjects), "posterior"
     return list(subjects), "unknown"
+
+
+def has_groups(pairs: Pairs) -> bool:
+    """Whether groups can tell of any query which documents are relevant."""
+    queries, documents = pairs.query_groups, pairs.document_groups
+    return queries is not None and documents is not None and bool((queries >= 0).any())
+
+
+def _with_groups_of(subject: Subject, other: Subject) -> Subject | None:
+    """The run with the groups of another one; None if its own differ, or if it has none and other texts."""
+    own, groups = subject.pairs, other.pairs
+    if has_groups(own):
+        same = np.array_equal(own.query_groups, groups.query_groups)  # type: ignore[arg-type]
+        same = same and np.array_equal(own.document_groups, groups.document_groups)  # type: ignore[arg-type]
+        return subject if same else None
+    texts = [(pairs.digests.get("queries"), pairs.digests.get("documents")) for pairs in (own, groups)]
+    if None in texts[0] or texts[0] != texts[1]:
+        return None
+    lent = replace(
+        own, query_groups=groups.query_groups, document_groups=groups.document_groups, group_names=groups.group_names
+    )
+    return replace(subject, pairs=lent)
 
 
 def _scored(
@@ -196,15 +219,32 @@ def _measured(
     real = subject.real[rows]
     p = np.where(real, weights(scores, positive, temperature), 0.0)
     shares, _ = shares_of(subject)
-    f = np.zeros(real.shape) if shares is None or not known else np.nan_to_num(np.asarray(shares, np.float64)[rows])
+    told = None if shares is None or not known else np.asarray(shares, np.float64)[rows]
+    f = np.zeros(real.shape) if told is None else told
     some = real.any(1)
-    out = {"useful": (p * (1 - 2 * f)).sum(1)}
-    if known:
-        out["false_share"] = row_means(np.where(real, f, np.nan))
+    out = {"useful": np.where(real, p * (1 - 2 * f), 0.0).sum(1)}  # NaN for a query of which nothing is known
+    if told is not None:
+        out["false_share"] = row_means(np.where(real, told, np.nan))
     out["hardness"] = np.where(some, scores.max(1, initial=-np.inf) - positive, np.nan)
     out["teaching"] = row_means(np.where(real & np.isfinite(p), p >= TEACHES, np.nan))
     out["few"] = (subject.counts[rows] < subject.asked).astype(np.float64)
     return out
+
+
+def _lent(subjects: Sequence[Subject], false_by: str) -> list[str]:
+    """What to know of runs whose datasets differ in their groups."""
+    grouped = [each for each in subjects if has_groups(each.pairs)]
+    without = [each.name for each in subjects if not has_groups(each.pairs)]
+    if not grouped:
+        return []
+    if false_by == "groups":
+        what = "the same texts were read without groups, and are judged by these"
+        return [f"groups are those of {grouped[0].name}; {', '.join(without)}: {what}"] if without else []
+    if any(map(filtered_by_group, subjects)):
+        return []  # the note of what is not known stands for this as well
+    if without:
+        return [f"the groups of {grouped[0].name} are not those of {', '.join(without)}: the texts differ"]
+    return ["the runs were read with different groups, so these do not tell which negatives are false"]
 
 
 def _notes(false_by: str, yardstick: Subject | None, runs: Sequence[Ranked]) -> list[str]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError
+from hardneg.false_negatives.announced import Announced
 from hardneg.false_negatives.model import Posterior
 from hardneg.mining.reopen import open_run_vectors
 from hardneg.mining.run import Run
@@ -60,6 +61,8 @@ class Subject:
         told_by: the source of `probability`: `posterior` or `hidden positives`.
         level_range: what may have to be added to all log odds of `probability`, at least and at most; None: not known.
         retrieved: what the search found, for a sample of the queries; None if only the negatives are known.
+        announced: what the posterior of `probability` announced of the selection that it was calibrated for; None: nothing, or a
+            guarantee.
     """
 
     name: str
@@ -75,6 +78,7 @@ class Subject:
     told_by: str = "posterior"
     level_range: tuple[float, float] | None = None
     retrieved: Retrieved | None = None
+    announced: Announced | None = None
 
     @property
     def real(self) -> NDArray[np.bool_]:
@@ -112,6 +116,7 @@ class Subject:
         if len(with_positives):
             flat = values_of(pc.list_flatten(positive_scores))
             lowest[with_positives] = np.minimum.reduceat(flat, (np.cumsum(positives) - positives)[with_positives])
+        report = _report(run) if known else {}
         vectors = open_run_vectors(run, pairs, "queries"), open_run_vectors(run, pairs, "documents")
         return cls(
             str(run.folder), pairs, padded(rows, -1, np.int32),
@@ -120,18 +125,24 @@ class Subject:
             padded(values_of(pc.list_flatten(probability)), np.nan, np.float32) if known else None,
             lowest, int(run.info["config"]["negatives"]),
             None if vectors[0] is None or vectors[1] is None else (vectors[0], vectors[1]), run.info,
-            level_range=_level_range(run) if known else None,
+            level_range=_level_range(report) if known else None,
+            announced=Announced.of(report) if known and not report.get("guaranteed") else None,
         )  # fmt: skip
 
 
-def _level_range(run: Run) -> tuple[float, float] | None:
-    """The range of levels of the posterior that the negatives were selected with, if its file is still there and tells it."""
+def _report(run: Run) -> dict[str, Any]:
+    """What is reported of the posterior that the negatives were selected with, if its file is still there; with `guaranteed`."""
     try:
         filters = located_filters(run.folder, run.info)
         files = [spec.partition(":")[2].split(",")[0] for spec in filters if spec.startswith("posterior:")]
-        report = Posterior.load(files[-1]).report if files else {}
+        posterior = Posterior.load(files[-1]) if files else None
     except RunError:
-        return None
+        return {}
+    return {} if posterior is None else {**posterior.report, "guaranteed": posterior.guarantee is not None}
+
+
+def _level_range(report: dict[str, Any]) -> tuple[float, float] | None:
+    """The range of levels of a posterior, if its report tells it."""
     given = report.get("level_range")
     numbers = (
         isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(each, int | float) for each in given)

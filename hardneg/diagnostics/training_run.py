@@ -104,8 +104,8 @@ def diagnose_training(
 ) -> TrainingDiagnosis:
     """Read the log of a training, finished or not, and report what its negatives lack.
 
-    The findings are those of a run with the same words, from the numbers that a training logs: `teaching`, `drift` and `overlap`; and
-    vectors that collapsed. A finding is reported if the last three entries that have its number show it.
+    The findings are those of a run with the same words, from the numbers that a training logs: `teaching`, `masked`, `drift` and
+    `overlap`; and vectors that collapsed. A finding is reported if the last three entries that have its number show it.
 
     Args:
         folder: the folder of the training.

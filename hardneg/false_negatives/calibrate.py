@@ -265,9 +265,10 @@ def _expected(
     Where negatives were judged (at `place` among the open candidates), what the model expects is corrected by how many of these
     are false: a model may fit all candidates, and not those few that become negatives.
     """
+    for_selection = {"selection": selection_of(population.run.run.info["config"])}
     if "uninformative" in learned.report:
         share = population.expected(1.0)
-        return _finished(learned, 1.0, population.run, None, alpha=alpha, expected=share)
+        return _finished(learned, 1.0, population.run, None, alpha=alpha, expected=share, **for_selection)
 
     def corrected(threshold: float) -> float:
         share = population.expected(threshold)
@@ -280,11 +281,14 @@ def _expected(
     threshold = expected_threshold(population, alpha, corrected)
     found = corrected(threshold)
     if judged is not None:
-        rejected = population.rejected(threshold)
-        return _finished(learned, threshold, population.run, None, alpha=alpha, expected=found, rejected=rejected)
+        rejected, said = population.rejected(threshold), population.expected(threshold)
+        more: dict[str, Any] = {"alpha": alpha, "expected": found, "rejected": rejected, **for_selection}
+        more |= {"corrected": found / said} if said > 0 else {}
+        return _finished(learned, threshold, population.run, None, **more)
     low, high = (population.expected(threshold, shift) for shift in learned.report.get("level_range", (0.0, 0.0)))
     between = [low / MISFIT, min(high * MISFIT, 1.0)]
     more = {"alpha": alpha, "expected": found, "expected_range": between, "rejected": population.rejected(threshold)}
+    more |= for_selection
     return _finished(learned, threshold, population.run, None, **more)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.errors import UsageError
+from hardneg.false_negatives.announced import Announced
 from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
 from hardneg.false_negatives.model import Posterior, check_identity, selection_of
 from hardneg.mining.candidates import Candidates, Context
@@ -117,6 +118,23 @@ class PosteriorFilter(Filter):
         return [
             f"the guarantee of {self.file} does not hold here: it was given for other candidates ({', '.join(changed)})"
         ]
+
+    def of_chosen(self, probability: float, config: Mapping[str, Any]) -> list[str]:
+        """What share is expected to be false, if it is not what was announced for another selection."""
+        said = Announced.of(self.posterior.report)
+        if said is None or self.posterior.guarantee is not None or not said.differs(probability, config):
+            return []
+        now, changed = probability * said.corrected, said.changed(config)
+        if self.threshold is not None and self.threshold != self.posterior.threshold:
+            changed.append(f"threshold {self.posterior.threshold:.3g} then, {self.threshold:.3g} now")
+        why = f" ({', '.join(changed)})" if changed else ""
+        text = (
+            f"by {self.file or 'the posterior'} about {now:.1%} of these negatives are expected to be false; the {said.expected:.1%} "
+            f"of its calibration was said of another selection{why}"
+        )
+        if now > said.expected:
+            text += ". 'hardneg calibrate' of this run finds a threshold for it"
+        return [text]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -71,8 +71,12 @@ def open_inputs(
     vectors: tuple[np.ndarray, np.ndarray] | None,
     encoder: Encoder | None,
     resources: Resources,
+    check: Callable[[dict[str, Any]], dict[str, str]] = lambda found: {},
 ) -> Inputs:
-    """Read the dataset, then open its vectors or encode it. The arguments are those of `mine`."""
+    """Read the dataset, then open its vectors or encode it. The arguments are those of `mine`.
+
+    `check` sees the fingerprints as soon as it is known what encodes, before anything is; what it returns is added to them.
+    """
     notes: list[str] = []
     pairs = read_source(source, folder, options, resources, notes)
     fingerprints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
@@ -89,9 +93,10 @@ def open_inputs(
     else:
         return _encoded(
             pairs, folder, options, encoder or resources.encoder(options.encoder, options.seed), resources, fingerprints,
-            notes,
+            notes, check,
         )  # fmt: skip
     fingerprints |= {"query_embeddings": digests[0], "corpus_embeddings": digests[1], "encoder": None}
+    fingerprints |= check(fingerprints)
     resources.clock.lap("embeddings")
     return Inputs(pairs, queries, documents, fingerprints, notes=notes)
 
@@ -136,11 +141,13 @@ def _encoded(
     resources: Resources,
     fingerprints: dict[str, Any],
     notes: list[str],
+    check: Callable[[dict[str, Any]], dict[str, str]],
 ) -> Inputs:
     """Encode the dataset, and add the fingerprints of the encoder and its vectors to `fingerprints`."""
     set_precision(encoder, options, folder)
     fit(encoder, pairs, resources.progress)
     fingerprints["encoder"] = encoder.fingerprint()
+    more = check(fingerprints)
     resources.clock.lap("encoder")
     queries, documents, keys = embed(
         encoder,
@@ -154,6 +161,7 @@ def _encoded(
         notes=notes,
     )
     fingerprints["query_vectors"], fingerprints["document_vectors"] = keys
+    fingerprints |= more  # after the others, as `run.json` has them
     resources.clock.lap("encode")
     encoding = encoding_of(encoder, options.query_prompt, options.document_prompt)
     return Inputs(pairs, queries, documents, fingerprints, encoding, notes)

@@ -138,9 +138,8 @@ def _begin(
 ) -> None:
     """Begin a run, or go on with an interrupted one, and finish it. `given`: vectors and encoder, see `mine`."""
     check_config(folder, options.to_json(), target)
-    inputs = open_inputs(source, folder, options, *given, resources)
     chain = parse_filters(options.filters, options.default_filters)
-    inputs.fingerprints |= chain.check(inputs.fingerprints, force)
+    inputs = open_inputs(source, folder, options, *given, resources, lambda found: chain.check(found, force))
     check_inputs(folder, inputs, target)
     _mine(folder, target, inputs, options, chain, resources, command, force)
 
@@ -205,6 +204,7 @@ def _mine(
     said = [*doubts, *left, *inputs.notes, *(sources.notes if sources else ())]
     said += metric_notes(inputs.encoding, options.metric)
     said += [*warnings(pairs, options, depth, inputs.fingerprints), *missed(recall)]
+    said += chain.of_chosen(writer.mean_probability(), options.to_json())
     writer.finish(
         run_head(
             options.to_json(), command, resolved, inputs.fingerprints, reading_of(pairs), said, clock.seconds, environment(index),

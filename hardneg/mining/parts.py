@@ -141,6 +141,15 @@ class PartWriter:
         record = {"start": start, "stop": stop, "files": files, "counts": counts.to_json()}
         write_json(self.folder / "progress" / f"part-{part:05d}.json", record, checksum=True)
 
+    def mean_probability(self) -> float | None:
+        """The mean P(relevant) of all negatives that were written; None where nothing estimates it, or there are none."""
+        total, count = 0.0, 0
+        for part in range(self.parts):
+            table = read_parquet(self.folder / self._names(part)[1], columns=["negative_false_probability"])
+            values = values_of(table.column(0).combine_chunks().flatten().drop_null())
+            total, count = total + float(values.sum(dtype=np.float64)), count + len(values)
+        return total / count if count else None
+
     def finish(self, head: dict[str, Any]) -> dict[str, Any]:
         """Join the parts, write run.json, and remove `progress/`.
 

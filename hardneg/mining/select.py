@@ -143,7 +143,9 @@ def select(
             relabels.write(folder / RELABELS, pairs)
         writer = PartWriter(folder, reopened.pairs, chosen.chain.names)
         _write_parts(reopened, chosen, writer, progress)
-        writer.finish(_head(run, target, chosen, used, relabels, command))
+        head = _head(run, target, chosen, used, relabels, command)
+        head["warnings"] += chosen.chain.of_chosen(writer.mean_probability(), chosen.config)
+        writer.finish(head)
     selected = Run(target, verify=False)
     tell(selected.info["warnings"], command)
     return selected

@@ -29,6 +29,7 @@ def finish(bench: Bench, task: Task) -> Outcome:
     machine = {**environment(None), "shards": plan.shard_count, "tasks": len(tasks) + 1}
     resolved = {**head["resolved"], "recall": recall.to_json()}
     writer = PartWriter(bench.folder, bench.pairs, bench.chain.names)
+    said += bench.chain.of_chosen(writer.mean_probability(), config)
     whole = run_head(
         config, head["command"], _ordered(resolved), dict(plan.fingerprints), head["reading"], said,
         {**head["timings"], **_seconds(bench, tasks)}, machine, head["paths"],

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 from torch.optim.lr_scheduler import LambdaLR
 
-from hardneg.diagnostics.live_findings import LiveFindings
+from hardneg.diagnostics.live_findings import IN_BATCHES, LiveFindings
 from hardneg.diagnostics.measures.batch import Collapse, batch_hardness, effective_rank
 from hardneg.errors import DataError
 from hardneg.losses.arguments import number
@@ -111,7 +111,7 @@ class Trainer:
             self.optimizer, lambda step: rate_at(step, self.total, options.warmup, options.lr_scheduler)
         )
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
-        self.done, self.collapse, self.live = Progressed(), Collapse(), LiveFindings(codes=("taught-out",))
+        self.done, self.collapse, self.live = Progressed(), Collapse(), LiveFindings(codes=IN_BATCHES)
         self.bad = FirstBadStep(world.device)
         self.stopped = False  # early, see `patience`
         self._batches = 0  # number of batches since the last update

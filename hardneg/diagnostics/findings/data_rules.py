@@ -7,7 +7,7 @@ import shlex
 
 from hardneg.diagnostics.estimates import Estimate, Measurements
 from hardneg.diagnostics.findings.base import Finding, FindingRule
-from hardneg.diagnostics.findings.threshold_rule import ThresholdRule
+from hardneg.diagnostics.findings.threshold_rule import TaughtOut, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
 _MANY = 0.5  # share of negatives that are positives of other queries from which it is worth saying
@@ -182,14 +182,16 @@ DATA_RULES: tuple[FindingRule, ...] = (
     NeverRetrieved(),
     ThresholdRule(
         "lexical", "bm25_also",
-        "BM25 finds {v:.0%} of the negatives as well: they share words with the query, and a model may learn no more",
-        "{mine} --encoder st:NAME   # an encoder that knows meaning", info="lexical",
+        "BM25 finds {v:.0%} of the negatives as well: they share words with the query, and a model may learn no more. An "
+        "encoder that knows meaning finds others",
+        "{otherwise}", info="lexical",
     ),
     ThresholdRule(
         "second-encoder", "second_relative",
         "for the second encoder the negatives are hardly nearer than random documents ({v:.2f}, where 0 is random and 1 as near as "
         "positives): they are hard for the first alone",
-        "mine with the second encoder, or with both", "second_easy", above=False,
+        "mine with the second encoder, or with both; a posterior is learned anew then (hardneg calibrate)",
+        "second_easy", above=False,
     ),
     BothAbove(),
     ThresholdRule(
@@ -202,10 +204,10 @@ DATA_RULES: tuple[FindingRule, ...] = (
         "take these queries out of the training data: their ids are in leaked_query_ids (--json)", "leaked", "leaked_error",
         "leaked_query_ids",
     ),
-    ThresholdRule(
+    TaughtOut(
         "taught-out", "teaching",
         "{rest:.0%} of the negatives teach nothing at temperature {temperature:.3g} (softmax weight below 1%)",
-        "take nearer negatives: refresh with the encoder as it is now, or go deeper with fewer filters", "teaching", above=False,
+        "{easier}", "teaching", above=False,
     ),
     WorstSlice(),
 )  # fmt: skip

@@ -2,37 +2,14 @@
 
 from __future__ import annotations
 
-import math
-import shlex
 from collections.abc import Sequence
 
 from hardneg.diagnostics.estimates import Measurements
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.data_rules import DATA_RULES
+from hardneg.diagnostics.findings.false_rules import AboveAnnounced, GroupsDisagree, MaskedMuch, UnknownFalseNegatives
 from hardneg.diagnostics.findings.threshold_rule import FalseNegatives, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
-
-
-class UnknownFalseNegatives(FindingRule):
-    """Reports that the share of false negatives is unknown.
-
-    This is so for a run without a posterior whose dataset has no groups, or whose filter `group` removed what groups could
-    tell of, and which has too few hidden positives to learn from.
-    """
-
-    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
-        """Report the share of negatives that score above the positive, as an upper limit of the share that is false."""
-        if measured.numbers.get("false_source") != "range" or not math.isfinite(measured.numbers["false_high"]):
-            return None
-        high = float(measured.numbers["false_high"])
-        text = f"how many negatives are relevant is not known: {high:.1%} of them score above the positive"
-        if measured.numbers.get("groups_removed"):
-            text += (
-                "; the groups tell nothing of it, because the filter 'group' removed the negatives of a query's group"
-            )
-        fix = f"hardneg calibrate {shlex.quote(run)}"
-        return Finding("false-negatives-unknown", "info", text, "false_high", high, 0.0, [], fix)
-
 
 RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
@@ -47,6 +24,8 @@ RULES: tuple[FindingRule, ...] = (
         "{without_false}",
         "false_share", "false_share_error", "most_false_queries",
     ),
+    AboveAnnounced(),
+    GroupsDisagree(),
     ThresholdRule(
         "easy", "relative",
         "the negatives are hardly nearer than random documents ({v:.2f}, where 0 is random and 1 as near as positives)",
@@ -88,13 +67,13 @@ RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "temperature-low", "effective_share",
         "at this temperature one or two negatives of a query make up the gradient ({v:.0%} of them count)",
-        "a temperature between {temperature_low:.3g} and {temperature_high:.3g}", "effective", above=False,
+        "{suits}", "effective", above=False,
     ),
     ThresholdRule(
         "temperature-high", "temperature_outside",
-        "the temperature {temperature:.3g} is {v:.1f} times the highest at which negatives still count by their hardness: near ones "
-        "teach hardly more than far ones",
-        "a temperature between {temperature_low:.3g} and {temperature_high:.3g}", info="temperature_outside",
+        "the temperature {temperature:.3g} is {v:.1f} times the highest that suits these negatives: beside the others of a batch of "
+        "32, near ones teach hardly more than far ones",
+        "{suits}", info="temperature_outside",
     ),
     ThresholdRule(
         "looks", "surface_auc",
@@ -133,6 +112,7 @@ RULES: tuple[FindingRule, ...] = (
         error="stale_scores_error",
     ),
     UnknownFalseNegatives(),
+    MaskedMuch(),
     *DATA_RULES,
 )  # fmt: skip
 

@@ -22,7 +22,8 @@ class ThresholdRule(FindingRule):
         code, number: as in `Finding`.
         text, fix: templates of the finding's text and fix. `{v}` stands for the number, and the name of a measurement
             for its value; `{rest}` is 1 less the number. Both may also use `{run}`, `{out}` and `{posterior}`, which are quoted
-            for a shell, `{mine}`, the command that mines again, and `{item}` and `{items}`: what the documents are, texts or pictures.
+            for a shell, `{mine}`, the command that mines again, `{otherwise}`, the same with another encoder,
+            `{suits}`, the temperatures that suit the negatives, and `{item}` and `{items}`: what the documents are, texts or pictures.
         info, warning, error: the name of the threshold for each severity; empty for none.
         ids: the name of the measured ids to list as examples; empty for none.
         above: True if the number should not be above the threshold, False if it should not be below it.
@@ -65,6 +66,7 @@ class ThresholdRule(FindingRule):
             if bound > limit if self.above else bound < limit:
                 values = {
                     "mine": measured.numbers.get("mine_again", IN_WORDS),
+                    "otherwise": measured.numbers.get("mine_otherwise", f"{IN_WORDS} --encoder st:NAME"),
                     "deeper": 200,
                     "items": "texts",
                     **measured.numbers,
@@ -73,6 +75,7 @@ class ThresholdRule(FindingRule):
                     "run": shlex.quote(run),
                     "out": shlex.quote(f"{run}-2"),
                 }
+                values["suits"] = _suits(measured) or "a higher temperature"
                 values["item"] = str(values["items"])[:-1]
                 values["posterior"] = shlex.quote(f"posterior:{run}/posterior.json")
                 values |= self.words(values)
@@ -86,13 +89,32 @@ class ThresholdRule(FindingRule):
         return {}
 
 
+def _suits(measured: Measurements) -> str:
+    """The temperatures that suit the negatives, in words; empty if none does, or if it was not measured."""
+    low, high = (measured.numbers.get(name) for name in ("temperature_low", "temperature_high"))
+    return "" if low is None or high is None else f"a temperature between {low:.3g} and {high:.3g}"
+
+
+class TaughtOut(ThresholdRule):
+    """Negatives that teach nothing. Where another temperature suits them, it is said: it costs nothing."""
+
+    def words(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """`easier`, what would make them teach."""
+        nearer = "take nearer negatives: refresh with the encoder as it is now, or go deeper with fewer filters"
+        low, now = values.get("temperature_low"), values.get("temperature")
+        if low is None or now is None or now >= low:
+            return {"easier": nearer}
+        return {"easier": f"{values['suits']}; or {nearer}"}
+
+
 class FalseNegatives(ThresholdRule):
     """The share of negatives that are relevant. Where groups tell it, the filter `group` leaves them out."""
 
     def words(self, values: Mapping[str, Any]) -> dict[str, str]:
         """`told`, what they are; `without_false`, the command that leaves them out."""
         if values.get("false_source") == "groups":
-            told, added = "of their query's group", f"hardneg select {values['run']} --add-filter group"
+            told = "of their query's group: false, if groups are as narrow as relevance (coarse ones throw useful negatives away)"
+            added = f"hardneg select {values['run']} --add-filter group"
         else:
             told = "relevant documents that nobody labelled"
             added = f"hardneg calibrate {values['run']} && hardneg select {values['run']} --add-filter {values['posterior']}"

@@ -25,6 +25,7 @@ class Thresholds:
     Attributes:
         false_share, false_share_error: the share of negatives that are relevant. A share of up to 0.05 had no
             measurable cost. A share of 0.3 costs about half of what mined negatives gain over random ones (Banking77).
+        announced: how many times the share of false negatives that a posterior expects is above what it announced.
         like_random_error: how often a positive is nearer to its query than a random document is; 0.5 by chance.
         easy, easy_error: the hardness, on a scale from random documents (0) to positives (1).
         above_positive: the share of negatives that score above the positive. The finding is only information, because
@@ -58,6 +59,8 @@ class Thresholds:
         both_above: the share of negatives that both encoders put above the positive.
         leaked, leaked_error: the share of evaluation queries that were trained on with their answer, and of leaked queries.
         teaching: the share of negatives that still teach at the temperature.
+        masked, masked_times: the share of the documents of a training's batches that are masked, and how many times it is above the
+            share of candidates that the filters reject.
         slice_times, slice_more: how many times, and by how much, a slice must be worse than the other queries.
 
     >>> Thresholds(hub=0.2).hub
@@ -66,6 +69,7 @@ class Thresholds:
 
     false_share: float = 0.05
     false_share_error: float = 0.3
+    announced: float = 1.25
     like_random_error: float = 0.6
     easy: float = 0.3
     easy_error: float = 0.1
@@ -104,6 +108,8 @@ class Thresholds:
     leaked: float = 0.01
     leaked_error: float = 0.1
     teaching: float = 0.5
+    masked: float = 0.25
+    masked_times: float = 3.0
     slice_times: float = 2.0
     slice_more: float = 0.15
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hardneg.diagnostics.commands import mine_again
+from hardneg.diagnostics.commands import mine_again, with_other_encoder
 from hardneg.diagnostics.estimates import LISTED, Measurements, names_of
 from hardneg.diagnostics.subject import Subject
 
@@ -16,7 +16,8 @@ def completeness(subject: Subject) -> Measurements:
 
     - `queries`, `documents`: the size of the dataset.
     - `asked`: the requested number of negatives per query.
-    - `mine_again`: the command that mines the run again, for fixes; `deeper`: twice the depth of its search.
+    - `mine_again`: the command that mines the run again, for fixes; `mine_otherwise`: the same with another encoder; `deeper`:
+      twice the depth of its search.
     - `few`: the share of queries with fewer negatives than requested.
     - `none`: the share of queries without negatives.
     - `no_positive`: the share of queries without positives.
@@ -31,6 +32,7 @@ def completeness(subject: Subject) -> Measurements:
             "documents": len(subject.pairs.document_ids),
             "asked": subject.asked,
             "mine_again": mine_again(subject.info, subject.name),
+            "mine_otherwise": with_other_encoder(subject.info, subject.name, "st:NAME"),
             "deeper": 2 * int(subject.info["resolved"]["depth"]),
             "few": len(few) / total,
             "none": float((counts == 0).mean()) if len(counts) else 0.0,

@@ -29,6 +29,10 @@ def false_negatives(subject: Subject) -> Measurements:
       `with_hidden_positives`).
     - `range`: nothing tells the share, so there is no `false_share`. Instead, `false_low` is 0, and `false_high` is the
       share of negatives that score above the positive. `groups_removed` is there if a filter `group` is the reason.
+
+    Where a posterior tells the share and groups could, `false_by_groups` is what they say. `false_announced` is the share that the
+    posterior announced when it was calibrated, and `false_expected` what it expects of these negatives, which the selection that it
+    was calibrated for did not have if it is another number; `announced_for` says how that selection differed.
     """
     out = Measurements()
     real = subject.real
@@ -46,9 +50,23 @@ def false_negatives(subject: Subject) -> Measurements:
         "false_source": source,
         "false_share": _with_own_error(subject, Estimate.share_of(per_query), source),
     }
+    out.numbers |= _besides(subject, source, float(np.nanmean(shares)) if np.isfinite(shares).any() else np.nan)
     worst = np.flatnonzero(np.nan_to_num(per_query) > 0)
     worst = worst[np.argsort(-per_query[worst], kind="stable")][:LISTED]
     out.ids["most_false_queries"] = names_of(subject.pairs.query_ids, worst)
+    return out
+
+
+def _besides(subject: Subject, source: str, mean: float) -> dict[str, Any]:
+    """What groups say besides a posterior, and what this announced."""
+    out: dict[str, Any] = {}
+    groups = told_by_groups(subject, np.arange(len(subject.pairs)), subject.documents)
+    if source != "groups" and groups is not None and np.isfinite(groups).any():
+        out["false_by_groups"] = Estimate.share_of(row_means(groups))
+    said = subject.announced
+    if source == "posterior" and said is not None and np.isfinite(mean):
+        out |= {"false_announced": said.expected, "false_expected": mean * said.corrected}
+        out["announced_for"] = ", ".join(said.changed(subject.info["config"]))
     return out
 
 

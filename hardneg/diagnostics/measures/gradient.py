@@ -5,10 +5,24 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.diagnostics.estimates import Estimate, Measurements, sampled
+from hardneg.diagnostics.estimates import Estimate, Measurements, normalized, sampled
+from hardneg.diagnostics.findings.thresholds import Thresholds
 from hardneg.diagnostics.subject import Subject
+from hardneg.storage.arrays import members
 
 TEACHES = 0.01  # softmax weight from which a negative teaches
+
+_LEAST_EFFECTIVE = 0.25  # of the negatives that count at a temperature that suits them
+
+_LEAST_TEACHING = Thresholds.teaching  # of them that teach there, so that no advice makes another finding
+
+_ALIKE = 0.8  # effective share from which near and far negatives count for about the same
+
+_BATCH = 32  # of which all but one are other queries' documents, random ones for a query
+
+_BLOCK = 256  # queries that are scored with the same random documents
+
+_QUERIES = 2048  # that are
 
 
 def weights(scores: NDArray[np.floating], positive: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
@@ -51,8 +65,10 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
     - `teaching`: the share of a query's negatives that still teach, with w_j of at least 0.01; mean over queries. The others together
       move the encoder by less than a hundredth each of what one wholly confused negative would.
     - `effective_by_temperature`: (temperature, effective number) for 40 temperatures from 0.002 to 1.
-    - `temperature_low`, `temperature_high`: the lowest of these temperatures at which the effective share is at least
-      0.25, and at least 0.8.
+    - `temperature_low`, `temperature_high`: the lowest and the highest of these temperatures that suit the negatives: the effective
+      share is at least 0.25, half of the negatives still teach, and near ones count for more than far ones: among the query's
+      negatives and 31 random documents, which stand for the others of a batch of 32, the effective share is still below 0.8. The
+      random documents need the vectors of the run. Neither is there if no temperature suits.
     """
     out = Measurements()
     rows = np.flatnonzero(np.isfinite(subject.positive) & (subject.counts > 1))
@@ -60,16 +76,7 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
         return out
     scores = np.where(subject.real[rows], subject.scores[rows], -np.inf)
     positive, count = subject.positive[rows], subject.counts[rows]
-
-    def effective(t: float) -> NDArray[np.float64]:
-        logits = scores.astype(np.float64) / t
-        logits -= logits.max(1, keepdims=True)
-        w = np.exp(logits)
-        w /= w.sum(1, keepdims=True)
-        number: NDArray[np.float64] = np.exp(-(w * np.log(np.maximum(w, 1e-300))).sum(1))
-        return number
-
-    numbers = effective(temperature)
+    numbers = effective(scores, temperature)
     shares = weights(scores, positive, temperature)
     out.numbers |= {
         "temperature": temperature,
@@ -81,15 +88,58 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
     ladder = np.geomspace(0.002, 1.0, 40)
     sample = sampled(len(rows), 5000, np.random.default_rng(0))
     scores, count = scores[sample], count[sample]
-    by_temperature = [effective(t) for t in ladder]
-    at = np.array([float((n / count).mean()) for n in by_temperature])
+    by_temperature = [effective(scores, t) for t in ladder]
     out.numbers["effective_by_temperature"] = [
         [float(t), float(n.mean())] for t, n in zip(ladder, by_temperature, strict=True)
     ]
-    for name, target in (("temperature_low", 0.25), ("temperature_high", 0.8)):
-        step = int(np.searchsorted(at, target))
-        out.numbers[name] = float(ladder[min(step, len(ladder) - 1)])
-    low, high = out.numbers["temperature_low"], out.numbers["temperature_high"]
+    at = np.array([float((n / count).mean()) for n in by_temperature])
+    suit = (at >= _LEAST_EFFECTIVE) & _suiting(subject, rows[sample], scores, positive[sample], count, ladder)
+    if not suit.any():
+        return out
+    low, high = (float(ladder[suit][end]) for end in (0, -1))
     outside = temperature / high if temperature > high else -low / temperature if temperature < low else 0.0
-    out.numbers["temperature_outside"] = float(outside)
+    out.numbers |= {"temperature_low": low, "temperature_high": high, "temperature_outside": float(outside)}
+    return out
+
+
+def effective(scores: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
+    """float64 `[n]`: the effective number of negatives, of their scores `[n, K]`; -inf is padding."""
+    logits = scores.astype(np.float64) / temperature
+    logits -= logits.max(1, keepdims=True)
+    w = np.exp(logits)
+    w /= w.sum(1, keepdims=True)
+    number: NDArray[np.float64] = np.exp(-(w * np.log(np.maximum(w, 1e-300))).sum(1))
+    return number
+
+
+def _suiting(
+    subject: Subject, rows: NDArray[np.integer], scores: NDArray[np.floating], positive: NDArray[np.floating],
+    count: NDArray[np.integer], ladder: NDArray[np.float64],
+) -> NDArray[np.bool_]:  # fmt: skip
+    """bool, for each temperature: whether half of the negatives teach, and near ones count for more than far ones."""
+    some = slice(0, _QUERIES)
+    others = _random_scores(subject, rows[some])
+    out = np.zeros(len(ladder), bool)
+    for i, t in enumerate(ladder):
+        teaching = (weights(scores, positive, t) >= TEACHES).sum(1) / count
+        alike = effective(np.concatenate([scores[some], others], 1), t) / (count[some] + np.isfinite(others).sum(1))
+        out[i] = teaching.mean() >= _LEAST_TEACHING and alike.mean() < _ALIKE
+    return out
+
+
+def _random_scores(subject: Subject, rows: NDArray[np.integer]) -> NDArray[np.float64]:
+    """float64 `[n, 31]`: the scores of random documents, -inf for positives; `[n, 0]` without vectors."""
+    documents = len(subject.pairs.document_ids)
+    if subject.vectors is None:
+        return np.empty((len(rows), 0))
+    rng = np.random.default_rng(0)
+    cosine = subject.info.get("config", {}).get("metric", "cosine") == "cosine"
+    out = np.empty((len(rows), _BATCH - 1))
+    for start in range(0, len(rows), _BLOCK):
+        here = rows[start : start + _BLOCK]
+        drawn = np.sort(rng.integers(0, documents, _BATCH - 1))
+        q, d = (np.asarray(each[at], np.float32) for each, at in zip(subject.vectors, (here, drawn), strict=True))
+        q, d = (normalized(each) if cosine else each for each in (q, d))
+        positives = members(np.broadcast_to(drawn, (len(here), len(drawn))), subject.pairs.positives.take(here))
+        out[start : start + _BLOCK] = np.where(positives, -np.inf, q @ d.T)
     return out

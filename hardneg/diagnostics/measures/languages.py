@@ -18,6 +18,8 @@ _SCRIPTS = (  # first and last code point
     ("Han", 0x4E00, 0x9FFF), ("Korean", 0xAC00, 0xD7AF),
 )  # fmt: skip
 
+_OF_ONE_LANGUAGE = ("Korean", "Japanese")
+
 # Small words that few of the other languages have.
 _WORDS = {
     "English": "the of and to in is that for it with as was on are by this be from what how you not i do my can your does did "
@@ -44,11 +46,11 @@ def guessed_language(text: str) -> str:
     """Guess the language of a text from its first 400 characters.
 
     Returns:
-        A language of the twelve in Latin script that are known here; else the script (`Cyrillic`, `Han`, ...), `Latin` if
-        its small words tell nothing, or `no letters`. Han with any kana is `Japanese`.
+        A language of the twelve in Latin script that are known here; else the script (`Cyrillic script`, ...), `Latin script` if
+        its small words tell nothing, or `no letters`. Han with any kana is `Japanese`, and Hangul is `Korean`.
 
     >>> [guessed_language(t) for t in ("How is the weather?", "Wie ist das Wetter?", "Как дела?", "天気はどう", "def f(x)", "12")]
-    ['English', 'German', 'Cyrillic', 'Japanese', 'Latin', 'no letters']
+    ['English', 'German', 'Cyrillic script', 'Japanese', 'Latin script', 'no letters']
     """
     start = text[:_CHARACTERS]
     if not start.isascii():
@@ -58,18 +60,16 @@ def guessed_language(text: str) -> str:
             return "Japanese"
         name, count = max(found.items(), key=lambda each: (each[1], each[0]), default=("Latin", 0))
         if name != "Latin" and 2 * count > latin:  # a word of a dense script has few letters
-            return name
+            return name if name in _OF_ONE_LANGUAGE else f"{name} script"
     words: dict[str, int] = {}
     for word in _WORD.findall(start.lower()):
         for language in _LANGUAGES_OF.get(word, ()):
             words[language] = words.get(language, 0) + 1
     if not words:
-        return "Latin" if any(c.isalpha() for c in start) else "no letters"
+        return "Latin script" if any(c.isalpha() for c in start) else "no letters"
     (first, count), *others = sorted(words.items(), key=lambda each: (-each[1], each[0]))
-    return "Latin" if others and others[0][1] == count else first
+    return "Latin script" if others and others[0][1] == count else first
 
 
 def _script(code: int) -> str:
-    return next(
-        (name for name, low, high in _SCRIPTS if low <= code <= high), "Latin" if code < 0x250 else "other script"
-    )
+    return next((name for name, low, high in _SCRIPTS if low <= code <= high), "Latin" if code < 0x250 else "other")

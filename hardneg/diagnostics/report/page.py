@@ -172,13 +172,22 @@ def _alternatives(tried: Sequence[Alternative]) -> list[tuple[str, ...]]:
     """The table of what fixes would do."""
     if not tried:
         return []
-    head = ("added filters", "false share", "mean score", "above positive", "queries left short", "command")
+    head = (
+        "added filters",
+        "false share",
+        "mean score",
+        "above positive",
+        "still teach",
+        "queries left short",
+        "command",
+    )
     rows: list[tuple[str, ...]] = [
         (
             " ".join(each.added) or "none: the run as it is",
             "not known" if each.false_share is None else f"{each.false_share:.1%}",
             f"{each.mean_score:.3f}",
             f"{each.above_positive:.1%}",
+            "not known" if each.teaching is None else f"{each.teaching:.1%}",
             f"{each.short:.1%}",
             each.command if each.added else "",
         )

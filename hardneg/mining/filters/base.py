@@ -101,6 +101,15 @@ class Filter(ABC):
         """
         return []
 
+    def of_chosen(self, probability: float, config: Mapping[str, Any]) -> list[str] | None:
+        """What users should know about the negatives that were chosen; None if the filter estimates no probability.
+
+        Args:
+            probability: the mean P(relevant) of the negatives, by this filter.
+            config: the options of the selection.
+        """
+        return None
+
     def false_probability(
         self, candidates: Candidates, context: Context, columns: NDArray[np.integer] | None = None
     ) -> Float | None:
@@ -170,6 +179,18 @@ class Chain:
     def notes(self, config: Mapping[str, Any]) -> list[str]:
         """What users should know about the filters in a selection with this configuration."""
         return [note for f in self.filters for note in f.notes(config)]
+
+    def of_chosen(self, probability: float | None, config: Mapping[str, Any]) -> list[str]:
+        """What users should know about the negatives that were chosen, by the last filter that estimates their probability.
+
+        Args:
+            probability: the mean P(relevant) of the negatives by that filter; None: none estimates it.
+            config: the options of the selection.
+        """
+        if probability is None:
+            return []
+        said = (f.of_chosen(probability, config) for f in reversed(self.filters))
+        return next((each for each in said if each is not None), [])
 
     def false_probability(self, candidates: Candidates, context: Context, columns: NDArray[np.integer]) -> Float | None:
         """float32 `[n, c]`: P(relevant) of the candidates in these columns, by the last filter that estimates it, or None."""
