@@ -19,6 +19,7 @@ _TEXTS = {
     "grades_that_say_nothing": "{} judgements are above 0 and below --relevant-from: they say nothing",
     "grades_not_read": "{} column of scores or grades is not read: every pair counts as a positive. --relevance-column, with "
     "--relevant-from, changes that",
+    "graded_positives": "{} pairs have a grade above 0 and below the highest: they are positives, too. --relevant-from changes that",
     "contradicting_judgements": "{} pairs are positives and negatives of one query: they count as positives",
     "repeated_query_rows": "{} rows repeat a query: their positives were put together",
     "repeated_document_rows": "{} rows repeat a document: it counts once",
