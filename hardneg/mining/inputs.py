@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -21,7 +21,7 @@ from hardneg.encoders.report import encoding_of
 from hardneg.errors import RunError, UsageError
 from hardneg.memory import release
 from hardneg.mining.encoding import set_precision
-from hardneg.mining.options import MineOptions
+from hardneg.mining.options import MineOptions, resolve_depth
 from hardneg.mining.resources import Resources
 from hardneg.mining.run_folder import changed_options, given_vectors, read_run_json
 from hardneg.mining.sources.base import labels_of
@@ -71,8 +71,12 @@ def open_inputs(
     vectors: tuple[np.ndarray, np.ndarray] | None,
     encoder: Encoder | None,
     resources: Resources,
+    check: Callable[[dict[str, Any]], None],
 ) -> Inputs:
-    """Read the dataset, then open its vectors or encode it. The arguments are those of `mine`."""
+    """Read the dataset, then open its vectors or encode it. The arguments are those of `mine`.
+
+    `check` is given the fingerprints of what is about to be encoded, and refuses what encoding would be in vain for.
+    """
     notes: list[str] = []
     pairs = read_source(source, folder, options, resources, notes)
     fingerprints: dict[str, Any] = {"source": pairs.name, **pairs.digests}
@@ -89,7 +93,7 @@ def open_inputs(
     else:
         return _encoded(
             pairs, folder, options, encoder or resources.encoder(options.encoder, options.seed), resources, fingerprints,
-            notes,
+            notes, check,
         )  # fmt: skip
     fingerprints |= {"query_embeddings": digests[0], "corpus_embeddings": digests[1], "encoder": None}
     resources.clock.lap("embeddings")
@@ -104,7 +108,10 @@ def reading_of(pairs: Pairs) -> dict[str, Any]:
 def read_source(
     source: str | Path | Pairs, folder: Path, options: MineOptions, resources: Resources, notes: list[str]
 ) -> Pairs:
-    """Read the dataset, and check that it has what the filters and the sources of candidates need. Notes are added to `notes`."""
+    """Read the dataset, and check that it has what the options, the filters and the sources of candidates need.
+
+    What is refused here costs nobody the encoding. Notes are added to `notes`.
+    """
     if isinstance(source, Pairs):
         pairs = source
         if not (folder / "source" / "dataset.json").exists():
@@ -112,6 +119,7 @@ def read_source(
     else:
         pairs = _read(str(source), folder, options, resources.progress, notes)
     _check_files(folder)
+    resolve_depth(options, len(pairs.document_ids))
     for each in parse_filters(options.filters, options.default_filters).filters:
         if (lacking := each.lacks(pairs)) is not None:
             raise UsageError(lacking)
@@ -136,11 +144,14 @@ def _encoded(
     resources: Resources,
     fingerprints: dict[str, Any],
     notes: list[str],
+    check: Callable[[dict[str, Any]], None],
 ) -> Inputs:
     """Encode the dataset, and add the fingerprints of the encoder and its vectors to `fingerprints`."""
     set_precision(encoder, options, folder)
     fit(encoder, pairs, resources.progress)
     fingerprints["encoder"] = encoder.fingerprint()
+    keys = vector_keys(encoder, pairs, options.query_prompt, options.document_prompt, options.precision)
+    check({**fingerprints, "query_vectors": keys[0], "document_vectors": keys[1]})
     resources.clock.lap("encoder")
     queries, documents, keys = embed(
         encoder,
@@ -210,14 +221,14 @@ def same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> No
         )
 
 
-def check_inputs(folder: Path, inputs: Inputs, target: Path) -> None:
-    """Raise RunError if the run in `folder` has other inputs; record the inputs of a new run."""
+def check_inputs(folder: Path, fingerprints: dict[str, Any], target: Path, record: bool = True) -> None:
+    """Raise RunError if the run in `folder` has inputs of other fingerprints; record those of a new run."""
     path = folder / "progress" / "inputs.json"
     if path.exists():
         before = read_json(path, dict[str, str | None], remedy=_AGAIN)
-        _same_inputs(before, inputs.fingerprints, {*before, *inputs.fingerprints}, target)
-    else:
-        write_json(path, inputs.fingerprints, checksum=True)
+        _same_inputs(before, fingerprints, {*before, *fingerprints}, target)
+    elif record:
+        write_json(path, fingerprints, checksum=True)
 
 
 def check_sources(folder: Path, fingerprints: dict[str, str], target: Path) -> None:

@@ -138,10 +138,14 @@ def _begin(
 ) -> None:
     """Begin a run, or go on with an interrupted one, and finish it. `given`: vectors and encoder, see `mine`."""
     check_config(folder, options.to_json(), target)
-    inputs = open_inputs(source, folder, options, *given, resources)
     chain = parse_filters(options.filters, options.default_filters)
+
+    def check(found: dict[str, Any]) -> None:
+        check_inputs(folder, found | chain.check(found, force), target, record=False)
+
+    inputs = open_inputs(source, folder, options, *given, resources, check)
     inputs.fingerprints |= chain.check(inputs.fingerprints, force)
-    check_inputs(folder, inputs, target)
+    check_inputs(folder, inputs.fingerprints, target)
     _mine(folder, target, inputs, options, chain, resources, command, force)
 
 
