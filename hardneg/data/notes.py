@@ -12,7 +12,7 @@ _logger = logging.getLogger("hardneg")
 _EMPTY = ("empty_query_texts", "empty_document_texts", "blank_positives")
 
 _TEXTS = {
-    "empty_query_texts": "{} queries have an empty text: they are mined all the same",
+    "empty_query_texts": "{} queries have an empty text: their pairs are left out, and they get no negatives",
     "empty_document_texts": "{} documents have an empty text: the filter 'empty' keeps them from being negatives",
     "blank_positives": "{} positives are empty: their queries are mined without them",
     "blank_negatives": "{} negatives of the source are empty and were left out",
