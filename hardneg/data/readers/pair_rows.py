@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_number, find_column, id_of, need_column
 from hardneg.data.labels import Grades, as_judgement, is_blank, meaning_of
 from hardneg.data.options import ReadOptions
+from hardneg.data.readers.joined_columns import JoinedColumns
 from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.pair_columns import PairColumns, add_pairs
 from hardneg.data.readers.rows import Block, Row, names
@@ -48,6 +50,8 @@ _GRADE_COLUMN = re.compile(r".+[_ -](score|similarity|sim|rating|stars|grade|rel
 # Columns of two texts that play equal parts, so that one is not a positive of the other by its name alone.
 _SENTENCES = ("sentence1", "sentence_a", "premise", "question1")
 
+_LOOKED_AT, _CLASS_NAME = 1000, 60  # rows that are looked at for classes, characters of a class
+
 _NEGATIVE_COLUMN = re.compile(r"(hard[_ -]?)?neg(atives?)?[_ -]?\d*", re.IGNORECASE)
 
 
@@ -80,6 +84,8 @@ class PairRows(Layout):
     ) -> None:
         super().__init__(builder, options)
         where, row = first
+        self.joined = JoinedColumns((options.query_column, options.positive_column), row)
+        row = self.joined.row(where, row)
         self.query = need_column(row, options.query_column, QUERY_COLUMNS, where, "query")
         free = {name: value for name, value in row.items() if name != self.query}
         self.positive = need_column(free, options.positive_column, POSITIVE_COLUMNS, where, "positive")
@@ -94,6 +100,19 @@ class PairRows(Layout):
         builder.columns |= {role: found for role in roles if (found := getattr(self, role)) is not None}
         if self.negatives:
             builder.columns["negatives"] = ", ".join(self.negatives)
+        self._say_what_is_not_read(row, column)
+
+    def _say_what_is_not_read(self, row: Row, column: Callable[[str], Iterable[Any]]) -> None:
+        """Name the columns that are nothing to a pair, and one of few values, which could be groups."""
+        read = {self.query, self.positive, *(getattr(self, role) for role in _ROLES), *self.negatives}
+        read |= {part for name in (self.query, self.positive) for part in self.joined.parts.get(name, ())}
+        rest = [name for name in row if name not in read]
+        if rest:
+            self.builder.columns["not read"] = ", ".join(rest)
+        if self.group is None and self.options.group_column is None and not self.options.group_positives:
+            group = next((name for name in rest if isinstance(row[name], str) and _are_classes(column(name))), None)
+            if group is not None:
+                self.builder.columns["perhaps groups"] = group
 
     def _read_label(self, row: Row, where: str, column: Callable[[str], Iterable[Any]], name: str) -> None:
         """Find out what a label or a grade means that the user has not spoken of."""
@@ -114,7 +133,6 @@ class PairRows(Layout):
             return
         if self.negatives:  # the positive of a row is told from its negatives, and the score is that of a teacher
             self.builder.count("grades_not_read")
-            self.builder.columns["not read"] = grade
             return
         raise DataError(
             f"{name}: the column {grade!r} grades the pairs, so not all of them are positives: give --relevance-column "
@@ -131,6 +149,9 @@ class PairRows(Layout):
         """Columns that earlier rows lack. What would have been read had it been there from the start is not passed over."""
         new = {name: row[name] for name in row if name not in self.seen}
         self.seen |= new.keys()
+        rest = [name for name in new if not _NEGATIVE_COLUMN.fullmatch(name)]
+        if rest:
+            self.builder.columns["not read"] = ", ".join([*filter(None, [self.builder.columns.get("not read")]), *rest])
         late = [name for name in new if _NEGATIVE_COLUMN.fullmatch(name)]
         if late:
             self.negatives += late
@@ -149,6 +170,7 @@ class PairRows(Layout):
 
     def take(self, block: Block, first: Row) -> bool:
         table = block.table(first)
+        table = None if table is None else self.joined.table(table)
         if table is None:
             return False
         columns = PairColumns(
@@ -167,6 +189,7 @@ class PairRows(Layout):
                 self.builder.count("graded_positives", self.grades.below_the_highest)
 
     def __call__(self, where: str, row: Row) -> None:
+        row = self.joined.row(where, row)
         if not row.keys() <= self.seen:
             self._late(where, row)
         try:
@@ -218,6 +241,13 @@ class PairRows(Layout):
             if not is_blank(negative):
                 document = self.builder.add_document(None, negative, where=where)
                 self.own_negative(query, document)
+
+
+def _are_classes(values: Iterable[Any]) -> bool:
+    """Whether few different short texts repeat, among the first values."""
+    first = [value for value in islice(values, _LOOKED_AT) if not is_blank(value)]
+    texts = {value for value in first if isinstance(value, str) and len(value) <= _CLASS_NAME}
+    return 1 < len(texts) <= len(first) // 4 and all(value in texts for value in first)
 
 
 def _varies(values: Iterable[Any]) -> bool:
