@@ -240,9 +240,9 @@ def _plan(source: str, out: str, options: Any, as_json: bool, given: dict[str, A
     )
 
 
-def report(info: dict[str, Any], out: str, as_json: bool) -> None:
-    """Print the summary of a run with the content `info` of its run.json, and its warnings on stderr."""
-    value = summary(info, out)
+def report(info: dict[str, Any], out: str, as_json: bool, selected: bool = False) -> None:
+    """Print the summary of a run with the content `info` of its run.json, and its warnings on stderr; see `summary`."""
+    value = summary(info, out, selected)
     warn(value["warnings"])
     if as_json:
         print_json(value)

@@ -24,7 +24,8 @@ _READING = (
         help="Column of the queries. The usual names are recognized, for this and the next five columns.",
     ),
     click.option(
-        "--positive-column", metavar="NAME", help="Column of the relevant text, or of a list of relevant texts."
+        "--positive-column", metavar="NAME",
+        help="Column of the relevant text, or of a list of relevant texts. Several (title,description) are joined by a space.",
     ),
     click.option("--id-column", metavar="NAME", help="Column of the ids of the queries."),
     click.option("--document-id-column", metavar="NAME", help="Column of the ids of the relevant texts."),

@@ -110,4 +110,4 @@ def select(run: str, out: str | None, filters: tuple[str, ...], as_json: bool, *
     if not as_json and "relabelled" in selected.info:
         counts = ", ".join(f"{name} {n:,}" for name, n in selected.info["relabelled"].items())
         click.echo(f"relabelled: {counts}", err=True)
-    report(selected.info, out or run, as_json)
+    report(selected.info, out or run, as_json, selected=True)

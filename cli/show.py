@@ -67,14 +67,16 @@ def say(message: str) -> None:
     _print(_console(stderr=True), (message, "bold"))
 
 
-def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
+def summary(info: dict[str, Any], out: str, selected: bool = False) -> dict[str, Any]:
     """The summary of a run, which is printed as a table or as JSON.
 
     Args:
         info: the content of run.json.
         out: the run folder, as the user wrote it.
+        selected: whether a selection made it just now: its time and its warnings are those of the selection.
     """
     from hardneg.data.inspect import reasons
+    from hardneg.mining.select import own_warnings
 
     counts = info["counts"]
     wanted = info["config"]["negatives"]
@@ -97,8 +99,9 @@ def summary(info: dict[str, Any], out: str) -> dict[str, Any]:
         "sources": counts.get("sources", {}),
         "verdicts": counts["verdicts"],
         "scores": info["scores"],
-        "seconds": info["timings"],
-        "warnings": info["warnings"],
+        "seconds": {"select": info["timings"]["select"]} if selected else info["timings"],
+        "warnings": own_warnings(info) if selected else info["warnings"],
+        "selected": selected,
     }
 
 
@@ -131,7 +134,9 @@ def encoder_rows(used: dict[str, Any] | None) -> list[tuple[str, str]]:
 def print_summary(value: dict[str, Any]) -> None:
     """Print what `summary` returned as tables."""
     console = _console()
-    _print_reading(console, value["reading"], value.get("why", {}))
+    selected = value.get("selected", False)
+    if not selected:  # the reading was shown when it was done
+        _print_reading(console, value["reading"], value.get("why", {}))
     counts = Table(show_header=False)
     counts.add_column()
     counts.add_column(justify="right")
@@ -165,10 +170,15 @@ def print_summary(value: dict[str, Any]) -> None:
     for label, key in (("positive", "positive"), ("negative", "negative"), ("positive - negative", "difference")):
         row = value["scores"][key]
         _row(scores, label, *(["-"] * len(names) if row is None else [f"{row[n]:.3f}" for n in names]))
-    for title, table in ((f"mined {value['run']}", counts), ("verdicts", verdicts), ("scores", scores)):
+    done = "selected" if selected else "mined"
+    for title, table in ((f"{done} {value['run']}", counts), ("verdicts", verdicts), ("scores", scores)):
         _show(console, title, table)
     _print(console, "seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in value["seconds"].items()))
-    _print(console, f"next: hardneg export {quoted(value['run'])} --format triplet --out triplets.jsonl")
+    _print(
+        console,
+        f"next: hardneg diagnose {quoted(value['run'])} (how good are they?), then "
+        f"hardneg export {quoted(value['run'])} --format triplet --out triplets.jsonl",
+    )
 
 
 def _print_reading(console: Console, reading: dict[str, Any], why: dict[str, str]) -> None:

@@ -12,6 +12,7 @@ True
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -84,6 +85,15 @@ _PARTS: dict[str, dict[str, str | Callable[..., Any]]] = {
     },
 }
 
+# The arguments that a part of each kind is called with, as messages write them; the others are `make(options)`.
+_CALLED = {
+    "dataset": "read(split, builder)",
+    "reader": "read(path)",
+    "layout": "LAYOUT(builder, options)",
+    "encoder": "make(rest, options)",
+    "judge": "make(rest, options)",
+}
+
 # What a finished run can do, which stands in rooms above it; see `hardneg.mining.Run`.
 _VERBS = {
     "to_dataset": "hardneg.exports.dataset:to_dataset",
@@ -129,7 +139,7 @@ def register(kind: str, name: str, part: Callable[..., Any]) -> None:
             the spec after the colon, and `make(options)` for all others.
 
     Raises:
-        UsageError: the kind is unknown, no spec could reach the name, or the part cannot be called.
+        UsageError: the kind is unknown, no spec could reach the name, or the part cannot be called with these arguments.
     """
     parts = _parts(kind)
     if not isinstance(name, str):
@@ -150,7 +160,24 @@ def register(kind: str, name: str, part: Callable[..., Any]) -> None:
         raise UsageError(f"the name {name!r} cannot be used in a spec: {_TAKEN[name]}. Choose another name")
     if not callable(part):
         raise UsageError(f"{name!r} is registered with a function that makes the {kind}, not with {part!r}")
+    _check_call(kind, name, part)
     parts[name] = part
+
+
+def _check_call(kind: str, name: str, part: Callable[..., Any]) -> None:
+    """Refuse a part that cannot be called as parts of its kind are."""
+    called = _CALLED.get(kind, "make(options)")
+    try:
+        signature = inspect.signature(part)
+    except (TypeError, ValueError):  # some that are written in C have none
+        return
+    try:
+        signature.bind(*called.partition("(")[2].split(", "))
+    except TypeError:
+        meaning = "; rest is what stands behind the colon of a spec, '' if nothing does" if "rest" in called else ""
+        raise UsageError(
+            f"the {kind} {name!r} is called as {called}{meaning}, and what was registered takes {signature}"
+        ) from None
 
 
 def find(kind: str, name: str, what: str | None = None) -> Callable[..., Any]:

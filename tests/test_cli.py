@@ -31,7 +31,16 @@ def test_mine_select_export(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     done = run_cli("mine", pairs, "--out", out, "--depth", "20", "--negatives", "3")
     assert done.returncode == 0, done.stderr
-    for words in ("queries", "candidates", "verdicts", "kept", "known", "positive - negative", "median", "export"):
+    for words in (
+        "queries",
+        "candidates",
+        "verdicts",
+        "kept",
+        "known",
+        "positive - negative",
+        "median",
+        "next: hardneg diagnose",
+    ):
         assert words in done.stdout
     for stage in ("read", "fit encoder", "encode queries: 40", "encode documents: 40", "search: 40", "write: 40"):
         assert stage in done.stderr
@@ -49,6 +58,13 @@ def test_mine_select_export(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     done = run_here("select", out, "--filter", "rank:min=5", "--out", tmp_path / "run2", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["verdicts"]["rank"] == 40 * 4 - json.loads(done.stdout)["verdicts"]["known"]
+    assert set(json.loads(done.stdout)["seconds"]) == {"select"}
+    done = run_here("select", tmp_path / "run2", "--negatives", "2")
+    for words in (f"selected {tmp_path / 'run2'}", "seconds: select"):
+        assert words in done.stdout
+    for words in ("mined", "read as", "encode"):  # that was the first pass
+        assert words not in done.stdout
+    done = run_here("select", tmp_path / "run2", "--negatives", "3")
     done = run_here("export", tmp_path / "run2", "--format", "triplet", "--out", tmp_path / "t.jsonl", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["rows"] == 120 == len((tmp_path / "t.jsonl").read_text().splitlines())

@@ -296,7 +296,7 @@ def test_empty_texts_are_told(tiny_model: Path, caplog: pytest.LogCaptureFixture
         {"question": "one?", "answer": None},
     ]
     wanted = [
-        "1 queries have an empty text: they are mined all the same",
+        "1 queries have an empty text: their pairs are left out, and they get no negatives",
         "1 positives are empty: their queries are mined without them",
     ]
     HardNegatives(data, hardneg.HashedEncoder(), num_negatives=1, depth=5)

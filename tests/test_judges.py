@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hardneg import registry
 from hardneg.errors import HardnegError, UsageError
-from hardneg.judges.base import JudgeOptions, make_judge
+from hardneg.judges.base import JudgeOptions, Verdicts, checked_judge, make_judge, verdicts_of
 from hardneg.judges.cost import Budget, Estimate, Prices
 from hardneg.judges.endpoint import EndpointError
 from hardneg.judges.openai import OpenAIJudge
@@ -310,3 +311,51 @@ def test_a_real_cross_encoder(tiny_model: Path) -> None:
     assert again.value[::-1] == pytest.approx(said.value, abs=1e-5)
     with pytest.raises(UsageError, match="cannot be loaded"):
         make_judge(f"cross-encoder:{tiny_model.parent / 'base'}", JudgeOptions(device="nowhere"))
+
+
+class Same:
+    """A judge of one's own, without a model, that says what it is told to say."""
+
+    name, prompt = "same", ""
+
+    def __init__(self, said: Any = None) -> None:
+        self.said = said
+
+    def judge(self, pairs: Any, progress: Any = None) -> Any:
+        return Verdicts(np.ones(len(pairs), np.int8), np.ones(len(pairs))) if self.said is None else self.said
+
+
+def test_a_registered_judge_needs_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._PARTS, "judge", dict(registry._PARTS["judge"]))
+    rests: list[tuple[str, int]] = []
+
+    def make(rest: str, options: JudgeOptions) -> Same:
+        rests.append((rest, options.concurrency))
+        return Same()
+
+    registry.register("judge", "same", make)
+    for spec in ("same", "same:", "same:strict,x"):
+        assert verdicts_of(make_judge(spec, JudgeOptions(concurrency=3)), PAIRS).relevant.sum() == len(PAIRS)
+    assert rests == [("", 3), ("", 3), ("strict,x", 3)]
+    for spec in ("openai", "openai:", "cross-encoder"):
+        with pytest.raises(UsageError, match=rf"names no model: write {spec.rstrip(':')}:MODEL"):
+            make_judge(spec)
+
+
+def test_what_is_no_judge_and_what_are_no_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._PARTS, "judge", dict(registry._PARTS["judge"]))
+    registry.register("judge", "none", lambda rest, options: 3)
+    with pytest.raises(
+        UsageError, match=r"the judge 'none' is a int, which is no judge: it lacks name, prompt, judge\("
+    ):
+        make_judge("none")
+    with pytest.raises(UsageError, match=r"judge= is the class Same: give an object, Same\(\.\.\.\)"):
+        checked_judge(Same, "judge=")
+    few = Verdicts(np.ones(2, np.int8), np.ones(2))
+    for said, words in (
+        ([1] * len(PAIRS), "returned a list, expected hardneg.judges.Verdicts"),
+        (few, r"returned relevant of shape \(2,\) for 40 pairs"),
+        (Verdicts(np.full(40, 2, np.int8), np.ones(40)), "other verdicts than 1, 0"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            verdicts_of(Same(said), PAIRS)

@@ -23,7 +23,13 @@ def read(folder: Path, rows: Any, **options: Any) -> hardneg.Pairs:
 
 @pytest.mark.parametrize(
     ("column", "value", "option"),
-    [("label", 0, "group"), ("relevant", 0, "relevance"), ("id", "7", "id"), ("doc_id", "7", "document-id")],
+    [
+        ("label", 0, "group"),
+        ("relevant", 0, "relevance"),
+        ("score", 0.5, "relevance"),
+        ("id", "7", "id"),
+        ("doc_id", "7", "document-id"),
+    ],
 )
 def test_a_column_that_begins_late_is_not_passed_over(tmp_path: Path, column: str, value: Any, option: str) -> None:
     rows = [*ROWS, {"query": "q1", "positive": "wrong", column: value}]
@@ -80,7 +86,7 @@ def test_a_judgement_by_another_name_is_one(tmp_path: Path) -> None:
 
 
 def test_what_is_not_read_and_what_disagrees_is_said(tmp_path: Path) -> None:
-    rows = [{"query": "a", "positive": "b", "score": 0.0}, {"query": "c", "positive": "d", "score": 1.0}]
+    rows = [{"query": q, "positive": "b", "negative": "n", "score": score} for q, score in (("a", 0.0), ("c", 1.0))]
     assert any("1 column of scores or grades is not read" in note for note in notes_of(read(tmp_path, rows)))
     rows = [{"query": "a", "positive": "b", "label": label} for label in (1, 0)]
     assert any("1 pairs are positives and negatives of one query" in note for note in notes_of(read(tmp_path, rows)))

@@ -308,7 +308,7 @@ def test_two_values_are_judgements(tmp_path: Path, pair: tuple[Any, Any], first:
 
 @pytest.mark.parametrize("first", range(7))
 def test_classes_are_groups_whatever_comes_first(tmp_path: Path, first: int) -> None:
-    labels = [(i + first) % 7 for i in range(50)]
+    labels = [f"kind {(i + first) % 7}" for i in range(50)]
     pairs = read_pairs(str(labelled(tmp_path, labels)))
     assert pairs.query_groups is not None
     assert len(pairs.judged_negatives.values) == 0

@@ -18,10 +18,25 @@ import pytest
 import hardneg.mining.miner as miner_module
 import hardneg.mining.parts as parts_module
 import hardneg.mining.run as run_module
-from hardneg import DataError, MineOptions, Pairs, ReadOptions, Run, RunError, UsageError, mine, read_pairs, select
+from hardneg import (
+    DataError,
+    MineOptions,
+    Pairs,
+    ReadOptions,
+    Run,
+    RunError,
+    UsageError,
+    evaluate,
+    make_encoder,
+    mine,
+    read_pairs,
+    select,
+)
 from hardneg.data.texts import fold
+from hardneg.encoders.embed import fit
 from hardneg.mining.run_folder import VOLATILE
 from hardneg.mining.select import SelectOptions
+from hardneg.progress import silent
 from hardneg.storage.files import sha256_file
 from hardneg.storage.json_files import write_json
 
@@ -562,13 +577,31 @@ def test_empty_texts_are_said_and_never_negatives(tmp_path: Path) -> None:
     run = mine(pairs, tmp_path / "run")
     empty = pairs.document_ids.to_pylist()[pairs.documents.slice(0, 12).index("")]
     rows = run.negatives().to_pylist()
-    assert len(rows) == 3
+    assert [len(row["negative_ids"]) > 0 for row in rows] == [False, True, True]
     assert all(empty not in row["negative_ids"] for row in rows)
     assert [w for w in run.info["warnings"] if "empty" in w] == [
-        "1 queries have an empty text: they are mined all the same",
+        "1 queries have an empty text: their pairs are left out, and they get no negatives",
         "1 documents have an empty text: the filter 'empty' keeps them from being negatives",
         "1 positives are empty: their queries are mined without them",
     ]
+
+
+@pytest.mark.parametrize("blank", ["", "   ", "\t\n"])
+def test_a_query_without_text_is_no_pair(tmp_path: Path, blank: str) -> None:
+    write_jsonl(
+        tmp_path / "p.jsonl",
+        [{"query": blank if i == 3 else f"q {i}", "positive": f"d {i}", "label": int(i != 5)} for i in range(12)],
+    )
+    pairs = read_pairs(str(tmp_path / "p.jsonl"))
+    assert pairs.positives.lengths.tolist() == [int(i not in (3, 5)) for i in range(12)]
+    run = mine(pairs, tmp_path / "run", MineOptions(depth=9))
+    assert [len(row["negative_ids"]) for row in run.negatives().to_pylist()] == [0 if i == 3 else 7 for i in range(12)]
+    run.export("triplet", tmp_path / "out.jsonl")
+    exported = [json.loads(line)["query"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert set(exported) == {f"q {i}" for i in range(12) if i not in (3, 5)}
+    encoder = make_encoder("hashed")
+    fit(encoder, pairs, silent)
+    assert evaluate(pairs, encoder).queries == 10
 
 
 def test_tiny_corpus_keeps_every_query_and_repeats_nothing(tmp_path: Path) -> None:

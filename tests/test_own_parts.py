@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -245,6 +246,30 @@ def test_an_unknown_kind_of_part_is_refused() -> None:
     ):
         with pytest.raises(UsageError, match=r"unknown kind 'filters'.*filter"):
             act("filters")
+
+
+@pytest.mark.parametrize(
+    ("kind", "called"),
+    [("filter", "make(options)"), ("candidates", "make(options)"), ("fusion", "make(options)"), ("sampler", "make(options)"),
+     ("encoder", "make(rest, options)"), ("judge", "make(rest, options)"), ("reader", "read(path)"),
+     ("dataset", "read(split, builder)"), ("layout", "LAYOUT(builder, options)")],
+)  # fmt: skip
+def test_a_part_that_is_called_otherwise_is_refused(kind: str, called: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry._PARTS, kind, dict(registry._PARTS[kind]))
+
+    class Wrong:
+        def __init__(self, a: Any, b: Any, c: Any) -> None: ...
+
+        @staticmethod
+        def fits(row: Row) -> bool:
+            return False
+
+    name = ".wrong" if kind == "reader" else "wrong"
+    parts: list[Any] = [Wrong] if kind == "layout" else [Wrong, lambda: None]
+    for wrong in parts:
+        with pytest.raises(UsageError, match=rf"{re.escape(called)}.* and what was registered takes \("):
+            registry.register(kind, name, wrong)
+    assert name not in registry.names(kind)
 
 
 # Readers and layouts.

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ import pytest
 import hardneg
 from hardneg.errors import DataError, HardnegWarning, RunError, UsageError
 from hardneg.flags import with_arguments
+from hardneg.mining import Candidates, Context, Filter
 from hardneg.mining.run_folder import changed_options
 from tests.conftest import run_here, write_jsonl
 from tests.test_trainer import made_pairs
@@ -66,6 +70,19 @@ def test_an_encoder_in_memory_is_recorded_as_what_it_is(tmp_path: Path) -> None:
     assert changed_options({"encoder": "object:a.C"}, {"encoder": "hashed"}) == ["encoder"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Noted(Filter):
+    """Keeps everything, and has something to say."""
+
+    name = "noted"
+
+    def keep(self, candidates: Candidates, context: Context, alive: Any) -> Any:
+        return np.ones(candidates.documents.shape, bool)
+
+    def notes(self, config: Mapping[str, Any]) -> list[str]:
+        return ["mind this"]
+
+
 def test_notes_are_warnings_of_python_at_the_line_of_the_caller(tmp_path: Path) -> None:
     pairs = hardneg.Pairs.from_columns(
         [f"q {i}" for i in range(9)], [f"d {i}" for i in range(8)] + [None], groups=["a", "b", "c"] * 3
@@ -75,9 +92,14 @@ def test_notes_are_warnings_of_python_at_the_line_of_the_caller(tmp_path: Path) 
     assert [str(each.message) for each in caught] == [with_arguments(text) for text in run.info["warnings"]]
     assert any("filters=('group',) (--filter group) rejects" in str(each.message) for each in caught)
     assert {each.filename for each in caught} == {__file__}
-    with pytest.warns(HardnegWarning, match="no positive") as caught:
-        hardneg.select(run, hardneg.SelectOptions(negatives=1), tmp_path / "less")
-    assert {each.filename for each in caught} == {__file__}
+    # A selection tells what is its own alone: not again what was told when the run was mined.
+    with pytest.warns(HardnegWarning) as caught:
+        less = hardneg.select(run, hardneg.SelectOptions(negatives=1, filters=(Noted(),)), tmp_path / "less")
+    assert [(str(each.message), each.filename) for each in caught] == [("mind this", __file__)]
+    assert less.info["warnings"] == [*run.info["warnings"], "mind this"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        hardneg.select(less, hardneg.SelectOptions(negatives=1, filters=()), tmp_path / "again")
     with warnings.catch_warnings():  # the command line prints them itself
         warnings.simplefilter("error")
         hardneg.mine(pairs, tmp_path / "typed", negatives=1, command=["mine"])

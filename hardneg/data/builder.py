@@ -258,13 +258,14 @@ class Builder:
         kept = np.arange(total) if keep_queries is None else keep_queries
         if len(kept) == 0:
             raise DataError(f"{name}: there are no queries, so there is nothing to mine negatives for")
-        judged = Judgements.of(self.relations, total, corpus)
+        query_keys = self.queries.keys.finish()
+        judged = Judgements.of(self.relations, total, corpus, query_keys != 0)
         if judged.contradicted:
             self.count("contradicting_judgements", judged.contradicted)
         arrays = {
             "kept": kept,
             **judged.arrays(),
-            "query_keys": self.queries.keys.finish(),
+            "query_keys": query_keys,
             "document_keys": self.documents.keys.finish(),
             "body_keys": self.documents.body_keys.finish(),
             "query_groups": self._grouped(self.query_groups, total),

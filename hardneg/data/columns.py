@@ -33,7 +33,9 @@ def find_column(row: Row, given: str | None, usual: tuple[str, ...], where: str)
         if given == "":
             return None
         if given not in row:
-            raise DataError(f"{where}: there is no column {given!r}.{suggestion(given, row)}")
+            # Of several columns that are read as one, the first that is missing.
+            lacks = next((part.strip() for part in given.split(",") if part.strip() not in row), given)
+            raise DataError(f"{where}: there is no column {lacks!r}.{suggestion(lacks, row)}")
         return given
     lowered = {name.lower(): name for name in row}
     return next((lowered[name.lower()] for name in usual if name.lower() in lowered), None)

@@ -15,6 +15,12 @@ from hardneg.data.readers.pair_rows import RELEVANCE_COLUMNS
 from hardneg.progress import Progress
 from hardneg.storage.arrays import Ragged
 
+# Roles of columns that are nothing to a pair, and why.
+_UNREAD = {
+    "not read": "no option names it",
+    "perhaps groups": "few values that repeat: --group-column would make groups of it",
+}
+
 _LONGEST = 300  # characters of a text in an example
 
 
@@ -79,14 +85,16 @@ def reasons(reading: Mapping[str, Any], read: Mapping[str, Any]) -> dict[str, st
     found = {"format": "told by its content" if read.get("format", "auto") == "auto" else "as asked"}
     for role, column in reading.get("columns", {}).items():
         option = {"corpus text": "text", "corpus group": "group"}.get(role, role)
-        if read.get(f"{option}_column") is not None:
+        if role in _UNREAD:
+            found[role] = _UNREAD[role]
+        elif read.get(f"{option}_column") is not None:
             found[role] = "as asked"
         elif role == "relevance" and str(column).lower() not in RELEVANCE_COLUMNS:
             found[role] = "its values are judgements"
         elif role == "group" and str(column).lower() != "group":
             found[role] = "its values are classes"
         else:
-            found[role] = "scores that nobody asked for" if role == "not read" else "by its name"
+            found[role] = "by its name"
     return found
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.storage.arrays import Int, Ragged, pair_keys
+from hardneg.storage.arrays import Int, Mask, Ragged, pair_keys
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,18 @@ class Judgements:
     contradicted: int
 
     @classmethod
-    def of(cls, relations: tuple[array[int], array[int], array[float]], total: int, width: int) -> Judgements:
-        """From rows of queries, rows of documents, and grades; `total` queries and `width` documents."""
+    def of(
+        cls, relations: tuple[array[int], array[int], array[float]], total: int, width: int, asked: Mask | None = None
+    ) -> Judgements:
+        """From rows of queries, rows of documents, and grades; `total` queries and `width` documents.
+
+        `asked`, bool `[total]`: the queries that have a text. What was judged of the others is left out: nothing was asked there.
+        """
         q, d = (np.array(column, np.int64) for column in relations[:2])
         scores = np.array(relations[2], np.float64)
+        if asked is not None and not asked.all():
+            said = asked[q]
+            q, d, scores = q[said], d[said], scores[said]
         relevant = scores > 0
         positives = Ragged.from_pairs(q[relevant], d[relevant], total)
         negatives = Ragged.from_pairs(q[~relevant], d[~relevant], total)

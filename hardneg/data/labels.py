@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Literal
 
+import numpy as np
+
 from hardneg.data.texts import shown
 from hardneg.errors import DataError, first_few
 
@@ -23,7 +25,15 @@ _INFERENCE = (
     {"entailment", "contradiction"},
 )
 
+# Words of a judgement that has more than two answers.
+_GRADING = {
+    *_WORDS, "partially relevant", "partial", "somewhat relevant", "highly relevant", "very relevant", "perfect", "exact",
+    "substitute", "complement", "excellent", "good", "fair", "bad", "positive", "negative", "e", "s", "c", "i",
+}  # fmt: skip
+
 _MOST = 1000  # distinct values that are kept
+
+_HIGHEST = 10  # of the widest scale of whole grades from 0 on that is in use; up to 100 are percentages
 
 
 def as_judgement(value: Any) -> float | None:
@@ -87,8 +97,11 @@ def meaning_of(values: Iterable[Any], column: str, name: str, sentences: bool) -
     numbers = {grade for grade in grades if grade is not None}
     if None not in grades and any(not grade.is_integer() for grade in numbers):
         raise _ask(name, column, counts, "grades, of which only some are positives")
-    if sentences:
+    label = column.lower() == "label"  # `class` and `group` say themselves what they hold
+    if sentences or (label and len(grades) > 1 and None not in grades):
         raise _ask(name, column, counts, "classes, or grades of the pairs")
+    if label and len(counts) > 1 and {value.strip().lower() for value in counts} <= _GRADING:
+        raise _ask(name, column, counts, "grades in words, of which only some are positives")
     return "class"
 
 
@@ -98,3 +111,51 @@ def _ask(name: str, column: str, counts: Counter[str], what: str) -> DataError:
         f"{name}: the column {column!r} holds {values}, which look like {what}. Say what it is: --relevance-column {column} "
         f"--relevant-from X (pairs from X on are positives), --group-column {column} (classes), or --group-column '' (ignore it)"
     )
+
+
+class Grades:
+    """The grades above 0 of a dataset's judgements, which show whether each of these can be that of a positive.
+
+    They can if 0 and whole numbers up to 10 are all there is, as in qrels. They cannot if some are fractions or percentages, or
+    if no pair has 0: then a low grade is no yes. It is to be asked from which grade on a pair is a positive.
+    """
+
+    def __init__(self) -> None:
+        self.counts = Counter[float]()
+
+    def add(self, grade: float | None) -> None:
+        """Count a grade: 0 for a judged negative, None for what says nothing."""
+        if grade is not None:
+            self._count(grade, 1)
+
+    def add_many(self, grades: np.ndarray) -> None:
+        """Count grades, float64 `[n]`; NaN says nothing."""
+        for grade, times in zip(*np.unique(grades[~np.isnan(grades)], return_counts=True), strict=True):
+            self._count(float(grade), int(times))
+
+    def _count(self, grade: float, times: int) -> None:
+        if len(self.counts) < _MOST or grade in self.counts:
+            self.counts[grade] += times
+
+    @property
+    def below_the_highest(self) -> int:
+        """Number of positives that have a lower grade than others."""
+        return sum(times for grade, times in self.counts.items() if 0 < grade < max(self.counts))
+
+    def check(self, name: str, column: str, else_: str = "") -> None:
+        """DataError if it must be said which of them are those of positives.
+
+        Args:
+            name: the name of the source, for the message.
+            column: the column of the grades.
+            else_: what else can be said, for the end of the message.
+        """
+        positive = [grade for grade in self.counts if grade > 0]
+        whole = all(grade.is_integer() and grade <= _HIGHEST for grade in positive)
+        if len(self.counts) < 2 or (whole and (0.0 in self.counts or len(positive) < 2)):
+            return
+        values = first_few([f"{grade:g}" for grade in sorted(self.counts)], limit=8)
+        raise DataError(
+            f"{name}: the grades in {column!r} are {values}, and it is not known from which grade on a pair is a positive: say it "
+            f"with --relevant-from X{else_}"
+        )

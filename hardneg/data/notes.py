@@ -12,13 +12,14 @@ _logger = logging.getLogger("hardneg")
 _EMPTY = ("empty_query_texts", "empty_document_texts", "blank_positives")
 
 _TEXTS = {
-    "empty_query_texts": "{} queries have an empty text: they are mined all the same",
+    "empty_query_texts": "{} queries have an empty text: their pairs are left out, and they get no negatives",
     "empty_document_texts": "{} documents have an empty text: the filter 'empty' keeps them from being negatives",
     "blank_positives": "{} positives are empty: their queries are mined without them",
     "blank_negatives": "{} negatives of the source are empty and were left out",
     "grades_that_say_nothing": "{} judgements are above 0 and below --relevant-from: they say nothing",
     "grades_not_read": "{} column of scores or grades is not read: every pair counts as a positive. --relevance-column, with "
     "--relevant-from, changes that",
+    "graded_positives": "{} pairs have a grade above 0 and below the highest: they are positives, too. --relevant-from changes that",
     "contradicting_judgements": "{} pairs are positives and negatives of one query: they count as positives",
     "repeated_query_rows": "{} rows repeat a query: their positives were put together",
     "repeated_document_rows": "{} rows repeat a document: it counts once",

@@ -37,7 +37,8 @@ class ReadOptions:
     Attributes:
         format: one of `FORMATS`, or a registered layout; `auto` tells the format from the source.
         split: split to read of a BEIR folder, a saved dataset with several splits, or a built-in dataset.
-        query_column, positive_column: columns of the query's text and of its relevant text, or list of texts.
+        query_column, positive_column: columns of the query's text and of its relevant text, or list of texts. Several columns
+            of texts, as `title,description`, are joined by spaces.
         id_column, document_id_column: columns of the ids of the query and of the positives.
         group_column: column of a label. The filter `group` keeps documents in the query's group from being its
             negatives.
@@ -47,7 +48,7 @@ class ReadOptions:
         relevant_from: the lowest grade of a positive; None: every grade above 0. Grades from there down to 0, without
             0, say nothing. Grades of 0 and below are judged not relevant.
         corpus: files or BEIR folders with additional documents.
-        text_column: column of the texts in `corpus`.
+        text_column: column of the texts in `corpus`, or several, as above.
         negatives: what negatives that the source brings along are: documents of the `corpus`, or `judged` not relevant
             to the query of their row, or its `candidates`, which are remembered (`Pairs.given`) but judged by nobody.
         quoting: how a TSV file is written: `quotes`, `none`, or `auto`, which lets the whole file tell.

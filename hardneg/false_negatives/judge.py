@@ -27,7 +27,7 @@ from hardneg.false_negatives.model import Posterior
 from hardneg.false_negatives.population import OpenPairs, Population, ladder
 from hardneg.false_negatives.sources import family
 from hardneg.false_negatives.stages import most_open
-from hardneg.judges.base import NO_ANSWER, Judge, JudgeOptions, Verdicts, make_judge
+from hardneg.judges.base import NO_ANSWER, Judge, JudgeOptions, Verdicts, checked_judge, make_judge, verdicts_of
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent, with_progress
@@ -70,8 +70,11 @@ class Asking:
 
     def judges(self) -> list[Judge]:
         """The judges, loaded."""
-        specs = [each for each in (self.judge, self.then) if each is not None]
-        return [make_judge(each, self.options) if isinstance(each, str) else each for each in specs]
+        given = [(name, each) for name in ("judge", "then") if (each := getattr(self, name)) is not None]
+        return [
+            make_judge(each, self.options) if isinstance(each, str) else checked_judge(each, f"{name}=")
+            for name, each in given
+        ]
 
 
 @with_progress
@@ -198,7 +201,7 @@ def _judge_positives(
     shown, rows_of = every.take(place), [Row(POSITIVE, float("nan")) for _ in range(count)]
     if judges:
         texts = list(zip(pairs.queries.take(shown.query), pairs.documents.take(shown.document), strict=True))
-        said = judges[0].judge(texts, progress)
+        said = verdicts_of(judges[0], texts, progress)
         rows_of = _filled(rows_of, np.arange(count), said, judges[0].name)
         drawn = replace(drawn, asked={judges[0].name: said.counts})
     write_judgements(
@@ -224,12 +227,12 @@ def _asked(
     """The rows with what the judges say, and what happened when they were asked, by name."""
     pairs = population.run.pairs
     texts = list(zip(pairs.queries.take(shown.query), pairs.documents.take(shown.document), strict=True))
-    first = judges[0].judge(texts, progress)
+    first = verdicts_of(judges[0], texts, progress)
     rows = _filled(rows, np.arange(len(rows)), first, judges[0].name)
     counts = {judges[0].name: first.counts}
     if len(judges) > 1:
         places = most_open(population.probabilities[drawn.place], first.relevant, asking.then_pairs)
-        second = judges[1].judge([texts[i] for i in places], progress)
+        second = verdicts_of(judges[1], [texts[i] for i in places], progress)
         rows = _filled(rows, places, second, judges[1].name)
         changed = (second.relevant != NO_ANSWER) & (second.relevant != first.relevant[places])
         counts[judges[1].name] = {**second.counts, "verdicts changed": int(changed.sum())}

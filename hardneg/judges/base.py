@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,11 +100,39 @@ def make_judge(spec: str, options: JudgeOptions | None = None) -> Judge:
     """The judge that a spec names: `openai:MODEL` or `cross-encoder:NAME`, or one that was registered.
 
     Raises:
-        UsageError: the spec or an option cannot be used; the message suggests the nearest name.
+        UsageError: the spec or an option cannot be used, or what was registered makes no judge; the message suggests the nearest name.
     """
-    kind, colon, rest = spec.partition(":")
-    make = registry.find("judge", kind)
-    if not colon or not rest:
-        raise UsageError(f"the judge {spec!r} names no model: write {kind}:MODEL")
-    made: Judge = make(rest, options or JudgeOptions())
-    return made
+    kind, _, rest = spec.partition(":")
+    return checked_judge(registry.find("judge", kind)(rest, options or JudgeOptions()), f"the judge {spec!r}")
+
+
+def checked_judge(given: object, where: str) -> Judge:
+    """`given` itself, if it is a judge; UsageError says what it lacks. `where` names it in the message."""
+    if isinstance(given, type):
+        raise UsageError(f"{where} is the class {given.__name__}: give an object, {given.__name__}(...)")
+    lacks = [name for name in ("name", "prompt") if not isinstance(getattr(given, name, None), str)]
+    lacks += [] if callable(getattr(given, "judge", None)) else ["judge(pairs, progress)"]
+    if lacks:
+        raise UsageError(f"{where} is a {type(given).__name__}, which is no judge: it lacks {', '.join(lacks)}")
+    return cast(Judge, given)
+
+
+def verdicts_of(judge: Judge, pairs: Sequence[tuple[str, str]], progress: Progress = silent) -> Verdicts:
+    """What a judge says about pairs of (query, document); UsageError if these are no verdicts on as many pairs."""
+    said: object = judge.judge(pairs, progress)
+    if not isinstance(said, Verdicts):
+        raise UsageError(f"the judge {judge.name!r} returned a {type(said).__name__}, expected hardneg.judges.Verdicts")
+    for name in ("relevant", "value"):
+        shape = np.shape(getattr(said, name))
+        if shape != (len(pairs),):
+            raise UsageError(f"the judge {judge.name!r} returned {name} of shape {shape} for {len(pairs):,} pairs")
+    if not np.isin(said.relevant, (NO_ANSWER, 0, 1)).all():
+        raise UsageError(f"the judge {judge.name!r} returned other verdicts than 1, 0, and -1 for no answer")
+    return said
+
+
+def need_model(kind: str, model: str) -> str:
+    """The model in the spec of a judge; UsageError if it names none."""
+    if not model:
+        raise UsageError(f"the judge {kind!r} names no model: write {kind}:MODEL")
+    return model

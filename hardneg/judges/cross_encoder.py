@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hardneg.judges.base import JudgeOptions, Verdicts
+from hardneg.judges.base import JudgeOptions, Verdicts, need_model
 from hardneg.mining.cross_encoder import load_cross_encoder
 from hardneg.progress import Progress, silent
 
@@ -50,4 +50,4 @@ class CrossEncoderJudge:
 
 
 def from_spec(model: str, options: JudgeOptions) -> CrossEncoderJudge:
-    return CrossEncoderJudge(model, options)
+    return CrossEncoderJudge(need_model("cross-encoder", model), options)

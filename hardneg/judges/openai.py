@@ -13,7 +13,7 @@ import numpy as np
 
 from hardneg.errors import UsageError
 from hardneg.judges.answers import KeptAnswers, default_folder
-from hardneg.judges.base import NO_ANSWER, JudgeOptions, Verdicts
+from hardneg.judges.base import NO_ANSWER, JudgeOptions, Verdicts, need_model
 from hardneg.judges.cost import BudgetSpent, Estimate, Ledger, tokens
 from hardneg.judges.endpoint import Endpoint, RequestRefused
 from hardneg.judges.prompt import RELEVANT_FROM, addresses_judge, messages, read_grades, template
@@ -211,4 +211,4 @@ def _content(answer: dict[str, Any]) -> str:
 
 
 def from_spec(model: str, options: JudgeOptions) -> OpenAIJudge:
-    return OpenAIJudge(model, options)
+    return OpenAIJudge(need_model("openai", model), options)

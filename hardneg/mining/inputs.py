@@ -21,7 +21,7 @@ from hardneg.encoders.report import encoding_of
 from hardneg.errors import RunError, UsageError
 from hardneg.memory import release
 from hardneg.mining.encoding import set_precision
-from hardneg.mining.options import MineOptions
+from hardneg.mining.options import MineOptions, resolve_depth
 from hardneg.mining.resources import Resources
 from hardneg.mining.run_folder import changed_options, given_vectors, read_run_json
 from hardneg.mining.sources.base import labels_of
@@ -71,11 +71,11 @@ def open_inputs(
     vectors: tuple[np.ndarray, np.ndarray] | None,
     encoder: Encoder | None,
     resources: Resources,
-    check: Callable[[dict[str, Any]], dict[str, str]] = lambda found: {},
+    check: Callable[[dict[str, Any]], None],
 ) -> Inputs:
     """Read the dataset, then open its vectors or encode it. The arguments are those of `mine`.
 
-    `check` sees the fingerprints as soon as it is known what encodes, before anything is; what it returns is added to them.
+    `check` is given the fingerprints of what is about to be encoded, and refuses what encoding would be in vain for.
     """
     notes: list[str] = []
     pairs = read_source(source, folder, options, resources, notes)
@@ -96,7 +96,6 @@ def open_inputs(
             notes, check,
         )  # fmt: skip
     fingerprints |= {"query_embeddings": digests[0], "corpus_embeddings": digests[1], "encoder": None}
-    fingerprints |= check(fingerprints)
     resources.clock.lap("embeddings")
     return Inputs(pairs, queries, documents, fingerprints, notes=notes)
 
@@ -109,7 +108,10 @@ def reading_of(pairs: Pairs) -> dict[str, Any]:
 def read_source(
     source: str | Path | Pairs, folder: Path, options: MineOptions, resources: Resources, notes: list[str]
 ) -> Pairs:
-    """Read the dataset, and check that it has what the filters and the sources of candidates need. Notes are added to `notes`."""
+    """Read the dataset, and check that it has what the options, the filters and the sources of candidates need.
+
+    What is refused here costs nobody the encoding. Notes are added to `notes`.
+    """
     if isinstance(source, Pairs):
         pairs = source
         if not (folder / "source" / "dataset.json").exists():
@@ -117,6 +119,7 @@ def read_source(
     else:
         pairs = _read(str(source), folder, options, resources.progress, notes)
     _check_files(folder)
+    resolve_depth(options, len(pairs.document_ids))
     for each in parse_filters(options.filters, options.default_filters).filters:
         if (lacking := each.lacks(pairs)) is not None:
             raise UsageError(lacking)
@@ -141,13 +144,14 @@ def _encoded(
     resources: Resources,
     fingerprints: dict[str, Any],
     notes: list[str],
-    check: Callable[[dict[str, Any]], dict[str, str]],
+    check: Callable[[dict[str, Any]], None],
 ) -> Inputs:
     """Encode the dataset, and add the fingerprints of the encoder and its vectors to `fingerprints`."""
     set_precision(encoder, options, folder)
     fit(encoder, pairs, resources.progress)
     fingerprints["encoder"] = encoder.fingerprint()
-    more = check(fingerprints)
+    keys = vector_keys(encoder, pairs, options.query_prompt, options.document_prompt, options.precision)
+    check({**fingerprints, "query_vectors": keys[0], "document_vectors": keys[1]})
     resources.clock.lap("encoder")
     queries, documents, keys = embed(
         encoder,
@@ -161,7 +165,6 @@ def _encoded(
         notes=notes,
     )
     fingerprints["query_vectors"], fingerprints["document_vectors"] = keys
-    fingerprints |= more  # after the others, as `run.json` has them
     resources.clock.lap("encode")
     encoding = encoding_of(encoder, options.query_prompt, options.document_prompt)
     return Inputs(pairs, queries, documents, fingerprints, encoding, notes)
@@ -218,14 +221,14 @@ def same_config(before: dict[str, Any], now: dict[str, Any], folder: Path) -> No
         )
 
 
-def check_inputs(folder: Path, inputs: Inputs, target: Path) -> None:
-    """Raise RunError if the run in `folder` has other inputs; record the inputs of a new run."""
+def check_inputs(folder: Path, fingerprints: dict[str, Any], target: Path, record: bool = True) -> None:
+    """Raise RunError if the run in `folder` has inputs of other fingerprints; record those of a new run."""
     path = folder / "progress" / "inputs.json"
     if path.exists():
         before = read_json(path, dict[str, str | None], remedy=_AGAIN)
-        _same_inputs(before, inputs.fingerprints, {*before, *inputs.fingerprints}, target)
-    else:
-        write_json(path, inputs.fingerprints, checksum=True)
+        _same_inputs(before, fingerprints, {*before, *fingerprints}, target)
+    elif record:
+        write_json(path, fingerprints, checksum=True)
 
 
 def check_sources(folder: Path, fingerprints: dict[str, str], target: Path) -> None:

@@ -139,8 +139,13 @@ def _begin(
     """Begin a run, or go on with an interrupted one, and finish it. `given`: vectors and encoder, see `mine`."""
     check_config(folder, options.to_json(), target)
     chain = parse_filters(options.filters, options.default_filters)
-    inputs = open_inputs(source, folder, options, *given, resources, lambda found: chain.check(found, force))
-    check_inputs(folder, inputs, target)
+
+    def check(found: dict[str, Any]) -> None:
+        check_inputs(folder, found | chain.check(found, force), target, record=False)
+
+    inputs = open_inputs(source, folder, options, *given, resources, check)
+    inputs.fingerprints |= chain.check(inputs.fingerprints, force)
+    check_inputs(folder, inputs.fingerprints, target)
     _mine(folder, target, inputs, options, chain, resources, command, force)
 
 

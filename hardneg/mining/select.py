@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import isfinite
 from pathlib import Path
@@ -142,13 +144,19 @@ def select(
         if relabels is not None:
             relabels.write(folder / RELABELS, pairs)
         writer = PartWriter(folder, reopened.pairs, chosen.chain.names)
+        began = time.perf_counter()
         _write_parts(reopened, chosen, writer, progress)
         head = _head(run, target, chosen, used, relabels, command)
         head["warnings"] += chosen.chain.of_chosen(writer.mean_probability(), chosen.config)
-        writer.finish(head)
+        writer.finish({**head, "timings": {**run.info["timings"], "select": time.perf_counter() - began}})
     selected = Run(target, verify=False)
-    tell(selected.info["warnings"], command)
+    tell(own_warnings(selected.info), command)  # those of the reading and of the search were told when these were done
     return selected
+
+
+def own_warnings(info: Mapping[str, Any]) -> list[str]:
+    """The warnings of a selection's `run.json` that are of the selection itself, not of the run that it was made from."""
+    return list(info["warnings"][info["selections"][-1].get("warnings", 0) :])
 
 
 def _relabelled(run: Run, options: SelectOptions) -> tuple[Pairs, Relabels | None]:
@@ -245,9 +253,14 @@ def _head(
     if relabels is not None:
         prints["relabels"] = relabels.digest()
     found = with_found(chosen.config, info["resolved"]["depth"], prints)
-    previous = {"config": info["config"], "command": info["command"], "counts": info["counts"]}
+    previous = {
+        "config": info["config"],
+        "command": info["command"],
+        "counts": info["counts"],
+        "warnings": len(info["warnings"]),
+    }
     return {
-        **{key: info[key] for key in ("hardneg_version", "resolved", "timings", "environment")},
+        **{key: info[key] for key in ("hardneg_version", "resolved", "environment")},
         "fingerprints": {**_without_posteriors(prints), **used},
         "warnings": [*info["warnings"], *chosen.chain.notes(found)],
         "command": command,

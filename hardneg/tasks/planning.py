@@ -20,7 +20,7 @@ from hardneg.index.vectors import VectorStore, checked_norms
 from hardneg.mining.candidates import NEAREST_FOUND
 from hardneg.mining.encoding import set_precision
 from hardneg.mining.environment import package_version
-from hardneg.mining.inputs import Inputs, check_config, check_inputs, read_source, reading_of
+from hardneg.mining.inputs import check_config, check_inputs, read_source, reading_of
 from hardneg.mining.mine import keep_posterior
 from hardneg.mining.options import MineOptions, resolve_depth, search_depths
 from hardneg.mining.parts import PART_ROWS
@@ -100,7 +100,7 @@ def write_plan(
     pairs = read_source(source, folder, options, resources, notes)
     planner = _Planner(pairs, options, resources, folder, shards, force)
     fingerprints = planner.opened()
-    check_inputs(folder, Inputs(pairs, None, None, fingerprints), target)
+    check_inputs(folder, fingerprints, target)
     paths = [path for path in (options.query_embeddings, options.corpus_embeddings) if path is not None]
     paths += posterior_files(fingerprints)
     plan = Plan(

@@ -37,6 +37,8 @@ from hardneg.training.distributed import World
 # Log odds of a document that shares no neighbors with the query: at least this far below the limit, as a sketch has noise.
 _BELOW_LIMIT = 1.0
 
+_SHOWN_TERMS = 3  # of a learned posterior
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -322,15 +324,18 @@ class OnlineFilters:
 
 
 def learned_line(posterior: Posterior, threshold: float) -> str:
-    """What `posterior:learned` learned, and its threshold, in one line."""
-    report, terms = posterior.report, zip(posterior.features, posterior.weights, strict=True)
+    """What `posterior:learned` learned, its threshold and its largest terms, in one line."""
+    report = posterior.report
+    terms = sorted(zip(posterior.features, posterior.weights, strict=True), key=lambda term: -abs(term[1]))
+    shown = "".join(f" {weight:+.2f} {name}" for name, weight in terms[:_SHOWN_TERMS])
+    more = f", and {len(terms) - _SHOWN_TERMS} more terms (posterior.json)" if len(terms) > _SHOWN_TERMS else ""
     known, candidates = (f"{report[name]:,}" for name in ("known_positives", "candidates"))
     low, high = report.get("relevant_share_range", [report["relevant_share"]] * 2)
     return (
         f"posterior:learned, threshold {threshold:g}: what is more likely to be relevant is no negative. Learned from "
         f"{known} known positives among {candidates} candidates, of which {report['relevant_share']:.1%} more are relevant "
         f"({low:.1%} to {high:.1%}): "
-        f"log odds {posterior.intercept:.2f}{''.join(f' {weight:+.2f} {name}' for name, weight in terms)}"
+        f"log odds {posterior.intercept:.2f}{shown}{more}"
     )
 
 

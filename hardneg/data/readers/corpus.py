@@ -11,6 +11,7 @@ from hardneg.data.options import ReadOptions
 from hardneg.data.readers.beir import beir_part, is_beir
 from hardneg.data.readers.files import located_blocks, present, suffix_of
 from hardneg.data.readers.image_sources import is_image_source, read_images
+from hardneg.data.readers.joined_columns import JoinedColumns
 from hardneg.data.readers.pair_columns import add_documents
 from hardneg.data.readers.pair_rows import DOCUMENT_ID_COLUMNS, GROUP_COLUMNS
 from hardneg.data.readers.rows import Block, Row, names, read_blocks
@@ -55,16 +56,22 @@ class _Documents:
     def __init__(self, builder: Builder, options: ReadOptions) -> None:
         self.builder, self.options = builder, options
         self.text = ""
+        self.title: str | None = "title"
+        self.joined = JoinedColumns((), {})
         self.id: str | None = None
         self.group: str | None = None
 
     def _find(self, where: str, row: Row) -> None:
         options = self.options
+        self.joined = JoinedColumns((options.text_column,), row)
+        row = self.joined.row(where, row)
         self.text = need_column(row, options.text_column, TEXT_COLUMNS, where, "text")
         self.id = find_column(row, None, ("_id", "id", *DOCUMENT_ID_COLUMNS), where)
         # A group column of the pairs may be missing here: documents then have no group.
         given = options.group_column if options.group_column is None or options.group_column in row else ""
         self.group = find_column(row, given, GROUP_COLUMNS, where) if self.builder.groups else None
+        if "title" in self.joined.parts.get(self.text, ()):
+            self.title = None  # it is in the text
         self.builder.columns["corpus text"] = self.text
         if self.group is not None:
             self.builder.columns["corpus group"] = self.group
@@ -73,13 +80,15 @@ class _Documents:
         if not self.text:
             self._find(where, first)
         table = block.table(first)
-        return table is not None and add_documents(self.builder, table, self.text, self.id, "title", self.group)
+        table = None if table is None else self.joined.table(table)
+        return table is not None and add_documents(self.builder, table, self.text, self.id, self.title, self.group)
 
     def add(self, where: str, row: Row) -> None:
+        row = self.joined.row(where, row)
         if self.text not in row:
             raise DataError(f"{where}: there is no column {self.text!r}; it has: {names(row)}")
         group = row.get(self.group) if self.group else None
-        title = row.get("title") or ""
+        title = (row.get(self.title) if self.title else None) or ""
         id = id_of(row, self.id, where)
         self.builder.add_document(id, row[self.text], title=title, group=group, where=where)
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_list, as_number, need_cells
-from hardneg.data.labels import is_blank
+from hardneg.data.labels import Grades, is_blank
+from hardneg.data.options import ReadOptions
 from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.rows import Row
 from hardneg.errors import DataError
@@ -16,12 +18,17 @@ class LabeledListRows(Layout):
 
     name = "labeled-list"
 
+    def __init__(self, builder: Builder, options: ReadOptions) -> None:
+        super().__init__(builder, options)
+        self.first, self.grades = "", Grades()
+
     @staticmethod
     def fits(row: Row) -> bool:
         return isinstance(row.get("documents"), list) and isinstance(row.get("labels"), list) and "query" in row
 
     def __call__(self, where: str, row: Row) -> None:
         need_cells(row, ("query", "documents", "labels"), where)
+        self.first = self.first or where
         query = self.builder.add_query(None, row["query"], where=where)
         texts, grades = (as_list(row[name], name, where) for name in ("documents", "labels"))
         if len(texts) != len(grades):
@@ -29,8 +36,14 @@ class LabeledListRows(Layout):
         for text, grade in zip(texts, grades, strict=True):
             document = self.builder.add_document(None, text, where=where)
             score = self.builder.judged(as_number(grade, "label", where), self.options.relevant_from)
+            self.grades.add(score)
             if score is not None:
                 self.builder.relate(query, document, score)
+
+    def finish(self) -> None:
+        super().finish()
+        if self.options.relevant_from is None:
+            self.grades.check(self.first, "labels")
 
 
 class FlagEmbeddingRows(Layout):

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from hardneg.data.builder import Builder, Happened, grade_of, label_of
 from hardneg.data.columns import as_number
-from hardneg.data.labels import as_judgement
+from hardneg.data.labels import Grades, as_judgement
 from hardneg.data.options import ReadOptions
 from hardneg.data.text_batches import as_texts, blank, distinct, interleaved, spans, taken
 from hardneg.errors import DataError
@@ -57,8 +57,8 @@ class _Found:
     grades: list[float | None] | None
 
 
-def add_pairs(builder: Builder, options: ReadOptions, columns: PairColumns, table: pa.Table) -> bool:
-    """Add the rows of a table; False if it is to be read row by row. Nothing was added then."""
+def add_pairs(builder: Builder, options: ReadOptions, columns: PairColumns, table: pa.Table, grades: Grades) -> bool:
+    """Add the rows of a table, and their grades; False if it is to be read row by row. Nothing was added then."""
     found = _found(columns, table, options)
     if found is None:
         return False
@@ -92,6 +92,8 @@ def add_pairs(builder: Builder, options: ReadOptions, columns: PairColumns, tabl
         order.append((int(blanks[0]) * width * _STAGES + 3, "blank_positives", len(blanks)))
     _relate(builder, options, found, (asked[owners], answers), is_positive, owners, order, width)
     builder.count_all(order)
+    if found.grades is not None:
+        grades.add_many(np.array(found.grades, np.float64))
     return True
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any
 
 from hardneg.data.builder import Builder
 from hardneg.data.columns import as_id, as_number, find_column, id_of, need_column
-from hardneg.data.labels import as_judgement, is_blank, meaning_of
+from hardneg.data.labels import Grades, as_judgement, is_blank, meaning_of
 from hardneg.data.options import ReadOptions
+from hardneg.data.readers.joined_columns import JoinedColumns
 from hardneg.data.readers.layout import Layout
 from hardneg.data.readers.pair_columns import PairColumns, add_pairs
 from hardneg.data.readers.rows import Block, Row, names
@@ -38,10 +40,17 @@ _ROLES = {
 }  # fmt: skip
 
 # Columns that grade a pair: what counts as a positive is not told by their names.
-GRADE_COLUMNS = ("score", "similarity", "similarity_score", "sim", "rating", "stars", "gold_score")
+GRADE_COLUMNS = (
+    "score", "similarity", "sim", "rating", "stars", "grade", "judgement", "judgment", "relevancy", "esci_label",
+)  # fmt: skip
+
+# Such as `teacher_score`.
+_GRADE_COLUMN = re.compile(r".+[_ -](score|similarity|sim|rating|stars|grade|relevance|judge?ment)", re.IGNORECASE)
 
 # Columns of two texts that play equal parts, so that one is not a positive of the other by its name alone.
 _SENTENCES = ("sentence1", "sentence_a", "premise", "question1")
+
+_LOOKED_AT, _CLASS_NAME = 1000, 60  # rows that are looked at for classes, characters of a class
 
 _NEGATIVE_COLUMN = re.compile(r"(hard[_ -]?)?neg(atives?)?[_ -]?\d*", re.IGNORECASE)
 
@@ -75,19 +84,35 @@ class PairRows(Layout):
     ) -> None:
         super().__init__(builder, options)
         where, row = first
+        self.joined = JoinedColumns((options.query_column, options.positive_column), row)
+        row = self.joined.row(where, row)
         self.query = need_column(row, options.query_column, QUERY_COLUMNS, where, "query")
         free = {name: value for name, value in row.items() if name != self.query}
         self.positive = need_column(free, options.positive_column, POSITIVE_COLUMNS, where, "positive")
         self.id, self.document_id, self.relevance, self.group = (
             find_column(row, getattr(options, f"{role}_column"), usual, where) for role, usual in _ROLES.items()
         )
-        self._read_label(row, where, column, name)
-        self.seen = set(row)
         self.negatives = [name for name in row if _NEGATIVE_COLUMN.fullmatch(name)]
+        self._read_label(row, where, column, name)
+        self.source, self.grades = name, Grades()
+        self.seen = set(row)
         roles = ("query", "positive", *_ROLES)
         builder.columns |= {role: found for role in roles if (found := getattr(self, role)) is not None}
         if self.negatives:
             builder.columns["negatives"] = ", ".join(self.negatives)
+        self._say_what_is_not_read(row, column)
+
+    def _say_what_is_not_read(self, row: Row, column: Callable[[str], Iterable[Any]]) -> None:
+        """Name the columns that are nothing to a pair, and one of few values, which could be groups."""
+        read = {self.query, self.positive, *(getattr(self, role) for role in _ROLES), *self.negatives}
+        read |= {part for name in (self.query, self.positive) for part in self.joined.parts.get(name, ())}
+        rest = [name for name in row if name not in read]
+        if rest:
+            self.builder.columns["not read"] = ", ".join(rest)
+        if self.group is None and self.options.group_column is None and not self.options.group_positives:
+            group = next((name for name in rest if isinstance(row[name], str) and _are_classes(column(name))), None)
+            if group is not None:
+                self.builder.columns["perhaps groups"] = group
 
     def _read_label(self, row: Row, where: str, column: Callable[[str], Iterable[Any]], name: str) -> None:
         """Find out what a label or a grade means that the user has not spoken of."""
@@ -98,36 +123,45 @@ class PairRows(Layout):
                 self.group, self.relevance = None, self.group
             elif meaning == "nothing":
                 self.group = None
-        if (
-            self.relevance is not None
-            or self.options.relevance_column is not None
-            or self.options.group_column is not None
-        ):
-            return
-        grade = find_column(row, None, GRADE_COLUMNS, where)
-        named = self.positive.lower().startswith("pos") or self.group is not None
+        if self.relevance is None and self.options.relevance_column is None:
+            self._ask_about_grades(row, where, column, name)
+
+    def _ask_about_grades(self, row: Row, where: str, column: Callable[[str], Iterable[Any]], name: str) -> None:
+        """Refuse a column of grades that nobody has spoken of: a low grade in it is no positive."""
+        grade = self._grades_in(row, where)
         if grade is None or not _varies(column(grade)):
             return
-        if named:
+        if self.negatives:  # the positive of a row is told from its negatives, and the score is that of a teacher
             self.builder.count("grades_not_read")
-            self.builder.columns["not read"] = grade
             return
         raise DataError(
             f"{name}: the column {grade!r} grades the pairs, so not all of them are positives: give --relevance-column "
             f"{grade} --relevant-from X (pairs from X on are positives), or --relevance-column '' (all are)"
         )
 
+    def _grades_in(self, row: Row, where: str) -> str | None:
+        """The column of a row that grades its pair, of those that are nothing else."""
+        taken = {self.query, self.positive, self.id, self.document_id, self.group, *self.negatives}
+        free = {name: value for name, value in row.items() if name not in taken and not isinstance(value, list | dict)}
+        return find_column(free, None, GRADE_COLUMNS, where) or next(filter(_GRADE_COLUMN.fullmatch, free), None)
+
     def _late(self, where: str, row: Row) -> None:
         """Columns that earlier rows lack. What would have been read had it been there from the start is not passed over."""
         new = {name: row[name] for name in row if name not in self.seen}
         self.seen |= new.keys()
+        rest = [name for name in new if not _NEGATIVE_COLUMN.fullmatch(name)]
+        if rest:
+            self.builder.columns["not read"] = ", ".join([*filter(None, [self.builder.columns.get("not read")]), *rest])
         late = [name for name in new if _NEGATIVE_COLUMN.fullmatch(name)]
         if late:
             self.negatives += late
             self.builder.columns["negatives"] = ", ".join(self.negatives)
+        grade = None if self.relevance or self.options.relevance_column is not None else self._grades_in(new, where)
         for role, usual in _ROLES.items():
             given = getattr(self.options, f"{role}_column")
             found = find_column(new, None, usual, where) if given is None else given if given in new else None
+            if role == "relevance" and not self.negatives:
+                found = found or grade
             if found and getattr(self, role) is None:
                 raise DataError(
                     f"{where}: the column {found!r} is not in the first row, so what it means was not looked at: give it in every row "
@@ -136,15 +170,26 @@ class PairRows(Layout):
 
     def take(self, block: Block, first: Row) -> bool:
         table = block.table(first)
+        table = None if table is None else self.joined.table(table)
         if table is None:
             return False
         columns = PairColumns(
             self.query, self.positive, self.id, self.document_id, self.relevance or None, self.group or None,
             tuple(self.negatives), frozenset(self.seen),
         )  # fmt: skip
-        return add_pairs(self.builder, self.options, columns, table)
+        return add_pairs(self.builder, self.options, columns, table, self.grades)
+
+    def finish(self) -> None:
+        super().finish()
+        if self.relevance and self.options.relevant_from is None:
+            self.grades.check(
+                self.source, self.relevance, " (pairs from X on are positives), or --relevance-column '' (all are)"
+            )
+            if self.grades.below_the_highest:
+                self.builder.count("graded_positives", self.grades.below_the_highest)
 
     def __call__(self, where: str, row: Row) -> None:
+        row = self.joined.row(where, row)
         if not row.keys() <= self.seen:
             self._late(where, row)
         try:
@@ -187,13 +232,22 @@ class PairRows(Layout):
         grade = as_judgement(value)
         if grade is None:
             grade = as_number(value, self.relevance, where)
-        return self.builder.judged(as_number(grade, self.relevance, where), self.options.relevant_from)
+        judged = self.builder.judged(as_number(grade, self.relevance, where), self.options.relevant_from)
+        self.grades.add(judged)
+        return judged
 
     def _add_negatives(self, query: int, negatives: Any, where: str) -> None:
         for negative in negatives if isinstance(negatives, list) else [negatives]:
             if not is_blank(negative):
                 document = self.builder.add_document(None, negative, where=where)
                 self.own_negative(query, document)
+
+
+def _are_classes(values: Iterable[Any]) -> bool:
+    """Whether few different short texts repeat, among the first values."""
+    first = [value for value in islice(values, _LOOKED_AT) if not is_blank(value)]
+    texts = {value for value in first if isinstance(value, str) and len(value) <= _CLASS_NAME}
+    return 1 < len(texts) <= len(first) // 4 and all(value in texts for value in first)
 
 
 def _varies(values: Iterable[Any]) -> bool:

@@ -30,13 +30,15 @@ class Known(Filter):
 
 @dataclass(frozen=True, kw_only=True)
 class Empty(Filter):
-    """Rejects documents without text."""
+    """Rejects documents without text, and every document for a query without text: nothing is asked there."""
 
     name = "empty"
     guesses = False
 
     def keep(self, candidates: Candidates, context: Context, alive: Mask) -> Mask:
-        kept: Mask = (context.pairs.document_keys != 0)[candidates.documents]
+        pairs = context.pairs
+        asked = pairs.query_keys[candidates.queries] != 0
+        kept: Mask = (pairs.document_keys != 0)[candidates.documents] & asked[:, None]
         return kept
 
 
