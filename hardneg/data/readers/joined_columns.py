@@ -50,8 +50,8 @@ class JoinedColumns:
         for name, parts in self.parts.items():
             if not set(parts) <= set(table.column_names):
                 return None
-            columns = [as_texts(table.column(part)) for part in parts]
-            if any(column is None for column in columns):
+            columns = [column for part in parts if (column := as_texts(table.column(part))) is not None]
+            if len(columns) < len(parts):
                 return None
             cells = zip(*(column.to_pylist() for column in columns), strict=True)
             table = table.append_column(name, strings([" ".join(c for c in row if c.strip()) for row in cells]))
