@@ -106,6 +106,7 @@ def test_a_group_does_not_hide_the_grades(tmp_path: Path, container: str) -> Non
         ("relevance", (1.0, 1.0, 1.0, 1.0), [1, 1, 1, 1]),
         ("label", (1, -1, 1, -1), [1, 0, 1, 0]),
         ("label", ("shoes", "lamp", "bag", "bag"), [1, 1, 1, 1]),
+        ("label", (4, 76, 3, 1), [1, 1, 1, 1]),
         ("class", (4, 2, 3, 1), [1, 1, 1, 1]),
         ("score", (0.5, 0.5, 0.5, 0.5), [1, 1, 1, 1]),
     ],
