@@ -14,7 +14,10 @@ from hardneg.diagnostics import LiveFindings, diagnose_training
 from hardneg.diagnostics.commands import mine_again, with_other_encoder, with_posterior_there
 from hardneg.diagnostics.compare import compare
 from hardneg.diagnostics.diagnose import diagnose, examine
+from hardneg.diagnostics.estimates import Estimate, Measurements
 from hardneg.diagnostics.findings.base import Finding
+from hardneg.diagnostics.findings.rules import find
+from hardneg.diagnostics.findings.thresholds import Thresholds
 from hardneg.diagnostics.labels import number_rows, ranking_rows
 from hardneg.diagnostics.measures.languages import guessed_language
 from hardneg.diagnostics.ranking import rank, ranking
@@ -286,6 +289,18 @@ def test_a_fix_says_what_it_costs(with_groups: hardneg.Run) -> None:
     assert "groups are as narrow as relevance" in finding.text
     assert then.false_share is None  # the filter leaves none that groups could tell of: that is not 0
     assert now.false_share == pytest.approx(found.measured.numbers["false_share"].value, abs=0.01)
+
+
+def test_no_fix_asks_for_what_is_there() -> None:
+    def fix(code: str, **numbers: object) -> str:
+        measured = Measurements({"relative": 0.0, **numbers})
+        return next(each.fix for each in find(measured, Thresholds(), "run") if each.code == code)
+
+    assert fix("easy", sampler="uniform").startswith("hardneg select run --sampler top")
+    assert "--sampler" not in fix("easy", sampler="top")
+    others = {"others_positives": Estimate(0.9, 0.8, 1.0, 100), "others_expected": 0.1}
+    assert "--sampler uniform" in fix("others-positives", sampler="top", **others)
+    assert "--sampler uniform" not in fix("others-positives", sampler="uniform", **others)
 
 
 def log_of(folder: Path, rows: list[dict[str, float]]) -> Path:
