@@ -33,6 +33,8 @@ class OthersPositives(FindingRule):
             f"positive is pushed away from all queries but its own, and other documents are hardly seen"
         )
         fix = f"hardneg select {shlex.quote(run)} --sampler uniform --out {shlex.quote(run + '-2')}   # or mine deeper (--depth)"
+        if measured.numbers.get("sampler") == "uniform":
+            fix = "mine deeper (--depth), or from more documents (--corpus): they are drawn at random from the candidates already"
         ids = measured.ids.get("near_query_queries", [])
         return Finding("others-positives", "info", text, "others_positives", share.value, _MANY, ids, fix)
 

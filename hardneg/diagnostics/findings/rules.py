@@ -8,7 +8,7 @@ from hardneg.diagnostics.estimates import Measurements
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.data_rules import DATA_RULES
 from hardneg.diagnostics.findings.false_rules import AboveAnnounced, GroupsDisagree, MaskedMuch, UnknownFalseNegatives
-from hardneg.diagnostics.findings.threshold_rule import FalseNegatives, ThresholdRule
+from hardneg.diagnostics.findings.threshold_rule import Easy, FalseNegatives, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
 RULES: tuple[FindingRule, ...] = (
@@ -26,10 +26,10 @@ RULES: tuple[FindingRule, ...] = (
     ),
     AboveAnnounced(),
     GroupsDisagree(),
-    ThresholdRule(
+    Easy(
         "easy", "relative",
         "the negatives are hardly nearer than random documents ({v:.2f}, where 0 is random and 1 as near as positives)",
-        "hardneg select {run} --sampler top --out {out}   # or a lower rank:min, or a better encoder",
+        "{nearest}",
         "easy", "easy_error", above=False,
     ),
     ThresholdRule(

@@ -95,6 +95,18 @@ def _suits(measured: Measurements) -> str:
     return "" if low is None or high is None else f"a temperature between {low:.3g} and {high:.3g}"
 
 
+class Easy(ThresholdRule):
+    """Negatives that are hardly nearer than random documents. Where the nearest are drawn already, that is no advice."""
+
+    def words(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """`nearest`, what leads to nearer negatives."""
+        if values.get("sampler") == "top":
+            told = "the nearest that pass the filters are drawn already"
+            return {"nearest": f"{told}: take fewer filters, a lower rank:min, or a better encoder"}
+        command = f"hardneg select {values['run']} --sampler top --out {values['out']}"
+        return {"nearest": f"{command}   # or a lower rank:min, or a better encoder"}
+
+
 class TaughtOut(ThresholdRule):
     """Negatives that teach nothing. Where another temperature suits them, it is said: it costs nothing."""
 

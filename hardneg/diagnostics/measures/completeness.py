@@ -18,6 +18,7 @@ def completeness(subject: Subject) -> Measurements:
     - `asked`: the requested number of negatives per query.
     - `mine_again`: the command that mines the run again, for fixes; `mine_otherwise`: the same with another encoder; `deeper`:
       twice the depth of its search.
+    - `sampler`: how negatives were drawn.
     - `few`: the share of queries with fewer negatives than requested.
     - `none`: the share of queries without negatives.
     - `no_positive`: the share of queries without positives.
@@ -34,6 +35,7 @@ def completeness(subject: Subject) -> Measurements:
             "mine_again": mine_again(subject.info, subject.name),
             "mine_otherwise": with_other_encoder(subject.info, subject.name, "st:NAME"),
             "deeper": 2 * int(subject.info["resolved"]["depth"]),
+            "sampler": str(subject.info.get("config", {}).get("sampler", "")),
             "few": len(few) / total,
             "none": float((counts == 0).mean()) if len(counts) else 0.0,
             "no_positive": float((subject.pairs.positives.lengths == 0).mean()) if len(counts) else 0.0,
