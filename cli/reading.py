@@ -120,10 +120,11 @@ def read_options(given: dict[str, Any], split: str | None = None) -> ReadOptions
 
 
 def _check_split() -> None:
-    """UsageError for --split where SOURCE is one file, which has no splits: it would be read as a whole."""
+    """UsageError for --split where SOURCE is one file, which has no splits: it would be read as a whole, as `train` is."""
     ctx = click.get_current_context()
     source = str(ctx.params.get("source", ""))
-    if ctx.get_parameter_source("split") is click.core.ParameterSource.COMMANDLINE and Path(source).is_file():
+    typed = ctx.get_parameter_source("split") is click.core.ParameterSource.COMMANDLINE
+    if typed and ctx.params["split"] != "train" and Path(source).is_file():
         raise click.UsageError(
             f"{plain(source)} is one file, which has no splits: leave --split {plain(str(ctx.params['split']))} out, or "
             f"name the file of that split"
