@@ -29,7 +29,8 @@ with hardneg.RefreshedIndex(
     pairs.documents, snapshots, ids=len(pairs.document_ids), queries=(pairs.queries, len(pairs)),
     schedule="steps:20", recipe=hardneg.Recipe(depth=30), lag=5,
 ) as index:  # fmt: skip
-    generation = mined = None
+    generation = None
+    mined = None
     for epoch in range(3):
         for batch in loader:
             queries, positives = model.vectors([e.query for e in batch]), model.vectors([e.positive for e in batch])
