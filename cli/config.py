@@ -25,7 +25,7 @@ def with_config(command: click.Command, commands: Iterable[str]) -> click.Comman
 
     def read(ctx: click.Context, parameter: click.Parameter, path: str | None) -> None:
         if path is not None:
-            ctx.default_map = {**(ctx.default_map or {}), **_options(path, command, names)}
+            ctx.default_map = {**(ctx.default_map or {}), **_options(path, command, names, ctx)}
 
     if not any(parameter.name == "config" for parameter in command.params):
         command.params.append(
@@ -38,7 +38,7 @@ def with_config(command: click.Command, commands: Iterable[str]) -> click.Comman
     return command
 
 
-def _options(path: str, command: click.Command, commands: tuple[str, ...]) -> dict[str, Any]:
+def _options(path: str, command: click.Command, commands: tuple[str, ...], ctx: click.Context) -> dict[str, Any]:
     """The options in a file, by the names of the command's parameters."""
     content = _read(Path(path))
     tables = {name: value for name, value in content.items() if isinstance(value, dict)}
@@ -58,6 +58,7 @@ def _options(path: str, command: click.Command, commands: tuple[str, ...]) -> di
         if parameter is None:
             raise click.UsageError(f"{path}: hardneg {command.name} has no option {name!r}.{suggestion(name, known)}")
         found[parameter.name or ""] = _value(value, parameter, f"{path}, {name}")
+        _check(found[parameter.name or ""], parameter, f"{path}, {name}", ctx)
     return found
 
 
@@ -95,6 +96,17 @@ def _value(value: Any, parameter: click.Parameter, where: str) -> Any:
                 f"{where}: {each!r:.80} names code to run: type it on the command line, files cannot"
             )
     return tuple(values) if several else value
+
+
+def _check(value: Any, parameter: click.Parameter, where: str, ctx: click.Context) -> None:
+    """UsageError that names the file, for a number or a choice that click would refuse without saying where it stands."""
+    if not isinstance(parameter.type, click.types.IntParamType | click.types.FloatParamType | click.Choice):
+        return
+    for each in value if isinstance(value, tuple) else [value]:
+        try:
+            parameter.type.convert(each, parameter, ctx)
+        except click.BadParameter as error:
+            raise click.UsageError(f"{where}: {error.message}") from None
 
 
 def _names_code(text: str) -> bool:

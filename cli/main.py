@@ -117,7 +117,8 @@ def main(args: list[str] | None = None) -> NoReturn:
         click.echo(_go_on(sys.argv[1:] if args is None else args), err=True)
         code = 130
     except HardnegError as error:
-        click.echo(f"error: {plain(error.typed)}", err=True)
+        files = _configs(sys.argv[1:] if args is None else args) if isinstance(error, UsageError) else ""
+        click.echo(f"error: {plain(error.typed)}{files}", err=True)
         code = 2 if isinstance(error, UsageError) else 1
     except (_ReaderLeft, BrokenPipeError):
         # The reader of the pipe has finished, as in `| head`. This is not an error.
@@ -134,6 +135,15 @@ def main(args: list[str] | None = None) -> NoReturn:
         click.echo("error: out of memory", err=True)
         code = 1
     sys.exit(code)
+
+
+def _configs(args: list[str]) -> str:
+    """Where options may stand that were not typed, for the end of a message."""
+    at = next((i for i, each in enumerate(args) if each == "--config" or each.startswith("--config=")), None)
+    if at is None:
+        return ""
+    file = args[at].partition("=")[2] or (args[at + 1] if at + 1 < len(args) else "")
+    return f" (options are also taken from {plain(file)})"
 
 
 def _go_on(args: list[str]) -> str:

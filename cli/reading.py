@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .options import Command, with_options
+from .plain import plain
 
 if TYPE_CHECKING:
     from hardneg.data.options import ReadOptions
@@ -103,6 +104,7 @@ def read_options(given: dict[str, Any], split: str | None = None) -> ReadOptions
     """The options for reading, from the options of a command. `split` stands for its own `--split`."""
     from hardneg.data.options import ReadOptions
 
+    _check_split()
     names = (
         "query_column", "positive_column", "id_column", "document_id_column", "group_column", "relevance_column",
         "relevant_from", "text_column", "quoting", "skip_unknown", "images", "image_column", "caption_column",
@@ -115,3 +117,15 @@ def read_options(given: dict[str, Any], split: str | None = None) -> ReadOptions
         negatives=given["own_negatives"],
         **{name: given[name] for name in names},
     )
+
+
+def _check_split() -> None:
+    """UsageError for --split where SOURCE is one file, which has no splits: it would be read as a whole, as `train` is."""
+    ctx = click.get_current_context()
+    source = str(ctx.params.get("source", ""))
+    typed = ctx.get_parameter_source("split") is click.core.ParameterSource.COMMANDLINE
+    if typed and ctx.params["split"] != "train" and Path(source).is_file():
+        raise click.UsageError(
+            f"{plain(source)} is one file, which has no splits: leave --split {plain(str(ctx.params['split']))} out, or "
+            f"name the file of that split"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -320,6 +321,13 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
     if kind is not None:
         more = "".join(f" --corpus {quoted(str(each))}" for each in corpora)
         more += " --metric ip" if value.get("options", {}).get("metric") == "ip" else ""
+        run = _free(f"{out}-run")
         _print(
-            console, f"next: hardneg mine {quoted(source)}{more} --encoder {quoted(f'{kind}:{out}/{which}')} --out run"
+            console,
+            f"next: hardneg mine {quoted(source)}{more} --encoder {quoted(f'{kind}:{out}/{which}')} --out {quoted(run)}",
         )
+
+
+def _free(name: str) -> str:
+    """The name, or with a number behind it, of a folder that is not there yet."""
+    return next(each for i in itertools.count(1) if not os.path.exists(each := name if i == 1 else f"{name}{i}"))

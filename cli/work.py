@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .main import print_json
+from .plain import plain
 from .show import say
 
 
@@ -72,7 +73,7 @@ def work(run: str, listed: bool, as_json: bool, **given: Any) -> None:
         if as_json:
             print_json({"run": run, "tasks": dict(found), "states": states(found)})
         else:
-            click.echo("\n".join(f"{state:5}  {name}" for name, state in found))
+            click.echo("\n".join(f"{state:5}  {name}" for name, state in found) or f"{plain(run)} is finished")
         return
     done = do_work(run, report=say, **given)
     if as_json:

@@ -1,4 +1,4 @@
-"""A training loop of one's own: the sampler, the loss, a memory bank, and negatives that are mined again as the model learns."""
+"""A training loop of one's own: the sampler, the loss, a memory bank, and filtered negatives, mined again as the model learns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import hardneg
 
 pairs, held = pairs_of_functions()
 torch.manual_seed(0)
-model = hardneg.HashedEncoder(dimension=64)  # any torch.nn.Module that turns texts into vectors
+# Any torch.nn.Module that turns texts into vectors; `hardneg.evaluate` also asks for `dimension` and `fingerprint()`.
+model = hardneg.HashedEncoder(dimension=64)
 model.fit(pairs.documents.slice(0, len(pairs.document_ids)))
 print(pairs, "before:", hardneg.evaluate(held, model, ["ndcg@10"]).means)
 
@@ -19,6 +20,9 @@ sampler = hardneg.MemoryBankSampler(pairs, batch_size=32, negatives=4, bank=bank
 loader = DataLoader(hardneg.Examples(pairs), batch_sampler=sampler, collate_fn=list)
 loss_function = hardneg.InfoNCE(0.05, variants=hardneg.Variants(margin_relative=0.05))
 optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+# What is no negative: known positives, copies of texts, and what scores close to a positive. "posterior:run/posterior.json" of a
+# calibrated run of `pairs` finds more; it looks at how the scores of many candidates lie, so give it depth=300.
+chain = hardneg.mining.parse_filters(["margin:relative=0.05"])
 snapshots = hardneg.ModuleSnapshots(model, lambda copy, texts, side: copy.encode(texts))
 
 with hardneg.RefreshedIndex(
@@ -26,6 +30,7 @@ with hardneg.RefreshedIndex(
     schedule="steps:20", recipe=hardneg.Recipe(depth=30), lag=5,
 ) as index:  # fmt: skip
     generation = None
+    mined = None
     for epoch in range(3):
         for batch in loader:
             queries, positives = model.vectors([e.query for e in batch]), model.vectors([e.positive for e in batch])
@@ -41,7 +46,10 @@ with hardneg.RefreshedIndex(
             index.step()
             if index.generation is not generation:  # a background thread has finished a new one
                 generation = index.generation
-                sampler.use(hardneg.Mined.of_neighbors(generation.neighbors, generation.ids, pairs))
+                context = hardneg.refresh.context_of(generation, pairs)
+                mined = hardneg.Mined.of_neighbors(generation.neighbors, generation.ids, pairs, context, chain)
+                sampler.use(mined)
         sampler.end_epoch()
         print(f"epoch {epoch}: loss {loss.item():.3f}, negatives of generation {index.generation.number}")
+        print("rejected:", mined and mined.rejected)
 print("after:", hardneg.evaluate(held, model, ["ndcg@10"]).means)

@@ -57,7 +57,7 @@ def trec(folder: Path) -> str:
 def test_nothing_is_encoded_in_vain(
     tmp_path: Path, choices: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    made = {
+    made: dict[str, Any] = {
         name: value if isinstance(value, int) else tuple(each(tmp_path) if callable(each) else each for each in value)
         for name, value in choices.items()
     }

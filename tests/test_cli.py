@@ -72,6 +72,16 @@ def test_mine_select_export(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["query"] for line in done.stdout.splitlines()] == [row["query"] for row in ROWS]
 
 
+def test_a_split_of_one_file_is_refused(pairs: Path, tmp_path: Path) -> None:
+    for words in (("evaluate", pairs), ("inspect", pairs), ("mine", pairs, "--out", tmp_path / "run")):
+        done = run_here(*words, "--split", "dev")
+        assert done.returncode == 2
+        assert "p.jsonl is one file, which has no splits: leave --split dev out" in done.stderr.replace(
+            str(pairs), "p.jsonl"
+        )
+    assert run_here("inspect", pairs).stderr.count("read texts: 80") == 1  # once, and in words that say what
+
+
 def test_json_is_alone_on_stdout(run_cli: Cli, pairs: Path, tmp_path: Path) -> None:
     done = run_cli("mine", pairs, "--out", tmp_path / "run", "--json", "--filter", "margin:relative=0.3")
     assert done.returncode == 0, done.stderr

@@ -118,3 +118,23 @@ def test_an_unknown_shell_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     done = run_here("completion")
     assert done.returncode == 2
     assert "'strange' is not known" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('depth = "many"', "depth: 'many' is not a valid integer"),
+        ("depth = 0.5", "depth: "),
+        ("negatives = 0", "negatives: 0 is not in the range x>=1"),
+        ('own-negatives = "some"', "own-negatives: 'some' is not one of"),
+    ],
+)
+def test_a_value_that_an_option_refuses_is_named_with_its_file(tmp_path: Path, line: str, words: str) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(f"[mine]\n{line}\n")
+    done = run_here("mine", "builtin:pycode", "--out", tmp_path / "run", "--config", path)
+    assert done.returncode == 2
+    assert f"{path}, {words}" in done.stderr
+    path.write_text('precision = "float8"')  # the library refuses it, which knows of no file
+    done = run_here("mine", "builtin:pycode", "--out", tmp_path / "run", f"--config={path}")
+    assert f"unknown precision 'float8'. Did you mean 'float32'? (options are also taken from {path})" in done.stderr

@@ -73,7 +73,7 @@ def test_grades_are_asked_for(tmp_path: Path, container: str, column: str, value
     source = held(tmp_path, container, column, values)
     with pytest.raises(DataError, match=rf"{words}.*--relevant-from X"):
         hardneg.read_pairs(source)
-    everything = {"group_column": ""} if column == "label" else {"relevance_column": ""}
+    everything: dict[str, Any] = {"group_column": ""} if column == "label" else {"relevance_column": ""}
     assert len(hardneg.read_pairs(source, hardneg.ReadOptions(**everything)).positives.values) == 4
     if isinstance(values[0], str):
         return

@@ -296,8 +296,8 @@ def test_empty_texts_are_told(tiny_model: Path, caplog: pytest.LogCaptureFixture
         {"question": "one?", "answer": None},
     ]
     wanted = [
-        "1 queries have an empty text: their pairs are left out, and they get no negatives",
-        "1 positives are empty: their queries are mined without them",
+        "1 query has an empty text: its pairs are left out, and it gets no negatives",
+        "1 positive is empty: its query is mined without it",
     ]
     HardNegatives(data, hardneg.HashedEncoder(), num_negatives=1, depth=5)
     assert [record.message for record in caplog.records if record.name == "hardneg"] == wanted

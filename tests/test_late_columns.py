@@ -89,4 +89,4 @@ def test_what_is_not_read_and_what_disagrees_is_said(tmp_path: Path) -> None:
     rows = [{"query": q, "positive": "b", "negative": "n", "score": score} for q, score in (("a", 0.0), ("c", 1.0))]
     assert any("1 column of scores or grades is not read" in note for note in notes_of(read(tmp_path, rows)))
     rows = [{"query": "a", "positive": "b", "label": label} for label in (1, 0)]
-    assert any("1 pairs are positives and negatives of one query" in note for note in notes_of(read(tmp_path, rows)))
+    assert any("1 pair is a positive and a negative of one query" in note for note in notes_of(read(tmp_path, rows)))

@@ -580,9 +580,9 @@ def test_empty_texts_are_said_and_never_negatives(tmp_path: Path) -> None:
     assert [len(row["negative_ids"]) > 0 for row in rows] == [False, True, True]
     assert all(empty not in row["negative_ids"] for row in rows)
     assert [w for w in run.info["warnings"] if "empty" in w] == [
-        "1 queries have an empty text: their pairs are left out, and they get no negatives",
-        "1 documents have an empty text: the filter 'empty' keeps them from being negatives",
-        "1 positives are empty: their queries are mined without them",
+        "1 query has an empty text: its pairs are left out, and it gets no negatives",
+        "1 document has an empty text: the filter 'empty' keeps it from being a negative",
+        "1 positive is empty: its query is mined without it",
     ]
 
 
@@ -640,7 +640,7 @@ def test_query_without_a_positive_is_mined_and_said(tmp_path: Path, beir: Path) 
     row = next(row for row in run.negatives().to_pylist() if row["query_id"] == "11")
     assert len(row["negative_ids"]) == 7
     assert row["positive_ids"] == row["positive_scores"] == []
-    assert any(w.startswith("1 queries have no positive") for w in run.info["warnings"])
+    assert any(w.startswith("1 query has no positive") for w in run.info["warnings"])
 
 
 def test_integer_and_unicode_ids(tmp_path: Path, beir: Path) -> None:

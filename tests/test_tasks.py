@@ -230,6 +230,8 @@ def test_a_killed_worker_loses_nothing(slow: MineOptions, tmp_path: Path) -> Non
     work(tmp_path / "run")
     assert files(tmp_path / "run") == files(tmp_path / "whole")
     assert work(tmp_path / "run") == 0  # it is finished
+    done = run_here("work", tmp_path / "run", "--list")
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run'} is finished\n")
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ def test_notes_are_warnings_of_python_at_the_line_of_the_caller(tmp_path: Path) 
     pairs = hardneg.Pairs.from_columns(
         [f"q {i}" for i in range(9)], [f"d {i}" for i in range(8)] + [None], groups=["a", "b", "c"] * 3
     )
-    with pytest.warns(HardnegWarning, match=r"1 queries have no positive") as caught:
+    with pytest.warns(HardnegWarning, match=r"1 query has no positive") as caught:
         run = hardneg.mine(pairs, tmp_path / "run", negatives=1)
     assert [str(each.message) for each in caught] == [with_arguments(text) for text in run.info["warnings"]]
     assert any("filters=('group',) (--filter group) rejects" in str(each.message) for each in caught)

@@ -298,8 +298,9 @@ class Builder:
         ids = {"query": self.queries.ids.finish(), "document": self.documents.ids.finish()}
         if self._store is not None:
             self._store.finish()
-        self._advance(self._untold)
-        self._advance(0)
+        if self._untold:
+            self._advance(self._untold)
+        self._advance(0)  # this is the end
         if self.folder is not None:
             write_dataset(self.folder, head, arrays, ids)
             return read_dataset(self.folder)  # with its labels mapped

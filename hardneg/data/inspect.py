@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from hardneg.data.notes import notes_of
+from hardneg.data.notes import counted, notes_of
 from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
 from hardneg.data.read import read_pairs
@@ -125,12 +125,17 @@ def _oddities(pairs: Pairs) -> list[str]:
     keys = pairs.document_keys[pairs.document_keys != 0]
     copies = len(keys) - len(np.unique(keys))
     if copies:
-        said.append(f"{copies:,} documents have the text of another one, under another id")
+        text = "{} [document has|documents have] the text of another one, under another id or in another spelling (case, white space)"
+        said.append(counted(text, copies))
     both = int(np.isin(pairs.query_keys[pairs.query_keys != 0], keys).sum())
     if both:
-        said.append(f"{both:,} queries are documents, too (their texts are equal)")
+        said.append(
+            counted("{} [query is a document|queries are documents], too ([its text is|their texts are] equal)", both)
+        )
     ids = set(pairs.document_ids.to_pylist())
     shared = sum(id in ids for id in pairs.query_ids.to_pylist())
     if shared:
-        said.append(f"{shared:,} ids name a query and a document; they are taken for different things")
+        said.append(
+            counted("{} [id names|ids name] a query and a document; they are taken for different things", shared)
+        )
     return said

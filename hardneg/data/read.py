@@ -120,7 +120,7 @@ def read_pairs(
     with _Fetching(fetched, [] if notes is None else notes) as fetching:
         options = replace(options, corpus=tuple(fetching.local(each) for each in options.corpora) or None)
         local = fetching.local(source) if is_path(source) else source
-        builder = Builder(folder, progress("read", 0), options.group_positives)
+        builder = Builder(folder, progress("read texts", 0), options.group_positives)
         pairs = _read(source, local, options, builder, corpus)
         if fetching.used and (pairs.queries.pictures or pairs.documents.pictures):
             raise DataError(f"{source}: pictures are read from where they are: copy them to this machine first")

@@ -65,8 +65,8 @@ class Mined:
             neighbors: the neighbors of every query (`generation.neighbors`).
             ids: int64, the document (row of the corpus) of each row of the generation (`generation.ids`).
             pairs: the dataset; its known positives are never kept.
-            context: what filters can use besides the candidates; needed if there is a chain.
-            chain: the filters; None: reject only known positives.
+            context: what filters can use besides the candidates (`hardneg.refresh.context_of`); needed if there is a chain.
+            chain: the filters (`hardneg.mining.parse_filters`); None: reject only known positives.
 
         Raises:
             UsageError: the neighbors are of another number of queries, or a chain comes without a context.
@@ -91,7 +91,7 @@ class Mined:
         if chain is None:
             return mined
         if context is None:
-            raise UsageError("filters need a context: give Context(...)")
+            raise UsageError("filters need a context: give hardneg.refresh.context_of(generation, pairs)")
         return mined.filtered(chain, context)
 
     def filtered(self, chain: Chain, context: Context) -> Mined:

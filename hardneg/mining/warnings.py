@@ -7,7 +7,7 @@ import warnings as python_warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hardneg.data.notes import notes_of
+from hardneg.data.notes import counted, notes_of
 from hardneg.data.pairs import Pairs
 from hardneg.errors import HardnegWarning
 from hardneg.mining.filters.base import with_found
@@ -23,7 +23,8 @@ def warnings(pairs: Pairs, options: MineOptions, depth: int, fingerprints: Mappi
     messages += notes_of(pairs)
     without_positive = int((pairs.positives.lengths == 0).sum())
     if without_positive:
-        messages.append(f"{without_positive:,} queries have no positive: margins and guides do not apply to them")
+        said = "{} [query has|queries have] no positive: margins and guides do not apply to [it|them]"
+        messages.append(counted(said, without_positive))
     uses_groups = any(isinstance(f, Group) for f in chain.filters)
     without = 0 if pairs.document_groups is None else int((pairs.document_groups < 0).sum())
     if uses_groups and without:

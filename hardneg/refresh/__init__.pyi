@@ -1,3 +1,4 @@
+from hardneg.refresh.context import context_of as context_of
 from hardneg.refresh.generation import Generation as Generation
 from hardneg.refresh.generation import Recipe as Recipe
 from hardneg.refresh.refreshed_index import RefreshedIndex as RefreshedIndex

@@ -16,14 +16,17 @@ from hardneg.storage.arrays import SharedLists
 
 
 def context_of(
-    generation: Generation | None, pairs: Pairs, known: SharedLists, embed: Callable[[str], Any] | None = None
+    generation: Generation | None,
+    pairs: Pairs,
+    known: SharedLists | None = None,
+    embed: Callable[[str], Any] | None = None,
 ) -> Context:
-    """The context of the candidates that a generation found.
+    """The context of the candidates that a generation found: what filters need, as in `Mined.of_neighbors`.
 
     Args:
         generation: the generation; None: only what needs none.
         pairs: the dataset.
-        known: the known positives of every query.
+        known: the known positives of every query, which a loop computes once; None: `pairs.known_positives()`.
         embed: encodes the dataset with a guide model, see `Context`.
     """
 
@@ -37,4 +40,4 @@ def context_of(
         assert generation.neighbors is not None
         return generation.neighbors.documents[:, :NEAREST_FOUND]
 
-    return Context(pairs, index, known, embed, nearest)
+    return Context(pairs, index, pairs.known_positives() if known is None else known, embed, nearest)

@@ -227,8 +227,10 @@ class _Loop:
 
 
 def tasks_and_states(run: str | Path) -> list[tuple[str, str]]:
-    """The name of each task of a plan, and `done`, `ready` or `waits`."""
+    """The name of each task of a plan, and `done`, `ready` or `waits`. None are left of a run that is finished."""
     folder = Path(run)
+    if (folder / "run.json").is_file():  # the plan was removed at the end
+        return []
     plan = Plan.load(folder)
     schedule = Schedule(plan)
     schedule.set_done(Bench(folder, plan).records.done())

@@ -50,11 +50,15 @@ class JoinedColumns:
         for name, parts in self.parts.items():
             if not set(parts) <= set(table.column_names):
                 return None
-            columns = [column for part in parts if (column := as_texts(table.column(part))) is not None]
-            if len(columns) < len(parts):
-                return None
-            cells = zip(*(column.to_pylist() for column in columns), strict=True)
-            table = table.append_column(name, strings([" ".join(c for c in row if c.strip()) for row in cells]))
+            cells: list[list[str]] = []
+            for part in parts:
+                texts = as_texts(table.column(part))
+                if texts is None:
+                    return None
+                cells.append(texts.to_pylist())
+            table = table.append_column(
+                name, strings([" ".join(c for c in row if c.strip()) for row in zip(*cells, strict=True)])
+            )
         return table
 
 

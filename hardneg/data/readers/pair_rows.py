@@ -50,7 +50,8 @@ _GRADE_COLUMN = re.compile(r".+[_ -](score|similarity|sim|rating|stars|grade|rel
 # Columns of two texts that play equal parts, so that one is not a positive of the other by its name alone.
 _SENTENCES = ("sentence1", "sentence_a", "premise", "question1")
 
-_LOOKED_AT, _CLASS_NAME = 1000, 60  # rows that are looked at for classes, characters of a class
+# Rows and columns that are looked at for classes, and characters of a class.
+_LOOKED_AT, _COLUMNS, _CLASS_NAME = 1000, 8, 60
 
 _NEGATIVE_COLUMN = re.compile(r"(hard[_ -]?)?neg(atives?)?[_ -]?\d*", re.IGNORECASE)
 
@@ -110,7 +111,8 @@ class PairRows(Layout):
         if rest:
             self.builder.columns["not read"] = ", ".join(rest)
         if self.group is None and self.options.group_column is None and not self.options.group_positives:
-            group = next((name for name in rest if isinstance(row[name], str) and _are_classes(column(name))), None)
+            looked_at = [name for name in rest if isinstance(row[name], str)][:_COLUMNS]
+            group = next((name for name in looked_at if _are_classes(column(name))), None)
             if group is not None:
                 self.builder.columns["perhaps groups"] = group
 
