@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,6 +46,13 @@ def columns(groups: bool = True, change: str = "") -> hardneg.Pairs:
     return hardneg.Pairs.from_columns(asked, answers, groups=[str(i % 30) for i in range(QUERIES)] if groups else None)
 
 
+def probability_of(run: hardneg.Run) -> float:
+    """The mean probability of the negatives of a run."""
+    found = Subject.of_run(run).probability
+    assert found is not None
+    return float(np.nanmean(found))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("told")
@@ -69,7 +77,7 @@ def calibrated(with_groups: hardneg.Run) -> Path:
     path = with_groups.folder.parent / "p.json"
     learned.save(path)
     seen = select(with_groups, SelectOptions(add_filters=(f"posterior:{path}",)), path.with_name("seen"))
-    mean = float(np.nanmean(Subject.of_run(seen).probability))  # type: ignore[arg-type]
+    mean = probability_of(seen)
     report = {"alpha": 0.05, "expected": mean, "selection": selection_of(with_groups.info["config"])}
     path.unlink()
     replace(learned, report=report).save(path)
@@ -131,7 +139,7 @@ def test_fewer_negatives_than_the_posterior_was_calibrated_for_are_said(
         with_groups, SelectOptions(add_filters=(f"posterior:{calibrated}",), negatives=2), tmp_path / "fewer"
     )
     (note,) = [each for each in fewer.info["warnings"] if "expected to be false" in each]
-    mean = float(np.nanmean(Subject.of_run(fewer).probability))  # type: ignore[arg-type]
+    mean = probability_of(fewer)
     assert f"about {mean:.1%} of these negatives" in note
     assert "negatives 7 then, 2 now" in note
     assert "hardneg calibrate" in note
@@ -227,18 +235,18 @@ def test_a_posterior_of_another_encoder_is_refused_before_anything_is_encoded(ca
     encoded: list[int] = []
 
     class Counting(HashedEncoder):
-        def encode(self, texts: object, **more: object) -> np.ndarray:  # type: ignore[override]
+        def encode(self, *texts: Any, **more: Any) -> Any:
             encoded.append(1)
-            return super().encode(texts, **more)  # type: ignore[arg-type]
+            return super().encode(*texts, **more)
 
     options = MineOptions(depth=20, filters=(f"posterior:{calibrated}",))
     with pytest.raises(RunError, match="learned with another encoder"):
         mine(columns(), tmp_path / "run", options, encoder=Counting(16))
     assert not encoded
     assert not (tmp_path / "run").exists()
-    vectors = tuple(unit(np.random.default_rng(0).standard_normal((QUERIES, 8))) for _ in range(2))
+    vectors = unit(np.random.default_rng(0).standard_normal((QUERIES, 8)))
     with pytest.raises(RunError, match="learned with another encoder"):
-        mine(columns(), tmp_path / "run", options, vectors=vectors)  # type: ignore[arg-type]
+        mine(columns(), tmp_path / "run", options, vectors=(vectors, vectors))
     assert not (tmp_path / "run").exists()
 
 

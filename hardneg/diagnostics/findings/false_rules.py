@@ -96,4 +96,4 @@ class MaskedMuch(FindingRule):
             "loosen what the loss masks by (a higher threshold= of posterior, a higher max= of shared-neighbors, a smaller margin), "
             "or draw batches at random (--batches random)"
         )
-        return Finding(self.code, "warning", text, self.number, float(masked), limit, [], fix)
+        return Finding("masked-much", "warning", text, self.number, float(masked), limit, [], fix)
