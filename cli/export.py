@@ -98,6 +98,6 @@ def export(
     )
     click.echo(f"wrote {report.rows:,} rows for {report.queries:,} queries to {plain(out)}", err=True)
     for reason, count in report.left_out.items():
-        click.echo(f"left out: {count:,} queries {reason}", err=True)
+        click.echo(f"left out: {count:,} {'query' if count == 1 else 'queries'} {reason}", err=True)
     if as_json:
         print_json({"out": out, "rows": report.rows, "queries": report.queries, "left_out": dict(report.left_out)})

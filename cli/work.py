@@ -79,4 +79,4 @@ def work(run: str, listed: bool, as_json: bool, **given: Any) -> None:
     if as_json:
         print_json({"run": run, "done": done})
     else:
-        say(f"{done:,} tasks were done here")
+        say(f"{done:,} {'task was' if done == 1 else 'tasks were'} done here")

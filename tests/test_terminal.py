@@ -242,3 +242,10 @@ def test_reading_counts_texts_as_it_goes(tmp_path: Path, caplog: pytest.LogCaptu
     assert any(message.startswith("read texts: 40 in") for message in caplog.messages)
     done = run_here("mine", path, "--out", tmp_path / "shown")
     assert done.stderr.count("read texts: 40 in") == 1
+
+
+def test_the_next_command_names_a_folder_that_is_free(tmp_path: Path) -> None:
+    assert show._free(f"{tmp_path}/trained-run") == f"{tmp_path}/trained-run"
+    for name in ("trained-run", "trained-run2"):
+        (tmp_path / name).mkdir()
+    assert show._free(f"{tmp_path}/trained-run") == f"{tmp_path}/trained-run3"
