@@ -51,6 +51,11 @@ Source(spec='http://host:8080', weight=1.0, note=None))
 
     match = _WEIGHT.fullmatch(text)
     if match is None:
+        file, _, rest = text.rpartition(":")
+        if file and present(Path(file)) and not present(Path(text)):
+            raise click.UsageError(
+                f"{text!r}: {rest!r} after the file {file} is no weight: give a number above 0, such as {file}:2.0"
+            )
         return Source(text)
     spec, number = match.groups()
     if present(Path(text)):

@@ -66,6 +66,7 @@ def held(folder: Path, container: str, column: str, values: Sequence[Any], **nam
         ("is_relevant", (4, 2, 3, 1), "the grades in 'is_relevant' are 1, 2, 3, 4, and it is not known"),
         ("label", FRACTIONS, "which look like grades"),
         ("label", GRADES, "which look like classes, or grades of the pairs"),
+        ("label", (-2, -1, 1, 2), "which look like classes, or grades of the pairs"),
         ("label", ("relevant", "partially relevant", "irrelevant", "relevant"), "which look like grades in words"),
     ],
 )

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -62,6 +63,42 @@ def candidates_of(pairs: Pairs, depth: int = 6, seed: int = 0) -> Mined:
 
 
 # The dataset.
+
+
+def test_a_source_whose_positives_clash_keeps_a_short_batch(tmp_path: Path) -> None:
+    """q0 has d0 and d1, the latter that of q1 too: in some epochs, eight pairs fill no batch of eight."""
+    few = Pairs.from_columns(
+        [*(f"q{i}" for i in range(8)), "q0"], [*(f"d{i}" for i in range(8)), "d1"], corpus=["e1", "e2"]
+    )
+    big = Pairs.from_columns([f"w{i}" for i in range(40)], [f"v{i}" for i in range(40)])
+    sampler = hardneg.MemoryBankSampler(
+        hardneg.mixture({"big": big, "few": few}), None, batch_size=8, negatives=0, drop_last=True
+    )
+    sizes = set()
+    for _ in range(12):
+        batches = list(sampler)
+        of_few = [b for b in batches if sampler.pairs.mixed.queries[[each.query for each in b]][0] == 1]
+        sizes.add(tuple(len(b) for b in of_few))
+        assert sum(len(b) for b in of_few) in (7, 8)
+        sampler.end_epoch()
+    assert len(sizes) > 1
+
+
+@pytest.mark.parametrize(
+    ("count", "weight", "size"), [(12, 1.5, 8), (3, 1.5, 2), (5, 1.5, 4), (9, 2.7, 8), (40, 3.3, 8)]
+)
+def test_less_than_a_batch_is_lost(count: int, weight: float, size: int) -> None:
+    a = Pairs.from_columns([f"q{i}" for i in range(count)], [f"d{i}" for i in range(count)])
+    b = Pairs.from_columns([f"x{i}" for i in range(10)], [f"y{i}" for i in range(10)])
+    mixed = hardneg.mixture({"a": a, "b": b}, {"a": weight})
+    sampler = hardneg.MemoryBankSampler(mixed, None, batch_size=size, negatives=0, drop_last=True)
+    for _ in range(5):
+        batches = [[each.query for each in batch] for batch in sampler]
+        of_a = sum(len(batch) for batch in batches if batch[0] < count)
+        assert round(weight * count) - size < of_a <= round(weight * count)
+        assert len(batches) == len(sampler)
+        assert all(len(set(batch)) == size for batch in batches)
+        sampler.end_epoch()
 
 
 def test_every_row_keeps_its_text_and_knows_its_source(tmp_path: Path) -> None:
@@ -294,6 +331,44 @@ def test_sources_that_cannot_be_drawn_are_refused_by_name() -> None:
         hardneg.train(
             hardneg.mixture({"a": a, "few": few}), encoder(), "unused", TrainOptions(negatives=6), device="cpu"
         )
+
+
+def test_what_would_break_a_training_later_is_refused_at_once(tmp_path: Path) -> None:
+    few = Pairs.from_columns(["k", "k", "z"], ["1", "2", "1"], corpus=["3", "4"])
+    mixed = hardneg.mixture({"a": one("a", 40), "few": few})
+    said = "the query 'few/q0' has 2 positives among 4 documents, which leaves 2 .1 such queries."
+    with pytest.raises(UsageError, match=said):
+        hardneg.train(mixed, encoder(), tmp_path / "out", TrainOptions(negatives=3), device="cpu", warn=quiet)
+    blank = Pairs.from_columns(["q"], [None], corpus=["x"])
+    for given in ({"a": one("a", 9), "b": blank}, blank):
+        with pytest.raises(UsageError, match="no query of the evaluation.* has a positive"):
+            hardneg.train(
+                one("a", 40), encoder(), tmp_path / "out", TrainOptions(), evaluation=given, device="cpu", warn=quiet
+            )
+    assert not (tmp_path / "out" / "log.jsonl").exists()
+
+
+def test_a_state_of_a_mixture_is_of_its_data_and_of_its_weights() -> None:
+    a, b = one("a", 20), one("b", 20)
+    state = hardneg.MemoryBankSampler(hardneg.mixture({"a": a, "b": b}, {"b": 1.0000001}), batch_size=4).state_dict()
+    with pytest.raises(RunError, match="sources: "):
+        hardneg.MemoryBankSampler(hardneg.mixture({"a": a, "b": b}, {"b": 1.0000002}), batch_size=4).load_state_dict(
+            state
+        )
+    other = Pairs.from_columns(
+        b.queries.slice(0, len(b)), ["another", *b.documents.slice(1, len(b.document_ids))[: len(b) - 1]]
+    )
+    with pytest.raises(RunError, match="digests: "):
+        hardneg.MemoryBankSampler(
+            hardneg.mixture({"a": a, "b": other}, {"b": 1.0000001}), batch_size=4
+        ).load_state_dict(state)
+
+
+def test_what_follows_a_file_and_is_no_weight(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "b.jsonl", [{"query": "q", "positive": "p"}])
+    for odd in ("nan", "-1", "1e9", "2,0", ""):
+        with pytest.raises(click.UsageError, match="is no weight"):
+            parse_source(f"{path}:{odd}")
 
 
 def test_the_bank_gives_rows_of_the_source_of_the_batch() -> None:

@@ -53,7 +53,7 @@ class MixedBatches:
     """
 
     def __init__(self, mixed: Mixed, trainable: Int, size: int, ranks: int = 1, drop_last: bool = False) -> None:
-        self.mixed, self.size, self.drop_last = mixed, size, drop_last
+        self.mixed, self.size, self.ranks, self.drop_last = mixed, size, ranks, drop_last
         of = mixed.queries[trainable]
         self.rows = [trainable[of == i] for i in range(len(mixed))]
         self.counts = [round(w * len(rows)) for w, rows in zip(mixed.weights, self.rows, strict=True)]
@@ -105,10 +105,21 @@ class MixedBatches:
         return list(pairwise(ends))
 
     def order(self, rng: np.random.Generator) -> Int:
-        """int64: the queries of an epoch: those of each source together, one copy after the other."""
-        return np.concatenate(
-            [rng.permutation(rows)[:count] for i, rows in enumerate(self.rows) for count in self._copies(i)]
-        )
+        """int64: the queries of an epoch: those of each source together, one copy after the other.
+
+        What a copy leaves of a batch is filled up by the next one. That begins with other queries, so that the batch can be filled.
+        """
+        found: list[Int] = []
+        for i, rows in enumerate(self.rows):
+            left = rows[:0]
+            for count in self._copies(i):
+                copy = rng.permutation(rows)
+                other = copy[~np.isin(copy, left)][: self.size - len(left)] if len(left) else left
+                copy = np.concatenate([other, copy[~np.isin(copy, other)]])[:count]
+                found.append(copy)
+                together = np.concatenate([left, copy])
+                left = together[len(together) // self.size * self.size :]
+        return np.concatenate(found)
 
     def composed(self, compose: Callable[[int, int], Int]) -> Int:
         """int64: the places of `order` in another order, in which copies and sources stay apart.
@@ -134,12 +145,14 @@ class MixedBatches:
             rng: of the order of the batches.
 
         Raises:
-            UsageError: a source has so many pairs with equal texts that it fills no batch, and such batches are left out.
+            UsageError: a source has so many pairs with equal texts that it fills no batch of all ranks.
         """
         places: list[Int] = []
         sources: list[int] = []
         for i, name in enumerate(self.mixed.names):
-            found = self._batches(i, queries, keys)
+            found = self._batches(i, queries, keys, self.drop_last)
+            if not found and self.ranks == 1:  # equal texts fill no batch this time: short ones, as of a small source
+                found = self._batches(i, queries, keys, False)
             if not found:
                 raise UsageError(
                     f"the {self.counts[i]:,} pairs of the source {name!r} do not fill one batch of {self.size} in which no "
@@ -154,13 +167,13 @@ class MixedBatches:
             [sources[j] for j in shuffled],
         )
 
-    def _batches(self, source: int, queries: Int, keys: tuple[Int, Int]) -> list[Int]:
+    def _batches(self, source: int, queries: Int, keys: tuple[Int, Int], drop_last: bool) -> list[Int]:
         """The places of each batch of a source."""
         spans = self._spans(source)
         # Of a source that fits into a batch, pairs of two copies would be the same ones: each copy is a batch of its own.
         alone = len(self.rows[source]) <= self.size
         runs = spans if alone else [(spans[0][0], spans[-1][1])]
-        drop = self.drop_last and not self._small(source)
+        drop = drop_last and not self._small(source)
         found: list[Int] = []
         for start, stop in runs:
             here = slice(start, stop)

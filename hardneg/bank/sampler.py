@@ -264,7 +264,11 @@ class MemoryBankSampler(Sampler[list[Example]]):
             "batches": RANDOM if self.hard_batches is None else self.hard_batches.spec,
             "queries": len(self.trainable),
             "digest": self.pairs.digests.get("queries"),
-            **({} if self.pairs.mixed is None else {"sources": self.pairs.mixed.settings()}),
+            **(
+                {}
+                if self.pairs.mixed is None
+                else {"sources": self.pairs.mixed.settings(), "digests": self.pairs.digests}
+            ),
         }
 
     def _pairs_of(self, epoch: int) -> tuple[Int, Int, tuple[Int, Int]]:

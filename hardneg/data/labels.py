@@ -99,7 +99,7 @@ def meaning_of(values: Iterable[Any], column: str, name: str, sentences: bool) -
         raise _ask(name, column, counts, "grades, of which only some are positives")
     label = column.lower() == "label"  # `class` and `group` say themselves what they hold
     # Numbers beyond all scales, as the 77 intents of a set of questions, are no grades.
-    scale = len(grades) > 1 and None not in grades and all(-1 <= grade <= _HIGHEST for grade in numbers)
+    scale = len(grades) > 1 and None not in grades and all(abs(grade) <= _HIGHEST for grade in numbers)
     if sentences or (label and scale):
         raise _ask(name, column, counts, "classes, or grades of the pairs")
     if label and len(counts) > 1 and {value.strip().lower() for value in counts} <= _GRADING:

@@ -49,7 +49,9 @@ class Mixed:
 
     def settings(self) -> list[str]:
         """Each source with its weight, as `NAME:WEIGHT`."""
-        return [f"{name}:{weight:g}" for name, weight in zip(self.names, self.weights, strict=True)]
+        return [
+            f"{name}:{repr(weight).removesuffix('.0')}" for name, weight in zip(self.names, self.weights, strict=True)
+        ]
 
     def head(self) -> dict[str, Any]:
         """What `dataset.json` says of the sources."""

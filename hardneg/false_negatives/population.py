@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from hardneg.errors import DataError
 from hardneg.false_negatives.features import PairFeatures
 from hardneg.false_negatives.known import Learnable
 from hardneg.false_negatives.listed import features_of
@@ -86,6 +87,8 @@ def learnable(
         thinned: of the ranks above 60, take one in eight.
     """
     with_known = np.flatnonzero(known.lengths > 0)
+    if not len(with_known):
+        raise DataError("no query has a positive: nothing can be learned from known positives")
     rng = np.random.default_rng(seed)
     wide = min(found.depth, _NEAR) + max(0, found.depth - _NEAR) // _THINNED if thinned else found.depth
     count = min(len(with_known), _LEARNED, max(1, (_MOST_THINNED if thinned else _MOST) // max(wide, 1)))

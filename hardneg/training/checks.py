@@ -41,6 +41,7 @@ def check_fits(options: TrainOptions, pairs: Pairs, dimension: int, world: World
         )
     if pairs.mixed is not None:
         _check_sources(options, pairs, pairs.mixed)
+    _check_enough_negatives(options, pairs)
     if options.dimensions is not None and max(options.dimensions) > dimension:
         raise UsageError(
             f"dimensions={options.dimensions}: the vectors have {dimension} components, and cannot be cut to "
@@ -60,6 +61,23 @@ def ungrouped(pairs: Pairs) -> list[str]:
         return []
     grouped = np.unique(pairs.mixed.documents[pairs.document_groups >= 0])
     return [name for i, name in enumerate(pairs.mixed.names) if i not in grouped]
+
+
+def _check_enough_negatives(options: TrainOptions, pairs: Pairs) -> None:
+    """UsageError if a query has more positives than its dataset, or source, can spare."""
+    if options.negatives == 0:
+        return
+    mixed, positives = pairs.mixed, pairs.positives.lengths
+    documents = len(pairs.document_ids)
+    there = np.full(len(positives), documents) if mixed is None else np.diff(mixed.starts)[mixed.queries]
+    short = np.flatnonzero((positives > 0) & (there - positives < options.negatives))
+    if len(short):
+        row = int(short[0])
+        raise UsageError(
+            f"negatives={options.negatives}: the query {pairs.query_ids[row].as_py()!r} has {positives[row]:,} positives among "
+            f"{there[row]:,} documents, which leaves {there[row] - positives[row]:,} ({len(short):,} such queries): take "
+            f"fewer negatives, or give more documents"
+        )
 
 
 def _check_sources(options: TrainOptions, pairs: Pairs, mixed: Mixed) -> None:

@@ -104,8 +104,11 @@ def evaluation_of(given: Any) -> EvaluationSet | EvaluationSets | None:
     """
     if given is None or callable(getattr(given, "evaluate", None)):
         known: EvaluationSet | EvaluationSets | None = given
+        if isinstance(given, EvaluationSet):
+            _check_positives(given.pairs)
         return known
     if isinstance(given, Pairs):
+        _check_positives(given)
         parts = parts_of(given)
         return EvaluationSet(given) if not parts else evaluation_of(
             {name: part for name, part in parts.items() if len(part.positives.values)}
@@ -120,4 +123,13 @@ def evaluation_of(given: Any) -> EvaluationSet | EvaluationSets | None:
     for name, each in sets.items():
         if not isinstance(each, EvaluationSet):
             raise UsageError(f"the evaluation {name!r} is a {type(each).__name__}: give Pairs or an EvaluationSet")
+        _check_positives(each.pairs, f" {name!r}")
     return EvaluationSets(sets)
+
+
+def _check_positives(pairs: Pairs, name: str = "") -> None:
+    """UsageError, before any training, if nothing could be measured on a dataset."""
+    if not len(pairs.positives.values):
+        raise UsageError(
+            f"no query of the evaluation{name} ({pairs.name}) has a positive: nothing can be measured on it"
+        )
