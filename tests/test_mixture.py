@@ -340,10 +340,10 @@ def test_what_would_break_a_training_later_is_refused_at_once(tmp_path: Path) ->
     with pytest.raises(UsageError, match=said):
         hardneg.train(mixed, encoder(), tmp_path / "out", TrainOptions(negatives=3), device="cpu", warn=quiet)
     blank = Pairs.from_columns(["q"], [None], corpus=["x"])
-    for given in ({"a": one("a", 9), "b": blank}, blank):
+    for sets in ({"a": one("a", 9), "b": blank}, blank):
         with pytest.raises(UsageError, match="no query of the evaluation.* has a positive"):
             hardneg.train(
-                one("a", 40), encoder(), tmp_path / "out", TrainOptions(), evaluation=given, device="cpu", warn=quiet
+                one("a", 40), encoder(), tmp_path / "out", TrainOptions(), evaluation=sets, device="cpu", warn=quiet
             )
     assert not (tmp_path / "out" / "log.jsonl").exists()
 

@@ -87,8 +87,8 @@ class MaskedMuch(FindingRule):
         masked = measured.numbers.get(self.number)
         rejected = sum(float(value) for name, value in measured.numbers.items() if name.startswith("rejected/"))
         limit = max(thresholds.masked, thresholds.masked_times * rejected)
-        if masked is None or not masked > limit:
-            return None
+        if masked is None or not masked > limit or float(measured.numbers.get("alone", 0)) >= 1:
+            return None  # where every negative is masked, the training says so itself
         text = f"{masked:.0%} of the documents of a batch are masked: they are no negatives of a query there"
         if rejected:
             text += f", though the filters reject only {rejected:.0%} of the nearest candidates"
