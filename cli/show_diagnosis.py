@@ -71,7 +71,7 @@ def _alternatives(console: Any, tried: list[dict[str, Any]]) -> None:
     """Print what the fixes would do, side by side."""
     table = Table()
     table.add_column("filters added", overflow="fold")  # where there is little room, the numbers stay whole
-    for name in ("false", "mean score", "above positive", "teach", "queries short"):
+    for name in ("false", "score", "above", "teach", "short"):
         table.add_column(name, justify="right", no_wrap=True)
     for each in tried:
         false = "?" if each["false_share"] is None else f"{each['false_share']:.1%}"
@@ -80,6 +80,10 @@ def _alternatives(console: Any, tried: list[dict[str, Any]]) -> None:
             "?" if each["teaching"] is None else f"{each['teaching']:.1%}", f"{each['short']:.1%}",
         )  # fmt: skip
     show._show(console, "tried on these candidates", table)
+    show._print(
+        console,
+        "score: the mean; above: that score above the positive; teach: that still teach; short: queries left with too few",
+    )
 
 
 def print_comparison(value: dict[str, Any]) -> None:

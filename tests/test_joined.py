@@ -121,7 +121,7 @@ def test_inspect_says_what_joining_adds_and_contradicts(quora: Path) -> None:
     assert any(
         note.startswith("4 pairs of a query's text and a document's are in one group") for note in found["warnings"]
     )
-    assert any(note.startswith("1 judged negatives are in the group of their query") for note in found["warnings"])
+    assert any(note.startswith("1 judged negative is in the group of its query") for note in found["warnings"])
     result = CliRunner().invoke(cli, ["inspect", str(quora), "--group-positives"])
     assert result.exit_code == 0
     assert "what positives connect" in result.stdout

@@ -363,7 +363,8 @@ def test_guide_and_posterior_work_in_the_loss(tmp_path: Path) -> None:
     guide.save(tmp_path / "model")
     run = hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(depth=40))
     shared = LogisticModel(("shared_query", "shared_positive"), (4.0, 4.0), -3.0)
-    replace(hardneg.calibrate(run), in_loss=shared).save(tmp_path / "posterior.json")
+    # Without what the report expects, nothing holds it back.
+    replace(hardneg.calibrate(run), in_loss=shared, report={}).save(tmp_path / "posterior.json")
     specs = (f"guide:hashed:{tmp_path / 'model'},margin=0.05", f"posterior:{tmp_path / 'posterior.json'},threshold=0.5")
     told: dict[str, list[float]] = {}
     for name, filters in (("none", ()), ("guide", specs[:1]), ("posterior", specs[1:])):
