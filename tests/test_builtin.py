@@ -35,6 +35,7 @@ def test_a_script_without_a_main_guard_reads_it(tmp_path: Path) -> None:
     assert int(done.stdout) > 1000
 
 
+@pytest.mark.slow
 def test_thousands_of_pairs_in_two_splits(splits: dict[str, Pairs]) -> None:
     train, test = splits["train"], splits["test"]
     assert len(train) > 5000
@@ -45,6 +46,7 @@ def test_thousands_of_pairs_in_two_splits(splits: dict[str, Pairs]) -> None:
     assert (train.positives.lengths == 1).all()
 
 
+@pytest.mark.slow
 def test_equal_docstrings_share_a_group(splits: dict[str, Pairs]) -> None:
     train = splits["train"]
     assert train.query_groups is not None

@@ -101,6 +101,7 @@ def test_stdin(run_cli: Cli, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("standard input, line 41")) == (1, 1)
 
 
+@pytest.mark.slow
 def test_bars_on_a_terminal(pairs: Path, tmp_path: Path) -> None:
     leader, follower = pty.openpty()
     code = "from hardneg_cli.main import main; main()"

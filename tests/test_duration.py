@@ -147,6 +147,7 @@ def test_several_checkpoints_are_kept(tmp_path: Path) -> None:
     assert steps_of(out) == [6, 8, 9]
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path: Path) -> None:
     rows = [{"query": f"q {i} {i % 7}", "positive": f"answer {i} {i % 7}"} for i in range(64)]
     pairs = write_jsonl(tmp_path / "pairs.jsonl", rows)

@@ -112,6 +112,7 @@ def test_zero_shot_counts_by_hand(glyphs: dict[str, hardneg.Pairs]) -> None:
     assert 0.1 < found["zero-shot@1"] < 0.95
 
 
+@pytest.mark.slow
 def test_training_names_what_it_never_saw(tmp_path: Path, glyphs: dict[str, hardneg.Pairs]) -> None:
     """CLIP-style: a few steps, and pictures of unseen characters find their names far above chance."""
     train, test = glyphs["train"], glyphs["test"]

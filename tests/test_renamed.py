@@ -155,9 +155,12 @@ def test_old_features_of_a_posterior(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [(("--policy", "top"), ("--negative-sampling", "top")), (("--policy=top",), ("--negative-sampling=top",)),
-     (("--chunk", "4"), ("--mini-batch-size", "4")), (("--rate", "cosine"), ("--lr-scheduler", "cosine")),
-     (("--clip", "0.5"), ("--max-grad-norm", "0.5")), (("--filter", "crowd:max=0.9"), ("--filter", "shared-neighbors:max=0.9"))],
+    [(("--filter", "crowd:max=0.9"), ("--filter", "shared-neighbors:max=0.9")),
+     *(pytest.param(old, new, marks=pytest.mark.slow) for old, new in (
+         (("--policy", "top"), ("--negative-sampling", "top")), (("--policy=top",), ("--negative-sampling=top",)),
+         (("--chunk", "4"), ("--mini-batch-size", "4")), (("--rate", "cosine"), ("--lr-scheduler", "cosine")),
+         (("--clip", "0.5"), ("--max-grad-norm", "0.5")),
+     ))],
     ids=lambda options: "".join(options),
 )  # fmt: skip
 def test_old_options_of_train(old: tuple[str, ...], new: tuple[str, ...], file: Path, tmp_path: Path) -> None:

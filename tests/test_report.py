@@ -153,7 +153,8 @@ def test_it_renders_in_a_browser(browser: Any, page: Path, how: dict[str, Any]) 
     assert dark == (how.get("color_scheme") == "dark")
 
 
-@pytest.mark.parametrize(("width", "scheme"), [pytest.param(1280, "light", marks=pytest.mark.slow), (400, "dark")])
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (400, "dark")])
+@pytest.mark.slow
 def test_accessible(browser: Any, page: Path, compared: Path, scheme: str, width: int) -> None:
     """axe-core finds nothing, with a query open and something judged."""
     axe = resources.files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
