@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 from hardneg import DataError, MineOptions, Pairs, RunError, UsageError, mine
 from hardneg.mining.filters.base import Filter
-from hardneg.storage.json_files import write_json
+from hardneg.storage.json_files import read_json, write_json
 from hardneg.tasks import mine_with, plan_run, tasks_and_states, work
 from hardneg.tasks.drive import News
 from hardneg.tasks.engines import ProcessCrew
@@ -362,6 +363,83 @@ def test_a_damaged_piece_of_vectors_is_encoded_again(slow: MineOptions, tmp_path
     work(run, report=said.append)
     assert any("missing or damaged" in line for line in said)
     assert files(run) == files(tmp_path / "whole")
+
+
+@pytest.fixture(scope="module")
+def nearly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A run by `mine`, and one of the same options of which all but `finish` is done."""
+    folder = tmp_path_factory.mktemp("nearly")
+    pairs, options = small(60), MineOptions(depth=10)
+    mine(pairs, folder / "whole", options)
+    plan_run(pairs, folder / "run", options, shards=2)
+    worker = Worker(folder / "run")
+    schedule = Schedule(worker.plan)
+    while (task := schedule.choose()) is not None and task.kind != "finish":
+        worker.do(task)
+        schedule.mark(task.name)
+    return folder / "whole", folder / "run"
+
+
+@pytest.mark.parametrize("how", ["cut", "changed", "removed"])
+@pytest.mark.parametrize(
+    "name",
+    ["candidates/part-00000.parquet", "progress/negatives-00000.parquet", "progress/part-00000.json",
+     "embeddings/documents-*/vectors.npy", "embeddings/queries-*/manifest.json"],
+)  # fmt: skip
+def test_what_stays_in_the_run_is_checked_before_it_is_sealed(
+    nearly: tuple[Path, Path], tmp_path: Path, name: str, how: str
+) -> None:
+    whole, before = nearly
+    run = tmp_path / "run"
+    shutil.copytree(before, run)
+    (path,) = run.glob(name)
+    content = path.read_bytes()
+    if how == "removed":
+        path.unlink()
+    else:
+        middle = len(content) // 2
+        path.write_bytes(
+            content[:middle]
+            if how == "cut"
+            else content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        )
+    said: list[str] = []
+    work(run, report=said.append)
+    assert any("has to be done again" in line for line in said)
+    assert files(run) == files(whole)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"shards": [0, 100, 200]}, "shards do not go from 0 to"),
+        ({"shards": []}, "shards do not go"),
+        ({"shards": [0, 40, 20, 60]}, "shards do not go"),
+        ({"blocks": [0, 200]}, "blocks do not go"),
+        ({"documents": 10**18, "shards": [0, 10**18]}, "its plan is of"),
+        ({"depths": []}, "no search"),
+        ({"indexes": {}}, "no search"),
+        ({"config": {}}, "config lacks metric"),
+        ({"models": []}, "no encoder and no vectors"),
+        ({"keys": "../../../../elsewhere"}, "a key of vectors is no hash"),
+    ],
+    ids=str,
+)
+def test_a_plan_of_somebody_else_is_looked_at(
+    nearly: tuple[Path, Path], tmp_path: Path, edit: dict[str, Any], message: str
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(nearly[1], run)
+    path = run / "progress" / "plan.json"
+    value = read_json(path, checksum=True)
+    if "keys" in edit:
+        value["models"][0]["keys"]["queries"] = edit["keys"]
+    else:
+        value |= edit
+    write_json(path, {name: entry for name, entry in value.items() if name != "checksum"}, checksum=True)
+    with pytest.raises(RunError, match=message):
+        work(run)
+    assert not (run / "run.json").exists()
 
 
 def test_one_task_at_a_time(planned: Path) -> None:

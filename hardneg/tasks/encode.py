@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,16 @@ def norms(bench: Bench, task: Task) -> Outcome:
 def store(bench: Bench, task: Task) -> Outcome:
     """Copy all vectors of a side to where a run keeps them."""
     (side,), (number,) = task.words, task.numbers
-    vectors = encoded_vectors(bench.folder, bench.plan, bench.records, side, number)
-    _whole(bench, number, side).fill(lambda start, stop: vectors[start:stop], _ignored)
-    return Outcome({}, {"rows": len(vectors)})
+    vectors, whole = encoded_vectors(bench.folder, bench.plan, bench.records, side, number), _whole(bench, number, side)
+    if (
+        bench.plan.cache is None and whole.folder.is_dir()
+    ):  # of a worker that died, or found damaged: its pieces are still there
+        shutil.rmtree(whole.folder)
+        whole = _whole(bench, number, side)
+    whole.fill(lambda start, stop: vectors[start:stop], _ignored)
+    kept = sorted(whole.folder.iterdir()) if bench.plan.cache is None else []
+    files = {path.relative_to(bench.folder).as_posix(): sha256_file(path) for path in kept if path.is_file()}
+    return Outcome(files, {"rows": len(vectors)})
 
 
 def _ignored(count: int) -> None:

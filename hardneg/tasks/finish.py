@@ -26,6 +26,7 @@ def finish(bench: Bench, task: Task) -> Outcome:
         )  # fmt: skip
     said = [*doubts, *head["left"], *notes_of(bench), *head["warnings"], *missed(recall)]
     tasks = bench.records.done()
+    _check_kept(bench, tasks)
     machine = {**environment(None), "shards": plan.shard_count, "tasks": len(tasks) + 1}
     resolved = {**head["resolved"], "recall": recall.to_json()}
     writer = PartWriter(bench.folder, bench.pairs, bench.chain.names)
@@ -40,6 +41,14 @@ def finish(bench: Bench, task: Task) -> Outcome:
         if not (bench.folder / "run.json").is_file():
             raise
     return Outcome()
+
+
+def _check_kept(bench: Bench, tasks: set[str]) -> None:
+    """`Damaged` if a file that stays in the run is not what its task left: the task is done again."""
+    for task in sorted(tasks):
+        if task.startswith(("write-", "store-")):
+            for name in bench.records.of(task)["files"]:
+                bench.records.check(task, bench.folder / name)
 
 
 def _ordered(resolved: dict[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,6 +26,7 @@ PIECE_SHARDS = 16  # shards of vectors that one task encodes at most: 262,144 te
 GRAPH_ROWS = 1 << 16  # documents in a block whose neighbors are searched
 MOST_SHARDS = 1 << 14
 SIDES = ("queries", "documents")
+_CONFIG = ("metric", "precision", "seed", "negatives", "sampler", "filters", "default_filters")  # what tasks need of it
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Bounds = list[Count]
@@ -147,9 +150,35 @@ class Plan:
                 f"{remedy}"
             )
         try:
-            return msgspec.convert(value, cls)
+            plan = msgspec.convert(value, cls)
         except msgspec.ValidationError as error:
             raise RunError(f"{path} is not what hardneg writes ({error}): {remedy}") from None
+        fault = plan._fault()
+        if fault is not None:
+            raise RunError(f"{path} is not what hardneg writes ({fault}): {remedy}")
+        return plan
+
+    def _fault(self) -> str | None:
+        """What no plan of hardneg's has; None: nothing."""
+        for name, bounds, total in (("shards", self.shards, self.documents), ("blocks", self.blocks, self.queries)):
+            rising = all(a < b for a, b in pairwise(bounds))
+            if not bounds or bounds[0] != 0 or bounds[-1] != total or not rising:
+                return f"{name} do not go from 0 to {total:,}"
+        if any(begin % PART_ROWS for begin in self.blocks[:-1]):
+            return f"blocks do not begin at multiples of {PART_ROWS:,}"
+        lacking = [name for name in _CONFIG if name not in self.config]
+        if lacking:
+            return f"config lacks {lacking[0]}"
+        if not self.depths or min(self.depths) < 1 or "main" not in self.indexes:
+            return "no search"
+        if not self.models and not self.given:
+            return "no encoder and no vectors"
+        # Keys name folders of the run.
+        if any(
+            not re.fullmatch("[0-9a-f]{16,128}", model.keys.get(side, "")) for model in self.models for side in SIDES
+        ):
+            return "a key of vectors is no hash"
+        return None
 
     @property
     def name(self) -> str:

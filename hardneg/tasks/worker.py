@@ -59,6 +59,12 @@ class Worker:
         self.plan = Plan.load(folder)
         check_source(folder)
         self.bench = Bench(folder, self.plan, device, batch_size)
+        sizes = len(self.bench.pairs), len(self.bench.pairs.document_ids)
+        if sizes != (self.plan.queries, self.plan.documents):
+            raise RunError(
+                f"{folder} has {sizes[0]:,} queries and {sizes[1]:,} documents, and its plan is of {self.plan.queries:,} and "
+                f"{self.plan.documents:,}: plan anew with another --out"
+            )
         self.records = self.bench.records
         self.shard = -1
 
