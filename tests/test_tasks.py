@@ -365,6 +365,35 @@ def test_a_damaged_piece_of_vectors_is_encoded_again(slow: MineOptions, tmp_path
     assert files(run) == files(tmp_path / "whole")
 
 
+HOLD = """
+import sys, time
+from pathlib import Path
+from hardneg.storage.folders import claimed
+with claimed(Path(sys.argv[1])) as ours:
+    Path(sys.argv[2]).write_text("1")
+    time.sleep(100)
+"""
+
+
+def test_a_claim_that_somebody_holds_for_ever_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hardneg.tasks.drive._STUCK", 1.0)
+    pairs, options, run = small(60), MineOptions(depth=10), tmp_path / "run"
+    plan_run(pairs, run, options, shards=1)
+    claim = run / "progress" / "claims" / "encode-00000-queries-00000"
+    claim.parent.mkdir(parents=True, exist_ok=True)
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(claim), str(tmp_path / "flag")])
+    try:
+        wait_for(tmp_path / "flag")
+        with pytest.raises(RunError, match="another process has held the task encode-00000-queries-00000 for 1 s"):
+            mine_with("local", pairs, run, options, resume=True)
+    finally:
+        holder.kill()
+        holder.wait()
+    mine_with("local", pairs, run, options, resume=True)
+    mine(pairs, tmp_path / "whole", options)
+    assert files(run) == files(tmp_path / "whole")
+
+
 @pytest.fixture(scope="module")
 def nearly(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run by `mine`, and one of the same options of which all but `finish` is done."""

@@ -16,6 +16,8 @@ from hardneg.tasks.plan import Plan
 from hardneg.tasks.records import Records
 
 _BUSY = 0.5  # seconds after which a task is tried again that somebody else does
+
+_STUCK = 600.0  # seconds in which nobody finishes anything, while others hold all that is ready
 _LOOKS = 0.2  # seconds that a crew waits for news
 _DEATHS = 3  # workers that may die in a row of one task, before it counts as a task that cannot be done
 
@@ -94,7 +96,7 @@ def drive(folder: Path, plan: Plan, crew: Crew, progress: Progress) -> Losses:
     schedule.set_done(records.done())
     bars, losses = _Bars(plan, progress), Losses()
     bars.look(schedule.done)
-    free, busy = set(range(crew.size)), dict[str, float]()
+    free, busy, last = set(range(crew.size)), dict[str, float](), time.monotonic()
     doing: dict[int, Task] = {}
     shards = dict.fromkeys(range(crew.size), -1)
     while not schedule.finished:
@@ -111,11 +113,20 @@ def drive(folder: Path, plan: Plan, crew: Crew, progress: Progress) -> Losses:
         for each in crew.news(_LOOKS):
             doing.pop(each.worker, None)
             free.add(each.worker)
+            if each.kind == "busy":
+                busy[each.task], before = time.monotonic() + _BUSY, len(schedule.done)
+                schedule.set_done(records.done() | {"finish"} if _over(folder) else records.done())
+                if doing or len(schedule.done) > before:
+                    last = time.monotonic()
+                if time.monotonic() - last > _STUCK:
+                    raise RunError(
+                        f"another process has held the task {each.task} for {_STUCK:.0f} s, and nothing was finished: end that "
+                        f"process (it may be stopped), then go on with --resume"
+                    )
+                continue
+            last = time.monotonic()
             if each.kind == "done":
                 schedule.mark(each.task)
-            elif each.kind == "busy":
-                busy[each.task] = time.monotonic() + _BUSY
-                schedule.set_done(records.done() | {"finish"} if _over(folder) else records.done())
             elif each.kind == "damaged":
                 losses.damaged[each.message] += 1
                 schedule.set_done(records.done())
