@@ -47,6 +47,7 @@ Source(spec='http://host:8080', weight=1.0, note=None))
     """
     from pathlib import Path
 
+    from hardneg.data.mixed import MOST_WEIGHT
     from hardneg.data.readers.files import present
 
     match = _WEIGHT.fullmatch(text)
@@ -67,7 +68,7 @@ Source(spec='http://host:8080', weight=1.0, note=None))
     if _NO_SOURCE.fullmatch(spec) and not present(Path(spec)):
         return Source(text)
     weight = float(number)
-    if not 0 < weight <= 1e6:
+    if not 0 < weight <= MOST_WEIGHT:
         raise click.UsageError(
             f"{text!r}: the weight {number} must be above 0, and at most a million; leave the source out for 0"
         )

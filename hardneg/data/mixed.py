@@ -10,6 +10,8 @@ import numpy as np
 
 from hardneg.storage.arrays import Int, Ragged
 
+MOST_WEIGHT = 1e6  # of a source
+
 
 @dataclass(frozen=True)
 class Mixed:

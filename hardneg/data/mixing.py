@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from hardneg.data.mixed import Mixed
+from hardneg.data.mixed import MOST_WEIGHT, Mixed
 from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
 from hardneg.data.picture import COLUMNS
@@ -161,7 +161,7 @@ def _weights(names: tuple[str, ...], given: Mapping[str, float] | Sequence[float
         if name not in names:
             raise UsageError(f"weights name {name!r}, which is no source.{suggestion(str(name), names)}")
         real = isinstance(weight, int | float | np.number) and not isinstance(weight, bool)
-        if not real or not math.isfinite(weight) or not 0 < weight <= 1e6:
+        if not real or not math.isfinite(weight) or not 0 < weight <= MOST_WEIGHT:
             raise UsageError(
                 f"the weight of the source {name!r} is {shown(weight)}: it must be a number above 0, and at most a million (1: an "
                 f"epoch goes through its pairs once); leave the source out to use none of it"

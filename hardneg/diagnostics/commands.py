@@ -69,14 +69,12 @@ encoder that it was learned with: 'hardneg calibrate run-2' learns another"
     filters = [str(each) for each in info.get("config", {}).get("filters", ())]
     bound = [each for each in filters if each.startswith(("posterior:", "score:")) or _absolute(each)]
     command = f"{mine_again(info, run, _ENCODING, bound)} --encoder {spec}"
-    notes = (
-        [f"without {' and '.join(bound)}, which {'hold' if len(bound) > 1 else 'holds'} for the encoder that"]
-        if bound
-        else []
-    )
+    if not bound:
+        return command
+    note = f"without {' and '.join(bound)}, which {'hold' if len(bound) > 1 else 'holds'} for the encoder that"
     if any(each.startswith("posterior:") for each in bound):
-        return f"{command}   # {notes[0]} it was learned with: 'hardneg calibrate {shlex.quote(f'{run}-2')}' learns another"
-    return f"{command}   # {notes[0]} scored" if bound else command
+        return f"{command}   # {note} it was learned with: 'hardneg calibrate {shlex.quote(f'{run}-2')}' learns another"
+    return f"{command}   # {note} scored"
 
 
 def _absolute(spec: str) -> bool:

@@ -166,10 +166,14 @@ def _arranged(
 
 
 def vector_keys(
-    encoder: Encoder, pairs: Pairs, query_prompt: str | None, document_prompt: str | None, precision: str
-) -> tuple[str, str]:
-    """The keys of the vectors of queries and documents, without encoding them; arguments as for `embed`."""
-    weights = encoder.fingerprint()
+    encoder: Encoder, pairs: Pairs, query_prompt: str | None, document_prompt: str | None, precision: str,
+    weights: str | None = None,
+) -> tuple[str, str]:  # fmt: skip
+    """The keys of the vectors of queries and documents, without encoding them; arguments as for `embed`.
+
+    `weights` is the fingerprint of the encoder, where it is known: to hash a large model takes seconds.
+    """
+    weights = encoder.fingerprint() if weights is None else weights
     prompts = {"queries": prompt_of(encoder, "query", query_prompt)}
     prompts["documents"] = prompt_of(encoder, "document", document_prompt)
     keys = []

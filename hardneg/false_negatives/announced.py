@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hardneg.false_negatives.model import selection_of
+from hardneg.false_negatives.model import changes, selection_of
 
 _APART = 0.1  # relative: what a share may differ by, with the same selection, before it is said
 
@@ -43,12 +43,7 @@ class Announced:
 
     def changed(self, config: Mapping[str, Any]) -> list[str]:
         """How this configuration selects otherwise, such as `negatives 7 then, 3 now`; empty if it does not, or it is not known."""
-        now = selection_of(config)
-        return [
-            f"{name} {then!r} then, {now[name]!r} now"
-            for name, then in self.selection.items()
-            if name in now and now[name] != then
-        ]
+        return changes(self.selection, selection_of(config))
 
     def differs(self, probability: float, config: Mapping[str, Any]) -> bool:
         """Whether negatives with this mean probability are others than those that the share was announced for."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hardneg.errors import UsageError
 from hardneg.false_negatives.announced import Announced
 from hardneg.false_negatives.features import SHARED_FEATURES, PairFeatures
-from hardneg.false_negatives.model import Posterior, check_identity, selection_of
+from hardneg.false_negatives.model import Posterior, changes, check_identity, selection_of
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import Filter
 from hardneg.mining.spec_options import SpecOptions
@@ -102,8 +102,7 @@ class PosteriorFilter(Filter):
                 f"the guarantee of {self.file} does not hold for threshold {limit:g}: only {certified:g} was tested, and other "
                 f"thresholds, stricter ones too, leave other negatives"
             ]
-        then, now = selection_of(guarantee["selection"]), selection_of(config)
-        changed = [f"{name} {value!r} then, {now[name]!r} now" for name, value in then.items() if now[name] != value]
+        changed = changes(selection_of(guarantee["selection"]), selection_of(config))
         if "depth" in guarantee and config.get("found_depth", guarantee["depth"]) != guarantee["depth"]:
             changed.append(f"depth {guarantee['depth']} then, {config['found_depth']} now")
         sources = config.get("found_in")

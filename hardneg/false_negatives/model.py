@@ -317,6 +317,17 @@ def sources_of(fingerprints: Mapping[str, Any]) -> dict[str, str | None]:
     }
 
 
+def changes(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What both say and say differently, in words.
+
+    >>> changes({"negatives": 7, "seed": 0}, {"negatives": 3, "seed": 0})
+    ['negatives 7 then, 3 now']
+    """
+    return [
+        f"{name} {then[name]!r} then, {now[name]!r} now" for name in then if name in now and now[name] != then[name]
+    ]
+
+
 def selection_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a run that decide which of its candidates become negatives, without the posterior.
 

@@ -101,6 +101,9 @@ class Sketch:
 def make_sketch(posterior: Posterior, context: Context, components: int = 512, seed: int = 0) -> Sketch:
     """Make the sketch of a dataset.
 
+    If more documents of a query would be suspect (above the posterior's threshold) than the posterior expects to be relevant, the
+    intercept is lowered until they are not.
+
     Args:
         posterior: a posterior with `in_loss`, as `hardneg calibrate` learns it by default, or with shared-neighbor features
             only.
@@ -111,9 +114,6 @@ def make_sketch(posterior: Posterior, context: Context, components: int = 512, s
 
     Raises:
         UsageError: the posterior has other features, `components` is below 1, or the context has no `find_nearest`.
-
-    If more documents of a query would be suspect (above the posterior's threshold) than the posterior expects to be relevant, the
-    intercept is lowered until they are not.
     """
     model = posterior if posterior.in_loss is None else posterior.in_loss
     others = [name for name in model.features if name not in SHARED_FEATURES]

@@ -150,7 +150,8 @@ def _encoded(
     set_precision(encoder, options, folder)
     fit(encoder, pairs, resources.progress)
     fingerprints["encoder"] = encoder.fingerprint()
-    keys = vector_keys(encoder, pairs, options.query_prompt, options.document_prompt, options.precision)
+    prompts = options.query_prompt, options.document_prompt
+    keys = vector_keys(encoder, pairs, *prompts, options.precision, fingerprints["encoder"])
     check({**fingerprints, "query_vectors": keys[0], "document_vectors": keys[1]})
     resources.clock.lap("encoder")
     queries, documents, keys = embed(

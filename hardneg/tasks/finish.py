@@ -47,8 +47,7 @@ def _check_kept(bench: Bench, tasks: set[str]) -> None:
     """`Damaged` if a file that stays in the run is not what its task left: the task is done again."""
     for task in sorted(tasks):
         if task.startswith(("write-", "store-")):
-            for name in bench.records.of(task)["files"]:
-                bench.records.check(task, bench.folder / name)
+            bench.records.check_all(task)
 
 
 def _ordered(resolved: dict[str, Any]) -> dict[str, Any]:

@@ -116,7 +116,14 @@ class Records:
 
     def check(self, task: str, path: Path) -> None:
         """`Damaged` if a file is not what the task left. What was read once and has not changed since is not read again."""
-        recorded = self.of(task)["files"].get(path.relative_to(self.folder).as_posix())
+        self._check(task, path, self.of(task)["files"].get(path.relative_to(self.folder).as_posix()))
+
+    def check_all(self, task: str) -> None:
+        """`Damaged` if any file is not what the task left."""
+        for name, recorded in self.of(task)["files"].items():
+            self._check(task, self.folder / name, recorded)
+
+    def _check(self, task: str, path: Path, recorded: str | None) -> None:
         try:
             status = path.stat()
             seen = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
