@@ -4,8 +4,8 @@ All ways train the model of training_gain.py, or --model, from the same weights 
 fit into the same time. On the CPU these are seconds of the process on the processor, of all threads, so that refreshes in the
 background count in full and other work on the machine does not; on a GPU they are seconds of the clock, with bfloat16 and batches
 prepared by --workers processes on every side. Mining and composing count, evaluation does not. How many steps fit is found by
-two short trainings. In-batch training gets the best of several batch sizes, chosen on the test split by the first seed (which
-favors it).
+two short trainings; with --until there are none, and trainings at a constant rate end when the time of the clock is over. In-batch
+training gets the best of several batch sizes, chosen on the test split by the first seed (which favors it).
 
     in-batch N      negatives of the batch only, batches of N
     peer            sentence-transformers: its miner, then MultipleNegativesRankingLoss in its trainer
@@ -20,6 +20,7 @@ Differences are those to the first of --ours, paired by query: the mean over the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import tempfile
@@ -31,18 +32,38 @@ import numpy as np
 import torch
 from common import machine, versions
 from scipy.stats import ttest_rel
-from training_gain import model_of, peer
+from training_gain import WARMUP, model_of, peer
 
 import hardneg
 from hardneg.encoders.sentence_transformers import SentenceTransformersEncoder
 from hardneg.evaluation.retrieval import evaluate_vectors
 
 MEASURES = ("ndcg@10", "mrr@10", "recall@100")
-_TRIES = 3  # to find how many steps of a way fit
+
+ENDLESS = 10**6  # steps of a training that ends at a time
 
 OURS = [
     'hard batches={"batches": "hard:group=32", "negatives": 2, "filters": ["posterior:learned"], "negative_sampling": "simans"}'
 ]
+
+
+class Over(Exception):
+    """The time of a training is over."""
+
+
+class Until:
+    """A callback that ends a training at `end` of `time.perf_counter`."""
+
+    def __init__(self, end: float) -> None:
+        self.end, self.step = end, 0
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.step = step
+        if time.perf_counter() >= self.end:
+            raise Over
+
+    def close(self) -> None:
+        pass
 
 
 class Ways:
@@ -51,10 +72,13 @@ class Ways:
     Args:
         args: of the command line.
         train, test: the data.
+
+    Attributes:
+        steps: of the last training.
     """
 
     def __init__(self, args: argparse.Namespace, train: hardneg.Pairs, test: hardneg.Pairs) -> None:
-        self.args, self.train, self.test = args, train, test
+        self.args, self.train, self.test, self.steps = args, train, test, 0
         self.start: dict[int, tuple[Any, dict[str, torch.Tensor]]] = {}
 
     def model(self, seed: int) -> Any:
@@ -87,7 +111,8 @@ class Ways:
         with tempfile.TemporaryDirectory() as folder:
             if way == "peer":
                 args = argparse.Namespace(**{**vars(self.args), "seed": seed, "batch": self.args.batch})
-                peer(args, way, self.train, Path(folder), model, steps)
+                limit = self.args.seconds if self.args.until else None
+                self.steps = peer(args, way, self.train, Path(folder), model, steps, limit)[1]
             else:
                 self._ours(way, seed, steps, Path(folder), model)
         return self._now() - start, model
@@ -104,21 +129,43 @@ class Ways:
             given["refresh"] = "never"
         given["workers"] = self.args.workers
         given["filters"] = tuple(given.get("filters", ()))
+        if self.args.until:
+            given |= {"lr_scheduler": "constant", "warmup": WARMUP / steps, "log_every": 5}
         options = hardneg.TrainOptions(steps=steps, learning_rate=self.args.rate, seed=seed, save_every=10**9, **given)
         encoder = SentenceTransformersEncoder(model, batch_size=512)
-        hardneg.train(self.train, encoder, folder / "out", options, device=self.args.device, warn=lambda message: None)
+        stop = [Until(time.perf_counter() + self.args.seconds)] if self.args.until else []
+        with contextlib.suppress(Over):
+            hardneg.train(
+                self.train,
+                encoder,
+                folder / "out",
+                options,
+                device=self.args.device,
+                callbacks=stop,
+                warn=lambda message: None,
+            )
+        self.steps = stop[0].step if stop else steps
 
     def first(self, way: str) -> tuple[int, tuple[float, dict[str, Any]]]:
         """(how many steps fit into the time, what they gave with the first seed). Steps that miss it by 7 % are tried anew.
 
         The seconds are taken for a line in the steps, whose start is what the shortest of two trainings took: mining, mostly.
         """
+        if self.args.until:
+            if self.args.device != "cpu" and not self.steps:  # what a GPU does once: kernels are loaded
+                asked, self.args.seconds = self.args.seconds, 1.0
+                self.seconds(way, 0, ENDLESS)
+                self.args.seconds = asked
+            found = self.run(way, 0, ENDLESS)
+            return self.steps, found
         fewest, more = self.args.pilots
+        if self.args.device != "cpu":
+            self.seconds(way, 0, fewest)  # what a GPU does once: kernels are loaded and compiled
         started = self.seconds(way, 0, fewest)[0]
         if started > self.args.seconds:
             raise SystemExit(f"{way}: mining and {fewest} steps take {started:.0f} s already: give more --seconds")
         steps, seconds = more, self.seconds(way, 0, more)[0]
-        for _ in range(_TRIES):
+        for _ in range(self.args.tries):
             each = max((seconds - started) / (steps - fewest), 0.2 * seconds / steps)  # the noise of short trainings
             steps = max(fewest + 1, round(fewest + (self.args.seconds - started) / each))
             found = self.run(way, 0, steps)
@@ -128,7 +175,7 @@ class Ways:
         return steps, found
 
     def run(self, way: str, seed: int, steps: int) -> tuple[float, dict[str, Any]]:
-        seconds, model = self.seconds(way, seed, steps)
+        seconds, model = self.seconds(way, seed, ENDLESS if self.args.until else steps)
         model.eval()
         queries = model.encode(self.test.queries.slice(0, len(self.test)), batch_size=512)
         documents = model.encode(self.test.documents.slice(0, len(self.test.document_ids)), batch_size=512)
@@ -149,6 +196,8 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a sentence-transformers model; without it a bag of hashed words")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--pilots", type=int, nargs=2, default=[15, 120], help="steps of the short trainings")
+    parser.add_argument("--until", action="store_true", help="stop trainings when --seconds are over; wall-clock")
+    parser.add_argument("--tries", type=int, default=3, help="to find how many steps of a way fit")
     parser.add_argument("--negatives", type=int, default=4, help="of the peer")
     parser.add_argument("--depth", type=int, default=50, help="of the peer's miner")
     parser.add_argument("--peer-margin", type=float, default=0.05)

@@ -37,6 +37,7 @@ import hardneg
 from hardneg.encoders.features import hashed_features
 from hardneg.evaluation.retrieval import evaluate_vectors
 
+WARMUP = 10  # steps, of trainings that end at a time
 WAYS = ("in-batch", "static", "refreshed", "+ bank + filter", "peer in-batch", "peer", "peer, margin")
 
 
@@ -100,7 +101,28 @@ def ours(args: argparse.Namespace, way: str, train: hardneg.Pairs, folder: Path,
     return time.perf_counter() - start
 
 
-def peer(args: argparse.Namespace, way: str, train: hardneg.Pairs, folder: Path, model: Any, steps: int) -> float:
+def until(end: float) -> Any:
+    """A callback of transformers' trainer that ends a training at `end` of `time.perf_counter`."""
+    from transformers import TrainerCallback
+
+    class Until(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+            control.should_training_stop = time.perf_counter() >= end
+            return control
+
+    return Until()
+
+
+def peer(
+    args: argparse.Namespace,
+    way: str,
+    train: hardneg.Pairs,
+    folder: Path,
+    model: Any,
+    steps: int,
+    limit: float | None = None,
+) -> tuple[float, int]:
+    """Mine and train as sentence-transformers does: (seconds, steps). With `limit` it ends after so many, at a constant rate."""
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -120,17 +142,19 @@ def peer(args: argparse.Namespace, way: str, train: hardneg.Pairs, folder: Path,
     mined = time.perf_counter() - start
     asked = SentenceTransformerTrainingArguments(
         output_dir=str(folder / "peer"), max_steps=steps, per_device_train_batch_size=args.batch,
-        learning_rate=args.rate, warmup_steps=round(0.1 * steps), lr_scheduler_type="linear", max_grad_norm=1.0,
+        learning_rate=args.rate, warmup_steps=round(0.1 * steps) if limit is None else WARMUP, max_grad_norm=1.0,
+        lr_scheduler_type="linear" if limit is None else "constant_with_warmup",
         weight_decay=0.0, optim="adamw_torch_fused", batch_sampler="no_duplicates", save_strategy="no", report_to="none",
         disable_tqdm=True, seed=args.seed, use_cpu=args.device == "cpu", bf16=args.device != "cpu", logging_strategy="no",
         dataloader_drop_last=True, dataloader_num_workers=args.workers,
     )  # fmt: skip
     loss = MultipleNegativesRankingLoss(model, scale=20.0)
-    trainer = SentenceTransformerTrainer(model=model, args=asked, train_dataset=dataset, loss=loss)
+    stops = [] if limit is None else [until(start + limit)]
+    trainer = SentenceTransformerTrainer(model=model, args=asked, train_dataset=dataset, loss=loss, callbacks=stops)
     start = time.perf_counter()
     trainer.train()
     print(f"peer: {len(columns['anchor']):,} pairs, {len(dataset):,} after mining ({mined:.0f} s)", flush=True)
-    return mined + time.perf_counter() - start
+    return mined + time.perf_counter() - start, trainer.state.global_step
 
 
 def one(args: argparse.Namespace) -> dict[str, Any]:
@@ -145,8 +169,10 @@ def one(args: argparse.Namespace) -> dict[str, Any]:
             "sizes": [len(train), len(test), len(test.document_ids)],
         }
     with tempfile.TemporaryDirectory() as folder:
-        run = peer if args.way.startswith("peer") else ours
-        seconds = run(args, args.way, train, Path(folder), model, steps)
+        if args.way.startswith("peer"):
+            seconds = peer(args, args.way, train, Path(folder), model, steps)[0]
+        else:
+            seconds = ours(args, args.way, train, Path(folder), model, steps)
     model.eval()
     return {**measured(model, test), "steps": steps, "seconds": seconds}
 

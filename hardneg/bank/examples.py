@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,15 @@ class Examples(Dataset[ExampleTexts]):
         return self._count
 
     def __getitem__(self, example: Example) -> ExampleTexts:
-        documents = list(self.documents.take(np.array([example.positive, *example.negatives])))
-        query = self.queries.take(np.array([example.query]))[0]
-        return ExampleTexts(query, documents[0], documents[1:], example)
+        return self.__getitems__([example])[0]
+
+    def __getitems__(self, examples: Sequence[Example]) -> list[ExampleTexts]:
+        """The texts of a batch. Loaders ask for a whole batch at once, which one look into the columns answers."""
+        rows = [(example.positive, *example.negatives) for example in examples]
+        ends = np.cumsum([len(each) for each in rows], dtype=np.int64).tolist()
+        documents = list(self.documents.take(np.array([row for each in rows for row in each], np.int64)))
+        queries = self.queries.take(np.array([example.query for example in examples], np.int64))
+        return [
+            ExampleTexts(query, documents[end - len(each)], documents[end - len(each) + 1 : end], example)
+            for query, each, end, example in zip(queries, rows, ends, examples, strict=True)
+        ]

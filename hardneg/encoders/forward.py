@@ -18,6 +18,7 @@ from hardneg.encoders.base import checked_vectors
 from hardneg.encoders.batches import PIECE, Batch, batches
 from hardneg.encoders.kept_tokens import KeptTokens
 from hardneg.encoders.number_format import TYPES
+from hardneg.encoders.quick_tensors import quick_tensors
 from hardneg.errors import RunError, reason_of
 from hardneg.storage.arrays import Float
 
@@ -278,14 +279,19 @@ class Forward:
 
 def tokenized(model: Any, texts: list[str], prompt: str, kept: KeptTokens | None = None) -> dict[str, Any]:
     """What a sentence-transformers model takes for these texts; tokens that are kept are not made again."""
-    if kept is None:
-        return dict(model.preprocess(texts, prompt=prompt))
     tokenizer = getattr(model, "tokenizer", None)
+    if kept is None:
+        return _preprocessed(model, tokenizer, texts, prompt)
     state = [getattr(model, "max_seq_length", None), *(getattr(tokenizer, name, None) for name in _TOLD_BY)]
     if isinstance(tokenizer, Sized):
         state.append(len(tokenizer))  # with what was added to it
     setting = f"{state}\n{prompt}"
-    return kept.features(texts, setting, lambda some: dict(model.preprocess(some, prompt=prompt)))
+    return kept.features(texts, setting, lambda some: _preprocessed(model, tokenizer, some, prompt))
+
+
+def _preprocessed(model: Any, tokenizer: Any, texts: list[str], prompt: str) -> dict[str, Any]:
+    with quick_tensors(tokenizer):
+        return dict(model.preprocess(texts, prompt=prompt))
 
 
 def _pinned(features: dict[str, Any]) -> dict[str, Any]:

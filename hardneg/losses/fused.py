@@ -31,6 +31,10 @@ _LOG2E = math.log2(math.e)
 _FAR = 50.0  # nats between the highest logit of a row and its reference, beyond which weights lose what counts
 _NEAR = 30.0  # nats by which the reference keeps off the positive: towards 0, where it would be without one
 _REDOING = 8  # programs for each row of tiles that may have to be computed again
+_WORTH = (
+    1 << 24
+)  # entries from which the kernel is taken unasked: torch needs less than a millisecond for fewer, and a kernel that
+# was not compiled on this machine before takes seconds, once for each set of masks
 FORMATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -66,6 +70,8 @@ def fused_weights(
         return None
     if matrix.narrow(tiles) == torch.float32 and not asked:
         return None  # its products are not for the matrix units, and cuBLAS makes them at least as well
+    if len(matrix.rows) * len(matrix.columns) < _WORTH and not asked:
+        return None
     if not _has_triton():
         if asked:
             raise UsageError("the back end triton needs the package triton, which CUDA builds of torch bring along")

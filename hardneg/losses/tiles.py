@@ -31,7 +31,7 @@ class Tiles:
         dtype: of the factors of the products that make gradients, and on a GPU of those that make scores; None: that of the
             inputs. Sums and everything else are float32, or float64 for inputs in float64.
         backend: `torch`: tiles by torch's own operations, on any device. `triton`: scores, masks and sums in one kernel, on a
-            GPU. `auto`: triton on a GPU for half formats, where it knows all masks.
+            GPU. `auto`: triton on a GPU for half formats, where it knows all masks and there are 16 million scores or more.
     """
 
     rows: int
