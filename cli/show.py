@@ -307,6 +307,8 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
         names = [name for name in value["evaluations"][0] if name != "step" and "/" not in name]
         for name in ("step", *names):
             table.add_column(plain(name), justify="right")
+        if value.get("before") is not None:
+            _row(table, "before", *(f"{value['before'][name]:.4f}" for name in names))
         for row in value["evaluations"]:
             mark = "bold" if row == value["best"] else None
             _row(table, f"{int(row['step']):,}", *(f"{row[name]:.4f}" for name in names), style=mark)

@@ -101,7 +101,7 @@ class LogFile:
             if path.exists():
                 for line in path.read_text("utf-8", "replace").splitlines():
                     try:
-                        if json.loads(line)["step"] <= step:
+                        if 0 < step >= json.loads(line)["step"]:  # what was evaluated before the first step is, again
                             kept.append(line)
                     except (ValueError, KeyError, TypeError, RecursionError):
                         continue  # a line that was cut off when the process was killed

@@ -6,7 +6,6 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -33,6 +32,7 @@ from hardneg.training.finite import FirstBadStep, first_not_finite
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.optim import mixed_precision, rate_at
 from hardneg.training.options import TrainOptions
+from hardneg.training.progressed import Progressed
 from hardneg.training.teaching import Teaching
 from hardneg.training.towers import Towers
 
@@ -40,23 +40,6 @@ _ALONE = "every negative of every query was masked"
 _ADVICE = "Lower the learning rate, or use bf16 instead of fp16"
 
 Evaluate = Callable[[Towers], dict[str, float]]
-
-
-@dataclass
-class Progressed:
-    """The progress of a training, as checkpoints keep it.
-
-    Attributes:
-        step: number of weight updates so far.
-        evaluations: the measures of each evaluation by name, with its `step`.
-        best: the evaluation whose first measure is the highest; None: there was no evaluation yet.
-        warnings: all warnings so far.
-    """
-
-    step: int = 0
-    evaluations: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, float] | None = None
-    warnings: list[str] = field(default_factory=list)
 
 
 class _Collapse(TypedDict):
@@ -131,6 +114,7 @@ class Trainer:
         """
         advance = progress("train", self.total)
         advance(self.done.step)
+        self._evaluate_before()
         self.towers.train()
         while not self.over:
             for batch in self.batches.batches():
@@ -147,6 +131,9 @@ class Trainer:
                     break
             else:
                 self.negatives.end_epoch()
+        if (harm := self.done.harm(self.options.measures[0])) is not None:
+            self.done.warnings.append(harm)
+            self.warn(harm)
         return self.done
 
     # One step.
@@ -311,26 +298,34 @@ class Trainer:
             if self.world.leads:
                 self._record({"step": step, **measures}, time.perf_counter() - start)
         if evaluates and self.options.patience is not None:
-            self.stopped = self.world.broadcast_int(int(self._no_better())) == 1  # rank 0 keeps what was measured
+            self.stopped = self.world.broadcast_int(int(self._no_better)) == 1  # rank 0 keeps what was measured
         if self.folder is not None and (saves or self.stopped):
             for callback in self.callbacks:
                 if callable(sync := getattr(callback, "sync", None)):
                     sync()  # entries that the checkpoint is ahead of are never written again
             checkpoint.write(self.folder, step, self.state(), self.world, self.negatives.save, self.options.keep)
 
+    @property
     def _no_better(self) -> bool:
-        """Whether the last evaluations, as many as `patience`, were no better than the best one before them."""
-        patience, scores = self.options.patience, [each[self.options.measures[0]] for each in self.done.evaluations]
-        return patience is not None and len(scores) > patience and max(scores[-patience:]) <= max(scores[:-patience])
+        return self.done.no_better(self.options.measures[0], self.options.patience)
+
+    def _evaluate_before(self) -> None:
+        """Evaluate the encoder from before the first step, so that what the training did to it can be told."""
+        if self.evaluate is None or self.done.step > 0 or self.over:
+            return
+        start = time.perf_counter()
+        measures = self.evaluate(self.towers)
+        if self.world.leads:
+            self.done.before = measures
+            self._say(measures, time.perf_counter() - start)
 
     def _record(self, measures: dict[str, float], seconds: float) -> None:
         """Keep what an evaluation measured, and save the encoder if it is the best so far."""
-        self.done.evaluations.append(measures)
-        first = self.options.measures[0]
-        if self.done.best is None or measures[first] > self.done.best[first]:
-            self.done.best = measures
-            if self.on_best is not None:
-                self.on_best()
+        if self.done.record(measures, self.options.measures[0]) and self.on_best is not None:
+            self.on_best()
+        self._say(measures, seconds)
+
+    def _say(self, measures: dict[str, float], seconds: float) -> None:
         values = {f"evaluation/{name}": value for name, value in measures.items() if name != "step"}
         self._log({**values, "evaluation/seconds": seconds})
 
@@ -359,7 +354,7 @@ class Trainer:
         self.done = Progressed(**state["progress"])
         if self.done.best is not None and self.options.measures[0] not in self.done.best:
             raise ValueError(f"its best evaluation lacks {self.options.measures[0]}")
-        self.stopped = self._no_better()
+        self.stopped = self._no_better
         vars(self.collapse).update({name: state["collapse"][name] for name in ("first", "said")})
         self.live.load(state.get("live", {}))  # checkpoints of version 0.1 have none
         self.towers.load_state_dict(state["towers"])

@@ -302,6 +302,7 @@ def _trained(
         "stopped_early": trainer.stopped,
         "evaluations": done.evaluations,
         "best": done.best,
+        "before": done.before,
         "warnings": done.warnings,
         "generations": [] if index is None else index.history,
         "temperature": trainer.criterion.temperature,
