@@ -346,13 +346,13 @@ def test_filters_in_the_loss_are_those_of_the_candidates(specs: tuple[str, ...],
     for limit in (0.9, 0.8, 0.7):
         chain = parse_filters([spec.replace("max=0.8", f"max={limit}") for spec in specs])
         kept = chain.verdicts(candidates, context) == 0
-        kept[np.arange(12), np.arange(12)] = False
-        bounds.append(1 - kept.mean())
+        kept[np.arange(12), np.arange(12)] = True
+        bounds.append((~kept).sum() / (kept.size - 12))
     loss = InfoNCE(0.1, variants=supply.filters.variants(Variants()))
     loss(q, d[:12], shared=d[12:], **supply.masks(batch, None))
     masked = float(loss.statistics["masked"])
     supply.close()
-    assert 1 / len(rows) + 0.05 < bounds[1] < 0.95  # they do reject, and not all
+    assert 0.05 < bounds[1] < 0.95  # they do reject, and not all
     assert bounds[0] - 1e-6 <= masked <= bounds[2] + 1e-6
 
 

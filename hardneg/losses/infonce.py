@@ -47,7 +47,7 @@ class InfoNCE(nn.Module):
         UsageError: an argument out of range.
 
     After a call, `statistics` holds means as detached tensors `[]` that are not synchronised with the host: `positive` (score),
-    `temperature`, `masked` (share of entries of queries x documents that did not count, their own positives among them), `alone`
+    `temperature`, `masked` (share of the documents other than a query's own positives that did not count), `alone`
     (share of queries without any negative, whose loss is 0), `loss`. With several `dimensions`, all but `loss` are of the last.
 
     >>> loss = InfoNCE(0.1)(torch.eye(2, 3), torch.eye(2, 3))
@@ -188,10 +188,10 @@ class InfoNCE(nn.Module):
         total, counts = summed_losses(
             matrices, scale, own * scale, tail, self._tiles(queries), totals=self.variants.label_smoothing > 0
         )
-        entries = len(queries) * columns.vectors.shape[0]
+        possible = len(queries) * columns.vectors.shape[0] - own.numel()  # a query's own positives are no negatives
         self.statistics = {
             "positive": own.detach().mean(),
-            "masked": 1 - counts["documents"].sum() / max(1, entries),
+            "masked": ((possible - counts["documents"].sum()) / max(1, possible)).clamp_min(0),
             "alone": _alone(counts, own.shape).float().mean(),
         }
         return ranks.share(total)

@@ -112,7 +112,13 @@ class TaughtOut(ThresholdRule):
 
     def words(self, values: Mapping[str, Any]) -> dict[str, str]:
         """`easier`, what would make them teach."""
-        nearer = "take nearer negatives: refresh with the encoder as it is now, or go deeper with fewer filters"
+        sampler = values.get("sampler")
+        if sampler is None:  # a training draws from all that were mined
+            nearer = "take nearer negatives: --negative-sampling simans or top, a smaller --depth, or refresh more often"
+        elif sampler == "top":
+            nearer = "mine again with the encoder as it is now, or with fewer filters: the nearest are drawn already"
+        else:
+            nearer = f"take nearer negatives: hardneg select {values['run']} --sampler top --out {values['out']}"
         low, now = values.get("temperature_low"), values.get("temperature")
         if low is None or now is None or now >= low:
             return {"easier": nearer}
