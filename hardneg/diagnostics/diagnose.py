@@ -12,7 +12,9 @@ import numpy as np
 
 from hardneg import registry
 from hardneg.ambient import own_settings
+from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
+from hardneg.data.read import read_pairs
 from hardneg.diagnostics.alternatives import Alternative, alternatives, better_fixes
 from hardneg.diagnostics.commands import with_posterior_there
 from hardneg.diagnostics.estimates import Measurements, sampled
@@ -29,6 +31,7 @@ from hardneg.diagnostics.measures.geometry import geometry
 from hardneg.diagnostics.measures.gradient import gradient
 from hardneg.diagnostics.measures.hardness import hardness
 from hardneg.diagnostics.measures.hidden_positives import with_hidden_positives
+from hardneg.diagnostics.measures.labelled import labelled
 from hardneg.diagnostics.measures.leaks import leaks
 from hardneg.diagnostics.measures.lexical_overlap import lexical_overlap
 from hardneg.diagnostics.measures.others import never_retrieved, others_positives
@@ -118,7 +121,7 @@ def diagnose(
     encoder: Encoder | None = None,
     thresholds: Thresholds | None = None,
     rules: Sequence[FindingRule] = (),
-    evaluation: Pairs | None = None,
+    evaluation: Pairs | str | Path | None = None,
     second_encoder: Encoder | None = None,
     seed: int = 0,
     progress: Progress | bool = False,
@@ -132,7 +135,8 @@ def diagnose(
             run is. None skips this measurement.
         thresholds: the limits beyond which a number becomes a finding; None for the default limits.
         rules: your own rules, applied after the built-in ones.
-        evaluation: an evaluation set, to look for its queries and positives in the training data; None looks for none.
+        evaluation: an evaluation set, or the path of one, of which the split `test` is read, to look for its queries and positives in
+            the training data; None looks for none.
         second_encoder: another encoder, which scores a sample of the negatives; None: none does.
         seed: the random seed for drawing samples.
         progress: True for bars, or a callback that receives the progress.
@@ -149,6 +153,12 @@ def diagnose(
     """
     assert callable(progress)  # see `with_progress`
     run = run if isinstance(run, Run) else Run(run)
+    if isinstance(evaluation, str | Path):
+        evaluation = read_pairs(str(evaluation), ReadOptions(split="test"))
+    if evaluation is not None and not isinstance(evaluation, Pairs):
+        raise UsageError(
+            f"evaluation is {type(evaluation).__name__}: give a dataset (hardneg.read_pairs), or the path of one"
+        )
     advance = progress("read run", 1)
     subject = Subject.of_run(run)
     advance(1)
@@ -201,6 +211,7 @@ def examine(
         lambda: copies(subject, _own(seed, 3)),
         lambda: lexical_overlap(subject, _own(seed, 4)),
         lambda: slices(subject),
+        lambda: labelled(subject, _own(seed, 7)),
     ]
     if present is not None:
         steps.append(lambda: _encoder_staleness(subject, present, rng, progress))

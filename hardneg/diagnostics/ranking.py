@@ -134,8 +134,25 @@ def ranking(subjects: Sequence[Subject], temperature: float, seed: int = 0) -> R
             place, start = position + 1, i
         measures = {name: Estimate.mean_of(values) for name, values in found[i].items()}
         out.append(Ranked(subjects[i].name, place, measures, Estimate.mean_of(best - found[i]["useful"])))
-    notes = _notes(false_by, yardstick, out) + _lent(subjects, false_by)
+    notes = _notes(false_by, yardstick, out) + _lent(subjects, false_by) + _relabelled(subjects)
     return Ranking(out, false_by, None if yardstick is None else yardstick.name, len(rows), notes)
+
+
+def _relabelled(subjects: Sequence[Subject]) -> list[str]:
+    """A note for each run whose positives are not those of the first."""
+    first, found = subjects[0], []
+    for other in subjects[1:]:
+        a, b = (each.pairs.positives for each in (first, other))
+        differ = a.lengths != b.lengths
+        same = np.flatnonzero(~differ)
+        left, right = a.take(same), b.take(same)
+        differ[same[np.unique(left.row_numbers()[left.values != right.values])]] = True
+        if differ.any():
+            found.append(
+                f"{first.name} and {other.name} have different positives for {int(differ.sum()):,} queries: each is measured by "
+                f"its own, so the order says nothing of which negatives are better"
+            )
+    return found
 
 
 def check_same(datasets: Sequence[tuple[str, Pairs]]) -> None:

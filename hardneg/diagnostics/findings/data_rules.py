@@ -101,6 +101,27 @@ class NeverRetrieved(FindingRule):
         return Finding("never-retrieved", "warning", text, "never_retrieved", float(never), limit, ids, fix)
 
 
+class CommonPositive(FindingRule):
+    """Reports a text that is the positive of far more queries than others are."""
+
+    code, number = "common-positive", "common_positive"
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Compare its share of the queries with the limit, and with what the median positive has."""
+        share, times = measured.numbers.get(self.number), float(measured.numbers.get("common_positive_times", 0))
+        if (
+            share is None
+            or not float(share) > thresholds.common_positive
+            or not times > thresholds.common_positive_times
+        ):
+            return None
+        severity = "error" if float(share) > thresholds.common_positive_error else "warning"
+        text = f"one text is the positive of {float(share):.1%} of the queries, {times:.0f} times as many as the median positive has"
+        fix = "look at it: is it an answer, or what stood there when a page was not found? Leave its pairs out then"
+        ids = measured.ids.get("common_positives", [])
+        return Finding(self.code, severity, text, self.number, float(share), thresholds.common_positive, ids, fix)
+
+
 class WorstSlice(FindingRule):
     """Reports the slice of the queries that is worst, if it is much worse than all queries together."""
 
@@ -148,7 +169,7 @@ DATA_RULES: tuple[FindingRule, ...] = (
         "mislabelled", "mislabelled",
         "about {v:.0%} of the pairs look mislabelled: their positive is no nearer to the query than a random document",
         "look at the pairs in mislabelled_pairs (--json): are {items} in another order, or positives of another query?",
-        "mislabelled", "mislabelled_error", "lost_queries",
+        "mislabelled", "mislabelled_error", "lost_queries", info="mislabelled_few",
     ),
     PositivesLost(),
     ThresholdRule(
@@ -197,13 +218,28 @@ DATA_RULES: tuple[FindingRule, ...] = (
     ),
     BothAbove(),
     ThresholdRule(
+        "empty-positives", "empty_positives", "{v:.1%} of the pairs have a positive without {item}",
+        "leave these pairs out, or read another column (hardneg inspect shows documents as they are read)",
+        "empty_positives", "empty_positives_error", "empty_positive_queries",
+    ),
+    CommonPositive(),
+    ThresholdRule(
+        "answered", "answered_queries", "{v:.1%} of the queries hold the text of their own positive",
+        "take the answers out of the queries: with them, looking for equal words is enough, and nothing is learned",
+        "answered", "answered_error", "answered_query_ids",
+    ),
+    ThresholdRule(
+        "one-vector", "one_vector", "the vectors of {v:.1%} of the queries are those of their positives, though the texts differ",
+        "encode the queries again: their vectors were made of the documents", "one_vector", "one_vector_error", "one_vector_queries",
+    ),
+    ThresholdRule(
         "leak", "leaked_pairs", "{v:.1%} of the evaluation queries were trained on together with their answer",
-        "take these queries out of the training data: their ids are in leaked_pair_ids (--json)", "leaked", "leaked_error",
+        "take these queries out of the training data: leaked_training_pair_ids (--json) has them", "leaked", "leaked_error",
         "leaked_pair_ids",
     ),
     ThresholdRule(
         "leak", "leaked_queries", "{v:.1%} of the evaluation queries are, or nearly are, training queries",
-        "take these queries out of the training data: their ids are in leaked_query_ids (--json)", "leaked", "leaked_error",
+        "take these queries out of the training data: leaked_training_ids (--json) has them", "leaked", "leaked_error",
         "leaked_query_ids",
     ),
     TaughtOut(

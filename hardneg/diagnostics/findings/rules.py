@@ -11,6 +11,14 @@ from hardneg.diagnostics.findings.false_rules import AboveAnnounced, GroupsDisag
 from hardneg.diagnostics.findings.threshold_rule import Easy, FalseNegatives, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
+_FEW = 20  # queries with negatives, below which findings about negatives are held back
+
+_OF_NEGATIVES = {
+    "above-positive", "chunks", "copied", "duplicates", "easy", "false-negatives", "false-negatives-unknown", "hub", "hub-skew",
+    "lexical", "looks", "near-query", "others-positives", "slice", "taught-out", "temperature-high", "temperature-low",
+    "translations", "words",
+}  # fmt: skip
+
 RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "positives-like-random", "beats_random",
@@ -131,4 +139,8 @@ def find(measured: Measurements, thresholds: Thresholds, run: str, rules: Sequen
     if any(each.code == "positives-like-random" for each in found):
         # Where positives are like random documents, numbers that are measured between the two mean nothing.
         found = [each for each in found if each.code not in ("easy", "temperature-low", "temperature-high")]
+    queries = float(measured.numbers.get("queries", 0))
+    if queries >= _FEW and (1 - float(measured.numbers.get("none", 0))) * queries < _FEW:
+        # What a handful of queries has left says nothing of the others, whose negatives are missing.
+        found = [each for each in found if each.code not in _OF_NEGATIVES]
     return sorted(found, key=lambda each: -SEVERITIES.index(each.severity))

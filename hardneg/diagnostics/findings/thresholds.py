@@ -47,7 +47,8 @@ class Thresholds:
             (ANCE) refreshes them long before this limit; see `Schedule`.
         overlap: the share of nearest documents that have stayed the same since then.
         stale_scores_error: the share of scores that do not match the vectors of the run.
-        mislabelled, mislabelled_error: the share of pairs whose positive is no nearer than a random document.
+        mislabelled, mislabelled_error, mislabelled_few: the share of pairs whose positive is no nearer than a random
+            document; a few are information.
         hit_rate: the share of queries with a positive among their candidates.
         near_query: the share of negatives that are a positive of a query that asks nearly the same.
         others: how many times the share of negatives that are positives of other queries is above that of the whole corpus, in odds.
@@ -62,6 +63,11 @@ class Thresholds:
         masked, masked_times: the share of the documents of a training's batches that are masked, and how many times it is above the
             share of candidates that the filters reject.
         slice_times, slice_more: how many times, and by how much, a slice must be worse than the other queries.
+        empty_positives, empty_positives_error: the share of pairs whose positive has no text.
+        common_positive, common_positive_error, common_positive_times: the share of queries that have the most frequent text as a
+            positive, and how many times the median positive's that must be.
+        answered, answered_error: the share of queries that hold the text of their positive.
+        one_vector, one_vector_error: the share of queries whose vector is that of their positive.
 
     >>> Thresholds(hub=0.2).hub
     0.2
@@ -94,6 +100,7 @@ class Thresholds:
     stale_scores_error: float = 0.05
     mislabelled: float = 0.1
     mislabelled_error: float = 0.3
+    mislabelled_few: float = 0.02
     hit_rate: float = 0.3
     near_query: float = 0.05
     others: float = 5.0
@@ -112,6 +119,15 @@ class Thresholds:
     masked_times: float = 3.0
     slice_times: float = 2.0
     slice_more: float = 0.15
+    empty_positives: float = 0.005
+    empty_positives_error: float = 0.1
+    common_positive: float = 0.02
+    common_positive_error: float = 0.2
+    common_positive_times: float = 20.0
+    answered: float = 0.02
+    answered_error: float = 0.2
+    one_vector: float = 0.02
+    one_vector_error: float = 0.2
 
     @classmethod
     def load(cls, path: str | Path) -> Thresholds:

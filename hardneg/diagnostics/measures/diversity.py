@@ -93,12 +93,13 @@ def hubness(subject: Subject) -> Measurements:
     The numbers are:
 
     - `hub_skew`: the skewness of the number of times that each document is a negative.
-    - `hub_share`: the share of queries that have the most frequent negative.
+    - `hub_share`: the share of queries that have the most frequent negative. Of all queries with a positive or negatives, so that
+      a filter that left negatives to a few alone makes no hubs.
     - `hub_expected`: the share of queries that a document is a negative of by chance.
     """
     times = np.bincount(subject.documents[subject.real], minlength=len(subject.pairs.document_ids)).astype(np.float64)
     order = np.argsort(-times, kind="stable")[:LISTED]
-    queries = max(1, int((subject.counts > 0).sum()))
+    queries = max(1, int(((subject.counts > 0) | (subject.pairs.positives.lengths > 0)).sum()))
     return Measurements(
         {
             "hub_skew": skewness(times),

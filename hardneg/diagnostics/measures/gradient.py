@@ -18,6 +18,8 @@ _LEAST_TEACHING = Thresholds.teaching  # of them that teach there, so that no ad
 
 _ALIKE = 0.8  # effective share from which near and far negatives count for about the same
 
+_SPREAD = 0.1  # standard deviation of the cosines of a query's negatives, within a factor of two
+
 _BATCH = 32  # of which all but one are other queries' documents, random ones for a query
 
 _BLOCK = 256  # queries that are scored with the same random documents
@@ -64,7 +66,8 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
     - `positive_weight`: the mean softmax weight of the positive. At 1, nothing is left to learn.
     - `teaching`: the share of a query's negatives that still teach, with w_j of at least 0.01; mean over queries. The others together
       move the encoder by less than a hundredth each of what one wholly confused negative would.
-    - `effective_by_temperature`: (temperature, effective number) for 40 temperatures from 0.002 to 1.
+    - `effective_by_temperature`: (temperature, effective number) for 40 temperatures from 0.002 to 1. Where vectors are compared by
+      inner products or distances, the temperatures are scaled with the spread of the scores.
     - `temperature_low`, `temperature_high`: the lowest and the highest of these temperatures that suit the negatives: the effective
       share is at least 0.25, half of the negatives still teach, and near ones count for more than far ones: among the query's
       negatives and 31 random documents, which stand for the others of a batch of 32, the effective share is still below 0.8. The
@@ -85,7 +88,7 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
         "teaching": Estimate.share_of((shares >= TEACHES).sum(1) / count),
         "positive_weight": float((1 - shares.sum(1)).mean()),
     }
-    ladder = np.geomspace(0.002, 1.0, 40)
+    ladder = np.geomspace(0.002, 1.0, 40) * _scale(subject, scores)
     sample = sampled(len(rows), 5000, np.random.default_rng(0))
     scores, count = scores[sample], count[sample]
     by_temperature = [effective(scores, t) for t in ladder]
@@ -100,6 +103,14 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
     outside = temperature / high if temperature > high else -low / temperature if temperature < low else 0.0
     out.numbers |= {"temperature_low": low, "temperature_high": high, "temperature_outside": float(outside)}
     return out
+
+
+def _scale(subject: Subject, scores: NDArray[np.floating]) -> float:
+    """How many times the temperatures of cosines these scores need: a power of 4, by the spread of a query's negatives."""
+    if subject.info.get("config", {}).get("metric", "cosine") == "cosine":
+        return 1.0
+    spread = float(np.nanmean(np.nanstd(np.where(np.isfinite(scores), scores, np.nan), axis=1)))
+    return float(4.0 ** np.round(np.log(spread / _SPREAD) / np.log(4.0))) if spread > 0 else 1.0
 
 
 def effective(scores: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:

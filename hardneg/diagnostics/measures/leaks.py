@@ -46,6 +46,9 @@ def leaks(subject: Subject, evaluation: Pairs, rng: np.random.Generator) -> Meas
       be a positive in both without a leak; `leaked_positives_equal`: with an equal text.
     - `leaked_pairs`: queries that leak together with one of their positives: their answer was trained on.
     - `evaluation_queries`: the number of queries with positives in the evaluation set; `leak_sample`: how many were looked up.
+
+    The ids `leaked_training_ids` and `leaked_training_pair_ids` are those of training queries, one for each leaking query that
+    was looked up; the others are of the evaluation set, the first ones.
     """
     pairs = subject.pairs
     with_positives = np.flatnonzero(evaluation.positives.lengths > 0)
@@ -55,11 +58,11 @@ def leaks(subject: Subject, evaluation: Pairs, rng: np.random.Generator) -> Meas
     asked = Lookup(pairs.queries, np.arange(len(pairs)), pairs.query_keys, rng)
     trained = np.unique(pairs.positives.values)
     given = Lookup(pairs.documents, trained, pairs.document_keys[trained], rng)
-    equal_q, near_q = asked.find(evaluation.queries, rows, evaluation.query_keys[rows])
+    equal_q, near_q, same = asked.find(evaluation.queries, rows, evaluation.query_keys[rows])
     positives = evaluation.positives.take(rows)
     documents = np.unique(positives.values)
     documents = documents[sampled(len(documents), _EVALUATED, rng)]
-    equal_d, near_d = given.find(evaluation.documents, documents, evaluation.document_keys[documents])
+    equal_d, near_d, _ = given.find(evaluation.documents, documents, evaluation.document_keys[documents])
     leaking = documents[equal_d | near_d]
     answers = np.zeros(len(rows), bool)
     answers[positives.row_numbers()[np.isin(positives.values, leaking)]] = True
@@ -79,8 +82,13 @@ def leaks(subject: Subject, evaluation: Pairs, rng: np.random.Generator) -> Meas
             "leaked_query_ids": names_of(evaluation.query_ids, rows[queries][:LISTED]),
             "leaked_document_ids": names_of(evaluation.document_ids, leaking[:LISTED]),
             "leaked_pair_ids": names_of(evaluation.query_ids, rows[queries & answers][:LISTED]),
+            "leaked_training_ids": names_of(pairs.query_ids, same[queries]),
+            "leaked_training_pair_ids": names_of(pairs.query_ids, same[queries & answers]),
         },
     )
+
+
+Found = tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.int64]]
 
 
 class Lookup:
@@ -94,7 +102,8 @@ class Lookup:
     """
 
     def __init__(self, texts: Texts, rows: NDArray[np.integer], keys: Int, rng: np.random.Generator) -> None:
-        self.keys = np.unique(keys[keys != 0])
+        self.keys, first = np.unique(keys[keys != 0], return_index=True)
+        self.rows_of_keys = np.asarray(rows)[keys != 0][first]
         rows = rows[sampled(len(rows), _TRAINED, rng)]
         self.texts, self.rows = texts, rows
         hashes, owners = [], []
@@ -109,24 +118,29 @@ class Lookup:
         self.hashes = found[order]
         self.owners = (np.concatenate(owners) if owners else np.empty(0, np.int64))[order]
 
-    def find(self, texts: Texts, rows: NDArray[np.integer], keys: Int) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def find(self, texts: Texts, rows: NDArray[np.integer], keys: Int) -> Found:
         """Look texts up.
 
         Args:
             texts: the texts; rows: int64 `[m]`, those to find; keys: int64 `[m]`, their keys.
 
         Returns:
-            (bool `[m]`, there is an equal text; bool `[m]`, there is a near copy, but no equal text).
+            (bool `[m]`, there is an equal text; bool `[m]`, there is a near copy, but no equal text; int64 `[m]`, the row of one such
+            text, -1 where there is none).
         """
         equal = np.isin(keys, self.keys) & (keys != 0)
-        near = np.zeros(len(rows), bool)
+        match = np.full(len(rows), -1)
+        if len(self.keys):
+            match[equal] = self.rows_of_keys[np.searchsorted(self.keys, keys[equal])]
         for start in range(0, len(rows), 4096):
             block = np.arange(start, min(start + 4096, len(rows)))
             for i, text in zip(block, texts.take(np.asarray(rows)[block]), strict=True):
-                near[i] = not equal[i] and self._has_near(text)
-        return equal, near
+                if not equal[i]:
+                    match[i] = self._near(text)
+        return equal, (match >= 0) & ~equal, match
 
-    def _has_near(self, text: str) -> bool:
+    def _near(self, text: str) -> int:
+        """The row of a near copy; -1 if there is none."""
         least = smallest_hashes(text)
         first, last = np.searchsorted(self.hashes, least, "left"), np.searchsorted(self.hashes, least, "right")
         few = last - first <= _HOLDERS
@@ -135,9 +149,10 @@ class Lookup:
         # Near copies share 0.7 of their smallest hashes, give or take: those that share a third are compared.
         candidates = candidates[shared >= max(1, -(-len(owners) // 3))][:_COMPARED]
         if len(candidates) == 0:
-            return False
-        mine = _shingles(text)
-        return any(_jaccard(mine, _shingles(other)) >= _NEAR for other in self.texts.take(candidates))
+            return -1
+        mine, others = _shingles(text), self.texts.take(candidates)
+        near = (row for row, other in zip(candidates, others, strict=True) if _jaccard(mine, _shingles(other)) >= _NEAR)
+        return int(next(near, -1))
 
 
 def smallest_hashes(text: str) -> NDArray[np.uint64]:

@@ -1,0 +1,94 @@
+"""The labelled pairs themselves: positives without text, one text for many queries, and queries that hold their answer."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hardneg.data.texts import fold
+from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, sampled
+from hardneg.diagnostics.subject import Subject
+
+_READ = 5_000  # the largest number of pairs whose texts are read
+
+_WORDS = 4  # of a positive, so that a query that holds them all in a row was not written without it
+
+_ONE = 0.9999  # cosine from which two vectors are one
+
+
+def labelled(subject: Subject, rng: np.random.Generator) -> Measurements:
+    """Measure what is wrong with pairs whatever their negatives are.
+
+    The numbers are:
+
+    - `empty_positives`: the share of pairs whose positive has no text. Exact, as the next three.
+    - `common_positive`: the share of queries that have the most frequent positive, by its text; `common_positive_times`: how many
+      times that is as many as the median positive has. Names of classes are frequent, too, but all of them are.
+    - `equal_positives`: the share of pairs whose query and positive are the same text (folded: Unicode form, case, white space).
+    - `answered_queries`: the share of pairs whose query holds the whole text of its positive, of at least four words, or is equal
+      to it: its answer was put into it. On at most 5,000 pairs.
+    - `one_vector`: the share of queries whose vector is that of their positive (cosine above 0.9999) though their texts differ.
+      Of runs that compare by cosine.
+
+    The ids `empty_positive_queries`, `common_positives` (documents), `answered_query_ids` and `one_vector_queries` name them.
+    """
+    pairs, out = subject.pairs, Measurements()
+    queries, documents = pairs.positives.row_numbers(), pairs.positives.values
+    if len(documents) == 0:
+        return out
+    asked, given = pairs.query_keys[queries], pairs.document_keys[documents]
+    empty = given == 0
+    equal = (asked == given) & ~empty
+    out.numbers["empty_positives"] = float(empty.mean())
+    out.numbers["equal_positives"] = float(equal.mean())
+    out.ids["empty_positive_queries"] = _named(subject, queries[empty])
+    _common(subject, queries, documents, out)
+    if not pairs.documents.pictures and not pairs.queries.pictures:
+        _answered(subject, queries, documents, equal, rng, out)
+    if subject.info.get("config", {}).get("metric", "cosine") == "cosine":
+        same = np.zeros(len(pairs), bool)
+        same[queries[equal]] = True
+        one = (subject.positive > _ONE) & ~same
+        out.numbers["one_vector"] = float(one[pairs.positives.lengths > 0].mean())
+        out.ids["one_vector_queries"] = _named(subject, np.flatnonzero(one))
+    return out
+
+
+def _named(subject: Subject, rows: NDArray[np.integer]) -> list[str]:
+    return names_of(subject.pairs.query_ids, np.unique(rows)[:LISTED])
+
+
+def _common(subject: Subject, queries: NDArray[np.int64], documents: NDArray[np.int64], out: Measurements) -> None:
+    """The text that most queries have as a positive."""
+    keys = subject.pairs.document_keys[documents]
+    real = np.flatnonzero(keys != 0)
+    if len(real) == 0:
+        return
+    distinct, first, places = np.unique(keys[real], return_index=True, return_inverse=True)
+    # A query with several such positives counts once.
+    held = np.unique(queries[real] * np.int64(len(distinct)) + places) % len(distinct)
+    times = np.bincount(held, minlength=len(distinct))
+    most = int(times.argmax())
+    out.numbers["common_positive"] = float(times[most] / len(np.unique(queries)))
+    out.numbers["common_positive_times"] = float(times[most] / np.median(times))
+    out.ids["common_positives"] = names_of(subject.pairs.document_ids, documents[real[first[most]]][None])
+
+
+def _answered(
+    subject: Subject, queries: NDArray[np.int64], documents: NDArray[np.int64], equal: NDArray[np.bool_],
+    rng: np.random.Generator, out: Measurements,
+) -> None:  # fmt: skip
+    """Pairs whose query holds its positive."""
+    pairs = subject.pairs
+    chosen = sampled(len(documents), _READ, rng)
+    asked, given = pairs.queries.take(queries[chosen]), pairs.documents.take(documents[chosen])
+    holds = np.array([_holds(q, d) for q, d in zip(asked, given, strict=True)], bool) | equal[chosen]
+    out.numbers["answered_queries"] = Estimate.share_of(holds.astype(np.float64), len(documents))
+    out.ids["answered_query_ids"] = _named(subject, queries[chosen[holds]])
+
+
+def _holds(query: str, document: str) -> bool:
+    if len(document) > len(query) + 8:  # folding shortens it by little
+        return False
+    words = fold(document).split()
+    return len(words) >= _WORDS and f" {' '.join(words)} " in f" {' '.join(fold(query).split())} "
