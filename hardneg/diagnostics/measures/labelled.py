@@ -13,6 +13,8 @@ _READ = 5_000  # the largest number of pairs whose texts are read
 
 _WORDS = 4  # of a positive, so that a query that holds them all in a row was not written without it
 
+_FEWEST = 20  # queries: of a few short texts, two have the same vector easily
+
 _ONE = 0.9999  # cosine from which two vectors are one
 
 
@@ -28,7 +30,7 @@ def labelled(subject: Subject, rng: np.random.Generator) -> Measurements:
     - `answered_queries`: the share of pairs whose query holds the whole text of its positive, of at least four words, or is equal
       to it: its answer was put into it. On at most 5,000 pairs.
     - `one_vector`: the share of queries whose vector is that of their positive (cosine above 0.9999) though their texts differ.
-      Of runs that compare by cosine.
+      Of runs of at least 20 queries that compare by cosine.
 
     The ids `empty_positive_queries`, `common_positives` (documents), `answered_query_ids` and `one_vector_queries` name them.
     """
@@ -45,7 +47,7 @@ def labelled(subject: Subject, rng: np.random.Generator) -> Measurements:
     _common(subject, queries, documents, out)
     if not pairs.documents.pictures and not pairs.queries.pictures:
         _answered(subject, queries, documents, equal, rng, out)
-    if subject.info.get("config", {}).get("metric", "cosine") == "cosine":
+    if len(pairs) >= _FEWEST and subject.info.get("config", {}).get("metric", "cosine") == "cosine":
         same = np.zeros(len(pairs), bool)
         same[queries[equal]] = True
         one = (subject.positive > _ONE) & ~same
