@@ -149,6 +149,8 @@ def test_a_corpus_of_near_duplicates(code: hardneg.Pairs, tmp_path: Path) -> Non
     pairs = rebuilt(code, lambda text: text, tuple(f"{text}\n# v{k}" for text in texts for k in range(2)))
     found = diagnose(hardneg.mine(pairs, tmp_path / "run"))
     assert {"duplicates", "duplicate-corpus"} <= codes(found)
+    said = next(each for each in found.findings if each.code == "duplicates")
+    assert "nearly the vector" in said.text  # not: nearly the same text, which was not compared
 
 
 def test_a_hub(code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
@@ -170,6 +172,28 @@ def test_collapsed_embeddings(code: hardneg.Pairs, vectors: tuple[np.ndarray, np
     flat = [x @ basis @ basis.T for x in vectors]
     (tmp_path / "b").mkdir()
     assert "collapse" in codes(mined_with(code, *flat, tmp_path / "b"), "error")
+
+
+def test_where_all_vectors_are_near_no_copies_are_found(
+    code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """Distinct texts whose vectors share a constant: the numbers stay, but they are no facts about texts."""
+    held = {"duplicates", "duplicate-corpus", "translations", "near-query"}
+    for lean, collapsed in ((2.2, False), (6.0, True)):
+        leaning = [x + lean * np.eye(1, x.shape[1], 3) for x in vectors]
+        folder = tmp_path / str(lean)
+        folder.mkdir()
+        found = mined_with(code, *leaning, folder)
+        assert ("collapse" in codes(found)) == collapsed
+        assert not held & codes(found)
+        said = next(each for each in found.findings if each.code == "all-near")
+        assert said.severity == "info"
+        assert said.value == found.measured.numbers["mean_cosine"] > 0.75
+        assert "duplicate-corpus" in said.text
+        assert found.measured.numbers["corpus_near_duplicates"].value > 0.2
+        assert said.ids
+        strict = examine(found.subject, thresholds=Thresholds(all_near=1.0))
+        assert (bool(held & codes(strict))) != collapsed
 
 
 def test_a_stale_run(clean: hardneg.Run, code: hardneg.Pairs) -> None:

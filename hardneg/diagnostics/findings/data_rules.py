@@ -153,7 +153,8 @@ DATA_RULES: tuple[FindingRule, ...] = (
     PositivesLost(),
     ThresholdRule(
         "near-query", "near_query_positives",
-        "{v:.0%} of the negatives are positives of a query that asks nearly the same: they are relevant",
+        "{v:.0%} of the negatives are positives of a query with nearly the same vector (cosine above 0.95): they are relevant, if it "
+        "asks the same",
         "hardneg calibrate {run} && hardneg select {run} --add-filter {posterior} --out {out}", "near_query", ids="near_query_queries",
     ),
     OthersPositives(),
@@ -173,7 +174,8 @@ DATA_RULES: tuple[FindingRule, ...] = (
     ),
     ThresholdRule(
         "translations", "translations",
-        "{v:.0%} of the negatives say what a positive says, without a word in common: translations, or paraphrases",
+        "{v:.0%} of the negatives have a vector near that of a positive (cosine above 0.9) and hardly a word in common: translations "
+        "or paraphrases, if the encoder knows meaning",
         "hardneg select {run} --add-filter duplicate:near=0.9 --out {out}", "translations", ids="translation_queries",
     ),
     ThresholdRule(

@@ -8,6 +8,7 @@ from hardneg.diagnostics.estimates import Measurements
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.data_rules import DATA_RULES
 from hardneg.diagnostics.findings.false_rules import AboveAnnounced, GroupsDisagree, MaskedMuch, UnknownFalseNegatives
+from hardneg.diagnostics.findings.near_rules import without_closeness
 from hardneg.diagnostics.findings.threshold_rule import Easy, FalseNegatives, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
@@ -39,13 +40,16 @@ RULES: tuple[FindingRule, ...] = (
         info="above_positive", ids="smallest_margin_queries",
     ),
     ThresholdRule(
-        "duplicates", "near_duplicates", "{v:.0%} of a query's negatives are nearly the same {item} as another of them",
+        "duplicates", "near_duplicates",
+        "{v:.0%} of a query's negatives have nearly the vector of another of them (cosine above 0.95): to the encoder they are nearly "
+        "the same {item}",
         "hardneg select {run} --add-filter duplicate:near=0.95 --add-filter distinct --out {out}",
         "near_duplicates", ids="near_duplicate_documents",
     ),
     ThresholdRule(
         "duplicate-corpus", "corpus_near_duplicates",
-        "{v:.0%} of the documents have a near copy in the corpus: copies of positives become negatives",
+        "{v:.0%} of the documents have nearly the vector of another one (cosine above 0.95): to the encoder they are nearly the same "
+        "{item}, and what is nearly a positive becomes a negative",
         "hardneg select {run} --add-filter duplicate:near=0.95 --out {out}   # or remove the copies",
         "corpus_near_duplicates", ids="near_duplicate_documents",
     ),
@@ -131,4 +135,5 @@ def find(measured: Measurements, thresholds: Thresholds, run: str, rules: Sequen
     if any(each.code == "positives-like-random" for each in found):
         # Where positives are like random documents, numbers that are measured between the two mean nothing.
         found = [each for each in found if each.code not in ("easy", "temperature-low", "temperature-high")]
+    found = without_closeness(found, measured, thresholds)
     return sorted(found, key=lambda each: -SEVERITIES.index(each.severity))
