@@ -9,7 +9,7 @@ from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.data_rules import DATA_RULES
 from hardneg.diagnostics.findings.false_rules import AboveAnnounced, GroupsDisagree, MaskedMuch, UnknownFalseNegatives
 from hardneg.diagnostics.findings.near_rules import without_closeness
-from hardneg.diagnostics.findings.threshold_rule import Easy, FalseNegatives, ThresholdRule
+from hardneg.diagnostics.findings.threshold_rule import Duplicates, Easy, FalseNegatives, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
 RULES: tuple[FindingRule, ...] = (
@@ -39,18 +39,19 @@ RULES: tuple[FindingRule, ...] = (
         "hardneg select {run} --add-filter margin:relative=0.05 --out {out}",
         info="above_positive", ids="smallest_margin_queries",
     ),
-    ThresholdRule(
+    Duplicates(
         "duplicates", "near_duplicates",
         "{v:.0%} of a query's negatives have nearly the vector of another of them (cosine above 0.95): to the encoder they are nearly "
         "the same {item}",
-        "hardneg select {run} --add-filter duplicate:near=0.95 --add-filter distinct --out {out}",
+        "{once}",
         "near_duplicates", ids="near_duplicate_documents",
     ),
     ThresholdRule(
         "duplicate-corpus", "corpus_near_duplicates",
         "{v:.0%} of the documents have nearly the vector of another one (cosine above 0.95): to the encoder they are nearly the same "
         "{item}, and what is nearly a positive becomes a negative",
-        "hardneg select {run} --add-filter duplicate:near=0.95 --out {out}   # or remove the copies",
+        "keep one of each group of copies in the corpus, and mine again; the filter duplicate:near=0.95 rejects copies "
+        "of a query's own positives alone",
         "corpus_near_duplicates", ids="near_duplicate_documents",
     ),
     ThresholdRule(

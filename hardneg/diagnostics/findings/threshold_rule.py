@@ -13,6 +13,11 @@ from hardneg.diagnostics.estimates import Estimate, Measurements
 from hardneg.diagnostics.findings.base import Finding, FindingRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
+KEEP_ONE = (
+    "keep one of each group of copies in the corpus, and mine again: no filter compares a query's negatives with one another but "
+    "distinct, which rejects equal texts"
+)
+
 
 @dataclass(frozen=True)
 class ThresholdRule(FindingRule):
@@ -105,6 +110,18 @@ class Easy(ThresholdRule):
             return {"nearest": f"{told}: take fewer filters, a lower rank:min, or a better encoder"}
         command = f"hardneg select {values['run']} --sampler top --out {values['out']}"
         return {"nearest": f"{command}   # or a lower rank:min, or a better encoder"}
+
+
+class Duplicates(ThresholdRule):
+    """Negatives that nearly repeat one another. Only equal texts can be filtered out."""
+
+    def words(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """`once`, what leaves one of each."""
+        if values.get("distinct_used", True):
+            return {"once": KEEP_ONE}
+        return {
+            "once": f"hardneg select {values['run']} --add-filter distinct --out {values['out']}   # of equal texts"
+        }
 
 
 class TaughtOut(ThresholdRule):

@@ -18,13 +18,13 @@ def completeness(subject: Subject) -> Measurements:
     - `asked`: the requested number of negatives per query.
     - `mine_again`: the command that mines the run again, for fixes; `mine_otherwise`: the same with another encoder; `deeper`:
       twice the depth of its search.
-    - `sampler`: how negatives were drawn.
+    - `sampler`: how negatives were drawn; `distinct_used`: whether the filter `distinct` was used.
     - `few`: the share of queries with fewer negatives than requested.
     - `none`: the share of queries without negatives.
     - `no_positive`: the share of queries without positives.
     - `items`: what the documents are, for the words of findings: `texts` or `pictures`.
     """
-    counts = subject.counts
+    counts, config = subject.counts, subject.info.get("config", {})
     total = max(1, len(counts))
     few = np.flatnonzero(counts < subject.asked)
     return Measurements(
@@ -35,7 +35,8 @@ def completeness(subject: Subject) -> Measurements:
             "mine_again": mine_again(subject.info, subject.name),
             "mine_otherwise": with_other_encoder(subject.info, subject.name, "st:NAME"),
             "deeper": 2 * int(subject.info["resolved"]["depth"]),
-            "sampler": str(subject.info.get("config", {}).get("sampler", "")),
+            "sampler": str(config.get("sampler", "")),
+            "distinct_used": bool(config.get("default_filters", True)) or "distinct" in config.get("filters", ()),
             "few": len(few) / total,
             "none": float((counts == 0).mean()) if len(counts) else 0.0,
             "no_positive": float((subject.pairs.positives.lengths == 0).mean()) if len(counts) else 0.0,

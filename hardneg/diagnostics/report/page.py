@@ -178,6 +178,7 @@ def _alternatives(tried: Sequence[Alternative]) -> list[tuple[str, ...]]:
         "mean score",
         "above positive",
         "still teach",
+        "near one another",
         "queries left short",
         "command",
     )
@@ -188,6 +189,7 @@ def _alternatives(tried: Sequence[Alternative]) -> list[tuple[str, ...]]:
             f"{each.mean_score:.3f}",
             f"{each.above_positive:.1%}",
             "not known" if each.teaching is None else f"{each.teaching:.1%}",
+            "not known" if each.near_duplicates is None else f"{each.near_duplicates:.1%}",
             f"{each.short:.1%}",
             each.command if each.added else "",
         )
