@@ -263,6 +263,38 @@ def test_too_few_negatives(code: hardneg.Pairs, tmp_path: Path) -> None:
     )
     finding = next(f for f in found.findings if f.code == "few-negatives")
     assert finding.ids
+    counts = found.subject.info["counts"]
+    most = (
+        f"the filter score, which rejects most ({counts['verdicts']['score']:,} of {counts['candidates']:,} candidates)"
+    )
+    assert most in finding.fix
+
+
+def test_the_fix_of_too_few_negatives_replaces_the_depths(tmp_path: Path) -> None:
+    """Typed as it stands, it mines deeper, whatever depths were given; of all documents there is nothing deeper."""
+    source = tmp_path / "pairs.jsonl"
+    source.write_text(
+        "\n".join(json.dumps({"query": f"question {i}", "positive": f"answer {i} of {i % 7}"}) for i in range(60))
+    )
+    for depth, deeper in ((10, "20"), (60, "")):
+        folder = tmp_path / str(depth)
+        words = ["mine", str(source), "--out", str(folder), "--depth", str(depth), f"--max-depth={depth}"]
+        options = hardneg.MineOptions(depth=depth, max_depth=depth, filters=("rank:min=8",))
+        run = hardneg.mine(source, folder, options, command=words, force=True)
+        found = diagnose(run, thresholds=Thresholds(few=-1.0))
+        fix = next(f for f in found.findings if f.code == "few-negatives").fix
+        assert "the filter rank, which rejects most" in fix
+        if not deeper:
+            assert fix.startswith("all documents are candidates already: loosen")
+            continue
+        name, *typed = shlex.split(fix.partition("   #")[0])
+        assert name == "hardneg"
+        assert [word for word in typed if word.startswith("--depth")] == ["--depth"]
+        assert typed[typed.index("--depth") + 1] == deeper
+        assert sum(word.startswith("--max-depth") for word in typed) == 1
+        done = run_here(*typed, "--force")
+        assert done.returncode == 0, done.stderr
+        assert hardneg.Run(f"{folder}-2").info["resolved"]["max_depth"] == 60
 
 
 def test_looks_give_negatives_away(clean: hardneg.Run, code: hardneg.Pairs) -> None:

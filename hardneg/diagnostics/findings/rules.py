@@ -9,7 +9,7 @@ from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.data_rules import DATA_RULES
 from hardneg.diagnostics.findings.false_rules import AboveAnnounced, GroupsDisagree, MaskedMuch, UnknownFalseNegatives
 from hardneg.diagnostics.findings.near_rules import without_closeness
-from hardneg.diagnostics.findings.threshold_rule import Duplicates, Easy, FalseNegatives, ThresholdRule
+from hardneg.diagnostics.findings.threshold_rule import Duplicates, Easy, FalseNegatives, FewNegatives, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
 RULES: tuple[FindingRule, ...] = (
@@ -94,14 +94,14 @@ RULES: tuple[FindingRule, ...] = (
         "truncated", "at_longest", "{v:.0%} of the documents are exactly as long as the longest: texts were cut off",
         "cut later, or split long documents into passages", "at_longest",
     ),
-    ThresholdRule(
+    FewNegatives(
         "few-negatives", "few", "{v:.1%} of the queries have fewer negatives than asked for",
-        "{mine} --depth {deeper}   # or loosen the filter with most verdicts",
+        "{deeper}",
         "few", "few_error", "queries_with_few",
     ),
     ThresholdRule(
         "recall", "recall", "the index found {v:.0%} of the nearest documents",
-        "{mine} --index exact", "recall", above=False,
+        "{exact}", "recall", above=False,
     ),
     ThresholdRule(
         "stale", "drift", "the encoder has moved since the negatives were mined (drift {v:.3f})",

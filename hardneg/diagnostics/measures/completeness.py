@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hardneg.diagnostics.commands import mine_again, with_other_encoder
+from hardneg.diagnostics.commands import mine_again, mine_deeper, rejects_most, with_other_encoder
 from hardneg.diagnostics.estimates import LISTED, Measurements, names_of
 from hardneg.diagnostics.subject import Subject
 
@@ -16,8 +16,9 @@ def completeness(subject: Subject) -> Measurements:
 
     - `queries`, `documents`: the size of the dataset.
     - `asked`: the requested number of negatives per query.
-    - `mine_again`: the command that mines the run again, for fixes; `mine_otherwise`: the same with another encoder; `deeper`:
-      twice the depth of its search.
+    - `mine_again`: the command that mines the run again, for fixes; `mine_otherwise`: the same with another encoder; `mine_deeper`:
+      twice as deep, empty if all documents are candidates; `mine_exact`: with an exact index.
+    - `rejects_most`: the filter that rejects most candidates, and how many.
     - `sampler`: how negatives were drawn; `distinct_used`: whether the filter `distinct` was used.
     - `few`: the share of queries with fewer negatives than requested.
     - `none`: the share of queries without negatives.
@@ -34,7 +35,9 @@ def completeness(subject: Subject) -> Measurements:
             "asked": subject.asked,
             "mine_again": mine_again(subject.info, subject.name),
             "mine_otherwise": with_other_encoder(subject.info, subject.name, "st:NAME"),
-            "deeper": 2 * int(subject.info["resolved"]["depth"]),
+            "mine_deeper": mine_deeper(subject.info, subject.name, len(subject.pairs.document_ids)),
+            "mine_exact": f"{mine_again(subject.info, subject.name, ('--index', '--recall'))} --index exact",
+            "rejects_most": rejects_most(subject.info),
             "sampler": str(config.get("sampler", "")),
             "distinct_used": bool(config.get("default_filters", True)) or "distinct" in config.get("filters", ()),
             "few": len(few) / total,
