@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import hardneg
+from hardneg.diagnostics.alternatives import alternatives, better_fixes
 from hardneg.diagnostics.diagnose import diagnose
+from hardneg.diagnostics.findings.base import Finding
+from hardneg.diagnostics.measures.diversity import repeated
+from hardneg.diagnostics.subject import Subject
 from hardneg.mining.mine import mine
 from hardneg.mining.options import MineOptions
+from hardneg.progress import silent
 from hardneg.storage.arrow import values_of
 
 from .conftest import run_here, unit
@@ -72,6 +78,73 @@ def test_the_false_share_of_an_alternative_is_that_of_its_negatives(run: hardneg
         for document in row
     ]
     assert tried.false_share == pytest.approx(np.mean(same))
+
+
+def copied(added: str) -> Finding:
+    return Finding("copied", "warning", "copies", "copied_near", 0.1, 0.02, [], f"hardneg select R {added} --out R2")
+
+
+def with_vectors(pairs: hardneg.Pairs, vectors: np.ndarray, folder: Path, **options: Any) -> hardneg.Run:
+    """A run that keeps its vectors; those of the queries are drawn at random."""
+    folder.mkdir()
+    queries = unit(np.random.default_rng(1).standard_normal((len(pairs), vectors.shape[1])))
+    for name, array in (("q", queries), ("d", vectors)):
+        np.save(folder / f"{name}.npy", array.astype(np.float32), allow_pickle=False)
+    given = {"query_embeddings": str(folder / "q.npy"), "corpus_embeddings": str(folder / "d.npy"), **options}
+    return mine(pairs, folder / "run", MineOptions(**given), force=True)
+
+
+def test_what_changes_nothing_is_not_offered(tmp_path: Path, run: hardneg.Run) -> None:
+    """Neither filters that the run has already, nor those that reject none of its negatives."""
+    asked = hardneg.Pairs.from_columns([f"query {i}" for i in range(60)], [f"answer {i}" for i in range(60)])
+    made = with_vectors(asked, unit(np.random.default_rng(0).standard_normal((60, 8))), tmp_path / "made", depth=30)
+    near, helps = copied("--add-filter duplicate:near=1.5"), copied("--add-filter duplicate:near=0.5")
+    plain = copied("--default-filters")
+    tried = alternatives(made, Subject.of_run(made), [near, plain, helps], silent)
+    filters = [(), ("duplicate:near=1.5",), ("duplicate:near=0.5",)]
+    assert [(each.added, each.changed > 0) for each in tried] == list(zip(filters, (False, False, True), strict=True))
+    fixed = [each.fix for each in better_fixes([near, plain, helps], tried, 0.02, made.info["config"])]
+    assert "changes none of the negatives" in fixed[0]
+    assert "has the default filters already" in fixed[1]
+    assert not any("hardneg select" in each for each in fixed[:2])
+    assert fixed[2].startswith(tried[2].command)
+    chosen = made.select(tmp_path / "chosen", add_filters=("duplicate:near=0.5",))
+    (found,) = better_fixes([helps], [], 0.02, chosen.info["config"])
+    assert "the run has duplicate:near=0.5 already" in found.fix
+    subject = Subject.of_run(chosen)
+    assert subject.vectors is not None
+    assert tried[2].near_duplicates == pytest.approx(np.nanmean(repeated(subject.vectors[1], subject.documents)))
+    assert Subject.of_run(run).vectors is None  # so that no vectors can be compared
+    (found,) = better_fixes([near], alternatives(run, Subject.of_run(run), [near], silent), 0.02, run.info["config"])
+    assert "does not keep what duplicate:near=1.5 needs" in found.fix
+
+
+def test_copies_among_negatives_are_cured_in_the_corpus(tmp_path: Path) -> None:
+    """No filter compares negatives with one another, but for equal texts: that is offered where it helps, else the truth is said."""
+    texts = [f"text {i} " + " ".join(f"w{(i * k) % 97}" for k in range(1, 9)) for i in range(60)]
+    near = [f"{text} version {k}" for text in texts for k in range(3)]
+    pairs = hardneg.Pairs.from_columns([f"{text} asked" for text in texts], texts, corpus=near)
+    found = diagnose(mine(pairs, tmp_path / "near", MineOptions(depth=20)))
+    said = {each.code: each.fix for each in found.findings}
+    for code in ("duplicates", "duplicate-corpus"):
+        assert said[code].startswith("keep one of each group of copies in the corpus")
+        assert "--add-filter" not in said[code]
+    # Equal texts, which the default filters would leave out: `distinct` is offered, and the trial shows that it helps.
+    equal = hardneg.Pairs.from_columns(
+        [f"query {i}" for i in range(60)], [f"answer {i}" for i in range(60)], corpus=[f"other {i // 3}" for i in range(180)],
+        corpus_ids=[f"c{i}" for i in range(180)],
+    )  # fmt: skip
+    rows = np.array(equal.documents.slice(0, len(equal.document_ids)))
+    _, of = np.unique(rows, return_inverse=True)
+    documents = unit(np.random.default_rng(0).standard_normal((of.max() + 1, 16)))[of]
+    made = with_vectors(equal, documents, tmp_path / "equal", depth=40, default_filters=False)
+    found = diagnose(made)
+    fix = next(each.fix for each in found.findings if each.code == "duplicates")
+    assert shlex.split(fix)[:5] == ["hardneg", "select", str(made.folder), "--add-filter", "distinct"]
+    now, after = found.alternatives[0], next(each for each in found.alternatives if each.added == ("distinct",))
+    assert now.near_duplicates is not None
+    assert now.near_duplicates > 0.4
+    assert after.near_duplicates == 0
 
 
 def test_they_are_shown_side_by_side(run: hardneg.Run) -> None:

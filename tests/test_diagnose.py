@@ -149,6 +149,8 @@ def test_a_corpus_of_near_duplicates(code: hardneg.Pairs, tmp_path: Path) -> Non
     pairs = rebuilt(code, lambda text: text, tuple(f"{text}\n# v{k}" for text in texts for k in range(2)))
     found = diagnose(hardneg.mine(pairs, tmp_path / "run"))
     assert {"duplicates", "duplicate-corpus"} <= codes(found)
+    said = next(each for each in found.findings if each.code == "duplicates")
+    assert "nearly the vector" in said.text  # not: nearly the same text, which was not compared
 
 
 def test_a_hub(code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path) -> None:
@@ -170,6 +172,28 @@ def test_collapsed_embeddings(code: hardneg.Pairs, vectors: tuple[np.ndarray, np
     flat = [x @ basis @ basis.T for x in vectors]
     (tmp_path / "b").mkdir()
     assert "collapse" in codes(mined_with(code, *flat, tmp_path / "b"), "error")
+
+
+def test_where_all_vectors_are_near_no_copies_are_found(
+    code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path
+) -> None:
+    """Distinct texts whose vectors share a constant: the numbers stay, but they are no facts about texts."""
+    held = {"duplicates", "duplicate-corpus", "translations", "near-query"}
+    for lean, collapsed in ((2.2, False), (6.0, True)):
+        leaning = [x + lean * np.eye(1, x.shape[1], 3) for x in vectors]
+        folder = tmp_path / str(lean)
+        folder.mkdir()
+        found = mined_with(code, *leaning, folder)
+        assert ("collapse" in codes(found)) == collapsed
+        assert not held & codes(found)
+        said = next(each for each in found.findings if each.code == "all-near")
+        assert said.severity == "info"
+        assert said.value == found.measured.numbers["mean_cosine"] > 0.75
+        assert "duplicate-corpus" in said.text
+        assert found.measured.numbers["corpus_near_duplicates"].value > 0.2
+        assert said.ids
+        strict = examine(found.subject, thresholds=Thresholds(all_near=1.0))
+        assert (bool(held & codes(strict))) != collapsed
 
 
 def test_a_stale_run(clean: hardneg.Run, code: hardneg.Pairs) -> None:
@@ -239,6 +263,38 @@ def test_too_few_negatives(code: hardneg.Pairs, tmp_path: Path) -> None:
     )
     finding = next(f for f in found.findings if f.code == "few-negatives")
     assert finding.ids
+    counts = found.subject.info["counts"]
+    most = (
+        f"the filter score, which rejects most ({counts['verdicts']['score']:,} of {counts['candidates']:,} candidates)"
+    )
+    assert most in finding.fix
+
+
+def test_the_fix_of_too_few_negatives_replaces_the_depths(tmp_path: Path) -> None:
+    """Typed as it stands, it mines deeper, whatever depths were given; of all documents there is nothing deeper."""
+    source = tmp_path / "pairs.jsonl"
+    source.write_text(
+        "\n".join(json.dumps({"query": f"question {i}", "positive": f"answer {i} of {i % 7}"}) for i in range(60))
+    )
+    for depth, deeper in ((10, "20"), (60, "")):
+        folder = tmp_path / str(depth)
+        words = ["mine", str(source), "--out", str(folder), "--depth", str(depth), f"--max-depth={depth}"]
+        options = hardneg.MineOptions(depth=depth, max_depth=depth, filters=("rank:min=8",))
+        run = hardneg.mine(source, folder, options, command=words, force=True)
+        found = diagnose(run, thresholds=Thresholds(few=-1.0))
+        fix = next(f for f in found.findings if f.code == "few-negatives").fix
+        assert "the filter rank, which rejects most" in fix
+        if not deeper:
+            assert fix.startswith("all documents are candidates already: loosen")
+            continue
+        name, *typed = shlex.split(fix.partition("   #")[0])
+        assert name == "hardneg"
+        assert [word for word in typed if word.startswith("--depth")] == ["--depth"]
+        assert typed[typed.index("--depth") + 1] == deeper
+        assert sum(word.startswith("--max-depth") for word in typed) == 1
+        done = run_here(*typed, "--force")
+        assert done.returncode == 0, done.stderr
+        assert hardneg.Run(f"{folder}-2").info["resolved"]["max_depth"] == 60
 
 
 def test_looks_give_negatives_away(clean: hardneg.Run, code: hardneg.Pairs) -> None:

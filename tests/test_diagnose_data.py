@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from scipy.stats import rankdata
 
 import hardneg
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose, examine
-from hardneg.diagnostics.estimates import Measurements
+from hardneg.diagnostics.estimates import Estimate, Measurements
 from hardneg.diagnostics.findings.rules import find
 from hardneg.diagnostics.findings.thresholds import Thresholds
 from hardneg.diagnostics.measures.agreement import agreement
@@ -265,11 +266,52 @@ def test_slices_find_the_bad_source(tmp_path: Path) -> None:
     assert row["above_positive"]["value"] == 1
     finding = next(f for f in found.findings if f.code == "slice")
     assert "'bad'" in finding.text
+    assert len(finding.ids) == 10
+    assert all(id.startswith("bad/") for id in finding.ids)
+    assert "labels, ids and vectors" in finding.fix  # all of their negatives are above the positive: no filter helps
     labels = {each.by: each for each in slicings(subject)}["source"]
     assert [labels.values[i] for i in labels.labels[:4]] == ["bad", "good", "good", "bad"]
     values = slice_measures(subject)["above_positive"]
     good = next(r for r in slices(subject).numbers["slices"] if r["value"] == "good")
     assert good["above_positive"]["value"] == pytest.approx(values[labels.labels == labels.values.index("good")].mean())
+
+
+@pytest.mark.parametrize(
+    ("bad", "first", "fix"),
+    [
+        (("above_positive", "positive_lost"), "the positive of 95% is not found", "labels, ids and vectors"),
+        (("positive_lost",), "the positive of 95% is not found", "labels, ids and vectors"),
+        (("few", "above_positive"), "95% have fewer negatives than asked for", "Loosen the filter score, which rejects most (7 of 9"),
+        (("false_share",), "95% of their negatives are relevant", "hardneg calibrate run && hardneg select run --add-filter"),
+    ],
+)  # fmt: skip
+def test_the_fix_of_a_slice_is_that_of_what_is_bad(bad: tuple[str, ...], first: str, fix: str) -> None:
+    def share(value: float) -> Estimate:
+        return Estimate(value, value - 0.01, value + 0.01, 1000)
+
+    names = ("false_share", "above_positive", "positive_lost", "few")
+    row: dict[str, Any] = {
+        "by": "source",
+        "value": "bad",
+        "queries": 100,
+        "worst": bad[0],
+        "z": 9.0,
+        "ids": ["bad/1", "bad/2"],
+    }
+    for name in names:
+        value = 0.95 if name in bad else 0.1
+        row[name] = {"value": value, "low": value - 0.02, "high": value + 0.02, "z": 9.0 if name in bad else 0.0}
+    numbers: dict[str, Any] = {
+        "slices": [row],
+        "hit_rate": share(0.9),
+        "rejects_most": "score, which rejects most (7 of 9)",
+    }
+    numbers |= {name: share(0.01) for name in ("false_share", "above_positive")} | {"few": 0.01}
+    finding = next(f for f in find(Measurements(numbers), Thresholds(), "run") if f.code == "slice")
+    assert f"far worse than the others: {first}" in finding.text
+    assert fix in finding.fix
+    assert finding.ids == ["bad/1", "bad/2"]
+    assert finding.value == 0.95
 
 
 def test_slices_of_groups_have_their_names(tmp_path: Path) -> None:

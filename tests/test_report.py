@@ -22,7 +22,7 @@ from hardneg.diagnostics.estimates import Measurements
 from hardneg.diagnostics.findings.base import Finding, FindingRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 from hardneg.diagnostics.report.neighborhood import flattened
-from hardneg.diagnostics.report.page import report_page, write_comparison, write_page
+from hardneg.diagnostics.report.page import render, report_page, write_comparison, write_page
 from tests.conftest import NO_BROWSER, run_here
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -312,6 +312,33 @@ def test_a_large_run_is_sampled(page: Path) -> None:
     assert everything is not None
     worst = [p for p in everything["queries"]["probability"] if p is not None]
     assert max(worst) == max(p for p in queries["probability"] if p is not None)
+
+
+def test_a_button_promises_the_queries_of_the_page(page: Path) -> None:
+    """Not those of the run, of which a finding names some; where none of its queries is on the page, there is no button."""
+    run = hardneg.Run(page.parent / "run2")
+    found = diagnose(run)
+    empty = Measurements()
+    three = ThreeQueries().check(empty, Thresholds(), "run")
+    absent = replace(three, code="absent", ids=["<b>q8</b>"])
+    above = replace(three, code="above-positive", ids=[])
+    below = np.where(np.arange(200) < 90, -1.0, 2.0).astype(
+        np.float32
+    )  # the positives of 90 queries, and of these 90 alone
+    found = replace(found, findings=[above, three, absent], subject=replace(found.subject, positive=below))
+    counted = {}
+    for most in (200, 10):
+        made = report_page(found, run, most)
+        assert made.queries is not None
+        places = [place for flags in made.queries["queries"]["flags"] for place in flags]
+        assert list(made.flags.values()) == [places.count(place) for place in range(3)]
+        counted[most] = made.flags
+        text = render(made)
+        for code, count in made.flags.items():
+            words = f'data-code="{code}">Show its queries below ({count} of the queries on this page)'
+            assert (words in text) == (count > 0)
+        assert text.count("of the queries on this page)") == sum(count > 0 for count in made.flags.values())
+    assert counted[200]["above-positive"] > 10 >= counted[10]["above-positive"]
 
 
 def test_the_map_keeps_distances() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardneg.diagnostics.estimates import row_means
 from hardneg.diagnostics.findings.base import Finding
+from hardneg.diagnostics.findings.threshold_rule import KEEP_ONE
+from hardneg.diagnostics.measures.diversity import repeated
 from hardneg.diagnostics.measures.false_share import told_by_groups
 from hardneg.diagnostics.measures.gradient import TEACHES, weights
 from hardneg.diagnostics.subject import Subject
@@ -48,6 +51,9 @@ class Alternative:
             are, of the others alone; the run as it is, too, if a margin was tried.
         command: the command that makes the selection.
         teaching: the share of its negatives with a softmax weight of at least 0.01, as in `gradient`; None: no query has a positive.
+        near_duplicates: the share of a query's negatives that have nearly the vector of another of them, as in `diversity`; None
+            without vectors.
+        changed: the share of queries whose negatives are not those of the run as it is.
     """
 
     added: tuple[str, ...]
@@ -57,6 +63,8 @@ class Alternative:
     short: float
     command: str
     teaching: float | None = None
+    near_duplicates: float | None = None
+    changed: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """The alternative as JSON values."""
@@ -87,9 +95,13 @@ def alternatives(
     tried = []
     advance = progress("try fixes", len(specs) + 1)
     margins = any(each.startswith("margin:") for added in specs for each in added)
+    now = _drawn(reopened, parts, ())
     for added in ((), *specs):
         try:
-            tried.append(_tried(reopened, subject, parts, added, margins, temperature))
+            drawn = _drawn(reopened, parts, added)
+            others = [(np.sort(a, 1) != np.sort(b, 1)).any(1) for a, b in zip(drawn, now, strict=True)]
+            made = _tried(reopened, subject, parts, drawn, added, margins, temperature)
+            tried.append(replace(made, changed=_mean(others) or 0.0))
         except HardnegError:  # it needs vectors or texts that the run does not keep
             continue
         finally:
@@ -122,19 +134,28 @@ def _some(part: Part) -> Part:
     )
 
 
-def _tried(
-    reopened: Reopened, subject: Subject, parts: Sequence[Part], added: tuple[str, ...], only_with_positives: bool,
-    temperature: float,
-) -> Alternative:  # fmt: skip
+def _drawn(reopened: Reopened, parts: Sequence[Part], added: tuple[str, ...]) -> list[NDArray[np.integer]]:
+    """The negatives of each part with more filters: int `[n, K]`, their places among the candidates, -1 for none."""
     config = reopened.run.info["config"]
     no_code(config["sampler"], str(reopened.run.folder / "run.json"))
     sampler, keys = parse_sampler(config["sampler"]), query_keys(reopened.pairs.query_ids)
     chain = parse_filters(added, False) if added else Chain([])
-    false, scores, above, counts, teach = [], [], [], [], []
+    out: list[NDArray[np.integer]] = []
     for part in parts:
         candidates = part.candidates
         kept = part.kept & (chain.verdicts(candidates, reopened.context) == 0)
-        columns = draw(sampler, candidates, kept, config["negatives"], config["seed"], keys[candidates.queries])
+        out.append(draw(sampler, candidates, kept, config["negatives"], config["seed"], keys[candidates.queries]))
+    return out
+
+
+def _tried(
+    reopened: Reopened, subject: Subject, parts: Sequence[Part], drawn: Sequence[NDArray[np.integer]], added: tuple[str, ...],
+    only_with_positives: bool, temperature: float,
+) -> Alternative:  # fmt: skip
+    config = reopened.run.info["config"]
+    false, scores, above, counts, teach, near = [], [], [], [], [], []
+    for part, columns in zip(parts, drawn, strict=True):
+        candidates = part.candidates
         looked = np.isfinite(candidates.positive_scores) | (not only_with_positives)
         real, place = (columns >= 0) & looked[:, None], np.maximum(columns, 0)
         chosen = np.take_along_axis(candidates.scores, place, 1)
@@ -147,6 +168,10 @@ def _tried(
         several = real.sum(1) > 1
         teach.append(row_means(np.where(real & np.isfinite(weight), weight >= TEACHES, np.nan))[several])
         false.append(_relevant(subject, part, place, real))
+        if subject.vectors is not None:
+            near.append(
+                _near(subject.vectors[1], np.where(real, np.take_along_axis(candidates.documents, place, 1), -1))
+            )
     known_false = [each for each in false if each is not None]
     command = " ".join(
         [
@@ -163,7 +188,14 @@ def _tried(
         _mean([each < config["negatives"] for each in counts]) or 0.0,
         f"{command} --out {shlex.quote(str(reopened.run.folder) + '-2')}" if added else "",
         _mean([each[np.isfinite(each)] for each in teach]),
+        _mean(near),
     )
+
+
+def _near(vectors: Any, documents: NDArray[np.integer]) -> NDArray[np.float64]:
+    """float64: the shares of `repeated`, of the queries with negatives."""
+    shares = repeated(vectors, documents)
+    return shares[np.isfinite(shares)]
 
 
 def _of_group(spec: str) -> bool:
@@ -183,11 +215,31 @@ def _mean(values: Sequence[Any]) -> float | None:
     return float(whole.mean()) if len(whole) else None
 
 
-def better_fixes(findings: Sequence[Finding], tried: Sequence[Alternative], most_short: float) -> list[Finding]:
-    """The findings, with fixes that leave enough negatives.
+_DEFAULTS = ("empty", "duplicate", "duplicate:text", "distinct")  # the default filters, as they can be written
+
+_INSTEAD = {
+    "duplicates": KEEP_ONE,
+    "copied": "remove these copies from the corpus, or give copies a common 'group' and add the filter group",
+    "translations": "give a text and its translations a common 'group', and add the filter group",
+}
+
+
+def better_fixes(
+    findings: Sequence[Finding],
+    tried: Sequence[Alternative],
+    most_short: float,
+    config: Mapping[str, Any] | None = None,
+) -> list[Finding]:
+    """The findings, with fixes that leave enough negatives, and that change any.
 
     A margin becomes the widest one that leaves at most `most_short` of the queries with fewer negatives than before; where none does,
-    or another filter leaves too few, the fix says so.
+    or another filter leaves too few, the fix says so. Filters that the run has already, or that change no negative, are not offered.
+
+    Args:
+        findings: the findings.
+        tried: the selections that were tried; the first is the run as it is.
+        most_short: see above.
+        config: the content of `config` in run.json, for the filters of the run.
     """
     before = next((each.short for each in tried if not each.added), 0.0)
     by_filters = {each.added: each for each in tried}
@@ -195,6 +247,11 @@ def better_fixes(findings: Sequence[Finding], tried: Sequence[Alternative], most
     out = []
     for finding in findings:
         (added,) = _added_by([finding])[:1] or [()]
+        useless = _useless(finding, added, by_filters, config or {})
+        if useless:
+            instead = _INSTEAD.get(finding.code, "look at the ids: what are they?")
+            out.append(replace(finding, fix=f"{instead} ({useless})"))
+            continue
         if added and added[0].startswith("margin:") and margins:
             chosen = next((each for each in margins if each.short <= before + most_short), None)
             least = margins[-1]
@@ -209,6 +266,26 @@ def better_fixes(findings: Sequence[Finding], tried: Sequence[Alternative], most
             finding = replace(finding, fix=_with_cost(by_filters[added], tried[0]))
         out.append(finding)
     return out
+
+
+def _useless(
+    finding: Finding, added: tuple[str, ...], tried: Mapping[tuple[str, ...], Alternative], config: Mapping[str, Any]
+) -> str:
+    """Why the selection of a fix would change nothing; empty if it does, or if that is not known."""
+    used = [str(each) for each in config.get("filters", ())]
+    if config.get("default_filters"):
+        used += _DEFAULTS
+        if " --default-filters" in finding.fix:
+            return "the run has the default filters already"
+    if not added or added[0].startswith("margin:"):
+        return ""
+    named = " and ".join(added)
+    if set(added) <= set(used):
+        return f"the run has {named} already"
+    made = tried.get(added)
+    if made is None:
+        return f"the run does not keep what {named} needs" if tried else ""
+    return "" if made.changed else f"tried: {named} changes none of the negatives"
 
 
 def _with_cost(tried: Alternative, now: Alternative) -> str:

@@ -20,6 +20,8 @@ _FLAGS = ("--resume", "--overwrite", "--json")
 IN_WORDS = "mine again, with"  # where the command is not known, such as for a run that was mined from Python
 
 
+_DEPTHS = ("--depth", "--max-depth")
+
 _ENCODING = ("--encoder", "--query-embeddings", "--corpus-embeddings", "--query-prompt", "--document-prompt")
 
 
@@ -54,6 +56,45 @@ def mine_again(info: dict[str, Any], run: str, dropped: Sequence[str] = (), with
         return IN_WORDS
     more = [word for each in filters if each not in without for word in ("--filter", each)]
     return "hardneg " + shlex.join([*kept, *more, "--out", f"{run}-2"])
+
+
+def mine_deeper(info: dict[str, Any], run: str, documents: int) -> str:
+    """The command that mines a run again twice as deep; empty if it had all documents for candidates.
+
+    Queries with too few negatives are searched deeper, up to a largest depth. If that was given, it is raised as well.
+
+    Args:
+        info: the content of run.json.
+        run: the folder of the run.
+        documents: the number of documents.
+
+    >>> info = {"command": ["mine", "a.jsonl", "--out", "run", "--depth", "50", "--max-depth=50"], "resolved": {"depth": 50}}
+    >>> mine_deeper({**info, "config": {"filters": [], "max_depth": 50}}, "run", 1000)
+    'hardneg mine a.jsonl --out run-2 --depth 100 --max-depth 400'
+    >>> mine_deeper({**info, "config": {"filters": [], "max_depth": 50}}, "run", 50)
+    ''
+    """
+    depth = int(info["resolved"]["depth"])
+    if depth >= documents:
+        return ""
+    deeper = min(2 * depth, documents)
+    command = f"{mine_again(info, run, _DEPTHS)} --depth {deeper}"
+    given = info.get("config", {}).get("max_depth") is not None
+    return f"{command} --max-depth {max(deeper, min(4 * deeper, documents))}" if given else command
+
+
+def rejects_most(info: dict[str, Any]) -> str:
+    """The filter of a run that rejects most candidates, in words; empty if none rejects any. Known positives are not counted.
+
+    >>> rejects_most({"counts": {"candidates": 500, "verdicts": {"kept": 100, "known": 50, "empty": 0, "score": 350}}})
+    'score, which rejects most (350 of 500 candidates)'
+    """
+    counts = info.get("counts", {})
+    rejected = {name: int(n) for name, n in counts.get("verdicts", {}).items() if name not in ("kept", "known")}
+    name = max(rejected, key=lambda each: rejected[each], default="")
+    if not rejected.get(name):
+        return ""
+    return f"{name}, which rejects most ({rejected[name]:,} of {int(counts['candidates']):,} candidates)"
 
 
 def with_other_encoder(info: dict[str, Any], run: str, spec: str) -> str:

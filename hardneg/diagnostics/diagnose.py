@@ -168,7 +168,8 @@ def diagnose(
     )  # fmt: skip
     _merge(found.measured, found_by(subject, run))
     tried = alternatives(run, subject, found.findings, progress, temperature)
-    fixed = with_posterior_there(run, better_fixes(found.findings, tried, (thresholds or Thresholds()).few))
+    fixed = better_fixes(found.findings, tried, (thresholds or Thresholds()).few, run.info["config"])
+    fixed = with_posterior_there(run, fixed)
     return replace(found, findings=fixed, alternatives=tried)
 
 

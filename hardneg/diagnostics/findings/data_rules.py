@@ -7,14 +7,13 @@ import shlex
 
 from hardneg.diagnostics.estimates import Estimate, Measurements
 from hardneg.diagnostics.findings.base import Finding, FindingRule
+from hardneg.diagnostics.findings.slice_rules import WorstSlice
 from hardneg.diagnostics.findings.threshold_rule import TaughtOut, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
 _MANY = 0.5  # share of negatives that are positives of other queries from which it is worth saying
 
 _INDEPENDENT = 1.5  # times the share of negatives that independent encoders would both put above the positive
-
-_FAR_Z = 4.0  # standard errors by which a slice must differ: of 100 slices, one differs so much by chance in 300 runs
 
 
 class OthersPositives(FindingRule):
@@ -122,48 +121,6 @@ class CommonPositive(FindingRule):
         return Finding(self.code, severity, text, self.number, float(share), thresholds.common_positive, ids, fix)
 
 
-class WorstSlice(FindingRule):
-    """Reports the slice of the queries that is worst, if it is much worse than all queries together."""
-
-    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
-        """Look for the first slice whose worst measure is far from that of the others, and high."""
-        for row in measured.numbers.get("slices", []):
-            name = row["worst"]
-            whole = _whole(measured, name)
-            if name is None or row["z"] < _FAR_Z or whole is None:
-                continue
-            value = row[name]["value"]
-            limit = max(thresholds.slice_times * whole, whole + thresholds.slice_more)
-            if value <= limit:
-                continue
-            text = (
-                f"queries with {row['by']} {row['value']!r} ({row['queries']:,}) are far worse than the others: "
-                f"{_SAID[name].format(value)} ({row[name]['low']:.0%} to {row[name]['high']:.0%}), {whole:.0%} of all"
-            )
-            fix = "look at these queries alone: filter more strictly, or train without them"
-            return Finding("slice", "warning", text, "slices", float(value), float(limit), [], fix)
-        return None
-
-
-_SAID = {
-    "false_share": "{:.0%} of their negatives are relevant",
-    "above_positive": "{:.0%} of their negatives score above the positive",
-    "positive_lost": "the positive of {:.0%} is not found",
-    "few": "{:.0%} have fewer negatives than asked for",
-}
-
-
-def _whole(measured: Measurements, name: str | None) -> float | None:
-    """The measure of all queries together; None if it was not measured."""
-    if name == "positive_lost":
-        hits = measured.numbers.get("hit_rate")
-        return None if hits is None else 1 - float(hits.value)
-    number = measured.numbers.get(name or "")
-    if number is None:
-        return None
-    return float(number.value if isinstance(number, Estimate) else number)
-
-
 DATA_RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "mislabelled", "mislabelled",
@@ -174,7 +131,8 @@ DATA_RULES: tuple[FindingRule, ...] = (
     PositivesLost(),
     ThresholdRule(
         "near-query", "near_query_positives",
-        "{v:.0%} of the negatives are positives of a query that asks nearly the same: they are relevant",
+        "{v:.0%} of the negatives are positives of a query with nearly the same vector (cosine above 0.95): they are relevant, if it "
+        "asks the same",
         "hardneg calibrate {run} && hardneg select {run} --add-filter {posterior} --out {out}", "near_query", ids="near_query_queries",
     ),
     OthersPositives(),
@@ -194,7 +152,8 @@ DATA_RULES: tuple[FindingRule, ...] = (
     ),
     ThresholdRule(
         "translations", "translations",
-        "{v:.0%} of the negatives say what a positive says, without a word in common: translations, or paraphrases",
+        "{v:.0%} of the negatives have a vector near that of a positive (cosine above 0.9) and hardly a word in common: translations "
+        "or paraphrases, if the encoder knows meaning",
         "hardneg select {run} --add-filter duplicate:near=0.9 --out {out}", "translations", ids="translation_queries",
     ),
     ThresholdRule(

@@ -8,7 +8,8 @@ from hardneg.diagnostics.estimates import Measurements
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.data_rules import DATA_RULES
 from hardneg.diagnostics.findings.false_rules import AboveAnnounced, GroupsDisagree, MaskedMuch, UnknownFalseNegatives
-from hardneg.diagnostics.findings.threshold_rule import Easy, FalseNegatives, ThresholdRule
+from hardneg.diagnostics.findings.near_rules import without_closeness
+from hardneg.diagnostics.findings.threshold_rule import Duplicates, Easy, FalseNegatives, FewNegatives, ThresholdRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
 _FEW = 20  # queries with negatives, below which findings about negatives are held back
@@ -46,15 +47,19 @@ RULES: tuple[FindingRule, ...] = (
         "hardneg select {run} --add-filter margin:relative=0.05 --out {out}",
         info="above_positive", ids="smallest_margin_queries",
     ),
-    ThresholdRule(
-        "duplicates", "near_duplicates", "{v:.0%} of a query's negatives are nearly the same {item} as another of them",
-        "hardneg select {run} --add-filter duplicate:near=0.95 --add-filter distinct --out {out}",
+    Duplicates(
+        "duplicates", "near_duplicates",
+        "{v:.0%} of a query's negatives have nearly the vector of another of them (cosine above 0.95): to the encoder they are nearly "
+        "the same {item}",
+        "{once}",
         "near_duplicates", ids="near_duplicate_documents",
     ),
     ThresholdRule(
         "duplicate-corpus", "corpus_near_duplicates",
-        "{v:.0%} of the documents have a near copy in the corpus: copies of positives become negatives",
-        "hardneg select {run} --add-filter duplicate:near=0.95 --out {out}   # or remove the copies",
+        "{v:.0%} of the documents have nearly the vector of another one (cosine above 0.95): to the encoder they are nearly the same "
+        "{item}, and what is nearly a positive becomes a negative",
+        "keep one of each group of copies in the corpus, and mine again; the filter duplicate:near=0.95 rejects copies "
+        "of a query's own positives alone",
         "corpus_near_duplicates", ids="near_duplicate_documents",
     ),
     ThresholdRule(
@@ -97,14 +102,14 @@ RULES: tuple[FindingRule, ...] = (
         "truncated", "at_longest", "{v:.0%} of the documents are exactly as long as the longest: texts were cut off",
         "cut later, or split long documents into passages", "at_longest",
     ),
-    ThresholdRule(
+    FewNegatives(
         "few-negatives", "few", "{v:.1%} of the queries have fewer negatives than asked for",
-        "{mine} --depth {deeper}   # or loosen the filter with most verdicts",
+        "{deeper}",
         "few", "few_error", "queries_with_few",
     ),
     ThresholdRule(
         "recall", "recall", "the index found {v:.0%} of the nearest documents",
-        "{mine} --index exact", "recall", above=False,
+        "{exact}", "recall", above=False,
     ),
     ThresholdRule(
         "stale", "drift", "the encoder has moved since the negatives were mined (drift {v:.3f})",
@@ -143,4 +148,5 @@ def find(measured: Measurements, thresholds: Thresholds, run: str, rules: Sequen
     if queries >= _FEW and (1 - float(measured.numbers.get("none", 0))) * queries < _FEW:
         # What a handful of queries has left says nothing of the others, whose negatives are missing.
         found = [each for each in found if each.code not in _OF_NEGATIVES]
+    found = without_closeness(found, measured, thresholds)
     return sorted(found, key=lambda each: -SEVERITIES.index(each.severity))

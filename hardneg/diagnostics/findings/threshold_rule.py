@@ -13,6 +13,11 @@ from hardneg.diagnostics.estimates import Estimate, Measurements
 from hardneg.diagnostics.findings.base import Finding, FindingRule
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
+KEEP_ONE = (
+    "keep one of each group of copies in the corpus, and mine again: no filter compares a query's negatives with one another but "
+    "distinct, which rejects equal texts"
+)
+
 
 @dataclass(frozen=True)
 class ThresholdRule(FindingRule):
@@ -23,6 +28,7 @@ class ThresholdRule(FindingRule):
         text, fix: templates of the finding's text and fix. `{v}` stands for the number, and the name of a measurement
             for its value; `{rest}` is 1 less the number. Both may also use `{run}`, `{out}` and `{posterior}`, which are quoted
             for a shell, `{mine}`, the command that mines again, `{otherwise}`, the same with another encoder,
+            `{exact}`, with an exact index,
             `{suits}`, the temperatures that suit the negatives, and `{item}` and `{items}`: what the documents are, texts or pictures.
         info, warning, error: the name of the threshold for each severity; empty for none.
         ids: the name of the measured ids to list as examples; empty for none.
@@ -67,7 +73,7 @@ class ThresholdRule(FindingRule):
                 values = {
                     "mine": measured.numbers.get("mine_again", IN_WORDS),
                     "otherwise": measured.numbers.get("mine_otherwise", f"{IN_WORDS} --encoder st:NAME"),
-                    "deeper": 200,
+                    "exact": measured.numbers.get("mine_exact", f"{IN_WORDS} --index exact"),
                     "items": "texts",
                     **measured.numbers,
                     "v": value,
@@ -105,6 +111,30 @@ class Easy(ThresholdRule):
             return {"nearest": f"{told}: take fewer filters, a lower rank:min, or a better encoder"}
         command = f"hardneg select {values['run']} --sampler top --out {values['out']}"
         return {"nearest": f"{command}   # or a lower rank:min, or a better encoder"}
+
+
+class FewNegatives(ThresholdRule):
+    """Queries with too few negatives: their search went not deep enough, or a filter rejects much."""
+
+    def words(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """`deeper`, what leaves more."""
+        deeper = values.get("mine_deeper", f"{IN_WORDS} a higher --depth")
+        loosen = f"loosen the filter {values.get('rejects_most') or 'with most verdicts'}"
+        if deeper:
+            return {"deeper": f"{deeper}   # or {loosen}"}
+        return {"deeper": f"all documents are candidates already: {loosen}"}
+
+
+class Duplicates(ThresholdRule):
+    """Negatives that nearly repeat one another. Only equal texts can be filtered out."""
+
+    def words(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """`once`, what leaves one of each."""
+        if values.get("distinct_used", True):
+            return {"once": KEEP_ONE}
+        return {
+            "once": f"hardneg select {values['run']} --add-filter distinct --out {values['out']}   # of equal texts"
+        }
 
 
 class TaughtOut(ThresholdRule):

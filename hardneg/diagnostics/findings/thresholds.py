@@ -36,6 +36,8 @@ class Thresholds:
             the share expected by chance.
         rank, rank_error: the effective rank, divided by the largest possible rank.
         mean_cosine_error: the mean cosine of two random documents.
+        all_near: the mean cosine of two random documents, or queries, above which near vectors tell nothing of near texts: less the
+            mean, a cosine of 0.95 is one of 0.8, and a cosine of 0.9 one of 0.6.
         effective: the effective number of negatives at the temperature, divided by the number of negatives.
         temperature_outside: how many times the temperature is above the recommended ones, which are known to a factor of 1.17.
         surface_auc: the AUC of telling negatives from positives by their form.
@@ -87,6 +89,7 @@ class Thresholds:
     rank: float = 0.1
     rank_error: float = 0.03
     mean_cosine_error: float = 0.9
+    all_near: float = 0.75
     effective: float = 0.25
     temperature_outside: float = 1.2
     surface_auc: float = 0.8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hardneg.diagnostics.commands import mine_again, with_other_encoder
+from hardneg.diagnostics.commands import mine_again, mine_deeper, rejects_most, with_other_encoder
 from hardneg.diagnostics.estimates import LISTED, Measurements, names_of
 from hardneg.diagnostics.subject import Subject
 
@@ -16,15 +16,16 @@ def completeness(subject: Subject) -> Measurements:
 
     - `queries`, `documents`: the size of the dataset.
     - `asked`: the requested number of negatives per query.
-    - `mine_again`: the command that mines the run again, for fixes; `mine_otherwise`: the same with another encoder; `deeper`:
-      twice the depth of its search.
-    - `sampler`: how negatives were drawn.
+    - `mine_again`: the command that mines the run again, for fixes; `mine_otherwise`: the same with another encoder; `mine_deeper`:
+      twice as deep, empty if all documents are candidates; `mine_exact`: with an exact index.
+    - `rejects_most`: the filter that rejects most candidates, and how many.
+    - `sampler`: how negatives were drawn; `distinct_used`: whether the filter `distinct` was used.
     - `few`: the share of queries with fewer negatives than requested.
     - `none`: the share of queries without negatives.
     - `no_positive`: the share of queries without positives.
     - `items`: what the documents are, for the words of findings: `texts` or `pictures`.
     """
-    counts = subject.counts
+    counts, config = subject.counts, subject.info.get("config", {})
     total = max(1, len(counts))
     few = np.flatnonzero(counts < subject.asked)
     return Measurements(
@@ -34,8 +35,11 @@ def completeness(subject: Subject) -> Measurements:
             "asked": subject.asked,
             "mine_again": mine_again(subject.info, subject.name),
             "mine_otherwise": with_other_encoder(subject.info, subject.name, "st:NAME"),
-            "deeper": 2 * int(subject.info["resolved"]["depth"]),
-            "sampler": str(subject.info.get("config", {}).get("sampler", "")),
+            "mine_deeper": mine_deeper(subject.info, subject.name, len(subject.pairs.document_ids)),
+            "mine_exact": f"{mine_again(subject.info, subject.name, ('--index', '--recall'))} --index exact",
+            "rejects_most": rejects_most(subject.info),
+            "sampler": str(config.get("sampler", "")),
+            "distinct_used": bool(config.get("default_filters", True)) or "distinct" in config.get("filters", ()),
             "few": len(few) / total,
             "none": float((counts == 0).mean()) if len(counts) else 0.0,
             "no_positive": float((subject.pairs.positives.lengths == 0).mean()) if len(counts) else 0.0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -40,17 +42,25 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
     if subject.vectors is None:
         return out
     rows = sampled(len(subject.pairs), 2000, rng)
-    documents = subject.documents[rows]
-    flat = unit(subject.vectors[1], np.maximum(documents, 0).ravel()).reshape(*documents.shape, -1)
-    near = flat @ flat.transpose(0, 2, 1) > _NEAR
-    near &= np.tri(near.shape[1], k=-1, dtype=bool) & (documents >= 0)[:, None, :]
-    repeated = np.where(documents >= 0, near.any(2), np.nan)
-    out.numbers["near_duplicates"] = Estimate.share_of(row_means(repeated))
+    out.numbers["near_duplicates"] = Estimate.share_of(repeated(subject.vectors[1], subject.documents[rows]))
     out.numbers["corpus_near_duplicates"], repeated_rows = _copied(subject, rng)
     out.ids["near_duplicate_documents"] = names_of(subject.pairs.document_ids, repeated_rows[:LISTED])
     sample = sampled(len(subject.pairs.document_ids), _CLUSTERED, rng)
     out.numbers |= _clusters(subject, unit(subject.vectors[1], sample), rng)
     return out
+
+
+def repeated(vectors: Any, documents: NDArray[np.integer]) -> NDArray[np.float64]:
+    """float64 `[n]`: of each query's negatives, the share with a cosine above 0.95 with an earlier one; NaN for a query without any.
+
+    Args:
+        vectors: float `[N, d]`, those of the documents.
+        documents: int `[n, K]`, the negatives; -1 is padding.
+    """
+    flat = unit(vectors, np.maximum(documents, 0).ravel()).reshape(*documents.shape, -1)
+    near = flat @ flat.transpose(0, 2, 1) > _NEAR
+    near &= np.tri(near.shape[1], k=-1, dtype=bool) & (documents >= 0)[:, None, :]
+    return row_means(np.where(documents >= 0, near.any(2), np.nan))
 
 
 def _copied(subject: Subject, rng: np.random.Generator) -> tuple[Estimate, NDArray[np.int64]]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.diagnostics.estimates import Estimate, Measurements, row_means, sampled
+from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, row_means, sampled
 from hardneg.diagnostics.measures.false_share import shares_of
 from hardneg.diagnostics.measures.found_positives import nearest
 from hardneg.diagnostics.measures.languages import guessed_language
@@ -130,8 +130,10 @@ def slices(subject: Subject) -> Measurements:
     """Measure every slice of the queries.
 
     The number `slices` is a list, the worst first: for each slice `by`, `value`, `queries` (how many), the measures of
-    `slice_measures` as {value, low, high}, and `worst`: the measure in which it differs most from the other queries, with `z`, the
-    difference divided by its standard error. `sliced_queries` is the number of queries whose texts were read.
+    `slice_measures` as {value, low, high, z}, with `z` the difference from the other queries, divided by its standard error;
+    `worst`, the measure with the highest `z`, and that `z`; and `ids`, some of its queries, those first that are worst in all
+    measures together.
+    `sliced_queries` is the number of queries whose texts were read.
     """
     measures = slice_measures(subject)
     out: list[dict[str, Any]] = []
@@ -145,10 +147,13 @@ def slices(subject: Subject) -> Measurements:
                 estimate = Estimate.share_of(values[here])
                 if not np.isfinite(estimate.value):
                     continue
-                row[name] = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
                 scores[name] = _z(values[here], values[inside & ~here])
+                row[name] = {"value": estimate.value, "low": estimate.low, "high": estimate.high, "z": scores[name]}
             worst = max(scores, key=lambda name: scores[name], default=None)
             row |= {"worst": worst, "z": None if worst is None else scores[worst]}
+            members = np.flatnonzero(here)
+            order = np.argsort(-np.nansum([values[members] for values in measures.values()], axis=0), kind="stable")
+            row["ids"] = names_of(subject.pairs.query_ids, members[order[:LISTED]])
             out.append(row)
     out.sort(key=lambda row: -np.inf if row["z"] is None else -row["z"])
     return Measurements({"slices": out, "sliced_queries": min(len(subject.pairs), _TEXTS)})

@@ -38,10 +38,9 @@ class Flags:
         """The places in `codes` of the findings that concern each of these queries."""
         return [np.flatnonzero(each).tolist() for each in self.concerned[:, rows].T]
 
-    @property
-    def counts(self) -> list[int]:
-        """The number of queries that each finding concerns."""
-        return [int(count) for count in self.concerned.sum(1)]
+    def counts(self, rows: NDArray[np.int64]) -> list[int]:
+        """How many of these queries each finding concerns. Of most findings only some queries are named, so not how many there are."""
+        return [int(count) for count in self.concerned[:, rows].sum(1)]
 
 
 def flagged(subject: Subject, findings: list[Finding]) -> Flags:

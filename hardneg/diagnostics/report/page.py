@@ -58,7 +58,7 @@ class Page:
         columns: the heads of that table.
         heading: the heading of the findings.
         alternatives: the table of what fixes would do; its first row is the head.
-        flags: the number of queries that a finding concerns, by its code.
+        flags: how many of the queries of the table a finding is known to concern, by its code.
         queries: the data of the table of queries, see `hardneg.diagnostics.report.queries`; None for no table.
         slices: for each way to slice the queries, `names` and, for each query of the table, `of`: the place of its slice in them.
         slice_rows: the table of slices, the worst first; its first row is the head.
@@ -132,7 +132,7 @@ def report_page(found: Diagnosis, run: Run, most: int = QUERIES, judgements: str
         charts=charts(found, queries.pop("rejected_scores"), divided),
         numbers=number_rows(found.to_json()["numbers"]),
         alternatives=_alternatives(found.alternatives),
-        flags=dict(zip(flags.codes, flags.counts, strict=True)),
+        flags=dict(zip(flags.codes, flags.counts(chosen.rows), strict=True)),
         queries=queries if len(chosen.rows) else None,
         slices={each.by: {"names": each.values, "of": each.labels[chosen.rows].tolist()} for each in divided},
         slice_rows=_slice_rows(found.measured.numbers.get("slices", [])),
@@ -178,6 +178,7 @@ def _alternatives(tried: Sequence[Alternative]) -> list[tuple[str, ...]]:
         "mean score",
         "above positive",
         "still teach",
+        "near one another",
         "queries left short",
         "command",
     )
@@ -188,6 +189,7 @@ def _alternatives(tried: Sequence[Alternative]) -> list[tuple[str, ...]]:
             f"{each.mean_score:.3f}",
             f"{each.above_positive:.1%}",
             "not known" if each.teaching is None else f"{each.teaching:.1%}",
+            "not known" if each.near_duplicates is None else f"{each.near_duplicates:.1%}",
             f"{each.short:.1%}",
             each.command if each.added else "",
         )
