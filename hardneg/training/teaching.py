@@ -73,7 +73,7 @@ class Teaching:
         if run is None:
             raise UsageError(
                 f"distill={spec!r} needs the scores of a teacher: mine a run, score it with hardneg score RUN --scorer "
-                f"cross-encoder:NAME, and train with --run RUN"
+                f"cross-encoder:NAME (or --scores FILE), and train with --run RUN"
             )
         self.scores = Teachers(run.folder / "teacher", pairs).named(self.options.teacher)
         mined = Mined.of_run(run)
@@ -83,7 +83,7 @@ class Teaching:
         if not found.any():
             raise UsageError(
                 f"the teacher {self.options.teacher!r} of {run.folder} has scored none of the candidates that may be negatives: "
-                f"hardneg score {run.folder} --scorer {self.scores.info['scorer']} --only kept"
+                f"{self.scores.more('kept')}"
             )
 
     def warning(self) -> str | None:
@@ -92,7 +92,7 @@ class Teaching:
             return None
         return (
             f"the teacher has scored {self.share:.0%} of the candidates that may be negatives; the others do not count in the "
-            f"distillation"
+            f"distillation. To score them: {self.scores.more('kept')}"
         )
 
     def loss(
