@@ -340,4 +340,15 @@ def test_a_warning_names_what_would_score_the_rest(run: Run, table: Table, tmp_p
         score(run, scores=write_lines(table[::2], tmp_path / "half.jsonl"))
     told = str(Teaching("kl", run, run.pairs()).warning())
     assert f"hardneg score {run.folder} --scores FILE --overwrite, where FILE has their scores too" in told
-    assert Teachers(run.folder / "teacher", run.pairs()).names == ["ends", "teacher"]
+    bare = [row for row in table if row[:2] not in positives_of(run)]
+    with pytest.warns(HardnegWarning, match="40 of 40 positives have no score"):
+        score(run, scores=write_lines(bare, tmp_path / "bare.jsonl"), name="bare")
+    told = str(Teaching("kl:teacher=bare", run, run.pairs()).warning())
+    assert told.startswith(
+        "the teacher has scored 0% of the positives; the queries of the others compare their negatives alone"
+    )
+    with pytest.raises(
+        UsageError, match=r"none of the positives, which margin-mse compares with: hardneg score .* --name bare"
+    ):
+        Teaching("margin-mse:teacher=bare", run, run.pairs())
+    assert Teachers(run.folder / "teacher", run.pairs()).names == ["bare", "ends", "teacher"]

@@ -79,7 +79,7 @@ def read_score_file(path: Path, pairs: Pairs) -> FileScores:
         known = np.flatnonzero((rows >= 0) & (columns >= 0))
         keys.append(pair_keys(rows[known], columns[known], size))
         values.append(scores[known].astype(np.float32))
-        places.append(seen + known)
+        places.append((seen + known).astype(np.int64))
         seen += len(scores)
 
     total = read_scores(path, add)
@@ -180,7 +180,7 @@ def scores_by_part(
         counts.positives += int(relevant.sum())
         counts.of_positives += len(positives)
         counts.left_out += int((listed & ~wanted).sum())
-        strangers.append(low + np.flatnonzero(~relevant & ~listed))
+        strangers.append((low + np.flatnonzero(~relevant & ~listed)).astype(np.int64))
         taken = relevant | wanted
         if taken.any():
             parts.append((part.number, keys[taken], scores[taken]))

@@ -16,6 +16,8 @@ from hardneg.mining.run import Run
 from hardneg.mining.spec_options import SpecOptions, split_spec
 from hardneg.mining.teachers import TEACHER, Teachers
 
+_ALL = 0.999  # a share of scores from which on none is said to be missing
+
 _SAMPLE = 1000  # queries whose candidates are looked at before the training begins
 
 
@@ -65,7 +67,8 @@ class Teaching:
         pairs: the training data.
 
     Raises:
-        UsageError: there is no run, it has no such teacher, or the teacher has scored none of its candidates.
+        UsageError: there is no run, it has no such teacher, or the teacher has scored none of its candidates, or, for
+            `margin-mse`, none of the positives.
     """
 
     def __init__(self, spec: str, run: Run | None, pairs: Pairs) -> None:
@@ -85,15 +88,26 @@ class Teaching:
                 f"the teacher {self.options.teacher!r} of {run.folder} has scored none of the candidates that may be negatives: "
                 f"{self.scores.more('kept')}"
             )
+        listed = pairs.positives.take(rows).padded()
+        known = np.isfinite(self.scores.of(rows, listed)) & (listed >= 0)
+        self.positives = float(known.sum() / max(1, (listed >= 0).sum()))
+        if self.options.kind == "margin-mse" and not known.any():
+            raise UsageError(
+                f"the teacher {self.options.teacher!r} of {run.folder} has scored none of the positives, which margin-mse "
+                f"compares with: {self.scores.more('kept')}"
+            )
 
     def warning(self) -> str | None:
-        """What to say of candidates without scores; None if there are none."""
-        if self.share > 0.999:
+        """What to say of candidates and positives without scores; None if there are none."""
+        lacking = []
+        if self.share <= _ALL:
+            lacking.append(f"{self.share:.0%} of the candidates that may be negatives; the others do not count")
+        if self.positives <= _ALL:
+            without = "are left out" if self.options.kind == "margin-mse" else "compare their negatives alone"
+            lacking.append(f"{self.positives:.0%} of the positives; the queries of the others {without}")
+        if not lacking:
             return None
-        return (
-            f"the teacher has scored {self.share:.0%} of the candidates that may be negatives; the others do not count in the "
-            f"distillation. To score them: {self.scores.more('kept')}"
-        )
+        return f"the teacher has scored {', and '.join(lacking)} in the distillation. To score them: {self.scores.more('kept')}"
 
     def loss(
         self,
