@@ -28,7 +28,8 @@ _ARGUMENTS = {
     **dict.fromkeys(("out", "cache", "split", "corpus", "text-column", "query-column", "positive-column", "id-column"), _NAME),
     **dict.fromkeys(("document-id-column", "image-column", "image-root", "index-device", "devices", "sampler", "fusion"), _NAME),
     **dict.fromkeys(("candidates", "posterior", "predictions", "judged", "run", "lora", "freeze", "name", "query-prompt"), _NAME),
-    **dict.fromkeys(("document-prompt", "distill", "encoder"), _NAME),
+    **dict.fromkeys(("document-prompt", "distill", "encoder", "scorer", "scores"), _NAME),
+    "only": rf"{_NAME}|(?:all|kept)\b|first:\w+",
 }  # fmt: skip
 
 # A value that is not known as one: the option and it stay as they are. What are no values are the words of a sentence.

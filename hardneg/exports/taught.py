@@ -45,10 +45,8 @@ def taught_by(teacher: TeacherScores, docs: Docs, queries: NDArray[np.integer]) 
     scores = teacher.of(each, docs.lists.values[:, None])[:, 0]
     missing = int(np.isnan(scores).sum())
     if missing:
-        run = teacher.folder.parent.parent
-        name = "" if teacher.folder.name == TEACHER else f" --name {teacher.folder.name}"
         raise UsageError(
-            f"the teacher {teacher.folder.name!r} has not scored {missing:,} of {len(scores):,} documents of this export: hardneg "
-            f"score {run} --scorer {teacher.info['scorer']} --only kept{name}"
+            f"the teacher {teacher.folder.name!r} has not scored {missing:,} of {len(scores):,} documents of this export: "
+            f"{teacher.more('kept')}"
         )
     return replace(docs, scores=scores)

@@ -78,13 +78,13 @@ def _taught(digest: str, candidates: Candidates, context: Context) -> Float:
     if teacher is None:
         raise UsageError(
             f"the posterior looks at the scores of a teacher ({digest}...), which this run does not have: score it with the same one "
-            f"(hardneg score RUN --scorer ...), or calibrate again"
+            f"(hardneg score RUN --scorer ..., or --scores FILE), or calibrate again"
         )
     scores = teacher.of(candidates.queries, candidates.documents)
     missing = int(np.isnan(scores).sum())
     if missing:
         raise UsageError(
-            f"the teacher {teacher.folder.name!r} has not scored {missing:,} candidates that the posterior asks for: hardneg score "
-            f"{teacher.folder.parent.parent} --scorer {teacher.info['scorer']} --name {teacher.folder.name}"
+            f"the teacher {teacher.folder.name!r} has not scored {missing:,} candidates that the posterior asks for: "
+            f"{teacher.more()}"
         )
     return scores

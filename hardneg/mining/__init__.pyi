@@ -10,6 +10,7 @@ from hardneg.mining.run import Run as Run
 from hardneg.mining.samplers import Sampler as Sampler
 from hardneg.mining.score import Scored as Scored
 from hardneg.mining.score import score as score
+from hardneg.mining.score_file import FileCounts as FileCounts
 from hardneg.mining.select import SelectOptions as SelectOptions
 from hardneg.mining.specs import parse_filter as parse_filter
 from hardneg.mining.specs import parse_filters as parse_filters

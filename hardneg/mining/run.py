@@ -198,8 +198,8 @@ class Run:
             self.info = chosen.info
         return chosen
 
-    def score(self, scorer: str, **options: Any) -> Any:
-        """Score positives and candidates with a teacher, and keep the scores in the run, see `hardneg.score`."""
+    def score(self, scorer: str | None = None, **options: Any) -> Any:
+        """Score positives and candidates with a teacher, or by a file (`scores=`), and keep that in the run, see `hardneg.score`."""
         return registry.verb("score")(self, scorer, **options)
 
     def export(self, format: str, out: str | Path, **options: Any) -> Any:

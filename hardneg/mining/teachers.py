@@ -1,6 +1,6 @@
-"""The scores of teachers that a run keeps: of a cross-encoder or another encoder, for its positives and candidates.
+"""The scores of teachers that a run keeps: of a cross-encoder, another encoder or a file, for its positives and candidates.
 
-    teacher/NAME/teacher.json      the scorer, the hash of its weights, and the hashes of the texts
+    teacher/NAME/teacher.json      the scorer, the hash of its weights or of the file's scores, and the hashes of the texts
     teacher/NAME/part-*.parquet    query_id, document_id, score: one row for each pair that was scored
     teacher/NAME/chunk-*.parquet   the same of some queries, while a part is unfinished
 
@@ -31,6 +31,8 @@ from hardneg.storage.files import atomic_path
 from hardneg.storage.json_files import read_json, write_json
 
 TEACHER = "teacher"  # the name of a teacher, unless another one is given
+
+FROM_FILE = "scores:"  # begins the scorer of scores that were read from a file
 
 PART_QUERIES = 4096  # queries in each file, as in the parts of a run
 
@@ -118,6 +120,25 @@ class TeacherScores:
         """Read the parts anew when they are next needed."""
         self._parts.clear()
 
+    def add(self, number: int, keys: Int, scores: Float) -> None:
+        """Add pairs to one part, `[m]` each, that it does not have yet, in any order; read anew when they are next needed."""
+        known, values = self.part(number)
+        every = np.concatenate([known, keys])
+        order = np.argsort(every, kind="stable")
+        self.write(self.folder / f"part-{number:05d}.parquet", every[order], np.concatenate([values, scores])[order])
+        self.forget()
+
+    def more(self, only: str = "all") -> str:
+        """The command that scores those of these candidates that have no score yet, and what to do for it."""
+        run, name = self.folder.parent.parent, "" if self.folder.name == TEACHER else f" --name {self.folder.name}"
+        scorer = str(self.info["scorer"])
+        if scorer.startswith(FROM_FILE):
+            return (
+                f"hardneg score {run} --scores FILE --overwrite{name}, where FILE has their scores too (their ids are in "
+                f"{run}/candidates and {run}/negatives.parquet)"
+            )
+        return f"hardneg score {run} --scorer {scorer} --only {only}{name}"
+
     def read(self, path: Path) -> tuple[Int, Float]:
         """The scored pairs in a file; RunError if it is damaged, or holds unknown ids."""
         check_regular(path, RunError)
@@ -189,7 +210,7 @@ class Teachers:
             known = f" The run has: {', '.join(names)}." if names else ""
             raise UsageError(
                 f"{self.folder.parent} has no scores of a teacher {name!r}.{suggestion(name, names) if names else ''}{known} Make "
-                f"them with: hardneg score {self.folder.parent} --scorer cross-encoder:NAME{more}"
+                f"them with: hardneg score {self.folder.parent} --scorer cross-encoder:NAME{more} (or --scores FILE)"
             )
         if name not in self._opened:
             self._opened[name] = TeacherScores(self.folder / name, self.pairs)
@@ -211,9 +232,11 @@ def start(folder: Path, pairs: Pairs, scorer: str, fingerprint: str) -> TeacherS
     if path.exists():
         opened = TeacherScores(folder, pairs)
         if opened.fingerprint != fingerprint:
+            read = scorer.startswith(FROM_FILE) or str(opened.info["scorer"]).startswith(FROM_FILE)
+            others = "which are not" if read else "whose weights or settings are others than"
             raise UsageError(
-                f"{folder} holds scores of {opened.info['scorer']}, whose weights or settings are others than those of {scorer}: "
-                f"give these another --name, or replace them with --overwrite"
+                f"{folder} holds scores of {opened.info['scorer']}, {others} those of {scorer}: give these another --name, or replace "
+                f"them with --overwrite"
             )
         return opened
     digests: Mapping[str, Any] = {side: pairs.digests[side] for side in ("queries", "documents")}

@@ -16,6 +16,8 @@ from hardneg.mining.run import Run
 from hardneg.mining.spec_options import SpecOptions, split_spec
 from hardneg.mining.teachers import TEACHER, Teachers
 
+_ALL = 0.999  # a share of scores from which on none is said to be missing
+
 _SAMPLE = 1000  # queries whose candidates are looked at before the training begins
 
 
@@ -65,7 +67,8 @@ class Teaching:
         pairs: the training data.
 
     Raises:
-        UsageError: there is no run, it has no such teacher, or the teacher has scored none of its candidates.
+        UsageError: there is no run, it has no such teacher, or the teacher has scored none of its candidates, or, for
+            `margin-mse`, none of the positives.
     """
 
     def __init__(self, spec: str, run: Run | None, pairs: Pairs) -> None:
@@ -73,7 +76,7 @@ class Teaching:
         if run is None:
             raise UsageError(
                 f"distill={spec!r} needs the scores of a teacher: mine a run, score it with hardneg score RUN --scorer "
-                f"cross-encoder:NAME, and train with --run RUN"
+                f"cross-encoder:NAME (or --scores FILE), and train with --run RUN"
             )
         self.scores = Teachers(run.folder / "teacher", pairs).named(self.options.teacher)
         mined = Mined.of_run(run)
@@ -83,17 +86,28 @@ class Teaching:
         if not found.any():
             raise UsageError(
                 f"the teacher {self.options.teacher!r} of {run.folder} has scored none of the candidates that may be negatives: "
-                f"hardneg score {run.folder} --scorer {self.scores.info['scorer']} --only kept"
+                f"{self.scores.more('kept')}"
+            )
+        listed = pairs.positives.take(rows).padded()
+        known = np.isfinite(self.scores.of(rows, listed)) & (listed >= 0)
+        self.positives = float(known.sum() / max(1, (listed >= 0).sum()))
+        if self.options.kind == "margin-mse" and not known.any():
+            raise UsageError(
+                f"the teacher {self.options.teacher!r} of {run.folder} has scored none of the positives, which margin-mse "
+                f"compares with: {self.scores.more('kept')}"
             )
 
     def warning(self) -> str | None:
-        """What to say of candidates without scores; None if there are none."""
-        if self.share > 0.999:
+        """What to say of candidates and positives without scores; None if there are none."""
+        lacking = []
+        if self.share <= _ALL:
+            lacking.append(f"{self.share:.0%} of the candidates that may be negatives; the others do not count")
+        if self.positives <= _ALL:
+            without = "are left out" if self.options.kind == "margin-mse" else "compare their negatives alone"
+            lacking.append(f"{self.positives:.0%} of the positives; the queries of the others {without}")
+        if not lacking:
             return None
-        return (
-            f"the teacher has scored {self.share:.0%} of the candidates that may be negatives; the others do not count in the "
-            f"distillation"
-        )
+        return f"the teacher has scored {', and '.join(lacking)} in the distillation. To score them: {self.scores.more('kept')}"
 
     def loss(
         self,

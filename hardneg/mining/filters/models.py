@@ -118,10 +118,7 @@ class Teacher(Filter):
             lambda rows, each: teacher.of(candidates.queries[rows], each),
         )
         if np.isnan(positives.values).any():
-            raise UsageError(
-                f"the teacher {self.scorer!r} has not scored all positives: hardneg score {teacher.folder.parent.parent} --scorer "
-                f"{teacher.info['scorer']}{'' if self.scorer == TEACHER else f' --name {self.scorer}'}"
-            )
+            raise UsageError(f"the teacher {self.scorer!r} has not scored all positives: {teacher.more()}")
         keep: Mask = ~np.isnan(scores)
         keep &= ~(scores > (np.inf if self.max is None else np.float32(self.max)))
         return keep & below_margin(scores, lowest_scores(positives)[:, None], self.margin, self.relative)

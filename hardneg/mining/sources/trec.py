@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from array import array
 from dataclasses import dataclass
@@ -13,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.data.readers.rows import exists, opened
+from hardneg.data.readers.rows import exists
+from hardneg.data.readers.trec_lines import FORMS, OnlyRanks, trec_lines
 from hardneg.data.texts import shown
 from hardneg.errors import DataError, UsageError, first_few
 from hardneg.index.base import Neighbors
@@ -21,9 +21,6 @@ from hardneg.mining.sources.base import CandidateSource, OpenSource, SourceInput
 from hardneg.mining.spec_options import SpecOptions
 from hardneg.storage.arrays import Ragged, pair_keys
 from hardneg.storage.files import sha256_file
-
-_SHORT = 3  # fields of a line without rank and tag
-_FORMS = "lines of 'query-id Q0 document-id rank score tag' (TREC) or 'query-id document-id score' (Tevatron)"
 
 _FEW = 3  # unknown ids that a note names
 
@@ -108,30 +105,21 @@ def _read(path: Path, spec: str, pairs: Pairs) -> Columns:
     )
     rows, found, ranks, scores = array("q"), array("q"), array("d"), array("d")
     strange: tuple[dict[str, int], dict[str, int]] = ({}, {})
-    total = width = 0
-    only_ranks = _OnlyRanks()
-    with opened(path) as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            total += 1
-            query, document, rank, score, fields = _fields(line, path, number)
-            if (fields == _SHORT) != ((width or fields) == _SHORT):
-                raise DataError(f"{path}, line {number}: {fields} fields, but the lines before have {width}: {_FORMS}")
-            width = fields
-            if fields == _SHORT:
-                only_ranks.look(query, score)
-            row, place = queries.get(query), documents.get(document)
-            if row is None or place is None:
-                side, id = (0, query) if row is None else (1, document)
-                strange[side][id] = strange[side].get(id, 0) + 1
-                continue
-            rows.append(row)
-            found.append(place)
-            ranks.append(rank)
-            scores.append(score)
+    total, only_ranks = 0, OnlyRanks()
+    for line in trec_lines(path):
+        total += 1
+        only_ranks.look(line)
+        row, place = queries.get(line.query), documents.get(line.document)
+        if row is None or place is None:
+            side, id = (0, line.query) if row is None else (1, line.document)
+            strange[side][id] = strange[side].get(id, 0) + 1
+            continue
+        rows.append(row)
+        found.append(place)
+        ranks.append(line.rank)
+        scores.append(line.score)
     if not total:
-        raise DataError(f"{path} is empty: {_FORMS}")
+        raise DataError(f"{path} is empty: {FORMS}")
     if only_ranks:
         raise DataError(
             f"{path}: the third of its three columns counts 1, 2, 3, ... for each query: ranks, as in rankings of MS MARCO, and a "
@@ -152,45 +140,6 @@ def _read(path: Path, spec: str, pairs: Pairs) -> Columns:
     return (
         np.array(rows, np.int64), np.array(found, np.int64), np.array(ranks, np.float64), np.array(scores, np.float64), notes,
     )  # fmt: skip
-
-
-class _OnlyRanks:
-    """Whether the third column of a file with three counts from 1 for each query, in a file that has a second rank."""
-
-    def __init__(self) -> None:
-        self.last: dict[str, int] = {}
-        self.counts, self.some = True, False
-
-    def look(self, query: str, value: float) -> None:
-        if self.counts:
-            rank = self.last.get(query, 0) + 1
-            self.counts, self.some = value == rank, self.some or rank > 1
-            self.last[query] = rank
-
-    def __bool__(self) -> bool:
-        return self.counts and self.some
-
-
-def _fields(line: bytes, path: Path, number: int) -> tuple[str, str, float, float, int]:
-    """(query id, document id, rank, score, number of fields) of a line. In a line of three, the rank is its number in the file."""
-    try:
-        fields = line.decode("utf-8-sig" if number == 1 else "utf-8").split()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}, line {number}: not UTF-8 ({error})") from None
-    count = len(fields)
-    if count not in (_SHORT, 5, 6):
-        raise DataError(f"{path}, line {number}: {count} fields ({shown(' '.join(fields))}), expected: {_FORMS}")
-    if count == _SHORT:
-        fields = [fields[0], "Q0", fields[1], str(number), fields[2]]
-    try:
-        rank, score = float(fields[3]), float(fields[4])
-    except ValueError:
-        rank, score = math.nan, math.nan
-    if not (math.isfinite(rank) and math.isfinite(score) and abs(score) < 3e38):
-        raise DataError(
-            f"{path}, line {number}: rank {shown(fields[3])} and score {shown(fields[4])} must be finite numbers"
-        )
-    return fields[0], fields[2], rank, score, count
 
 
 def trec_from_spec(v: SpecOptions) -> CandidateSource:
