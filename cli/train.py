@@ -228,7 +228,7 @@ def _number(
     "--freeze",
     multiple=True,
     metavar="PATTERN",
-    help="Parameters that are not trained, by a pattern of their names, such as '*.embeddings.*'; query or document: a tower.",
+    help="Parameters that are not trained, by a pattern of their names, such as '*.embeddings.*'.",
 )
 @click.option(
     "--learning-rate-of",
