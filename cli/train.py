@@ -318,10 +318,12 @@ def train(
         raise click.UsageError("--resume and --overwrite exclude each other")
     from hardneg.mining.run import Run
     from hardneg.training.evaluation_set import EvaluationSet
+    from hardneg.training.folder import check_folder
     from hardneg.training.self_supervised import two_views
     from hardneg.training.train import train as run_train
 
     sources, options = sources_of(ctx, source, more_sources), _options(given)
+    check_folder(Path(out), resume=given["resume"], overwrite=given["overwrite"])  # before all is read for nothing
     if given["threads"] is not None:
         import torch
 

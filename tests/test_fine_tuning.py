@@ -179,8 +179,8 @@ def test_a_rate_that_fits_nothing_is_refused_before_anything_is_encoded(
     for work in ("fit", "encode"):
         monkeypatch.setattr(model, work, lambda *given, work=work, **more: pytest.fail(f"{work} was called"))
     there = "from Python only, as in .*hardneg.Towers" if pattern == "document" else "Parameters are called query_tower"
+    options = TrainOptions(**SMALL, learning_rates=(f"{pattern}=1e-6",))
     with pytest.raises(UsageError, match=f"no parameter fits the pattern .*{there}"):
-        options = TrainOptions(**SMALL, learning_rates=(f"{pattern}=1e-6",))
         hardneg.train(made_pairs(), model, tmp_path / "out", options, **QUIET)
     assert not (tmp_path / "out").exists()
 
