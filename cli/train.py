@@ -24,6 +24,7 @@ from .options import (
 from .reading import reading
 from .show import LiveNumbers, print_training, progress_bars, warn
 from .train_inputs import model_of
+from .train_next import mine_with_it
 from .train_sources import read_sources, sources_of
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def _number(
     metavar="SOURCE[:WEIGHT]",
     help="A further dataset to train on; repeat the option for several. Each batch, its negatives included, is of one source. "
     "scifact:2.0: an epoch goes through its pairs twice; 0.1: through a tenth of them, others each time. SOURCE takes a weight as "
-    "well. All options for reading hold for all sources.",
+    "well. Options that name columns hold for the sources that have these, all others for all.",
 )
 @reading("train", "Split of SOURCE to train on.")
 @click.option(
@@ -333,7 +334,7 @@ def train(
     model = model_of(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:
-        pairs, measured = read_sources(sources, given, leads, progress)
+        pairs, measured, read_with = read_sources(sources, given, leads, progress)
         evaluation: Any = None
         if isinstance(measured, dict):
             evaluation = {name: EvaluationSet(each, zero_shot=given["zero_shot"]) for name, each in measured.items()}
@@ -355,7 +356,8 @@ def train(
     else:
         kind = given["encoder"].partition(":")[0]
         known = kind if kind in ("hashed", "st", "glyphs", "open_clip") else None
-        print_training(result, out, sources[0].spec, known, given["corpus"] or ())
+        further = [] if known is None else mine_with_it(ctx, sources, read_with, f"{known}:{out}", result)
+        print_training(result, out, further)
 
 
 def _options(given: dict[str, Any]) -> TrainOptions:
