@@ -9,6 +9,7 @@ import click
 
 from .judge_options import asked_options, judge_options
 from .main import print_json
+from .options import SEED, SHARE
 from .plain import plain, quoted
 from .show import progress_bars
 
@@ -22,7 +23,7 @@ from .show import progress_bars
 )
 @click.option(
     "--alpha",
-    type=float,
+    type=SHARE,
     default=0.05,
     show_default=True,
     metavar="SHARE",
@@ -82,7 +83,7 @@ from .show import progress_bars
     help="File that a model filled: draw from it the pairs that a person should check, more where its answers vary.",
 )
 @judge_options
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of the sample.")
+@click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Seed of the sample.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers of pairs as one JSON object on stdout.")
 def judge(
     run: str, out: Path, posterior: str | None, overwrite: bool, as_json: bool, judge_spec: str | None, **given: Any

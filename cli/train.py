@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,7 +16,10 @@ from .options import (
     FILTER_HELP,
     FILTERS_AND_SAMPLERS,
     NO_DEFAULT_FILTERS_HELP,
+    SEED_OF_MODELS,
+    THREADS,
     Command,
+    Finite,
     Renamed,
     filter_spec,
 )
@@ -46,18 +48,8 @@ _SECTIONS = {
 }
 
 
-class _Finite(click.FloatRange):
-    """A number within limits; unlike click's own type, it accepts neither NaN nor infinity."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found: float = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return found
-
-
 def _number(
-    name: str, low: float, text: str, high: float | None = None, *, below: bool = False
+    name: str, low: float, text: str, high: float | None = None, *, above: bool = False, below: bool = False
 ) -> Callable[[Command], Command]:
     """An option for a number of at least `low`: an integer if `low` is one, otherwise any finite number.
 
@@ -65,12 +57,12 @@ def _number(
         name: the name of the option.
         low: the lowest value.
         text: the help text.
-        high: the highest value of a number that is no integer; None: none.
-        below: whether the number must be below `high`.
+        high: the highest value; None: none.
+        above, below: whether a number that is no integer must differ from `low`, and from `high`.
     """
     if isinstance(low, int):
-        return click.option(name, type=click.IntRange(low), metavar="N", help=text)
-    return click.option(name, type=_Finite(low, high, max_open=below), metavar="X", help=text)
+        return click.option(name, type=click.IntRange(low, high), metavar="N", help=text)
+    return click.option(name, type=Finite(low, high, min_open=above, max_open=below), metavar="X", help=text)
 
 
 @click.command(cls=Renamed, sections=_SECTIONS, epilog=FILTERS_AND_SAMPLERS)
@@ -131,7 +123,7 @@ def _number(
     1.0,
     below=True,
 )
-@_number("--epochs", 0.0, "Number of passes over the pairs.  [default: 3]")
+@_number("--epochs", 0.0, "Number of passes over the pairs.  [default: 3]", 1e9, above=True)
 @_number("--steps", 1, "Number of steps (weight updates), instead of --epochs.")
 @_number("--batch-size", 1, "Pairs per batch.  [default: 64]")
 @click.option(
@@ -142,7 +134,7 @@ def _number(
 )
 @_number("--accumulate", 1, "Batches per step (gradient accumulation).  [default: 1]")
 @_number("--mini-batch-size", 1, "Texts encoded at once, so that a batch can be larger than memory (gradient caching).")
-@_number("--workers", 0, "Processes that prepare batches; 0: the training process itself.  [default: 0]")
+@_number("--workers", 0, "Processes that prepare batches; 0: the training process itself.  [default: 0]", 1024)
 @_number("--negatives", 0, "Mined negatives for each query; 0: in-batch negatives only.  [default: 4]")
 @click.option(
     "--negative-sampling",
@@ -176,6 +168,7 @@ def _number(
     0.0,
     "Share of the documents that a refresh encodes; the vectors of the others are drift-compensated.  [default: 1]",
     1.0,
+    above=True,
 )
 @_number("--depth", 1, "Candidates for each query.  [default: 50]")
 @_number(
@@ -210,7 +203,12 @@ def _number(
     help="What vectors are compared by, in the loss, by the miner and in evaluations: cosine · ip (inner product, which learns their "
     "lengths as well).  [default: cosine]",
 )
-@_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05; with --metric ip 1]")
+@_number(
+    "--temperature",
+    0.005,
+    "Temperature of the loss; without --metric ip at most 1.  [default: 0.05; with --metric ip 1]",
+    1000.0,
+)
 @click.option("--learn-temperature", is_flag=True, help="Learn the temperature, starting from --temperature.")
 @click.option(
     "--distill",
@@ -243,7 +241,7 @@ def _number(
     is_flag=True,
     help="Compute activations of an st: model again in place of keeping them: less memory, a third more time.",
 )
-@_number("--learning-rate", 0.0, "Highest learning rate.  [default: 0.001; for transformers 0.00002]")
+@_number("--learning-rate", 0.0, "Highest learning rate.  [default: 0.001; for transformers 0.00002]", above=True)
 @_number("--weight-decay", 0.0, "Weight decay of AdamW.  [default: 0]")
 @_number("--warmup", 0.0, "Share of the steps in which the learning rate rises.  [default: 0.1]", 1.0)
 @click.option(
@@ -285,7 +283,7 @@ def _number(
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**32 - 1),
+    type=SEED_OF_MODELS,
     default=0,
     show_default=True,
     metavar="N",
@@ -294,7 +292,7 @@ def _number(
 @click.option(
     "--device", metavar="NAME", help="Device to train on, such as cpu or cuda.  [default: a GPU if there is one]"
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads.  [default: all cores]")
+@click.option("--threads", type=THREADS, metavar="N", help="Number of CPU threads.  [default: all cores]")
 @click.pass_context
 def train(
     ctx: click.Context, /, source: str | None, more_sources: tuple[str, ...], out: str, as_json: bool, **given: Any

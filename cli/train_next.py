@@ -41,11 +41,15 @@ def mine_with_it(
     found = []
     for name, source, given in zip(names, sources, read_with, strict=True):
         words = [*typed_options(ctx, given), *typed_options(ctx, given, _MORE), *more, *_filters(given["filters"])]
-        words += ["--encoder", f"{trained}/{which}"]
-        words += ["--out", _free(f"{out}-run" if len(sources) == 1 else f"{out}-run-{name}")]
-        start = "cat FILE | " if source.spec == "-" else ""
-        found.append(f"{start}hardneg mine {' '.join(map(quoted, [source.spec, *words]))}")
+        run = f"{out}-run" if len(sources) == 1 else f"{out}-run-{name}"
+        found.append(mine_command(source.spec, words, f"{trained}/{which}", run))
     return found
+
+
+def mine_command(source: str, words: Sequence[str], encoder: str, run: str) -> str:
+    """A command that mines a source with an encoder, into a folder of this name, or with a number behind it, that is free."""
+    said = ["hardneg", "mine", source, *words, "--encoder", encoder, "--out", _free(run)]
+    return ("cat FILE | " if source == "-" else "") + " ".join(map(quoted, said))
 
 
 def _filters(specs: Sequence[str]) -> list[str]:

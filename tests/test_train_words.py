@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hardneg_cli.show import print_training
 
+from hardneg.progress import lines
 from tests.conftest import run_here, write_jsonl
 
 SHORT = ("--steps", "1", "--batch-size", "4", "--negatives", "1", "--depth", "8", "--device", "cpu")
@@ -68,6 +71,40 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     write_jsonl(odd, rows(30, "Frage", "Antwort"))
     pq.write_table(pa.Table.from_pylist([{**row, "row": "x"} for row in rows(24, "question", "answer")][2:]), usual)
     return odd, usual
+
+
+def test_an_encoder_that_was_fitted_on_what_it_is_evaluated_on_is_no_baseline(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "pairs.jsonl", rows(30, "query", "positive"))
+    done = run_here("evaluate", source, "--json")
+    assert done.stderr.count("note: this encoder was fitted just now on the texts that it is evaluated on") == 1
+    assert "fitted" not in done.stdout
+    json.loads(done.stdout)
+    done = train(source, "--out", tmp_path / "t", "--refresh", "steps:1", "--lag", "0", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    done = run_here("evaluate", source, "--encoder", f"hashed:{tmp_path}/t/last")
+    assert done.returncode == 0, done.stderr
+    assert "fitted" not in done.stderr
+
+
+def test_how_often_negatives_were_mined_again(capsys: pytest.CaptureFixture[str]) -> None:
+    for count, words in ((1, "negatives mined again once"), (2, "negatives mined again 2 times")):
+        value = {"evaluations": [], "best": None, "steps": 5, "seconds": 1.0, "generations": [{}] * count}
+        print_training(value, "out")
+        assert words in capsys.readouterr().out
+
+
+def test_slow_stages_say_how_long_one_takes() -> None:
+    written: list[str] = []
+    clock = iter([0.0, 6.4, 12.8, 16.0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "perf_counter", lambda: next(clock))
+        advance = lines(written.append, every=0)("train", 100)
+        advance(0)
+        advance(4)
+        advance(96)
+    assert "/s" not in written[0]  # nothing is done yet
+    assert "4 of 100 in 13 s, 3.2 s each, about" in written[1]
+    assert written[2] == "train: 100 in 16.0 s, 6.2/s"
 
 
 COLUMNS = ("--query-column", "Frage", "--positive-column", "Antwort")
