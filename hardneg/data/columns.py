@@ -18,7 +18,7 @@ class MissingColumnError(DataError):
         given: the name as it was given, perhaps of several columns that are read as one.
     """
 
-    def __init__(self, message: str, given: str) -> None:
+    def __init__(self, message: str, given: str = "") -> None:
         super().__init__(message)
         self.given = given
 
