@@ -352,9 +352,7 @@ def train(
     if as_json:
         print_json(result)
     else:
-        kind = given["encoder"].partition(":")[0]
-        known = kind if kind in ("hashed", "st", "glyphs", "open_clip") else None
-        further = [] if known is None else mine_with_it(ctx, sources, read_with, f"{known}:{out}", result)
+        further = mine_with_it(ctx, sources, read_with, given["encoder"].partition(":")[0], out, result)
         print_training(result, out, further)
 
 

@@ -16,12 +16,19 @@ from .source_columns import Given
 if TYPE_CHECKING:
     from .train_sources import Source
 
+_LOADED = ("hashed", "st", "glyphs", "open_clip")  # kinds of encoders that a spec loads from a folder
+
 # Options that are not of reading, and mean the same in `mine`.
 _MORE = ("query_prompt", "document_prompt", "no_default_filters")
 
 
 def mine_with_it(
-    ctx: click.Context, sources: Sequence[Source], read_with: Sequence[Given], trained: str, result: dict[str, Any]
+    ctx: click.Context,
+    sources: Sequence[Source],
+    read_with: Sequence[Given],
+    kind: str,
+    out: str,
+    result: dict[str, Any],
 ) -> list[str]:
     """The commands that mine each source with the encoder that was trained, and read it as the training did.
 
@@ -29,20 +36,23 @@ def mine_with_it(
         ctx: the training, as it was called.
         sources: its sources.
         read_with: the options that each was read with.
-        trained: the folder of the training, as a spec of its kind of encoder.
+        kind: the kind of the encoder. For one that no spec loads, there is no command.
+        out: the folder of the training.
         result: the content of train.json.
     """
     from hardneg.data.mixing import numbered, source_name
 
+    if kind not in _LOADED:
+        return []
     which = "best" if result["best"] is not None else "last"
     more = ["--metric", "ip"] if result["options"]["metric"] == "ip" else []
-    out = trained.partition(":")[2].rstrip("/")
+    out = out.rstrip("/")
     names = numbered([source_name(each.spec) for each in sources])
     found = []
     for name, source, given in zip(names, sources, read_with, strict=True):
         words = [*typed_options(ctx, given), *typed_options(ctx, given, _MORE), *more, *_filters(given["filters"])]
         run = f"{out}-run" if len(sources) == 1 else f"{out}-run-{name}"
-        found.append(mine_command(source.spec, words, f"{trained}/{which}", run))
+        found.append(mine_command(source.spec, words, f"{kind}:{out}/{which}", run))
     return found
 
 
