@@ -11,6 +11,7 @@ from hardneg import renamed
 from hardneg.errors import RunError, UsageError
 
 from .main import print_json
+from .options import SHARE, Finite
 from .show import progress_bars
 from .show_posterior import print_posterior
 
@@ -36,17 +37,17 @@ def feature_names(ctx: click.Context, parameter: click.Parameter, names: tuple[s
 )
 @click.option(
     "--alpha",
-    type=float,
+    type=SHARE,
     metavar="SHARE",
     help="Share of false negatives that you allow among the negatives.  [default: that of F.csv, or 0.05]",
 )
 @click.option(
     "--confidence",
-    type=float,
+    type=Finite(0.5, 1, max_open=True),
     default=0.95,
     show_default=True,
     metavar="X",
-    help="Confidence with which the guarantee holds, at least 0.5. Used with F.csv.",
+    help="Confidence with which the guarantee holds. Used with F.csv.",
 )
 @click.option(
     "--learn",

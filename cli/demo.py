@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .main import print_json
+from .options import SEED_OF_MODELS
 from .show import LiveNumbers, print_summary, print_training, progress_bars, say, summary, warn
 from .show_diagnosis import print_diagnosis
+from .train_next import mine_command
 
 if TYPE_CHECKING:
     from hardneg.mining.run import Run
@@ -23,7 +25,7 @@ MEASURES = ("ndcg@10", "mrr@10", "recall@100")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier demo wrote to --out.")
 @click.option("--quick", is_flag=True, help="Train on a tenth of the functions and evaluate on the others.")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of all random choices."
+    "--seed", type=SEED_OF_MODELS, default=0, show_default=True, metavar="N", help="Seed of all random choices."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the results as one JSON object on stdout.")
 def demo(out: str, seed: int, quick: bool, overwrite: bool, as_json: bool) -> None:
@@ -53,7 +55,8 @@ def demo(out: str, seed: int, quick: bool, overwrite: bool, as_json: bool) -> No
         return
     print_summary(mined)
     print_diagnosis(diagnosis)
-    print_training(trained, str(folder / "trained"), "builtin:pycode", "hashed")
+    out = folder / "trained"
+    print_training(trained, str(out), [mine_command("builtin:pycode", (), f"hashed:{out}/best", f"{out}-run")])
     say(
         "On functions that it was not trained on: "
         + ", ".join(f"{n} {v['before']:.3f} -> {v['after']:.3f}" for n, v in measures.items())

@@ -8,11 +8,16 @@ from typing import Any
 import click
 
 from .main import print_json
-from .options import Sectioned, encoding
+from .options import SEED_OF_MODELS, Sectioned, encoding
 from .reading import read_options, reading
-from .show import print_evaluation, progress_bars
+from .show import print_evaluation, progress_bars, warn
 
 _SECTIONS = {"split": "Reading SOURCE", "measures": "Measures", "encoder": "Vectors", "seed": "Other options"}
+
+_FITTED = (
+    "this encoder was fitted just now on the texts that it is evaluated on, queries and positives included: its score is no baseline "
+    "for a trained one. That is 'before' in DIR/train.json, the encoder as 'hardneg train' fitted it to the training data"
+)
 
 
 @click.command(cls=Sectioned, sections=_SECTIONS)
@@ -47,7 +52,7 @@ _SECTIONS = {"split": "Reading SOURCE", "measures": "Measures", "encoder": "Vect
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=SEED_OF_MODELS,
     default=0,
     show_default=True,
     metavar="N",
@@ -65,6 +70,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
       hardneg evaluate builtin:pycode --split train --measure mrr@10
     """
     from hardneg.data.read import read_pairs
+    from hardneg.encoders.base import Fittable
     from hardneg.encoders.devices import check_one_way, parse_devices
     from hardneg.encoders.factory import make_encoder
     from hardneg.encoders.precomputed import open_aligned
@@ -80,6 +86,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     files = given["query_embeddings"], given["corpus_embeddings"]
     if (files[0] is None) != (files[1] is None):
         raise UsageError("give both --query-embeddings and --corpus-embeddings, or neither")
+    fresh = False
     with progress_bars() as progress:
         pairs = read_pairs(source, read_options(given), progress=progress)
         if files[0] is not None:
@@ -93,10 +100,13 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
                 given["encoder"], seed=given["seed"], device=devices[0] if devices else given["device"],
                 batch_size=given["batch_size"], precision=given["encoder_precision"],
             )  # fmt: skip
+            fresh = isinstance(encoder, Fittable) and not encoder.fitted
             evaluation = run_evaluate(
                 pairs, encoder, names, progress=progress, devices=devices,
                 **{name: given[name] for name in ("query_prompt", "document_prompt", "metric", "cache", "zero_shot")},
             )  # fmt: skip
+    if fresh:
+        warn([_FITTED])  # not in the JSON: the numbers are what they are
     if as_json:
         print_json(evaluation.to_json())
     else:

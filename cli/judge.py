@@ -9,7 +9,9 @@ import click
 
 from .judge_options import asked_options, judge_options
 from .main import print_json
+from .options import SEED, SHARE
 from .plain import plain, quoted
+from .reading import typed_options
 from .show import progress_bars
 
 
@@ -22,7 +24,7 @@ from .show import progress_bars
 )
 @click.option(
     "--alpha",
-    type=float,
+    type=SHARE,
     default=0.05,
     show_default=True,
     metavar="SHARE",
@@ -82,7 +84,7 @@ from .show import progress_bars
     help="File that a model filled: draw from it the pairs that a person should check, more where its answers vary.",
 )
 @judge_options
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of the sample.")
+@click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Seed of the sample.")
 @click.option("--json", "as_json", is_flag=True, help="Print the numbers of pairs as one JSON object on stdout.")
 def judge(
     run: str, out: Path, posterior: str | None, overwrite: bool, as_json: bool, judge_spec: str | None, **given: Any
@@ -153,7 +155,10 @@ def _ask(run: str, out: Path, given: dict[str, Any], asking: Any) -> None:
     judged, left = ask(out)
     click.echo(f"{judged:,} pairs judged now, {left:,} left. All answers are in {plain(out)}")
     if left:
-        click.echo(f"to go on: hardneg judge {quoted(run)} --out {quoted(out)} --judge person")
+        click.echo(
+            f"to go on: hardneg judge {quoted(run)} --out {quoted(out)} --judge person"
+            + _kept("of", "alpha", "predictions", "posterior")
+        )
     else:
         _next(run, out, given, asking, judged, answered=True)
 
@@ -204,9 +209,15 @@ def _next(run: str, out: Path, given: dict[str, Any], asking: Any, pairs: int, a
     if asking.judge is not None:
         click.echo(
             f"next, as a model errs: hardneg judge {quoted(run)} --predictions {file} --sample {min(200, pairs)} "
-            f"{alpha} --out P.csv, for a person"
+            f"{alpha}{_kept('posterior')} --out P.csv, for a person"
         )
         return
     more = "" if asking.predictions is None else f" --predictions {quoted(asking.predictions)}"
     todo = "" if given["cross_encoder"] or answered else "write 1 (relevant) or 0 into the column 'relevant', then: "
-    click.echo(f"next: {todo}hardneg calibrate {quoted(run)} {file} {alpha}{more}")
+    click.echo(f"next: {todo}hardneg calibrate {quoted(run)} {file} {alpha}{more}{_kept('posterior')}")
+
+
+def _kept(*names: str) -> str:
+    """Options of this command that the next one has to have as well, if they were given."""
+    context = click.get_current_context()
+    return "".join(f" {quoted(word)}" for word in typed_options(context, context.params, names))

@@ -154,7 +154,29 @@ def _go_on(args: list[str]) -> str:
     if not args or args[0] not in ("mine", "train"):
         return "interrupted"
     again = [each for each in args if each not in ("--overwrite", "--resume")]
+    if args[0] == "train" and not _begun(args):
+        return "interrupted before the training began: nothing was written"
     return f"interrupted. To go on where it stopped: hardneg {plain(shlex.join(again))} --resume"
+
+
+def _begun(args: list[str]) -> bool:
+    """Whether there is something to resume: a training in the folder that --out names, or one beside it that is to replace it."""
+    from pathlib import Path
+
+    from hardneg.storage.folders import resolved, staging
+    from hardneg.storage.json_files import decode_json
+
+    def unfinished(folder: Path) -> bool:
+        try:
+            return decode_json(folder / "train.json").get("finished") is False
+        except HardnegError:
+            return False
+
+    after = next((args[i + 1] for i, each in enumerate(args[:-1]) if each == "--out"), "")
+    out = next((each.partition("=")[2] for each in args if each.startswith("--out=")), after)
+    if not out or "--resume" in args:
+        return True  # the folder is named in a file of options, or the training was begun before
+    return unfinished(Path(out)) or unfinished(staging(resolved(Path(out))))
 
 
 def _interrupt(signum: int, frame: object) -> None:

@@ -16,6 +16,9 @@ from .options import (
     FILTERS_AND_SAMPLERS,
     FORCE_HELP,
     NO_DEFAULT_FILTERS_HELP,
+    SEED,
+    THREADS,
+    Finite,
     Sectioned,
     encoding,
     filter_spec,
@@ -66,7 +69,7 @@ _SECTIONS = {
 )
 @click.option(
     "--recall",
-    type=float,
+    type=Finite(0, 1, min_open=True),
     default=0.95,
     show_default=True,
     metavar="SHARE",
@@ -122,10 +125,8 @@ _SECTIONS = {
 @click.option(
     "--negatives", type=click.IntRange(1), default=7, show_default=True, metavar="N", help="Negatives for each query."
 )
-@click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, metavar="N", help="Seed of all random choices."
-)
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads.  [default: all cores]")
+@click.option("--seed", type=SEED, default=0, show_default=True, metavar="N", help="Seed of all random choices.")
+@click.option("--threads", type=THREADS, metavar="N", help="Number of CPU threads.  [default: all cores]")
 @click.option(
     "--engine",
     metavar="NAME",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -88,6 +89,22 @@ Samplers, with their default values:
                                 most often (SimANS, arXiv 2210.11773)
 """
 
+
+class Finite(click.FloatRange):
+    """A number within limits; unlike click's own type, it accepts neither NaN nor infinity."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return found
+
+
+SHARE = Finite(0, 1, min_open=True, max_open=True)
+THREADS = click.IntRange(1, 1024)  # hardneg.index.vectors.MOST_THREADS, which is slow to load
+SEED = click.IntRange(0, 2**63 - 1)
+SEED_OF_MODELS = click.IntRange(0, 2**32 - 1)
+
 _ENCODING = (
     click.option(
         "--encoder", default="hashed", show_default=True, metavar="SPEC",
@@ -129,7 +146,7 @@ _ENCODING = (
 _DIAGNOSING = (
     click.option("--html", metavar="F.html", help="Also write a report, as one HTML file that needs no network."),
     click.option(
-        "--temperature", type=click.FloatRange(0, min_open=True), default=0.05, show_default=True, metavar="X",
+        "--temperature", type=Finite(0, min_open=True), default=0.05, show_default=True, metavar="X",
         help="Temperature of the loss that the negatives will be used in.",
     ),
     click.option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +87,12 @@ _READING = (
 )  # fmt: skip
 
 
+_NAMES = frozenset(
+    option.name or ""
+    for option in with_options(_READING, lambda: None).__click_params__  # type: ignore[attr-defined]
+) | {"split"}
+
+
 def reading(
     split: str = "train", text: str = "Split to read of a BEIR folder, a saved dataset or a built-in dataset."
 ) -> Callable[[Command], Command]:
@@ -98,6 +104,29 @@ def reading(
     """
     first = click.option("--split", default=split, show_default=True, metavar="NAME", help=text)
     return lambda command: with_options((first, *_READING), command)
+
+
+def typed_options(ctx: click.Context, given: dict[str, Any], names: Collection[str] | None = None) -> list[str]:
+    """The options that were given to a command, as words of a command that reads the same.
+
+    Args:
+        ctx: the command, where it was called.
+        given: the values of its options. Those that are None by now are left out.
+        names: the options that count; None: those that say how SOURCE is read.
+    """
+    names = _NAMES if names is None else names
+    words: list[str] = []
+    for option in ctx.command.params:
+        name = option.name or ""
+        if name not in names or ctx.get_parameter_source(name) is click.core.ParameterSource.DEFAULT:
+            continue
+        value = given[name]
+        if isinstance(option, click.Option) and option.is_flag:
+            words += [option.opts[0]] if value else []
+            continue
+        for each in () if value is None else value if isinstance(value, tuple) else (value,):
+            words += [option.opts[0], str(each)]
+    return words
 
 
 def read_options(given: dict[str, Any], split: str | None = None) -> ReadOptions:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from .mine import report
-from .options import FILTER_HELP, FILTERS_AND_SAMPLERS, FORCE_HELP, batch_size_option, filter_spec
+from .options import FILTER_HELP, FILTERS_AND_SAMPLERS, FORCE_HELP, SEED, batch_size_option, filter_spec
 from .show import progress_bars
 
 
@@ -51,9 +51,7 @@ from .show import progress_bars
 @click.option(
     "--negatives", type=click.IntRange(1), metavar="N", help="Negatives for each query.  [default: as in the run]"
 )
-@click.option(
-    "--seed", type=click.IntRange(0), metavar="N", help="Seed of all random choices.  [default: the seed of the run]"
-)
+@click.option("--seed", type=SEED, metavar="N", help="Seed of all random choices.  [default: the seed of the run]")
 @click.option(
     "--relabel",
     type=click.Choice(["drop", "ignore", "promote", "none"]),

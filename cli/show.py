@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -291,15 +290,22 @@ def _show_sources(console: Console, best: dict[str, float], names: Sequence[str]
     _show(console, f"step {int(best['step']):,}, each source", table)
 
 
-def print_training(value: dict[str, Any], out: str, source: str, kind: str | None, corpora: Sequence[Any] = ()) -> None:
+def _times(count: int) -> str:
+    """How often something happened.
+
+    >>> _times(1), _times(2)
+    ('once', '2 times')
+    """
+    return "once" if count == 1 else f"{count:,} times"
+
+
+def print_training(value: dict[str, Any], out: str, further: Sequence[str] = ()) -> None:
     """Print the results of a training.
 
     Args:
         value: the content of train.json.
         out: the folder of the training.
-        source: the training data.
-        kind: the kind of encoder, as in its spec, to suggest the next command; None: suggest none.
-        corpora: the files of additional documents.
+        further: the commands to type next.
     """
     console = _console()
     if value["evaluations"]:
@@ -315,21 +321,10 @@ def print_training(value: dict[str, Any], out: str, source: str, kind: str | Non
         _show(console, f"trained {out}", table)
         _show_sources(console, value["best"], names)
     generations = len(value["generations"])
-    refreshes = f", negatives mined again {generations} times" if generations else ""
+    refreshes = f", negatives mined again {_times(generations)}" if generations else ""
     early = ", stopped early: evaluations got no better" if value.get("stopped_early") else ""
     _print(console, f"{value['steps']:,} steps in {value['seconds']:.1f} s{refreshes}{early}")
     which = "best" if value["best"] is not None else "last"
     _print(console, f"the encoder is in {out}/{which}, the numbers are in {out}/log.jsonl")
-    if kind is not None:
-        more = "".join(f" --corpus {quoted(str(each))}" for each in corpora)
-        more += " --metric ip" if value.get("options", {}).get("metric") == "ip" else ""
-        run = _free(f"{out}-run")
-        _print(
-            console,
-            f"next: hardneg mine {quoted(source)}{more} --encoder {quoted(f'{kind}:{out}/{which}')} --out {quoted(run)}",
-        )
-
-
-def _free(name: str) -> str:
-    """The name, or with a number behind it, of a folder that is not there yet."""
-    return next(each for i in itertools.count(1) if not os.path.exists(each := name if i == 1 else f"{name}{i}"))
+    for command in further:
+        _print(console, f"next: {command}")

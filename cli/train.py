@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,13 +16,17 @@ from .options import (
     FILTER_HELP,
     FILTERS_AND_SAMPLERS,
     NO_DEFAULT_FILTERS_HELP,
+    SEED_OF_MODELS,
+    THREADS,
     Command,
+    Finite,
     Renamed,
     filter_spec,
 )
 from .reading import reading
 from .show import LiveNumbers, print_training, progress_bars, warn
 from .train_inputs import model_of
+from .train_next import mine_with_it
 from .train_sources import read_sources, sources_of
 
 if TYPE_CHECKING:
@@ -45,18 +48,8 @@ _SECTIONS = {
 }
 
 
-class _Finite(click.FloatRange):
-    """A number within limits; unlike click's own type, it accepts neither NaN nor infinity."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        found: float = super().convert(value, param, ctx)
-        if not math.isfinite(found):
-            self.fail(f"{value} is not a finite number", param, ctx)
-        return found
-
-
 def _number(
-    name: str, low: float, text: str, high: float | None = None, *, below: bool = False
+    name: str, low: float, text: str, high: float | None = None, *, above: bool = False, below: bool = False
 ) -> Callable[[Command], Command]:
     """An option for a number of at least `low`: an integer if `low` is one, otherwise any finite number.
 
@@ -64,12 +57,12 @@ def _number(
         name: the name of the option.
         low: the lowest value.
         text: the help text.
-        high: the highest value of a number that is no integer; None: none.
-        below: whether the number must be below `high`.
+        high: the highest value; None: none.
+        above, below: whether a number that is no integer must differ from `low`, and from `high`.
     """
     if isinstance(low, int):
-        return click.option(name, type=click.IntRange(low), metavar="N", help=text)
-    return click.option(name, type=_Finite(low, high, max_open=below), metavar="X", help=text)
+        return click.option(name, type=click.IntRange(low, high), metavar="N", help=text)
+    return click.option(name, type=Finite(low, high, min_open=above, max_open=below), metavar="X", help=text)
 
 
 @click.command(cls=Renamed, sections=_SECTIONS, epilog=FILTERS_AND_SAMPLERS)
@@ -101,7 +94,7 @@ def _number(
     metavar="SOURCE[:WEIGHT]",
     help="A further dataset to train on; repeat the option for several. Each batch, its negatives included, is of one source. "
     "scifact:2.0: an epoch goes through its pairs twice; 0.1: through a tenth of them, others each time. SOURCE takes a weight as "
-    "well. All options for reading hold for all sources.",
+    "well. Options that name columns hold for the sources that have these, all others for all.",
 )
 @reading("train", "Split of SOURCE to train on.")
 @click.option(
@@ -130,7 +123,7 @@ def _number(
     1.0,
     below=True,
 )
-@_number("--epochs", 0.0, "Number of passes over the pairs.  [default: 3]")
+@_number("--epochs", 0.0, "Number of passes over the pairs.  [default: 3]", 1e9, above=True)
 @_number("--steps", 1, "Number of steps (weight updates), instead of --epochs.")
 @_number("--batch-size", 1, "Pairs per batch.  [default: 64]")
 @click.option(
@@ -141,7 +134,7 @@ def _number(
 )
 @_number("--accumulate", 1, "Batches per step (gradient accumulation).  [default: 1]")
 @_number("--mini-batch-size", 1, "Texts encoded at once, so that a batch can be larger than memory (gradient caching).")
-@_number("--workers", 0, "Processes that prepare batches; 0: the training process itself.  [default: 0]")
+@_number("--workers", 0, "Processes that prepare batches; 0: the training process itself.  [default: 0]", 1024)
 @_number("--negatives", 0, "Mined negatives for each query; 0: in-batch negatives only.  [default: 4]")
 @click.option(
     "--negative-sampling",
@@ -175,6 +168,7 @@ def _number(
     0.0,
     "Share of the documents that a refresh encodes; the vectors of the others are drift-compensated.  [default: 1]",
     1.0,
+    above=True,
 )
 @_number("--depth", 1, "Candidates for each query.  [default: 50]")
 @_number(
@@ -209,7 +203,12 @@ def _number(
     help="What vectors are compared by, in the loss, by the miner and in evaluations: cosine · ip (inner product, which learns their "
     "lengths as well).  [default: cosine]",
 )
-@_number("--temperature", 0.0, "Temperature of the loss.  [default: 0.05; with --metric ip 1]")
+@_number(
+    "--temperature",
+    0.005,
+    "Temperature of the loss; without --metric ip at most 1.  [default: 0.05; with --metric ip 1]",
+    1000.0,
+)
 @click.option("--learn-temperature", is_flag=True, help="Learn the temperature, starting from --temperature.")
 @click.option(
     "--distill",
@@ -228,7 +227,7 @@ def _number(
     "--freeze",
     multiple=True,
     metavar="PATTERN",
-    help="Parameters that are not trained, by a pattern of their names, such as '*.embeddings.*'; query or document: a tower.",
+    help="Parameters that are not trained, by a pattern of their names, such as '*.embeddings.*'.",
 )
 @click.option(
     "--learning-rate-of",
@@ -242,7 +241,7 @@ def _number(
     is_flag=True,
     help="Compute activations of an st: model again in place of keeping them: less memory, a third more time.",
 )
-@_number("--learning-rate", 0.0, "Highest learning rate.  [default: 0.001; for transformers 0.00002]")
+@_number("--learning-rate", 0.0, "Highest learning rate.  [default: 0.001; for transformers 0.00002]", above=True)
 @_number("--weight-decay", 0.0, "Weight decay of AdamW.  [default: 0]")
 @_number("--warmup", 0.0, "Share of the steps in which the learning rate rises.  [default: 0.1]", 1.0)
 @click.option(
@@ -284,7 +283,7 @@ def _number(
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0, 2**32 - 1),
+    type=SEED_OF_MODELS,
     default=0,
     show_default=True,
     metavar="N",
@@ -293,7 +292,7 @@ def _number(
 @click.option(
     "--device", metavar="NAME", help="Device to train on, such as cpu or cuda.  [default: a GPU if there is one]"
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads.  [default: all cores]")
+@click.option("--threads", type=THREADS, metavar="N", help="Number of CPU threads.  [default: all cores]")
 @click.pass_context
 def train(
     ctx: click.Context, /, source: str | None, more_sources: tuple[str, ...], out: str, as_json: bool, **given: Any
@@ -318,10 +317,12 @@ def train(
         raise click.UsageError("--resume and --overwrite exclude each other")
     from hardneg.mining.run import Run
     from hardneg.training.evaluation_set import EvaluationSet
+    from hardneg.training.folder import check_folder
     from hardneg.training.self_supervised import two_views
     from hardneg.training.train import train as run_train
 
     sources, options = sources_of(ctx, source, more_sources), _options(given)
+    check_folder(Path(out), resume=given["resume"], overwrite=given["overwrite"])  # before all is read for nothing
     if given["threads"] is not None:
         import torch
 
@@ -331,7 +332,7 @@ def train(
     model = model_of(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:
-        pairs, measured = read_sources(sources, given, leads, progress)
+        pairs, measured, read_with = read_sources(sources, given, leads, progress)
         evaluation: Any = None
         if isinstance(measured, dict):
             evaluation = {name: EvaluationSet(each, zero_shot=given["zero_shot"]) for name, each in measured.items()}
@@ -351,9 +352,8 @@ def train(
     if as_json:
         print_json(result)
     else:
-        kind = given["encoder"].partition(":")[0]
-        known = kind if kind in ("hashed", "st", "glyphs", "open_clip") else None
-        print_training(result, out, sources[0].spec, known, given["corpus"] or ())
+        further = mine_with_it(ctx, sources, read_with, given["encoder"].partition(":")[0], out, result)
+        print_training(result, out, further)
 
 
 def _options(given: dict[str, Any]) -> TrainOptions:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .reading import read_options
 from .show import say, warn
+from .source_columns import read_own, said_of_columns
 
 if TYPE_CHECKING:
     from hardneg.data.pairs import Pairs
@@ -27,7 +29,10 @@ def evaluated_on(source: str, pairs: Pairs, given: dict[str, Any], leads: bool) 
 
     if given["eval_source"] is not None or given["eval_split"] is not None:
         split = given["eval_split"] or "test"
-        named = read_pairs(given["eval_source"] or source, read_options(given, split))
+        if given["eval_source"] is None:
+            named = read_pairs(source, read_options(given, split))
+        else:
+            named = evaluation_source(given, split, say if leads else lambda text: None)
         if leads and named.digests == pairs.digests:
             warn([_ON_TRAINING_PAIRS])
         return pairs, named
@@ -45,6 +50,14 @@ def evaluated_on(source: str, pairs: Pairs, given: dict[str, Any], leads: bool) 
         )
         say(f"evaluated on: {many}" + ("" if parts is None else ", which are not trained on"))
     return (pairs, None) if parts is None else parts
+
+
+def evaluation_source(given: dict[str, Any], split: str, tell: Callable[[str], None]) -> Pairs:
+    """The dataset of --eval-source, by the columns that were named for SOURCE where it has them."""
+    found, _, left = read_own(given["eval_source"], given, split)
+    if left:
+        tell(f"evaluated on {given['eval_source']}: {said_of_columns(found, given, left)}")
+    return found
 
 
 def validation_of(source: str, pairs: Pairs, given: dict[str, Any]) -> tuple[str, Pairs] | None:

@@ -11,7 +11,8 @@ import click
 
 from .reading import read_options
 from .show import say
-from .train_inputs import evaluated_on, validation_of
+from .source_columns import Given, read_each
+from .train_inputs import evaluated_on, evaluation_source, validation_of
 
 if TYPE_CHECKING:
     from hardneg.data.pairs import Pairs
@@ -96,9 +97,13 @@ def sources_of(ctx: click.Context, source: str | None, more: Sequence[str]) -> l
 
 
 def read_sources(
-    sources: Sequence[Source], given: dict[str, Any], leads: bool, progress: Progress
-) -> tuple[Pairs, Any]:
-    """(the pairs to train on, what they are evaluated on or None) of one source, or of several that are mixed."""
+    sources: Sequence[Source], given: Given, leads: bool, progress: Progress
+) -> tuple[Pairs, Any, list[Given]]:
+    """Read one source, or several that are mixed.
+
+    Returns:
+        (the pairs to train on, what they are evaluated on or None, the options that each source was read with).
+    """
     from hardneg.data.mixing import mixture, numbered, source_name
     from hardneg.data.read import read_pairs
 
@@ -109,35 +114,31 @@ def read_sources(
     if len(sources) == 1:
         pairs = read_pairs(sources[0].spec, read_options(given), progress=progress)
         if given["eval_split"] == "none":
-            return pairs, None
-        return evaluated_on(sources[0].spec, pairs, given, leads)
+            return pairs, None, [given]
+        return *evaluated_on(sources[0].spec, pairs, given, leads), [given]
     if given["self_supervised"]:
         raise click.UsageError(
             "--self-supervised takes one SOURCE: it ignores labels, so give all documents as one corpus (--corpus)"
         )
     names = numbered([source_name(each.spec) for each in sources])
-    read = {
-        name: read_pairs(each.spec, read_options(given), progress=progress)
-        for name, each in zip(names, sources, strict=True)
-    }
+    specs = {name: each.spec for name, each in zip(names, sources, strict=True)}
+    read, own = read_each(specs, given, progress, say if leads else lambda text: None)
     weights = {name: each.weight for name, each in zip(names, sources, strict=True)}
     mixture(read, weights)  # refuses what cannot be mixed, before anything is evaluated
-    specs = {name: each.spec for name, each in zip(names, sources, strict=True)}
-    trained, evaluation = _evaluated_on(specs, read, given, leads)
+    trained, evaluation = _evaluated_on(specs, read, own, given, leads)
     if leads:
         for name, pairs in trained.items():
             say(
                 f"source {name}: {specs[name]}, weight {weights[name]:g}, {int((pairs.positives.lengths > 0).sum()):,} pairs, "
                 f"{len(pairs.document_ids):,} documents"
             )
-    return mixture(trained, weights), evaluation
+    return mixture(trained, weights), evaluation, list(own.values())
 
 
 def _evaluated_on(
-    specs: dict[str, str], read: dict[str, Pairs], given: dict[str, Any], leads: bool
+    specs: dict[str, str], read: dict[str, Pairs], own: dict[str, Given], given: Given, leads: bool
 ) -> tuple[dict[str, Pairs], Any]:
     """(the sources to train on, what they are evaluated on: datasets by name, one, or None); says which these are."""
-    from hardneg.data.read import read_pairs
     from hardneg.training.held_out import hold_out_each
 
     tell = say if leads else (lambda text: None)
@@ -145,12 +146,14 @@ def _evaluated_on(
     if split == "none":
         return read, None
     if given["eval_source"] is not None:
-        return read, read_pairs(given["eval_source"], read_options(given, split or "test"))
+        return read, evaluation_source(given, split or "test", tell)
     if split is not None:
-        return read, _named_split(specs, read, given, split, tell)
-    found = {name: each for name, spec in specs.items() if (each := validation_of(spec, read[name], given)) is not None}
-    for name, (own, _) in found.items():
-        tell(f"source {name}: evaluated on its split {own!r}")
+        return read, _named_split(specs, read, own, split, tell)
+    found = {
+        name: each for name, spec in specs.items() if (each := validation_of(spec, read[name], own[name])) is not None
+    }
+    for name, (dev, _) in found.items():
+        tell(f"source {name}: evaluated on its split {dev!r}")
     rest, held, others = hold_out_each(
         {name: pairs for name, pairs in read.items() if name not in found}, given["seed"]
     )
@@ -168,7 +171,7 @@ def _evaluated_on(
 
 
 def _named_split(
-    specs: dict[str, str], read: dict[str, Pairs], given: dict[str, Any], split: str, tell: Any
+    specs: dict[str, str], read: dict[str, Pairs], own: dict[str, Given], split: str, tell: Any
 ) -> dict[str, Pairs]:
     """The split that was asked for, of each source that has it."""
     from hardneg.data.read import read_pairs
@@ -177,16 +180,16 @@ def _named_split(
     found: dict[str, Pairs] = {}
     for name, spec in specs.items():
         try:
-            own = read_pairs(spec, read_options(given, split))
+            named = read_pairs(spec, read_options(own[name], split))
         except HardnegError as error:
             tell(f"source {name}: not evaluated ({error})")
             continue
-        if own.digests == read[name].digests:
+        if named.digests == read[name].digests:
             tell(f"source {name}: not evaluated (it has no splits)")
-        elif not len(own.positives.values):
+        elif not len(named.positives.values):
             tell(f"source {name}: not evaluated (no query of its split {split!r} has a positive)")
         else:
-            found[name] = own
+            found[name] = named
     if not found:
         raise click.UsageError(
             f"--eval-split {split}: no source has such a split: name another one, give --eval-source, or leave it out"

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from .main import print_json
+from .options import THREADS, Finite
 from .plain import plain
 from .show import say
 
@@ -34,13 +35,13 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 )
 @click.option(
     "--wait",
-    type=click.FloatRange(0),
+    type=Finite(0),
     default=600.0,
     show_default=True,
     metavar="SECONDS",
     help="Give up when no task was finished, by anybody, for so long.",
 )
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="Number of CPU threads.  [default: all cores]")
+@click.option("--threads", type=THREADS, metavar="N", help="Number of CPU threads.  [default: all cores]")
 @click.option(
     "--device", metavar="NAME", help="Device of the encoders, such as cuda:1.  [default: a GPU if torch finds one]"
 )

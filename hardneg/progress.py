@@ -88,11 +88,24 @@ def shown(console: Console | None = None, write: Callable[[str], None] | None = 
                 if not total and not count:
                     bars.update(task, total=done)
                 speed = bars.tasks[bars.task_ids.index(task)].speed or 0
-                bars.update(task, rate=f"{speed:,.0f}/s" if total != 1 else "")
+                bars.update(task, rate=_rate(speed) if total != 1 else "")
 
             return advance
 
         yield start
+
+
+def _rate(speed: float) -> str:
+    """How many a second, or how many seconds each where that says more; empty where it is not known yet.
+
+    >>> _rate(2830.4), _rate(1.4), _rate(0.3125), _rate(0.01), _rate(0)
+    ('2,830/s', '1.4/s', '3.2 s each', '100 s each', '')
+    """
+    if speed <= 0:
+        return ""
+    if speed < 1:
+        return f"{1 / speed:.1f} s each" if speed > 0.1 else f"{1 / speed:,.0f} s each"
+    return f"{speed:.1f}/s" if speed < 9.95 else f"{speed:,.0f}/s"
 
 
 def logged() -> Progress:
@@ -125,12 +138,14 @@ def lines(write: Callable[[str], None], every: float = _HEARTBEAT) -> Progress:
             nonlocal done, last
             before, done = done, done + count
             now = time.perf_counter()
-            rate = f", {done / max(now - started, 1e-9):,.0f}/s"
+            rate = f", {_rate(done / max(now - started, 1e-9))}"
             if before < total <= done or not (total or count):
                 write(f"{stage}: {done:,} in {now - started:.1f} s{rate if done > 1 else ''}")
             elif (done < total or not total) and now - last >= every:
                 left = f", about {(total - done) * (now - started) / max(done, 1):,.0f} s left" if total else ""
-                write(f"{stage}: {done:,}{f' of {total:,}' if total else ''} in {now - started:.0f} s{rate}{left}")
+                write(
+                    f"{stage}: {done:,}{f' of {total:,}' if total else ''} in {now - started:.0f} s{rate if done else ''}{left}"
+                )
                 last = now
 
         return advance

@@ -94,6 +94,31 @@ def test_a_person_judges_stops_and_goes_on(
     assert "write 1" not in said.rsplit("next:", 1)[1]
 
 
+def test_the_next_command_of_a_judge_keeps_what_was_chosen(
+    run: Path, keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hardneg("calibrate", run).returncode == 0
+    posterior, out = f"{run}/posterior.json", tmp_path / "f.csv"
+    done = hardneg("judge", run, "--out", out, "--sample", "8", "--posterior", posterior, "--alpha", "0.1")
+    assert f"hardneg calibrate {run} {out} --alpha 0.1 --posterior {posterior}" in done.stdout, done.stderr
+    said = typed(
+        keys,
+        ["0q"],
+        "judge",
+        run,
+        "--out",
+        tmp_path / "n.csv",
+        "--of",
+        "negatives",
+        "--judge",
+        "person",
+        monkeypatch=monkeypatch,
+    )
+    assert said.rstrip().endswith(
+        f"to go on: hardneg judge {run} --out {tmp_path / 'n.csv'} --judge person --of negatives"
+    )
+
+
 def test_a_question_steers_no_terminal_and_a_model_is_not_credited_with_an_answer(
     keys: Keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import hardneg
 from hardneg.encoders.factory import make_encoder
 from hardneg.encoders.lora import Lora
 from hardneg.errors import UsageError
-from hardneg.training.fine_tuning import parameter_groups, parse_rates
+from hardneg.training.fine_tuning import matching, parameter_groups, parse_rates
 from hardneg.training.options import TrainOptions
 from hardneg.training.towers import Towers
 
@@ -168,6 +169,29 @@ def test_what_cannot_be_done_is_said(tmp_path: Path, tiny_model: Path) -> None:
         with pytest.raises(UsageError, match="lora="):
             TrainOptions(lora=spec)  # type: ignore[arg-type]
     assert Lora.parse(16) == Lora(16)
+
+
+@pytest.mark.parametrize("pattern", ["*head*", "document"])
+def test_a_rate_that_fits_nothing_is_refused_before_anything_is_encoded(
+    pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = encoder()
+    for work in ("fit", "encode"):
+        monkeypatch.setattr(model, work, lambda *given, work=work, **more: pytest.fail(f"{work} was called"))
+    there = "from Python only, as in .*hardneg.Towers" if pattern == "document" else "Parameters are called query_tower"
+    options = TrainOptions(**SMALL, learning_rates=(f"{pattern}=1e-6",))
+    with pytest.raises(UsageError, match=f"no parameter fits the pattern .*{there}"):
+        hardneg.train(made_pairs(), model, tmp_path / "out", options, **QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_patterns_in_the_docs_fit_a_transformer(tiny_model: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
+    patterns = re.findall(r"--freeze '([^']+)'", text)
+    patterns += [rate.rpartition("=")[0] for rate in re.findall(r"--learning-rate-of '([^']+)'", text)]
+    assert len(patterns) >= 2
+    for pattern in patterns:
+        assert matching(Towers(loaded(tiny_model)), pattern)
 
 
 def test_from_the_command_line(tmp_path: Path, tiny_model: Path) -> None:

@@ -28,6 +28,18 @@ def test_an_interrupted_command_says_how_to_go_on() -> None:
     assert _go_on(["export", "run"]) == _go_on([]) == "interrupted"
 
 
+def test_a_training_that_was_interrupted_while_it_read_is_not_to_be_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for words in (["--out", str(out)], [f"--out={out}"]):
+        assert _go_on(["train", "x", *words]) == "interrupted before the training began: nothing was written"
+        assert _go_on(["train", "x", *words, "--resume"]).endswith("--resume")
+    out.mkdir()
+    (out / "train.json").write_text('{"finished": false}')
+    assert _go_on(["train", "x", "--out", str(out)]).endswith(f"hardneg train x --out {out} --resume")
+    (out / "train.json").write_text('{"finished": true}')  # an older one, which was to be replaced
+    assert "nothing was written" in _go_on(["train", "x", "--out", str(out), "--overwrite"])
+
+
 def test_a_finished_run_says_that_it_was_finished(run: Path, beir: Path) -> None:
     command = ["mine", beir, "--out", run, "--negatives", "1", "--depth", "8", "--resume"]
     done = run_here(*command)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hardneg_cli import show, show_diagnosis, show_posterior
+from hardneg_cli import show, show_diagnosis, show_posterior, train_next
 from hardneg_cli.plain import json_text, plain, quoted
 from hypothesis import given
 from hypothesis import strategies as st
@@ -123,7 +123,7 @@ def test_every_table_shows_texts_as_they_are(nasty: str, monkeypatch: pytest.Mon
         (show.print_summary, ({**summary, "seconds": {nasty: 1.0}},), 3),
         (show_posterior.print_posterior, (posterior, nasty, nasty), 4),
         (show.print_evaluation, (evaluation, nasty), 2),
-        (show.print_training, (training, nasty, nasty, "hashed"), 4),
+        (show.print_training, (training, nasty, [train_next.mine_command(nasty, [nasty], nasty, nasty)]), 4),
         (show_diagnosis.print_diagnosis, (diagnosis,), 4),
         (show_diagnosis.print_comparison, (comparison,), 5),
         (show_diagnosis.print_training_diagnosis, (told,), 4),
@@ -245,7 +245,7 @@ def test_reading_counts_texts_as_it_goes(tmp_path: Path, caplog: pytest.LogCaptu
 
 
 def test_the_next_command_names_a_folder_that_is_free(tmp_path: Path) -> None:
-    assert show._free(f"{tmp_path}/trained-run") == f"{tmp_path}/trained-run"
+    assert train_next._free(f"{tmp_path}/trained-run") == f"{tmp_path}/trained-run"
     for name in ("trained-run", "trained-run2"):
         (tmp_path / name).mkdir()
-    assert show._free(f"{tmp_path}/trained-run") == f"{tmp_path}/trained-run3"
+    assert train_next._free(f"{tmp_path}/trained-run") == f"{tmp_path}/trained-run3"

@@ -228,7 +228,7 @@ def test_killed_and_resumed_it_is_the_same_bit_for_bit(tmp_path: Path, workers: 
 def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
     pairs, out = made_pairs(), tmp_path / "out"
     options = TrainOptions(steps=4, batch_size=16, negatives=0)
-    with pytest.raises(RunError, match=r"train\.json does not exist"):
+    with pytest.raises(RunError, match=r"there is no training in .*out: leave out resume=True \(--resume\)"):
         hardneg.train(pairs, encoder(), out, options, resume=True, device="cpu")
     hardneg.train(pairs, encoder(), out, options, device="cpu")
     with pytest.raises(RunError, match="is finished"):
@@ -247,9 +247,14 @@ def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
     tensors.write_bytes(tensors.read_bytes()[:-4])
     with pytest.raises(RunError, match=r"state\.safetensors is missing or damaged"):
         hardneg.train(pairs, encoder(), out, options, resume=True, device="cpu")
+    (out / "train.json").unlink()
+    with pytest.raises(RunError, match=r"train\.json does not exist.*replace it with overwrite=True"):
+        hardneg.train(pairs, encoder(), out, options, resume=True, device="cpu")
     other = tmp_path / "other"
     other.mkdir()
     (other / "thesis.tex").write_text("x")
+    with pytest.raises(RunError, match="which holds other files"):
+        hardneg.train(pairs, encoder(), other, options, resume=True, device="cpu")
     with pytest.raises(RunError, match="no training"):
         hardneg.train(pairs, encoder(), other, options, overwrite=True, device="cpu")
     assert (other / "thesis.tex").exists()
@@ -701,6 +706,21 @@ def test_command_line(tmp_path: Path, beir: Path) -> None:
         assert wrong.returncode == 2
         assert "Use --device cpu" in wrong.stderr
     assert run_here("train", beir, "--out", out, "--resume", "--overwrite").returncode == 2
+
+
+def test_whether_the_folder_will_do_is_said_before_anything_is_read(tmp_path: Path) -> None:
+    """The source does not even exist."""
+    nothing, other = tmp_path / "none", tmp_path / "other"
+    other.mkdir()
+    (other / "thesis.tex").write_text("x")
+    for out, more, message in (
+        (nothing, ["--resume"], f"there is no training in {nothing}: leave out --resume"),
+        (other, ["--resume"], "leave out --resume, and choose another folder"),
+        (other, [], "holds files, but no training: choose another folder"),
+    ):
+        done = run_here("train", tmp_path / "nowhere.jsonl", "--out", out, *more)
+        assert (done.returncode, message in done.stderr) == (1, True), done.stderr
+    assert not nothing.exists()
 
 
 def test_interrupted_from_the_command_line(tmp_path: Path, beir: Path) -> None:

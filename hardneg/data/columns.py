@@ -11,6 +11,18 @@ from hardneg.data.texts import shown
 from hardneg.errors import DataError, first_few, suggestion
 
 
+class MissingColumnError(DataError):
+    """A column that the user named is not there.
+
+    Attributes:
+        given: the name as it was given, perhaps of several columns that are read as one.
+    """
+
+    def __init__(self, message: str, given: str = "") -> None:
+        super().__init__(message)
+        self.given = given
+
+
 def find_column(row: Row, given: str | None, usual: tuple[str, ...], where: str) -> str | None:
     """The column to read: the given one, or the first usual name that the row has, ignoring case.
 
@@ -24,7 +36,7 @@ def find_column(row: Row, given: str | None, usual: tuple[str, ...], where: str)
         Name of the column; None if there is none.
 
     Raises:
-        DataError: the row does not have the given column.
+        MissingColumnError: the row does not have the given column.
 
     >>> find_column({"ID": "7", "Question": "why?"}, None, ("query", "question"), "line 1")
     'Question'
@@ -35,7 +47,7 @@ def find_column(row: Row, given: str | None, usual: tuple[str, ...], where: str)
         if given not in row:
             # Of several columns that are read as one, the first that is missing.
             lacks = next((part.strip() for part in given.split(",") if part.strip() not in row), given)
-            raise DataError(f"{where}: there is no column {lacks!r}.{suggestion(lacks, row)}")
+            raise MissingColumnError(f"{where}: there is no column {lacks!r}.{suggestion(lacks, row)}", given)
         return given
     lowered = {name.lower(): name for name in row}
     return next((lowered[name.lower()] for name in usual if name.lower() in lowered), None)

@@ -108,7 +108,7 @@ def with_other_encoder(info: dict[str, Any], run: str, spec: str) -> str:
 encoder that it was learned with: 'hardneg calibrate run-2' learns another"
     """
     filters = [str(each) for each in info.get("config", {}).get("filters", ())]
-    bound = [each for each in filters if each.startswith(("posterior:", "score:")) or _absolute(each)]
+    bound = [each for each in filters if of_one_encoder(each)]
     command = f"{mine_again(info, run, _ENCODING, bound)} --encoder {spec}"
     if not bound:
         return command
@@ -118,9 +118,13 @@ encoder that it was learned with: 'hardneg calibrate run-2' learns another"
     return f"{command}   # {note} scored"
 
 
-def _absolute(spec: str) -> bool:
-    """Whether a filter is a margin in units of the encoder's scores."""
-    return spec.startswith("margin:") and "absolute=" in spec
+def of_one_encoder(spec: str) -> bool:
+    """Whether a filter holds for one encoder alone: a posterior, or a limit in units of its scores.
+
+    >>> [of_one_encoder(each) for each in ("posterior:learned", "score:max=0.8", "margin:absolute=0.1", "margin:relative=0.1")]
+    [True, True, True, False]
+    """
+    return spec.startswith(("posterior:", "score:")) or (spec.startswith("margin:") and "absolute=" in spec)
 
 
 _OF_OTHERS = ("false-announced", "lexical")  # whose fix calibrates for another selection, or another run

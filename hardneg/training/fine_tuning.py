@@ -34,12 +34,15 @@ def parse_rates(specs: Iterable[Any]) -> list[tuple[str, float]]:
     return found
 
 
-def prepare_model(towers: Towers, lora: str | None, freeze: Sequence[str], gradient_checkpointing: bool) -> None:
+def prepare_model(
+    towers: Towers, lora: str | None, freeze: Sequence[str], gradient_checkpointing: bool, rates: Sequence[str] = ()
+) -> None:
     """Make of a model what is trained, in place.
 
     Args:
         towers: the model.
         lora, freeze, gradient_checkpointing: see `TrainOptions`.
+        rates: its `learning_rates`, whose patterns are only checked here.
 
     Raises:
         UsageError: the model cannot do that, a pattern fits no parameter, or nothing is left to train.
@@ -60,6 +63,8 @@ def prepare_model(towers: Towers, lora: str | None, freeze: Sequence[str], gradi
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in towers.parameters()):
         raise UsageError(f"freeze={tuple(freeze)!r} leaves nothing to train")
+    for pattern, _ in parse_rates(rates):  # the optimizer needs them only after the first generation is mined
+        matching(towers, pattern)
 
 
 def matching(towers: nn.Module, pattern: str) -> list[tuple[str, nn.Parameter]]:
@@ -72,9 +77,14 @@ def matching(towers: nn.Module, pattern: str) -> list[tuple[str, nn.Parameter]]:
     named = list(towers.named_parameters())
     found = [(name, parameter) for name, parameter in named if fnmatchcase(name, wanted)]
     if not found:
-        shared = " (one encoder serves both sides: it is query_tower)" if pattern == "document" else ""
         some = ", ".join(name for name, _ in named[:: max(1, len(named) // 3)][:3])
-        raise UsageError(f"no parameter fits the pattern {pattern!r}{shared}. Parameters are called {some} ...")
+        if pattern == "document":  # the towers share one encoder: `Towers` has no other way to lack this one
+            raise UsageError(
+                f"no parameter fits the pattern 'document': one encoder serves both sides (query_tower). There are two from Python "
+                f"only, as in hardneg.train(pairs, hardneg.Towers(queries, documents), ...); otherwise give a pattern of names, "
+                f"which are {some} ..."
+            )
+        raise UsageError(f"no parameter fits the pattern {pattern!r}. Parameters are called {some} ...")
     return found
 
 

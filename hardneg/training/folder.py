@@ -55,7 +55,7 @@ def training_folder(out: Path, here: World, *, resume: bool, overwrite: bool) ->
         recover(out)
     pending = resume and _unfinished(staging(resolved(out)))
     replace = pending or (overwrite and bool(entries(out)))
-    _check(out, resume, overwrite)
+    check_folder(out, resume=resume, overwrite=overwrite)
     folder = staging(resolved(out)) if replace else resolved(out)
     here.wait()  # all ranks have looked before rank 0 changes anything
     if not here.leads:
@@ -64,7 +64,7 @@ def training_folder(out: Path, here: World, *, resume: bool, overwrite: bool) ->
         return
     with output_folder(out, "training", replace=replace, known=KNOWN, restart=not pending) as folder:
         if not replace:
-            _check(out, resume, overwrite)  # again, now that nobody else can change it
+            check_folder(out, resume=resume, overwrite=overwrite)  # again, now that nobody else can change it
         remove_temporary_files(folder)
         here.wait()
         try:
@@ -82,16 +82,35 @@ def _unfinished(folder: Path) -> bool:
         return False
 
 
-def _check(out: Path, resume: bool, overwrite: bool) -> None:
-    """RunError if the folder may not be written to."""
+def check_folder(out: Path, *, resume: bool, overwrite: bool) -> None:
+    """RunError if the folder of a training may not be written to, or holds none that could be resumed."""
     if out.exists() and not out.is_dir():
         raise RunError(f"{out} is a file: give the name of a folder")
-    if resume or not entries(out):
+    if resume:
+        _check_begun(out)
+        return
+    if not entries(out):
         return
     if not is_training(out):
         raise RunError(f"{out} holds files, but no training: choose another folder")
     if not overwrite:
         raise RunError(f"{out} already holds a training: --resume goes on with it, --overwrite replaces it")
+
+
+def _check_begun(out: Path) -> None:
+    """RunError if no training was begun in a folder, or beside it to replace the one in it."""
+    place = resolved(out)  # of a replacement that was killed, the old training may still be beside it
+    if is_training(staging(place, "old")) or _unfinished(staging(place)) or (out / "train.json").exists():
+        return
+    if not entries(out):
+        raise RunError(f"there is no training in {out}: leave out --resume")
+    if not is_training(out):
+        raise RunError(
+            f"there is no training in {out}, which holds other files: leave out --resume, and choose another folder"
+        )
+    raise RunError(
+        f"{out}/train.json does not exist, so this training cannot go on: replace it with --overwrite, without --resume"
+    )
 
 
 def prepare(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, here: World, resume: bool) -> dict[str, Any]:

@@ -150,7 +150,7 @@ def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Ite
     towers = model if isinstance(model, Towers) else Towers(model, **prompts)
     check_fits(options, pairs, towers.dimension, here)
     checkpoint.seed_generators(options.seed + here.rank)
-    prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing)
+    prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing, options.learning_rates)
     for side in SIDES:
         if callable(compare_by := getattr(towers.tower(side), "compare_by", None)):
             compare_by(options.metric)
