@@ -55,8 +55,8 @@ def demo(out: str, seed: int, quick: bool, overwrite: bool, as_json: bool) -> No
         return
     print_summary(mined)
     print_diagnosis(diagnosis)
-    out = folder / "trained"
-    print_training(trained, str(out), [mine_command("builtin:pycode", (), f"hashed:{out}/best", f"{out}-run")])
+    made = folder / "trained"
+    print_training(trained, str(made), [mine_command("builtin:pycode", (), f"hashed:{made}/best", f"{made}-run")])
     say(
         "On functions that it was not trained on: "
         + ", ".join(f"{n} {v['before']:.3f} -> {v['after']:.3f}" for n, v in measures.items())

@@ -49,7 +49,8 @@ def read_own(
     from hardneg.data.readers.image_sources import is_image_source
     from hardneg.errors import DataError
 
-    given, left = dict(given), []
+    given = dict(given)
+    left: list[str] = []
     while True:
         try:
             return read_pairs(spec, read_options(given, split), progress=progress or False), given, left

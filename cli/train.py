@@ -61,7 +61,7 @@ def _number(
         above, below: whether a number that is no integer must differ from `low`, and from `high`.
     """
     if isinstance(low, int):
-        return click.option(name, type=click.IntRange(low, high), metavar="N", help=text)
+        return click.option(name, type=click.IntRange(low, None if high is None else int(high)), metavar="N", help=text)
     return click.option(name, type=Finite(low, high, min_open=above, max_open=below), metavar="X", help=text)
 
 
