@@ -156,7 +156,32 @@ def _go_on(args: list[str]) -> str:
     again = [each for each in args if each not in ("--overwrite", "--resume")]
     if args[0] == "train" and not _begun(args):
         return "interrupted before the training began: nothing was written"
+    if args[0] == "train":
+        return f"interrupted. {_kept(args)}: hardneg {plain(shlex.join(again))} --resume"
     return f"interrupted. To go on where it stopped: hardneg {plain(shlex.join(again))} --resume"
+
+
+def _out(args: list[str]) -> str:
+    """The folder that --out names; empty: it is not on the command line."""
+    after = next((args[i + 1] for i, each in enumerate(args[:-1]) if each == "--out"), "")
+    return next((each.partition("=")[2] for each in args if each.startswith("--out=")), after)
+
+
+def _kept(args: list[str]) -> str:
+    """From where an interrupted training goes on."""
+    from pathlib import Path
+
+    from hardneg.storage.folders import resolved, staging
+    from hardneg.training.folder import last_step
+
+    out = _out(args)
+    if not out:
+        return "To go on from its last checkpoint"
+    begun = staging(resolved(Path(out)))
+    step = last_step(begun) if (begun / "train.json").exists() else last_step(Path(out))
+    if step is None:
+        return "There is no checkpoint yet (--save-every N makes them more often). To begin again"
+    return f"To go on from its last checkpoint, of step {step:,}"
 
 
 def _begun(args: list[str]) -> bool:
@@ -172,8 +197,7 @@ def _begun(args: list[str]) -> bool:
         except HardnegError:
             return False
 
-    after = next((args[i + 1] for i, each in enumerate(args[:-1]) if each == "--out"), "")
-    out = next((each.partition("=")[2] for each in args if each.startswith("--out=")), after)
+    out = _out(args)
     if not out or "--resume" in args:
         return True  # the folder is named in a file of options, or the training was begun before
     return unfinished(Path(out)) or unfinished(staging(resolved(Path(out))))

@@ -317,7 +317,8 @@ def print_training(value: dict[str, Any], out: str, further: Sequence[str] = ())
             _row(table, "before", *(f"{value['before'][name]:.4f}" for name in names))
         for row in value["evaluations"]:
             mark = "bold" if row == value["best"] else None
-            _row(table, f"{int(row['step']):,}", *(f"{row[name]:.4f}" for name in names), style=mark)
+            step = f"{int(row['step']):,}{' (best)' if mark else ''}"
+            _row(table, step, *(f"{row[name]:.4f}" for name in names), style=mark)
         _show(console, f"trained {out}", table)
         _show_sources(console, value["best"], names)
     generations = len(value["generations"])

@@ -24,7 +24,7 @@ from .options import (
     filter_spec,
 )
 from .reading import reading
-from .show import LiveNumbers, print_training, progress_bars, warn
+from .show import LiveNumbers, print_training, progress_bars, say, warn
 from .train_inputs import model_of
 from .train_next import mine_with_it
 from .train_sources import read_sources, sources_of
@@ -317,7 +317,7 @@ def train(
         raise click.UsageError("--resume and --overwrite exclude each other")
     from hardneg.mining.run import Run
     from hardneg.training.evaluation_set import EvaluationSet
-    from hardneg.training.folder import check_folder
+    from hardneg.training.folder import check_folder, last_step
     from hardneg.training.self_supervised import two_views
     from hardneg.training.train import train as run_train
 
@@ -341,6 +341,13 @@ def train(
         if given["self_supervised"]:
             pairs = two_views(pairs)
         run = None if given["run"] is None else Run(given["run"])
+        if leads and given["resume"]:
+            step = last_step(Path(out))
+            say(
+                "there is no checkpoint yet: begun again"
+                if step is None
+                else f"goes on from the checkpoint of step {step:,}"
+            )
         result = run_train(
             pairs, model, out, options, evaluation=evaluation, run=run, callbacks=[LiveNumbers()],
             warn=lambda message: warn([message] if leads else []), progress=progress,

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 import hardneg
+from hardneg.errors import RunError
 from hardneg.training.evaluation_set import EvaluationSet
 from hardneg.training.progressed import Progressed
 from hardneg.training.towers import Towers
 
+from .conftest import run_here
 from .test_trainer import Rows, encoder, made_pairs, weights
 
 SMALL: dict[str, Any] = {"steps": 6, "batch_size": 16, "negatives": 2, "depth": 12, "evaluate_every": 3, "log_every": 1}
@@ -92,3 +94,41 @@ def test_checkpoints_from_before_have_none() -> None:
     old = {"step": 3, "evaluations": [], "best": {"ndcg@10": 0.5}, "warnings": []}
     assert Progressed(**old).before is None
     assert Progressed(**old).harm("ndcg@10") is None
+
+
+def finished(tmp_path: Path, **more: Any) -> Path:
+    trained(tmp_path / "out", options=more)
+    return tmp_path / "out"
+
+
+def test_a_training_that_stopped_early_says_what_would_go_on(tmp_path: Path) -> None:
+    more = {"learning_rate": 1e-12, "evaluate_every": 1, "patience": 1, "steps": 6}
+    out = finished(tmp_path, **more)
+    assert json.loads((out / "train.json").read_text())["stopped_early"]
+    with pytest.raises(
+        RunError, match="stopped early, as its last 1 evaluations .* raise .*patience.* or leave it out"
+    ):
+        trained(out, options={**more, "steps": 12}, resume=True)
+    result, _ = trained(out, options={**more, "steps": 12, "patience": None}, resume=True)
+    assert result["steps"] == 12
+
+
+def test_a_finished_training_says_which_option_is_in_the_way(tmp_path: Path) -> None:
+    out = finished(tmp_path, steps=6)
+    with pytest.raises(RunError, match="was asked for 6 steps, which count in place of epochs.* give more steps"):
+        trained(out, options={"steps": None, "epochs": 40}, resume=True)
+    with pytest.raises(RunError, match="is finished, and had other batch_size, negatives"):
+        trained(out, options={"steps": 6, "batch_size": 8, "negatives": 1}, resume=True)
+    with pytest.raises(RunError, match="To go on with it, raise steps"):
+        trained(out, options={"steps": 6}, resume=True)
+
+
+def test_the_command_says_from_where_it_goes_on(tmp_path: Path) -> None:
+    rows = [{"query": f"question {i} of {i * 7}", "positive": f"answer {i} is {i * 7}"} for i in range(80)]
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    command = ["train", tmp_path / "x.jsonl", "--out", tmp_path / "out", "--batch-size", "16", "--negatives", "0"]
+    command += ["--eval-split", "none", "--save-every", "2", "--device", "cpu"]
+    assert run_here(*command, "--steps", "4").returncode == 0
+    done = run_here(*command, "--steps", "8", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "goes on from the checkpoint of step 4" in done.stdout + done.stderr

@@ -36,6 +36,13 @@ def test_a_training_that_was_interrupted_while_it_read_is_not_to_be_resumed(tmp_
     out.mkdir()
     (out / "train.json").write_text('{"finished": false}')
     assert _go_on(["train", "x", "--out", str(out)]).endswith(f"hardneg train x --out {out} --resume")
+    assert _go_on(["train", "x", "--out", str(out)]).startswith(
+        "interrupted. There is no checkpoint yet (--save-every N"
+    )
+    for step in (40, 7):
+        (out / "checkpoints" / f"step-{step:08}").mkdir(parents=True)
+    said = _go_on(["train", "x", "--out", str(out), "--resume"])
+    assert said.startswith("interrupted. To go on from its last checkpoint, of step 40: hardneg train")
     (out / "train.json").write_text('{"finished": true}')  # an older one, which was to be replaced
     assert "nothing was written" in _go_on(["train", "x", "--out", str(out), "--overwrite"])
 

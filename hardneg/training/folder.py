@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from hardneg.data.mixed import Mixed
 from hardneg.data.pairs import Pairs
@@ -28,6 +28,7 @@ class _Head(TypedDict):
     options: dict[str, Any]
     data: dict[str, Any]
     ranks: int
+    stopped_early: NotRequired[bool]
 
 
 def is_training(folder: Path) -> bool:
@@ -148,8 +149,8 @@ def check_head(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, her
         longer = options.lengthened(before["options"]) or options.patience != before["options"].get("patience")
     except RunError as error:
         raise RunError(f"{path}: {error}: replace it with --overwrite") from None
-    if before["finished"] and not longer:
-        raise finished(out)
+    if before["finished"]:
+        _check_finished(out, before, options, changed, longer)
     changed += [name for name in ("ranks",) if before[name] != head[name]]
     sources = _other_sources(before["data"], head["data"])
     changed += sources or [
@@ -167,6 +168,36 @@ def check_head(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, her
             (folder / "log.jsonl").unlink(missing_ok=True)
     here.wait()
     return head
+
+
+def _check_finished(out: Path, before: _Head, options: TrainOptions, changed: list[str], longer: bool) -> None:
+    """RunError if these options give a finished training nothing more to do: which ones, before anything is mined."""
+    lengths, others = ({"steps", "epochs"}, [name for name in changed if name not in ("steps", "epochs")])
+    stopped = before.get("stopped_early") is True and options.patience == before["options"].get("patience")
+    if stopped and options.patience is not None:
+        raise RunError(
+            f"{out}: this training stopped early, as its last {options.patience} evaluations were no better than the best one: more "
+            f"steps alone change nothing. To go on, raise --patience or leave it out; or replace it with --overwrite"
+        )
+    if not longer and others:
+        raise RunError(
+            f"{out}: this training is finished, and had other {', '.join(others)}: to go on with it, use the same and raise --steps "
+            f"or --epochs; or replace it with --overwrite, or choose another folder"
+        )
+    steps = before["options"].get("steps")
+    if not longer and lengths & set(changed) and steps is not None:
+        raise RunError(
+            f"{out}: this training is finished: it was asked for {steps:,} steps, which count in place of epochs. To go on with it, "
+            f"give more --steps; or replace it with --overwrite, or choose another folder"
+        )
+    if not longer:
+        raise finished(out)
+
+
+def last_step(out: Path) -> int | None:
+    """The step of the last checkpoint of a training; None: there is none."""
+    found = checkpoint.latest(out / "checkpoints")
+    return None if found is None else checkpoint.step_of(found)
 
 
 def finished(out: Path) -> RunError:
