@@ -15,7 +15,7 @@ from hardneg.diagnostics.findings.thresholds import Thresholds
 
 KEEP_ONE = (
     "keep one of each group of copies in the corpus, and mine again: no filter compares a query's negatives with one another but "
-    "distinct, which rejects equal texts"
+    "distinct, which rejects equal ones"
 )
 
 
@@ -133,7 +133,7 @@ class Duplicates(ThresholdRule):
         if values.get("distinct_used", True):
             return {"once": KEEP_ONE}
         return {
-            "once": f"hardneg select {values['run']} --add-filter distinct --out {values['out']}   # of equal texts"
+            "once": f"hardneg select {values['run']} --add-filter distinct --out {values['out']}   # of those that are equal"
         }
 
 
