@@ -170,7 +170,9 @@ def check_head(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, her
     return head
 
 
-def _check_finished(out: Path, before: _Head, options: TrainOptions, changed: list[str], longer: bool) -> None:
+def _check_finished(
+    out: Path, before: Mapping[str, Any], options: TrainOptions, changed: list[str], longer: bool
+) -> None:
     """RunError if these options give a finished training nothing more to do: which ones, before anything is mined."""
     lengths, others = ({"steps", "epochs"}, [name for name in changed if name not in ("steps", "epochs")])
     stopped = before.get("stopped_early") is True and options.patience == before["options"].get("patience")
