@@ -317,18 +317,14 @@ def train(
         raise click.UsageError("--resume and --overwrite exclude each other")
     from hardneg.mining.run import Run
     from hardneg.training.evaluation_set import EvaluationSet
-    from hardneg.training.folder import check_folder, last_step
+    from hardneg.training.folder import check_folder
     from hardneg.training.self_supervised import two_views
     from hardneg.training.train import train as run_train
 
     sources, options = sources_of(ctx, source, more_sources), _options(given)
     check_folder(Path(out), resume=given["resume"], overwrite=given["overwrite"])  # before all is read for nothing
     if given["threads"] is not None:
-        import torch
-
-        from hardneg.index.vectors import checked_threads
-
-        torch.set_num_threads(checked_threads(given["threads"]))
+        _use_threads(given["threads"])
     model = model_of(given)
     leads = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun starts, only the first one prints
     with progress_bars(quiet=not leads) as progress:
@@ -342,12 +338,7 @@ def train(
             pairs = two_views(pairs)
         run = None if given["run"] is None else Run(given["run"])
         if leads and given["resume"]:
-            step = last_step(Path(out))
-            say(
-                "there is no checkpoint yet: begun again"
-                if step is None
-                else f"goes on from the checkpoint of step {step:,}"
-            )
+            say(_from_where(Path(out)))
         result = run_train(
             pairs, model, out, options, evaluation=evaluation, run=run, callbacks=[LiveNumbers()],
             warn=lambda message: warn([message] if leads else []), progress=progress,
@@ -361,6 +352,24 @@ def train(
     else:
         further = mine_with_it(ctx, sources, read_with, given["encoder"].partition(":")[0], out, result)
         print_training(result, out, further)
+
+
+def _use_threads(threads: int) -> None:
+    import torch
+
+    from hardneg.index.vectors import checked_threads
+
+    torch.set_num_threads(checked_threads(threads))
+
+
+def _from_where(out: Path) -> str:
+    """From where a training that is resumed goes on."""
+    from hardneg.training.folder import last_step
+
+    step = last_step(out)
+    return (
+        "there is no checkpoint yet: begun again" if step is None else f"goes on from the checkpoint of step {step:,}"
+    )
 
 
 def _options(given: dict[str, Any]) -> TrainOptions:

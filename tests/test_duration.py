@@ -37,7 +37,7 @@ def test_it_stops_early_and_goes_on_with_more_patience(tmp_path: Path) -> None:
     assert result["best"]["step"] == 2
     assert steps_of(out) == [6]
     with pytest.raises(
-        RunError, match=r"is finished. To go on with it, raise steps \(--steps\), epochs \(--epochs\) or patience"
+        RunError, match=r"stopped early, as its last 2 .* raise patience \(--patience\) or leave it out"
     ):
         hardneg.train(
             pairs, encoder(), out, TrainOptions(**options, patience=2), evaluation=pairs, resume=True, **QUIET
