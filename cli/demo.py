@@ -58,7 +58,7 @@ def demo(out: str, seed: int, quick: bool, overwrite: bool, as_json: bool) -> No
     made = folder / "trained"
     print_training(trained, str(made), [mine_command("builtin:pycode", (), f"hashed:{made}/best", f"{made}-run")])
     say(
-        "On functions that it was not trained on: "
+        "On functions that it was not trained on (before: the untrained encoder, fitted on these functions themselves): "
         + ", ".join(f"{n} {v['before']:.3f} -> {v['after']:.3f}" for n, v in measures.items())
     )
 
