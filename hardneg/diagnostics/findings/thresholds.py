@@ -103,7 +103,7 @@ class Thresholds:
     stale_scores_error: float = 0.05
     mislabelled: float = 0.1
     mislabelled_error: float = 0.3
-    mislabelled_few: float = 0.02
+    mislabelled_few: float = 0.03
     hit_rate: float = 0.3
     near_query: float = 0.05
     others: float = 5.0
