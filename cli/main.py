@@ -171,14 +171,12 @@ def _kept(args: list[str]) -> str:
     """From where an interrupted training goes on."""
     from pathlib import Path
 
-    from hardneg.storage.folders import resolved, staging
     from hardneg.training.folder import last_step
 
     out = _out(args)
     if not out:
         return "To go on from its last checkpoint"
-    begun = staging(resolved(Path(out)))
-    step = last_step(begun) if (begun / "train.json").exists() else last_step(Path(out))
+    step = last_step(Path(out))
     if step is None:
         return "There is no checkpoint yet (--save-every N makes them more often). To begin again"
     return f"To go on from its last checkpoint, of step {step:,}"

@@ -78,6 +78,16 @@ WORDS = ["red", "green", "blue", "round", "square", "small", "large", "old", "ne
 WORDS += ["cat", "dog", "bird", "fish", "tree", "stone", "river", "cloud"]
 
 
+def pairs_of_words() -> Any:
+    """Forty queries, each with words of its positive, and thirty other documents."""
+    from hardneg.data.pairs import Pairs
+
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(70)]
+    queries = [" ".join(rng.permutation(text.split())[:4]) for text in texts[:40]]
+    return Pairs.from_columns(queries, texts[:40], corpus=texts[40:])
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

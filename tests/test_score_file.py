@@ -22,7 +22,7 @@ from hardneg.mining import Run, SelectOptions
 from hardneg.mining.teachers import TEACHER, Teachers
 from hardneg.training.options import TrainOptions
 from hardneg.training.teaching import Teaching
-from tests.conftest import WORDS, run_here
+from tests.conftest import pairs_of_words, run_here
 from tests.test_sources import Letters
 
 Table = list[tuple[str, str, float]]
@@ -30,10 +30,8 @@ Table = list[tuple[str, str, float]]
 
 @pytest.fixture(scope="module")
 def pairs() -> Pairs:
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(70)]
-    queries = [" ".join(rng.permutation(text.split())[:4]) for text in texts[:40]]
-    return Pairs.from_columns(queries, texts[:40], corpus=texts[40:])
+    found: Pairs = pairs_of_words()
+    return found
 
 
 @pytest.fixture(scope="module")

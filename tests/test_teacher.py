@@ -18,16 +18,14 @@ from hardneg.mining import Reopened, Run, SelectOptions
 from hardneg.mining import cross_encoder as cross
 from hardneg.mining import score as scoring
 from hardneg.mining.teachers import TEACHER, Teachers
-from tests.conftest import WORDS, run_here
+from tests.conftest import WORDS, pairs_of_words, run_here
 from tests.test_sources import Letters
 
 
 @pytest.fixture(scope="module")
 def pairs() -> Pairs:
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, 6)) for _ in range(70)]
-    queries = [" ".join(rng.permutation(text.split())[:4]) for text in texts[:40]]
-    return Pairs.from_columns(queries, texts[:40], corpus=texts[40:])
+    found: Pairs = pairs_of_words()
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,15 @@ def as_number(value: Any, what: str, where: str) -> float:
     return number
 
 
+def is_number(text: str) -> bool:
+    """Whether a field of a table can be read as a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def need_cells(row: Row, needed: tuple[str, ...], where: str) -> None:
     """DataError if the row lacks one of these columns."""
     for name in needed:

@@ -83,7 +83,8 @@ def read_score_file(path: Path, pairs: Pairs) -> FileScores:
         seen += len(scores)
 
     total = read_scores(path, add)
-    every, order = np.concatenate(keys), np.argsort(np.concatenate(keys), kind="stable")
+    every = np.concatenate(keys)
+    order = np.argsort(every, kind="stable")
     every, scores, at = every[order], np.concatenate(values)[order], np.concatenate(places)[order]
     again = np.zeros(len(every), bool)
     again[1:] = every[1:] == every[:-1]

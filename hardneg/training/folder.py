@@ -174,7 +174,7 @@ def _check_finished(
     out: Path, before: Mapping[str, Any], options: TrainOptions, changed: list[str], longer: bool
 ) -> None:
     """RunError if these options give a finished training nothing more to do: which ones, before anything is mined."""
-    lengths, others = ({"steps", "epochs"}, [name for name in changed if name not in ("steps", "epochs")])
+    others = [name for name in changed if name not in ("steps", "epochs")]
     stopped = before.get("stopped_early") is True and options.patience == before["options"].get("patience")
     if stopped and options.patience is not None:
         raise RunError(
@@ -187,7 +187,7 @@ def _check_finished(
             f"or --epochs; or replace it with --overwrite, or choose another folder"
         )
     steps = before["options"].get("steps")
-    if not longer and lengths & set(changed) and steps is not None:
+    if not longer and changed and steps is not None:
         raise RunError(
             f"{out}: this training is finished: it was asked for {steps:,} steps, which count in place of epochs. To go on with it, "
             f"give more --steps; or replace it with --overwrite, or choose another folder"
@@ -197,8 +197,9 @@ def _check_finished(
 
 
 def last_step(out: Path) -> int | None:
-    """The step of the last checkpoint of a training; None: there is none."""
-    found = checkpoint.latest(out / "checkpoints")
+    """The step of the last checkpoint of a training, or of the one beside it that is to replace it; None: there is none."""
+    begun = staging(resolved(out))
+    found = checkpoint.latest((begun if _unfinished(begun) else out) / "checkpoints")
     return None if found is None else checkpoint.step_of(found)
 
 

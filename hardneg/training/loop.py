@@ -114,8 +114,8 @@ class Trainer:
         """
         advance = progress("train", self.total)
         advance(self.done.step)
-        self._evaluate_before()
         self.towers.train()
+        self._evaluate_before()
         while not self.over:
             for batch in self.batches.batches():
                 queries, documents = self._backward(batch)
@@ -292,11 +292,9 @@ class Trainer:
         if evaluates or saves or last:
             self._check_finite(save=True)
         if self.evaluate is not None and evaluates:
-            start = time.perf_counter()
-            measures = self.evaluate(self.towers)
-            self.towers.train()
+            measures, seconds = self._measured(self.evaluate)
             if self.world.leads:
-                self._record({"step": step, **measures}, time.perf_counter() - start)
+                self._record({"step": step, **measures}, seconds)
         if evaluates and self.options.patience is not None:
             self.stopped = self.world.broadcast_int(int(self._no_better)) == 1  # rank 0 keeps what was measured
         if self.folder is not None and (saves or self.stopped):
@@ -313,11 +311,17 @@ class Trainer:
         """Evaluate the encoder from before the first step, so that what the training did to it can be told."""
         if self.evaluate is None or self.done.step > 0 or self.over:
             return
-        start = time.perf_counter()
-        measures = self.evaluate(self.towers)
+        measures, seconds = self._measured(self.evaluate)
         if self.world.leads:
             self.done.before = measures
-            self._say(measures, time.perf_counter() - start)
+            self._say(measures, seconds)
+
+    def _measured(self, evaluate: Evaluate) -> tuple[dict[str, float], float]:
+        """What an evaluation of the encoder measures, and its seconds; the towers train on afterwards."""
+        start = time.perf_counter()
+        measures = evaluate(self.towers)
+        self.towers.train()
+        return measures, time.perf_counter() - start
 
     def _record(self, measures: dict[str, float], seconds: float) -> None:
         """Keep what an evaluation measured, and save the encoder if it is the best so far."""

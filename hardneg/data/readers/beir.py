@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from hardneg.data.builder import Builder
-from hardneg.data.columns import as_id, as_number
+from hardneg.data.columns import as_id, as_number, is_number
 from hardneg.data.options import ReadOptions
 from hardneg.data.readers.files import SUFFIXES, located_blocks, located_rows, suffix_of
 from hardneg.data.readers.pair_columns import add_documents, add_queries
@@ -156,18 +156,10 @@ def _qrels_lines(path: Path) -> Iterator[tuple[str, str, str, float]]:
             if len(values) not in (3, 4) or len(values) != (fields_before or len(values)):
                 expected = fields_before or "query-id, corpus-id, score"
                 raise DataError(f"{where}: {len(values)} fields, expected {expected}")
-            header = not fields_before and not _is_number(values[-1])
+            header = not fields_before and not is_number(values[-1])
             fields_before = len(values)
             if not header:
                 yield where, values[0], values[-2], as_number(values[-1], "score", where)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _queries_of(files: list[Path], builder: Builder) -> np.ndarray:

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg import registry
-from hardneg.data.columns import as_id, as_list, as_number, find_column, need_cells
+from hardneg.data.columns import as_id, as_list, as_number, find_column, is_number, need_cells
 from hardneg.data.readers.files import SUFFIXES, located_blocks, source_files, suffix_of
 from hardneg.data.readers.pair_rows import DOCUMENT_ID_COLUMNS, GRADE_COLUMNS, QUERY_ID_COLUMNS
 from hardneg.data.readers.rows import Block, Row, names, read_blocks
@@ -169,7 +169,7 @@ def _without_header(path: Path, suffix: str) -> tuple[tuple[str, ...] | None, bo
     if delimiter == "\t" and len(fields) == 1:
         fields = fields[0].split()  # spaces between the fields, as in TREC runs
     known = {name.lower() for words in _COLUMNS.values() for name in (*words, *_LISTS)}
-    if any(field.strip().lower() in known for field in fields) or not any(map(_is_number, fields[2:])):
+    if any(field.strip().lower() in known for field in fields) or not any(map(is_number, fields[2:])):
         return None, False
     if delimiter == "\t":
         return None, True
@@ -179,14 +179,6 @@ def _without_header(path: Path, suffix: str) -> tuple[tuple[str, ...] | None, bo
             f"as {', '.join(_HEADER)}"
         )
     return _HEADER, False
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _read_lines(path: Path, into: _Held | _Counter) -> None:

@@ -101,6 +101,11 @@ def _suits(measured: Measurements) -> str:
     return "" if low is None or high is None else f"a temperature between {low:.3g} and {high:.3g}"
 
 
+def _drawing_nearest(values: Mapping[str, Any]) -> str:
+    """The command that draws the nearest candidates that pass the filters."""
+    return f"hardneg select {values['run']} --sampler top --out {values['out']}"
+
+
 class Easy(ThresholdRule):
     """Negatives that are hardly nearer than random documents. Where the nearest are drawn already, that is no advice."""
 
@@ -109,8 +114,7 @@ class Easy(ThresholdRule):
         if values.get("sampler") == "top":
             told = "the nearest that pass the filters are drawn already"
             return {"nearest": f"{told}: take fewer filters, a lower rank:min, or a better encoder"}
-        command = f"hardneg select {values['run']} --sampler top --out {values['out']}"
-        return {"nearest": f"{command}   # or a lower rank:min, or a better encoder"}
+        return {"nearest": f"{_drawing_nearest(values)}   # or a lower rank:min, or a better encoder"}
 
 
 class FewNegatives(ThresholdRule):
@@ -150,7 +154,7 @@ class TaughtOut(ThresholdRule):
         elif sampler == "top":
             nearer = "mine again with the encoder as it is now, or with fewer filters: the nearest are drawn already"
         else:
-            nearer = f"take nearer negatives: hardneg select {values['run']} --sampler top --out {values['out']}"
+            nearer = f"take nearer negatives: {_drawing_nearest(values)}"
         low, now = values.get("temperature_low"), values.get("temperature")
         if low is None or now is None or now >= low:
             return {"easier": nearer}
