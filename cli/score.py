@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from hardneg.errors import UsageError
+
 from .main import print_json
 from .options import batch_size_option
 from .plain import plain
@@ -21,6 +23,7 @@ from .show import progress_bars, warn
     help="The teacher: cross-encoder:NAME_OR_PATH · encoder:SPEC (the cosine by another encoder, as in encoder:st:NAME). Both take "
     "batch=N.",
 )
+@click.option("--cross-encoder", metavar="NAME", help="A cross-encoder by its name or folder: short for --scorer cross-encoder:NAME.")
 @click.option(
     "--scores",
     metavar="FILE",
@@ -47,7 +50,7 @@ from .show import progress_bars, warn
     "--device", metavar="NAME", help="Device of the model, such as cpu or cuda.  [default: a GPU if torch finds one]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on stdout.")
-def score(run: str, scorer: str | None, as_json: bool, **given: Any) -> None:
+def score(run: str, scorer: str | None, cross_encoder: str | None, as_json: bool, **given: Any) -> None:
     """Score the positives and candidates of RUN with a teacher, or by a file of scores, and keep them in RUN.
 
     Scores are made once: the filters 'teacher:' and 'cross-encoder:', 'hardneg calibrate', 'hardneg judge' and 'hardneg export
@@ -56,13 +59,17 @@ def score(run: str, scorer: str | None, as_json: bool, **given: Any) -> None:
 
     \b
     Examples:
-      hardneg score run --scorer cross-encoder:cross-encoder/ms-marco-MiniLM-L6-v2 --only first:50
+      hardneg score run --cross-encoder cross-encoder/ms-marco-MiniLM-L6-v2 --only first:50
       hardneg score run --scores reranked.jsonl --name api
       hardneg select run --add-filter teacher:margin=0.5 --out run2
       hardneg export run2 --format margin-mse --scores teacher --out triplets.parquet
     """
     from hardneg.mining.score import score as run_score
 
+    if cross_encoder is not None:
+        if scorer is not None:
+            raise UsageError("--cross-encoder and --scorer both name a teacher: give one")
+        scorer = f"cross-encoder:{cross_encoder}"
     with progress_bars() as progress:
         done = run_score(run, scorer, progress=progress, command=sys.argv, **given)
     before, folder = f"{done.pairs - done.new:,} of {done.pairs:,} were scored before", plain(str(done.folder))

@@ -59,6 +59,7 @@ def test_a_person_alone(mined: Path, tmp_path: Path) -> None:
     assert typed(words) == int(words[words.index("--sample") + 1])
 
 
+@pytest.mark.slow
 def test_a_model_that_judged_too_little(mined: Path, tmp_path: Path) -> None:
     """Both ways of drawing the person's pairs: chosen by the model's answers, and a plain sample."""
     typed(["judge", str(mined), "--sample", "60", "--alpha", "0.1", "--out", str(tmp_path / "m.csv")])

@@ -284,6 +284,7 @@ DOCUMENTS = st.lists(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(DOCUMENTS, DOCUMENTS, st.integers(20, 200), st.sampled_from(["beir", "corpus", "grouped"]), st.booleans())
 def test_documents_in_blocks(

@@ -538,6 +538,7 @@ def test_looks_are_noted_and_each_has_its_level(mined: Path, tmp_path: Path) -> 
     assert {test["look"] for test in made.report["tests"]} == {1, 2}
 
 
+@pytest.mark.slow
 def test_what_passed_at_the_first_look_still_holds_at_the_second(mined: Path, tmp_path: Path) -> None:
     judge(mined, tmp_path / "a.csv", sample=120, alpha=0.1)
     fill(tmp_path / "a.csv", tmp_path / "a1.csv", lambda q, d: 0)
@@ -637,6 +638,7 @@ def test_none_false_among_the_judged_certifies(mined: Path, judged: Path, tmp_pa
         calibrate(mined, clean, learn="judged", features=["score"])
 
 
+@pytest.mark.slow
 def test_when_all_is_judged_and_nothing_certifies_it_says_so(mined: Path, tmp_path: Path) -> None:
     judge(mined, tmp_path / "all.csv", sample=10**6, alpha=0.1)
     fill(tmp_path / "all.csv", tmp_path / "filled.csv", lambda q, d: 1)

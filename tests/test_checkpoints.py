@@ -126,6 +126,7 @@ def stop_on(rank: int, folder: Path) -> None:
     (folder / f"said-{rank}").write_text(str(refused.value))
 
 
+@pytest.mark.slow
 def test_all_ranks_stop_together(tmp_path: Path) -> None:
     on_two_ranks(stop_on, tmp_path)
     said = [(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)]

@@ -229,6 +229,7 @@ def test_vectors_of_other_texts(
     assert right.measured.numbers["beats_random"].value > 0.9
 
 
+@pytest.mark.slow
 def test_truncated_texts(code: hardneg.Pairs, tmp_path: Path) -> None:
     found = diagnose(hardneg.mine(rebuilt(code, lambda text: text[:150]), tmp_path / "cut"))
     finding = next(f for f in found.findings if f.code == "truncated")
@@ -309,6 +310,7 @@ def test_looks_give_negatives_away(clean: hardneg.Run, code: hardneg.Pairs) -> N
     assert found.measured.numbers["length_ratio"] > 1.5
 
 
+@pytest.mark.slow
 def test_words_give_negatives_away(clean: hardneg.Run, code: hardneg.Pairs, tmp_path: Path) -> None:
     """Negatives are what is nobody's answer, and says so in a word of its own that is as long as any."""
     texts = code.documents.slice(0, len(code.document_ids))
@@ -545,6 +547,7 @@ def test_compare_counts_by_hand(clean: hardneg.Run, tmp_path: Path) -> None:
     assert all(set(after) == {before} for before, after in same.flow.items())
 
 
+@pytest.mark.slow
 def test_compare_says_how_far_an_encoder_has_moved(
     code: hardneg.Pairs, vectors: tuple[np.ndarray, np.ndarray], tmp_path: Path
 ) -> None:

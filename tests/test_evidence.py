@@ -104,6 +104,7 @@ def test_kappa_and_rates() -> None:
     assert Agreement(5, 0, 0, 0, 5).to_json()["kappa"] is None
 
 
+@pytest.mark.slow
 def test_a_model_is_refused_alone_and_corrected_by_a_person(
     mined: Path,
     tmp_path: Path,

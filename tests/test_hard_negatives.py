@@ -185,6 +185,7 @@ def test_an_evaluation_is_masked_by_its_own_rows(tiny_model: Path, tmp_path: Pat
         each.close()
 
 
+@pytest.mark.slow
 def test_a_trainer_evaluates_on_other_pairs(tiny_model: Path, tmp_path: Path) -> None:
     """Its batches of other pairs are its own, whatever their number; of rows of the training pairs, no text stands twice."""
     model = loaded(tiny_model)

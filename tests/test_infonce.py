@@ -383,6 +383,7 @@ def test_the_temperature_stays_in_its_range() -> None:
     assert not list(InfoNCE(0.05).parameters())
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_batch_not_with_its_square(tmp_path: Path) -> None:
     """The peak above the inputs, in a process of its own: the logits alone would be 268 MB, and as much again each time."""
     code = (

@@ -266,12 +266,14 @@ def test_weights_are_equal_after_a_resume(tiny_model: Path, tmp_path: Path, refr
         assert torch.equal(whole, again), step
 
 
+@pytest.mark.slow
 def test_a_refresh_changes_what_is_learned(tiny_model: Path, tmp_path: Path) -> None:
     never, _ = trained(tiny_model, tmp_path / "a", refresh="never", own_batches=False, save=False)
     often, _ = trained(tiny_model, tmp_path / "b", refresh="steps:3", own_batches=False, save=False)
     assert not torch.equal(never, often)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_negatives_is_refused(tiny_model: Path, tmp_path: Path) -> None:
     trained(tiny_model, tmp_path / "out")
     for folder in (tmp_path / "out").glob("checkpoint-*/hardneg"):

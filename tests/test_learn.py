@@ -101,6 +101,7 @@ def test_logistic_is_a_logistic_function() -> None:
     assert model.probability(values)[0] == pytest.approx(1 / (1 + np.exp(-(0.5 + 0.6 - 0.1))), abs=1e-6)
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     negatives=st.integers(50, 5000),

@@ -104,6 +104,7 @@ def test_the_command_compares_any_number(runs: list[hardneg.Run], tmp_path: Path
     assert run_here("compare", folders[0]).returncode == 2
 
 
+@pytest.mark.slow
 def test_groups_stay_the_truth_where_one_run_was_calibrated(runs: list[hardneg.Run], tmp_path: Path) -> None:
     calibrated = hardneg.calibrate(runs[2])
     calibrated.save(tmp_path / "posterior.json")

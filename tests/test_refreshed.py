@@ -714,6 +714,7 @@ def encode_or_die(model: Linear, items: np.ndarray, side: str) -> torch.Tensor:
     return model(items)
 
 
+@pytest.mark.slow
 def test_a_process_encodes_and_may_die(documents: np.ndarray) -> None:
     model = Linear()
     snapshots = ProcessSnapshots(model, encode_or_die)

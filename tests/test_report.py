@@ -250,6 +250,7 @@ def test_ten_pairs_judged_with_the_keyboard(browser: Any, page: Path, tmp_path: 
     assert wrong == []
 
 
+@pytest.mark.slow
 def test_drawn_pairs_are_judged_in_the_page(browser: Any, page: Path, tmp_path: Path) -> None:
     """What hardneg judge drew comes back as its own file, and the guarantee takes it."""
     run, asked = page.parent / "run2", tmp_path / "f.csv"

@@ -326,6 +326,7 @@ def test_our_own_export_comes_back_scored(run: Run, tmp_path: Path) -> None:
     assert [json.loads(line) for line in (tmp_path / "g.jsonl").read_text().splitlines()] == rows
 
 
+@pytest.mark.slow
 def test_a_warning_names_what_would_score_the_rest(run: Run, table: Table, tmp_path: Path) -> None:
     score(run, "encoder:module:tests.test_sources:Ends", only="first:9", name="ends")
     some = Teaching("kl:teacher=ends", run, run.pairs())

@@ -218,6 +218,7 @@ def test_the_rest_of_the_house_takes_such_runs(fused: Run, tmp_path: Path) -> No
     assert chosen.to_dataset("labeled-list", scores=True).num_rows == 40
 
 
+@pytest.mark.slow
 def test_the_same_bytes_in_any_process_and_after_a_kill(
     pairs: Pairs, trec: Path, fused: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

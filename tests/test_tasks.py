@@ -94,6 +94,7 @@ def test_the_bytes_are_those_of_mine(place: Place, shards: int) -> None:
     assert losses.said() == []
 
 
+@pytest.mark.slow
 def test_processes_do_the_same(place: Place) -> None:
     out = place.out()
     seen: dict[str, int] = {}

@@ -258,6 +258,16 @@ class Silent:
         return [0.0] * len(pairs)
 
 
+def test_a_cross_encoder_by_its_own_option(scored: Run, cross_encoder: str) -> None:
+    """The same teacher as `--scorer cross-encoder:NAME`: nothing is scored again."""
+    done = run_here("score", scored.folder, "--cross-encoder", cross_encoder, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["new"] == 0
+    both = run_here("score", scored.folder, "--cross-encoder", cross_encoder, "--scorer", f"cross-encoder:{cross_encoder}")
+    assert both.returncode == 2
+    assert "--cross-encoder and --scorer both name a teacher" in both.stderr
+
+
 def test_wrong_scorers_are_refused(scored: Run, pairs: Pairs, tmp_path: Path, cross_encoder: str) -> None:
     run = copy_of(scored, tmp_path / "run")
     for spec, options, message in (

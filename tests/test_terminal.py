@@ -157,6 +157,7 @@ def in_terminal(*arguments: object) -> tuple[int, bytes]:
     return process.wait(), seen
 
 
+@pytest.mark.slow
 def test_a_whole_run_in_a_folder_with_markup(tmp_path: Path) -> None:
     """The table at the end fails with such names, after all the work is done."""
     rows = [

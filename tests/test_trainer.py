@@ -746,6 +746,7 @@ def test_interrupted_from_the_command_line(tmp_path: Path, beir: Path) -> None:
         assert "--resume" in process.said("err")
 
 
+@pytest.mark.slow
 def test_torchrun(tmp_path: Path, beir: Path) -> None:
     """Two processes, as people start them."""
     args = [
@@ -909,6 +910,7 @@ def test_where_nothing_is_learned_nobody_is_suspected() -> None:
     supply.close()
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_the_training_pairs_is_said(tmp_path: Path) -> None:
     rows = [{"query": f"what is {i}", "positive": f"this is {i}"} for i in range(40)]
     one, other = write_jsonl(tmp_path / "p.jsonl", rows), write_jsonl(tmp_path / "o.jsonl", rows[:20])

@@ -66,10 +66,10 @@ class HashedEncoder(nn.Module):
             _check_whole(name, value, low, high)
         self.dimension, self.buckets, self.sample, self.seed = dimension, buckets, sample, seed
         self.dropout = dropout
-        self.table = nn.EmbeddingBag(buckets + 1, dimension, mode="mean")
         generator = np.random.default_rng(seed)
-        initial = generator.standard_normal((buckets + 1, dimension), np.float32) / np.sqrt(np.float32(dimension))
-        self.table.weight = nn.Parameter(torch.from_numpy(initial))
+        initial = generator.standard_normal((buckets + 1, dimension), np.float32)
+        initial /= np.sqrt(np.float32(dimension))
+        self.table = nn.EmbeddingBag.from_pretrained(torch.from_numpy(initial), freeze=False, mode="mean")
         self.fitted = False
         self.kept_tokens: KeptTokens | None = None  # set while the same texts are encoded again and again
 
