@@ -89,6 +89,10 @@ def whole(args: argparse.Namespace) -> dict[str, Any]:
     positives = pairs.documents.take(pairs.positives.values[pairs.positives.offsets[rows]])
     corpus = documents(args.data, args.sets[0], args.texts)
     if args.system == "hardneg":
+        import sentence_transformers  # noqa: F401  (imports are left out of both)
+
+        from hardneg.mining import mine  # noqa: F401
+
         start, processor = time.perf_counter(), time.process_time()
         given = hardneg.Pairs.from_columns(queries, positives, corpus=corpus)
         hardneg.mine(

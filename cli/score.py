@@ -23,7 +23,11 @@ from .show import progress_bars, warn
     help="The teacher: cross-encoder:NAME_OR_PATH · encoder:SPEC (the cosine by another encoder, as in encoder:st:NAME). Both take "
     "batch=N.",
 )
-@click.option("--cross-encoder", metavar="NAME", help="A cross-encoder by its name or folder: short for --scorer cross-encoder:NAME.")
+@click.option(
+    "--cross-encoder",
+    metavar="NAME",
+    help="A cross-encoder by its name or folder: short for --scorer cross-encoder:NAME.",
+)
 @click.option(
     "--scores",
     metavar="FILE",

@@ -149,7 +149,7 @@ def test_recall_is_what_it_says(name: str, target: float) -> None:
     whole = shares_found(found.documents, truth.documents)
     assert abs(whole.mean() - recall.measured) <= 4 * (recall.error + whole.std() / 1500**0.5) + 1e-9
     assert recall.measured >= target - 3 * recall.error
-    assert recall.queries == 750
+    assert recall.queries == 512
     assert index.pair_scores(queries, found.documents).tobytes() == found.scores.tobytes()
     naive = np.mean([len(set(a) & set(b)) / 30 for a, b in zip(found.documents, truth.documents, strict=True)])
     assert whole.mean() == pytest.approx(naive)

@@ -263,7 +263,9 @@ def test_a_cross_encoder_by_its_own_option(scored: Run, cross_encoder: str) -> N
     done = run_here("score", scored.folder, "--cross-encoder", cross_encoder, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["new"] == 0
-    both = run_here("score", scored.folder, "--cross-encoder", cross_encoder, "--scorer", f"cross-encoder:{cross_encoder}")
+    both = run_here(
+        "score", scored.folder, "--cross-encoder", cross_encoder, "--scorer", f"cross-encoder:{cross_encoder}"
+    )
     assert both.returncode == 2
     assert "--cross-encoder and --scorer both name a teacher" in both.stderr
 

@@ -23,7 +23,7 @@ AUTO_DOCUMENTS, AUTO_QUERIES = 100_000, 16_384  # from here on, `auto` stands fo
 
 _COMPARED = 1 << 22  # numbers of the documents that are compared with those of an index of the caller's own
 
-_SAMPLE = 2048  # queries in the sample that is also searched exactly: half of them tune the index, half measure it
+_SAMPLE = 1024  # queries in the sample that is also searched exactly: half of them tune the index, half measure it
 
 
 def fastest_index(documents: int, queries: int) -> str:

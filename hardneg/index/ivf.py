@@ -4,7 +4,8 @@ Every document is in the list of its nearest centroid. A query probes the lists 
 which means that it is compared with the documents in them (Sivic and Zisserman 2003). A server that gets one query at a
 time reads the lists again for each. Here all queries are known in advance. They are grouped by list, and each list is
 one matrix product with all the queries that probe it (as in `faiss.contrib.big_batch_search`). Within the probed lists
-the answer is exact, by the same error bounds as in a full search.
+the answer is exact, by the same error bounds as in a full search. The best list of each query comes first; what it holds
+is the threshold for the others.
 
 The *probe margin* says how many lists a query probes: all those whose centroids compare with the query at most this
 much worse than the best centroid. For example, if the cosines of a query with three centroids are 0.80, 0.75 and 0.60,
@@ -27,24 +28,24 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from hardneg.ambient import own_settings
 from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
-from hardneg.index.kernel_choice import make_kernel
-from hardneg.index.kernels import spans
+from hardneg.index.kernels import FloatKernel, spans
 from hardneg.index.kmeans import Centroids, by_list
 from hardneg.index.thresholds import (
     ThresholdFilter,
     TileDocuments,
     documents_at_once,
-    kth_largest,
+    nearest_pairs,
     padded,
     rows_at_once,
     score_range,
 )
-from hardneg.index.topk import NOTHING, RunningTopK
+from hardneg.index.topk import NOTHING, RunningTopK, best_keys, pair_products, sorted_keys
 from hardneg.index.vectors import Documents, VectorStore, workers
 from hardneg.progress import Advance
 from hardneg.storage.arrays import Float, Int
@@ -146,24 +147,40 @@ class IVFIndex(VectorStore):
         best = np.full((len(exact), k), NOTHING, np.int64)
         with workers(self.threads) as pool:
             probes = self._probes(exact, k, pool)
-            floor = self._floor(exact, probes.first, k, pool)
-            rows = rows_at_once(len(exact), self.threads, _QUERIES)
-            query_spans = spans(max(1, len(exact)), rows)
-            blocks = list(
-                pool.map(lambda span: _Block(self, exact[span], best[span], floor[span], probes, span), query_spans)
-            )
-            most = min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))  # so that the numbers of pairs fit into 31 bits
-            done, total = 0, len(exact) * self.size
-            for tile in self._tiles(probes, most):
-                list(pool.map(self._scan(tile, pool), blocks))
-                if progress is not None:
-                    now = len(exact) * tile.stop
-                    progress(now - done)
-                    done = now
+            self._search_first(exact, best, probes.first, k, pool)
+            others = probes.without_first()
+            if len(others.queries):
+                self._search_others(exact, best, others, pool, progress)
+            elif progress is not None:
+                progress(len(exact) * self.size)
+            parts = list(pool.map(lambda span: sorted_keys(best[span]), spans(max(1, len(best)), _QUERIES)))
+        return Neighbors(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def _search_others(
+        self, exact: Float, best: Int, probes: _Probes, pool: Executor, progress: Advance | None
+    ) -> None:
+        """Merge the nearest documents of the other probed lists into `best`, for the queries that have some."""
+        asked = probes.queries[np.flatnonzero(np.diff(probes.queries, prepend=-1))]
+        some = len(asked) < len(exact)
+        queries, found = (exact[asked], best[asked]) if some else (exact, best)
+        probes = probes._replace(queries=np.searchsorted(asked, probes.queries))
+        rows = rows_at_once(len(queries), self.threads, _QUERIES)
+        blocks = list(
+            pool.map(lambda span: _Block(self, queries[span], found[span], probes, span), spans(len(queries), rows))
+        )
+        most = min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))  # so that the numbers of pairs fit into 31 bits
+        done, total = 0, len(exact) * self.size
+        for tile in self._tiles(probes, most):
+            list(pool.map(self._scan(tile, pool), blocks))
             if progress is not None:
-                progress(total - done)
-            results = list(pool.map(lambda block: block.topk.neighbors(), blocks))
-        return Neighbors(*(np.concatenate(parts) for parts in zip(*results, strict=True)))
+                now = len(exact) * tile.stop
+                progress(now - done)
+                done = now
+        list(pool.map(lambda block: block.topk.merge(), blocks))
+        if some:
+            best[asked] = found
+        if progress is not None:
+            progress(total - done)
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
         """Set `probe_margin` to the smallest one that reaches the recall.
@@ -215,28 +232,32 @@ class IVFIndex(VectorStore):
             queries, lists, _ = self.centroids.probe(exact[short], margins[short], pool.map)
         return margins
 
-    def _floor(self, exact: Float, first: NDArray[np.int32], k: int, pool: Executor) -> Float:
-        """float32 `[n]`: the floor of each query (see `topk`), from its best list, `first` `[n]`.
+    def _search_first(self, exact: Float, best: Int, first: NDArray[np.int32], k: int, pool: Executor) -> None:
+        """Set `best` `[n, k]` to the packed neighbors of each query within its best list, `first` `[n]`.
 
-        It is a score that k documents of this list reach, or -inf if the list has fewer than k documents.
+        Their scores are those that the documents of the other lists have to reach. Where a list holds fewer than k
+        documents, `NOTHING` stands for the others.
         """
-        floor = np.full(len(exact), -np.inf, np.float32)
         by_first, offsets = by_list(first, self.lists)
-        kernel = make_kernel("float32", exact[:1])
+        kernel = FloatKernel(exact[:1], torch.float32)
 
         def search_list(number: int) -> None:
-            rows = self.order[self.offsets[number] : self.offsets[number + 1]]
+            rows = self.order[self.offsets[number] : self.offsets[number + 1]].astype(np.int64)
             queries = by_first[offsets[number] : offsets[number + 1]]
-            if len(queries) == 0 or len(rows) < k:
+            if len(queries) == 0 or len(rows) == 0:
                 return
-            tile = self.tile(kernel, self.vectors(rows), rows)
-            for start in range(0, len(queries), _PART):
-                part = queries[start : start + _PART]
-                rounded, bound, _, _ = score_range(kernel, kernel.rounded(exact[part]), tile, self.squared)
-                floor[part] = kth_largest(kernel.scores(rounded, tile), k) - bound
+            vectors = self.vectors(rows)
+            tile = self.tile(kernel, vectors, rows)
+            at_once = max(8, min(_PART, _MOST_FOUND // len(rows)))
+            for start in range(0, len(queries), at_once):
+                part = queries[start : start + at_once]
+                asked = exact[part]
+                rounded, bound, _, _ = score_range(kernel, kernel.rounded(asked), tile, self.squared)
+                columns, found = nearest_pairs(kernel.score_rows(rounded, tile), bound, k)
+                products = pair_products(asked, columns, vectors, found, self.squared)
+                best[part] = best_keys(columns, self.finish(products, rows[found]), rows[found], (len(part), k))
 
         list(pool.map(search_list, range(self.lists)))
-        return floor
 
     def _tiles(self, probes: _Probes, most: int) -> Iterator[_Tile]:
         """Split `order` into tiles of at most `most` documents, without the lists that no query probes."""
@@ -285,6 +306,11 @@ class _Probes(NamedTuple):
     lists: NDArray[np.int32]  # [p]
     first: NDArray[np.int32]  # [n], the best list of each query
 
+    def without_first(self) -> _Probes:
+        """Without the pairs of a query with its best list."""
+        others = self.lists != self.first[self.queries]
+        return _Probes(self.queries[others], self.lists[others], self.first)
+
 
 class _Block:
     """A block of queries, with the queries that probe each list.
@@ -293,15 +319,14 @@ class _Block:
         index: the index.
         exact: the queries in float32, `[n, d]`.
         best: int64 `[n, k]`, the packed neighbors so far; changed in place.
-        floor: float32 `[n]`, the floor of each query.
         probes: the probes of all queries.
         span: the numbers of these queries among all queries.
     """
 
-    def __init__(self, index: IVFIndex, exact: Float, best: Int, floor: Float, probes: _Probes, span: slice) -> None:
+    def __init__(self, index: IVFIndex, exact: Float, best: Int, probes: _Probes, span: slice) -> None:
         fill = 8 - len(exact) % 8  # at least one row of padding, which `_ListScan` uses
         exact = padded(exact, fill)
-        self.topk = RunningTopK(exact, best, np.concatenate([floor, np.full(fill, -np.inf, np.float32)]))
+        self.topk = RunningTopK(exact, best)
         self.rounded = index.kernel.rounded(exact)
         pairs = slice(*np.searchsorted(probes.queries, [span.start, span.stop]))
         order, self.offsets = by_list(probes.lists[pairs], index.lists)

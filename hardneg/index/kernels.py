@@ -28,6 +28,7 @@ is 50 steps above the threshold, so its level is 51.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
@@ -181,6 +182,17 @@ class Workspace:
         return self._buffer[: rows * columns].view(rows, columns)
 
 
+_OF_THREAD = threading.local()
+
+
+def own_workspace() -> Workspace:
+    """The workspace of the calling thread, which lives as long as the thread does."""
+    if not hasattr(_OF_THREAD, "workspace"):
+        _OF_THREAD.workspace = Workspace()
+    workspace: Workspace = _OF_THREAD.workspace
+    return workspace
+
+
 class FloatKernel(Kernel):
     """A kernel for float32, without rounding, or for bfloat16, with float32 sums."""
 
@@ -219,6 +231,16 @@ class FloatKernel(Kernel):
         )
         return scores
 
+    def score_rows(self, queries: QueryBlock, tile: Tile) -> Float:
+        """The scores by query, float32 `[n, T]`, of a float32 kernel. They lie in `own_workspace`, until it is used again."""
+        out = own_workspace().take(len(queries.norms), len(tile.values), self.dtype)
+        bias = None if tile.bias is None else tile.bias.t()
+        scores: Float = matrix_product(queries.values, tile.values.t(), bias, out).numpy()
+        if (queries.unit != 1).any() or queries.offset.any():
+            scores *= queries.unit[:, None]
+            scores += queries.offset[:, None]
+        return scores
+
     def _products(self, queries: QueryBlock, tile: Tile, workspace: Workspace) -> torch.Tensor:
         """`[T, n]` products, plus the tile's bias, in the kernel's number format."""
         out = workspace.take(len(tile.values), len(queries.norms), self.dtype)
@@ -244,6 +266,11 @@ class FloatKernel(Kernel):
             return super().output_error(queries, tile)
         # bfloat16 rounds the result to 8 significant bits, which changes it by at most 2^-8 of its size.
         return (2.0**-8 * queries.rounded_norms * (tile.largest_norm + tile.largest_error)).astype(np.float32)
+
+
+def is_float32(kernel: Kernel) -> bool:
+    """Whether the kernel multiplies the vectors as they are."""
+    return isinstance(kernel, FloatKernel) and kernel.dtype == torch.float32
 
 
 def spans(rows: int, most: int = 512) -> list[slice]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hardneg.index.kernels import matrix_product, spans
+from hardneg.index.kernels import matrix_product, own_workspace, spans
 from hardneg.index.vectors import VectorStore
 from hardneg.storage.arrays import Float, Int
 
@@ -81,12 +81,13 @@ class Centroids:
     def _compare(self, vectors: Float, inner: bool) -> torch.Tensor:
         """`[n, L]`: a number for each vector and centroid that is larger for a nearer centroid of the same vector.
 
-        With `inner`, vectors and centroids are compared by inner product, whatever the metric.
+        With `inner`, vectors and centroids are compared by inner product, whatever the metric. The numbers lie in the
+        thread's own workspace until the next call: fresh memory would take as long as the product.
         """
-        if self.metric == "cosine" or inner:
-            return matrix_product(torch.from_numpy(vectors).to(self._factor.dtype), self._factor)
-        centered = torch.from_numpy(vectors - self._mean).to(self._factor.dtype)
-        return matrix_product(centered, self._factor, self._bias)
+        plain = self.metric == "cosine" or inner
+        compared = torch.from_numpy(vectors if plain else vectors - self._mean).to(self._factor.dtype)
+        out = own_workspace().take(len(vectors), len(self), self._factor.dtype)
+        return matrix_product(compared, self._factor, None if plain else self._bias, out)
 
     def assign(
         self, read: Callable[[slice], Float], size: int, spread: Callable[..., Iterable[Any]] = map
@@ -127,10 +128,18 @@ class Centroids:
         margin = np.broadcast_to(np.asarray(margin, np.float32), len(queries))
 
         def probe_rows(rows: slice) -> tuple[Int, NDArray[np.int32]]:
-            behind = self._behind(queries[rows])
-            best[rows] = behind.argmin(1)
-            probing, lists = np.nonzero(behind <= margin[rows, None])
-            return probing + rows.start, lists.astype(np.int32)
+            values, allowed = self._compared(queries[rows]), margin[rows]
+            highest = values.max(1)
+            # Few centroids come near to the margin; only of these the difference is computed, as `_behind` does.
+            near = highest - (allowed + np.float32(2.0**-20) * (allowed + np.abs(highest)))
+            positions = np.flatnonzero(values >= near[:, None])
+            probing = positions // values.shape[1]
+            lists = (positions - probing * values.shape[1]).astype(np.int32)
+            behind = highest[probing] - values.ravel()[positions]
+            nearest = np.flatnonzero(behind == 0)
+            best[rows] = lists[nearest[np.searchsorted(probing[nearest], np.arange(len(values)))]]
+            kept = behind <= allowed[probing]
+            return probing[kept] + rows.start, lists[kept]
 
         parts = list(spread(probe_rows, spans(len(queries), _ROWS)))
         if not parts:
@@ -144,12 +153,17 @@ class Centroids:
         )
         return np.concatenate([np.empty((0, lists.shape[1]), np.float32), *parts])
 
-    def _behind(self, queries: Float) -> Float:
-        """float32 `[n, L]`: how much worse each centroid compares with the query than the best centroid does."""
+    def _compared(self, queries: Float) -> Float:
+        """float32 `[n, L]`: how well each centroid compares with the direction of each query; for l2, with the query."""
         if self.metric != "l2":  # normalize, so that one margin suits queries of any length
             lengths = np.sqrt(np.einsum("ij,ij->i", queries, queries))
             queries = queries / np.maximum(lengths, np.float32(1e-30))[:, None]
-        values = self._compare(queries, inner=self.metric == "ip").float().numpy()
+        values: Float = self._compare(queries, inner=self.metric == "ip").float().numpy()
+        return values
+
+    def _behind(self, queries: Float) -> Float:
+        """float32 `[n, L]`: how much worse each centroid compares with the query than the best centroid does."""
+        values = self._compared(queries)
         behind: Float = values.max(1, keepdims=True) - values
         return behind
 

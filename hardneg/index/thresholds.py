@@ -342,6 +342,33 @@ class _Attempt:
         return kth_largest(np.concatenate(maxima), k)
 
 
+def nearest_pairs(scores: Float, bound: Float, k: int) -> tuple[NDArray[np.int32], Int]:
+    """The pairs (query, document) that may be among the k nearest of the query, ordered by query: int32 `[m]`, int64 `[m]`.
+
+    k documents have true scores of at least the k-th best approximate one less its error. To reach that, another document
+    needs an approximate score that is lower by the error once more.
+
+    Args:
+        scores: float32 `[n, T]`, the approximate scores of n queries with T documents.
+        bound: float32 `[n]`, how far they may be from the true ones.
+        k: the number of neighbors.
+    """
+    n, size = scores.shape
+    if size <= k:
+        return np.repeat(np.arange(n, dtype=np.int32), size), np.tile(np.arange(size), n)
+    # The k-th best of the maxima of groups is a lower bound that takes less time, and lets few more pairs pass.
+    maxima, group = scores, next((g for g in (8, 4, 2) if size // g >= 8 * k), 1)
+    while group > 1:
+        half = maxima.shape[1] // 2
+        maxima, group = np.maximum(maxima[:, :half], maxima[:, half : 2 * half]), group // 2
+    maxima = maxima.copy() if maxima is scores else maxima
+    maxima.partition(maxima.shape[1] - k, axis=1)
+    lowest = np.nextafter(maxima[:, -k] - 2 * bound, np.float32(-np.inf))
+    positions = np.flatnonzero(scores >= lowest[:, None])
+    columns = positions // size
+    return columns.astype(np.int32), positions - columns * size
+
+
 def kth_largest(scores: Float, k: int) -> Float:
     """float32 `[n]`: the k-th largest value in each column of `scores` `[T, n]`.
 

@@ -107,8 +107,7 @@ class RunningTopK:
     def neighbors(self) -> tuple[Float, NDArray[np.int32]]:
         """(float32 scores, int32 documents), both `[real, k]`, nearest first. Merges the waiting documents first."""
         self.merge()
-        self.best.sort(axis=1)
-        return unpacked(self.best[:, ::-1])
+        return sorted_keys(self.best)
 
 
 def _groups(lengths: Int) -> Iterator[tuple[int, int]]:
@@ -119,6 +118,34 @@ def _groups(lengths: Int) -> Iterator[tuple[int, int]]:
         stop = min(int(np.searchsorted(lengths, widest, "right")), start + max(1, _TABLE // widest))
         yield start, stop
         start = stop
+
+
+def sorted_keys(best: Int) -> tuple[Float, NDArray[np.int32]]:
+    """(float32 scores, int32 documents), both `[n, k]`, nearest first, of packed neighbors `[n, k]`, which are sorted in place."""
+    best.sort(axis=1)
+    return unpacked(best[:, ::-1])
+
+
+def best_keys(columns: NDArray[np.int32], scores: Float, documents: Int, shape: tuple[int, int]) -> Int:
+    """The k best documents of n queries, packed, unsorted; `NOTHING` where a query has fewer.
+
+    Args:
+        columns: int32 `[m]`, the query of each pair, ascending.
+        scores: float32 `[m]`.
+        documents: int64 `[m]`, rows of the corpus.
+        shape: (n, k).
+
+    Returns:
+        int64 `[n, k]`.
+    """
+    n, k = shape
+    counts = np.bincount(columns, minlength=n)
+    width = max(k, int(counts.max(initial=0)))
+    table = np.full((n, width), NOTHING, np.int64)
+    table[np.arange(width) < counts[:, None]] = pack(torch.from_numpy(scores), torch.from_numpy(documents)).numpy()
+    if width > k:
+        table.partition(width - k, axis=1)
+    return table[:, width - k :]
 
 
 def pair_products(

@@ -17,7 +17,7 @@ from hardneg.errors import DataError, UsageError, first_few, suggestion
 from hardneg.index.base import METRICS
 from hardneg.index.int8 import int8_is_exact
 from hardneg.index.kernel_choice import KERNELS, fastest_kernel, make_kernel
-from hardneg.index.kernels import Kernel, Spread, Tile
+from hardneg.index.kernels import UNIT_ROUNDOFF, Kernel, Spread, Tile, is_float32, spans
 from hardneg.index.topk import pair_products
 from hardneg.storage.arrays import Float, Rows, Sharded
 
@@ -213,11 +213,37 @@ class VectorStore:
 
     def tile(self, kernel: Kernel, vectors: Float, rows: slice | NDArray[np.integer], spread: Spread = map) -> Tile:
         """Round the documents `rows` of the corpus, whose vectors are `vectors` `[T, d]`. See `Kernel.tile`."""
-        tile = kernel.tile(vectors, self._inverse_norms[rows] if self.metric == "cosine" else None, spread)
+        scale = self._inverse_norms[rows] if self.metric == "cosine" else None
+        tile = (
+            self._as_they_are(vectors, rows, scale, spread)
+            if is_float32(kernel)
+            else kernel.tile(vectors, scale, spread)
+        )
         if self.squared:
             bias = -0.5 * np.einsum("ij,ij->i", vectors, vectors)
             tile = replace(tile, bias=torch.from_numpy(bias[:, None]))
         return tile
+
+    def _as_they_are(
+        self, vectors: Float, rows: slice | NDArray[np.integer], scale: Float | None, spread: Spread
+    ) -> Tile:
+        """What `Kernel.tile` makes for a kernel that rounds nothing, without reading the vectors for their norms once more."""
+        if scale is not None:
+            scaled = np.empty_like(vectors)
+
+            def scale_part(span: slice) -> None:
+                np.multiply(vectors[span], scale[span, None], out=scaled[span])
+
+            list(spread(scale_part, spans(len(vectors))))
+            largest = 1.0
+        else:
+            # torch takes no array that must not be written to, such as a part of a memory map.
+            scaled = vectors if vectors.flags.writeable else vectors.copy()
+            inverse = self._inverse_norms[rows]
+            largest = 1 / float(inverse.min(where=inverse > 0, initial=1 / SHORTEST))
+        # The surplus covers the rounding of the norms, float32 sums of d squares, of their inverses, and of the products.
+        surplus = 1 + 4 * (self.dimension + 8) * UNIT_ROUNDOFF
+        return Tile(torch.from_numpy(scaled), max(largest, SHORTEST) * surplus, 0.0)
 
     @property
     def tile_rows(self) -> int:
