@@ -41,6 +41,18 @@ COMMON: dict[str, dict[str, str]] = {
         "predictions": "Judgements of a model for many pairs, corrected by those of a person",
         "seed": "Seed of the folds",
     },
+    "score": dict.fromkeys((
+        "cross_encoder", "scorer", "scores", "only", "name", "batch_size", "device", "overwrite",
+    ), "") | {
+        "scores": "File of scores made elsewhere, in place of a model", "overwrite": "Replace the scores of this name",
+        "batch_size": "Pairs that the model reads at once",
+    },
+    "export": dict.fromkeys((
+        "format_", "out", "scores", "ids", "false_probability", "short", "max_positives", "overwrite", "as_json",
+    ), "") | {
+        "out": "File or folder to write; - for JSON lines on stdout", "format_": "triplet, n-tuple, margin-mse, tevatron, beir ...",
+        "scores": "Also write scores: encoder or teacher",
+    },
     "diagnose": dict.fromkeys((
         "html", "judgements", "encoder", "second_encoder", "evaluation", "fail_on", "temperature", "as_json",
     ), "") | {"encoder": "Encoder of today, to measure how far it has moved since"},
@@ -76,6 +88,11 @@ WORDS = {
     "budget": "Where to stop: 2.50, 200000tokens, 500requests", "learn": "What to learn from",
     "confidence": "Confidence of the guarantee", "trust_judge": "Take the word of a model for the truth",
     "uncertified": "Write a posterior without a guarantee where there is none",
+    "cross_encoder": "A cross-encoder by its name or folder", "scorer": "Another teacher, such as encoder:st:NAME",
+    "only": "all, kept or first:K candidates",
+    "name": "Name of the teacher in RUN", "ids": "Also write ids", "max_positives": "Most positives of a query",
+    "false_probability": "Also write how likely each is relevant",
+    "short": "skip or null: queries with too few negatives",
     "html": "Write the page to look at and to judge in", "judgements": "Judgements of pairs of this run",
     "second_encoder": "Another encoder, to compare what is hard", "evaluation": "Evaluation set, to find leaks",
     "fail_on": "Exit with 3 from this level of findings", "temperature": "Temperature of your loss",
