@@ -157,6 +157,17 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
         read_pairs(path, ReadOptions(query_column="frages"))
 
 
+def test_both_columns_that_are_missing_are_named_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("foo,bar\na b,c d\n", "utf-8")
+    with pytest.raises(DataError, match="looks like a query.*And for the positive: no column looks like a positive"):
+        read_pairs(str(path))
+    with pytest.raises(DataError, match="no column 'q'.*And for the positive: there is no column 'p'"):
+        read_pairs(str(path), ReadOptions(query_column="q", positive_column="p"))
+    with pytest.raises(DataError, match=r"no column 'q'\. Known: foo, bar\.$"):
+        read_pairs(str(path), ReadOptions(query_column="q", positive_column="bar"))
+
+
 def test_labelled_pairs_hold_judgements(tmp_path: Path) -> None:
     rows = [
         {"sentence1": "q", "sentence2": "yes", "label": 1},

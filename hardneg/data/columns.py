@@ -64,6 +64,26 @@ def need_column(row: Row, given: str | None, usual: tuple[str, ...], where: str,
     return column
 
 
+def need_pair(
+    row: Row, query: tuple[str | None, tuple[str, ...]], positive: tuple[str | None, tuple[str, ...]], where: str
+) -> tuple[str, str]:
+    """The columns of the query and of its positive, each from (the given one, usual names). If both are missing, both are said.
+
+    Raises:
+        MissingColumnError: the row does not have a given column. DataError: no column has a usual name.
+    """
+    try:
+        asked = need_column(row, *query, where, "query")
+    except DataError as error:
+        try:
+            need_column(row, *positive, where, "positive")
+        except DataError as other:
+            error.args = (f"{str(error).rstrip('.')}. And for the positive: {str(other).removeprefix(f'{where}: ')}",)
+        raise
+    free = {name: value for name, value in row.items() if name != asked}
+    return asked, need_column(free, *positive, where, "positive")
+
+
 def is_binary(value: Any) -> bool:
     """Whether a label is 0 or 1, as a number, a text or a bool."""
     return value in (0, 1, "0", "1", True, False)

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from hardneg.data.builder import Builder
-from hardneg.data.columns import as_id, as_number, find_column, id_of, need_column
+from hardneg.data.columns import as_id, as_number, find_column, id_of, need_pair
 from hardneg.data.labels import Grades, as_judgement, is_blank, meaning_of
 from hardneg.data.options import ReadOptions
 from hardneg.data.readers.joined_columns import JoinedColumns
@@ -87,9 +87,8 @@ class PairRows(Layout):
         where, row = first
         self.joined = JoinedColumns((options.query_column, options.positive_column), row)
         row = self.joined.row(where, row)
-        self.query = need_column(row, options.query_column, QUERY_COLUMNS, where, "query")
-        free = {name: value for name, value in row.items() if name != self.query}
-        self.positive = need_column(free, options.positive_column, POSITIVE_COLUMNS, where, "positive")
+        usual = (options.query_column, QUERY_COLUMNS), (options.positive_column, POSITIVE_COLUMNS)
+        self.query, self.positive = need_pair(row, *usual, where)
         self.id, self.document_id, self.relevance, self.group = (
             find_column(row, getattr(options, f"{role}_column"), usual, where) for role, usual in _ROLES.items()
         )
