@@ -22,7 +22,7 @@ document in a list that it probes. Memory, in addition to queries, corpus and an
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -145,19 +145,26 @@ class IVFIndex(VectorStore):
         """
         exact = self.prepared(queries, k)
         best = np.full((len(exact), k), NOTHING, np.int64)
+        done, total = 0, len(exact) * self.size
+
+        def tell(share: float) -> None:
+            nonlocal done
+            if progress is not None:
+                progress(int(share * total) - done)
+                done = int(share * total)
+
         with workers(self.threads) as pool:
             probes = self._probes(exact, k, pool)
-            self._search_first(exact, best, probes.first, k, pool)
+            self._search_first(exact, best, probes.first, k, pool, lambda share: tell(share / 2))
             others = probes.without_first()
             if len(others.queries):
-                self._search_others(exact, best, others, pool, progress)
-            elif progress is not None:
-                progress(len(exact) * self.size)
+                self._search_others(exact, best, others, pool, lambda share: tell(0.5 + share / 2))
+            tell(1.0)
             parts = list(pool.map(lambda span: sorted_keys(best[span]), spans(max(1, len(best)), _QUERIES)))
         return Neighbors(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def _search_others(
-        self, exact: Float, best: Int, probes: _Probes, pool: Executor, progress: Advance | None
+        self, exact: Float, best: Int, probes: _Probes, pool: Executor, tell: Callable[[float], None]
     ) -> None:
         """Merge the nearest documents of the other probed lists into `best`, for the queries that have some."""
         asked = probes.queries[np.flatnonzero(np.diff(probes.queries, prepend=-1))]
@@ -169,18 +176,12 @@ class IVFIndex(VectorStore):
             pool.map(lambda span: _Block(self, queries[span], found[span], probes, span), spans(len(queries), rows))
         )
         most = min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))  # so that the numbers of pairs fit into 31 bits
-        done, total = 0, len(exact) * self.size
         for tile in self._tiles(probes, most):
             list(pool.map(self._scan(tile, pool), blocks))
-            if progress is not None:
-                now = len(exact) * tile.stop
-                progress(now - done)
-                done = now
+            tell(tile.stop / self.size)
         list(pool.map(lambda block: block.topk.merge(), blocks))
         if some:
             best[asked] = found
-        if progress is not None:
-            progress(total - done)
 
     def tune(self, queries: NDArray[np.floating], truth: NDArray[np.integer], recall: float) -> None:
         """Set `probe_margin` to the smallest one that reaches the recall.
@@ -232,7 +233,9 @@ class IVFIndex(VectorStore):
             queries, lists, _ = self.centroids.probe(exact[short], margins[short], pool.map)
         return margins
 
-    def _search_first(self, exact: Float, best: Int, first: NDArray[np.int32], k: int, pool: Executor) -> None:
+    def _search_first(
+        self, exact: Float, best: Int, first: NDArray[np.int32], k: int, pool: Executor, tell: Callable[[float], None]
+    ) -> None:
         """Set `best` `[n, k]` to the packed neighbors of each query within its best list, `first` `[n]`.
 
         Their scores are those that the documents of the other lists have to reach. Where a list holds fewer than k
@@ -257,7 +260,8 @@ class IVFIndex(VectorStore):
                 products = pair_products(asked, columns, vectors, found, self.squared)
                 best[part] = best_keys(columns, self.finish(products, rows[found]), rows[found], (len(part), k))
 
-        list(pool.map(search_list, range(self.lists)))
+        for number, _ in enumerate(pool.map(search_list, range(self.lists))):
+            tell(self.offsets[number + 1] / self.size)
 
     def _tiles(self, probes: _Probes, most: int) -> Iterator[_Tile]:
         """Split `order` into tiles of at most `most` documents, without the lists that no query probes."""
