@@ -39,6 +39,7 @@ from hardneg.diagnostics.measures.search import search_quality, staleness
 from hardneg.diagnostics.measures.slices import slices
 from hardneg.diagnostics.measures.sources import found_by
 from hardneg.diagnostics.measures.surface import surface_bias
+from hardneg.diagnostics.measures.vector_faults import vector_faults
 from hardneg.diagnostics.retrieved import with_retrieved
 from hardneg.diagnostics.subject import Subject
 from hardneg.encoders.base import Encoder, prompt_of
@@ -213,6 +214,7 @@ def examine(
         lambda: lexical_overlap(subject, _own(seed, 4)),
         lambda: slices(subject),
         lambda: labelled(subject, _own(seed, 7)),
+        lambda: vector_faults(subject, _own(seed, 8)),
     ]
     if present is not None:
         steps.append(lambda: _encoder_staleness(subject, present, rng, progress))

@@ -27,7 +27,8 @@ class UnknownFalseNegatives(FindingRule):
             text += (
                 "; the groups tell nothing of it, because the filter 'group' removed the negatives of a query's group"
             )
-        fix = f"hardneg calibrate {shlex.quote(run)}"
+        place, posterior = shlex.quote(run), shlex.quote(f"posterior:{run}/posterior.json")
+        fix = f"hardneg calibrate {place} && hardneg select {place} --add-filter {posterior} --out {shlex.quote(run + '-2')}"
         return Finding("false-negatives-unknown", "info", text, "false_high", high, 0.0, [], fix)
 
 

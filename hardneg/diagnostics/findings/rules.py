@@ -9,7 +9,14 @@ from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.data_rules import DATA_RULES
 from hardneg.diagnostics.findings.false_rules import AboveAnnounced, GroupsDisagree, MaskedMuch, UnknownFalseNegatives
 from hardneg.diagnostics.findings.near_rules import without_closeness
-from hardneg.diagnostics.findings.threshold_rule import Duplicates, Easy, FalseNegatives, FewNegatives, ThresholdRule
+from hardneg.diagnostics.findings.threshold_rule import (
+    Duplicates,
+    Easy,
+    FalseNegatives,
+    FewNegatives,
+    Hub,
+    ThresholdRule,
+)
 from hardneg.diagnostics.findings.thresholds import Thresholds
 
 _FEW = 20  # queries with negatives, below which findings about negatives are held back
@@ -62,10 +69,19 @@ RULES: tuple[FindingRule, ...] = (
         "of a query's own positives alone",
         "corpus_near_duplicates", ids="near_duplicate_documents",
     ),
-    ThresholdRule(
-        "hub", "hub_share", "one document is a negative of {v:.0%} of the queries",
-        "look at it: has it no content? Remove it, or filter by score or rank",
+    Hub(
+        "hub", "hub_share", "one document is a negative of {v:.0%} of the queries{long}",
+        "{shorten}",
         "hub", "hub_error", "hubs", chance="hub_expected",
+    ),
+    *(
+        ThresholdRule(
+            "one-vector", f"one_vector_{side}_share",
+            f"{{v:.1%}} of the {side} have one and the same vector, though their texts differ",
+            "encode them again: a cache or a fallback gave one vector to many texts, or the encoder knows none of their words",
+            "one_vector", "one_vector_error", f"{side}_of_one_vector",
+        )
+        for side in ("queries", "documents")
     ),
     ThresholdRule(
         "collapse", "rank_share", "the vectors use {v:.0%} of their directions: the space has collapsed",
@@ -101,6 +117,13 @@ RULES: tuple[FindingRule, ...] = (
     ThresholdRule(
         "truncated", "at_longest", "{v:.0%} of the documents are exactly as long as the longest: texts were cut off",
         "cut later, or split long documents into passages", "at_longest",
+    ),
+    ThresholdRule(
+        "truncated", "of_one_size",
+        "{v:.0%} of the documents are exactly as long as the longest: they are passages or records of one size, or were cut off "
+        "between words",
+        "nothing, if they are passages; if they were cut off, cut later, or split long documents into passages",
+        info="at_longest",
     ),
     FewNegatives(
         "few-negatives", "few", "{v:.1%} of the queries have fewer negatives than asked for",

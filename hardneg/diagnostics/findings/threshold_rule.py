@@ -19,6 +19,9 @@ KEEP_ONE = (
 )
 
 
+_LONG = 1.5  # times the median length, from which a hub is taken to be one by its length
+
+
 @dataclass(frozen=True)
 class ThresholdRule(FindingRule):
     """A rule that compares one number with a threshold for each severity.
@@ -104,6 +107,22 @@ def _suits(measured: Measurements) -> str:
 def _drawing_nearest(values: Mapping[str, Any]) -> str:
     """The command that draws the nearest candidates that pass the filters."""
     return f"hardneg select {values['run']} --sampler top --out {values['out']}"
+
+
+class Hub(ThresholdRule):
+    """A document that is a negative of very many queries: because it has no content, or because its vector is long."""
+
+    def words(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """Where inner products prefer a long vector, the cause and its cure; see `vector_faults`."""
+        times = float(values.get("hub_length", 1.0))
+        if times > _LONG:
+            return {
+                "long": f", and its vector is {times:.1f} times as long as the median one: by inner products long ones win",
+                "shorten": "normalize the vectors, or mine with --metric cosine",
+            }
+        return {
+            "long": "", "shorten": "look at it: has it no content? Remove it, or filter by score or rank",
+        }  # fmt: skip
 
 
 class Easy(ThresholdRule):

@@ -67,7 +67,7 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
     - `teaching`: the share of a query's negatives that still teach, with w_j of at least 0.01; mean over queries. The others together
       move the encoder by less than a hundredth each of what one wholly confused negative would.
     - `effective_by_temperature`: (temperature, effective number) for 40 temperatures from 0.002 to 1. Where vectors are compared by
-      inner products or distances, the temperatures are scaled with the spread of the scores.
+      inner products or distances, 60 temperatures that follow the spread of the scores.
     - `temperature_low`, `temperature_high`: the lowest and the highest of these temperatures that suit the negatives: the effective
       share is at least 0.25, half of the negatives still teach, and near ones count for more than far ones: among the query's
       negatives and 31 random documents, which stand for the others of a batch of 32, the effective share is still below 0.8. The
@@ -88,7 +88,7 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
         "teaching": Estimate.share_of((shares >= TEACHES).sum(1) / count),
         "positive_weight": float((1 - shares.sum(1)).mean()),
     }
-    ladder = np.geomspace(0.002, 1.0, 40) * _scale(subject, scores)
+    ladder = _ladder(subject, scores)
     sample = sampled(len(rows), 5000, np.random.default_rng(0))
     scores, count = scores[sample], count[sample]
     by_temperature = [effective(scores, t) for t in ladder]
@@ -105,12 +105,17 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
     return out
 
 
-def _scale(subject: Subject, scores: NDArray[np.floating]) -> float:
-    """How many times the temperatures of cosines these scores need: a power of 4, by the spread of a query's negatives."""
-    if subject.info.get("config", {}).get("metric", "cosine") == "cosine":
-        return 1.0
+def _ladder(subject: Subject, scores: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The temperatures that are tried. Scores that are no cosines spread by any factor, of which they reach a decade to both sides."""
+    if _metric(subject) == "cosine":
+        return np.geomspace(0.002, 1.0, 40)
     spread = float(np.nanmean(np.nanstd(np.where(np.isfinite(scores), scores, np.nan), axis=1)))
-    return float(4.0 ** np.round(np.log(spread / _SPREAD) / np.log(4.0))) if spread > 0 else 1.0
+    scale = float(4.0 ** np.round(np.log(spread / _SPREAD) / np.log(4.0))) if spread > 0 else 1.0
+    return np.geomspace(0.0005 * scale, 8.0 * scale, 60)
+
+
+def _metric(subject: Subject) -> str:
+    return str(subject.info.get("config", {}).get("metric", "cosine"))
 
 
 def effective(scores: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
@@ -144,13 +149,16 @@ def _random_scores(subject: Subject, rows: NDArray[np.integer]) -> NDArray[np.fl
     if subject.vectors is None:
         return np.empty((len(rows), 0))
     rng = np.random.default_rng(0)
-    cosine = subject.info.get("config", {}).get("metric", "cosine") == "cosine"
+    metric = _metric(subject)
     out = np.empty((len(rows), _BATCH - 1))
     for start in range(0, len(rows), _BLOCK):
         here = rows[start : start + _BLOCK]
         drawn = np.sort(rng.integers(0, documents, _BATCH - 1))
         q, d = (np.asarray(each[at], np.float32) for each, at in zip(subject.vectors, (here, drawn), strict=True))
-        q, d = (normalized(each) if cosine else each for each in (q, d))
+        q, d = (normalized(each) if metric == "cosine" else each for each in (q, d))
+        found = q @ d.T
+        if metric == "l2":  # the negative squared distance, as in the scores of the run
+            found = 2 * found - (q**2).sum(1, keepdims=True) - (d**2).sum(1)
         positives = members(np.broadcast_to(drawn, (len(here), len(drawn))), subject.pairs.positives.take(here))
-        out[start : start + _BLOCK] = np.where(positives, -np.inf, q @ d.T)
+        out[start : start + _BLOCK] = np.where(positives, -np.inf, found)
     return out

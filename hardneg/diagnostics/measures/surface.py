@@ -14,6 +14,8 @@ from hardneg.diagnostics.estimates import Measurements, sampled
 from hardneg.diagnostics.measures.words import counted_words, cross_validated_auc, fit_logistic
 from hardneg.diagnostics.subject import Subject
 
+_ENDS = 0.75  # share of last words that stand within other texts, from which texts are taken to end with a word
+
 _SAMPLE = 3000  # the largest number of negatives, and of positives: an AUC is then known to 0.015
 
 _CHARACTERS = 2000  # characters at the start of a text whose words are counted
@@ -72,7 +74,8 @@ def surface_bias(subject: Subject, rng: np.random.Generator) -> Measurements:
       `-word` for negatives and `+word` for positives.
     - `length_ratio`: the median length of negatives divided by that of positives.
     - `at_longest`: the share of documents that are exactly as long as the longest one, in characters, words or bytes,
-      whichever share is largest. If it is high, the texts were truncated.
+      whichever share is largest, if these end within words: they were truncated. `of_one_size`: the same, if they end with
+      words, as passages of 100 words do, or texts that were cut between words.
     """
     out = Measurements()
     negatives = subject.documents[subject.real]
@@ -94,16 +97,27 @@ def surface_bias(subject: Subject, rng: np.random.Generator) -> Measurements:
     out.numbers["length_ratio"] = float(np.median(lengths[0]) / max(1.0, float(np.median(lengths[1]))))
     rows = sampled(len(subject.pairs.document_ids), _SAMPLE, rng)
     texts = subject.pairs.documents.take(rows)
-    shares = []
-    for sizes in (
-        [len(t) for t in texts],
-        [len(t.split()) for t in texts],
-        [len(t.encode("utf-8", "replace")) for t in texts],
-    ):
-        values = np.array(sizes)
-        shares.append(float((values == values.max()).mean()) if values.max(initial=0) > 20 else 0.0)
-    out.numbers["at_longest"] = max(shares)
+    share, cut = _at_longest(texts)
+    out.numbers["at_longest"] = share if cut else 0.0
+    out.numbers["of_one_size"] = 0.0 if cut else share
     return out
+
+
+def _at_longest(texts: list[str]) -> tuple[float, bool]:
+    """The share of texts that are as long as the longest, in the unit where it is largest, and whether they end within a word.
+
+    A text that was cut off by characters or bytes mostly ends in a piece of a word, which stands nowhere else within a text.
+    """
+    share, longest = 0.0, np.zeros(len(texts), bool)
+    for size in (len, lambda t: len(t.split()), lambda t: len(t.encode("utf-8", "replace"))):
+        sizes = np.array([size(t) for t in texts])
+        at = sizes == sizes.max(initial=0)
+        if sizes.max(initial=0) > 20 and at.mean() > share:
+            share, longest = float(at.mean()), at
+    words = [t.split() for t in texts]
+    within = {word for each in words for word in each[:-1]}
+    last = [each[-1] in within for each, at in zip(words, longest, strict=True) if at and each]
+    return share, bool(last) and float(np.mean(last)) < _ENDS
 
 
 def _words(texts: list[str]) -> tuple[Any, list[str]]:
