@@ -20,17 +20,20 @@ import hardneg.mining.parts as parts_module
 import hardneg.mining.run as run_module
 from hardneg import (
     DataError,
+    HashedEncoder,
     MineOptions,
     Pairs,
     ReadOptions,
     Run,
     RunError,
+    TrainOptions,
     UsageError,
     evaluate,
     make_encoder,
     mine,
     read_pairs,
     select,
+    train,
 )
 from hardneg.data.texts import fold
 from hardneg.encoders.embed import fit
@@ -659,3 +662,19 @@ def test_a_split_that_is_given_as_pairs_is_the_same_run_as_its_path(beir: Path, 
     assert ours.negatives().equals(theirs.negatives())
     assert select(ours, SelectOptions(negatives=2), tmp_path / "selected").info["counts"]["queries"] == 11
     mine(read_pairs(str(beir)), tmp_path / "pairs", MineOptions(encoder="hashed"), resume=True)
+
+
+def test_options_of_reading_are_taken_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("asked,said\n" + "".join(f"what is {i} {i % 7},it is {i} {i % 5}\n" for i in range(30)), "utf-8")
+    run = mine(path, tmp_path / "run", query_column="asked", positive_column="said", depth=5, negatives=2)
+    read = ReadOptions(query_column="asked", positive_column="said")
+    same = mine(path, tmp_path / "same", MineOptions(read=read, depth=5, negatives=2))
+    assert run.info["config"] == same.info["config"]
+    with pytest.raises(UsageError, match="no option 'querycolumn'. Did you mean 'query_column'"):
+        mine(path, tmp_path / "no", querycolumn="asked")  # type: ignore[call-arg]
+    trained = train(
+        path, HashedEncoder(8, 256), tmp_path / "trained", TrainOptions(steps=1, batch_size=4, depth=5, negatives=1),
+        read=read, device="cpu",
+    )  # fmt: skip
+    assert trained["steps"] == 1

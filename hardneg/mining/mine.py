@@ -86,7 +86,7 @@ def mine(
         cache: folder for embeddings, to share them between runs; None: keep them inside the run.
         progress: True for bars (lines where there is no terminal), or a callback that reports the progress of each stage.
         command: the command line, recorded in run.json, which prints the warnings of the run; None: each is a `HardnegWarning`.
-        choices: options by name, such as `negatives=5`, in place of those in `options`.
+        choices: options by name, such as `negatives=5` or `query_column="asked"` (of `ReadOptions`), in place of those in `options`.
 
     Raises:
         UsageError, DataError, RunError: if every candidate was rejected, the run is written before a DataError says so.

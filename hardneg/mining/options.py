@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 
-from hardneg.data.options import ReadOptions
+from hardneg.data.options import Quoting, ReadOptions
 from hardneg.encoders.number_format import NUMBER_FORMATS
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.index.base import METRICS, Index, IndexSpec
@@ -163,7 +163,7 @@ class MineOptions:
 
 
 class MineChoices(TypedDict, total=False):
-    """The options of a pass that `mine` takes by name: those of `MineOptions`, see there."""
+    """The options of a pass that `mine` takes by name: those of `MineOptions` and of `ReadOptions`, see there."""
 
     query_embeddings: str | None
     corpus_embeddings: str | None
@@ -186,18 +186,43 @@ class MineChoices(TypedDict, total=False):
     fusion: str | Fusion
     read: ReadOptions
 
+    format: str
+    split: str
+    query_column: str | None
+    positive_column: str | None
+    id_column: str | None
+    document_id_column: str | None
+    group_column: str | None
+    relevance_column: str | None
+    relevant_from: float | None
+    text_column: str | None
+    quoting: Quoting
+    skip_unknown: bool
+    images: str
+    image_column: str | None
+    caption_column: str | None
+    caption_template: str
+    image_root: str | os.PathLike[str] | None
+    outside_images: bool
+    skip_broken: bool
+    group_positives: bool
+
 
 def chosen(options: MineOptions, choices: Mapping[str, Any]) -> MineOptions:
     """The options with some replaced; UsageError for a name that is none.
 
-    >>> chosen(MineOptions(), {"negatives": 3}).negatives
-    3
+    >>> changed = chosen(MineOptions(), {"negatives": 3, "query_column": "asked"})
+    >>> changed.negatives, changed.read.query_column
+    (3, 'asked')
     """
     known = [each.name for each in dataclasses.fields(MineOptions)]
+    of_reading = [each.name for each in dataclasses.fields(ReadOptions) if each.name not in known]
     for name in choices:
-        if name not in known:
-            raise UsageError(f"mine has no option {name!r}.{suggestion(name, known)}")
-    return dataclasses.replace(options, **choices)
+        if name not in known and name not in of_reading:
+            raise UsageError(f"mine has no option {name!r}.{suggestion(name, [*known, *of_reading])}")
+    options = dataclasses.replace(options, **{name: value for name, value in choices.items() if name in known})
+    reading = {name: value for name, value in choices.items() if name not in known}
+    return dataclasses.replace(options, read=dataclasses.replace(options.read, **reading)) if reading else options
 
 
 def with_given(options: MineOptions) -> MineOptions:

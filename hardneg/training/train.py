@@ -65,16 +65,14 @@ def train(
     *,
     evaluation: Pairs | EvaluationSet | Mapping[str, Pairs | EvaluationSet] | None = None,
     run: Run | None = None,
-    queries: Items | None = None,
-    documents: Items | None = None,
-    device: str | None = None,
+    read: ReadOptions | None = None, queries: Items | None = None, documents: Items | None = None, device: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     callbacks: Sequence[Callback] = (),
     report_to: Sequence[str] = (),
     warn: Callable[[str], None] = print,
     progress: Progress | bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Train an encoder (or one for each side) with mined negatives, which are mined again as it learns.
 
     Args:
@@ -84,7 +82,7 @@ def train(
         options: the options; None: the defaults.
         evaluation: the evaluation data; several by name: their mean counts; None: no evaluation, and the last encoder is the result.
         run: a mining run over `pairs`. Its candidates and relabelled pairs are used, and nothing is mined meanwhile.
-        queries, documents: items that replace the texts of `pairs`, such as images; see `Examples`.
+        read: how `pairs` is read. queries, documents: items that replace its texts, such as images; see `Examples`.
         device: `cpu`, `cuda`, `cuda:1`; None: a GPU if there is one. Under torchrun each process has its own.
         resume: continue an interrupted training (on the CPU with the same result, if `options.wait`), or a finished one for longer.
         overwrite: replace the training in `out`, once the new one is finished.
@@ -99,7 +97,7 @@ def train(
             does not fit. DataError: the loss, a weight or a vector is not finite.
     """
     assert callable(progress)  # see `with_progress`
-    pairs = as_pairs(pairs, ReadOptions())
+    pairs = as_pairs(pairs, read or ReadOptions())
     held_out, pairs = evaluation_of(evaluation), pairs if run is None else run.relabelled(pairs)
     start, options, out, named = time.perf_counter(), options or TrainOptions(), Path(out), checked_reports(report_to)
     with world(device) as here, _towers(model, pairs, options, here) as towers:
