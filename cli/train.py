@@ -77,7 +77,11 @@ def _number(
 @click.option("--overwrite", is_flag=True, help="Replace the training in --out.")
 @_number("--save-every", 1, "Steps between two checkpoints.  [default: one epoch]")
 @_number("--keep", 1, "Number of checkpoints to keep, the last ones.  [default: 1]")
-@_number("--log-every", 1, "Steps between two log entries.  [default: 10]")
+@_number(
+    "--log-every",
+    1,
+    "Steps between two entries of log.jsonl; the terminal shows some of them, one in a few seconds.  [default: 10]",
+)
 @click.option(
     "--report-to",
     multiple=True,

@@ -273,7 +273,11 @@ def test_the_number_of_threads_changes_no_bit() -> None:
 @pytest.mark.parametrize("share", [0.01, 0.3])
 def test_what_is_said_lies_within_its_range(share: float) -> None:
     """Also where hardly any is relevant but the known ones."""
-    _, report = fit_known(world(14, 500, share=share)[0])
+    data, _ = world(14, 500, share=share)
+    _, report = fit_known(data)
+    assert 0 < report["relevant_share"] < 1  # also where the known ones alone are more than the fit finds in all
+    others = report["relevant_share"] * report["candidates"] / report["queries"]
+    assert report["relevant_per_query"] == pytest.approx(report["known_positives"] / report["queries"] + others)
     low, high = report["level_range"]
     assert low <= 1e-6
     assert high >= -1e-6

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from hardneg_cli.show import print_training
 
+import hardneg
 from hardneg.progress import lines
-from tests.conftest import run_here, write_jsonl
+from tests.conftest import pairs_of_words, run_here, write_jsonl
 
 SHORT = ("--steps", "1", "--batch-size", "4", "--negatives", "1", "--depth", "8", "--device", "cpu")
 
@@ -153,3 +154,32 @@ def test_an_evaluation_source_has_its_own_names_where_it_lacks_the_given_ones(
     done = train(odd, *COLUMNS, "--eval-source", usual, "--out", tmp_path / "t")
     assert done.returncode == 0, done.stderr
     assert f"evaluated on {usual}: no column 'Frage' (--query-column)" in done.stderr
+
+
+def test_advice_leaves_out_what_is_set() -> None:
+    from hardneg.diagnostics import LiveFindings
+
+    said = {}
+    for drawn_by in (None, "uniform", "simans:a=1", "top"):
+        live = LiveFindings(drawn_by=drawn_by)
+        said[drawn_by] = [
+            each for step in (1, 2, 3) for each in live.look(step, {"teaching": 0.1, "temperature": 0.05})
+        ]
+    assert all(len(each) == 1 and "a smaller --depth" in each[0] for each in said.values())
+    assert ["simans" in each[0] for each in said.values()] == [True, True, False, False]
+
+
+def test_a_bank_that_is_not_used_yet_has_no_rows_in_the_log(tmp_path: Path) -> None:
+    pairs = pairs_of_words()
+    logs = {}
+    for start in (0, 3):
+        options = hardneg.TrainOptions(
+            steps=4, batch_size=4, depth=5, negatives=1, bank=16, bank_start=start, log_every=1, refresh="never"
+        )
+        folder = tmp_path / str(start)
+        hardneg.train(pairs, hardneg.HashedEncoder(8, 256), folder, options, device="cpu")
+        entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        logs[start] = [each["bank_rows"] for each in entries if "bank_rows" in each]
+    assert all(rows > 0 for rows in logs[0])
+    assert logs[3][:2] == [0, 0]
+    assert logs[3][-1] == 16

@@ -34,6 +34,7 @@ class LiveFindings:
         thresholds: the limits; None: the default limits.
         codes: the built-in findings to look for.
         rules: your own rules. They see the numbers of the training by their names in its log.
+        drawn_by: how the training draws negatives, such as `simans`, which no fix recommends then; None: not known.
 
     Attributes:
         streaks: the findings that hold now, by code.
@@ -44,8 +45,13 @@ class LiveFindings:
     """
 
     def __init__(
-        self, thresholds: Thresholds | None = None, codes: Sequence[str] = LIVE, rules: Sequence[FindingRule] = ()
+        self,
+        thresholds: Thresholds | None = None,
+        codes: Sequence[str] = LIVE,
+        rules: Sequence[FindingRule] = (),
+        drawn_by: str | None = None,
     ) -> None:
+        self.drawn_by = drawn_by
         self.thresholds = thresholds or Thresholds()
         self.rules = [rule for rule in RULES if getattr(rule, "code", None) in codes] + list(rules)
         self.streaks: dict[str, Streak] = {}
@@ -66,6 +72,8 @@ class LiveFindings:
     def found(self, values: Mapping[str, float]) -> dict[str, Finding]:
         """The findings in these numbers, by code."""
         measured = Measurements({_NAMES.get(name, name): value for name, value in values.items()})
+        if self.drawn_by is not None:
+            measured.numbers["drawn_by"] = self.drawn_by
         each = [rule.check(measured, self.thresholds, "") for rule in self.rules if _measured(rule, measured)]
         return {finding.code: finding for finding in reversed(each) if finding is not None}
 

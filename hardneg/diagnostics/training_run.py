@@ -122,7 +122,9 @@ def diagnose_training(
     entries, unreadable = read_log(where / "log.jsonl")
     warnings = head.get("warnings", [])
     told = [str(each) for each in warnings] if isinstance(warnings, list) else []
-    findings = _findings(entries, thresholds, rules)
+    options = head.get("options")
+    drawn_by = options.get("negative_sampling") if isinstance(options, dict) else None
+    findings = _findings(entries, thresholds, rules, drawn_by if isinstance(drawn_by, str) else None)
     findings += [] if (gap := _too_little(entries, unreadable)) is None else [gap]
     return TrainingDiagnosis(str(where), entries, head.get("finished") is True, told, findings, unreadable)
 
@@ -161,9 +163,12 @@ def read_log(path: Path) -> tuple[list[dict[str, float]], int]:
 
 
 def _findings(
-    entries: Sequence[dict[str, float]], thresholds: Thresholds | None, rules: Sequence[FindingRule]
+    entries: Sequence[dict[str, float]],
+    thresholds: Thresholds | None,
+    rules: Sequence[FindingRule],
+    drawn_by: str | None,
 ) -> list[Finding]:
-    live, last = LiveFindings(thresholds, rules=rules), {}
+    live, last = LiveFindings(thresholds, rules=rules, drawn_by=drawn_by), {}
     for entry in entries:
         if any(name.startswith("evaluation/") for name in entry):
             continue  # an evaluation says nothing of the negatives

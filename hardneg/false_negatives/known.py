@@ -278,9 +278,10 @@ def _numbers(draws: Draws, counts: Double, low: Fit, fit: Fit, high: Fit) -> dic
     """What the fit says of the number of relevant documents, with the range of levels."""
     found, rest = int(draws.found.sum()), float(counts.sum())
     fitted = [float(each.relevant(draws).sum()) for each in (low, fit, high)]
-    # Those that are known are relevant, whatever the fit says.
-    totals = [max(total, float(found)) for total in (min(fitted), fitted[1], max(fitted))]
-    shares = [min(max(total - found, 0.0) / max(rest, 1.0), 1.0) for total in totals]
+    # Those that are known are relevant, whatever the fit says of them; of the others it says how likely each is.
+    others = [float(counts @ expit(each.logit(draws.table))) for each in (low, fit, high)]
+    others = [min(others), others[1], max(others)]
+    totals, shares = [found + each for each in others], [min(each / max(rest, 1.0), 1.0) for each in others]
     logit = fit.logit(draws.table)
     return {
         "known_positives": found,

@@ -139,7 +139,7 @@ def _known(name: str, value: str, known: Sequence[str]) -> None:
 def _refused(**given: Any) -> None:
     reasons = {
         "include_positives": "the run keeps every candidate with its rank: hardneg.mining.Reopened reads them",
-        "use_multi_process": "hardneg encodes in one process: give the model a device",
+        "use_multi_process": "give hardneg.mine the devices, devices='cuda:0,cuda:1': it encodes in a process on each",
     }
     for name, value in given.items():
         if value:

@@ -23,6 +23,7 @@ from hardneg.losses.caching import cached_backward
 from hardneg.losses.infonce import InfoNCE
 from hardneg.progress import Progress, silent
 from hardneg.refresh.staleness import movement_of
+from hardneg.registry import spec_of
 from hardneg.training import checkpoint
 from hardneg.training.batches import Batch, TrainingBatches
 from hardneg.training.callbacks import Callback, Watcher, mean_of
@@ -94,7 +95,8 @@ class Trainer:
             self.optimizer, lambda step: rate_at(step, self.total, options.warmup, options.lr_scheduler)
         )
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=options.amp == "fp16")
-        self.done, self.collapse, self.live = Progressed(), Collapse(), LiveFindings(codes=IN_BATCHES)
+        self.done, self.collapse = Progressed(), Collapse()
+        self.live = LiveFindings(codes=IN_BATCHES, drawn_by=spec_of(options.negative_sampling))
         self.bad = FirstBadStep(world.device)
         self.stopped = False  # early, see `patience`
         self._batches = 0  # number of batches since the last update
@@ -223,8 +225,8 @@ class Trainer:
         )
         values |= {f"rejected/{name}": share for name, share in self.negatives.rejected.items()}
         if bank is not None:
-            ages = bank.statistics()
-            values |= {"bank_rows": ages["rows"], "bank_age": ages["mean_age"]}
+            ages, used = bank.statistics(), self.batches.sampler.bank_in_use
+            values |= {"bank_rows": ages["rows"], "bank_age": ages["mean_age"]} if used else {"bank_rows": 0.0}
         if index is not None:
             values |= {"generation": float(index.generation.number), "age": float(index.age), **movement_of(index)}
         if fresh:

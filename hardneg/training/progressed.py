@@ -42,5 +42,6 @@ class Progressed:
             return None
         return (
             f"the training made the encoder worse: {first} was {self.before[first]:.4f} before it and {self.best[first]:.4f} at "
-            f"best. Keep the encoder from before, and try a lower learning rate, or filter the negatives: many may be false"
+            f"best. Keep the encoder from before, and try a lower learning rate, fewer epochs (with a loss near 0, pairs are learned "
+            f"by heart), or other filters, if many negatives may be false"
         )

@@ -167,9 +167,9 @@ class TaughtOut(ThresholdRule):
         """`easier`, what would make them teach."""
         sampler = values.get("sampler")
         if sampler is None:  # a training draws from all that were mined
-            nearer = (
-                "take nearer negatives: --negative-sampling simans or top, a smaller --depth, or refresh more often"
-            )
+            drawn_by = str(values.get("drawn_by", "")).partition(":")[0]
+            nearest = "" if drawn_by in ("simans", "top") else "--negative-sampling simans or top, "
+            nearer = f"take nearer negatives: {nearest}a smaller --depth, or refresh more often"
         elif sampler == "top":
             nearer = "mine again with the encoder as it is now, or with fewer filters: the nearest are drawn already"
         else:
