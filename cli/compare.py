@@ -20,7 +20,8 @@ def compare(
 
     Of two runs, the command shows what changed from the first to the second: the numbers and findings of 'hardneg
     diagnose', and the candidates whose verdict changed. It ranks two or more by what their negatives promise to teach,
-    with 95 % intervals of the differences, paired by query.
+    with 95 % intervals of the differences, paired by query. Groups tell which negatives are false, or else the posterior
+    of one calibrated run; runs of several encoders are scored by each of them.
 
     \b
     Examples:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hardneg.diagnostics.labels import SLICE_MEASURES, USEFUL, comparison_rows, number_rows, ranking_rows
+from hardneg.diagnostics.labels import SLICE_MEASURES, USEFUL, comparison_rows, number_rows, ranking_rows, scored_lines
 from hardneg.diagnostics.live_findings import TIMES
 
 from . import show
@@ -123,5 +123,7 @@ def print_ranking(value: dict[str, Any]) -> None:
     told = f"false negatives by {value['false_by']}" if value["false_by"] != "unknown" else "false negatives not known"
     show._show(console, f"what the negatives promise to teach, of {value['queries']:,} queries ({told})", table)
     show._print(console, USEFUL)
+    for line in scored_lines(value):
+        show._print(console, line)
     for note in value["notes"]:
         show._print(console, ("note:", "yellow"), f" {note}")

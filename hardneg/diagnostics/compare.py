@@ -18,10 +18,12 @@ from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.diagnose import Diagnosis, diagnose, examine
 from hardneg.diagnostics.estimates import Estimate, sampled
+from hardneg.diagnostics.evidence import common_evidence, judged_by_posteriors
 from hardneg.diagnostics.findings.base import SEVERITIES, Finding
 from hardneg.diagnostics.findings.thresholds import Thresholds
+from hardneg.diagnostics.measures.false_share import filtered_by_group
 from hardneg.diagnostics.measures.search import moved
-from hardneg.diagnostics.ranking import Ranking, check_same, common_truth, ranking
+from hardneg.diagnostics.ranking import Ranking, check_same, compared, ranking
 from hardneg.diagnostics.subject import Subject
 from hardneg.mining.parts import PART_ROWS
 from hardneg.mining.run import Run
@@ -102,7 +104,9 @@ def compare(
     diagnoses = [
         diagnose(run, temperature=temperature, thresholds=thresholds, seed=seed, progress=progress) for run in runs
     ]
-    ranked = ranking([diagnosis.subject for diagnosis in diagnoses], temperature, seed)
+    subjects = [diagnosis.subject for diagnosis in diagnoses]
+    judged, notes = judged_by_posteriors(subjects, runs, compared(subjects, seed), progress)
+    ranked = ranking(judged, temperature, seed, notes)
     diagnoses = _by_one_truth(diagnoses, temperature, thresholds, seed, progress)
     a, b = (diagnosis.subject for diagnosis in diagnoses)
     shared = _shared(a.documents, b.documents)
@@ -122,15 +126,15 @@ def _by_one_truth(
     diagnoses: list[Diagnosis], temperature: float, thresholds: Thresholds | None, seed: int, progress: Progress
 ) -> list[Diagnosis]:
     """The diagnoses with false negatives told by the same evidence: groups, where one run was calibrated and the other not, or was
-    read without them."""
-    subjects, told_by = common_truth([each.subject for each in diagnoses])
-    if told_by != "groups":
+    read without them. A run that was filtered by groups keeps its own: by itself, it is not told by them."""
+    found = common_evidence([each.subject for each in diagnoses])
+    if found.by != "groups":
         return diagnoses
     return [
         old
-        if old.subject.probability is None and same.pairs is old.subject.pairs
+        if filtered_by_group(old.subject) or (old.subject.probability is None and same.pairs is old.subject.pairs)
         else examine(same, temperature, None, thresholds, (), seed, progress)
-        for old, same in zip(diagnoses, subjects, strict=True)
+        for old, same in zip(diagnoses, found.subjects, strict=True)
     ]
 
 

@@ -152,7 +152,41 @@ def ranking_rows(value: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[str
         def said(name: str, form: str, of: dict[str, Any] = measures) -> str:
             return "?" if of.get(name) is None or of[name]["value"] is None else form.format(of[name]["value"])
 
-        less = "-" if not behind["value"] else f"{behind['value']:.3f} ({behind['low']:+.3f} to {behind['high']:+.3f})"
-        cells = [str(run["place"]), run["name"], said("useful", "{:.3f}"), less, said("false_share", "{:.1%}")]
+        less = (
+            "?"
+            if run["place"] is None
+            else "-"
+            if not behind["value"]
+            else f"{behind['value']:.3f} ({behind['low']:+.3f} to {behind['high']:+.3f})"
+        )
+        cells = [
+            "?" if run["place"] is None else str(run["place"]),
+            run["name"],
+            said("useful", "{:.3f}"),
+            less,
+            said("false_share", "{:.1%}"),
+        ]
         rows.append((*cells, said("hardness", "{:+.3f}"), said("teaching", "{:.1%}"), said("few", "{:.1%}")))
     return heads, rows
+
+
+def scored_lines(value: dict[str, Any]) -> list[str]:
+    """Whose vectors scored the runs of a ranking; with those of several encoders, what each says.
+
+    Args:
+        value: the JSON of the ranking.
+    """
+    names = value.get("scored_by", [])
+    if not names:
+        return ["Each run is scored by its own encoder."]
+    if len(names) == 1:
+        return [f"All are scored by the vectors of {names[0]}."]
+    lines = [
+        "Scored by the vectors of each encoder, as a run's own negatives look hardest to its own. The table has the means, and an "
+        "interval holds that of each encoder."
+    ]
+    for name in names:
+        useful = [(run["name"], run["useful_by"].get(name, {}).get("value")) for run in value["runs"]]
+        said = ", ".join(f"{run} {number:.3f}" for run, number in useful if number is not None)
+        lines.append(f"useful by the vectors of {name}: {said}")
+    return lines

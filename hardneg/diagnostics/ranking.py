@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.estimates import Estimate, row_means, sampled, unit
-from hardneg.diagnostics.measures.false_share import filtered_by_group, shares_of
+from hardneg.diagnostics.evidence import common_evidence, judged_by_posteriors
 from hardneg.diagnostics.measures.gradient import TEACHES, weights
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import UsageError
@@ -22,7 +22,11 @@ from hardneg.progress import Progress, with_progress
 
 _QUERIES = 5000  # the largest number of queries whose negatives are compared
 
+_SAID = 3  # pairs of runs that are named where yardsticks disagree
+
 MEASURES = ("useful", "false_share", "hardness", "teaching", "few")
+
+Values = dict[str, NDArray[np.float64]]  # measures by name, one value per query
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,20 @@ class Ranked:
 
     Attributes:
         name: the folder of the run.
-        place: 1 for the best; equal for runs whose difference from the first of that place may be 0.
-        measures: by name, as in `Ranking`; a measure that is not known is missing.
-        behind: the best run's `useful` less this one's, paired by query; 0 for the best.
+        place: 1 for the best; equal for runs whose difference from the first of that place may be 0. None for a run of which it is
+            not known how many negatives are false, where that is known of others: it comes last, and has no place and
+            no `useful`.
+        measures: by name, as in `Ranking`; a measure that is not known is missing. With several yardsticks, the mean of them.
+        behind: the best run's `useful` less this one's, paired by query; 0 for the best. With several yardsticks, the interval
+            holds that of each of them. NaN for a run without a place.
+        useful_by: `useful` by each yardstick of `Ranking.scored_by`, by its name.
     """
 
     name: str
-    place: int
+    place: int | None
     measures: dict[str, Estimate]
     behind: Estimate
+    useful_by: dict[str, Estimate] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -53,23 +62,25 @@ class Ranking:
 
     where f_ij is the probability that j is relevant: 1 if one true negative takes all of the gradient, 0 for negatives that teach
     nothing, below 0 if most of the gradient is false. Trained on Banking77 with four negatives a query of which 0 to 80 % are false,
-    and with random ones, nDCG@10 has this order ("Limits of a diagnosis" in `benchmarks/RESULTS.md`). All runs are scored by the same
-    vectors, those of the first run that has any, so that runs of several encoders can be compared.
+    and with random ones, nDCG@10 has this order ("Limits of a diagnosis" in `benchmarks/RESULTS.md`).
+
+    All runs are scored by the same vectors. Where the runs have those of several encoders, every one of them is a yardstick, as a
+    run's own negatives look hardest to the encoder that found them: a run is better than another one if all yardsticks say so.
 
     Attributes:
         runs: the runs, the best first. Their measures, means over queries: `useful`; `false_share`, where it is known; `hardness`:
             the score of the hardest negative less that of the positive; `teaching`: the share of negatives with a weight of at least
             0.01; `few`: the share of queries with fewer negatives than the run was asked for.
-        false_by: what tells f: `groups`, which come first, because they are the same for all runs; `posterior`, if all runs
-            have one; or `unknown`, where f is taken as 0 and the order is that of hardness alone.
-        scored_by: the run whose vectors score the negatives; None: each run by its own scores.
-        queries: the number of queries compared: those with a positive, at most 5,000.
+        false_by: what tells f: `groups`, which come first, because they are the same for all runs; `posterior`; or `unknown`, where f
+            is taken as 0 and the order is that of hardness alone.
+        scored_by: the runs whose vectors score the negatives, one for each encoder, sorted; empty: each run by its own scores.
+        queries: the number of queries compared: those with a positive in every run, at most 5,000.
         notes: what to know of the order.
     """
 
     runs: list[Ranked]
     false_by: str
-    scored_by: str | None
+    scored_by: list[str]
     queries: int
     notes: list[str]
 
@@ -77,7 +88,7 @@ class Ranking:
         """The ranking as printed by `hardneg compare --json`. Numbers that are not finite become None."""
         value = asdict(self)
         for run in value["runs"]:
-            for each in (*run["measures"].values(), run["behind"]):
+            for each in (*run["measures"].values(), *run["useful_by"].values(), run["behind"]):
                 each.update({k: None if not np.isfinite(v) else v for k, v in each.items()})
         return value
 
@@ -90,7 +101,7 @@ def rank(
     """Rank runs over the same queries and documents by what their negatives promise to teach; see `Ranking`.
 
     Args:
-        runs: two or more runs, or the paths of their folders.
+        runs: two or more runs, or the paths of their folders. Their order does not matter.
         temperature: the temperature of the loss that you will train with.
         seed: the random seed for drawing queries.
         progress: True for bars, or a callback that receives the progress.
@@ -110,32 +121,90 @@ def rank(
     for run in opened:
         subjects.append(Subject.of_run(run))
         advance(1)
-    return ranking(subjects, temperature, seed)
-
-
-def ranking(subjects: Sequence[Subject], temperature: float, seed: int = 0) -> Ranking:
-    """Like `rank`, for negatives in memory."""
     check_same([(each.name, each.pairs) for each in subjects])
-    first = subjects[0]
-    rows = np.flatnonzero(first.pairs.positives.lengths > 0)
-    rows = rows[sampled(len(rows), _QUERIES, np.random.default_rng(seed))]
-    yardstick = next((each for each in subjects if each.vectors is not None), None)
-    same, false_by = common_truth(subjects)
-    found = []
-    for subject in same:
-        scores, positive = _scored(subject, yardstick, rows)
-        found.append(_measured(subject, rows, scores, positive, temperature, false_by != "unknown"))
-    order = sorted(range(len(found)), key=lambda i: -float(np.nanmean(found[i]["useful"])) if len(rows) else 0.0)
+    judged, notes = judged_by_posteriors(subjects, opened, compared(subjects, seed), progress)
+    return ranking(judged, temperature, seed, notes)
+
+
+def ranking(subjects: Sequence[Subject], temperature: float, seed: int = 0, notes: Sequence[str] = ()) -> Ranking:
+    """Like `rank`, for negatives in memory. `notes` are put before those of the ranking."""
+    check_same([(each.name, each.pairs) for each in subjects])
+    rows = compared(subjects, seed)
+    yardsticks = _yardsticks(subjects)
+    scorers: list[Subject | None] = [*yardsticks] or [None]  # without vectors, each run by its own scores
+    found = common_evidence(subjects)
+    values: list[list[Values]] = []  # of each run, by each yardstick
+    for i, subject in enumerate(found.subjects):
+        told = found.of(i)
+        told = None if told is None else told[rows]
+        scored = (_scored(subject, each, rows) for each in scorers)
+        values.append([_measured(subject, rows, *each, temperature, told) for each in scored])
+    placed = [i for i, known in enumerate(found.known) if known or found.by == "unknown"]
+    means = [_mean([each["useful"] for each in of]) for of in values]
+    order = sorted(placed, key=lambda i: (-float(np.nanmean(means[i])) if len(rows) else 0.0, subjects[i].name))
+    names = [each.name for each in yardsticks]
     out: list[Ranked] = []
-    best, start = found[order[0]]["useful"], order[0]
-    place = 1
+    start, place = order[0], 1
     for position, i in enumerate(order):
-        if Estimate.mean_of(found[start]["useful"] - found[i]["useful"]).low > 0:
+        if _behind(values[start], values[i]).low > 0:
             place, start = position + 1, i
-        measures = {name: Estimate.mean_of(values) for name, values in found[i].items()}
-        out.append(Ranked(subjects[i].name, place, measures, Estimate.mean_of(best - found[i]["useful"])))
-    notes = _notes(false_by, yardstick, out) + _lent(subjects, false_by) + _relabelled(subjects)
-    return Ranking(out, false_by, None if yardstick is None else yardstick.name, len(rows), notes)
+        out.append(_ranked(subjects[i].name, place, values[i], _behind(values[order[0]], values[i]), names))
+    nothing = Estimate(np.nan, np.nan, np.nan, 0)
+    rest = sorted(set(range(len(subjects))) - set(placed), key=lambda i: subjects[i].name)
+    out += [_ranked(subjects[i].name, None, values[i], nothing, names) for i in rest]
+    apart = _apart([(subjects[i].name, values[i]) for i in order], names)
+    if not apart and len(out) > 1 and out[1].place == 1:
+        apart = ["the first runs do not differ by more than chance"]
+    said = [*notes, *found.notes, *_notes(subjects, yardsticks), *apart, *_relabelled(subjects)]
+    return Ranking(out, found.by, names, len(rows), said)
+
+
+def compared(subjects: Sequence[Subject], seed: int) -> NDArray[np.int64]:
+    """int64: the queries that are compared, at most 5,000 of those that have a positive in every run."""
+    having = np.logical_and.reduce([each.pairs.positives.lengths > 0 for each in subjects])
+    rows = np.flatnonzero(having)
+    return rows[sampled(len(rows), _QUERIES, np.random.default_rng(seed))]
+
+
+def _yardsticks(subjects: Sequence[Subject]) -> list[Subject]:
+    """One run for each set of vectors that the runs have, sorted by name, so that the order of the runs does not matter."""
+    found: dict[tuple[Any, ...], Subject] = {}
+    for each in sorted(subjects, key=lambda each: each.name):
+        if each.vectors is not None:
+            found.setdefault(_origin(each), each)
+    return list(found.values())
+
+
+def _origin(subject: Subject) -> tuple[Any, ...]:
+    """What a run's vectors are: equal for runs of the same encoder, or of the same given vectors."""
+    prints = subject.info.get("fingerprints", {})
+    names = ("encoder", "query_vectors", "document_vectors", "query_embeddings", "corpus_embeddings")
+    of = tuple(prints.get(name) for name in names)
+    return of if any(of) else (id(subject.vectors),)
+
+
+def _mean(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """float64 `[n]`: the mean of what the yardsticks say of each query."""
+    mean: NDArray[np.float64] = values[0] if len(values) == 1 else np.mean(values, 0)
+    return mean
+
+
+def _behind(better: Sequence[Values], run: Sequence[Values]) -> Estimate:
+    """The difference of `useful`, paired by query: its mean over the yardsticks, with an interval that holds that of each of them."""
+    by = [Estimate.mean_of(a["useful"] - b["useful"]) for a, b in zip(better, run, strict=True)]
+    if len(by) == 1:
+        return by[0]
+    low, high = min(each.low for each in by), max(each.high for each in by)
+    return Estimate(float(np.mean([each.value for each in by])), low, high, by[0].sample)
+
+
+def _ranked(name: str, place: int | None, values: Sequence[Values], behind: Estimate, by: Sequence[str]) -> Ranked:
+    measures = {key: Estimate.mean_of(_mean([each[key] for each in values])) for key in values[0]}
+    if place is None:  # it would count its false negatives as true ones
+        del measures["useful"]
+        return Ranked(name, place, measures, behind)
+    useful_by = {yardstick: Estimate.mean_of(each["useful"]) for yardstick, each in zip(by, values, strict=False)}
+    return Ranked(name, place, measures, behind, useful_by)
 
 
 def _relabelled(subjects: Sequence[Subject]) -> list[str]:
@@ -166,46 +235,6 @@ def check_same(datasets: Sequence[tuple[str, Pairs]]) -> None:
                 )
 
 
-def common_truth(subjects: Sequence[Subject]) -> tuple[list[Subject], str]:
-    """The runs with one evidence of false negatives, so that a difference is one of the negatives and not of the evidence.
-
-    Returns:
-        (the runs; `groups` if a run's dataset has them and the others have the same, or none and the same texts, even where runs were
-        calibrated, but not where a run's filter `group` removed what they could tell of; else `posterior` if each run has
-        probabilities by one; else `unknown`).
-    """
-    grouped = [each for each in subjects if has_groups(each.pairs)]
-    if grouped and not any(map(filtered_by_group, subjects)):
-        with_them = [_with_groups_of(each, grouped[0]) for each in subjects]
-        if all(each is not None for each in with_them):
-            return [replace(each, probability=None) for each in with_them if each is not None], "groups"
-    if all(each.probability is not None and each.told_by == "posterior" for each in subjects):
-        return list(subjects), "posterior"
-    return list(subjects), "unknown"
-
-
-def has_groups(pairs: Pairs) -> bool:
-    """Whether groups can tell of any query which documents are relevant."""
-    queries, documents = pairs.query_groups, pairs.document_groups
-    return queries is not None and documents is not None and bool((queries >= 0).any())
-
-
-def _with_groups_of(subject: Subject, other: Subject) -> Subject | None:
-    """The run with the groups of another one; None if its own differ, or if it has none and other texts."""
-    own, groups = subject.pairs, other.pairs
-    if has_groups(own):
-        same = np.array_equal(own.query_groups, groups.query_groups)  # type: ignore[arg-type]
-        same = same and np.array_equal(own.document_groups, groups.document_groups)  # type: ignore[arg-type]
-        return subject if same else None
-    texts = [(pairs.digests.get("queries"), pairs.digests.get("documents")) for pairs in (own, groups)]
-    if None in texts[0] or texts[0] != texts[1]:
-        return None
-    lent = replace(
-        own, query_groups=groups.query_groups, document_groups=groups.document_groups, group_names=groups.group_names
-    )
-    return replace(subject, pairs=lent)
-
-
 def _scored(
     subject: Subject, yardstick: Subject | None, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
@@ -230,13 +259,11 @@ def _scored(
 
 def _measured(
     subject: Subject, rows: NDArray[np.int64], scores: NDArray[np.floating], positive: NDArray[np.floating],
-    temperature: float, known: bool,
-) -> dict[str, NDArray[np.float64]]:  # fmt: skip
-    """The measures by name, float64 `[n]`: one value per query."""
+    temperature: float, told: NDArray[np.float64] | None,
+) -> Values:  # fmt: skip
+    """The measures by name, float64 `[n]`: one value per query. `told` is P(relevant), `[n, K]`, or None if that is not known."""
     real = subject.real[rows]
     p = np.where(real, weights(scores, positive, temperature), 0.0)
-    shares, _ = shares_of(subject)
-    told = None if shares is None or not known else np.asarray(shares, np.float64)[rows]
     f = np.zeros(real.shape) if told is None else told
     some = real.any(1)
     out = {"useful": np.where(real, p * (1 - 2 * f), 0.0).sum(1)}  # NaN for a query of which nothing is known
@@ -248,31 +275,34 @@ def _measured(
     return out
 
 
-def _lent(subjects: Sequence[Subject], false_by: str) -> list[str]:
-    """What to know of runs whose datasets differ in their groups."""
-    grouped = [each for each in subjects if has_groups(each.pairs)]
-    without = [each.name for each in subjects if not has_groups(each.pairs)]
-    if not grouped:
-        return []
-    if false_by == "groups":
-        what = "the same texts were read without groups, and are judged by these"
-        return [f"groups are those of {grouped[0].name}; {', '.join(without)}: {what}"] if without else []
-    if any(map(filtered_by_group, subjects)):
-        return []  # the note of what is not known stands for this as well
-    if without:
-        return [f"the groups of {grouped[0].name} are not those of {', '.join(without)}: the texts differ"]
-    return ["the runs were read with different groups, so these do not tell which negatives are false"]
-
-
-def _notes(false_by: str, yardstick: Subject | None, runs: Sequence[Ranked]) -> list[str]:
+def _notes(subjects: Sequence[Subject], yardsticks: Sequence[Subject]) -> list[str]:
+    """What to know of the vectors."""
     notes = []
-    if false_by == "unknown":
-        notes.append(
-            "how many negatives are false is not known for all runs: the order is that of hardness, and the first may be the one "
-            "with most false negatives. Run 'hardneg calibrate' and 'hardneg select --add-filter posterior:...' for each"
-        )
-    if yardstick is None:
+    origins = {_origin(each) for each in yardsticks}
+    without = sorted(each.name for each in subjects if each.vectors is None and _origin(each) not in origins)
+    if not yardsticks:
         notes.append("no run keeps vectors: each is scored by its own encoder, whose scores may be on another scale")
-    if len(runs) > 1 and runs[1].place == 1:
-        notes.append("the first runs do not differ by more than chance")
+    elif without:
+        notes.append(
+            f"{', '.join(without)} keeps no vectors, so its own encoder scores nothing: the negatives of the others, which look "
+            f"hardest to their own, may be put before its own. Mine it without --cache to have both"
+        )
     return notes
+
+
+def _apart(runs: Sequence[tuple[str, Sequence[Values]]], yardsticks: Sequence[str]) -> list[str]:
+    """A note for each two runs of which one yardstick says that the first teaches more, and another that the second does."""
+    notes = []
+    for i, (one, ours) in enumerate(runs):
+        for other, theirs in runs[i + 1 :]:
+            by = [Estimate.mean_of(a["useful"] - b["useful"]) for a, b in zip(ours, theirs, strict=True)]
+            more = [f"{name} ({each.value:+.3f})" for name, each in zip(yardsticks, by, strict=False) if each.low > 0]
+            less = [f"{name} ({-each.value:+.3f})" for name, each in zip(yardsticks, by, strict=False) if each.high < 0]
+            if more and less:
+                notes.append(
+                    f"{one} and {other} cannot be told apart: {one} promises to teach more by the vectors of {' and '.join(more)}, "
+                    f"{other} by those of {' and '.join(less)}. A run's own negatives look hardest to the encoder that found "
+                    f"them; only a training with each tells which are better"
+                )
+    more_pairs = f"so it is with {len(notes) - _SAID:,} more pairs of runs"
+    return notes if len(notes) <= _SAID else [*notes[:_SAID], more_pairs]

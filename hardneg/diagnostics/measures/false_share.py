@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit, logit
 
+from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, finite_mean, names_of, row_means
 from hardneg.diagnostics.subject import Subject
 from hardneg.false_negatives.model import MISFIT
@@ -96,8 +97,13 @@ def told_by_groups(
         float64 `[m, K]`: 1 or 0; NaN for padding and for queries without a group. None if groups tell nothing: there are none, or
         the run's filter `group` removed what they could tell of.
     """
-    groups = subject.pairs.query_groups, subject.pairs.document_groups
-    if groups[0] is None or groups[1] is None or filtered_by_group(subject):
+    return None if filtered_by_group(subject) else in_group(subject.pairs, queries, documents)
+
+
+def in_group(pairs: Pairs, queries: NDArray[np.integer], documents: NDArray[np.integer]) -> NDArray[np.float64] | None:
+    """Like `told_by_groups`, for a dataset, whatever filters a run had; None if it has no groups."""
+    groups = pairs.query_groups, pairs.document_groups
+    if groups[0] is None or groups[1] is None:
         return None
     asked = groups[0][queries][:, None]
     return np.where((documents >= 0) & (asked >= 0), asked == groups[1][documents], np.nan)

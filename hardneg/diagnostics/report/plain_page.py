@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hardneg.diagnostics.findings.base import Finding
-from hardneg.diagnostics.labels import ranking_rows
+from hardneg.diagnostics.labels import ranking_rows, scored_lines
 from hardneg.diagnostics.ranking import Ranking
 from hardneg.diagnostics.training_run import TrainingDiagnosis
 from hardneg.storage.files import atomic_path
@@ -82,11 +82,12 @@ def write_ranking(found: Ranking, path: str | Path) -> None:
     Raises:
         DataError: another file is at `path`.
     """
-    heads, rows = ranking_rows(found.to_json())
+    value = found.to_json()
+    heads, rows = ranking_rows(value)
     told = "not known" if found.false_by == "unknown" else f"told by {found.false_by}"
     head = "".join(f"<th>{_safe(each)}</th>" for each in heads)
     lines = "".join(f"<tr>{''.join(f'<td>{_safe(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    notes = "".join(f"<p class='soft'>{_safe(each)}</p>" for each in found.notes)
+    notes = "".join(f"<p class='soft'>{_safe(each)}</p>" for each in (*scored_lines(value), *found.notes))
     meaning = (
         "useful: the softmax weight of a query's negatives, false ones counted against it; 1 is the most a query can learn. "
         "Intervals of 95 % are of the differences, paired by query."
