@@ -137,6 +137,7 @@ class _Fetching:
 
     def __init__(self, folder: Path | None, notes: list[str]) -> None:
         self.folder, self.notes, self.copies, self.used = folder, notes, ExitStack(), False
+        self.lasting = folder is not None
 
     def __enter__(self) -> _Fetching:
         return self
@@ -151,7 +152,7 @@ class _Fetching:
         if self.folder is None:
             self.folder = Path(self.copies.enter_context(tempfile.TemporaryDirectory(prefix="hardneg-")))
         self.used = True
-        copy = fetch(place, self.folder, self.notes)
+        copy = fetch(place, self.folder, self.notes, resumable=self.lasting)
         self.copies.enter_context(naming(as_url(place), copy))
         return copy
 

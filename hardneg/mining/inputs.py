@@ -23,7 +23,7 @@ from hardneg.memory import release
 from hardneg.mining.encoding import set_precision
 from hardneg.mining.options import MineOptions, resolve_depth
 from hardneg.mining.resources import Resources
-from hardneg.mining.run_folder import changed_options, given_vectors, read_run_json
+from hardneg.mining.run_folder import FETCHED, changed_options, given_vectors, read_run_json
 from hardneg.mining.sources.base import labels_of
 from hardneg.mining.sources.trec import TrecRun
 from hardneg.mining.specs import parse_filters, parse_sources
@@ -177,7 +177,7 @@ def _read(source: str, folder: Path, options: MineOptions, progress: Progress, n
     if (store / "dataset.json").exists():
         _check_files(folder)
         return open_pairs(store)
-    fetched = folder / "progress" / "fetched"  # kept until the run is finished, for --resume
+    fetched = folder / FETCHED  # kept until the run is finished, for --resume
     pairs = read_pairs(source, options.read, store, fetched=fetched, notes=notes, progress=progress)
     shutil.rmtree(fetched, ignore_errors=True)
     return pairs

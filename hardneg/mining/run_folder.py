@@ -19,7 +19,7 @@ from hardneg.storage.files import remove_temporary_files, sha256_file
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, staging
 from hardneg.storage.json_files import MAX_BYTES, decode_json, read_json
 from hardneg.storage.outputs import OWN_FILES
-from hardneg.storage.remote import copy_of, fetch, is_url, refuse_url
+from hardneg.storage.remote import copy_of, fetch, holds_copies, is_url, refuse_url
 
 SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
 
@@ -33,6 +33,7 @@ KNOWN = (*OWN_FILES["run"], "posterior.json")  # the last one is there by the us
 
 _GIVEN = "given"  # the folder of copies of vectors at URLs
 
+FETCHED = Path("progress", "fetched")  # copies of what is at URLs, until the dataset is read
 _LASTING = ("run.json", "embeddings", "candidates")  # what took long to make
 
 Count = Annotated[int, Meta(ge=0)]
@@ -209,7 +210,9 @@ def run_output(
             yield folder
             (folder / _REPLACES).unlink(missing_ok=True)
         except Exception:
-            lasting = resumable and any((folder / name).exists() for name in _LASTING)
+            lasting = resumable and (
+                any((folder / name).exists() for name in _LASTING) or holds_copies(folder / FETCHED)
+            )
             if not resume and not lasting:
                 remove_folder(folder)
             raise
