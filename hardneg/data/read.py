@@ -23,9 +23,9 @@ from hardneg import registry
 from hardneg.data.builder import Builder
 from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
-from hardneg.data.readers.beir import is_beir, read_beir
+from hardneg.data.readers.beir import beir_part, is_beir, read_beir
 from hardneg.data.readers.corpus import add_corpus, read_corpus
-from hardneg.data.readers.files import located_blocks, located_rows, present, static_folder
+from hardneg.data.readers.files import located_blocks, located_rows, numbered_files, present, static_folder
 from hardneg.data.readers.flagembedding import FlagEmbeddingRows, LabeledListRows
 from hardneg.data.readers.image_rows import ImageRows, image_column
 from hardneg.data.readers.image_sources import is_image_source, read_images
@@ -165,7 +165,20 @@ def _read(named: Any, source: Any, options: ReadOptions, builder: Builder, corpu
         rows = Rows("the source", table_rows(source, options.split))
         return _finished(builder, options, _read_rows(rows, builder, options), None, "a table in memory", corpus)
     layout, keep = _read_named(str(source), builder, options)
+    numbered = numbered_in(Path(source), options)
+    if numbered:
+        builder.count("numbered_files", numbered)
     return _finished(builder, options, layout, keep, str(named), corpus)
+
+
+def numbered_in(source: Path, options: ReadOptions) -> int:
+    """How many files of a source, and of its corpora, are read in another order than that of the letters of their names."""
+    places = [(each, options.split) for each in options.corpora]
+    if is_beir(source):
+        places += [(beir_part(source, name), name) for name in ("corpus", "queries")]
+    else:
+        places.append((source, options.split))
+    return sum(numbered_files(path, split) for path, split in places)
 
 
 def _read_named(source: str, builder: Builder, options: ReadOptions) -> tuple[Layout | None, np.ndarray | None]:

@@ -245,7 +245,7 @@ def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
     option = "query_embeddings" if side == "queries" else "corpus_embeddings"
     if config[option] is not None:
         path = locate(run.folder, run.info, config[option], fingerprints[option])
-        return open_aligned(path, pairs, side)
+        return open_aligned(path, pairs, side, fingerprints[option])
     key = fingerprints.get("query_vectors" if side == "queries" else "document_vectors")
     for manifest in sorted((run.folder / "embeddings").glob(f"{side}-*/manifest.json")):
         store = EmbeddingStore.at(manifest.parent)

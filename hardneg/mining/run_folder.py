@@ -368,7 +368,7 @@ def locate(folder: Path, info: Mapping[str, Any], path: str, sha256: str | None)
         places.insert(0, Path(os.path.realpath(folder)) / info["paths"][path])
     found = [place for place in places if "\0" not in str(place) and _there(place)]
     for place in found:
-        if sha256 is None or vectors_digest(place) == sha256:
+        if sha256 is None or vectors_digest(place, sha256) == sha256:
             return place
     if found:
         raise RunError(f"{found[0]} has changed since {folder} was mined with it: restore it, or mine again")
