@@ -42,6 +42,7 @@ from hardneg.data.tables import corpus_rows, from_hub, is_path, table_rows
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.progress import Progress, with_progress
 from hardneg.storage.arrow import brief
+from hardneg.storage.files import check_name
 from hardneg.storage.remote import as_url, fetch, is_url, naming
 
 BUILTIN_SPLITS = ("train", "test")
@@ -147,6 +148,7 @@ class _Fetching:
 
     def local(self, place: Any) -> Any:
         """The place, or the copy of what is at the URL."""
+        check_name(place)
         if not is_url(place):
             return place
         if self.folder is None:

@@ -20,7 +20,7 @@ from hardneg.data.readers.shard_order import in_order
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Rows, Sharded
 from hardneg.storage.arrow import NpyFiles, brief, check_regular, open_npy, reading, strings, values_of
-from hardneg.storage.files import fingerprint, sha256_file
+from hardneg.storage.files import check_name, fingerprint, sha256_file
 
 _NATIVE = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 _IDS = (
@@ -86,10 +86,14 @@ def open_vectors(path: str | Path, known: str | None = None) -> GivenVectors:
 
 def vector_files(path: str | Path, order: Order = in_order) -> list[Path]:
     """The files that a path or a pattern names, in the order of their names; DataError if no file fits the pattern."""
+    check_name(path)
     path = Path(path)
     if not glob.has_magic(str(path)) or path.exists():
         return [path]
-    return source_files(path, order=order) or [path]
+    files = source_files(path, order=order) or [path]
+    for file in files:
+        check_name(file)
+    return files
 
 
 def vectors_digest(path: str | Path, known: str | None = None) -> str:

@@ -210,12 +210,14 @@ def run_output(
             yield folder
             (folder / _REPLACES).unlink(missing_ok=True)
         except Exception:
-            lasting = resumable and (
-                any((folder / name).exists() for name in _LASTING) or holds_copies(folder / FETCHED)
-            )
-            if not resume and not lasting:
+            if not resume and not (resumable and _lasting(folder)):
                 remove_folder(folder)
             raise
+
+
+def _lasting(folder: Path) -> bool:
+    """Whether a folder holds what a resumed run goes on with."""
+    return any((folder / name).exists() for name in _LASTING) or holds_copies(folder / FETCHED)
 
 
 def _hash_of_run(folder: Path) -> str:
@@ -309,9 +311,10 @@ def _without_file(spec: str) -> str:
 
 
 def relative_paths(folder: Path, paths: list[str]) -> dict[str, str]:
-    """The paths as a run records them: each as it was given, with its place as seen from the run folder."""
+    """The paths as a run records them: each as it was given, with its place as seen from the run folder, if that is UTF-8."""
     target = os.path.realpath(folder)
-    return {path: Path(os.path.relpath(os.path.realpath(path), target)).as_posix() for path in paths}
+    places = {path: Path(os.path.relpath(os.path.realpath(path), target)).as_posix() for path in paths}
+    return {path: place for path, place in places.items() if place == place.encode("utf-8", "ignore").decode()}
 
 
 def posterior_files(fingerprints: Mapping[str, Any]) -> list[str]:

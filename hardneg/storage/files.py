@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from hardneg.errors import RunError, UsageError
 
+_HALVES = re.compile("[\ud800-\udfff]")  # what Python makes of the bytes of a name that are not UTF-8
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -61,6 +63,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """UsageError if a path is not UTF-8: neither JSON nor Arrow can hold it, so that a run could not name it."""
+    text = os.fspath(path)
+    if not _HALVES.search(text):
+        return
+    shown = _HALVES.sub(lambda found: f"\\x{ord(found[0]) & 255:02x}", text)
+    raise UsageError(
+        f"the name {shown} is not in UTF-8 (\\x.. are its bytes that are not): a run cannot record it, so rename the file or folder"
+    )
 
 
 def is_special(path: Path) -> bool:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from hardneg.errors import DataError, HardnegError, MissingDependencyError, UsageError
 from hardneg.storage.arrow import brief
+from hardneg.storage.files import check_name
 from hardneg.storage.json_files import read_json, write_json
 from hardneg.storage.remote_failures import Changed, failed, is_final
 
@@ -78,12 +79,14 @@ def as_url(place: str | os.PathLike[str]) -> str:
 
 
 def refuse_url(place: str | os.PathLike[str], what: str) -> None:
-    """UsageError if something is to be written to a URL."""
+    """UsageError if something is to be written to a URL, or under a name that is not UTF-8."""
+    check_name(place)
     if is_url(place):
         raise UsageError(
             f"{as_url(place)} is a URL: {what} has to be on a disk of this machine, because it is locked, mapped into memory and "
             f"replaced in one step. Give a folder here, and copy what is finished, as with 'aws s3 cp --recursive'"
         )
+    check_name(os.path.realpath(place))  # Arrow is given the whole path
 
 
 @contextmanager
