@@ -26,6 +26,17 @@ _HALVES = re.compile("[\ud800-\udfff]")  # what Python makes of the bytes of a n
 
 
 @contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Let an OSError of a write name the file: on a full disk, for example, it does not say which one it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None and error.errno != errno.EPIPE:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path, to write the file to.
 
@@ -52,14 +63,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _remove_leftovers(path)
     temporary = _temporary(path)
     try:
-        yield temporary
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as error:  # a write that fails, on a full disk for example, does not say of which file
-        if error.filename is None and error.errno is not None and error.errno != errno.EPIPE:
-            error.filename = str(path)
-        raise
+        with naming_file(path):
+            yield temporary
+            with open(temporary, "rb") as f:
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
