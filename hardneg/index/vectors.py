@@ -298,7 +298,9 @@ def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zer
     """
     norms = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), 16384):
-        part = np.asarray(vectors[start : start + 16384], np.float32)
+        with np.errstate(over="ignore"):  # of float64, reported below
+            # Rows in one piece: other orders, as that of Fortran, are summed in another order.
+            part = np.ascontiguousarray(vectors[start : start + 16384], np.float32)
         found = norms[start : start + 16384]
         with np.errstate(over="ignore", invalid="ignore"):  # reported below
             np.sqrt(np.einsum("ij,ij->i", part, part), out=found)
@@ -310,13 +312,21 @@ def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zer
     if len(bad):
         raise DataError(
             f"{len(bad):,} of {len(vectors):,} {what} vectors hold NaN or infinite values, or are longer than "
-            f"{LONGEST:g}, so that scores overflow: rows {first_few(bad)}. Embed those texts again or remove them"
+            f"{LONGEST:g}, so that scores overflow: rows {first_few(bad)}{_first_place(vectors, bad)}. Embed those texts again or "
+            f"remove them"
         )
     zero = names[norms < SHORTEST]
     if len(zero) and not zero_allowed:
         raise DataError(
             f"{len(zero):,} of {len(vectors):,} {what} vectors are all zero or shorter than {SHORTEST:g}, so they have "
-            f"no direction and no cosine: rows {first_few(zero)}. Embed those texts again, remove them, or use another "
-            f"metric"
+            f"no direction and no cosine: rows {first_few(zero)}{_first_place(vectors, zero)}. Embed those texts "
+            f"again, remove them, or use another metric"
         )
     return norms
+
+
+def _first_place(vectors: NDArray[np.floating] | Sharded | Rows, rows: NDArray[np.integer]) -> str:
+    """Where the first of these rows is, if the vectors are in several files; or else nothing."""
+    whole = vectors.array if isinstance(vectors, Rows) else vectors
+    place = whole.place_of(int(rows[0])) if isinstance(whole, Sharded) else ""
+    return f" (the first is {place})" if place else ""
