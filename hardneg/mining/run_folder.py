@@ -118,7 +118,7 @@ class RunInfo(TypedDict):
 def read_run_json(folder: Path) -> dict[str, Any]:
     """The content of `run.json`; RunError if it is missing, damaged or of another version."""
     path = folder / "run.json"
-    value = decode_json(path, "the run is damaged")
+    value = decode_json(path, "the run is damaged: mine again, or restore a copy")
     if value.get("schema_version") not in (1, SCHEMA_VERSION, WITH_SOURCES):
         raise RunError(
             f"{path} has schema version {value.get('schema_version')!r}, but this version of hardneg reads 1 to "

@@ -220,7 +220,10 @@ def read_parquet(path: Path, columns: list[str] | None = None, schema: pa.Schema
         RunError: the file is missing or damaged, or a column is missing or of another type.
     """
     check_regular(path, RunError)
-    with reading(path, "Parquet file", RunError, ": the run is damaged"), pq.ParquetFile(path) as file:
+    with (
+        reading(path, "Parquet file", RunError, ": the run is damaged: mine again, or restore a copy"),
+        pq.ParquetFile(path) as file,
+    ):
         missing = set(columns or ()) - set(file.schema_arrow.names)
         if missing:
             raise ValueError(f"it has no column {', '.join(sorted(missing))}")
@@ -238,7 +241,10 @@ def read_parquet(path: Path, columns: list[str] | None = None, schema: pa.Schema
 def rows_of(path: Path) -> int:
     """The number of rows of a Parquet file of a run; RunError if it is missing or damaged."""
     check_regular(path, RunError)
-    with reading(path, "Parquet file", RunError, ": the run is damaged"), pq.ParquetFile(path) as file:
+    with (
+        reading(path, "Parquet file", RunError, ": the run is damaged: mine again, or restore a copy"),
+        pq.ParquetFile(path) as file,
+    ):
         return int(file.metadata.num_rows)
 
 
