@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -148,3 +150,47 @@ def test_a_full_disk_names_the_file_of_texts(name: str, tmp_path: Path) -> None:
         hardneg.read_pairs(rows, folder=tmp_path)
     assert raised.value.filename == str(tmp_path / name)
     assert not isinstance(raised.value, UsageError)
+
+
+CUT = """
+import os, sys
+from pathlib import Path
+import numpy as np
+from hardneg import DataError
+from hardneg.index.exact import ExactIndex
+from hardneg.index.vectors import VectorStore
+from hardneg.encoders.precomputed import open_vectors
+from hardneg.storage.arrays import Rows
+
+place = sys.argv[1]
+vectors = np.random.default_rng(0).standard_normal((4000, 64)).astype("f4")
+for kind in ("norms", "queries", "search", "pairs", "shards", "rows"):
+    for i in range(2):
+        np.save(f"{place}/{kind}{i}.npy", vectors[2000 * i : 2000 * i + 2000])
+    np.save(f"{place}/{kind}.npy", vectors)
+    documents = open_vectors(f"{place}/{kind}?.npy" if kind == "shards" else f"{place}/{kind}.npy").array
+    documents = Rows(documents, np.arange(4000)[::-1]) if kind == "rows" else documents
+    index = VectorStore(np.zeros((1, 64), "f4") + 1) if kind in ("queries", "norms") else ExactIndex(documents)
+    os.truncate(f"{place}/{kind}{'1' if kind == 'shards' else ''}.npy", 5000)
+    try:
+        if kind == "norms":
+            ExactIndex(documents)
+        elif kind == "queries":
+            index.prepared(documents[1000:2000])
+        elif kind == "pairs":
+            index.pair_scores(vectors[:2], np.array([[3900], [5]]))
+        else:
+            index.search(vectors[:2], 5)
+    except DataError as error:
+        print(error)
+"""
+
+
+def test_a_file_that_is_cut_off_while_it_is_used_does_not_kill(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CUT, str(tmp_path)], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    for kind, line in zip(("norms", "queries", "search", "pairs", "shards1", "rows"), said, strict=True):
+        assert f"{kind}.npy was cut off while it was in use: write it again" in line
