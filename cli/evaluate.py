@@ -73,7 +73,7 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
     from hardneg.encoders.base import Fittable
     from hardneg.encoders.devices import check_one_way, parse_devices
     from hardneg.encoders.factory import make_encoder
-    from hardneg.encoders.precomputed import open_aligned
+    from hardneg.encoders.precomputed import open_aligned, order_notes
     from hardneg.errors import UsageError
     from hardneg.evaluation.ranking import parse_measures
     from hardneg.evaluation.retrieval import DEFAULT, check_metric, evaluate_vectors
@@ -105,6 +105,8 @@ def evaluate(source: str, measures: tuple[str, ...], as_json: bool, **given: Any
                 pairs, encoder, names, progress=progress, devices=devices,
                 **{name: given[name] for name in ("query_prompt", "document_prompt", "metric", "cache", "zero_shot")},
             )  # fmt: skip
+    if files[0] is not None:
+        warn(order_notes(map(Path, files)))
     if fresh:
         warn([_FITTED])  # not in the JSON: the numbers are what they are
     if as_json:

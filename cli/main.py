@@ -103,6 +103,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     warnings.simplefilter("ignore", HardnegWarning)  # commands print the notes of a run themselves
     try:
+        _check_names(sys.argv[1:] if args is None else args)
         # If a command exits on purpose (`--fail-on`), click returns its exit code here.
         result = cli.main(args=args, prog_name="hardneg", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -135,6 +136,15 @@ def main(args: list[str] | None = None) -> NoReturn:
         click.echo("error: out of memory", err=True)
         code = 1
     sys.exit(code)
+
+
+def _check_names(args: list[str]) -> None:
+    """UsageError if an argument is not UTF-8, which nothing that is written could hold."""
+    if not all(each == each.encode("utf-8", "ignore").decode() for each in args):
+        from hardneg.storage.files import check_name
+
+        for each in args:
+            check_name(each)
 
 
 def _configs(args: list[str]) -> str:

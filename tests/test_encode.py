@@ -207,7 +207,7 @@ def test_a_full_memory_halves_batches_and_says_so(
     assert "did not fit into the memory of cpu and were cut in two" in said
     assert encoder.said() == []
     limit[0] = 0
-    with pytest.raises(RunError, match=r"too small for a single text of \d+ tokens"):
+    with pytest.raises(RunError, match=r"too small for a single text of \d+ tokens.*run the same command again"):
         encoder.encode(texts)
 
 
@@ -345,7 +345,10 @@ def test_when_every_process_dies_it_says_so_and_goes_on_later_from_what_was_writ
 
     with monkeypatch.context() as patch:
         patch.setattr(DeviceProcess, "encode", encode)
-        with pytest.raises(RunError, match=r"no device is left to encode on \(cpu \(process 1\) stopped .*--resume"):
+        with pytest.raises(
+            RunError,
+            match=r"no device is left to encode on \(cpu \(process 1\) stopped .*the same command goes on from there .*--resume",
+        ):
             vectors_of(encoder, pairs, tmp_path, devices=("cpu",))
     kept = next(tmp_path.glob("documents-*/shards.jsonl")).read_text().splitlines()[1:]
     assert [json.loads(part)["start"] for part in kept] == [0, 600]
@@ -391,7 +394,10 @@ def test_a_full_disk_is_an_error_that_says_what_is_kept(
         write(path, offset, data)
 
     monkeypatch.setattr("hardneg.storage.vectors.write_at", full)
-    with pytest.raises(RunError, match=r"No space left on device\). 300 of 303 vectors are kept: .* .--resume"):
+    with pytest.raises(
+        RunError,
+        match=r"No space left on device\). 300 of 303 vectors are kept: .*run the same command again.* .--resume",
+    ):
         vectors_of(encoder, pairs, tmp_path)
     free[0] = False
     found = vectors_of(encoder, pairs, tmp_path)[0]

@@ -206,12 +206,12 @@ def test_a_number_in_a_name_is_no_refusal(name: str, web: str, tmp_path: Path) -
         remote.fetch(f"{web}/{name}", tmp_path / "copies", [])
     shown = f"http://127.0.0.1:40177/{name}"
     for said in (FileNotFoundError(shown), ConnectionError(f"cannot connect to {shown}"), OSError(5, "read", shown)):
-        assert "refused" not in str(remote._failed(shown, said))
+        assert "refused" not in str(remote.failed(shown, said))
     for said in (ConnectionError(f"403, message='Forbidden', url='{shown}'"), OSError("Access Denied.")):
-        assert "check the credentials" in str(remote._failed(shown, said))
+        assert "check the credentials" in str(remote.failed(shown, said))
     hidden = FileNotFoundError(shown)
     hidden.__cause__ = ConnectionError("HTTP 401 of the store")
-    assert "check the credentials" in str(remote._failed(shown, hidden))
+    assert "check the credentials" in str(remote.failed(shown, hidden))
 
 
 def test_out_at_a_url_is_refused_clearly(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hardneg.data.text_batches import counted
 from hardneg.hashing import UInt
 from hardneg.storage.arrays import Int
 from hardneg.storage.arrow import strings
+from hardneg.storage.files import naming_file
 
 _HELD = 1 << 16  # numbers in memory before they go to the file
 
@@ -55,7 +56,9 @@ class Numbers:
 
     def _flush(self) -> None:
         assert self._file is not None
-        self._held.tofile(self._file)
+        assert self.path is not None
+        with naming_file(self.path):
+            self._held.tofile(self._file)
         self._written += len(self._held)
         self._held = array("q")
 
@@ -101,8 +104,10 @@ class Digests:
         """Append the digests that these bytes hold, one after the other."""
         self._held += digests
         if self._file is not None and len(self._held) >= 8 * _HELD:
-            self._file.write(self._held)
-            self._file.flush()
+            assert self.path is not None
+            with naming_file(self.path):
+                self._file.write(self._held)
+                self._file.flush()
             self._written += len(self._held) // 16
             self._held = bytearray()
             self._map = mmap.mmap(self._file.fileno(), 16 * self._written, access=mmap.ACCESS_READ)

@@ -30,6 +30,7 @@ from hardneg.errors import DataError
 from hardneg.hashing import UInt
 from hardneg.storage.arrays import Int
 from hardneg.storage.arrow import numbers, strings
+from hardneg.storage.files import naming_file
 
 _TEXT = pa.large_string()
 
@@ -238,13 +239,19 @@ class ItemColumn:
         if self.writer is not None:
             cut = (pieces(column, start, whole, BATCH_ROWS) for column in columns)
             for batch in map(list, zip(*cut, strict=True)):
-                self.writer.write_batch(pa.RecordBatch.from_arrays(batch, schema=self.schema))
+                self._write_batch(pa.RecordBatch.from_arrays(batch, schema=self.schema))
         else:
             for (data, offsets), column in zip(self.in_memory.values(), columns, strict=True):
                 ends, added = spans(column.slice(start, whole - start))
                 offsets.frombytes((len(data) + ends[1:]).tobytes())
                 data += added.data
         self._wait(columns, whole, count)
+
+    def _write_batch(self, batch: pa.RecordBatch) -> None:
+        assert self.path is not None
+        assert self.writer is not None
+        with naming_file(self.path):
+            self.writer.write_batch(batch)
 
     def _wait(self, columns: list[pa.Array], start: int, stop: int) -> None:
         """Let texts wait for their batch, which is written once it is full."""
@@ -289,7 +296,7 @@ class ItemColumn:
                 strings(column) if field.type == _TEXT else numbers(np.array(column, np.int64))
                 for field, column in zip(self.schema, columns, strict=True)
             ]
-            self.writer.write_batch(pa.record_batch(arrays, schema=self.schema))
+            self._write_batch(pa.record_batch(arrays, schema=self.schema))
             return
         for field, (data, offsets), column in zip(self.schema, self.in_memory.values(), columns, strict=True):
             if field.type != _TEXT:
@@ -319,8 +326,9 @@ class ItemColumn:
                 for field, (data, offsets) in zip(self.schema, self.in_memory.values(), strict=True)
             ]
             return Texts(pa.table(columns, schema=self.schema))
-        self.writer.close()
-        self.sink.close()
+        with naming_file(self.path):
+            self.writer.close()
+            self.sink.close()
         self.path.with_name(f".{self.path.name}.tmp").replace(self.path)
         return Texts(path=self.path)
 

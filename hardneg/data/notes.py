@@ -39,6 +39,7 @@ _TEXTS = {
     "group of their query: positives connect them], so some label is wrong",
     "joined_largest": "the largest group of connected positives has {} [document|documents]: one wrong label joins two groups, so "
     "look at it",
+    "numbered_files": "{} [file is|files are] read in the order of the numbers in their names, as 2 before 10, not of their letters",
     "broken_pictures": "{} [picture cannot be read and was|pictures cannot be read and were] left out",
     "pictures_without_caption": "{} [picture has|pictures have] no caption: [it is|they are] mined as negatives of others, or without "
     "positives",

@@ -23,9 +23,9 @@ from hardneg import registry
 from hardneg.data.builder import Builder
 from hardneg.data.options import ReadOptions
 from hardneg.data.pairs import Pairs
-from hardneg.data.readers.beir import is_beir, read_beir
+from hardneg.data.readers.beir import beir_part, is_beir, read_beir
 from hardneg.data.readers.corpus import add_corpus, read_corpus
-from hardneg.data.readers.files import located_blocks, located_rows, present, static_folder
+from hardneg.data.readers.files import located_blocks, located_rows, numbered_files, present, static_folder
 from hardneg.data.readers.flagembedding import FlagEmbeddingRows, LabeledListRows
 from hardneg.data.readers.image_rows import ImageRows, image_column
 from hardneg.data.readers.image_sources import is_image_source, read_images
@@ -42,6 +42,7 @@ from hardneg.data.tables import corpus_rows, from_hub, is_path, table_rows
 from hardneg.errors import DataError, UsageError, suggestion
 from hardneg.progress import Progress, with_progress
 from hardneg.storage.arrow import brief
+from hardneg.storage.files import check_name
 from hardneg.storage.remote import as_url, fetch, is_url, naming
 
 BUILTIN_SPLITS = ("train", "test")
@@ -137,6 +138,7 @@ class _Fetching:
 
     def __init__(self, folder: Path | None, notes: list[str]) -> None:
         self.folder, self.notes, self.copies, self.used = folder, notes, ExitStack(), False
+        self.lasting = folder is not None
 
     def __enter__(self) -> _Fetching:
         return self
@@ -146,12 +148,13 @@ class _Fetching:
 
     def local(self, place: Any) -> Any:
         """The place, or the copy of what is at the URL."""
+        check_name(place)
         if not is_url(place):
             return place
         if self.folder is None:
             self.folder = Path(self.copies.enter_context(tempfile.TemporaryDirectory(prefix="hardneg-")))
         self.used = True
-        copy = fetch(place, self.folder, self.notes)
+        copy = fetch(place, self.folder, self.notes, resumable=self.lasting)
         self.copies.enter_context(naming(as_url(place), copy))
         return copy
 
@@ -164,7 +167,20 @@ def _read(named: Any, source: Any, options: ReadOptions, builder: Builder, corpu
         rows = Rows("the source", table_rows(source, options.split))
         return _finished(builder, options, _read_rows(rows, builder, options), None, "a table in memory", corpus)
     layout, keep = _read_named(str(source), builder, options)
+    numbered = numbered_in(Path(source), options)
+    if numbered:
+        builder.count("numbered_files", numbered)
     return _finished(builder, options, layout, keep, str(named), corpus)
+
+
+def numbered_in(source: Path, options: ReadOptions) -> int:
+    """How many files of a source, and of its corpora, are read in another order than that of the letters of their names."""
+    places = [(each, options.split) for each in options.corpora]
+    if is_beir(source):
+        places += [(beir_part(source, name), name) for name in ("corpus", "queries")]
+    else:
+        places.append((source, options.split))
+    return sum(numbered_files(path, split) for path, split in places)
 
 
 def _read_named(source: str, builder: Builder, options: ReadOptions) -> tuple[Layout | None, np.ndarray | None]:

@@ -57,7 +57,10 @@ class Texts:
         if path is not None:
             self._file = ArrowFile(path, RunError, mapped=True)
             if self._file.schema.remove_metadata() not in _SCHEMAS:
-                raise RunError(f"{path}: expected columns of texts, got {self._file.schema.names}: the run is damaged")
+                raise RunError(
+                    f"{path}: expected columns of texts, got {self._file.schema.names}: the run is "
+                    "damaged: mine again, or restore a copy"
+                )
             self._batches = self._file.batches
         else:
             assert table is not None
@@ -105,7 +108,9 @@ class Texts:
         batch = self._file.batch(i)
         full = batch.num_rows == BATCH_ROWS or (i == self._batches - 1 and 0 < batch.num_rows < BATCH_ROWS)
         if not full or any(column.null_count for column in batch.columns):
-            raise RunError(f"{self._file.path}: batch {i} is not one of {BATCH_ROWS} texts: the run is damaged")
+            raise RunError(
+                f"{self._file.path}: batch {i} is not one of {BATCH_ROWS} texts: the run is damaged: mine again, or restore a copy"
+            )
         return batch
 
     def _release(self) -> None:

@@ -307,8 +307,8 @@ class DevicePool:
                 self._bury(*found)
                 if not self.alive:
                     raise RunError(
-                        f"no device is left to encode on ({'; '.join(self.lost)}). What was written before is kept: --resume goes "
-                        f"on from there"
+                        f"no device is left to encode on ({'; '.join(self.lost)}). What was written before is kept: the same "
+                        f"command goes on from there (mine and train with --resume)"
                     )
             else:
                 unit, vectors = found

@@ -189,8 +189,8 @@ class Forward:
                     finish()
         except RuntimeError as error:
             raise RunError(
-                f"the device {self.device} failed while it encoded ({reason_of(error)}). What was written before is kept: --resume "
-                f"goes on from there, also with another --device"
+                f"the device {self.device} failed while it encoded ({reason_of(error)}). What was written before is kept: the "
+                f"same command goes on from there (mine and train with --resume), also with another --device"
             ) from error
 
     def _launched(self, batch: Batch, texts: Sequence[str], prompt: str) -> tuple[Tensor, Any]:
@@ -234,7 +234,7 @@ class Forward:
             raise RunError(
                 f"the memory of {self.device} is too small for a single text{length}. What was written before is kept: use a "
                 f"device with more memory, --encoder-precision bfloat16, or a smaller max_seq_length in the model's folder, "
-                f"and --resume"
+                f"and run the same command again (mine and train with --resume)"
             )
         self.counts.memory += 1
         found = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ import pyarrow.parquet as pq
 
 from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
-from hardneg.data.readers.files import source_files
+from hardneg.data.readers.files import Order, source_files
+from hardneg.data.readers.shard_order import in_order
 from hardneg.errors import DataError
 from hardneg.storage.arrays import Rows, Sharded
 from hardneg.storage.arrow import NpyFiles, brief, check_regular, open_npy, reading, strings, values_of
-from hardneg.storage.files import fingerprint, sha256_file
+from hardneg.storage.files import check_name, fingerprint, sha256_file
 
 _NATIVE = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 _IDS = (
@@ -50,19 +52,21 @@ class GivenVectors:
     ids: pa.Array | None = None
 
 
-def open_vectors(path: str | Path) -> GivenVectors:
+def open_vectors(path: str | Path, known: str | None = None) -> GivenVectors:
     """The vectors of a file.
 
     Args:
-        path: `.npy`: floats `[n, d]`; or a pattern of such files, whose rows are those of all, in the order of their names.
+        path: `.npy`: floats `[n, d]`; or a pattern of such files, whose rows are those of all, in the order of their names
+            (`part-2` before `part-10`).
             `.npz`: two arrays, of which one holds floats `[n, d]` and the other one ids `[n]`.
             `.parquet`: a column of ids and a column of lists of floats.
+        known: what `vectors_digest` said of them before, in a run that may have them in another order.
 
     Raises:
         DataError: the file is missing or holds anything else, or an id is missing or appears twice.
     """
     path = Path(path)
-    files = vector_files(path)
+    files = _known_files(path, known)
     if len(files) > 1:
         return GivenVectors(_joined(path, files))
     path = files[0]
@@ -80,18 +84,49 @@ def open_vectors(path: str | Path) -> GivenVectors:
     return given
 
 
-def vector_files(path: str | Path) -> list[Path]:
-    """The files that a path or a pattern names, sorted; DataError if no file fits the pattern."""
+def vector_files(path: str | Path, order: Order = in_order) -> list[Path]:
+    """The files that a path or a pattern names, in the order of their names; DataError if no file fits the pattern."""
+    check_name(path)
     path = Path(path)
     if not glob.has_magic(str(path)) or path.exists():
         return [path]
-    return source_files(path) or [path]
+    files = source_files(path, order=order) or [path]
+    for file in files:
+        check_name(file)
+    return files
 
 
-def vectors_digest(path: str | Path) -> str:
-    """What identifies the content of the files: the SHA-256 of one, or a hash of those of all."""
-    digests = [sha256_file(each) for each in vector_files(path)]
+def vectors_digest(path: str | Path, known: str | None = None) -> str:
+    """What identifies the content of the files: the SHA-256 of one, or a hash of those of all, in their order.
+
+    Args:
+        path: see `open_vectors`.
+        known: the digest in a run. Earlier versions joined files in the order of the letters of their names: it is
+            returned if it is that of the files in this order.
+    """
+    return _digest(_known_files(path, known))
+
+
+def _digest(files: list[Path]) -> str:
+    digests = [sha256_file(each) for each in files]
     return digests[0] if len(digests) == 1 else fingerprint(digests)
+
+
+def _known_files(path: str | Path, known: str | None) -> list[Path]:
+    """The files in the order in which a run has them, if it has them in that of their letters; or else as they are read today."""
+    files = vector_files(path)
+    by_letters = files if known is None else vector_files(path, sorted)
+    return by_letters if by_letters != files and _digest(by_letters) == known else files
+
+
+def order_notes(paths: Iterable[Path]) -> list[str]:
+    """A sentence for each pattern whose files are not joined in the order of the letters of their names."""
+    return [
+        f"{path}: its {len(files):,} files are joined in the order of the numbers in their names: {files[0].name}, {files[1].name}, "
+        f"..., {files[-1].name}"
+        for path in paths
+        if (files := vector_files(path)) != vector_files(path, sorted)
+    ]
 
 
 def _joined(path: Path, files: list[Path]) -> Sharded:
@@ -199,13 +234,14 @@ def _is_vector(kind: pa.DataType) -> bool:
     return bool(is_list and pa.types.is_floating(kind.value_type))
 
 
-def open_aligned(path: str | Path, pairs: Pairs, side: str) -> Any:
+def open_aligned(path: str | Path, pairs: Pairs, side: str, known: str | None = None) -> Any:
     """The vectors of a file for the queries or documents of a dataset, in their order.
 
     Args:
         path: see `open_vectors`.
         pairs: the dataset.
         side: `queries` or `documents`.
+        known: see `open_vectors`.
 
     Returns:
         `[n, d]`, an array or a view of its selected rows.
@@ -213,7 +249,7 @@ def open_aligned(path: str | Path, pairs: Pairs, side: str) -> Any:
     Raises:
         DataError: as for `open_vectors`; there are too few or too many vectors, or none for some id.
     """
-    given, name = open_vectors(path), str(path)
+    given, name = open_vectors(path, known), str(path)
     if given.ids is None:
         return aligned(given.array, pairs, side, name, of_files=True)
     ids = pairs.query_ids if side == "queries" else pairs.document_ids

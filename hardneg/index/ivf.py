@@ -32,7 +32,7 @@ import torch
 from numpy.typing import NDArray
 
 from hardneg.ambient import own_settings
-from hardneg.errors import UsageError
+from hardneg.errors import DataError, UsageError
 from hardneg.index.base import Neighbors
 from hardneg.index.kernels import FloatKernel, spans
 from hardneg.index.kmeans import Centroids, by_list
@@ -46,9 +46,10 @@ from hardneg.index.thresholds import (
     score_range,
 )
 from hardneg.index.topk import NOTHING, RunningTopK, best_keys, pair_products, sorted_keys
-from hardneg.index.vectors import Documents, VectorStore, workers
+from hardneg.index.vectors import Documents, VectorStore, mapped, workers
 from hardneg.progress import Advance
 from hardneg.storage.arrays import Float, Int
+from hardneg.storage.arrow import check_whole
 
 MOST_LISTS = 1 << 15
 _QUERIES = 1 << 16  # queries in one block; the larger the block, the more of them share a list
@@ -285,6 +286,7 @@ class IVFIndex(VectorStore):
         vectors = np.empty((len(rows), self.dimension), np.float32)
 
         def read(start: int) -> None:
+            check_whole(mapped(self.documents), DataError)
             vectors[start : start + _READ] = self.documents[rows[start : start + _READ]]
 
         list(pool.map(read, range(0, len(rows), _READ)))

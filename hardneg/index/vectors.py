@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import faiss
 import numpy as np
@@ -20,6 +21,7 @@ from hardneg.index.kernel_choice import KERNELS, fastest_kernel, make_kernel
 from hardneg.index.kernels import UNIT_ROUNDOFF, Kernel, Spread, Tile, is_float32, spans
 from hardneg.index.topk import pair_products
 from hardneg.storage.arrays import Float, Rows, Sharded
+from hardneg.storage.arrow import check_whole
 
 # The vectors of documents: an array, several arrays that are read as one, or selected rows of an array.
 Documents = NDArray[np.floating] | Sharded | Rows
@@ -133,7 +135,7 @@ class VectorStore:
         for start in range(0, len(rows), chunk):
             r, c = rows[start : start + chunk], columns[start : start + chunk]
             distinct, place = np.unique(documents[r, c], return_inverse=True)
-            vectors = np.ascontiguousarray(self.documents[distinct], np.float32)
+            vectors = self.vectors(distinct)
             products = pair_products(exact, r, vectors, place, self.squared)
             out[r, c] = self.finish(products, distinct[place])
         return out
@@ -155,6 +157,7 @@ class VectorStore:
             raise UsageError(
                 f"k={k} neighbors were requested from a corpus of {self.size:,} documents: k must be 1 to {self.size:,}"
             )
+        check_whole(queries, DataError)
         exact = np.array(queries, np.float32, order="C")
         norms = checked_norms(exact, "query", zero_allowed=self.metric != "cosine")
         if self.metric == "cosine":
@@ -180,11 +183,13 @@ class VectorStore:
 
     def vectors(self, rows: slice | NDArray[np.integer]) -> Float:
         """float32 `[m, d]`: the vectors of these documents as they are stored."""
+        check_whole(mapped(self.documents), DataError)
         return np.ascontiguousarray(self.documents[rows], np.float32)
 
     def scaled(self, rows: slice | NDArray[np.integer]) -> Float:
         """float32 `[m, d]`: a copy of the vectors of these documents, normalized for cosine."""
-        vectors = np.array(self.documents[rows], np.float32)
+        check_whole(mapped(self.documents), DataError)
+        vectors = np.array(self.documents[rows], np.float32, order="C")
         if self.metric == "cosine":
             vectors *= self._inverse_norms[rows, None]
         return vectors
@@ -298,7 +303,10 @@ def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zer
     """
     norms = np.empty(len(vectors), np.float32)
     for start in range(0, len(vectors), 16384):
-        part = np.asarray(vectors[start : start + 16384], np.float32)
+        check_whole(mapped(vectors), DataError)
+        with np.errstate(over="ignore"):  # of float64, reported below
+            # Rows in one piece: other orders, as that of Fortran, are summed in another order.
+            part = np.ascontiguousarray(vectors[start : start + 16384], np.float32)
         found = norms[start : start + 16384]
         with np.errstate(over="ignore", invalid="ignore"):  # reported below
             np.sqrt(np.einsum("ij,ij->i", part, part), out=found)
@@ -310,13 +318,26 @@ def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zer
     if len(bad):
         raise DataError(
             f"{len(bad):,} of {len(vectors):,} {what} vectors hold NaN or infinite values, or are longer than "
-            f"{LONGEST:g}, so that scores overflow: rows {first_few(bad)}. Embed those texts again or remove them"
+            f"{LONGEST:g}, so that scores overflow: rows {first_few(bad)}{_first_place(vectors, bad)}. Embed those texts again or "
+            f"remove them"
         )
     zero = names[norms < SHORTEST]
     if len(zero) and not zero_allowed:
         raise DataError(
             f"{len(zero):,} of {len(vectors):,} {what} vectors are all zero or shorter than {SHORTEST:g}, so they have "
-            f"no direction and no cosine: rows {first_few(zero)}. Embed those texts again, remove them, or use another "
-            f"metric"
+            f"no direction and no cosine: rows {first_few(zero)}{_first_place(vectors, zero)}. Embed those texts "
+            f"again, remove them, or use another metric"
         )
     return norms
+
+
+def mapped(vectors: Any) -> Any:
+    """The array that selected rows are of, or the array itself."""
+    return vectors.array if isinstance(vectors, Rows) else vectors
+
+
+def _first_place(vectors: NDArray[np.floating] | Sharded | Rows, rows: NDArray[np.integer]) -> str:
+    """Where the first of these rows is, if the vectors are in several files; or else nothing."""
+    whole = mapped(vectors)
+    place = whole.place_of(int(rows[0])) if isinstance(whole, Sharded) else ""
+    return f" (the first is {place})" if place else ""

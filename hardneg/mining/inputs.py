@@ -13,23 +13,24 @@ import numpy as np
 
 from hardneg.data.inspect import counts_of
 from hardneg.data.pairs import Pairs, open_pairs, save_pairs
-from hardneg.data.read import read_pairs
+from hardneg.data.read import numbered_in, read_pairs
 from hardneg.encoders.base import Encoder
 from hardneg.encoders.embed import embed, fit, vector_keys
-from hardneg.encoders.precomputed import aligned, open_aligned, vectors_digest
+from hardneg.encoders.precomputed import aligned, open_aligned, order_notes, vectors_digest
 from hardneg.encoders.report import encoding_of
 from hardneg.errors import RunError, UsageError
 from hardneg.memory import release
 from hardneg.mining.encoding import set_precision
 from hardneg.mining.options import MineOptions, resolve_depth
 from hardneg.mining.resources import Resources
-from hardneg.mining.run_folder import changed_options, given_vectors, read_run_json
+from hardneg.mining.run_folder import FETCHED, changed_options, given_vectors, read_run_json
 from hardneg.mining.sources.base import labels_of
 from hardneg.mining.sources.trec import TrecRun
 from hardneg.mining.specs import parse_filters, parse_sources
 from hardneg.progress import Progress
 from hardneg.storage.files import sha256_file
 from hardneg.storage.json_files import read_json, write_json
+from hardneg.storage.remote import is_url
 
 
 @dataclass
@@ -84,6 +85,7 @@ def open_inputs(
         names = [given_vectors(each, folder, notes) for each in (options.query_embeddings, options.corpus_embeddings)]
         queries, documents = (open_aligned(name, pairs, side) for name, side in zip(names, _BOTH, strict=True))
         digests = [vectors_digest(name) for name in names]
+        notes += order_notes(names)
     elif vectors is not None:
         whose = ("query vectors", "corpus vectors")
         queries, documents = (
@@ -176,8 +178,14 @@ def _read(source: str, folder: Path, options: MineOptions, progress: Progress, n
     store = folder / "source"
     if (store / "dataset.json").exists():
         _check_files(folder)
-        return open_pairs(store)
-    fetched = folder / "progress" / "fetched"  # kept until the run is finished, for --resume
+        pairs = open_pairs(store)
+        if not pairs.notes.get("numbered_files") and not is_url(source) and numbered_in(Path(source), options.read):
+            raise RunError(
+                f"{folder} was begun by an earlier version of hardneg, which read the files of {source} in the order of their letters "
+                f"(10 before 2): use --overwrite"
+            )
+        return pairs
+    fetched = folder / FETCHED  # kept until the run is finished, for --resume
     pairs = read_pairs(source, options.read, store, fetched=fetched, notes=notes, progress=progress)
     shutil.rmtree(fetched, ignore_errors=True)
     return pairs
@@ -263,7 +271,8 @@ def check_finished(
     found: dict[str, Any] = {**pairs.digests}
     if options.query_embeddings is not None and options.corpus_embeddings is not None:
         for name in ("query_embeddings", "corpus_embeddings"):
-            found[name] = vectors_digest(given_vectors(getattr(options, name), folder, []))
+            place = given_vectors(getattr(options, name), folder, [])
+            found[name] = vectors_digest(place, info["fingerprints"].get(name))
     elif vectors is not None:
         found["query_embeddings"], found["corpus_embeddings"] = map(_array_digest, vectors)
     else:

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -23,6 +24,7 @@ from hardneg.mining.sources.base import CandidateSource, labels_of
 from hardneg.mining.sources.fusion import Fusion
 from hardneg.mining.specs import check_guides, filters_of, parse_filters, parse_fusion, parse_sampler, parse_sources
 from hardneg.registry import spec_of
+from hardneg.storage.files import check_name
 from hardneg.storage.vectors import PRECISIONS
 
 
@@ -88,6 +90,15 @@ class MineOptions:
     def validate(self) -> None:
         """Raise UsageError for mistakes that can be found before any work starts."""
         check_types(self, _TYPES)
+        for named in (
+            self.query_embeddings,
+            self.corpus_embeddings,
+            *self.read.corpora,
+            *self.filters,
+            *self.candidates,
+        ):
+            if isinstance(named, str | Path):
+                check_name(named)
         if not isinstance(self.index, str | Index) and not callable(self.index):
             raise UsageError(
                 f"the option index must be a name, an index or a function that makes one, not {self.index!r}"

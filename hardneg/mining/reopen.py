@@ -143,7 +143,9 @@ class Reopened:
         asked = pair_keys(wanted.row_numbers(), wanted.values, size)
         place = order[np.searchsorted(keys, asked, sorter=order).clip(max=len(order) - 1)]
         if (keys[place] != asked).any():
-            raise RunError(f"{self.run.folder}: a positive of the dataset has no score: the run is damaged")
+            raise RunError(
+                f"{self.run.folder}: a positive of the dataset has no score: the run is damaged: mine again, or restore a copy"
+            )
         return Ragged(wanted.offsets, values[place])
 
     @cached_property
@@ -222,7 +224,9 @@ def _table(
     table = read_candidates(path, ["query_id", *columns])
     rows = positions(table["query_id"], pairs.query_ids.slice(start, stop - start), path)
     if len(rows) and (np.diff(rows) < 0).any():
-        raise RunError(f"{path}: the queries are not in the order of the dataset: the run is damaged")
+        raise RunError(
+            f"{path}: the queries are not in the order of the dataset: the run is damaged: mine again, or restore a copy"
+        )
     counts = np.bincount(rows, minlength=stop - start)
     return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts), table
 
@@ -245,7 +249,7 @@ def open_run_vectors(run: Run, pairs: Pairs, side: str) -> Any | None:
     option = "query_embeddings" if side == "queries" else "corpus_embeddings"
     if config[option] is not None:
         path = locate(run.folder, run.info, config[option], fingerprints[option])
-        return open_aligned(path, pairs, side)
+        return open_aligned(path, pairs, side, fingerprints[option])
     key = fingerprints.get("query_vectors" if side == "queries" else "document_vectors")
     for manifest in sorted((run.folder / "embeddings").glob(f"{side}-*/manifest.json")):
         store = EmbeddingStore.at(manifest.parent)

@@ -10,6 +10,7 @@ from hardneg.encoders.base import Encoder
 from hardneg.encoders.devices import check_one_way
 from hardneg.encoders.factory import make_encoder
 from hardneg.progress import Progress, silent
+from hardneg.storage.files import check_name
 
 
 class Clock:
@@ -50,6 +51,8 @@ class Resources:
 
     def __post_init__(self) -> None:
         check_one_way(self.device, self.devices)
+        if self.cache is not None:
+            check_name(self.cache)
 
     def embeddings(self, folder: Path) -> Path:
         """Return the folder with the embeddings of the run in `folder`."""

@@ -19,7 +19,7 @@ from hardneg.storage.files import remove_temporary_files, sha256_file
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, staging
 from hardneg.storage.json_files import MAX_BYTES, decode_json, read_json
 from hardneg.storage.outputs import OWN_FILES
-from hardneg.storage.remote import copy_of, fetch, is_url, refuse_url
+from hardneg.storage.remote import copy_of, fetch, holds_copies, is_url, refuse_url
 
 SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
 
@@ -33,6 +33,7 @@ KNOWN = (*OWN_FILES["run"], "posterior.json")  # the last one is there by the us
 
 _GIVEN = "given"  # the folder of copies of vectors at URLs
 
+FETCHED = Path("progress", "fetched")  # copies of what is at URLs, until the dataset is read
 _LASTING = ("run.json", "embeddings", "candidates")  # what took long to make
 
 Count = Annotated[int, Meta(ge=0)]
@@ -117,7 +118,7 @@ class RunInfo(TypedDict):
 def read_run_json(folder: Path) -> dict[str, Any]:
     """The content of `run.json`; RunError if it is missing, damaged or of another version."""
     path = folder / "run.json"
-    value = decode_json(path, "the run is damaged")
+    value = decode_json(path, "the run is damaged: mine again, or restore a copy")
     if value.get("schema_version") not in (1, SCHEMA_VERSION, WITH_SOURCES):
         raise RunError(
             f"{path} has schema version {value.get('schema_version')!r}, but this version of hardneg reads 1 to "
@@ -209,10 +210,14 @@ def run_output(
             yield folder
             (folder / _REPLACES).unlink(missing_ok=True)
         except Exception:
-            lasting = resumable and any((folder / name).exists() for name in _LASTING)
-            if not resume and not lasting:
+            if not resume and not (resumable and _lasting(folder)):
                 remove_folder(folder)
             raise
+
+
+def _lasting(folder: Path) -> bool:
+    """Whether a folder holds what a resumed run goes on with."""
+    return any((folder / name).exists() for name in _LASTING) or holds_copies(folder / FETCHED)
 
 
 def _hash_of_run(folder: Path) -> str:
@@ -306,9 +311,10 @@ def _without_file(spec: str) -> str:
 
 
 def relative_paths(folder: Path, paths: list[str]) -> dict[str, str]:
-    """The paths as a run records them: each as it was given, with its place as seen from the run folder."""
+    """The paths as a run records them: each as it was given, with its place as seen from the run folder, if that is UTF-8."""
     target = os.path.realpath(folder)
-    return {path: Path(os.path.relpath(os.path.realpath(path), target)).as_posix() for path in paths}
+    places = {path: Path(os.path.relpath(os.path.realpath(path), target)).as_posix() for path in paths}
+    return {path: place for path, place in places.items() if place == place.encode("utf-8", "ignore").decode()}
 
 
 def posterior_files(fingerprints: Mapping[str, Any]) -> list[str]:
@@ -365,7 +371,7 @@ def locate(folder: Path, info: Mapping[str, Any], path: str, sha256: str | None)
         places.insert(0, Path(os.path.realpath(folder)) / info["paths"][path])
     found = [place for place in places if "\0" not in str(place) and _there(place)]
     for place in found:
-        if sha256 is None or vectors_digest(place) == sha256:
+        if sha256 is None or vectors_digest(place, sha256) == sha256:
             return place
     if found:
         raise RunError(f"{found[0]} has changed since {folder} was mined with it: restore it, or mine again")

@@ -35,7 +35,7 @@ NEGATIVE_SCHEMA = pa.schema(
     ]
 )
 
-_DAMAGED = "the run is damaged"
+_DAMAGED = "the run is damaged: mine again, or restore a copy"
 
 
 def read_candidates(path: Path, columns: list[str]) -> pa.Table:
@@ -202,7 +202,9 @@ def positions(column: pa.ChunkedArray, ids: pa.Array | IdRows, path: Path) -> ND
     found = (ids if isinstance(ids, IdRows) else IdRows(ids)).of(column)
     if (found < 0).any():
         first = column[int(np.argmax(found < 0))].as_py()
-        raise RunError(f"{path}: the id {first!r} is not in the run's dataset: the run is damaged")
+        raise RunError(
+            f"{path}: the id {first!r} is not in the run's dataset: the run is damaged: mine again, or restore a copy"
+        )
     return found
 
 

@@ -9,7 +9,8 @@ from hardneg.errors import DataError
 from hardneg.index.base import ScoredVectors
 
 _QUERIES, _RANDOM = 2048, 16
-FEWEST = 200  # queries with a positive: fewer tell too little
+FEWEST = 20  # queries with a positive: fewer tell too little
+_CERTAIN = 200  # queries; vectors are refused from so many on, and doubted below
 _CHANCE = 0.6  # a positive beats a random document half of the time by chance
 
 
@@ -41,19 +42,23 @@ def beats_random(pairs: Pairs, queries: np.ndarray, index: ScoredVectors, seed: 
 def check_positives(
     pairs: Pairs, queries: np.ndarray, index: ScoredVectors, seed: int, given: bool, force: bool
 ) -> list[str]:
-    """A warning if positives score like random documents.
+    """A warning if positives score like random documents, as far as the sample of queries tells.
 
     Args:
         given: whether the vectors were given, and not made by an encoder here. Then they most likely belong to other rows.
         force: warn in any case.
 
     Raises:
-        DataError: they do, the vectors were given, and `force` is not set.
+        DataError: they certainly do, the vectors were given, and `force` is not set.
     """
     share, error, count = beats_random(pairs, queries, index, seed)
-    if count < FEWEST or share + 4 * error >= _CHANCE:
+    if count < FEWEST or share + 2 * error >= _CHANCE:
         return []
     said = f"the positives score no better than random documents (above them in {share:.1%} of the cases, of {count:,} queries)"
+    if given and (count < _CERTAIN or share + 4 * error >= _CHANCE):
+        return [
+            f"{said}: if the vectors belong to other texts, or are in another order than the source, mine again with the right ones"
+        ]
     if given and not force:
         raise DataError(
             f"{said}: the vectors belong to other texts, or are in another order. They have to be in the order of the source: "

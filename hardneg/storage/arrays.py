@@ -56,7 +56,15 @@ class Sharded:
             for i, begin in enumerate(self.starts[first : last + 1].tolist(), first)
             if i < len(self.parts)
         ]
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self.parts[0][:0]])
+        return np.ascontiguousarray(pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self.parts[0][:0]]))
+
+    def place_of(self, row: int) -> str:
+        """Where a row is, for a message: its file and its row there; empty if the parts are no files."""
+        paths = getattr(self.parts, "paths", None)
+        if paths is None:
+            return ""
+        number = int(np.searchsorted(self.starts, row, "right")) - 1
+        return f"row {row - int(self.starts[number]):,} of {paths[number]}"
 
 
 def gathered(
@@ -104,7 +112,7 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, rows: slice | NDArray[np.integer]) -> NDArray[np.floating]:
-        selected: NDArray[np.floating] = self.array[self.rows[rows]]
+        selected: NDArray[np.floating] = np.ascontiguousarray(self.array[self.rows[rows]])
         return selected
 
 

@@ -220,7 +220,10 @@ def read_parquet(path: Path, columns: list[str] | None = None, schema: pa.Schema
         RunError: the file is missing or damaged, or a column is missing or of another type.
     """
     check_regular(path, RunError)
-    with reading(path, "Parquet file", RunError, ": the run is damaged"), pq.ParquetFile(path) as file:
+    with (
+        reading(path, "Parquet file", RunError, ": the run is damaged: mine again, or restore a copy"),
+        pq.ParquetFile(path) as file,
+    ):
         missing = set(columns or ()) - set(file.schema_arrow.names)
         if missing:
             raise ValueError(f"it has no column {', '.join(sorted(missing))}")
@@ -238,7 +241,10 @@ def read_parquet(path: Path, columns: list[str] | None = None, schema: pa.Schema
 def rows_of(path: Path) -> int:
     """The number of rows of a Parquet file of a run; RunError if it is missing or damaged."""
     check_regular(path, RunError)
-    with reading(path, "Parquet file", RunError, ": the run is damaged"), pq.ParquetFile(path) as file:
+    with (
+        reading(path, "Parquet file", RunError, ": the run is damaged: mine again, or restore a copy"),
+        pq.ParquetFile(path) as file,
+    ):
         return int(file.metadata.num_rows)
 
 
@@ -258,6 +264,18 @@ def open_npy(path: Path, failure: Failure) -> NDArray[Any]:
     return array
 
 
+def check_whole(array: Any, failure: Failure) -> None:
+    """`failure` if an array is a memory map, or a part of one, whose file is shorter now: reading it would kill the process."""
+    base = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and base.size() < len(base):
+        raise failure(
+            f"{getattr(array, 'filename', None) or 'the file of vectors'} was cut off while it was in use: write it again, and "
+            f"replace files that are in use by a rename, not in their place"
+        )
+
+
 class NpyFiles(Sequence[NDArray[Any]]):
     """The arrays in several `.npy` files, memory-mapped. Few of them are open at once, as each map holds a file descriptor.
 
@@ -272,7 +290,7 @@ class NpyFiles(Sequence[NDArray[Any]]):
     """
 
     def __init__(self, paths: Sequence[Path], failure: Failure) -> None:
-        self.paths = list(paths)
+        self.paths, self._failure = list(paths), failure
         self._open = functools.lru_cache(_MOST_OPEN)(functools.partial(open_npy, failure=failure))
         found = [(array.shape, array.dtype) for array in map(self._open, self.paths)]
         self.shapes, self.dtypes = [shape for shape, _ in found], [dtype for _, dtype in found]
@@ -282,4 +300,8 @@ class NpyFiles(Sequence[NDArray[Any]]):
         return len(self.paths)
 
     def __getitem__(self, i: Any) -> Any:
-        return self._open(self.paths[i]) if not isinstance(i, slice) else [self._open(path) for path in self.paths[i]]
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        array = self._open(self.paths[i])
+        check_whole(array, self._failure)
+        return array

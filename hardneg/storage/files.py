@@ -22,6 +22,19 @@ from numpy.typing import NDArray
 
 from hardneg.errors import RunError, UsageError
 
+_HALVES = re.compile("[\ud800-\udfff]")  # what Python makes of the bytes of a name that are not UTF-8
+
+
+@contextmanager
+def naming_file(path: Path) -> Iterator[None]:
+    """Let an OSError of a write name the file: on a full disk, for example, it does not say which one it was."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None and error.errno != errno.EPIPE:
+            error.filename = str(path)
+        raise
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -50,17 +63,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _remove_leftovers(path)
     temporary = _temporary(path)
     try:
-        yield temporary
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as error:  # a write that fails, on a full disk for example, does not say of which file
-        if error.filename is None and error.errno is not None and error.errno != errno.EPIPE:
-            error.filename = str(path)
-        raise
+        with naming_file(path):
+            yield temporary
+            with open(temporary, "rb") as f:
+                os.fsync(f.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def check_name(path: str | os.PathLike[str]) -> None:
+    """UsageError if a path is not UTF-8: neither JSON nor Arrow can hold it, so that a run could not name it."""
+    text = os.fspath(path)
+    if not _HALVES.search(text):
+        return
+    shown = _HALVES.sub(lambda found: f"\\x{ord(found[0]) & 255:02x}", text)
+    raise UsageError(
+        f"the name {shown} is not in UTF-8 (\\x.. are its bytes that are not): a run cannot record it, so rename the file or folder"
+    )
 
 
 def is_special(path: Path) -> bool:

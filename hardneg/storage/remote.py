@@ -12,14 +12,16 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from hardneg.errors import DataError, HardnegError, MissingDependencyError, UsageError, reason_of
+from hardneg.errors import DataError, HardnegError, MissingDependencyError, UsageError
 from hardneg.storage.arrow import brief
+from hardneg.storage.files import check_name
 from hardneg.storage.json_files import read_json, write_json
+from hardneg.storage.remote_failures import Changed, failed, is_final
 
 ATTEMPTS = 6  # to read a file on, when the connection breaks; then the error is raised
 
@@ -29,10 +31,12 @@ _READ = 1 << 23  # bytes that are read at once
 
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/{1,3}(?=[^/])")
 
-_REFUSED = re.compile(r"\b(?:40[13]|Forbidden|Access ?Denied|Unauthorized)\b")
+_ANSWERED = ("ETag", "Last-Modified")  # the version in the headers of an answer
 
 _SIGNS = (
     "ETag",
+    "Last-Modified",
+    "Content-MD5",
     "etag",
     "md5Hash",
     "mtime",
@@ -42,6 +46,9 @@ _SIGNS = (
     "created",
     "blob_id",
 )  # of a version
+
+
+Result = TypeVar("Result")
 
 
 def is_url(place: str | os.PathLike[str]) -> bool:
@@ -72,12 +79,14 @@ def as_url(place: str | os.PathLike[str]) -> str:
 
 
 def refuse_url(place: str | os.PathLike[str], what: str) -> None:
-    """UsageError if something is to be written to a URL."""
+    """UsageError if something is to be written to a URL, or under a name that is not UTF-8."""
+    check_name(place)
     if is_url(place):
         raise UsageError(
             f"{as_url(place)} is a URL: {what} has to be on a disk of this machine, because it is locked, mapped into memory and "
             f"replaced in one step. Give a folder here, and copy what is finished, as with 'aws s3 cp --recursive'"
         )
+    check_name(os.path.realpath(place))  # Arrow is given the whole path
 
 
 @contextmanager
@@ -92,39 +101,44 @@ def naming(url: str, local: Path) -> Iterator[None]:
         raise
 
 
-def fetch(place: str | os.PathLike[str], folder: Path, notes: list[str]) -> Path:
+def fetch(place: str | os.PathLike[str], folder: Path, notes: list[str], resumable: bool = True) -> Path:
     """Copy the file, the folder or the files of a pattern that a URL names.
 
     Args:
         place: the URL; it may hold `*`, `?` and `**`.
         folder: where to copy it to, below a name of its own.
-        notes: a sentence is added if reading was begun again.
+        notes: a sentence is added if reading was begun again, or if a file changed meanwhile and was copied anew.
+        resumable: whether `folder` stays, so that another call with --resume goes on with what is in it.
 
     Returns:
         The copy: a file, a folder, or a pattern.
 
     Raises:
-        DataError: there is no such file, the store refuses it, or the connection keeps breaking. What was copied is kept in `folder`.
+        DataError: there is no such file, the store refuses it, the connection keeps breaking, or the file keeps changing. What was
+            copied is kept in `folder`.
         MissingDependencyError: fsspec, or its package for this kind of store, is not installed.
     """
     url = as_url(place)
     system, path = _opened(url)
     root = folder / _short(url)
-    try:
-        base, files = _files(system, path)
-    except Exception as error:  # each store has errors of its own
-        raise _failed(url, error) from error
+    tries = _Tries(url, root if resumable else None)
+    base, files = tries.of(lambda: _files(system, path))
     if not files:
         raise DataError(f"{url} does not exist, or names no file")
-    retried = 0
+    broken, changed = tries.broken, 0
     for name in files:
         inside = name[len(base) :].lstrip("/")
         inside = inside.partition("?")[0] if "http" in system.protocol else inside
         if any(part in ("", "..") or "\0" in part for part in inside.split("/")):
             raise DataError(f"{url}: it names the file {name!r}, which is outside of it")
-        retried += _copy(system, name, root / inside, url if len(files) == 1 else f"{url} ({inside})")
-    if retried:
-        notes.append(f"{url}: reading broke off {retried} times, and went on from there")
+        tries = _Tries(url if len(files) == 1 else f"{url} ({inside})", root if resumable else None)
+        copy = _Copy(system, name, root / inside)
+        tries.of(copy.take)
+        broken, changed = broken + tries.broken, changed + tries.changed
+    if broken:
+        notes.append(f"{url}: reading broke off {broken} times, and went on from there")
+    if changed:
+        notes.append(f"{url}: it changed while it was copied, and was copied anew {changed} times")
     return root if not glob.has_magic(path) and base == path.rstrip("/") else copy_of(url, folder)
 
 
@@ -155,7 +169,7 @@ def _opened(url: str) -> tuple[Any, str]:
     except ValueError as error:
         raise UsageError(f"{url}: {brief(error)}") from None
     except Exception as error:
-        raise _failed(url, error) from error
+        raise failed(url, error) from error
 
 
 def _files(system: Any, path: str) -> tuple[str, list[str]]:
@@ -172,71 +186,121 @@ def _files(system: Any, path: str) -> tuple[str, list[str]]:
     return path.rpartition("/")[0], [path]
 
 
-def _copy(system: Any, name: str, target: Path, shown: str) -> int:
-    """Copy one file, and return how often reading was begun again."""
-    retried, part, record = 0, target.with_name(f"{target.name}.part"), target.with_name(f"{target.name}.version")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    while True:
+class _Tries:
+    """Tries something again after failures that may pass, with longer and longer pauses.
+
+    Args:
+        shown: what messages call the file.
+        root: where copies are kept for another call; None: they are removed.
+
+    Attributes:
+        broken: how often the store or the connection failed.
+        changed: how often a file changed meanwhile.
+    """
+
+    def __init__(self, shown: str, root: Path | None) -> None:
+        self.shown, self.root = shown, root
+        self.broken = self.changed = 0
+
+    def of(self, action: Callable[[], Result]) -> Result:
+        """What the action returns; DataError if it fails for good."""
+        while True:
+            try:
+                return action()
+            except HardnegError:
+                raise
+            except Exception as error:  # each store has errors of its own
+                done = self.broken + self.changed
+                if is_final(error) or done + 1 == ATTEMPTS:
+                    raise failed(self.shown, error, done + 1, holds_copies(self.root)) from error
+                if isinstance(error, Changed):
+                    self.changed += 1
+                else:
+                    self.broken += 1
+                time.sleep(_WAIT * 2**done)
+
+
+def holds_copies(root: Path | None) -> bool:
+    """Whether there is a copy, whole or not, that another call goes on with."""
+    found = root.rglob("*") if root is not None else ()
+    return any(path.is_file() and path.suffix != ".version" and path.stat().st_size for path in found)
+
+
+class _Copy:
+    """Copies one file; `take` goes on where it broke off, and begins anew if the file is another one now."""
+
+    def __init__(self, system: Any, name: str, target: Path) -> None:
+        self.system, self.name, self.target = system, name, target
+        self.part = target.with_name(f"{target.name}.part")
+        self.record = target.with_name(f"{target.name}.version")
+        self.seen: dict[str, str] = {}  # the version in the answers to requests over HTTP
+        self.block = _READ  # 0: read it in one go
+
+    def take(self) -> None:
+        version = self._version()
+        same = self.record.is_file() and read_json(self.record) == version
+        if same and self.target.is_file() and self.target.stat().st_size == version["size"]:
+            return
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        if not same:
+            self.target.unlink(missing_ok=True)
+            self._forget()
+            write_json(self.record, version)
         try:
-            info = system.info(name)
-            version = {"size": info.get("size"), **{sign: str(info[sign]) for sign in _SIGNS if sign in info}}
-            same = record.is_file() and read_json(record) == version
-            if same and target.is_file() and target.stat().st_size == version["size"]:
-                return retried
-            if not same:
-                target.unlink(missing_ok=True)
-                part.unlink(missing_ok=True)
-                write_json(record, version)
-            with open(part, "ab") as out, system.open(name, "rb", block_size=_READ) as source:
+            whole = self._read_on()
+            if version["size"] is not None and whole < version["size"] and self._version() == version:
+                raise ConnectionError(f"it ended after {whole:,} of {version['size']:,} bytes")
+            # A file that was replaced meanwhile would be a mixture of both: its beginning is of the old one.
+            if self._version() != version or (version["size"] is not None and whole != version["size"]):
+                raise Changed
+        except Changed:
+            self._forget()
+            raise
+        os.replace(self.part, self.target)
+
+    def _version(self) -> dict[str, Any]:
+        """What the store tells of the file now: its size, and what changes with its content."""
+        self.system.invalidate_cache()  # some stores answer from a list that they keep
+        info = self.system.info(self.name)
+        return {"size": info.get("size"), **{sign: str(info[sign]) for sign in _SIGNS if sign in info}}
+
+    def _read_on(self) -> int:
+        """Append what is missing to the part, and return its size."""
+        with open(self.part, "ab") as out, self.system.open(self.name, "rb", block_size=self.block) as source:
+            if hasattr(source, "async_fetch_range"):
+                source.session = _Watched(source.session, self.seen)
+            try:
                 if out.tell():
                     source.seek(out.tell())
                 while data := source.read(_READ):
                     out.write(data)
-                whole = out.tell()
-            if version["size"] is not None and whole < version["size"]:
-                raise ConnectionError(f"it ended after {whole:,} of {version['size']:,} bytes")
-            os.replace(part, target)
-            return retried
-        except HardnegError:
-            raise
-        except Exception as error:  # each store has errors of its own
-            if _is_final(error) or retried + 1 == ATTEMPTS:
-                raise _failed(shown, error, retried + 1) from error
-            time.sleep(_WAIT * 2**retried)
-            retried += 1
+            except ValueError:
+                if "http" in self.system.protocol:  # a server that gives no part of a file
+                    self.block = 0
+                    self._forget()
+                raise
+            return out.tell()
+
+    def _forget(self) -> None:
+        """Begin anew."""
+        self.seen.clear()
+        self.part.unlink(missing_ok=True)
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether another attempt is of no use: the file is not there, is refused, or the disk here is full."""
-    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotImplementedError) or _refused(
-        error
-    ):
-        return True
-    return isinstance(error, OSError) and error.errno in (28, 122)  # no space, quota
+class _Watched:
+    """The session of a file over HTTP. `get` raises `Changed` for an answer that is of another version than those before."""
 
+    def __init__(self, session: Any, seen: dict[str, str]) -> None:
+        self._session, self._seen = session, seen
 
-def _refused(error: BaseException | None) -> bool:
-    """Whether the store does not let us read; the reason may be that of an error of fsspec's own.
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
 
-    A name is no reason: a port may be 40177, and a file `Forbidden.jsonl`.
-    """
-    if error is None:
-        return False
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, PermissionError) or status in (401, 403) or _refused(error.__cause__):
-        return True
-    if status is not None or isinstance(error, FileNotFoundError):
-        return False
-    return _REFUSED.search(re.sub(r"\S*/\S*", "", str(error))[:200]) is not None
-
-
-def _failed(url: str, error: Exception, attempts: int = 1) -> DataError:
-    said = brief(error) if isinstance(error, OSError) else reason_of(error)
-    if _refused(error):
-        return DataError(
-            f"{url} is refused ({said}): check the credentials that its store needs, and your right to read it"
-        )
-    if isinstance(error, FileNotFoundError):
-        return DataError(f"{url} does not exist")
-    again = f", {attempts} times" if attempts > 1 else ""
-    return DataError(f"{url} cannot be read ({said}{again}): try again; with --resume, what was copied is kept")
+    async def get(self, url: Any, **options: Any) -> Any:
+        answer = await self._session.get(url, **options)
+        if answer.status in (200, 206):
+            found = {sign: answer.headers[sign].removeprefix("W/") for sign in _ANSWERED if sign in answer.headers}
+            if any(self._seen.setdefault(sign, value) != value for sign, value in found.items()):
+                answer.close()
+                raise Changed
+        return answer

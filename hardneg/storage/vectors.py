@@ -301,7 +301,8 @@ class EmbeddingStore:
             kept = sum(int(part["rows"]) for part in self.parts)
             raise RunError(
                 f"{self.folder / FILE} cannot be written ({error.strerror or error}). {kept:,} of {self.rows:,} vectors are kept: "
-                f"free space on the disk, or check the permissions of the folder, and go on with --resume"
+                f"free space on the disk, or check the permissions of the folder, and run the same command again, which goes on from "
+                f"there (mine and train with --resume)"
             ) from error
 
     def _finish(self) -> None:

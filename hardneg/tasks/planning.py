@@ -11,7 +11,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.encoders.base import Encoder, dimension_of, prompt_of
 from hardneg.encoders.embed import fit, vector_keys
 from hardneg.encoders.modalities import check_takes
-from hardneg.encoders.precomputed import open_aligned
+from hardneg.encoders.precomputed import open_aligned, order_notes
 from hardneg.encoders.report import encoding_of, metric_notes
 from hardneg.errors import DataError, UsageError
 from hardneg.false_negatives.shared_neighbors import NEAREST
@@ -218,4 +218,5 @@ class _Planner:
             digests = [digest_of(rows_between(vectors[side], *span)) for span in spans]
             file, dtype = str(Path(names[side]).resolve()), str(vectors[side].dtype)
             self.given[side] = Given(file, bounds, digests, int(vectors[side].shape[1]), dtype)  # type: ignore[arg-type]
+        self.doubts += order_notes(map(Path, names.values()))
         self.resolved["dimension"] = int(documents.shape[1])

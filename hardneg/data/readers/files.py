@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from hardneg import registry
@@ -13,6 +13,7 @@ from hardneg.data.readers.json_blocks import json_blocks
 from hardneg.data.readers.rows import COMPRESSED, Block, Located, exists, names
 from hardneg.data.readers.separated import separated
 from hardneg.data.readers.separated_blocks import csv_blocks
+from hardneg.data.readers.shard_order import in_order
 from hardneg.data.readers.tables import parquet_blocks, saved_blocks
 from hardneg.errors import DataError
 
@@ -21,6 +22,7 @@ _TABLES = (".parquet", ".pq")
 _SEPARATED = {".csv": ",", ".tsv": "\t"}
 _BRACES = re.compile(r"\{(?:(\d{1,9})\.\.(\d{1,9})|([^{}]*,[^{}]*))\}")
 _MOST_SHARDS = 100_000
+Order = Callable[[Iterable[Path]], list[Path]]
 SUFFIXES = (*_JSON, *_SEPARATED, *_TABLES)
 
 
@@ -101,12 +103,12 @@ def expand_braces(text: str) -> list[str]:
     return done
 
 
-def source_files(path: Path, split: str = "train") -> list[Path] | None:
-    """The files that a path stands for; None for the folder of a saved dataset."""
+def source_files(path: Path, split: str = "train", order: Order = in_order) -> list[Path] | None:
+    """The files that a path stands for; None for the folder of a saved dataset. `order`: how files that are found are sorted."""
     if not exists(path) and (patterns := _patterns(path)):
         files = []
         for pattern in patterns:
-            found = [Path(each) for each in sorted(glob.glob(pattern, recursive=True))]
+            found = order(Path(each) for each in glob.glob(pattern, recursive=True))
             if not found and not glob.has_magic(pattern):
                 raise DataError(f"{pattern} does not exist, and is one of {path}")
             files += [each for each in found if not each.is_dir()]
@@ -117,7 +119,17 @@ def source_files(path: Path, split: str = "train") -> list[Path] | None:
         return [path]
     if exists(path / "state.json") or exists(path / "dataset_dict.json"):
         return None
-    return _shards(path, split)
+    return _shards(path, split, order)
+
+
+def numbered_files(path: Path, split: str = "train") -> int:
+    """The number of files that a path stands for, if their order is not that of the letters of their names; or else 0."""
+    try:
+        files, by_letters = source_files(path, split), source_files(path, split, sorted)
+    except DataError:  # a folder of tar files
+        by_letters = sorted(each for each in path.iterdir() if ".tar" in each.name) if path.is_dir() else []
+        files = in_order(by_letters)
+    return len(files or ()) if files != by_letters else 0
 
 
 def suffix_of(path: Path) -> str:
@@ -126,12 +138,12 @@ def suffix_of(path: Path) -> str:
     return inner.suffix.lower()
 
 
-def _shards(folder: Path, split: str) -> list[Path]:
+def _shards(folder: Path, split: str, order: Order) -> list[Path]:
     """The shards of a folder: those named after the split, as the Hub names them, or all if no name has one."""
     known = (*SUFFIXES, *registry.names("reader"))
-    files = sorted(p for p in folder.iterdir() if suffix_of(p) in known and not p.name.startswith("."))
+    files = order(p for p in folder.iterdir() if suffix_of(p) in known and not p.name.startswith("."))
     if not files and exists(folder / "data"):
-        files = sorted(p for p in (folder / "data").iterdir() if suffix_of(p) in known)
+        files = order(p for p in (folder / "data").iterdir() if suffix_of(p) in known)
     if not files:
         raise DataError(
             f"{folder}: this folder is no dataset; expected corpus.jsonl (BEIR), state.json (a saved Hugging Face "

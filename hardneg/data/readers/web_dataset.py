@@ -22,6 +22,7 @@ from hardneg.data.readers.image_folder import caption_lines
 from hardneg.data.readers.pair_rows import GROUP_COLUMNS
 from hardneg.data.readers.pictures import CAPTION_COLUMNS, Captioned, PictureReader
 from hardneg.data.readers.rows import COMPRESSED, opened
+from hardneg.data.readers.shard_order import in_order
 from hardneg.errors import DataError
 from hardneg.storage.arrow import brief
 
@@ -78,7 +79,7 @@ def shard_pictures(path: Path, options: ReadOptions, reader: PictureReader) -> I
 
 def _shards(path: Path, options: ReadOptions) -> list[Path]:
     if path.is_dir():
-        return split_files(sorted(each for each in path.iterdir() if is_shard(each)), path, options.split)
+        return split_files(in_order(each for each in path.iterdir() if is_shard(each)), path, options.split)
     return source_files(path) or []
 
 
