@@ -83,8 +83,8 @@ def _alternatives(console: Any, tried: list[dict[str, Any]]) -> None:
     show._show(console, "tried on these candidates", table)
     show._print(
         console,
-        "score: the mean; above: that score above the positive; teach: that still teach; near: with nearly the vector of another of "
-        "their query; short: queries left with too few",
+        "score: the mean; above: that score above the positive; teach: that still teach; near: with nearly the vector of one before "
+        "them; short: queries left with too few",
     )
 
 
