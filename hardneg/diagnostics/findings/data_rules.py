@@ -151,7 +151,7 @@ DATA_RULES: tuple[FindingRule, ...] = (
     Boilerplate("query"),
     ThresholdRule(
         "mislabelled", "mislabelled",
-        "at most {v:.0%} of the pairs look mislabelled: their positive is no nearer to the query than that of another query",
+        "at most about {v:.0%} of the pairs look mislabelled: their positive is no nearer to the query than that of another query",
         "look at the pairs in mislabelled_pairs (--json): are {items} in another order, or positives of another query?",
         "mislabelled", "mislabelled_error", "lost_queries", info="mislabelled_few",
     ),

@@ -169,5 +169,6 @@ def _described(found: SharedRun) -> str:
     """Where a run stands, how long it is, and its beginning and end."""
     text = found.text
     if len(text) > _QUOTED:
-        text = f"{text[: _QUOTED // 2].rstrip()} ... {text[-_QUOTED // 2 :].lstrip()}"
+        head, tail = text[: _QUOTED // 2], text[-_QUOTED // 2 :]
+        text = f"{head.rsplit(' ', 1)[0]} ... {tail.split(' ', 1)[-1]}"  # at whole words, where there are any
     return f"{found.where} the same {len(found.text):,} characters, “{text}”"

@@ -36,7 +36,7 @@ _SAME_MEANING = 0.9  # cosine from which two texts may mean the same
 _FEW_WORDS = 0.1  # share of words in common below which they say it with other words
 
 
-def copies(subject: Subject, rng: np.random.Generator) -> Measurements:
+def copies(subject: Subject, rng: np.random.Generator, among: NDArray[np.int64] | None = None) -> Measurements:
     """Measure how many negatives repeat a positive of their query.
 
     The numbers are shares of a query's negatives; means over queries. The first is of all queries, the others of the first ten
@@ -54,6 +54,12 @@ def copies(subject: Subject, rng: np.random.Generator) -> Measurements:
     Of pictures, only the first is measured: their names say nothing of what is in them.
 
     The ids `copied_queries`, `chunk_queries` and `translation_queries` name queries with such negatives.
+
+    Args:
+        subject: the negatives.
+        rng: draws the queries whose texts are compared.
+        among: int64, the rows of the queries that they are drawn from, whether they have negatives or not, so that two selections are
+            measured on the same queries; None: all with negatives.
     """
     out = Measurements()
     pairs = subject.pairs
@@ -67,7 +73,8 @@ def copies(subject: Subject, rng: np.random.Generator) -> Measurements:
     per_query = row_means(np.where(subject.real, equal, np.nan))
     out.numbers["copied_equal"] = Estimate.share_of(per_query, int(np.isfinite(per_query).sum()))
     out.ids["copied_queries"] = _most(subject, np.arange(len(per_query)), per_query)
-    rows = np.flatnonzero((subject.counts > 0) & (pairs.positives.lengths > 0))
+    rows = np.flatnonzero(subject.counts > 0) if among is None else np.sort(among)
+    rows = rows[pairs.positives.lengths[rows] > 0]
     rows = rows[sampled(len(rows), _QUERIES, rng)]
     if len(rows) and not pairs.documents.pictures:
         _compared(subject, rows, equal[rows, :_NEGATIVES], _common(subject, rng), out)
