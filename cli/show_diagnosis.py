@@ -75,16 +75,17 @@ def _alternatives(console: Any, tried: list[dict[str, Any]]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for each in tried:
         false = "?" if each["false_share"] is None else f"{each['false_share']:.1%}"
+        other = f"none: sampler {each['sampler']}" if each.get("sampler") else "none"
         show._row(
-            table, " ".join(each["added"]) or "none", false, f"{each['mean_score']:.3f}", f"{each['above_positive']:.1%}",
+            table, " ".join(each["added"]) or other, false, f"{each['mean_score']:.3f}", f"{each['above_positive']:.1%}",
             "?" if each["teaching"] is None else f"{each['teaching']:.1%}",
             "?" if each["near_duplicates"] is None else f"{each['near_duplicates']:.1%}", f"{each['short']:.1%}",
         )  # fmt: skip
     show._show(console, "tried on these candidates", table)
     show._print(
         console,
-        "score: the mean; above: that score above the positive; teach: that still teach; near: with nearly the vector of another of "
-        "their query; short: queries left with too few",
+        "score: the mean; above: that score above the positive; teach: that still teach; near: with nearly the vector of one before "
+        "them; short: queries left with too few",
     )
 
 

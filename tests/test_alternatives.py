@@ -174,3 +174,56 @@ def test_a_diagnosis_says_what_it_found(run: hardneg.Run, tmp_path: Path) -> Non
         repr(run.pairs())
         == "<Pairs 'columns': 100 queries, 300 documents, 100 positives, 0 judged negatives, with groups>"
     )
+
+
+def test_what_leaves_the_finding_is_not_offered(tmp_path: Path) -> None:
+    """A filter that takes a few of the copies away and leaves nearly all; one that takes them all is offered with what it does."""
+    rng = np.random.default_rng(0)
+    names = [f"w{i}" for i in range(500)]
+    texts = [" ".join(rng.choice(names, 20)) for _ in range(80)]
+    # Each with three others that hold it and go on for long: copies by their words, whose vectors are far.
+    longer = [f"{text} {' '.join(rng.choice(names, 30))}" for text in texts for _ in range(3)]
+    nearly = [f"{text} again" for text in texts[:20]]
+    pairs = hardneg.Pairs.from_columns([" ".join(text.split()[:9]) for text in texts], texts, corpus=[*longer, *nearly])
+    found = diagnose(mine(pairs, tmp_path / "run", MineOptions(depth=30)))
+    finding = next(each for each in found.findings if each.code == "copied")
+    now, tried = found.alternatives[0], next(each for each in found.alternatives if each.added)
+    assert tried.added == ("duplicate:near=0.95",)
+    assert tried.changed > 0.1
+    assert now.values["copied_near"] == pytest.approx(finding.value, abs=1e-9)
+    assert 0.75 * now.values["copied_near"] < tried.values["copied_near"]
+    assert finding.fix.startswith("remove these copies from the corpus")
+    assert f"leaves {tried.values['copied_near']:.1%} of {now.values['copied_near']:.1%}" in finding.fix
+    chosen = diagnose(hardneg.select(tmp_path / "run", hardneg.SelectOptions(filters=tried.added), tmp_path / "chosen"))
+    assert chosen.measured.numbers["copied_near"].value == pytest.approx(tried.values["copied_near"], abs=0.02)
+
+
+@pytest.mark.parametrize("helps", [False, True])
+def test_a_sampler_is_tried_as_well(tmp_path: Path, helps: bool) -> None:
+    """All near documents are positives of others: drawing from more candidates helps where these are others, and only there."""
+    rng = np.random.default_rng(0)
+    d = unit(rng.standard_normal((560, 16)))
+    d[:60] = unit(np.full(16, 0.25) + 0.3 * unit(rng.standard_normal((60, 16))))
+    pairs = hardneg.Pairs.from_columns(
+        [f"query {i}" for i in range(60)], [f"answer {i}" for i in range(60)], corpus=[f"other {i}" for i in range(500)]
+    )
+    folder = tmp_path / "it is"
+    folder.mkdir()
+    q = unit(d[:60] + 0.2 * unit(rng.standard_normal((60, 16))))
+    for name, array in (("q", q), ("d", d)):
+        np.save(folder / f"{name}.npy", array.astype(np.float32), allow_pickle=False)
+    given = {"query_embeddings": str(folder / "q.npy"), "corpus_embeddings": str(folder / "d.npy")}
+    made = mine(pairs, folder / "run", MineOptions(depth=300 if helps else 50, **given), force=True)
+    found = diagnose(made)
+    finding = next(each for each in found.findings if each.code == "others-positives")
+    tried = found.alternatives[-1]
+    assert (tried.added, tried.sampler) == ((), "uniform")
+    drawn = hardneg.select(made, hardneg.SelectOptions(sampler="uniform"), tmp_path / "drawn")
+    assert diagnose(drawn).measured.numbers["others_positives"].value == pytest.approx(tried.values["others_positives"])
+    if helps:
+        assert shlex.split(finding.fix)[:5] == ["hardneg", "select", str(made.folder), "--sampler", "uniform"]
+        assert f"100.0% -> {tried.values['others_positives']:.1%}" in finding.fix
+    else:
+        assert finding.fix.startswith("mine deeper")
+        assert "tried: the sampler uniform leaves" in finding.fix
+    assert "none: sampler uniform" in run_here("diagnose", made.folder).stdout

@@ -188,3 +188,54 @@ def test_runs_with_other_positives_are_not_ranked_without_a_word(tmp_path: Path)
     (note,) = [each for each in rank(runs).notes if "different positives" in each]
     assert "for 20 queries" in note
     assert not [each for each in rank([runs[0], mined(pairs, q, d, tmp_path / "c")]).notes if "different" in each]
+
+
+def test_positives_that_repeat_their_query(tmp_path: Path) -> None:
+    """Docstrings that were left in the code; a few words that stand there by chance are none."""
+    asked, given, others, q, d = parts()
+    given[:90] = [f'def f{i}():\n    """{asked[i].upper()}."""\n    return {given[i]}' for i in range(90)]
+    diagnosis = found(tmp_path, asked, given, others, q, d)
+    finding = codes(diagnosis)["repeated"]
+    assert finding.value == pytest.approx(0.3)
+    assert finding.severity == "warning"
+    assert "word for word: 30.0% of the pairs" in finding.text
+    assert "answered" not in codes(diagnosis)
+    assert finding.ids
+
+
+def test_short_queries_and_those_of_many_texts_repeat_nothing(tmp_path: Path) -> None:
+    asked, given, others, q, d = parts()
+    for i in range(N):  # names, of which each positive and its negatives speak
+        asked[i] = f"topic {i // 10}" if i < 100 else f"all that there is about topic {i // 10} and {i} more"
+        given[i] = f"{given[i]} topic {i // 10}" if i < 100 else given[i]
+    diagnosis = found(tmp_path / "short", asked, given, others, q, d)
+    assert diagnosis.measured.numbers["repeated_queries"].value == 0
+    held = " ".join(asked[100:])
+    given = [*given[:100], *(f"{text} {held}" for text in given[100:])]
+    others = [f"{text} {held}" for text in others]
+    diagnosis = found(tmp_path / "many", asked, given, others, q, d)
+    assert diagnosis.measured.numbers["repeated_queries"].value < 0.01
+
+
+def test_documents_that_no_query_is_about_mislabel_nothing(tmp_path: Path) -> None:
+    """Half of the positives are no nearer than others of their kind; documents of another kind are no measure of that."""
+    rng = np.random.default_rng(0)
+    asked, given, others, _, _ = parts()
+    far = [f"foreign text {i} of other things" for i in range(5 * N)]
+    own, q = rng.standard_normal((2, N, 24))
+    own, q = unit(own), unit(unit(own) + 0.9 * unit(q))
+    weak = rng.random(N) < 0.5
+    q[weak] = unit(q[weak] - 1.1 * own[weak] * (q[weak] * own[weak]).sum(1, keepdims=True))
+    d = np.zeros((2 * N + len(far), 48))
+    d[:N, :24], d[N : 2 * N, :24], d[2 * N :, 24:] = (
+        own,
+        unit(rng.standard_normal((N, 24))),
+        rng.standard_normal((len(far), 24)),
+    )
+    pairs = hardneg.Pairs.from_columns(asked, given, corpus=[*others, *far])
+    values = []
+    for name, count in (("own", 2 * N), ("foreign", len(d))):
+        some = pairs if count == len(d) else hardneg.Pairs.from_columns(asked, given, corpus=others)
+        run = mined(some, np.pad(q, ((0, 0), (0, 24))), unit(d[:count]), tmp_path / name)
+        values.append(diagnose(run).measured.numbers["mislabelled"])
+    assert values[0].value == values[1].value

@@ -22,6 +22,7 @@ from hardneg.diagnostics.findings.base import SEVERITIES, Finding, FindingRule
 from hardneg.diagnostics.findings.rules import find
 from hardneg.diagnostics.findings.thresholds import Thresholds
 from hardneg.diagnostics.measures.agreement import agreement
+from hardneg.diagnostics.measures.boilerplate import boilerplate
 from hardneg.diagnostics.measures.completeness import completeness
 from hardneg.diagnostics.measures.copies import copies
 from hardneg.diagnostics.measures.diversity import diversity, hubness
@@ -215,6 +216,7 @@ def examine(
         lambda: slices(subject),
         lambda: labelled(subject, _own(seed, 7)),
         lambda: vector_faults(subject, _own(seed, 8)),
+        lambda: boilerplate(subject, _own(seed, 9)),
     ]
     if present is not None:
         steps.append(lambda: _encoder_staleness(subject, present, rng, progress))

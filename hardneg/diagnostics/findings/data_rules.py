@@ -121,10 +121,37 @@ class CommonPositive(FindingRule):
         return Finding(self.code, severity, text, self.number, float(share), thresholds.common_positive, ids, fix)
 
 
+class Boilerplate(FindingRule):
+    """Reports a text that many documents, or many queries, share."""
+
+    def __init__(self, side: str) -> None:
+        """`side` is `document` or `query`: whose texts are looked at."""
+        self.side, self.number = side, f"{side}_boilerplate"
+
+    def check(self, measured: Measurements, thresholds: Thresholds, run: str) -> Finding | None:
+        """Compare the share of texts that hold it with the limit."""
+        share, shared = measured.numbers.get(self.number), measured.numbers.get(f"{self.number}_text")
+        if not isinstance(share, Estimate) or shared is None or not share.low > thresholds.boilerplate:
+            return None
+        many = {"document": "documents", "query": "queries"}[self.side]
+        text = (
+            f"{share.value:.0%} of the {many} {shared}: it makes {many} near one another that have nothing else in common, and it "
+            f"becomes part of every vector"
+        )
+        fix = (
+            f"take it out of the {many}, and mine again; if it is an instruction to the encoder, give it with --{self.side}-prompt "
+            f"instead"
+        )
+        ids = measured.ids.get(f"{self.number}_ids", [])
+        return Finding("boilerplate", "warning", text, self.number, share.value, thresholds.boilerplate, ids, fix)
+
+
 DATA_RULES: tuple[FindingRule, ...] = (
+    Boilerplate("document"),
+    Boilerplate("query"),
     ThresholdRule(
         "mislabelled", "mislabelled",
-        "about {v:.0%} of the pairs look mislabelled: their positive is no nearer to the query than a random document",
+        "at most about {v:.0%} of the pairs look mislabelled: their positive is no nearer to the query than that of another query",
         "look at the pairs in mislabelled_pairs (--json): are {items} in another order, or positives of another query?",
         "mislabelled", "mislabelled_error", "lost_queries", info="mislabelled_few",
     ),
@@ -186,6 +213,13 @@ DATA_RULES: tuple[FindingRule, ...] = (
         "answered", "answered_queries", "{v:.1%} of the queries hold the text of their own positive",
         "take the answers out of the queries: with them, looking for equal words is enough, and nothing is learned",
         "answered", "answered_error", "answered_query_ids",
+    ),
+    ThresholdRule(
+        "repeated", "repeated_queries",
+        "the positive repeats its query word for word: {v:.1%} of the pairs. The encoder learns to look for the query itself",
+        "take the query out of its positive (a docstring out of the code, a question out of its answer), and mine again; no "
+        "temperature helps",
+        "repeated", "repeated_error", "repeated_query_ids",
     ),
     ThresholdRule(
         "one-vector", "one_vector", "the vectors of {v:.1%} of the queries are those of their positives, though the texts differ",

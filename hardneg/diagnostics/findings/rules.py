@@ -56,8 +56,8 @@ RULES: tuple[FindingRule, ...] = (
     ),
     Duplicates(
         "duplicates", "near_duplicates",
-        "{v:.0%} of a query's negatives have nearly the vector of another of them (cosine above 0.95): to the encoder they are nearly "
-        "the same {item}",
+        "{v:.0%} of a query's negatives have nearly the vector of one that stands before them (cosine above 0.95): to the encoder "
+        "they are nearly the same {item}",
         "{once}",
         "near_duplicates", ids="near_duplicate_documents",
     ),

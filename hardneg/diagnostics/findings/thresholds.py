@@ -30,7 +30,7 @@ class Thresholds:
         easy, easy_error: the hardness, on a scale from random documents (0) to positives (1).
         above_positive: the share of negatives that score above the positive. The finding is only information, because
             an untrained encoder finds many such negatives.
-        near_duplicates: the share of a query's negatives that nearly repeat another one.
+        near_duplicates: the share of a query's negatives that nearly repeat an earlier one.
         corpus_near_duplicates: the share of documents that have a near copy in the corpus.
         hub, hub_error: the share of queries that have the same document as a negative. The limit is at least five times
             the share expected by chance.
@@ -49,8 +49,8 @@ class Thresholds:
             (ANCE) refreshes them long before this limit; see `Schedule`.
         overlap: the share of nearest documents that have stayed the same since then.
         stale_scores_error: the share of scores that do not match the vectors of the run.
-        mislabelled, mislabelled_error, mislabelled_few: the share of pairs whose positive is no nearer than a random
-            document; a few are information.
+        mislabelled, mislabelled_error, mislabelled_few: at most the share of pairs whose positive is no nearer than one of another
+            query; a few are information.
         hit_rate: the share of queries with a positive among their candidates.
         near_query: the share of negatives that are a positive of a query that asks nearly the same.
         others: how many times the share of negatives that are positives of other queries is above that of the whole corpus, in odds.
@@ -69,6 +69,8 @@ class Thresholds:
         common_positive, common_positive_error, common_positive_times: the share of queries that have the most frequent text as a
             positive, and how many times the median positive's that must be.
         answered, answered_error: the share of queries that hold the text of their positive.
+        repeated, repeated_error: the share of pairs whose positive holds its query word for word.
+        boilerplate: the share of documents, or of queries, that hold one and the same run of characters.
         one_vector, one_vector_error: the share of queries whose vector is that of their positive.
 
     >>> Thresholds(hub=0.2).hub
@@ -129,6 +131,9 @@ class Thresholds:
     common_positive_times: float = 20.0
     answered: float = 0.02
     answered_error: float = 0.2
+    repeated: float = 0.05
+    repeated_error: float = 0.5
+    boilerplate: float = 0.1
     one_vector: float = 0.02
     one_vector_error: float = 0.2
 

@@ -26,7 +26,7 @@ def diversity(subject: Subject, rng: np.random.Generator) -> Measurements:
     - `distinct`: the number of different documents among the negatives, divided by the number of negatives.
     - `coverage`: the share of the corpus that is a negative of any query.
     - `near_duplicates`: the share of a query's negatives whose cosine with an earlier negative of the query is above
-      0.95; mean over queries.
+      0.95; mean over queries. Of two that are nearly the same one counts: what could be left out.
     - `corpus_near_duplicates`: the share of documents whose cosine with the nearest other document of the corpus is above 0.95.
       A sample of the documents is searched in the whole corpus.
     - `cluster_coverage`: the share of the corpus's clusters that contain a negative. The clusters come from k-means on

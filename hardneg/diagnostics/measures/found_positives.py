@@ -11,9 +11,11 @@ from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_
 from hardneg.diagnostics.subject import Subject
 from hardneg.storage.arrays import Ragged
 
-_PAIRS = 4096  # pairs of query and positive that are compared with random documents
+_PAIRS = 4096  # pairs of query and positive that are compared with random ones
 
-_RANDOM = 512  # random documents that they are compared with
+_RANDOM = 512  # random positives that they are compared with
+
+_FEWEST = 100  # different positives, below which all documents are compared with
 
 _LAMBDA = 0.8  # p-value from which pairs are counted
 
@@ -30,11 +32,13 @@ def found_positives(subject: Subject, rng: np.random.Generator) -> Measurements:
     - `mrr`: 1 / rank of the nearest positive, 0 if none is among the candidates; mean over queries.
     - `positives_nowhere`: the share of pairs whose positive is not among the candidates of its query.
     - `mislabelled`: the estimated share of pairs whose positive has nothing to do with the query. The positive of such a pair is
-      as near as a random document: its p-value, the share of 512 random documents that are nearer, is uniform between 0 and 1.
-      A true positive almost never has one above 0.8. So the share is five times that of the pairs above 0.8 (Storey 2002, "A
-      direct approach to false discovery rates", with lambda = 0.8). Each document's cosine is taken less its mean with random
-      queries, so that documents far from everything do not count as mislabelled. It is an upper limit for an encoder that
-      ranks true positives so low. At most 4,096 pairs; needs vectors.
+      as near as that of another query: its p-value, the share of 512 random positives that are nearer, is uniform between 0 and 1.
+      (With fewer than 100 positives, random documents. Documents that no query is about are no measure: all are alike far from a
+      query, and a positive that is a little farther still would count as one of the farthest.) A true positive almost never has one
+      above 0.8. So the share is five times that of the pairs above 0.8 (Storey 2002, "A direct approach to false discovery rates",
+      with lambda = 0.8). Each document's cosine is taken less its mean with random queries, so that documents far from everything
+      do not count as mislabelled. It is an upper limit for an encoder that ranks true positives so low. At most 4,096 pairs; needs
+      vectors.
     - `mislabelled_pairs`: the pairs with the largest p-values above 0.8 whose positive is nowhere, as [query id, document id,
       p-value].
 
@@ -98,7 +102,9 @@ def _mislabelled(subject: Subject, nowhere: NDArray[np.int64], rng: np.random.Ge
     looked = np.union1d(sample, more)
     # Of all random draws, the queries' come first: how near a document is to queries at large.
     mean = unit(subject.vectors[0], sampled(len(pairs), _RANDOM, rng)).mean(0)
-    random = unit(subject.vectors[1], sampled(total, _RANDOM, rng))
+    about = np.unique(documents)  # what queries are about
+    about = about if len(about) >= _FEWEST else np.arange(total)
+    random = unit(subject.vectors[1], about[sampled(len(about), _RANDOM, rng)])
     q, own = unit(subject.vectors[0], queries[looked]), unit(subject.vectors[1], documents[looked])
     scores = (q * own).sum(1) - own @ mean
     against = q @ random.T - random @ mean

@@ -1,6 +1,8 @@
-"""The labelled pairs themselves: positives without text, one text for many queries, and queries that hold their answer."""
+"""The labelled pairs themselves: positives without text, one text for many queries, queries that hold their answer or stand in it."""
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +14,13 @@ from hardneg.diagnostics.subject import Subject
 _READ = 5_000  # the largest number of pairs whose texts are read
 
 _WORDS = 4  # of a positive, so that a query that holds them all in a row was not written without it
+
+# Words, or characters, of a query from which it stands in a text by design: names and terms occur in texts that are about them.
+_ASKED_WORDS, _ASKED_CHARACTERS = 5, 25
+
+_CHARACTERS = 20_000  # at the start of a text in which its query is looked for
+
+_OTHERS = 10  # the first negatives of a query, of which none may hold it
 
 _FEWEST = 20  # queries: of a few short texts, two have the same vector easily
 
@@ -29,10 +38,14 @@ def labelled(subject: Subject, rng: np.random.Generator) -> Measurements:
     - `equal_positives`: the share of pairs whose query and positive are the same text (folded: Unicode form, case, white space).
     - `answered_queries`: the share of pairs whose query holds the whole text of its positive, of at least four words, or is equal
       to it: its answer was put into it. On at most 5,000 pairs.
+    - `repeated_queries`: the share of pairs whose positive holds the whole query word for word, and more (in its first 20,000
+      characters). Queries of fewer than five words and 25 characters do not count, nor do those that one of their first ten negatives
+      holds as well. On the same pairs.
     - `one_vector`: the share of queries whose vector is that of their positive (cosine above 0.9999) though their texts differ.
       Of runs of at least 20 queries that compare by cosine.
 
-    The ids `empty_positive_queries`, `common_positives` (documents), `answered_query_ids` and `one_vector_queries` name them.
+    The ids `empty_positive_queries`, `common_positives` (documents), `answered_query_ids`, `repeated_query_ids` and
+    `one_vector_queries` name them.
     """
     pairs, out = subject.pairs, Measurements()
     queries, documents = pairs.positives.row_numbers(), pairs.positives.values
@@ -80,13 +93,20 @@ def _answered(
     subject: Subject, queries: NDArray[np.int64], documents: NDArray[np.int64], equal: NDArray[np.bool_],
     rng: np.random.Generator, out: Measurements,
 ) -> None:  # fmt: skip
-    """Pairs whose query holds its positive."""
+    """Pairs whose query holds its positive, and those whose positive holds its query."""
     pairs = subject.pairs
     chosen = sampled(len(documents), _READ, rng)
     asked, given = pairs.queries.take(queries[chosen]), pairs.documents.take(documents[chosen])
     holds = np.array([_holds(q, d) for q, d in zip(asked, given, strict=True)], bool) | equal[chosen]
     out.numbers["answered_queries"] = Estimate.share_of(holds.astype(np.float64), len(documents))
     out.ids["answered_query_ids"] = _named(subject, queries[chosen[holds]])
+    repeats = np.array([repeats_query(q, d) for q, d in zip(asked, given, strict=True)], bool) & ~holds
+    for i in np.flatnonzero(repeats):
+        row = int(queries[chosen[i]])
+        others = subject.documents[row, :_OTHERS]
+        repeats[i] = not any(repeats_query(asked[i], text) for text in pairs.documents.take(others[others >= 0]))
+    out.numbers["repeated_queries"] = Estimate.share_of(repeats.astype(np.float64), len(documents))
+    out.ids["repeated_query_ids"] = _named(subject, queries[chosen[repeats]])
 
 
 def _holds(query: str, document: str) -> bool:
@@ -94,3 +114,21 @@ def _holds(query: str, document: str) -> bool:
         return False
     words = fold(document).split()
     return len(words) >= _WORDS and f" {' '.join(words)} " in f" {' '.join(fold(query).split())} "
+
+
+def repeats_query(query: str, document: str) -> bool:
+    """Whether a text holds a query word for word, and the query is too long for that to be chance.
+
+    >>> doc = 'def mean(x): \"\"\"Return the mean of all numbers.\"\"\"'
+    >>> repeats_query("Return the mean of all numbers", doc), repeats_query("the mean", doc)
+    (True, False)
+    """
+    words = _words(query)
+    whole = " ".join(words)
+    if len(words) < _ASKED_WORDS and len(whole) < _ASKED_CHARACTERS:
+        return False
+    return f" {whole} " in f" {' '.join(_words(document[:_CHARACTERS]))} "
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", fold(text))

@@ -184,14 +184,14 @@ def _alternatives(tried: Sequence[Alternative]) -> list[tuple[str, ...]]:
     )
     rows: list[tuple[str, ...]] = [
         (
-            " ".join(each.added) or "none: the run as it is",
+            " ".join(each.added) or (f"none: sampler {each.sampler}" if each.sampler else "none: the run as it is"),
             "not known" if each.false_share is None else f"{each.false_share:.1%}",
             f"{each.mean_score:.3f}",
             f"{each.above_positive:.1%}",
             "not known" if each.teaching is None else f"{each.teaching:.1%}",
             "not known" if each.near_duplicates is None else f"{each.near_duplicates:.1%}",
             f"{each.short:.1%}",
-            each.command if each.added else "",
+            each.command,
         )
         for each in tried
     ]
