@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -222,7 +222,7 @@ class _Tries:
 
 def holds_copies(root: Path | None) -> bool:
     """Whether there is a copy, whole or not, that another call goes on with."""
-    found = root.rglob("*") if root is not None else ()
+    found: Iterable[Path] = root.rglob("*") if root is not None else ()
     return any(path.is_file() and path.suffix != ".version" and path.stat().st_size for path in found)
 
 

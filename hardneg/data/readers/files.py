@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from hardneg import registry
@@ -126,8 +128,11 @@ def numbered_files(path: Path, split: str = "train") -> int:
     """The number of files that a path stands for, if their order is not that of the letters of their names; or else 0."""
     try:
         files, by_letters = source_files(path, split), source_files(path, split, sorted)
-    except DataError:  # a folder of tar files
-        by_letters = sorted(each for each in path.iterdir() if ".tar" in each.name) if path.is_dir() else []
+    except (DataError, OSError):  # a folder of tar files, or something that whoever reads it will complain about
+        listed: list[str] = []
+        with suppress(OSError):
+            listed = os.listdir(path)
+        by_letters = sorted(path / name for name in listed if ".tar" in name)
         files = in_order(by_letters)
     return len(files or ()) if files != by_letters else 0
 
