@@ -28,7 +28,7 @@ N = 200
 def columns(words: int, seed: int = 0) -> tuple[list[str], list[str], list[str]]:
     """Queries, their positives of so many words, and twice as many other documents."""
     rng = np.random.default_rng(seed)
-    names = [f"{i}word" for i in range(600)]
+    names = [f"{i}word{i * 7 % 600}" for i in range(600)]
     texts = [" ".join(rng.choice(names, words)) for _ in range(3 * N)]
     asked = [f"{' '.join(text.split()[: max(4, words // 3)])} case {i}" for i, text in enumerate(texts[:N])]
     return asked, texts[:N], texts[N:]

@@ -238,4 +238,4 @@ def test_documents_that_no_query_is_about_mislabel_nothing(tmp_path: Path) -> No
         some = pairs if count == len(d) else hardneg.Pairs.from_columns(asked, given, corpus=others)
         run = mined(some, np.pad(q, ((0, 0), (0, 24))), unit(d[:count]), tmp_path / name)
         values.append(diagnose(run).measured.numbers["mislabelled"])
-    assert values[0].value == values[1].value
+    assert values[0].value == values[1].value < 0.2

@@ -103,7 +103,8 @@ def shared_run(texts: list[str]) -> SharedRun | None:
     Returns:
         The run; None if no two texts share one.
 
-    >>> found = shared_run([f"{n} eggs. all of our offers are without engagement, and hold for today" for n in ("six", "two", "no")])
+    >>> offers = ["six fresh", "two brown", "no cheap"]
+    >>> found = shared_run([f"{each} eggs. all of our offers are without engagement, and hold for today" for each in offers])
     >>> found.text, found.where
     ('eggs. all of our offers are without engagement, and hold for today', 'end with')
     """
