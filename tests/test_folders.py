@@ -429,3 +429,12 @@ def test_threads_are_given_back(tmp_path: Path, source: Path) -> None:
     with pytest.raises(DataError):
         mine(source, tmp_path / "run", MineOptions(depth=1000), threads=1)
     assert torch.get_num_threads() == before
+
+
+def test_the_place_of_a_claim_is_made(tmp_path: Path) -> None:
+    from hardneg.storage.folders import claimed
+
+    with claimed(tmp_path / "one" / "two" / "claim") as mine:
+        assert mine
+        with claimed(tmp_path / "one" / "two" / "claim") as other:
+            assert not other
