@@ -218,6 +218,7 @@ def push_three_times(rank: int, folder: Path) -> None:
     torch.save(bank.state_dict(), folder / f"{rank}.pt")
 
 
+@pytest.mark.slow
 def test_ranks_keep_equal_banks(tmp_path: Path) -> None:
     on_two_ranks(push_three_times, tmp_path)
     a, b = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))

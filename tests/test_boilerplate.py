@@ -43,7 +43,7 @@ def of(diagnosis: Diagnosis, code: str = "boilerplate") -> list[Finding]:
     return [each for each in diagnosis.findings if each.code == code]
 
 
-@pytest.mark.parametrize("words", [12, 300])
+@pytest.mark.parametrize("words", [12, pytest.param(300, marks=pytest.mark.slow)])
 def test_clean_texts_have_none(tmp_path: Path, words: int) -> None:
     diagnosis = found(tmp_path, *columns(words))
     assert not of(diagnosis)
@@ -68,6 +68,7 @@ def test_a_footer_of_all_documents_is_no_copy(tmp_path: Path) -> None:
     assert finding.ids
 
 
+@pytest.mark.slow
 def test_copies_are_found_beside_a_footer(tmp_path: Path) -> None:
     asked, given, others = columns(24)
     others[:N] = [f"{text} updated twice" for text in given]
@@ -79,7 +80,7 @@ def test_copies_are_found_beside_a_footer(tmp_path: Path) -> None:
     assert of(diagnosis, "copied")
 
 
-@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("share", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_a_licence_before_long_documents(tmp_path: Path, share: float) -> None:
     asked, given, others = columns(300)
     rng = np.random.default_rng(1)

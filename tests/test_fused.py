@@ -162,7 +162,9 @@ def test_each_option(options: dict[str, Any], dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
-@pytest.mark.parametrize("use", ["", "i", "w", "g", "s", "k", "r", "wgskr"])
+@pytest.mark.parametrize(
+    "use", ["", "i", "r", "wgskr", *(pytest.param(each, marks=pytest.mark.slow) for each in ("w", "g", "s", "k"))]
+)
 def test_each_mask(use: str, dtype: torch.dtype) -> None:
     check(Variants(symmetric=use in ("s", "k")), use, dtype)
     if "s" in use:

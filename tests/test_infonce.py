@@ -355,6 +355,7 @@ def test_narrow_inputs_are_summed_wide(dtype: torch.dtype) -> None:
     assert (gradients[0] - gradients[1]).norm() < 0.02 * gradients[0].norm()
 
 
+@pytest.mark.slow
 def test_autocast_and_compile() -> None:
     x = {k: y.float() for k, y in batch().items()}
     plain = InfoNCE(0.1)(**x)

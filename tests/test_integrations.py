@@ -255,7 +255,8 @@ def trained(
     return weights(model), negatives
 
 
-@pytest.mark.parametrize("refresh", ["steps:3", pytest.param("epoch", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("refresh", ["steps:3", "epoch"])
 def test_weights_are_equal_after_a_resume(tiny_model: Path, tmp_path: Path, refresh: str) -> None:
     """At a step before a refresh is used, after it, and at the end of an epoch."""
     whole, _ = trained(tiny_model, tmp_path / "out", refresh=refresh)

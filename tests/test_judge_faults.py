@@ -59,7 +59,7 @@ def test_a_server_that_sends_byte_by_byte_is_given_up(tmp_path: Path, whole: byt
         server.shutdown()
 
 
-@pytest.mark.parametrize("status", [503, 429, 200])
+@pytest.mark.parametrize("status", [503, *(pytest.param(each, marks=pytest.mark.slow) for each in (429, 200))])
 def test_requests_that_are_sent_again_count(tmp_path: Path, status: int) -> None:
     """Every second request fails: none is sent beyond the budget, and what came and could not be used is paid for."""
     fails = itertools.cycle([False, True])

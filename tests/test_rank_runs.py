@@ -196,6 +196,7 @@ def typed(note: str) -> list[list[str]]:
     return [shlex.split(each)[1:] for each in quoted.split(" && ")]
 
 
+@pytest.mark.slow
 def test_a_posterior_of_other_candidates_is_not_lent(runs: list[hardneg.Run], tmp_path: Path) -> None:
     """Nor is one that tells nothing, for which judgements are asked."""
     pairs = without_groups(runs[2].pairs())

@@ -418,6 +418,7 @@ def test_closing_stops_at_once(documents: np.ndarray) -> None:
     index.close()
 
 
+@pytest.mark.slow
 def test_an_interpreter_that_ends_does_not_wait(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(

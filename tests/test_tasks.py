@@ -84,7 +84,7 @@ def worker_process(run: Path, *more: str, env: dict[str, str] | None = None) -> 
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("shards", [1, 2, 7])
+@pytest.mark.parametrize("shards", [1, 2, pytest.param(7, marks=pytest.mark.slow)])
 def test_the_bytes_are_those_of_mine(place: Place, shards: int) -> None:
     assert place.run.info["counts"]["widened"] > 1000  # three rounds
     out = place.out()

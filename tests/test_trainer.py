@@ -644,6 +644,7 @@ def test_dropout_leaves_out_features_and_never_all() -> None:
     assert torch.equal(model.vectors(texts), model.vectors(texts))
 
 
+@pytest.mark.slow
 def test_sentence_transformers_are_trained(tmp_path: Path) -> None:
     """A real MiniLM, fine-tuned for a few steps: the loss falls, and sentence-transformers loads what was saved."""
     pairs = made_pairs(48)

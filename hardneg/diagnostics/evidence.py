@@ -301,17 +301,8 @@ def _best(paths: Sequence[Path], run: Run) -> tuple[Path, Posterior] | None:
 
 
 def _probabilities(subject: Subject, run: Run, posterior: Posterior, rows: NDArray[np.int64]) -> Float:
-    """float32 `[n, K]`: P(relevant) of the negatives of some queries; NaN for the others and for padding."""
+    from hardneg.diagnostics.measures.hidden_positives import negatives_relevant
     from hardneg.false_negatives.features import PairFeatures
 
     reopened = Reopened(run, pairs=run.pairs())
-    features = PairFeatures(reopened.context)
-    out = np.full(subject.documents.shape, np.nan, np.float32)
-    for part in reopened:
-        here = rows[np.isin(rows, part.candidates.queries)]
-        if len(here):
-            block = part.candidates.rows(here - part.candidates.queries[0])
-            columns = block.columns(subject.documents[here])
-            predicted = posterior.probability(features.of(posterior.needed, block, columns))
-            out[here] = np.where(columns >= 0, predicted, np.nan)
-    return out
+    return negatives_relevant(subject, reopened, PairFeatures(reopened.context), posterior, rows)

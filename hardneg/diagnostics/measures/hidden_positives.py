@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hardneg.diagnostics.estimates import sampled
 from hardneg.diagnostics.measures.false_share import filtered_by_group
 from hardneg.diagnostics.subject import Subject
 from hardneg.errors import DataError
 from hardneg.false_negatives.features import PairFeatures
-from hardneg.false_negatives.model import HIDEABLE
+from hardneg.false_negatives.model import HIDEABLE, LogisticModel
 from hardneg.mining.reopen import Reopened
 from hardneg.mining.run import Run
 from hardneg.progress import Progress, silent
+from hardneg.storage.arrays import Float
 
 _QUERIES = 4096  # the largest number of queries whose negatives get probabilities
 
@@ -52,12 +54,24 @@ def with_hidden_positives(subject: Subject, run: Run, seed: int, progress: Progr
     except DataError:
         return subject
     rows = sampled(len(pairs), _QUERIES, np.random.default_rng(seed))
-    probability = np.full(subject.documents.shape, np.nan, np.float32)
+    probability = negatives_relevant(subject, reopened, features, model, rows)
+    return replace(subject, probability=probability, told_by="hidden positives")
+
+
+def negatives_relevant(
+    subject: Subject,
+    reopened: Reopened,
+    features: PairFeatures,
+    model: LogisticModel,
+    rows: NDArray[np.int64],
+) -> Float:
+    """float32 `[n, K]`: P(relevant) of the negatives of some queries of a run by a model; NaN for the others and for padding."""
+    out = np.full(subject.documents.shape, np.nan, np.float32)
     for part in reopened:
         here = rows[np.isin(rows, part.candidates.queries)]
         if len(here):
             block = part.candidates.rows(here - part.candidates.queries[0])
             columns = block.columns(subject.documents[here])
             predicted = model.probability(features.of(model.needed, block, columns))
-            probability[here] = np.where(columns >= 0, predicted, np.nan)
-    return replace(subject, probability=probability, told_by="hidden positives")
+            out[here] = np.where(columns >= 0, predicted, np.nan)
+    return out
