@@ -38,6 +38,9 @@ class DataError(HardnegError):
     """The dataset, the embeddings or an input file is invalid (CLI exit code 1)."""
 
 
+RUN_DAMAGED = "the run is damaged: mine again, or restore a copy"  # how messages about a damaged run end
+
+
 class RunError(HardnegError):
     """A run folder is missing or damaged, was not written by hardneg, or belongs to other inputs (CLI exit code 1)."""
 

@@ -88,6 +88,14 @@ def pairs_of_words() -> Any:
     return Pairs.from_columns(queries, texts[:40], corpus=texts[40:])
 
 
+def asked_span(header: str | None, size: int) -> tuple[int, int]:
+    """(start, stop) of what a `Range` of a request asks for, of a file of so many bytes; all of it without one."""
+    if not header:
+        return 0, size
+    low, _, high = header.removeprefix("bytes=").partition("-")
+    return int(low), min(size, int(high or size) + 1)
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

@@ -18,7 +18,7 @@ from hardneg import DataError, MineOptions, RunError, UsageError, mine
 from hardneg.data.options import ReadOptions
 from hardneg.mining.reopen import Reopened, open_run_vectors
 from hardneg.storage import remote
-from tests.conftest import run_here
+from tests.conftest import asked_span, run_here
 
 ROWS = [{"query": f"question {i}", "positive": f"answer {i}"} for i in range(60)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
@@ -64,10 +64,7 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_error(404)
             return
         given = self.headers.get("Range")
-        start, stop = 0, len(data)
-        if given:
-            low, _, high = given.removeprefix("bytes=").partition("-")
-            start, stop = int(low), min(len(data), int(high or len(data)) + 1)
+        start, stop = asked_span(given, len(data))
         self.send_response(206 if given else 200)
         self.send_header("Content-Length", str(stop - start))
         self.send_header("Accept-Ranges", "bytes")

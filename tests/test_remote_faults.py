@@ -14,7 +14,7 @@ import pytest
 import hardneg
 from hardneg import DataError, RunError, mine
 from hardneg.storage import remote
-from tests.conftest import run_here
+from tests.conftest import asked_span, run_here
 from tests.test_remote import LINES, SHORT, no_waiting, same
 
 assert no_waiting  # a fixture
@@ -51,10 +51,7 @@ class Store(http.server.BaseHTTPRequestHandler):
             self.send_error(status)
             return
         given = self.headers.get("Range") if store.ranges else None
-        start, stop = 0, len(data)
-        if given:
-            low, _, high = given.removeprefix("bytes=").partition("-")
-            start, stop = int(low), min(len(data), int(high or len(data)) + 1)
+        start, stop = asked_span(given, len(data))
         self.send_response(206 if given else 200)
         self.send_header("Content-Length", str(stop - start))
         if self.command in store.tagged:

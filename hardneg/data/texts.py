@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from hardneg.data.picture import COLUMNS, Picture, content_of, pictures_from
-from hardneg.errors import RunError
+from hardneg.errors import RUN_DAMAGED, RunError
 from hardneg.storage.arrays import Int
 from hardneg.storage.arrow import ArrowFile, numbers
 
@@ -57,10 +57,7 @@ class Texts:
         if path is not None:
             self._file = ArrowFile(path, RunError, mapped=True)
             if self._file.schema.remove_metadata() not in _SCHEMAS:
-                raise RunError(
-                    f"{path}: expected columns of texts, got {self._file.schema.names}: the run is "
-                    "damaged: mine again, or restore a copy"
-                )
+                raise RunError(f"{path}: expected columns of texts, got {self._file.schema.names}: {RUN_DAMAGED}")
             self._batches = self._file.batches
         else:
             assert table is not None
@@ -108,9 +105,7 @@ class Texts:
         batch = self._file.batch(i)
         full = batch.num_rows == BATCH_ROWS or (i == self._batches - 1 and 0 < batch.num_rows < BATCH_ROWS)
         if not full or any(column.null_count for column in batch.columns):
-            raise RunError(
-                f"{self._file.path}: batch {i} is not one of {BATCH_ROWS} texts: the run is damaged: mine again, or restore a copy"
-            )
+            raise RunError(f"{self._file.path}: batch {i} is not one of {BATCH_ROWS} texts: {RUN_DAMAGED}")
         return batch
 
     def _release(self) -> None:

@@ -86,6 +86,11 @@ class Subject:
         return self.documents >= 0
 
     @property
+    def metric(self) -> str:
+        """How the run compares vectors; `cosine` where it is not said."""
+        return str(self.info.get("config", {}).get("metric", "cosine"))
+
+    @property
     def counts(self) -> NDArray[np.int64]:
         """int64 `[n]`: the number of negatives of each query."""
         counts: NDArray[np.int64] = self.real.sum(1)

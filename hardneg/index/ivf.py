@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from hardneg.ambient import own_settings
 from hardneg.errors import DataError, UsageError
 from hardneg.index.base import Neighbors
-from hardneg.index.kernels import FloatKernel, spans
+from hardneg.index.kernels import FloatKernel, own_workspace, spans
 from hardneg.index.kmeans import Centroids, by_list
 from hardneg.index.thresholds import (
     ThresholdFilter,
@@ -379,7 +379,7 @@ class _ListScan(TileDocuments):
             stop = min(start + chunk, documents.stop)
             # Documents that fill up the shape belong to the next list, so their results are cut off.
             part = self.tile.rows(slice(start, stop + -(stop - start) % _ROWS))
-            positions, levels = self.kernel.levels(queries, part, scale, self.workspace)
+            positions, levels = self.kernel.levels(queries, part, scale, own_workspace())
             count = np.searchsorted(positions, (stop - start) * width)
             positions, levels = positions[:count], levels[:count]
             rows = positions // width

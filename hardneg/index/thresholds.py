@@ -30,14 +30,13 @@ from __future__ import annotations
 
 import functools
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hardneg.index.kernels import LEVELS, SMALLEST, UNIT_ROUNDOFF, Kernel, QueryBlock, Scale, Tile, Workspace
+from hardneg.index.kernels import LEVELS, SMALLEST, UNIT_ROUNDOFF, Kernel, QueryBlock, Scale, Tile, own_workspace
 from hardneg.index.topk import RunningTopK, pair_products
 from hardneg.storage.arrays import Float, Int
 
@@ -126,15 +125,6 @@ class TileDocuments:
         self.kernel, self.tile, self.vectors, self.rows, self.finish = kernel, tile, vectors, rows, finish
         self.squared = squared
         self.size = len(vectors)
-        self.local = threading.local()
-
-    @property
-    def workspace(self) -> Workspace:
-        """The workspace of the calling thread."""
-        if not hasattr(self.local, "workspace"):
-            self.local.workspace = Workspace()
-        workspace: Workspace = self.local.workspace
-        return workspace
 
 
 def score_range(
@@ -303,7 +293,7 @@ class _Attempt:
         for start in range(0, scan.size, chunk):
             part = scan.tile.rows(slice(start, min(start + chunk, scan.size)))
             positions, levels = scan.kernel.levels(
-                threshold_filter.rounded, part, threshold_filter.scale, scan.workspace
+                threshold_filter.rounded, part, threshold_filter.scale, own_workspace()
             )
             if threshold_filter.add(positions + np.int32(start * topk.n), levels):
                 self._rescore()

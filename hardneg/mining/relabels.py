@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from hardneg.data.id_rows import IdRows
 from hardneg.data.pairs import Pairs
-from hardneg.errors import RunError
+from hardneg.errors import RUN_DAMAGED, RunError
 from hardneg.storage.arrays import Ragged, pair_keys
 from hardneg.storage.arrow import read_parquet, values_of
 from hardneg.storage.files import atomic_path
@@ -91,18 +91,14 @@ class Relabels:
         try:
             table = table.select(_SCHEMA.names).cast(_SCHEMA)
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise RunError(
-                f"{path} is not what hardneg writes ({error}): the run is damaged: mine again, or restore a copy"
-            ) from None
+            raise RunError(f"{path} is not what hardneg writes ({error}): {RUN_DAMAGED}") from None
         places = [
             ids.of(table[name])
             for name, ids in (("query_id", IdRows(pairs.query_ids)), ("document_id", pairs.document_rows_of))
         ]
         action = pc.index_in(table["action"].combine_chunks(), value_set=pa.array(ACTIONS))
         if any((each < 0).any() for each in places) or action.null_count or table["judged_by"].null_count:
-            raise RunError(
-                f"{path} holds an id that is not in the run's dataset, or no action: the run is damaged: mine again, or restore a copy"
-            )
+            raise RunError(f"{path} holds an id that is not in the run's dataset, or no action: {RUN_DAMAGED}")
         query, document = places
         grade = table["grade"].to_numpy().astype(np.float64)
         return cls(query, document, values_of(action).astype(np.int8), grade, table["judged_by"].to_pylist(), {})

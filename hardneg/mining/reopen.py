@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
 from hardneg.encoders.precomputed import open_aligned
-from hardneg.errors import RunError
+from hardneg.errors import RUN_DAMAGED, RunError
 from hardneg.index.vectors import VectorStore
 from hardneg.mining.candidates import NEAREST_FOUND, Candidates, Context
 from hardneg.mining.filters.base import KEPT, lowest_scores
@@ -143,9 +143,7 @@ class Reopened:
         asked = pair_keys(wanted.row_numbers(), wanted.values, size)
         place = order[np.searchsorted(keys, asked, sorter=order).clip(max=len(order) - 1)]
         if (keys[place] != asked).any():
-            raise RunError(
-                f"{self.run.folder}: a positive of the dataset has no score: the run is damaged: mine again, or restore a copy"
-            )
+            raise RunError(f"{self.run.folder}: a positive of the dataset has no score: {RUN_DAMAGED}")
         return Ragged(wanted.offsets, values[place])
 
     @cached_property
@@ -224,9 +222,7 @@ def _table(
     table = read_candidates(path, ["query_id", *columns])
     rows = positions(table["query_id"], pairs.query_ids.slice(start, stop - start), path)
     if len(rows) and (np.diff(rows) < 0).any():
-        raise RunError(
-            f"{path}: the queries are not in the order of the dataset: the run is damaged: mine again, or restore a copy"
-        )
+        raise RunError(f"{path}: the queries are not in the order of the dataset: {RUN_DAMAGED}")
     counts = np.bincount(rows, minlength=stop - start)
     return rows, np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts), table
 

@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from hardneg import registry
 from hardneg.data.pairs import Pairs, open_pairs
-from hardneg.errors import RunError, UsageError
+from hardneg.errors import RUN_DAMAGED, RunError, UsageError
 from hardneg.mining.parts import PART_ROWS
 from hardneg.mining.relabels import FILE as RELABELS
 from hardneg.mining.relabels import Relabels
@@ -80,21 +80,15 @@ class Run:
             if not verify:
                 continue
             if not path.is_file():
-                raise RunError(f"{folder}/{name} is missing: the run is damaged: mine again, or restore a copy")
+                raise RunError(f"{folder}/{name} is missing: {RUN_DAMAGED}")
             large = name.startswith(("source/", "embeddings/")) and path.stat().st_size > LARGE
             if (verify == "all" or not large) and sha256_file(path) != sha:
-                raise RunError(
-                    f"{folder}/{name} does not fit its checksum in run.json: the run is damaged: mine again, or restore a copy"
-                )
+                raise RunError(f"{folder}/{name} does not fit its checksum in run.json: {RUN_DAMAGED}")
         for name in ("negatives.parquet", *(f"candidates/part-{i:05d}.parquet" for i in range(min(parts, 1 << 24)))):
             if name not in self.info["files"]:
-                raise RunError(
-                    f"{folder}/run.json does not name {name}: the run is damaged: mine again, or restore a copy"
-                )
+                raise RunError(f"{folder}/run.json does not name {name}: {RUN_DAMAGED}")
         if sum(name.startswith("candidates/") for name in self.info["files"]) != parts:
-            raise RunError(
-                f"{folder}/run.json names more candidates than those of its queries: the run is damaged: mine again, or restore a copy"
-            )
+            raise RunError(f"{folder}/run.json names more candidates than those of its queries: {RUN_DAMAGED}")
 
     def check_unchanged(self) -> None:
         """RunError if another run has taken the place of this one since it was opened."""
@@ -126,14 +120,11 @@ class Run:
         pairs = open_pairs(self.folder / "source")
         for name, digest in pairs.digests.items():
             if self.info["fingerprints"].get(name, digest) != digest:
-                raise RunError(
-                    f"{self.folder}/source holds other {name} than the run was mined with: the run is "
-                    "damaged: mine again, or restore a copy"
-                )
+                raise RunError(f"{self.folder}/source holds other {name} than the run was mined with: {RUN_DAMAGED}")
         if len(pairs) != self.info["counts"]["queries"]:
             raise RunError(
                 f"{self.folder}/source holds {len(pairs):,} queries, but run.json counts "
-                f"{self.info['counts']['queries']:,}: the run is damaged: mine again, or restore a copy"
+                f"{self.info['counts']['queries']:,}: {RUN_DAMAGED}"
             )
         found = self.relabels(pairs) if relabelled else None
         return pairs if found is None else found.of(pairs)

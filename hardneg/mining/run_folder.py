@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from hardneg import renamed
 from hardneg.encoders.precomputed import vector_files, vectors_digest
-from hardneg.errors import DataError, RunError
+from hardneg.errors import RUN_DAMAGED, DataError, RunError
 from hardneg.storage.arrow import check_regular
 from hardneg.storage.files import remove_temporary_files, sha256_file
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, staging
@@ -118,7 +118,7 @@ class RunInfo(TypedDict):
 def read_run_json(folder: Path) -> dict[str, Any]:
     """The content of `run.json`; RunError if it is missing, damaged or of another version."""
     path = folder / "run.json"
-    value = decode_json(path, "the run is damaged: mine again, or restore a copy")
+    value = decode_json(path, RUN_DAMAGED)
     if value.get("schema_version") not in (1, SCHEMA_VERSION, WITH_SOURCES):
         raise RunError(
             f"{path} has schema version {value.get('schema_version')!r}, but this version of hardneg reads 1 to "

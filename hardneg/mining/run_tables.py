@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from hardneg.data.id_rows import IdRows
-from hardneg.errors import RunError
+from hardneg.errors import RUN_DAMAGED, RunError
 from hardneg.mining.candidates import Listed
 from hardneg.storage.arrow import numbers, read_parquet, values_of
 
@@ -35,8 +35,6 @@ NEGATIVE_SCHEMA = pa.schema(
     ]
 )
 
-_DAMAGED = "the run is damaged: mine again, or restore a copy"
-
 
 def read_candidates(path: Path, columns: list[str]) -> pa.Table:
     """Columns of a part of the candidates; RunError if one is missing, of another type, or lacks a value.
@@ -48,7 +46,7 @@ def read_candidates(path: Path, columns: list[str]) -> pa.Table:
         _check_type(path, name, table.column(name).type, CANDIDATE_SCHEMA.field(name).type)
         if table.column(name).null_count:
             raise RunError(
-                f"{path}: {table.column(name).null_count} values of the column {name!r} are missing: {_DAMAGED}"
+                f"{path}: {table.column(name).null_count} values of the column {name!r} are missing: {RUN_DAMAGED}"
             )
     if "score" in columns:
         _check_finite(path, "score", table.column("score"))
@@ -70,7 +68,7 @@ def read_negatives(path: Path, query_ids: pa.Array, document_ids: IdRows, *, pos
     schema = pa.schema(list(NEGATIVE_SCHEMA)[:3]) if positives_only else NEGATIVE_SCHEMA
     table = read_parquet(path, schema.names)
     if len(set(table.column_names)) != len(table.column_names) or len(table.column_names) != len(schema.names):
-        raise RunError(f"{path}: a column is there twice: {_DAMAGED}")
+        raise RunError(f"{path}: a column is there twice: {RUN_DAMAGED}")
     table = table.select(schema.names)
     for field in schema:
         _check_type(path, field.name, table.column(field.name).type, field.type)
@@ -78,7 +76,7 @@ def read_negatives(path: Path, query_ids: pa.Array, document_ids: IdRows, *, pos
     if len(table) != len(query_ids) or not table.column("query_id").combine_chunks().cast(pa.large_string()).equals(
         query_ids.cast(pa.large_string())
     ):
-        raise RunError(f"{path}: its queries are not those of the run's dataset, in their order: {_DAMAGED}")
+        raise RunError(f"{path}: its queries are not those of the run's dataset, in their order: {RUN_DAMAGED}")
     columns = {name: table.column(name).combine_chunks() for name in schema.names}
     _check_side(path, columns, ("positive_ids", "positive_scores"), document_ids)
     if positives_only:
@@ -86,12 +84,14 @@ def read_negatives(path: Path, query_ids: pa.Array, document_ids: IdRows, *, pos
     _check_side(path, columns, ("negative_ids", "negative_scores", "negative_ranks"), document_ids)
     probability = columns["negative_false_probability"]
     if probability.null_count not in (0, len(probability)):
-        raise RunError(f"{path}: some values of 'negative_false_probability' are missing, and some are not: {_DAMAGED}")
+        raise RunError(
+            f"{path}: some values of 'negative_false_probability' are missing, and some are not: {RUN_DAMAGED}"
+        )
     if not probability.null_count:
         _check_lists(path, "negative_false_probability", probability, columns["negative_ids"])
         chances = values_of(probability.flatten())
         if len(chances) and not (chances.min() >= 0 and chances.max() <= 1):  # false for NaN as well
-            raise RunError(f"{path}: a probability is not from 0 to 1: {_DAMAGED}")
+            raise RunError(f"{path}: a probability is not from 0 to 1: {RUN_DAMAGED}")
     return table
 
 
@@ -103,7 +103,7 @@ def _check_side(path: Path, columns: dict[str, pa.Array], names: tuple[str, ...]
     found = document_ids.of(ids)
     if (found < 0).any():
         first = ids[int(np.argmax(found < 0))].as_py()
-        raise RunError(f"{path}: the document id {first!r} is not in the run's dataset: {_DAMAGED}")
+        raise RunError(f"{path}: the document id {first!r} is not in the run's dataset: {RUN_DAMAGED}")
     _check_finite(path, names[1], columns[names[1]].flatten())
 
 
@@ -150,7 +150,7 @@ def read_listed(
         _check_type(path, name, column.type, pa.int32() if is_rank else pa.float32())
         if i == 0:
             if column.null_count:
-                raise RunError(f"{path}: {column.null_count} values of the column {name!r} are missing: {_DAMAGED}")
+                raise RunError(f"{path}: {column.null_count} values of the column {name!r} are missing: {RUN_DAMAGED}")
             _check_finite(path, name, column)
             fused[rows, columns] = values_of(column)
             continue
@@ -159,7 +159,7 @@ def read_listed(
         there = values_of(pc.is_valid(column))
         (ranks if is_rank else scores)[(i - 1) // 2, rows[there], columns[there]] = values[there]
         if is_rank and there.any() and values[there].min() < 1:
-            raise RunError(f"{path}: a rank of the column {name!r} is below 1: {_DAMAGED}")
+            raise RunError(f"{path}: a rank of the column {name!r} is below 1: {RUN_DAMAGED}")
     listed = Listed(labels, ranks, scores, fused)
     _check_listed(path, listed)
     return listed
@@ -169,14 +169,14 @@ def _check_listed(path: Path, listed: Listed) -> None:
     """RunError if what the sources say contradicts itself."""
     with np.errstate(invalid="ignore"):
         if (listed.fused[:, 1:] > listed.fused[:, :-1]).any():
-            raise RunError(f"{path}: candidates are not in the order of the column {FUSED!r}: {_DAMAGED}")
+            raise RunError(f"{path}: candidates are not in the order of the column {FUSED!r}: {RUN_DAMAGED}")
     if ((listed.ranks == 0) & ~np.isnan(listed.scores)).any():
-        raise RunError(f"{path}: a source gives a score without a rank: {_DAMAGED}")
+        raise RunError(f"{path}: a source gives a score without a rank: {RUN_DAMAGED}")
     if (~np.isnan(listed.fused) & (listed.ranks == 0).all(0)).any():
-        raise RunError(f"{path}: a candidate is listed by no source: {_DAMAGED}")
+        raise RunError(f"{path}: a candidate is listed by no source: {RUN_DAMAGED}")
     ordered = np.sort(listed.ranks, axis=2)
     if ((ordered[:, :, 1:] == ordered[:, :, :-1]) & (ordered[:, :, 1:] > 0)).any():
-        raise RunError(f"{path}: a source gives a rank twice: {_DAMAGED}")
+        raise RunError(f"{path}: a source gives a rank twice: {RUN_DAMAGED}")
 
 
 def check_ranking(path: Path, documents: np.ndarray, scores: np.ndarray, by_score: bool = True) -> None:
@@ -191,10 +191,10 @@ def check_ranking(path: Path, documents: np.ndarray, scores: np.ndarray, by_scor
     if documents.shape[1] < 2:
         return
     if by_score and (scores[:, 1:] > scores[:, :-1]).any():
-        raise RunError(f"{path}: candidates are not in the order of their scores: {_DAMAGED}")
+        raise RunError(f"{path}: candidates are not in the order of their scores: {RUN_DAMAGED}")
     ordered = np.sort(documents, axis=1)
     if ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any():
-        raise RunError(f"{path}: a query has the same candidate twice: {_DAMAGED}")
+        raise RunError(f"{path}: a query has the same candidate twice: {RUN_DAMAGED}")
 
 
 def positions(column: pa.ChunkedArray, ids: pa.Array | IdRows, path: Path) -> NDArray[np.int64]:
@@ -202,9 +202,7 @@ def positions(column: pa.ChunkedArray, ids: pa.Array | IdRows, path: Path) -> ND
     found = (ids if isinstance(ids, IdRows) else IdRows(ids)).of(column)
     if (found < 0).any():
         first = column[int(np.argmax(found < 0))].as_py()
-        raise RunError(
-            f"{path}: the id {first!r} is not in the run's dataset: the run is damaged: mine again, or restore a copy"
-        )
+        raise RunError(f"{path}: the id {first!r} is not in the run's dataset: {RUN_DAMAGED}")
     return found
 
 
@@ -218,17 +216,17 @@ def _check_type(path: Path, name: str, found: pa.DataType, wanted: pa.DataType) 
         same = inner == wanted.value_type or (pa.types.is_string(wanted.value_type) and pa.types.is_large_string(inner))
         same = same or (name == "negative_false_probability" and pa.types.is_null(inner))
     if not same:
-        raise RunError(f"{path}: the column {name!r} is {found}, expected {wanted}: {_DAMAGED}")
+        raise RunError(f"{path}: the column {name!r} is {found}, expected {wanted}: {RUN_DAMAGED}")
 
 
 def _check_lists(path: Path, name: str, column: pa.ListArray, like: pa.ListArray) -> None:
     """RunError if a list is missing, is longer or shorter than that of another column, or lacks a value."""
     if column.null_count or column.flatten().null_count:
-        raise RunError(f"{path}: a value of the column {name!r} is missing: {_DAMAGED}")
+        raise RunError(f"{path}: a value of the column {name!r} is missing: {RUN_DAMAGED}")
     if not np.array_equal(values_of(column.value_lengths()), values_of(like.value_lengths())):
-        raise RunError(f"{path}: the column {name!r} has lists of another length than the ids: {_DAMAGED}")
+        raise RunError(f"{path}: the column {name!r} has lists of another length than the ids: {RUN_DAMAGED}")
 
 
 def _check_finite(path: Path, name: str, column: pa.Array | pa.ChunkedArray) -> None:
     if len(column) and not np.isfinite(values_of(column)).all():
-        raise RunError(f"{path}: a value of the column {name!r} is NaN or infinite: {_DAMAGED}")
+        raise RunError(f"{path}: a value of the column {name!r} is NaN or infinite: {RUN_DAMAGED}")

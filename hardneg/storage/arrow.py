@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hardneg.errors import HardnegError, RunError
+from hardneg.errors import RUN_DAMAGED, HardnegError, RunError
 
 _TYPES: dict[np.dtype[Any], pa.DataType] = {
     np.dtype(np.int8): pa.int8(),
@@ -221,7 +221,7 @@ def read_parquet(path: Path, columns: list[str] | None = None, schema: pa.Schema
     """
     check_regular(path, RunError)
     with (
-        reading(path, "Parquet file", RunError, ": the run is damaged: mine again, or restore a copy"),
+        reading(path, "Parquet file", RunError, f": {RUN_DAMAGED}"),
         pq.ParquetFile(path) as file,
     ):
         missing = set(columns or ()) - set(file.schema_arrow.names)
@@ -242,7 +242,7 @@ def rows_of(path: Path) -> int:
     """The number of rows of a Parquet file of a run; RunError if it is missing or damaged."""
     check_regular(path, RunError)
     with (
-        reading(path, "Parquet file", RunError, ": the run is damaged: mine again, or restore a copy"),
+        reading(path, "Parquet file", RunError, f": {RUN_DAMAGED}"),
         pq.ParquetFile(path) as file,
     ):
         return int(file.metadata.num_rows)

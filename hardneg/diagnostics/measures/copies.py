@@ -145,13 +145,13 @@ def _most(subject: Subject, rows: NDArray[np.int64], per_query: NDArray[np.float
     return names_of(subject.pairs.query_ids, rows[order[shares[order] > 0]])
 
 
-def words_of(text: str) -> list[str]:
-    """The words of a text, folded: runs of letters and digits.
+def words_of(text: str, most: int | None = _CHARACTERS) -> list[str]:
+    """The words in the first `most` characters of a text (None: in all), folded: runs of letters and digits.
 
     >>> words_of("Ein Wort, zwei  WORTE.")
     ['ein', 'wort', 'zwei', 'worte']
     """
-    return re.findall(r"\w+", fold(text[:_CHARACTERS]))
+    return re.findall(r"\w+", fold(text[:most]))
 
 
 def shingles_of(words: list[str], length: int = _SHINGLE) -> set[str]:

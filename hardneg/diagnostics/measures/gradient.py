@@ -107,15 +107,11 @@ def gradient(subject: Subject, temperature: float) -> Measurements:
 
 def _ladder(subject: Subject, scores: NDArray[np.floating]) -> NDArray[np.float64]:
     """The temperatures that are tried. Scores that are no cosines spread by any factor, of which they reach a decade to both sides."""
-    if _metric(subject) == "cosine":
+    if subject.metric == "cosine":
         return np.geomspace(0.002, 1.0, 40)
     spread = float(np.nanmean(np.nanstd(np.where(np.isfinite(scores), scores, np.nan), axis=1)))
     scale = float(4.0 ** np.round(np.log(spread / _SPREAD) / np.log(4.0))) if spread > 0 else 1.0
     return np.geomspace(0.0005 * scale, 8.0 * scale, 60)
-
-
-def _metric(subject: Subject) -> str:
-    return str(subject.info.get("config", {}).get("metric", "cosine"))
 
 
 def effective(scores: NDArray[np.floating], temperature: float) -> NDArray[np.float64]:
@@ -149,15 +145,14 @@ def _random_scores(subject: Subject, rows: NDArray[np.integer]) -> NDArray[np.fl
     if subject.vectors is None:
         return np.empty((len(rows), 0))
     rng = np.random.default_rng(0)
-    metric = _metric(subject)
     out = np.empty((len(rows), _BATCH - 1))
     for start in range(0, len(rows), _BLOCK):
         here = rows[start : start + _BLOCK]
         drawn = np.sort(rng.integers(0, documents, _BATCH - 1))
         q, d = (np.asarray(each[at], np.float32) for each, at in zip(subject.vectors, (here, drawn), strict=True))
-        q, d = (normalized(each) if metric == "cosine" else each for each in (q, d))
+        q, d = (normalized(each) if subject.metric == "cosine" else each for each in (q, d))
         found = q @ d.T
-        if metric == "l2":  # the negative squared distance, as in the scores of the run
+        if subject.metric == "l2":  # the negative squared distance, as in the scores of the run
             found = 2 * found - (q**2).sum(1, keepdims=True) - (d**2).sum(1)
         positives = members(np.broadcast_to(drawn, (len(here), len(drawn))), subject.pairs.positives.take(here))
         out[start : start + _BLOCK] = np.where(positives, -np.inf, found)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.texts import fold
 from hardneg.diagnostics.estimates import LISTED, Estimate, Measurements, names_of, sampled
+from hardneg.diagnostics.measures.copies import words_of
 from hardneg.diagnostics.subject import Subject
 
 _READ = 5_000  # the largest number of pairs whose texts are read
@@ -60,7 +59,7 @@ def labelled(subject: Subject, rng: np.random.Generator) -> Measurements:
     _common(subject, queries, documents, out)
     if not pairs.documents.pictures and not pairs.queries.pictures:
         _answered(subject, queries, documents, equal, rng, out)
-    if len(pairs) >= _FEWEST and subject.info.get("config", {}).get("metric", "cosine") == "cosine":
+    if len(pairs) >= _FEWEST and subject.metric == "cosine":
         same = np.zeros(len(pairs), bool)
         same[queries[equal]] = True
         one = (subject.positive > _ONE) & ~same
@@ -123,12 +122,8 @@ def repeats_query(query: str, document: str) -> bool:
     >>> repeats_query("Return the mean of all numbers", doc), repeats_query("the mean", doc)
     (True, False)
     """
-    words = _words(query)
+    words = words_of(query, None)
     whole = " ".join(words)
     if len(words) < _ASKED_WORDS and len(whole) < _ASKED_CHARACTERS:
         return False
-    return f" {whole} " in f" {' '.join(_words(document[:_CHARACTERS]))} "
-
-
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", fold(text))
+    return f" {whole} " in f" {' '.join(words_of(document, _CHARACTERS))} "

@@ -34,7 +34,7 @@ def vector_faults(subject: Subject, rng: np.random.Generator) -> Measurements:
         out.numbers[f"one_vector_{side}_share"] = len(group) / max(1, len(rows))
         out.ids[f"{side}_of_one_vector"] = names_of(names, rows[group[:LISTED]])
     times = np.bincount(subject.documents[subject.real], minlength=len(subject.pairs.document_ids))
-    if subject.info.get("config", {}).get("metric", "cosine") == "ip" and times.any():
+    if subject.metric == "ip" and times.any():
         lengths = _lengths(subject.vectors[1], sampled(len(times), _READ, rng))
         median = float(np.median(lengths))
         hub = float(_lengths(subject.vectors[1], np.array([times.argmax()]))[0])

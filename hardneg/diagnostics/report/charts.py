@@ -103,7 +103,7 @@ def _scores(alt: Any, found: Diagnosis, rejected: Sequence[float]) -> Any:
 
 def _at_random(subject: Subject) -> NDArray[np.float32]:
     """The scores of pairs of a query and a random document, if the run's scores are cosines of its vectors."""
-    if subject.vectors is None or subject.info["config"].get("metric", "cosine") != "cosine":
+    if subject.vectors is None or subject.metric != "cosine":
         return np.empty(0, np.float32)
     rng = np.random.default_rng(0)
     rows, documents = (rng.integers(0, len(each), _DRAWN) for each in subject.vectors)
