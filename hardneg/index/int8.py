@@ -19,11 +19,11 @@ from hardneg.index.kernels import (
     Tile,
     Workspace,
     largest_norm,
-    matrix_product,
     row_norms,
     scaled_part,
     spans,
 )
+from hardneg.index.products import matrix_product
 from hardneg.storage.arrays import Float
 
 

@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hardneg.index.products import matrix_product
 from hardneg.storage.arrays import Float, Int
 
 Spread = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]  # `map`, or a pool's `map` with many workers
@@ -304,28 +305,3 @@ def largest_norm(vectors: torch.Tensor) -> float:
     """The largest Euclidean norm of a row, rounded up."""
     # The surplus covers the rounding of the norm itself, a float32 sum of d squares.
     return float(row_norms(vectors).max()) * (1 + (vectors.shape[1] + 8) * UNIT_ROUNDOFF)
-
-
-def matrix_product(
-    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
-) -> torch.Tensor:
-    """`[T, n]`: the product of `left` `[T, d]` and `right` `[d, n]` on the CPU, plus `bias`, in their number format.
-
-    Products of float32 are float32, whatever precision the process has chosen for torch. With
-    `torch.set_float32_matmul_precision("medium")`, for example, torch rounds float32 to bfloat16 on many processors,
-    which no error bound here allows for. The setting belongs to the whole process, so it is not touched: another
-    thread may be training with it. Instead, numpy multiplies.
-    """
-    if left.dtype == torch.float32 and _may_round_float32():
-        out = torch.empty(len(left), right.shape[1]) if out is None else out
-        np.matmul(left.numpy(), right.numpy(), out=out.numpy())
-        return out if bias is None else out.add_(bias)
-    return torch.mm(left, right, out=out) if bias is None else torch.addmm(bias, left, right, out=out)
-
-
-def _may_round_float32() -> bool:
-    """Whether torch may round the operands of float32 products on the CPU, because the process has asked for it."""
-    onednn = getattr(torch.backends.mkldnn, "matmul", None)
-    if onednn is None:  # torch before 2.9
-        return torch.get_float32_matmul_precision() != "highest"
-    return onednn.fp32_precision not in ("none", "ieee")

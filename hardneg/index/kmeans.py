@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hardneg.index.kernels import matrix_product, own_workspace, spans
+from hardneg.index.kernels import own_workspace, spans
+from hardneg.index.products import matrix_product
 from hardneg.index.vectors import VectorStore
 from hardneg.storage.arrays import Float, Int
 

@@ -19,6 +19,7 @@ from hardneg.index.base import METRICS
 from hardneg.index.int8 import int8_is_exact
 from hardneg.index.kernel_choice import KERNELS, fastest_kernel, make_kernel
 from hardneg.index.kernels import UNIT_ROUNDOFF, Kernel, Spread, Tile, is_float32, spans
+from hardneg.index.products import one_thread_each
 from hardneg.index.topk import pair_products
 from hardneg.storage.arrays import Float, Rows, Sharded
 from hardneg.storage.arrow import check_whole
@@ -272,12 +273,12 @@ def checked_threads(threads: int | None) -> int:
 def workers(threads: int) -> Iterator[Executor]:
     """A pool of threads, each of which computes on one processor core. While one selects documents, another multiplies.
 
-    Until the pool is closed, torch uses one thread for each operation.
+    Until the pool is closed, torch and numpy's OpenBLAS use one thread for each operation.
     """
     threads_before = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(threads, initializer=_single_thread) as pool:
+        with one_thread_each(), ThreadPoolExecutor(threads, initializer=_single_thread) as pool:
             yield pool
     finally:
         torch.set_num_threads(threads_before[0])

@@ -1,0 +1,98 @@
+"""Matrix products on the processor, by torch's library or by numpy's, whichever is faster for float32.
+
+torch's wheels for x86 bring Intel's MKL, numpy's bring OpenBLAS. On processors of AMD, OpenBLAS multiplies float32 faster, by a tenth
+to a half for the shapes of a search (see benchmarks/RESULTS.md). The choice is made by the name of the maker: a measurement could
+choose differently every time, and the lists of an index must not change with it. bfloat16 and int8 are multiplied by torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from threadpoolctl import LibController, ThreadpoolController
+
+_PROCESSOR = Path("/proc/cpuinfo")
+
+
+def matrix_product(
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`[T, n]`: the product of `left` `[T, d]` and `right` `[d, n]` on the CPU, plus `bias`, in their number format.
+
+    Products of float32 are float32, whatever precision the process has chosen for torch. With
+    `torch.set_float32_matmul_precision("medium")`, for example, torch rounds float32 to bfloat16 on many processors,
+    which no error bound here allows for. The setting belongs to the whole process, so it is not touched: another
+    thread may be training with it. Instead, numpy multiplies.
+    """
+    if left.dtype == torch.float32 and (numpy_is_faster() or _may_round_float32()):
+        out = torch.empty(len(left), right.shape[1]) if out is None else out
+        np.matmul(left.numpy(), right.numpy(), out=out.numpy())
+        return out if bias is None else out.add_(bias)
+    return torch.mm(left, right, out=out) if bias is None else torch.addmm(bias, left, right, out=out)
+
+
+def _may_round_float32() -> bool:
+    """Whether torch may round the operands of float32 products on the CPU, because the process has asked for it."""
+    onednn = getattr(torch.backends.mkldnn, "matmul", None)
+    if onednn is None:  # torch before 2.9
+        return torch.get_float32_matmul_precision() != "highest"
+    return onednn.fp32_precision not in ("none", "ieee")
+
+
+@functools.cache
+def numpy_is_faster() -> bool:
+    """Whether numpy multiplies float32 here: OpenBLAS of its own, on a processor of AMD, where torch has MKL."""
+    has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    return has_mkl and _maker() == "AuthenticAMD" and bool(_libraries())
+
+
+def _maker() -> str:
+    """The maker of the processor as it names itself; nothing where the system is not Linux."""
+    try:
+        lines = _PROCESSOR.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+
+
+@functools.cache
+def _libraries() -> tuple[LibController, ...]:
+    """The OpenBLAS that numpy's wheel brings, which nothing else in the process uses; or nothing."""
+    found = ThreadpoolController().lib_controllers
+    return tuple(
+        each for each in found if each.internal_api == "openblas" and Path(each.filepath).parent.name == "numpy.libs"
+    )
+
+
+_LOCK = threading.Lock()
+_inside = 0
+_before: list[int] = []
+
+
+@contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Within this block, each call of numpy's OpenBLAS takes one thread, so that several threads may call it at once.
+
+    The setting is the library's, for all threads. The first block that begins makes it, the last one that ends takes it back.
+    """
+    global _inside, _before
+    with _LOCK:
+        if _inside == 0:
+            _before = [library.get_num_threads() for library in _libraries()]
+            for library in _libraries():
+                library.set_num_threads(1)
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _inside -= 1
+            if _inside == 0:
+                for library, threads in zip(_libraries(), _before, strict=True):
+                    library.set_num_threads(threads)

@@ -1,0 +1,125 @@
+"""float32 products by torch's library or by numpy's: which one, on how many threads, and that answers do not depend on it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from hardneg.index import products
+from hardneg.index.exact import ExactIndex
+from hardneg.index.ivf import IVFIndex
+from hardneg.index.products import matrix_product, numpy_is_faster, one_thread_each
+from hardneg.index.vectors import workers
+
+INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: AuthenticAMD is not the maker\n"
+AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\n"
+
+
+@pytest.mark.parametrize(("said", "expected"), [(AMD, True), (INTEL, False), ("", False), (None, False)])
+def test_numpy_multiplies_on_processors_of_amd(
+    said: str | None, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if said is not None:
+        (tmp_path / "cpuinfo").write_text(said)
+    monkeypatch.setattr(products, "_PROCESSOR", tmp_path / "cpuinfo")
+    monkeypatch.setattr(products, "_libraries", lambda: ("a library",))
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    assert numpy_is_faster.__wrapped__() is expected
+    # Without a library whose threads can be set, or where torch has the same one, torch multiplies.
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert not numpy_is_faster.__wrapped__()
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(products, "_libraries", lambda: ())
+    assert not numpy_is_faster.__wrapped__()
+
+
+@pytest.mark.parametrize("numpys", [True, False])
+def test_both_libraries_multiply_alike(numpys: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(products, "numpy_is_faster", lambda: numpys)
+    monkeypatch.setattr(products.np, "matmul", lambda *a, f=np.matmul, **k: (asked.append(1), f(*a, **k))[1])
+    left, right = torch.randn(70, 30), torch.randn(50, 30).t()
+    exact = (left.double() @ right.double()).float()
+    out = torch.empty(70, 50)
+    for bias in (None, torch.randn(70, 1), torch.randn(1, 50)):
+        found = matrix_product(left, right, bias, out)
+        assert found is out
+        assert (found - (exact if bias is None else exact + bias)).abs().max() < 1e-4
+    assert matrix_product(left.bfloat16(), right.bfloat16()).dtype == torch.bfloat16
+    assert len(asked) == (3 if numpys else 0)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+@pytest.mark.parametrize("kind", [ExactIndex, IVFIndex])
+def test_the_answer_does_not_depend_on_the_library(kind: type, metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = np.random.default_rng(0)
+    documents = generator.standard_normal((1500, 24)).astype(np.float32)
+    queries = np.concatenate([documents[:100], generator.standard_normal((150, 24)).astype(np.float32)])
+    made = kind(documents, metric, kernel="float32")
+    answers = []
+    for numpys in (True, False):
+        monkeypatch.setattr(products, "numpy_is_faster", lambda numpys=numpys: numpys)
+        answers.append(made.search(queries, 12))
+    assert np.array_equal(answers[0].documents, answers[1].documents)
+    assert np.array_equal(answers[0].scores, answers[1].scores)
+
+
+class _Library:
+    """What stands for a library of matrix products: it has a number of threads."""
+
+    def __init__(self) -> None:
+        self.threads, self.set_to = 7, list[int]()
+
+    def get_num_threads(self) -> int:
+        return self.threads
+
+    def set_num_threads(self, threads: int) -> None:
+        self.threads = threads
+        self.set_to.append(threads)
+
+
+def test_one_thread_until_the_last_search_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _Library()
+    monkeypatch.setattr(products, "_libraries", lambda: (library,))
+
+    def fails() -> None:
+        with one_thread_each():
+            assert library.threads == 1
+            with workers(2):
+                pass
+            assert library.threads == 1
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fails()
+    assert library.set_to == [1, 7]
+    # Two threads, of which the one that began first ends first.
+    began, end = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with one_thread_each():
+            began.set()
+            end.wait(60)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    assert began.wait(60)
+    with one_thread_each():
+        end.set()
+        thread.join()
+        assert library.threads == 1
+    assert library.set_to == [1, 7, 1, 7]
+
+
+def test_the_library_of_numpy_is_found_here() -> None:
+    found = products._libraries()
+    if not found:
+        pytest.skip("numpy has no OpenBLAS of its own here: install numpy's wheel")
+    before = [library.get_num_threads() for library in found]
+    with one_thread_each():
+        assert [library.get_num_threads() for library in found] == [1] * len(found)
+    assert [library.get_num_threads() for library in found] == before
