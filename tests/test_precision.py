@@ -17,7 +17,7 @@ from hardneg.index.base import METRICS
 from hardneg.index.cuda import DeviceIndex, device_product
 from hardneg.index.exact import ExactIndex
 from hardneg.index.ivf import IVFIndex
-from hardneg.index.products import matrix_product
+from hardneg.products import matrix_product
 
 from .emulated_int8 import emulate_int8
 from .test_approximate import clustered

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from hardneg.index import products
+from hardneg import products
 from hardneg.index.exact import ExactIndex
 from hardneg.index.ivf import IVFIndex
-from hardneg.index.products import matrix_product, numpy_is_faster, one_thread_each
 from hardneg.index.vectors import workers
+from hardneg.products import matrix_product, numpy_is_faster, one_thread_each
 
 INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: AuthenticAMD is not the maker\n"
 AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\n"

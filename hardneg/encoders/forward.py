@@ -17,9 +17,11 @@ from torch import Tensor
 from hardneg.encoders.base import checked_vectors
 from hardneg.encoders.batches import PIECE, Batch, batches
 from hardneg.encoders.kept_tokens import KeptTokens
+from hardneg.encoders.linear_layers import quick_linear
 from hardneg.encoders.number_format import TYPES
 from hardneg.encoders.quick_tensors import quick_tensors
 from hardneg.errors import RunError, reason_of
+from hardneg.products import one_thread_each
 from hardneg.storage.arrays import Float
 
 _TOLD_BY = ("truncation_side", "padding_side", "pad_token_id", "model_max_length")  # of a tokenizer
@@ -159,7 +161,7 @@ class Forward:
                 keep(batch.rows, self._vectors(batch, texts, prompt))
             return
         try:
-            with ThreadPoolExecutor(before) as pool:
+            with one_thread_each(), ThreadPoolExecutor(before) as pool:
                 try:
                     working = [pool.submit(work) for _ in range(before)]
                     for each in working:
@@ -266,7 +268,7 @@ class Forward:
         moved = {
             name: x.to(self.device, non_blocking=True) if isinstance(x, Tensor) else x for name, x in features.items()
         }
-        with torch.inference_mode():
+        with torch.inference_mode(), quick_linear(self.device, self.number_format):
             made: Tensor = self.model(moved)["sentence_embedding"]
             width = getattr(self.model, "truncate_dim", None)
             return (made if width is None else made[..., :width]).float()

@@ -31,9 +31,9 @@ from hardneg.ambient import own_settings
 from hardneg.errors import UsageError
 from hardneg.index.base import Neighbors
 from hardneg.index.kernels import SMALLEST, UNIT_ROUNDOFF
-from hardneg.index.products import matrix_product
 from hardneg.index.topk import NOTHING, pack, unpack
 from hardneg.index.vectors import Documents, VectorStore
+from hardneg.products import matrix_product
 from hardneg.progress import Advance
 
 _TILE_ROWS = 65536  # documents in one tile

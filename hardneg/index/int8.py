@@ -23,7 +23,7 @@ from hardneg.index.kernels import (
     scaled_part,
     spans,
 )
-from hardneg.index.products import matrix_product
+from hardneg.products import matrix_product
 from hardneg.storage.arrays import Float
 
 

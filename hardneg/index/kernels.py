@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hardneg.index.products import matrix_product
+from hardneg.products import matrix_product
 from hardneg.storage.arrays import Float, Int
 
 Spread = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]  # `map`, or a pool's `map` with many workers

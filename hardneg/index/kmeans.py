@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 
 from hardneg.index.kernels import own_workspace, spans
-from hardneg.index.products import matrix_product
 from hardneg.index.vectors import VectorStore
+from hardneg.products import matrix_product
 from hardneg.storage.arrays import Float, Int
 
 _ROWS = 1024  # vectors that are compared with the centroids at once

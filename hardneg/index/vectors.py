@@ -19,8 +19,8 @@ from hardneg.index.base import METRICS
 from hardneg.index.int8 import int8_is_exact
 from hardneg.index.kernel_choice import KERNELS, fastest_kernel, make_kernel
 from hardneg.index.kernels import UNIT_ROUNDOFF, Kernel, Spread, Tile, is_float32, spans
-from hardneg.index.products import one_thread_each
 from hardneg.index.topk import pair_products
+from hardneg.products import one_thread_each
 from hardneg.storage.arrays import Float, Rows, Sharded
 from hardneg.storage.arrow import check_whole
 

@@ -24,6 +24,8 @@ from hardneg.errors import RunError, UsageError
 
 _HALVES = re.compile("[\ud800-\udfff]")  # what Python makes of the bytes of a name that are not UTF-8
 
+_ZEROS = 1 << 20  # bytes that are written at once to take space
+
 
 @contextmanager
 def naming_file(path: Path) -> Iterator[None]:
@@ -207,6 +209,25 @@ def write_array(path: Path, array: NDArray[Any]) -> str:
     with atomic_path(path) as temporary, open(temporary, "wb") as f:
         np.save(f, array, allow_pickle=False)
     return sha256_file(path)
+
+
+def mapped_array(path: Path, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """A new `.npy` file of zeros, mapped into memory to be written to.
+
+    Its space on the disk is taken at once. Otherwise the process would die (SIGBUS) at the first page that finds none.
+    """
+    array: NDArray[Any] = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=shape)
+    size = path.stat().st_size
+    with open(path, "r+b", buffering=0) as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except (AttributeError, OSError) as error:  # not on macOS, nor on every file system
+            if isinstance(error, OSError) and error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            file.seek(size - array.nbytes)
+            for start in range(0, array.nbytes, _ZEROS):
+                file.write(bytes(min(_ZEROS, array.nbytes - start)))
+    return array
 
 
 def read_array(path: Path, sha256: str) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hardneg.false_negatives.shared_neighbors import EXPANSION, NEAREST, NeighborGraph, NeighborVectors, count_neighbors
 from hardneg.index.recall import others
 from hardneg.storage.arrays import Int
-from hardneg.storage.files import atomic_path, sha256_file
+from hardneg.storage.files import atomic_path, mapped_array, sha256_file
 from hardneg.storage.vectors import SHARD_ROWS
 from hardneg.tasks.bench import Bench
 from hardneg.tasks.graph import Task, named
@@ -110,7 +110,7 @@ def _written(bench: Bench, task: Task, shapes: dict[str, tuple[tuple[int, ...], 
             return
         shape, dtype = shapes[left[0]]
         with atomic_path(_path(bench, task, left[0])) as temporary:
-            array = np.lib.format.open_memmap(temporary, "w+", dtype=dtype, shape=shape)
+            array = mapped_array(temporary, shape, dtype)
             write(left[1:], {**arrays, left[0]: array})
 
     write(names, {})

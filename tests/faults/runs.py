@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from tests.conftest import run_here
-from tests.faults import trainings
+from tests.faults import disks, trainings
 from tests.faults.place import MAIN, ROOT, Place, content, damage, outcome
 
 GOOD = ("refused", "harmless")
@@ -116,6 +116,7 @@ KINDS: dict[str, Callable[[Place, random.Random], str]] = {
     "killed while replacing a run": killed,
     "two processes on one folder": two_processes,
     **trainings.KINDS,
+    "disk really full": disks.really_full,
 }
 
 
@@ -153,6 +154,9 @@ def main() -> None:
     print(f"{'kind':40}" + "".join(f"{name:>10}" for name in ("cases", *GOOD, *FAULTS)))
     for kind in KINDS:
         if given.kind not in (None, kind):
+            continue
+        if kind == "disk really full" and not disks.small(given.folder):
+            print(f"{kind:40} not run: {given.folder} is not on a small disk of its own (see tests/faults/disks.py)")
             continue
         found, faults = count(place, kind, given.seed, given.seconds)
         print(f"{kind:40}" + "".join(f"{n:>10,}" for n in (found.total(), *(found[x] for x in (*GOOD, *FAULTS)))))

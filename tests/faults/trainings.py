@@ -121,15 +121,36 @@ main(sys.argv[1:])
 """
 
 
+Run = Callable[[Place, list[str | Path]], subprocess.CompletedProcess[str]]
+
+
 def full_disks(place: Place, rng: random.Random) -> str:
     """No file may grow beyond some size, as on a full disk: an error in words, nothing lost, and later the same result."""
-    trained, what = Trained(place), rng.choice(("mine", "replace", "select", "judge", "calibrate", "export", "train"))
+    limit = str(int(10 ** rng.uniform(1, 5.5)))
+    return filled(place, rng, lambda place, args: place.process(LIMITED, limit, *args))
+
+
+def filled(place: Place, rng: random.Random, run_limited: Run) -> str:
+    """Run a command that writes while there is little space, and once more when there is enough."""
+    writes = ("mine", "engine", "replace", "select", "judge", "calibrate", "export", "train")
+    trained, what = Trained(place), rng.choice(writes)
     run = place.copy(place.run, "full")
     out = place.folder / "full-out"
     for each in (out, out.with_suffix(".csv"), out.with_suffix(".jsonl")):
         shutil.rmtree(each) if each.is_dir() else each.unlink(missing_ok=True)
     args: list[str | Path] = {
         "mine": ["mine", place.source, "--out", out, *place.options],
+        "engine": [
+            "mine",
+            place.source,
+            "--out",
+            out,
+            *place.options,
+            "--filter",
+            "posterior:learned",
+            "--engine",
+            "local",
+        ],
         "replace": ["mine", place.source, "--out", run, *place.options, "--overwrite"],
         "select": ["select", run, "--negatives", "2"],
         "judge": ["judge", run, "--sample", "20", "--out", out.with_suffix(".csv")],
@@ -138,8 +159,7 @@ def full_disks(place: Place, rng: random.Random) -> str:
         "train": trained.training(out),
     }[what]
     before = content(run)
-    limit = int(10 ** rng.uniform(1, 5.5))
-    done = place.process(LIMITED, str(limit), *args)
+    done = run_limited(place, args)
     if "Traceback" in done.stderr or (done.returncode and not done.stderr.strip()):
         return "raw"
     if done.returncode < 0:
@@ -151,7 +171,10 @@ def full_disks(place: Place, rng: random.Random) -> str:
         resumed = run_here(*args, "--resume")
         if resumed.returncode:
             run_here(*args, "--overwrite")
-    elif done.returncode and run_here(*args, *(["--resume"] if what == "mine" and out.exists() else [])).returncode:
+    elif (
+        done.returncode
+        and run_here(*args, *(["--resume"] if what in ("mine", "engine") and out.exists() else [])).returncode
+    ):
         return "lost"
     return ("refused" if done.returncode else "harmless") if _as_whole(what, place, trained, run, out) else "wrong"
 
@@ -163,6 +186,8 @@ def _as_whole(what: str, place: Place, trained: Trained, run: Path, out: Path) -
     if what in ("judge", "export"):
         path = out.with_suffix(".csv" if what == "judge" else ".jsonl")
         return path.read_bytes() == place.whole[what]["output"]
+    if what == "engine":
+        return run_here("verify", out).returncode == 0 and run_here("diagnose", out, "--json").returncode == 0
     found = content(out if what == "mine" else run)
     wanted = place.whole["select"] if what == "select" else place.whole["mine"]
     names = {*found} & {*wanted} - {"run.json", "posterior.json"}
