@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from hardneg.encoders.linear_layers import quick_linear
 from hardneg.errors import UsageError, suggestion
+from hardneg.products import one_thread_each
 
 NUMBER_FORMATS = ("auto", "float32", "bfloat16", "float16")
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,23 +62,29 @@ def product_rates(device: str) -> dict[str, float]:
     if place.type == "cpu":
         torch.set_num_threads(1)
     try:
-        runs = {name: _layer(each, place, rows, wide) for name, each in TYPES.items()}
-        seconds = dict.fromkeys(runs, math.inf)
-        for _ in range(_ROUNDS):  # they take turns, so that a busy moment of the machine does not decide
-            for name, run in list(runs.items()):
-                taken = _timed(run, place)
-                if taken is None:
-                    runs.pop(name)
-                    seconds.pop(name)
-                else:
-                    seconds[name] = min(seconds[name], taken)
-            for name in [name for name in runs if seconds[name] > _HOPELESS * seconds["float32"]]:
-                runs.pop(name)  # once is enough
+        with one_thread_each():
+            seconds = _seconds({name: _layer(each, place, rows, wide) for name, each in TYPES.items()}, place)
     finally:
         if place.type == "cpu":
             torch.set_num_threads(before)
     work = 2 * rows * wide * (wide // 4) / 1e9
     return {name: work / taken for name, taken in seconds.items()}
+
+
+def _seconds(runs: dict[str, Callable[[], object]], place: torch.device) -> dict[str, float]:
+    """The shortest time of each layer, by number format; formats that the device does not know are left out."""
+    seconds = dict.fromkeys(runs, math.inf)
+    for _ in range(_ROUNDS):  # they take turns, so that a busy moment of the machine does not decide
+        for name, run in list(runs.items()):
+            taken = _timed(run, place)
+            if taken is None:
+                runs.pop(name)
+                seconds.pop(name)
+            else:
+                seconds[name] = min(seconds[name], taken)
+        for name in [name for name in runs if seconds[name] > _HOPELESS * seconds["float32"]]:
+            runs.pop(name)  # once is enough
+    return seconds
 
 
 def is_slow(device: str, name: str) -> bool:
@@ -92,7 +100,7 @@ def _layer(kind: torch.dtype, device: torch.device, rows: int, wide: int) -> Cal
     weights = torch.randn(wide // 4, wide, generator=generator).to(device, kind)
 
     def run() -> object:
-        with torch.inference_mode():
+        with torch.inference_mode(), quick_linear(device, str(kind).removeprefix("torch.")):
             return torch.nn.functional.linear(activations.to(kind), weights)
 
     return run

@@ -16,6 +16,7 @@ from hardneg.index.factory import AUTO_DOCUMENTS, AUTO_QUERIES
 from hardneg.index.int8 import int8_is_exact
 from hardneg.index.kernel_choice import kernel_seconds
 from hardneg.mining.environment import package_version
+from hardneg.products import numpy_is_faster
 
 _PACKAGES = ("hardneg", "torch", "faiss-cpu", "numpy", "scikit-learn", "pyarrow", "safetensors")
 # What each extra, or back end, brings: package and the module that is looked for.
@@ -129,6 +130,11 @@ def _picks(devices: dict[str, Any], seconds: dict[str, float], dimension: int) -
         "kernel of exact search": (
             fastest,
             f"a tile of vectors with {dimension} components takes {times}, with what the rescoring of a coarse format costs",
+        ),
+        "products of float32": (
+            "numpy" if numpy_is_faster() else "torch",
+            "numpy's OpenBLAS is faster than torch's MKL on processors of AMD" if numpy_is_faster()
+            else "numpy's OpenBLAS is taken on processors of AMD, where torch has MKL",
         ),
         "--index": (
             "exact", f"ivf from {AUTO_DOCUMENTS:,} documents and {AUTO_QUERIES:,} queries on, where building it pays"
