@@ -105,7 +105,7 @@ def test_a_naive_loop_gives_the_same_weights(tmp_path: Path) -> None:
         optimizer.param_groups[0]["lr"] = 0.01 * ((step + 1) / 1 if step < 1 else (12 - step) / 11)
 
     train_naively(pairs, model, 12, 0.1, set_rate, clip=0.5)
-    # Adam divides by the size of the gradient: where that is nearly zero, its rounding shows, at most in the steps' thousandth.
+    # Adam divides by the size of the gradient: where that is nearly zero, its rounding shows, in thousandths of a step.
     torch.testing.assert_close(
         torch.from_numpy(weights(tmp_path / "out" / "last")), model.table.weight.detach(), rtol=1e-4, atol=5e-5
     )
