@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +164,48 @@ def beir(tmp_path: Path) -> Path:
 @pytest.fixture
 def run_cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     return hardneg_process
+
+
+@pytest.fixture(scope="session")
+def some_code() -> Any:
+    """`builtin:pycode` of the modules that lie in the standard library's own folder: a twelfth of its sources, read once."""
+    from hardneg import ReadOptions, read_pairs
+    from hardneg.demo_data import pycode
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pycode, "PACKAGES", ())
+        files = [each for each in pycode._source_files() if "/" not in each[0]]
+        patch.setattr(pycode, "_source_files", lambda: files)
+        return read_pairs("builtin:pycode", ReadOptions(split="train"))
+
+
+@pytest.fixture(scope="module")
+def learned_once() -> Iterator[dict[str, Any]]:
+    """What calibrations learn of known positives, kept for the same candidates: for tests of what is made of it.
+
+    That learning itself gives the same again is tested where this fixture is not used, or is emptied (`learned_once.clear()`).
+    """
+    import copy
+    import hashlib
+
+    from hardneg.false_negatives import sources
+
+    kept: dict[str, Any] = {}
+    fit_known = sources.fit_known
+
+    def once(data: Any, **how: Any) -> Any:
+        arrays = {**data.values, **{name: value for name, value in vars(data).items() if name != "values"}}
+        digest = hashlib.sha256(repr((sorted(how.items()), list(arrays))).encode())
+        for value in arrays.values():
+            digest.update(f"{value.dtype} {value.shape}".encode() + np.ascontiguousarray(value).tobytes())
+        key = digest.hexdigest()
+        if key not in kept:
+            kept[key] = fit_known(data, **how)
+        return copy.deepcopy(kept[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "fit_known", once)
+        yield kept
 
 
 @pytest.fixture(scope="session")

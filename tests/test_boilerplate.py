@@ -25,13 +25,13 @@ PROMPT = "Represent this question for searching relevant passages: "
 N = 200
 
 
-def columns(words: int, seed: int = 0) -> tuple[list[str], list[str], list[str]]:
-    """Queries, their positives of so many words, and twice as many other documents."""
+def columns(words: int, seed: int = 0, count: int = N) -> tuple[list[str], list[str], list[str]]:
+    """So many queries, their positives of so many words, and twice as many other documents."""
     rng = np.random.default_rng(seed)
     names = [f"{i}word{i * 7 % 600}" for i in range(600)]
-    texts = [" ".join(rng.choice(names, words)) for _ in range(3 * N)]
-    asked = [f"{' '.join(text.split()[: max(4, words // 3)])} case {i}" for i, text in enumerate(texts[:N])]
-    return asked, texts[:N], texts[N:]
+    texts = [" ".join(rng.choice(names, words)) for _ in range(3 * count)]
+    asked = [f"{' '.join(text.split()[: max(4, words // 3)])} case {i}" for i, text in enumerate(texts[:count])]
+    return asked, texts[:count], texts[count:]
 
 
 def found(folder: Path, asked: list[str], given: list[str], others: list[str]) -> Diagnosis:
@@ -53,7 +53,7 @@ def test_clean_texts_have_none(tmp_path: Path, words: int) -> None:
 
 def test_a_footer_of_all_documents_is_no_copy(tmp_path: Path) -> None:
     """Short texts that end with the same words: they share most of their shingles, and nothing of what they say."""
-    asked, given, others = columns(12)
+    asked, given, others = columns(12, count=80)
     plain = found(tmp_path / "plain", asked, given, others)
     diagnosis = found(tmp_path / "foot", asked, [t + FOOTER for t in given], [t + FOOTER for t in others])
     assert plain.measured.numbers["copied_near"].value == 0
@@ -82,7 +82,7 @@ def test_copies_are_found_beside_a_footer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("share", [0.5, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_a_licence_before_long_documents(tmp_path: Path, share: float) -> None:
-    asked, given, others = columns(300)
+    asked, given, others = columns(300, count=80)
     rng = np.random.default_rng(1)
     given, others = ([LICENCE + t if rng.random() < share else t for t in each] for each in (given, others))
     (finding,) = of(found(tmp_path, asked, given, others))
@@ -91,7 +91,7 @@ def test_a_licence_before_long_documents(tmp_path: Path, share: float) -> None:
 
 
 def test_an_instruction_before_all_queries(tmp_path: Path) -> None:
-    asked, given, others = columns(30)
+    asked, given, others = columns(30, count=80)
     (finding,) = of(found(tmp_path, [PROMPT + text for text in asked], given, others))
     assert finding.number == "query_boilerplate"
     assert "100% of the queries begin with the same" in finding.text

@@ -68,10 +68,9 @@ def test_same_every_time(splits: dict[str, Pairs]) -> None:
     assert again.query_ids.equals(splits["test"].query_ids)
 
 
-def test_documents_are_code_without_its_docstring(splits: dict[str, Pairs]) -> None:
-    test = splits["test"]
+def test_documents_are_code_without_its_docstring(some_code: Pairs) -> None:
     parsed = 0
-    for question, code in list(zip(test.queries.slice(0, 300), test.documents.slice(0, 300), strict=True)):
+    for question, code in zip(some_code.queries.slice(0, 300), some_code.documents.slice(0, 300), strict=True):
         if len(code) == 2000:
             continue  # cut: no longer Python
         tree = ast.parse(textwrap.dedent(code))

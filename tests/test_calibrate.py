@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -28,6 +29,8 @@ from hardneg.mining.select import SelectOptions, select
 from hardneg.storage.arrays import Ragged
 
 from .conftest import hardneg, unit, write_jsonl
+
+pytestmark = pytest.mark.usefixtures("learned_once")
 
 TOPICS, EACH, QUERIES = 30, 25, 300
 
@@ -93,7 +96,7 @@ def fill(path: Path, out: Path, judge_pair: Callable[[str, str], object] | None 
     return out
 
 
-def test_from_a_run_to_a_certified_threshold(mined: Path, tmp_path: Path) -> None:
+def test_from_a_run_to_a_certified_threshold(mined: Path, tmp_path: Path, learned_once: dict[str, Any]) -> None:
     run = tmp_path / "run"
     shutil.copytree(mined, run)
     before = false_share(run)
@@ -109,6 +112,7 @@ def test_from_a_run_to_a_certified_threshold(mined: Path, tmp_path: Path) -> Non
     done = hardneg("calibrate", run, tmp_path / "filled.csv", "--alpha", "0.1")
     assert done.returncode == 0, done.stderr
     assert "at most 10.0% false, confidence 95%" in done.stdout
+    learned_once.clear()
     again = hardneg("calibrate", run, tmp_path / "filled.csv", "--alpha", "0.1", "--out", tmp_path / "p.json", "--json")
     assert (tmp_path / "p.json").read_bytes() == (run / "posterior.json").read_bytes()
     value = json.loads(again.stdout)

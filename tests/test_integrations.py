@@ -131,8 +131,19 @@ CHOICES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: ",".join(choice) or "defaults")
+def _marked(rare: bool, *values: Any, id: str | None = None) -> Any:
+    """A case that stays in `make test`, or one whose parts are all in others that do."""
+    return pytest.param(*values, id=id, marks=[pytest.mark.slow] if rare else [])
+
+
+@pytest.mark.parametrize(
+    ("choice", "format"),
+    [
+        _marked(bool(i) and i % 4 != k, choice, format, id=f"{','.join(choice) or 'defaults'}-{format}")
+        for i, choice in enumerate(CHOICES)
+        for k, format in enumerate(FORMATS)
+    ],
+)
 def test_the_negatives_are_theirs(tiny_model: Path, format: str, choice: dict[str, Any]) -> None:
     """The same rows as sentence-transformers makes, where its function finds any; one query has two positives."""
     model = loaded(tiny_model)
@@ -167,9 +178,18 @@ class Scorer:
         return torch.tensor(scores) if convert_to_tensor else np.array(scores)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("scores", [False, True])
-@pytest.mark.parametrize("limit", [{"absolute_margin": 0.1}, {"max_score": 0.7, "min_score": 0.1, "range_min": 1}])
+LIMITS: list[dict[str, Any]] = [{"absolute_margin": 0.1}, {"max_score": 0.7, "min_score": 0.1, "range_min": 1}]
+
+
+@pytest.mark.parametrize(
+    ("limit", "scores", "format"),
+    [
+        _marked((i + scores + k) % 2 == 1, limit, scores, format, id=f"{','.join(limit)}-{scores}-{format}")
+        for i, limit in enumerate(LIMITS)
+        for scores in (False, True)
+        for k, format in enumerate(FORMATS)
+    ],
+)
 def test_a_cross_encoder_ranks_as_theirs_does(
     tiny_model: Path, format: str, scores: bool, limit: dict[str, Any]
 ) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hardneg.errors import RunError, UsageError
+from hardneg.judges import endpoint
 from hardneg.judges.answers import KeptAnswers
 from hardneg.judges.base import NO_ANSWER, JudgeOptions, make_judge
 from hardneg.judges.cost import Budget, Estimate, Prices
@@ -24,6 +25,13 @@ from hardneg.judges.openai import OpenAIJudge
 from .judge_server import Fault, JudgeServer
 from .processes import Started, run_code
 from .test_judges import PAIRS, TRUTH, grade, judge, key  # noqa: F401
+
+
+@pytest.fixture
+def pause(monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds of the first pause, a tenth of what it is: for tests that wait for many."""
+    monkeypatch.setattr(endpoint, "_FIRST_PAUSE", endpoint._FIRST_PAUSE / 10)
+    return endpoint._FIRST_PAUSE
 
 
 class _Drip(socketserver.BaseRequestHandler):
@@ -59,6 +67,7 @@ def test_a_server_that_sends_byte_by_byte_is_given_up(tmp_path: Path, whole: byt
         server.shutdown()
 
 
+@pytest.mark.usefixtures("pause")
 @pytest.mark.parametrize("status", [503, *(pytest.param(each, marks=pytest.mark.slow) for each in (429, 200))])
 def test_requests_that_are_sent_again_count(tmp_path: Path, status: int) -> None:
     """Every second request fails: none is sent beyond the budget, and what came and could not be used is paid for."""
@@ -82,6 +91,7 @@ def test_requests_that_are_sent_again_count(tmp_path: Path, status: int) -> None
         assert (said.relevant == -1).all()
 
 
+@pytest.mark.usefixtures("pause")
 def test_a_budget_of_tokens_counts_answers_that_were_cut(tmp_path: Path) -> None:
     with JudgeServer(grade, lambda *_: (200, {}, "{cut")) as server:
         asked = judge(server, tmp_path, budget=Budget(900, "tokens"), retries=50, concurrency=1)
@@ -93,17 +103,18 @@ def test_a_budget_of_tokens_counts_answers_that_were_cut(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "after", ["0", "-5", "nan", "inf", "Mon, 01 Jan 2001 00:00:00 GMT", "soon", "-inf", "9" * 5000]
 )
-def test_no_retry_after_switches_the_pauses_off(tmp_path: Path, after: str) -> None:
+def test_no_retry_after_switches_the_pauses_off(tmp_path: Path, after: str, pause: float) -> None:
     def fault(server: JudgeServer, pairs: list[tuple[str, str]], before: int) -> Any:
         return (429, {"Retry-After": after}, "") if before < 2 else None
 
     with JudgeServer(grade, fault) as server:
         judge(server, tmp_path, concurrency=1).judge(PAIRS[:1])
         first, second, third = server.times
-        assert second - first >= 0.25
-        assert third - second >= 0.5
+        assert second - first >= pause
+        assert third - second >= 2 * pause
 
 
+@pytest.mark.usefixtures("pause")
 def test_a_limit_that_lets_others_pass_ends_nothing(tmp_path: Path) -> None:
     """One pair is refused three times, each time after others were answered: more often than `retries`, and yet no failure."""
     asked: list[OpenAIJudge] = []

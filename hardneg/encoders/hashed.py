@@ -97,24 +97,26 @@ class HashedEncoder(nn.Module):
         values = idf[features]
         norms = np.sqrt(np.add.reduceat(values.astype(np.float64) ** 2, offsets[:-1]))
         values /= np.repeat(norms, np.diff(offsets)).astype(np.float32)
-        matrix = csr_matrix((values, features, offsets), shape=(n, self.buckets + 1))
-        components = min(self.dimension, n - 1)
-        table = self.table.weight.detach().cpu().numpy() * np.float32(0.3)
+        rows = np.flatnonzero(counts)  # the other columns are zero: of few texts, nearly all are
+        columns = (np.cumsum(counts > 0) - 1)[features]
+        matrix = csr_matrix((values, columns, offsets), shape=(n, len(rows)))
+        components = min(self.dimension, n - 1, len(rows))
+        weight = self.table.weight.detach().cpu().numpy()
+        scale = np.float32(0.3) * idf
         if components >= 1:
             # One thread, so that the order of summation, and with it the weights, do not depend on the number of cores.
             with threadpool_limits(1):
                 svd = TruncatedSVD(components, n_iter=2, random_state=self.seed).fit(matrix)
-            in_sample = counts > 0
-            table[in_sample, :components] = svd.components_.T[in_sample].astype(np.float32)
-            table[in_sample, components:] = 0
+            learned = np.zeros((len(rows), self.dimension), np.float32)
+            learned[:, :components] = svd.components_.T
             # Features outside the sample keep random directions, at 0.3 of the root mean square length of the others.
-            size = np.sqrt(np.mean(np.sum(table[in_sample] ** 2, axis=1)))
-            rest = table[~in_sample]
-            table[~in_sample] = (
-                rest * np.float32(0.3 * size) / np.maximum(np.linalg.norm(rest, axis=1, keepdims=True), 1e-12)
-            )
+            scale *= np.sqrt(np.mean(np.sum(learned**2, axis=1)))
+            scale /= np.maximum(np.sqrt(np.einsum("ij,ij->i", weight, weight)), np.float32(1e-12))
+        table = weight * scale[:, None]
+        if components >= 1:
+            table[rows] = learned * idf[rows, None]
         with torch.no_grad():
-            self.table.weight.copy_(torch.from_numpy(table * idf[:, None]))
+            self.table.weight.copy_(torch.from_numpy(table))
         self.fitted = True
 
     def forward(self, features: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
