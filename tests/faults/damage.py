@@ -162,7 +162,7 @@ def changed_table(data: bytes, rng: Random) -> bytes:
         table = table.drop_columns([name])
     elif what == 4:
         rows = rng.choice(([*range(len(table) - 1)], [*range(len(table))] * 2, [*range(1, len(table)), 0], [], [0]))
-        table = table.take(rows)
+        table = table.take(pa.array(rows, pa.int64()))
     elif what == 5:
         table = _with(
             table,

@@ -22,7 +22,7 @@ from hardneg.tasks.graph import Schedule
 from hardneg.tasks.mine import plan_run
 from hardneg.tasks.plan import SIDES, Plan, check_source
 from hardneg.tasks.records import Damaged, Outcome, Records
-from tests.faults.damage import Files, changed_json, lay, made_once, sealed_json
+from tests.faults.damage import Files, changed_json, lay, made_once, one_changed, sealed_json
 from tests.faults.kind import Kind, Typed
 from tests.faults.mutators import damaged
 from tests.faults.sources import write

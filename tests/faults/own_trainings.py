@@ -27,7 +27,7 @@ from hardneg.training.negatives import MinedNegatives
 from hardneg.training.options import TrainOptions
 from hardneg.training.saved import check_saved
 from hardneg.training.towers import Towers
-from tests.faults.damage import Files, changed_json, lay, made_once, sealed_json
+from tests.faults.damage import Files, changed_array, changed_json, lay, made_once, one_changed, sealed_json
 from tests.faults.kind import Kind, Typed
 from tests.faults.mutators import damaged
 
@@ -245,7 +245,7 @@ def _saved_negatives() -> tuple[Files, dict[str, Any]]:
 
     def make(folder: Path) -> None:
         negatives = HardNegatives(_training_data(), _encoder(), num_negatives=2, depth=8)
-        negatives.begin(6)
+        negatives.begin(updates=6)
         negatives.save(folder)
         found.update(json.loads((folder / "negatives.json").read_bytes())["identity"])
 
