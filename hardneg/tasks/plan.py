@@ -173,6 +173,8 @@ class Plan:
             return "no search"
         if not self.models and not self.given:
             return "no encoder and no vectors"
+        if self.given and set(self.given) != set(SIDES):
+            return f"vectors of {', '.join(self.given)}, not of {' and '.join(SIDES)}"
         # Keys name folders of the run.
         if any(
             not re.fullmatch("[0-9a-f]{16,128}", model.keys.get(side, "")) for model in self.models for side in SIDES

@@ -60,6 +60,10 @@ def lay(folder: Path, files: Files) -> None:
 
 def changed_json(data: bytes, rng: Random, rename: bool = True) -> bytes:
     """JSON in which a few values, found by going down at random, are replaced, left out, renamed, moved or nested."""
+    try:
+        json.loads(data)
+    except (ValueError, RecursionError):  # it was damaged before
+        return damaged(data, rng)
     if rng.random() < 0.1:
         return json_text(json.loads(data), rng, rng.choice((0.002, 0.01, 0.05))).encode("utf-8", "surrogatepass")
     value, literals = {"": json.loads(data)}, list[str]()
