@@ -7,7 +7,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from random import Random
@@ -48,7 +48,8 @@ def made_once(make: Callable[[Path], None]) -> Files:
         mock.patch("time.perf_counter", return_value=0.0),
         mock.patch("time.time", return_value=0.0),
     ):
-        make(Path(place))
+        with chdir(place):  # paths that are written are relative to it, and so the same, too
+            make(Path("."))
         return files_of(Path(place))
 
 

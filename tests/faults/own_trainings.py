@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
@@ -187,7 +188,7 @@ def make_training(folder: Path, rng: Random) -> None:
 def read_training(folder: Path) -> None:
     """Diagnose a training, go on with it, and check its encoder: all of them, and the first raw error if there is one."""
     diagnosis_fits = lambda: json.dumps(diagnose_training(folder).to_json(), allow_nan=False)  # noqa: E731
-    longer = TrainOptions(**{**vars(OPTIONS), "steps": 8})
+    longer = replace(OPTIONS, steps=8).fitting(_trainer().towers.learning_rate, HERE.device)
 
     def log() -> None:
         file = LogFile(folder / "log.jsonl", 3)
