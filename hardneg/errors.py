@@ -129,15 +129,3 @@ def _has_giant(value: Any, levels: int) -> bool:
     if not levels or not isinstance(value, list | tuple | dict):
         return False
     return any(_has_giant(each, levels - 1) for each in (value.values() if isinstance(value, dict) else value))
-
-
-def shown(value: Any) -> str:
-    """The value as Python writes it, for a message; a number of too many digits in words.
-
-    >>> shown("a"), shown(10**5000)
-    ("'a'", 'a number of more than 4,300 digits')
-    """
-    try:
-        return repr(value)
-    except ValueError:  # Python refuses to write so many digits
-        return f"a number of more than {_DIGITS:,} digits"

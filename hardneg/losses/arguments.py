@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hardneg.errors import UsageError, shown
+from hardneg.data.texts import shown
+from hardneg.errors import UsageError
 
 LARGEST = 2**63 - 1  # the largest integer that tensors can hold
 

@@ -113,6 +113,8 @@ class RunInfo(TypedDict):
     selections: list[dict[str, Any]]
     paths: NotRequired[dict[str, str]]
     reading: NotRequired[dict[str, Any]]
+    hardneg_version: NotRequired[str]
+    relabelled: NotRequired[dict[str, int]]
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:

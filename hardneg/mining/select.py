@@ -261,7 +261,7 @@ def _head(
         "warnings": len(info["warnings"]),
     }
     return {
-        **{key: info[key] for key in ("hardneg_version", "resolved", "environment")},
+        **{key: info[key] for key in ("hardneg_version", "resolved", "environment") if key in info},
         "fingerprints": {**_without_posteriors(prints), **used},
         "warnings": [*info["warnings"], *chosen.chain.notes(found)],
         "command": command,

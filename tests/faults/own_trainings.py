@@ -183,6 +183,7 @@ def make_training(folder: Path, rng: Random) -> None:
         data = changed_json(files[name], rng) if rng.random() < 0.9 else damaged(files[name], rng)
         files[name] = sealed_json(data) if name != "train.json" and rng.random() < 0.8 else data
     lay(folder, {name: files[name] for name in files if not name.startswith("last/")})
+    (folder / "checkpoints" / "step-00000006").mkdir(parents=True)
 
 
 def read_training(folder: Path) -> None:
