@@ -30,6 +30,7 @@ from hardneg.storage.json_files import read_json, read_json_lines
 from tests.faults.damage import lay, sealed_json
 from tests.faults.own_files import read_teacher, run_files
 from tests.faults.own_parts import _plan_files, read_plan
+from tests.faults.own_trainings import read_generations, training_files
 from tests.faults.typed import read_config
 
 GIANT = 10**5000  # Python does not write numbers of more than 4,300 digits: messages with them ended in a ValueError
@@ -269,3 +270,35 @@ def test_a_run_without_the_version_that_made_it(tmp_path: Path, change: Callable
     else:
         made = hardneg.select(tmp_path / "run", SelectOptions(negatives=1), tmp_path / "selected")
         assert made.info["config"]["negatives"] == 1
+
+
+@pytest.mark.parametrize("change", [lambda value: value.pop("files"), lambda value: value.update(files="x")])
+def test_a_plan_without_the_hashes_of_its_source(tmp_path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    lay(tmp_path, _plan_files())
+    path = tmp_path / "progress" / "source.json"
+    value = json.loads(path.read_bytes())
+    change(value)
+    path.write_bytes(sealed_json(json.dumps(value).encode()))
+    with pytest.raises(RunError, match=r"source\.json is not what hardneg writes .*: plan anew with another"):
+        read_plan(tmp_path)
+
+
+@pytest.mark.parametrize("entry", [{"drift": "far"}, {"seconds": 3}, {"drift": None}, 7])
+def test_a_history_of_refreshes_that_is_none(tmp_path: Path, entry: Any) -> None:
+    files = {n.partition("/generations/")[2]: data for n, data in training_files().items() if "/generations/" in n}
+    head = json.loads(files["refreshed.json"])
+    lay(tmp_path / "generations", {**files, "refreshed.json": json.dumps({**head, "history": [{}]}).encode()})
+    read_generations(tmp_path)  # an earlier version may have noted less
+    lay(tmp_path / "generations", {**files, "refreshed.json": json.dumps({**head, "history": [entry]}).encode()})
+    with pytest.raises(RunError, match=r"refreshed\.json does not describe a refreshed index"):
+        read_generations(tmp_path)
+
+
+def test_a_run_whose_encoder_is_described_by_a_word(tmp_path: Path) -> None:
+    lay(tmp_path, run_files())
+    path = tmp_path / "run" / "run.json"
+    info = json.loads(path.read_bytes())
+    info["resolved"]["encoder"] = "x"
+    path.write_bytes(sealed_json(json.dumps(info).encode(), VOLATILE))
+    with pytest.raises(RunError, match=r"run\.json is not what hardneg writes"):
+        hardneg.Run(tmp_path / "run")

@@ -92,6 +92,7 @@ class _Resolved(TypedDict):
     index: str
     dimension: Count
     recall: _Recall
+    encoder: NotRequired[dict[str, Any] | None]
     sources: NotRequired[dict[Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]{0,39}$")], str]]
     fusion: NotRequired[str]
 

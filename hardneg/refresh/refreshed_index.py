@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any
+from typing import Annotated, Any, TypedDict
 
 import msgspec
 import numpy as np
@@ -35,6 +35,19 @@ SCHEMA = "hardneg-refreshed-1"
 _Step = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
 
 
+class _Entry(TypedDict, total=False):
+    """An entry of the history."""
+
+    generation: _Step
+    step: int
+    in_use_from: _Step
+    drift: float
+    overlap: float
+    recall: float
+    carry_error: float
+    seconds: dict[str, float]
+
+
 class _State(msgspec.Struct):
     """What `refreshed.json` holds."""
 
@@ -46,7 +59,7 @@ class _State(msgspec.Struct):
     due: _Step
     owed: bool
     staleness: Staleness | None
-    history: list[dict[str, Any]]
+    history: list[_Entry]
     recipe: dict[str, Any]
 
 
@@ -304,7 +317,7 @@ class RefreshedIndex:
             raise RunError(f"{path} does not describe a refreshed index ({error}): start anew") from None
         recipe, names = head["recipe"], [state.generation, *([] if state.next is None else [state.next])]
         self.now, self._started, self._checked, self._due = state.step, state.started, state.checked, state.due
-        self._owed, self.history, self._staleness = state.owed, state.history, state.staleness
+        self._owed, self.history, self._staleness = state.owed, head["history"], state.staleness
         changed = [n for n, v in self.recipe.to_json().items() if n != "threads" and recipe.get(n) != v]
         if changed:
             raise RunError(

@@ -47,7 +47,8 @@ def movement_of(index: Any) -> dict[str, float]:
     now: Staleness = index.staleness
     if now.sample:
         return {"drift": now.drift, "overlap": now.overlap}
-    return {name: float(index.history[-1][name]) for name in ("drift", "overlap")} if index.history else {}
+    last = index.history[-1] if index.history else {}
+    return {name: float(last[name]) for name in ("drift", "overlap") if name in last}
 
 
 def staleness_between(

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 
@@ -247,9 +247,14 @@ def cut(total: int, count: int, multiple: int = 1) -> list[int]:
     return [*(i * units // count * multiple for i in range(count)), total]
 
 
+class _SourceInfo(TypedDict):
+    files: dict[str, str]
+
+
 def check_source(folder: Path) -> None:
     """RunError if a file of the dataset has changed since the plan was written."""
-    recorded = read_json(folder / "progress" / "source.json", checksum=True)["files"]
+    remedy = "plan anew with another --out"
+    recorded = read_json(folder / "progress" / "source.json", _SourceInfo, checksum=True, remedy=remedy)["files"]
     for path in _files(folder / "source"):
         name = path.relative_to(folder).as_posix()
         if recorded.pop(name, None) != sha256_file(path):

@@ -22,7 +22,7 @@ from random import Random
 from hardneg.errors import HardnegError
 from tests.faults.crew import Job, place
 from tests.faults.kind import Kind
-from tests.faults.kinds import KINDS
+from tests.faults.kinds import KINDS, TRIAL
 
 
 @dataclass
@@ -60,7 +60,7 @@ def case(kind: str, seed: int, number: int, folder: Path) -> tuple[str, str]:
         seed, number: decide the input.
         folder: an empty folder, or none, where files of the input are made.
     """
-    made, rng = KINDS[kind], Random(f"{kind} {seed} {number}")
+    made, rng = (KINDS if kind in KINDS else TRIAL)[kind], Random(f"{kind} {seed} {number}")
     given = made.make(folder, rng) if isinstance(made, Kind) else made.make(rng)
     try:
         if isinstance(made, Kind):

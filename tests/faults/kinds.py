@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import io
 import json
+import os
+import signal
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -20,6 +22,7 @@ from hardneg.data.dataset_files import labels_digest
 from hardneg.data.pairs import Pairs, open_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.precomputed import open_vectors
+from hardneg.errors import DataError
 from hardneg.storage.arrow import read_parquet
 from tests.faults import own_files, own_parts, own_trainings, typed
 from tests.faults.kind import Kind, Typed
@@ -251,6 +254,23 @@ def make_own_folder(folder: Path, rng: Random) -> None:
 def read_own_folder(folder: Path) -> None:
     use(open_pairs(folder))
 
+
+def make_number(folder: Path, rng: Random) -> None:
+    write(folder / "number", str(rng.randrange(6)).encode())
+
+
+def read_number(folder: Path) -> None:
+    """End the process, raise a raw error, refuse or accept: what the fuzzer must tell apart."""
+    number = int((folder / "number").read_text())
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 1:
+        raise KeyError(number)
+    if number == 2:
+        raise DataError("refused")
+
+
+TRIAL: dict[str, Kind | Typed] = {"trial": Kind(make_number, read_number, risky=True)}  # of the fuzzer itself
 
 KINDS: dict[str, Kind | Typed] = {
     "json": Kind(make_json_lines("pairs.json"), read_file("pairs.json")),

@@ -18,6 +18,7 @@ from hardneg.data.pairs import Pairs
 from hardneg.diagnostics.training_run import diagnose_training
 from hardneg.integrations.negatives import HardNegatives
 from hardneg.integrations.saved_negatives import read_saved
+from hardneg.refresh.staleness import movement_of
 from hardneg.training import checkpoint
 from hardneg.training.batches import TrainingBatches
 from hardneg.training.callbacks import LogFile
@@ -159,6 +160,7 @@ def read_generations(folder: Path) -> None:
         assert negatives.index is not None
         assert negatives.index.generation.index.size == len(_training_data().document_ids)
         assert json.dumps(negatives.index.history) is not None
+        assert all(isinstance(value, float) for value in movement_of(negatives.index).values())
         negatives.save(folder / "again")
     finally:
         negatives.close()
