@@ -22,7 +22,6 @@ from hardneg.storage.outputs import OWN_FILES
 from hardneg.storage.remote import copy_of, fetch, holds_copies, is_url, refuse_url
 
 SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
-
 WITH_SOURCES = 3  # that of runs whose candidates come from several sources, and have columns for each
 
 VOLATILE = ("timings", "command", "environment")  # the entries of run.json that differ from run to run

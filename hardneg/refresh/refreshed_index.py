@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Annotated, Any, TypedDict
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -25,7 +25,7 @@ from hardneg.errors import HardnegError, RunError, UsageError
 from hardneg.index.base import Neighbors
 from hardneg.refresh.encode import Encode, Items
 from hardneg.refresh.generation import Generation, Order, Recipe, build, load_saved, save_once
-from hardneg.refresh.staleness import Schedule, Staleness
+from hardneg.refresh.staleness import Schedule, Staleness, SwapEntry
 from hardneg.refresh.worker import Job, movement, staleness_of
 from hardneg.storage.json_files import read_json, write_json
 
@@ -33,19 +33,6 @@ SCHEMA = "hardneg-refreshed-1"
 
 
 _Step = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
-
-
-class _Entry(TypedDict, total=False):
-    """An entry of the history."""
-
-    generation: _Step
-    step: int
-    in_use_from: _Step
-    drift: float
-    overlap: float
-    recall: float
-    carry_error: float
-    seconds: dict[str, float]
 
 
 class _State(msgspec.Struct):
@@ -59,7 +46,7 @@ class _State(msgspec.Struct):
     due: _Step
     owed: bool
     staleness: Staleness | None
-    history: list[_Entry]
+    history: list[SwapEntry]
     recipe: dict[str, Any]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,19 @@ class Staleness:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+class SwapEntry(TypedDict, total=False):
+    """An entry of the history of an index, written when a generation comes into use. Earlier versions noted less."""
+
+    generation: int
+    step: int
+    in_use_from: int
+    drift: float
+    overlap: float
+    recall: float
+    carry_error: float
+    seconds: dict[str, float]
 
 
 def movement_of(index: Any) -> dict[str, float]:
