@@ -27,6 +27,7 @@ from hardneg.mining.run_folder import VOLATILE
 from hardneg.storage.arrow import ArrowFile
 from hardneg.storage.files import read_array, sha256_file
 from hardneg.storage.json_files import read_json, read_json_lines
+from hardneg.tasks.plan import Plan
 from tests.faults.damage import lay, sealed_json
 from tests.faults.own_files import read_teacher, run_files
 from tests.faults.own_parts import _plan_files, read_plan
@@ -302,3 +303,20 @@ def test_a_run_whose_encoder_is_described_by_a_word(tmp_path: Path) -> None:
     path.write_bytes(sealed_json(json.dumps(info).encode(), VOLATILE))
     with pytest.raises(RunError, match=r"run\.json is not what hardneg writes"):
         hardneg.Run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"documents": 10**15, "shards": [0, 10**15]}, "1,000,000,000,000,000 documents in 1 shards"),
+        ({"queries": 10**12, "blocks": [0, 10**12]}, "a block has more than 65,536 queries"),
+        ({"depths": [8] * 100_000}, "depths do not rise"),
+    ],
+)
+def test_a_plan_of_more_tasks_than_can_be_counted(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    """It took all the time and memory that there is, as the tasks were listed before the plan was held against the dataset."""
+    lay(tmp_path, _plan_files())
+    path = tmp_path / "progress" / "plan.json"
+    path.write_bytes(sealed_json(json.dumps({**json.loads(path.read_bytes()), **change}).encode()))
+    with pytest.raises(RunError, match=rf"plan\.json is not what hardneg writes \({words}\)"):
+        Plan.load(tmp_path)

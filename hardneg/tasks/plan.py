@@ -166,9 +166,16 @@ class Plan:
                 return f"{name} do not go from 0 to {total:,}"
         if any(begin % PART_ROWS for begin in self.blocks[:-1]):
             return f"blocks do not begin at multiples of {PART_ROWS:,}"
+        # Without limits, the tasks of made-up numbers would be counted for ever.
+        if any(b - a > BLOCK_PARTS * PART_ROWS for a, b in pairwise(self.blocks)):
+            return f"a block has more than {BLOCK_PARTS * PART_ROWS:,} queries"
+        if self.documents >= 1 << 31 or self.shard_count > MOST_SHARDS:
+            return f"{self.documents:,} documents in {self.shard_count:,} shards"
         lacking = [name for name in _CONFIG if name not in self.config]
         if lacking:
             return f"config lacks {lacking[0]}"
+        if any(b <= a for a, b in pairwise(self.depths)):
+            return "depths do not rise"
         if not self.depths or min(self.depths) < 1 or "main" not in self.indexes:
             return "no search"
         if not self.models and not self.given:

@@ -133,15 +133,13 @@ def read_plan(folder: Path) -> None:
     plan = Plan.load(folder)
     check_source(folder)
     for side in SIDES:
-        if plan.count(side) < 1 << 20:
-            plan.pieces_of(side, 0, plan.count(side))
+        plan.pieces_of(side, 0, plan.count(side))
     assert plan.dimension > 0
     assert plan.metric
-    if plan.shard_count * plan.block_count < 64 and len(plan.depths) < 64:
-        graph = Schedule(plan)
-        task = graph.choose()
-        assert task is not None
-        graph.set_done({task.name})
+    graph = Schedule(plan)
+    task = graph.choose()
+    assert task is not None
+    graph.set_done({task.name})
     records = Records(folder, json.loads(_plan_files()["progress/tasks/search-a.json"])["plan"])
     for task_name in sorted(records.done()):
         try:
