@@ -3,7 +3,7 @@
 An input is accepted, or refused with one of our errors. Any other error is raw, which is a fault, and so is the death of
 the process that reads: by a signal, or by hanging. `--jobs N` reads in N processes, which take the kinds in turns; one that
 dies is started again. The same kind, seed and number always make the same bytes: `--kind KIND --case N --keep FOLDER` makes
-and reads one case here, to look into it.
+and reads one case here, to look into it. Inputs are made in memory (/dev/shm) where that can be.
 """
 
 from __future__ import annotations
