@@ -50,7 +50,7 @@ def _options(path: str, command: click.Command, commands: tuple[str, ...], ctx: 
         option.lstrip("-"): parameter
         for parameter in command.params
         for option in ([parameter.name or ""] if isinstance(parameter, click.Argument) else parameter.opts)
-        if parameter.name not in ("config", "help")
+        if parameter.name != "config" and not parameter.is_eager  # such as --help, which ends the command
     }
     found = {}
     for name, value in given.items():
@@ -71,7 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise click.UsageError(f"{path} is larger than a MiB: it holds more than options")
     try:
         return tomllib.loads(content.decode("utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also text that is not UTF-8, and numbers of too many digits
         raise click.UsageError(f"{path} is no TOML file ({error})") from None
 
 
@@ -91,6 +91,8 @@ def _value(value: Any, parameter: click.Parameter, where: str) -> Any:
                 f"{where}: true and false are for options without a value" if isinstance(each, bool)
                 else f"{where}: expected true or false"
             )  # fmt: skip
+        if not isinstance(each, str) and isinstance(parameter.type, click.Path | click.File):
+            raise click.UsageError(f"{where}: {each!r} is a number, expected the name of a file, in quotes")
         if isinstance(each, str) and _names_code(each):
             raise click.UsageError(
                 f"{where}: {each!r:.80} names code to run: type it on the command line, files cannot"
@@ -107,6 +109,8 @@ def _check(value: Any, parameter: click.Parameter, where: str, ctx: click.Contex
             parameter.type.convert(each, parameter, ctx)
         except click.BadParameter as error:
             raise click.UsageError(f"{where}: {error.message}") from None
+        except (ValueError, OverflowError):  # infinity and NaN, which TOML can write, as a whole number
+            raise click.UsageError(f"{where}: {each!r:.80} is no number that this option can have") from None
 
 
 def _names_code(text: str) -> bool:

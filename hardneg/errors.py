@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 from hardneg.flags import with_arguments
+
+_DIGITS = 4300  # of a whole number at most: Python does not write those of more, and so no message could
 
 
 class HardnegError(Exception):
@@ -104,3 +107,25 @@ def first_few(items: Iterable[object], total: int | None = None, limit: int = 5)
         count += 1
     more = (total if total is not None else count) - len(listed)
     return ", ".join(listed) + (f" and {more:,} more" if more > 0 else "")
+
+
+def no_giants(options: Any) -> None:
+    """UsageError if an option is a whole number of more digits than Python writes, or holds one.
+
+    Args:
+        options: an object with an attribute for each option.
+    """
+    for name, value in vars(options).items():
+        if _has_giant(value, 4):
+            raise UsageError(
+                f"the option {name} holds a whole number of more than {_DIGITS:,} digits: give a smaller one"
+            )
+
+
+def _has_giant(value: Any, levels: int) -> bool:
+    """Whether a value is such a number, or a list or dict that holds one within so many levels."""
+    if isinstance(value, int):
+        return value.bit_length() > 3.32 * _DIGITS
+    if not levels or not isinstance(value, list | tuple | dict):
+        return False
+    return any(_has_giant(each, levels - 1) for each in (value.values() if isinstance(value, dict) else value))

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+import numpy as np
+
 from hardneg import registry
-from hardneg.errors import UsageError, suggestion
+from hardneg.errors import UsageError, no_giants, suggestion
+from hardneg.storage.json_files import is_number
 
 FORMATS = (
     "auto",
@@ -27,6 +30,12 @@ FORMATS = (
 )
 Quoting = Literal["auto", "quotes", "none"]
 NEGATIVES = ("corpus", "judged", "candidates")
+_TEXTS = ("format", "split", "negatives", "quoting", "images", "caption_template")
+_MAYBE_TEXTS = (
+    "query_column", "positive_column", "id_column", "document_id_column", "group_column", "relevance_column", "text_column",
+    "image_column", "caption_column",
+)  # fmt: skip
+_FLAGS = ("skip_unknown", "outside_images", "skip_broken", "group_positives")
 IMAGES = ("documents", "queries")
 
 
@@ -91,6 +100,8 @@ class ReadOptions:
     group_positives: bool = False
 
     def __post_init__(self) -> None:
+        no_giants(self)
+        self._check_types()
         formats = (*FORMATS, *registry.names("layout"))
         choices = (("format", formats), ("quoting", get_args(Quoting)), ("negatives", NEGATIVES), ("images", IMAGES))
         for name, known in choices:
@@ -107,6 +118,27 @@ class ReadOptions:
                 f"a document has one group: it cannot be both that of the column {self.group_column!r} (group_column, --group-column) "
                 f"and that of its positives (group_positives, --group-positives). Leave one of them out"
             )
+
+    def _check_types(self) -> None:
+        """UsageError for a value of another type than its option has."""
+        for name in _TEXTS:
+            if not isinstance(getattr(self, name), str):
+                raise UsageError(f"the option {name} must be text, not {getattr(self, name)!r}")
+        for name in _MAYBE_TEXTS:
+            if not isinstance(getattr(self, name), str | None):
+                raise UsageError(f"the option {name} must be text or None, not {getattr(self, name)!r}")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool | np.bool_):
+                raise UsageError(f"the option {name} must be True or False, not {getattr(self, name)!r}")
+        least = self.relevant_from.item() if isinstance(self.relevant_from, np.generic) else self.relevant_from
+        if least is not None and not is_number(least):
+            raise UsageError(f"the option relevant_from must be a finite number or None, not {least!r}")
+        several = (
+            self.corpus if isinstance(self.corpus, tuple | list) else () if self.corpus is None else (self.corpus,)
+        )
+        for name, paths in (("corpus", several), ("image_root", () if self.image_root is None else (self.image_root,))):
+            if not all(isinstance(each, str | os.PathLike) for each in paths):
+                raise UsageError(f"the option {name} must be a path or None, not {getattr(self, name)!r}")
 
     @property
     def corpora(self) -> list[Path]:

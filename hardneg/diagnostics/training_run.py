@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from hardneg.diagnostics.findings.thresholds import Thresholds
 from hardneg.diagnostics.live_findings import TIMES, LiveFindings, told
 from hardneg.diagnostics.measures.batch import COLLAPSE
 from hardneg.errors import RunError, UsageError
-from hardneg.storage.json_files import decode_json
+from hardneg.storage.json_files import decode_json, is_number
 
 LOG_BYTES = 1 << 30  # a larger log is refused
 
@@ -148,16 +147,12 @@ def read_log(path: Path) -> tuple[list[dict[str, float]], int]:
         try:
             value = json.loads(line)
             step = value["step"]
-            if isinstance(step, bool) or not isinstance(step, int) or step < 0:
+            if isinstance(step, bool) or not isinstance(step, int) or not 0 <= step < 1 << 63:
                 raise ValueError
         except (ValueError, KeyError, TypeError, RecursionError):
             bad += 1
             continue
-        numbers = {
-            str(name): float(number)
-            for name, number in value.items()
-            if isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-        }
+        numbers = {str(name): float(number) for name, number in value.items() if is_number(number)}
         entries.append(numbers)
     return sorted(entries, key=lambda each: each["step"]), bad
 

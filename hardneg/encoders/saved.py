@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from hardneg.errors import RunError, UsageError
-from hardneg.storage.files import sha256_file, sync_folder
+from hardneg.storage.files import check_name, sha256_file, sync_folder
 from hardneg.storage.folders import is_encoder, recover, staging, swap
 from hardneg.storage.json_files import read_json, write_json
 
@@ -44,9 +44,14 @@ def saved_config(kind: str, folder: Path, schema: Any = None, weights: str | Non
     Raises:
         UsageError: the folder holds no saved encoder. RunError: the encoder is of another kind, or damaged.
     """
-    recover(folder)
     path = folder / "config.json"
-    if not path.exists():
+    try:
+        check_name(folder)
+        recover(folder)
+        there = path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise UsageError(f"{kind}:{str(folder)[:200]}: there is no saved encoder ({error.strerror or error})") from None
+    if not there:
         raise UsageError(f"{kind}:{folder}: there is no saved encoder (no config.json)")
     config = read_json(path, schema, remedy=_REMEDY)
     if config.get("kind") != kind:

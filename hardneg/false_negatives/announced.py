@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from hardneg.false_negatives.model import changes, selection_of
+from hardneg.storage.json_files import is_number
 
 _APART = 0.1  # relative: what a share may differ by, with the same selection, before it is said
 
@@ -52,6 +52,4 @@ class Announced:
 
 def _positive(value: Any) -> float | None:
     """A number from a file; None if it is no positive, finite one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        return None
-    return float(value)
+    return float(value) if is_number(value) and value > 0 else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hardneg.data.texts import shown
 from hardneg.errors import UsageError
 
 LARGEST = 2**63 - 1  # the largest integer that tensors can hold
@@ -19,10 +20,10 @@ def whole(name: str, value: Any, low: int, high: int = LARGEST) -> int:
     64
     """
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise UsageError(f"{name}={value!r} must be an integer")
+        raise UsageError(f"{name}={shown(value)} must be an integer")
     if not low <= value <= high:
         limits = f"{low} or more" if high == LARGEST and value < low else f"{low} to {high}"
-        raise UsageError(f"{name}={value} must be {limits}")
+        raise UsageError(f"{name}={shown(value)} must be {limits}")
     return int(value)
 
 
@@ -41,19 +42,19 @@ def number(
     0.9
     """
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.integer | np.floating):
-        raise UsageError(f"{name}={value!r} must be a number")
+        raise UsageError(f"{name}={shown(value)} must be a number")
     plain: float = value.item() if isinstance(value, np.generic) else value
     finite = not isinstance(plain, float) or math.isfinite(plain)
     inside = (low < plain if above else low <= plain) and (plain < high if below else plain <= high)
     if not finite or not inside:
         start = f"above {low:g}" if above else f"{low:g} or more"
         end = "" if high == math.inf else f" and below {high:g}" if below else f" and at most {high:g}"
-        raise UsageError(f"{name}={value} must be {start}{end}" + ("" if finite else ", and finite"))
+        raise UsageError(f"{name}={shown(value)} must be {start}{end}" + ("" if finite else ", and finite"))
     return plain
 
 
 def flag(name: str, value: Any) -> bool:
     """`value` as a bool; UsageError if it is anything but True or False."""
     if not isinstance(value, bool | np.bool_):
-        raise UsageError(f"{name}={value!r} must be True or False")
+        raise UsageError(f"{name}={shown(value)} must be True or False")
     return bool(value)

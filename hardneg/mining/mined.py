@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.data.pairs import Pairs
-from hardneg.errors import UsageError
+from hardneg.errors import RunError, UsageError
 from hardneg.index.base import Neighbors
 from hardneg.mining.candidates import Candidates, Context
 from hardneg.mining.filters.base import Chain
@@ -70,9 +70,15 @@ class Mined:
 
         Raises:
             UsageError: the neighbors are of another number of queries, or a chain comes without a context.
+            RunError: the generation has documents that the dataset does not have.
         """
         if len(neighbors.documents) != len(pairs):
             raise UsageError(f"neighbors of {len(neighbors.documents):,} queries for a dataset of {len(pairs):,}")
+        if len(ids) and not 0 <= ids.min() <= ids.max() < len(pairs.document_ids):
+            raise RunError(
+                f"the generation numbers its documents {ids.min():,} to {ids.max():,}, but the dataset has "
+                f"{len(pairs.document_ids):,}: it is damaged, or of another dataset; refresh the index anew"
+            )
         rows = neighbors.documents
         documents = np.where(rows >= 0, ids[rows], -1).astype(np.int32)
         real = documents >= 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -15,7 +15,7 @@ import torch
 
 from hardneg.data.options import Quoting, ReadOptions
 from hardneg.encoders.number_format import NUMBER_FORMATS
-from hardneg.errors import DataError, UsageError, suggestion
+from hardneg.errors import DataError, UsageError, no_giants, suggestion
 from hardneg.index.base import METRICS, Index, IndexSpec
 from hardneg.index.factory import INDEXES
 from hardneg.mining.filters.base import Filter
@@ -80,11 +80,14 @@ class MineOptions:
     read: ReadOptions = field(default_factory=ReadOptions)
 
     def __post_init__(self) -> None:
+        no_giants(self)
         # Values of numpy become plain ones, so that they can be written, and a generator of filters is read only once.
         for each in dataclasses.fields(self):
             object.__setattr__(self, each.name, plain(getattr(self, each.name)))
         object.__setattr__(self, "filters", filters_of(self.filters))
         if not isinstance(self.candidates, str | CandidateSource):
+            if not isinstance(self.candidates, Iterable):
+                raise UsageError(f"candidates is a list of specs and CandidateSources, not {self.candidates!r}")
             object.__setattr__(self, "candidates", tuple(self.candidates))
 
     def validate(self) -> None:

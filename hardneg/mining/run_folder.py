@@ -22,7 +22,6 @@ from hardneg.storage.outputs import OWN_FILES
 from hardneg.storage.remote import copy_of, fetch, holds_copies, is_url, refuse_url
 
 SCHEMA_VERSION = 2  # of run.json; 1 had no checksum of its own
-
 WITH_SOURCES = 3  # that of runs whose candidates come from several sources, and have columns for each
 
 VOLATILE = ("timings", "command", "environment")  # the entries of run.json that differ from run to run
@@ -92,6 +91,7 @@ class _Resolved(TypedDict):
     index: str
     dimension: Count
     recall: _Recall
+    encoder: NotRequired[dict[str, Any] | None]
     sources: NotRequired[dict[Annotated[str, Meta(pattern="^[a-z][a-z0-9_-]{0,39}$")], str]]
     fusion: NotRequired[str]
 
@@ -113,6 +113,8 @@ class RunInfo(TypedDict):
     selections: list[dict[str, Any]]
     paths: NotRequired[dict[str, str]]
     reading: NotRequired[dict[str, Any]]
+    hardneg_version: NotRequired[str]
+    relabelled: NotRequired[dict[str, int]]
 
 
 def read_run_json(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from hardneg import registry
 from hardneg.ambient import own_settings
 from hardneg.data.pairs import Pairs
-from hardneg.errors import UsageError, suggestion
+from hardneg.errors import UsageError, no_giants, suggestion
 from hardneg.mining.filters.base import Chain, Filter, with_found
 from hardneg.mining.miner import choose_negatives
 from hardneg.mining.options import MAYBE_COUNT, MAYBE_FLAG, check_types, plain
@@ -66,6 +66,7 @@ class SelectOptions:
     leave_out: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        no_giants(self)
         for each in fields(self):
             object.__setattr__(self, each.name, plain(getattr(self, each.name)))
         if self.filters is not None:
@@ -260,7 +261,7 @@ def _head(
         "warnings": len(info["warnings"]),
     }
     return {
-        **{key: info[key] for key in ("hardneg_version", "resolved", "environment")},
+        **{key: info[key] for key in ("hardneg_version", "resolved", "environment") if key in info},
         "fingerprints": {**_without_posteriors(prints), **used},
         "warnings": [*info["warnings"], *chosen.chain.notes(found)],
         "command": command,

@@ -146,6 +146,11 @@ class TeacherScores:
             meta = (file.schema_arrow.metadata or {}).get(_META, b"{}")
         table = read_parquet(path, ["query_id", "document_id", "score"])
         rows = []
+        for name in ("query_id", "document_id"):
+            kind = table[name].type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                raise RunError(f"{path}: the column {name!r} is {kind}, expected text{_end(self.folder)}")
         for name, ids in (("query_id", self._query_rows), ("document_id", self.pairs.document_rows_of)):
             found = ids.of(table[name])
             if unknown := int((found < 0).sum()):

@@ -25,7 +25,7 @@ from hardneg.errors import HardnegError, RunError, UsageError
 from hardneg.index.base import Neighbors
 from hardneg.refresh.encode import Encode, Items
 from hardneg.refresh.generation import Generation, Order, Recipe, build, load_saved, save_once
-from hardneg.refresh.staleness import Schedule, Staleness
+from hardneg.refresh.staleness import Schedule, Staleness, SwapEntry
 from hardneg.refresh.worker import Job, movement, staleness_of
 from hardneg.storage.json_files import read_json, write_json
 
@@ -46,7 +46,7 @@ class _State(msgspec.Struct):
     due: _Step
     owed: bool
     staleness: Staleness | None
-    history: list[dict[str, Any]]
+    history: list[SwapEntry]
     recipe: dict[str, Any]
 
 
@@ -304,7 +304,7 @@ class RefreshedIndex:
             raise RunError(f"{path} does not describe a refreshed index ({error}): start anew") from None
         recipe, names = head["recipe"], [state.generation, *([] if state.next is None else [state.next])]
         self.now, self._started, self._checked, self._due = state.step, state.started, state.checked, state.due
-        self._owed, self.history, self._staleness = state.owed, state.history, state.staleness
+        self._owed, self.history, self._staleness = state.owed, head["history"], state.staleness
         changed = [n for n, v in self.recipe.to_json().items() if n != "threads" and recipe.get(n) != v]
         if changed:
             raise RunError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,19 @@ class Staleness:
         return asdict(self)
 
 
+class SwapEntry(TypedDict, total=False):
+    """An entry of the history of an index, written when a generation comes into use. Earlier versions noted less."""
+
+    generation: int
+    step: int
+    in_use_from: int
+    drift: float
+    overlap: float
+    recall: float
+    carry_error: float
+    seconds: dict[str, float]
+
+
 def movement_of(index: Any) -> dict[str, float]:
     """`drift` and `overlap` as an index knows them: measured since its generation came into use, else those of the last refresh.
 
@@ -47,7 +60,8 @@ def movement_of(index: Any) -> dict[str, float]:
     now: Staleness = index.staleness
     if now.sample:
         return {"drift": now.drift, "overlap": now.overlap}
-    return {name: float(index.history[-1][name]) for name in ("drift", "overlap")} if index.history else {}
+    last = index.history[-1] if index.history else {}
+    return {name: float(last[name]) for name in ("drift", "overlap") if name in last}
 
 
 def staleness_between(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import mmap
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,13 @@ def reading(path: Path, what: str, failure: Failure, remedy: str = "") -> Iterat
         raise failure(f"{path}: not a readable {what} ({brief(error)}){remedy}") from None
 
 
+def check_names(fields: Iterable[pa.Field]) -> None:
+    """UnicodeDecodeError if a column, or a field within one, has a name that is not UTF-8: Arrow decodes names on use only."""
+    for field in fields:
+        assert isinstance(field.name, str)
+        check_names(field.type.field(i) for i in range(field.type.num_fields))
+
+
 class ArrowFile:
     """The record batches of an Arrow file or stream. Each is checked in full when it is read for the first time.
 
@@ -159,6 +166,7 @@ class ArrowFile:
                 source = pa.OSFile(str(path), "rb")
             self._reader = pa.ipc.open_stream(source) if stream else pa.ipc.open_file(source)
             self.schema: pa.Schema = self._reader.schema
+            check_names(self.schema)
             self.batches = 0 if stream else self._reader.num_record_batches
         self._checked = bytearray(self.batches)
 
@@ -224,6 +232,7 @@ def read_parquet(path: Path, columns: list[str] | None = None, schema: pa.Schema
         reading(path, "Parquet file", RunError, f": {RUN_DAMAGED}"),
         pq.ParquetFile(path) as file,
     ):
+        check_names(file.schema_arrow)
         missing = set(columns or ()) - set(file.schema_arrow.names)
         if missing:
             raise ValueError(f"it has no column {', '.join(sorted(missing))}")

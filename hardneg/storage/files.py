@@ -76,8 +76,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def check_name(path: str | os.PathLike[str]) -> None:
-    """UsageError if a path is not UTF-8: neither JSON nor Arrow can hold it, so that a run could not name it."""
+    """UsageError if a path is not UTF-8: neither JSON nor Arrow can hold it, so that a run could not name it; or has a zero byte."""
     text = os.fspath(path)
+    if "\0" in text:
+        raise UsageError(
+            f"the name {text!r} holds a zero byte, which no file or folder has in its name: give another one"
+        )
     if not _HALVES.search(text):
         return
     shown = _HALVES.sub(lambda found: f"\\x{ord(found[0]) & 255:02x}", text)
@@ -235,8 +239,8 @@ def read_array(path: Path, sha256: str) -> NDArray[Any]:
     check_file(path, sha256)
     try:
         array: NDArray[Any] = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise RunError(f"{path} is no array that numpy can read ({error}): it has to be made again") from None
+    except Exception as error:  # numpy parses the header as Python, and a made-up one can raise nearly anything
+        raise RunError(f"{path} is no array that numpy can read ({error!r}): it has to be made again") from None
     return array
 
 

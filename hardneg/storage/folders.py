@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hardneg.errors import RunError
-from hardneg.storage.files import sync_folder
+from hardneg.storage.files import check_name, sync_folder
 from hardneg.storage.remote import refuse_url
 
 _held: set[tuple[int, int]] = set()  # (device, inode) of the markers that this process holds
@@ -43,7 +43,8 @@ def entries(folder: Path) -> list[str]:
 
 
 def resolved(folder: Path) -> Path:
-    """The folder that a path leads to: absolute, without symbolic links."""
+    """The folder that a path leads to: absolute, without symbolic links. UsageError for a name that no folder can have."""
+    check_name(folder)
     return Path(os.path.realpath(folder))
 
 

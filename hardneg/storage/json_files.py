@@ -7,6 +7,7 @@ of every entry and the checksum. So code that uses an entry does not need to che
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from hardneg.storage.files import atomic_path, fingerprint
 
 MAX_BYTES = 1 << 28  # our largest files list a few thousand files and counts
 MAX_DEPTH = 64
+LARGEST = 1 << 256  # of a whole number: states of random generators have 128 bits
 
 _CHECKSUM = "checksum"
 
@@ -95,6 +97,8 @@ def read_json_lines(path: Path, *schemas: Any) -> list[dict[str, Any]]:
     for line in lines:
         try:
             value = msgspec.json.decode(line)
+            if _fault(value, MAX_DEPTH):
+                raise ValueError
             msgspec.convert(value, schemas[min(len(found), len(schemas) - 1)])
             found.append(value)
         except (ValueError, RecursionError):  # also msgspec's errors
@@ -121,8 +125,9 @@ def decode_json(path: Path, remedy: str = "") -> dict[str, Any]:
             raise RunError(f"{path} has more than {MAX_BYTES >> 20} MB{remedy}")
         text = path.read_text("utf-8-sig")
         value = msgspec.json.decode(text)
-        if _deeper(value, MAX_DEPTH):
-            raise RecursionError
+        fault = _fault(value, MAX_DEPTH)
+        if fault:
+            raise RunError(f"{path} {fault}{remedy}")
     except FileNotFoundError:
         raise RunError(f"{path} does not exist") from None
     except OSError as error:
@@ -136,9 +141,23 @@ def decode_json(path: Path, remedy: str = "") -> dict[str, Any]:
     return value
 
 
-def _deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects are nested more than this many levels deep."""
+def is_number(value: Any) -> bool:
+    """Whether a value from a JSON file is a number that a float can hold. Whole numbers in JSON may have any number of digits.
+
+    >>> is_number(1), is_number(True), is_number(10**400), is_number(float("nan"))
+    (True, False, False, False)
+    """
+    most = sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and -most <= value <= most
+
+
+def _fault(value: Any, levels: int) -> str:
+    """What no file of ours holds, as the end of a sentence: too deep nesting, or a number of which Python cannot write the digits."""
+    if isinstance(value, int) and not -LARGEST <= value <= LARGEST:
+        return "holds a whole number of more than 77 digits"
     if not isinstance(value, dict | list):
-        return False
+        return ""
+    if levels == 0:
+        return f"is nested more than {MAX_DEPTH} levels deep"
     children = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_deeper(child, levels - 1) for child in children)
+    return next((fault for child in children if (fault := _fault(child, levels - 1))), "")

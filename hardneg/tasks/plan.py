@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import msgspec
 
@@ -166,13 +166,22 @@ class Plan:
                 return f"{name} do not go from 0 to {total:,}"
         if any(begin % PART_ROWS for begin in self.blocks[:-1]):
             return f"blocks do not begin at multiples of {PART_ROWS:,}"
+        # Without limits, the tasks of made-up numbers would be counted for ever.
+        if any(b - a > BLOCK_PARTS * PART_ROWS for a, b in pairwise(self.blocks)):
+            return f"a block has more than {BLOCK_PARTS * PART_ROWS:,} queries"
+        if self.documents >= 1 << 31 or self.shard_count > MOST_SHARDS:
+            return f"{self.documents:,} documents in {self.shard_count:,} shards"
         lacking = [name for name in _CONFIG if name not in self.config]
         if lacking:
             return f"config lacks {lacking[0]}"
+        if any(b <= a for a, b in pairwise(self.depths)):
+            return "depths do not rise"
         if not self.depths or min(self.depths) < 1 or "main" not in self.indexes:
             return "no search"
         if not self.models and not self.given:
             return "no encoder and no vectors"
+        if self.given and set(self.given) != set(SIDES):
+            return f"vectors of {', '.join(self.given)}, not of {' and '.join(SIDES)}"
         # Keys name folders of the run.
         if any(
             not re.fullmatch("[0-9a-f]{16,128}", model.keys.get(side, "")) for model in self.models for side in SIDES
@@ -245,9 +254,14 @@ def cut(total: int, count: int, multiple: int = 1) -> list[int]:
     return [*(i * units // count * multiple for i in range(count)), total]
 
 
+class _SourceInfo(TypedDict):
+    files: dict[str, str]
+
+
 def check_source(folder: Path) -> None:
     """RunError if a file of the dataset has changed since the plan was written."""
-    recorded = read_json(folder / "progress" / "source.json", checksum=True)["files"]
+    remedy = "plan anew with another --out"
+    recorded = read_json(folder / "progress" / "source.json", _SourceInfo, checksum=True, remedy=remedy)["files"]
     for path in _files(folder / "source"):
         name = path.relative_to(folder).as_posix()
         if recorded.pop(name, None) != sha256_file(path):

@@ -13,7 +13,7 @@ from hardneg import renamed
 from hardneg.bank.curriculum import Curriculum
 from hardneg.bank.hard_batches import RANDOM, HardBatches, parse_batches
 from hardneg.encoders.lora import Lora
-from hardneg.errors import RunError, UsageError, suggestion
+from hardneg.errors import RunError, UsageError, no_giants, suggestion
 from hardneg.evaluation.ranking import parse_measures
 from hardneg.index.base import Index
 from hardneg.index.factory import INDEXES
@@ -208,6 +208,7 @@ class TrainOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        no_giants(self)
         for name, low, high in _WHOLE:
             self._set(name, whole(name, getattr(self, name), low, high))
         for name, low in _WHOLE_OR_NONE:
@@ -364,7 +365,7 @@ def _options_of(before: Mapping[str, Any] | TrainOptions) -> dict[str, Any]:
     then = {**_LATER, **renamed.with_new_names(before, renamed.TRAIN_OPTIONS)}
     then["filters"] = [renamed.filter_spec(str(spec)) for spec in before["filters"]]
     steps, epochs = then.get("steps"), then.get("epochs")
-    if not (steps is None or type(steps) is int) or type(epochs) not in (int, float):
+    if "steps" not in then or not (steps is None or type(steps) is int) or type(epochs) not in (int, float):
         raise RunError(f"these are not the options of a training (steps: {steps!r}, epochs: {epochs!r})")
     return then
 

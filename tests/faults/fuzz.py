@@ -1,32 +1,28 @@
 """Read many damaged inputs of every kind, and count what happens: `python -m tests.faults.fuzz --seconds 60 --seed 0`.
 
 An input is accepted, or refused with one of our errors. Any other error is raw, which is a fault, and so is the death of
-the process that reads: by a signal, or by hanging. Every kind is read in a process of its own, which is started again.
-`--kind KIND --case N` reads one case here, to look into it.
+the process that reads: by a signal, or by hanging. `--jobs N` reads in N processes, which take the kinds in turns; one that
+dies is started again. The same kind, seed and number always make the same bytes: `--kind KIND --case N --keep FOLDER` makes
+and reads one case here, to look into it. Inputs are made in memory (/dev/shm) where that can be.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import resource
-import select
-import subprocess
+import shutil
 import sys
-import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 from hardneg.errors import HardnegError
-from tests.faults.kinds import KINDS, emptied
-
-LONGEST_SILENCE = 30  # seconds for one case, after which its process is taken to hang
-MEMORY = 3 << 30  # bytes that a process may have more than at its start
+from tests.faults.crew import Job, place
+from tests.faults.kind import Kind
+from tests.faults.kinds import KINDS, TRIAL
 
 
 @dataclass
@@ -37,26 +33,47 @@ class Tally:
         counts: number of cases that were `accepted`, `refused` or `raw`.
         raw: for each place that raised a raw error, the first case and its traceback.
         deaths: (case, how the process ended).
+        seconds: the time that they took.
     """
 
     counts: Counter[str] = field(default_factory=Counter)
     raw: dict[str, str] = field(default_factory=dict)
     deaths: list[tuple[int, str]] = field(default_factory=list)
+    seconds: float = 0.0
 
     @property
     def fine(self) -> bool:
         """Whether every case was accepted or refused."""
         return not self.counts["raw"] and not self.deaths
 
+    @property
+    def inputs(self) -> int:
+        """The number of cases, with those that killed their process."""
+        return sum(self.counts.values()) + len(self.deaths)
+
 
 def case(kind: str, seed: int, number: int, folder: Path) -> tuple[str, str]:
-    """Make and read one input: (`accepted`, `refused` or `raw`; the error in words)."""
-    KINDS[kind].make(emptied(folder), Random(f"{kind} {seed} {number}"))
+    """Make and read one input: (`accepted`, `refused` or `raw`; the error in words).
+
+    Args:
+        kind: its name.
+        seed, number: decide the input.
+        folder: an empty folder, or none, where files of the input are made.
+    """
+    made, rng = (KINDS if kind in KINDS else TRIAL)[kind], Random(f"{kind} {seed} {number}")
+    given = made.make(folder, rng) if isinstance(made, Kind) else made.make(rng)
     try:
-        KINDS[kind].read(folder)
+        if isinstance(made, Kind):
+            made.read(folder)
+        else:
+            assert given is not None
+            made.read(given)
     except HardnegError as error:
-        if not str(error).strip():
+        words = str(error)
+        if not words.strip():
             return "raw", "an error without a message"
+        return "refused", words
+    except made.refuses as error:  # what a user sees as a message, too
         return "refused", str(error)
     except Exception as error:
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -71,7 +88,7 @@ def here(kind: str, seed: int, numbers: Iterator[int] | range, folder: Path, unt
     for number in numbers:
         if time.monotonic() > until:
             break
-        verdict, words = case(kind, seed, number, folder / "input")
+        verdict, words = case(kind, seed, number, emptied(folder / "input"))
         tally.counts[verdict] += 1
         if verdict == "raw":
             tally.raw.setdefault(words.partition("\n")[0], f"case {number}: {words}")
@@ -79,111 +96,126 @@ def here(kind: str, seed: int, numbers: Iterator[int] | range, folder: Path, unt
 
 
 def apart(kind: str, seed: int, first: int, cases: int, seconds: float, folder: Path) -> Tally:
-    """Read cases in processes of their own, until their number or the time is reached."""
-    tally, until, number, last = Tally(), time.monotonic() + seconds, first, first + cases
-    while number < last and time.monotonic() < until:
-        command = [
-            sys.executable,
-            "-m",
-            "tests.faults.fuzz",
-            "--child",
-            kind,
-            "--seed",
-            str(seed),
-            "--case",
-            str(number),
-        ]
-        command += ["--cases", str(last - number), "--seconds", str(until - time.monotonic()), "--folder", str(folder)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "0"}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment)
-        number, hangs = _follow(process, number, tally)
-        code = process.wait()
-        if hangs or code:
-            tally.deaths.append((number - 1, "hangs" if hangs else f"exit code {code}"))
-        elif number < last:
-            break  # its time is over
-    return tally
+    """Read cases of one kind in a process of its own, until their number or the time is reached."""
+    return crowd([kind], seed, first, cases, seconds, folder)[kind]
 
 
-def _follow(process: subprocess.Popen[bytes], number: int, tally: Tally) -> tuple[int, bool]:
-    """Count what the process reports: (the case after the last one that it began, whether it hangs)."""
-    assert process.stdout is not None
-    unread = b""
-    while True:
-        if not select.select([process.stdout], [], [], LONGEST_SILENCE)[0]:
-            process.kill()
-            return number, True
-        part = os.read(process.stdout.fileno(), 1 << 16)
-        if not part:
-            return number, False
-        *lines, unread = (unread + part).split(b"\n")
-        for line in lines:
-            what, _, rest = line.decode("utf-8", "replace").partition(" ")
-            if what == "begin":
-                number = int(rest) + 1
-                continue
-            tally.counts[what] += 1
-            if what == "raw":
-                words = rest.encode().decode("unicode_escape")
-                tally.raw.setdefault(words.partition("\n")[0], f"case {number - 1}: {words}")
+def crowd(
+    kinds: Sequence[str],
+    seed: int,
+    first: int,
+    cases: int,
+    seconds: float,
+    folder: Path,
+    jobs: int = 1,
+    tell: Callable[[dict[str, Tally]], None] | None = None,
+) -> dict[str, Tally]:
+    """Read cases of several kinds in processes of their own, which take the kinds in turns.
 
-
-def _child(kind: str, seed: int, first: int, cases: int, seconds: float, folder: Path) -> None:
-    """Read cases and report each one on standard output."""
+    Args:
+        kinds: their names.
+        seed, first, cases: the seed, the first case of each kind and the most cases of each.
+        seconds: the time for all.
+        folder: where inputs are made.
+        jobs: the number of processes. Process j of J reads the cases `first` + j, `first` + j + J, and so on.
+        tell: called about every minute with what was found so far.
+    """
     until = time.monotonic() + seconds
-    os.fsync = lambda descriptor: None  # nothing here has to last
-    KINDS[kind].make(emptied(folder / "warm"), Random(0))
-    with open("/proc/self/statm") as f:
-        now = int(f.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, now + MEMORY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for number in range(first, first + cases):
-        if time.monotonic() > until:
-            break
-        print(f"begin {number}", flush=True)
-        verdict, words = case(kind, seed, number, folder / "input")
-        print(verdict, words.encode("unicode_escape").decode() if verdict == "raw" else "", flush=True)
+    crew = [Job(kinds, seed, range(first + j, first + cases, jobs), until, folder / f"job-{j}") for j in range(jobs)]
+    tallies = {kind: Tally() for kind in kinds}
+    said = time.monotonic()
+    try:
+        while True:
+            working = [job.look(tallies) for job in crew]  # all of them, so that none is left dead
+            if not any(working):
+                break
+            time.sleep(0.05)
+            if tell is not None and time.monotonic() - said > 60:
+                said = time.monotonic()
+                for job in crew:
+                    job.count(tallies)
+                tell(tallies)
+    finally:
+        for job in crew:
+            job.end()
+            job.count(tallies)
+    return tallies
 
 
 def table(tallies: dict[str, Tally]) -> str:
     """The counts as a table, then the first case of every fault."""
-    lines = [f"{'kind':<15}{'inputs':>9}{'accepted':>10}{'refused':>9}{'raw errors':>12}{'deaths':>8}"]
+    lines = [
+        f"{'kind':<18}{'inputs':>11}{'accepted':>11}{'refused':>11}{'raw errors':>12}{'deaths':>8}{'a second':>10}"
+    ]
+    every = Tally()
     for kind, tally in tallies.items():
-        inputs = sum(tally.counts.values()) + len(tally.deaths)
-        counts = [tally.counts[name] for name in ("accepted", "refused", "raw")]
-        lines.append(f"{kind:<15}{inputs:>9,}{counts[0]:>10,}{counts[1]:>9,}{counts[2]:>12,}{len(tally.deaths):>8,}")
+        lines.append(_line(kind, tally))
+        every.counts += tally.counts
+        every.deaths += tally.deaths
+        every.seconds += tally.seconds
+    lines.append(_line("all", every))
     for kind, tally in tallies.items():
         lines += [f"\n{kind}, {words}" for words in tally.raw.values()]
         lines += [f"\n{kind}, case {number}: {how}" for number, how in tally.deaths]
     return "\n".join(lines)
 
 
+def _line(name: str, tally: Tally) -> str:
+    counts = "".join(
+        f"{tally.counts[each]:>{wide},}" for each, wide in (("accepted", 11), ("refused", 11), ("raw", 12))
+    )
+    rate = f"{tally.inputs / tally.seconds:,.0f}" if tally.seconds else ""
+    return f"{name:<18}{tally.inputs:>11,}{counts}{len(tally.deaths):>8,}{rate:>10}"
+
+
+def _progress(tallies: dict[str, Tally]) -> None:
+    """One line: all inputs and faults so far, and the inputs of each kind."""
+    faults = sum(tally.counts["raw"] + len(tally.deaths) for tally in tallies.values())
+    total = sum(tally.inputs for tally in tallies.values())
+    each = ", ".join(f"{kind} {tally.inputs:,}" for kind, tally in tallies.items())
+    print(f"{time.strftime('%H:%M:%S')} {total:,} inputs, {faults:,} faults: {each}", flush=True)
+
+
+def emptied(folder: Path) -> Path:
+    """The folder, empty."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
 def main() -> int:
-    """Fuzz the kinds one after the other. 1 if there is a fault, else 0."""
+    """Fuzz the kinds in turns. 1 if there is a fault, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=60, help="time for all kinds together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--kind", action="append", choices=list(KINDS), help="only this kind; may be repeated")
+    parser.add_argument(
+        "--but", action="append", choices=list(KINDS), default=[], help="not this kind; may be repeated"
+    )
     parser.add_argument("--case", type=int, default=0, help="the first case")
     parser.add_argument("--cases", type=int, default=1 << 40, help="the most cases of each kind")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that read at the same time")
     parser.add_argument(
         "--keep", type=Path, help="with one --kind and --case: make the input in this folder, and read it"
     )
-    parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child:
-        _child(given.child, given.seed, given.case, given.cases, given.seconds, given.folder)
-        return 0
     if given.keep:
-        print(*case(given.kind[0], given.seed, given.case, given.keep), sep="\n")
+        kind = KINDS[given.kind[0]]
+        verdict = case(given.kind[0], given.seed, given.case, emptied(given.keep))
+        if not isinstance(kind, Kind):
+            print(repr(kind.make(Random(f"{given.kind[0]} {given.seed} {given.case}"))))
+        print(*verdict, sep="\n")
         return 0
-    tallies = {}
-    kinds = given.kind or list(KINDS)
-    for kind in kinds:
-        with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-            tallies[kind] = apart(kind, given.seed, given.case, given.cases, given.seconds / len(kinds), Path(folder))
+    kinds = [kind for kind in given.kind or KINDS if kind not in given.but]
+    began = time.monotonic()
+    with place() as folder:
+        tallies = crowd(kinds, given.seed, given.case, given.cases, given.seconds, folder, given.jobs, _progress)
+    took = time.monotonic() - began
     print(table(tallies))
+    total = sum(tally.inputs for tally in tallies.values())
+    print(
+        f"\n{total:,} inputs in {took:,.0f} s, {total / took:,.0f} a second, {given.jobs} at a time, seed {given.seed}"
+    )
     return 0 if all(tally.fine for tally in tallies.values()) else 1
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import io
 import json
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+import os
+import signal
+import tempfile
+from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,7 +22,10 @@ from hardneg.data.dataset_files import labels_digest
 from hardneg.data.pairs import Pairs, open_pairs
 from hardneg.data.read import read_pairs
 from hardneg.encoders.precomputed import open_vectors
+from hardneg.errors import DataError
 from hardneg.storage.arrow import read_parquet
+from tests.faults import own_files, own_parts, own_trainings, typed
+from tests.faults.kind import Kind, Typed
 from tests.faults.mutators import TEXTS, damaged, json_text, sometimes_damaged
 from tests.faults.sources import (
     make_beir,
@@ -37,22 +41,6 @@ from tests.faults.sources import (
     use,
     write,
 )
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of input.
-
-    Attributes:
-        make: writes a damaged input to an empty folder; the same bytes for the same random numbers.
-        read: reads it as hardneg does, and uses everything that was read.
-        risky: whether damage could kill the process.
-    """
-
-    make: Callable[[Path, Random], None]
-    read: Callable[[Path], None]
-    risky: bool = False
-
 
 _JUDGED = Pairs.from_columns(
     [f"query {i}" for i in range(6)], [f"text {i}" for i in range(6)], query_ids=["=1", "'=1", "b", "c", "'d", "e\n"]
@@ -217,17 +205,28 @@ def make_npy(folder: Path, rng: Random) -> None:
 
 def read_npy(folder: Path) -> None:
     vectors = open_vectors(folder / "vectors.npy")
-    assert np.asarray(vectors, np.float32).sum() is not None
+    assert vectors.ids is None
+    assert np.asarray(vectors.array, np.float32).sum() is not None
+
+
+@cache
+def _own_folder(rows: int) -> dict[str, bytes]:
+    """The files of a dataset, by their paths."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        builder = Builder(folder)
+        for i in range(rows):
+            q = builder.add_query(None, f"query {i} ü", where="")
+            builder.relate(q, builder.add_document(None, f"text {i}", title="T", group=i % 2, where=""), 1.0)
+        builder.finish("own")
+        return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def make_own_folder(folder: Path, rng: Random) -> None:
     """A dataset as runs keep it, in which one file or label is damaged, with its digest put right."""
     rows = rng.choice((3, 300))
-    builder = Builder(folder)
-    for i in range(rows):
-        q = builder.add_query(None, f"query {i} ü", where="")
-        builder.relate(q, builder.add_document(None, f"text {i}", title="T", group=i % 2, where=""), 1.0)
-    builder.finish("own")
+    for name, data in _own_folder(rows).items():
+        write(folder / name, data)
     what = rng.randrange(4)
     files = sorted(folder.rglob("*.arrow"))
     path = rng.choice(files)
@@ -256,7 +255,24 @@ def read_own_folder(folder: Path) -> None:
     use(open_pairs(folder))
 
 
-KINDS = {
+def make_number(folder: Path, rng: Random) -> None:
+    write(folder / "number", str(rng.randrange(6)).encode())
+
+
+def read_number(folder: Path) -> None:
+    """End the process, raise a raw error, refuse or accept: what the fuzzer must tell apart."""
+    number = int((folder / "number").read_text())
+    if number == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 1:
+        raise KeyError(number)
+    if number == 2:
+        raise DataError("refused")
+
+
+TRIAL: dict[str, Kind | Typed] = {"trial": Kind(make_number, read_number, risky=True)}  # of the fuzzer itself
+
+KINDS: dict[str, Kind | Typed] = {
     "json": Kind(make_json_lines("pairs.json"), read_file("pairs.json")),
     "jsonl": Kind(make_json_lines("pairs.jsonl"), read_file("pairs.jsonl")),
     "csv": Kind(make_table("pairs.csv", ","), read_file("pairs.csv")),
@@ -269,11 +285,8 @@ KINDS = {
     "parquet": Kind(make_parquet, read_parquet_file, risky=True),
     "saved dataset": Kind(make_saved_dataset, read_folder, risky=True),
     "own folder": Kind(make_own_folder, read_own_folder, risky=True),
+    **typed.KINDS,
+    **own_files.KINDS,
+    **own_parts.KINDS,
+    **own_trainings.KINDS,
 }
-
-
-def emptied(folder: Path) -> Path:
-    """The folder, empty."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from hardneg.data.readers.rows import Block, Located, exists, names, opened
 from hardneg.data.texts import shown
 from hardneg.errors import DataError
-from hardneg.storage.arrow import ArrowFile, brief, check_regular, reading
+from hardneg.storage.arrow import ArrowFile, brief, check_names, check_regular, reading
 
 _ROWS = 4096  # that are Python objects at once
 _ROWS_OF_BYTES = 32  # likewise, where a column holds bytes, such as pictures
@@ -30,6 +30,7 @@ def parquet_blocks(path: Path) -> Iterator[Block]:
     remedy = ": it is damaged, or was not completely written"
     with reading(path, "Parquet file", DataError, remedy):
         file = pq.ParquetFile(path)
+        check_names(file.schema_arrow)
         batches = file.iter_batches(batch_size=_at_once(file.schema_arrow), use_threads=False)
     number = 0
     with file:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from hardneg.errors import UsageError, suggestion
+from hardneg.storage.json_files import is_number
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,9 @@ class Thresholds:
             value = json.loads(Path(path).read_text("utf-8"))
         except FileNotFoundError:
             raise UsageError(f"{path} does not exist") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read ({error.strerror or error})") from None
+        except (ValueError, RecursionError) as error:  # also a number of too many digits
             raise UsageError(f"{path} is not readable as JSON ({error})") from None
         if not isinstance(value, dict):
             raise UsageError(f"{path} must hold a JSON object that maps names of thresholds to numbers")
@@ -159,6 +161,6 @@ class Thresholds:
         for name, number in value.items():
             if name not in names:
                 raise UsageError(f"{path}: unknown threshold {name!r}.{suggestion(name, names)}")
-            if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
-                raise UsageError(f"{path}: the threshold {name} is {number!r}, expected a number")
+            if not is_number(number):
+                raise UsageError(f"{path}: the threshold {name} is {number!r:.80}, expected a number")
         return cls(**value)
