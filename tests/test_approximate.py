@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import hardneg.index.factory as choose
 import hardneg.index.ivf as ivf
+import hardneg.index.list_scan as list_scan
 from hardneg.errors import DataError, UsageError
 from hardneg.index.base import METRICS, Index
 from hardneg.index.exact import ExactIndex
@@ -91,8 +92,9 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
     ]:
         monkeypatch.setattr("hardneg.index.vectors.TILE_BYTES", tile)
         monkeypatch.setattr(ivf, "_QUERIES", block)
-        monkeypatch.setattr(ivf, "_PART", 40)
-        monkeypatch.setattr(ivf, "_MOST_FOUND", 100)
+        for module in (ivf, list_scan):
+            monkeypatch.setattr(module, "PART", 40)
+            monkeypatch.setattr(module, "MOST_FOUND", 100)
         monkeypatch.setattr("hardneg.index.thresholds._MOST_WAITING", 1000)
         shards = Sharded([documents[:1000], documents[1000:]])
         again = IVFIndex(shards, kernel=kernel, threads=threads, seed=3, probe_margin=0.15)

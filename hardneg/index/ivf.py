@@ -24,8 +24,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,18 +32,11 @@ from numpy.typing import NDArray
 from hardneg.ambient import own_settings
 from hardneg.errors import DataError, UsageError
 from hardneg.index.base import Neighbors
-from hardneg.index.kernels import FloatKernel, own_workspace, spans
+from hardneg.index.kernels import FloatKernel, spans
 from hardneg.index.kmeans import Centroids, by_list
-from hardneg.index.thresholds import (
-    ThresholdFilter,
-    TileDocuments,
-    documents_at_once,
-    nearest_pairs,
-    padded,
-    rows_at_once,
-    score_range,
-)
-from hardneg.index.topk import NOTHING, RunningTopK, best_keys, pair_products, sorted_keys
+from hardneg.index.list_scan import MOST_FOUND, PART, ListBlock, ListScan, ListTile, Probes
+from hardneg.index.thresholds import nearest_pairs, rows_at_once, score_range
+from hardneg.index.topk import NOTHING, best_keys, pair_products, sorted_keys
 from hardneg.index.vectors import Documents, VectorStore, mapped, workers
 from hardneg.progress import Advance
 from hardneg.storage.arrays import Float, Int
@@ -53,10 +44,7 @@ from hardneg.storage.arrow import check_whole
 
 MOST_LISTS = 1 << 15
 _QUERIES = 1 << 16  # queries in one block; the larger the block, the more of them share a list
-_PART = 1024  # queries that are multiplied with a list at once
-_COLUMNS, _ROWS = 32, 128  # numbers of queries and documents in a product are rounded up to multiples of these
 _READ = 2048  # documents that are read at once
-_MOST_FOUND = 1 << 21  # scored pairs that may wait to be merged
 
 
 def default_lists(size: int) -> int:
@@ -165,7 +153,7 @@ class IVFIndex(VectorStore):
         return Neighbors(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
     def _search_others(
-        self, exact: Float, best: Int, probes: _Probes, pool: Executor, tell: Callable[[float], None]
+        self, exact: Float, best: Int, probes: Probes, pool: Executor, tell: Callable[[float], None]
     ) -> None:
         """Merge the nearest documents of the other probed lists into `best`, for the queries that have some."""
         asked = probes.queries[np.flatnonzero(np.diff(probes.queries, prepend=-1))]
@@ -173,9 +161,11 @@ class IVFIndex(VectorStore):
         queries, found = (exact[asked], best[asked]) if some else (exact, best)
         probes = probes._replace(queries=np.searchsorted(asked, probes.queries))
         rows = rows_at_once(len(queries), self.threads, _QUERIES)
-        blocks = list(
-            pool.map(lambda span: _Block(self, queries[span], found[span], probes, span), spans(len(queries), rows))
-        )
+
+        def block_of(span: slice) -> ListBlock:
+            return ListBlock(self.kernel, self.lists, queries[span], found[span], probes, span)
+
+        blocks = list(pool.map(block_of, spans(len(queries), rows)))
         most = min(self.tile_rows, ((1 << 31) - 1) // (rows + 8))  # so that the numbers of pairs fit into 31 bits
         for tile in self._tiles(probes, most):
             list(pool.map(self._scan(tile, pool), blocks))
@@ -198,8 +188,7 @@ class IVFIndex(VectorStore):
         """float64 `[n]`: the share of the true neighbors `truth` `[n, k]` in the lists that each query probes."""
         exact = self.prepared(queries)
         with workers(self.threads) as pool:
-            probes = _Probes(*self.centroids.probe(exact, self.probe_margin, pool.map))
-            margins = self._margins_to_hold(exact, truth.shape[1], probes, pool)
+            margins = self._probes(exact, truth.shape[1], pool).margins
         shares: NDArray[np.float64] = (self._margins(exact, truth) <= margins[:, None]).mean(1)
         return shares
 
@@ -215,24 +204,20 @@ class IVFIndex(VectorStore):
         lists[self.order] = np.repeat(np.arange(self.lists, dtype=np.int32), self.sizes)
         return lists
 
-    def _probes(self, exact: Float, k: int, pool: Executor) -> _Probes:
-        """Choose the lists that each query probes, so that they hold at least k documents."""
-        probes = _Probes(*self.centroids.probe(exact, self.probe_margin, pool.map))
-        margins = self._margins_to_hold(exact, k, probes, pool)
-        if (margins > np.float32(self.probe_margin)).any():
-            return _Probes(*self.centroids.probe(exact, margins, pool.map))
-        return probes
-
-    def _margins_to_hold(self, exact: Float, k: int, probes: _Probes, pool: Executor) -> Float:
-        """float32 `[n]`: the probe margin of each query, doubled until its lists hold at least k documents."""
+    def _probes(self, exact: Float, k: int, pool: Executor) -> Probes:
+        """Choose the lists that each query probes: its probe margin is doubled until they hold at least k documents."""
         margins = np.full(len(exact), self.probe_margin, np.float32)
-        short, queries, lists = np.arange(len(exact)), probes.queries, probes.lists
-        while len(short):
-            held = np.bincount(queries, weights=self.sizes[lists], minlength=len(short))
-            short = short[held < k]
+        queries, lists, first = self.centroids.probe(exact, margins, pool.map)
+        held = np.bincount(queries, weights=self.sizes[lists], minlength=len(exact))
+        while len(short := np.flatnonzero(held < k)):
             margins[short] = np.maximum(2 * margins[short], np.float32(2.0**-10))
-            queries, lists, _ = self.centroids.probe(exact[short], margins[short], pool.map)
-        return margins
+            others = (held >= k)[queries]
+            again, found, _ = self.centroids.probe(exact[short], margins[short], pool.map)
+            held[short] = np.bincount(again, weights=self.sizes[found], minlength=len(short))
+            queries, lists = np.concatenate([queries[others], short[again]]), np.concatenate([lists[others], found])
+            order = np.argsort(queries, kind="stable")
+            queries, lists = queries[order], lists[order]
+        return Probes(queries, lists, first, margins)
 
     def _search_first(
         self, exact: Float, best: Int, first: NDArray[np.int32], k: int, pool: Executor, tell: Callable[[float], None]
@@ -252,7 +237,7 @@ class IVFIndex(VectorStore):
                 return
             vectors = self.vectors(rows)
             tile = self.tile(kernel, vectors, rows)
-            at_once = max(8, min(_PART, _MOST_FOUND // len(rows)))
+            at_once = max(8, min(PART, MOST_FOUND // len(rows)))
             for start in range(0, len(queries), at_once):
                 part = queries[start : start + at_once]
                 asked = exact[part]
@@ -264,23 +249,23 @@ class IVFIndex(VectorStore):
         for number, _ in enumerate(pool.map(search_list, range(self.lists))):
             tell(self.offsets[number + 1] / self.size)
 
-    def _tiles(self, probes: _Probes, most: int) -> Iterator[_Tile]:
+    def _tiles(self, probes: Probes, most: int) -> Iterator[ListTile]:
         """Split `order` into tiles of at most `most` documents, without the lists that no query probes."""
-        tile: _Tile | None = None
+        tile: ListTile | None = None
         for number in np.unique(probes.lists).tolist():
             start, stop = self.offsets[number : number + 2].tolist()
             while start < stop:
                 if tile is not None and (start != tile.stop or tile.stop - tile.start >= most):
                     yield tile
                     tile = None
-                tile = tile or _Tile(start, start, [])
+                tile = tile or ListTile(start, start, [])
                 end = min(stop, tile.start + most)
                 tile.lists.append((number, slice(start - tile.start, end - tile.start)))
                 tile.stop = start = end
         if tile is not None:
             yield tile
 
-    def _scan(self, part: _Tile, pool: Executor) -> _ListScan:
+    def _scan(self, part: ListTile, pool: Executor) -> ListScan:
         """Read and round the documents of a tile."""
         rows = self.order[part.start : part.stop]
         vectors = np.empty((len(rows), self.dimension), np.float32)
@@ -291,99 +276,6 @@ class IVFIndex(VectorStore):
 
         list(pool.map(read, range(0, len(rows), _READ)))
         tile = self.tile(self.kernel, vectors, rows, pool.map)
-        scan = _ListScan(self.kernel, tile, vectors, rows.astype(np.int64), self.finish, self.squared)
+        scan = ListScan(self.kernel, tile, vectors, rows.astype(np.int64), self.finish, self.squared)
         scan.lists = part.lists
         return scan
-
-
-@dataclass
-class _Tile:
-    """The documents `order[start:stop]`, which belong to some consecutive lists."""
-
-    start: int
-    stop: int
-    lists: list[tuple[int, slice]]  # pairs (list, its documents as a slice of the tile)
-
-
-class _Probes(NamedTuple):
-    """The p (query, list) pairs in which the query probes the list."""
-
-    queries: Int  # [p], ascending
-    lists: NDArray[np.int32]  # [p]
-    first: NDArray[np.int32]  # [n], the best list of each query
-
-    def without_first(self) -> _Probes:
-        """Without the pairs of a query with its best list."""
-        others = self.lists != self.first[self.queries]
-        return _Probes(self.queries[others], self.lists[others], self.first)
-
-
-class _Block:
-    """A block of queries, with the queries that probe each list.
-
-    Args:
-        index: the index.
-        exact: the queries in float32, `[n, d]`.
-        best: int64 `[n, k]`, the packed neighbors so far; changed in place.
-        probes: the probes of all queries.
-        span: the numbers of these queries among all queries.
-    """
-
-    def __init__(self, index: IVFIndex, exact: Float, best: Int, probes: _Probes, span: slice) -> None:
-        fill = 8 - len(exact) % 8  # at least one row of padding, which `_ListScan` uses
-        exact = padded(exact, fill)
-        self.topk = RunningTopK(exact, best)
-        self.rounded = index.kernel.rounded(exact)
-        pairs = slice(*np.searchsorted(probes.queries, [span.start, span.stop]))
-        order, self.offsets = by_list(probes.lists[pairs], index.lists)
-        self.columns = (probes.queries[pairs] - span.start)[order].astype(np.int32)
-
-    def probing(self, number: int) -> NDArray[np.int32]:
-        """int32 `[m]`: the queries of the block that probe list `number`."""
-        columns: NDArray[np.int32] = self.columns[self.offsets[number] : self.offsets[number + 1]]
-        return columns
-
-
-class _ListScan(TileDocuments):
-    """A tile of lists. Workers call it with a block, whose queries are compared with the lists that they probe."""
-
-    lists: list[tuple[int, slice]]
-
-    def __call__(self, block: _Block) -> None:
-        """Add the nearest documents of the tile to the running top-k of the block."""
-        topk = block.topk
-        threshold_filter = ThresholdFilter(self, topk, block.rounded)
-        threshold_filter.set_scale(threshold_filter.safe)
-        for number, documents in self.lists:
-            columns = block.probing(number)
-            for start in range(0, len(columns), _PART):
-                if self._multiply(threshold_filter, columns[start : start + _PART], documents):
-                    threshold_filter.rescore()
-                    topk.merge()
-                    threshold_filter.set_scale(threshold_filter.safe)
-        threshold_filter.rescore()
-        if topk.waiting > _MOST_FOUND:
-            topk.merge()
-
-    def _multiply(self, threshold_filter: ThresholdFilter, columns: NDArray[np.int32], documents: slice) -> bool:
-        """Multiply some queries with some documents, and return whether enough pairs are waiting to be rescored."""
-        # Use few different shapes, because the matrix library has to prepare for each new one. The shape is filled up
-        # with the last query of the block, which is padding.
-        fill = np.full(-len(columns) % _COLUMNS, threshold_filter.n - 1, np.int32)
-        columns = np.concatenate([columns, fill]) if len(fill) else columns
-        queries = self.kernel.packed(threshold_filter.rounded.rows(columns))
-        scale = threshold_filter.scale.rows(columns)
-        width, chunk = np.int32(len(columns)), documents_at_once(self.kernel, len(columns))
-        chunk, full = max(_ROWS, chunk - chunk % _ROWS), False
-        for start in range(documents.start, documents.stop, chunk):
-            stop = min(start + chunk, documents.stop)
-            # Documents that fill up the shape belong to the next list, so their results are cut off.
-            part = self.tile.rows(slice(start, stop + -(stop - start) % _ROWS))
-            positions, levels = self.kernel.levels(queries, part, scale, own_workspace())
-            count = np.searchsorted(positions, (stop - start) * width)
-            positions, levels = positions[:count], levels[:count]
-            rows = positions // width
-            full |= threshold_filter.add(
-                (rows + np.int32(start)) * np.int32(threshold_filter.n) + columns[positions - rows * width], levels
-            )
-        return full

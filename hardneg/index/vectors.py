@@ -142,7 +142,7 @@ class VectorStore:
         return out
 
     def prepared(self, queries: NDArray[np.floating], k: int | None = None) -> Float:
-        """float32 `[n, d]`: a copy of the queries, normalized for cosine.
+        """float32 `[n, d]`: the queries, normalized for cosine; or themselves, if nothing about them has to be changed.
 
         Raises:
             DataError: the queries have another dimension than the documents, a query has a NaN or infinite value, or,
@@ -159,7 +159,8 @@ class VectorStore:
                 f"k={k} neighbors were requested from a corpus of {self.size:,} documents: k must be 1 to {self.size:,}"
             )
         check_whole(queries, DataError)
-        exact = np.array(queries, np.float32, order="C")
+        kept = self.metric != "cosine" and isinstance(queries, np.ndarray) and queries.flags.writeable
+        exact = np.array(queries, np.float32, order="C", copy=None if kept else True)
         norms = checked_norms(exact, "query", zero_allowed=self.metric != "cosine")
         if self.metric == "cosine":
             exact /= norms[:, None]
