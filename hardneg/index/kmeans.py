@@ -2,8 +2,9 @@
 
 The centroids are trained by Lloyd's algorithm on a sample of the documents, as in faiss (Jegou et al. 2011, Product
 quantization for nearest neighbor search, section IV). The first iterations, after which the centroids still move far,
-take a quarter of the sample. Products are computed in bfloat16 where the processor supports it. Rounding may then put a vector that lies between two centroids into the list of the farther one. This can lower the
-recall, which is measured, but it never makes a score wrong.
+take a quarter of the sample. Products are computed in bfloat16 where the processor supports it. Rounding may then put
+a vector that lies between two centroids into the list of the farther one. This can lower the recall, which is measured,
+but it never makes a score wrong.
 """
 
 from __future__ import annotations
