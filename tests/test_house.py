@@ -13,7 +13,7 @@ PACKAGE = ROOT / "hardneg"
 # A package imports only from packages before it in this list.
 ROOMS = (
     "flags", "errors", "ambient",
-    "hashing", "lazy", "memory", "progress", "renamed", "registry", "storage", "data", "encoders", "index",
+    "hashing", "lazy", "memory", "products", "progress", "renamed", "registry", "storage", "data", "encoders", "index",
     "losses", "mining", "judges", "false_negatives", "tasks", "refresh", "bank", "evaluation", "exports", "demo_data", "diagnostics",
     "training", "integrations", "version", "__main__",
 )  # fmt: skip
