@@ -150,9 +150,9 @@ def _full_safetensors(*args: Any, **kwargs: Any) -> None:
     ("function", "fails"),
     [
         ("hardneg.training.checkpoint.save_file", _full_safetensors),
-        ("hardneg.training.checkpoint.save_file", _full),
+        pytest.param("hardneg.training.checkpoint.save_file", _full, marks=pytest.mark.slow),
         ("hardneg.training.checkpoint.write_json", _full),
-        ("hardneg.training.checkpoint.link_tree", _full),
+        pytest.param("hardneg.training.checkpoint.link_tree", _full, marks=pytest.mark.slow),
         ("hardneg.training.checkpoint.os.replace", _full),
     ],
 )

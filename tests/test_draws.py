@@ -120,7 +120,10 @@ def world(
     return data, relevant.ravel()
 
 
-@pytest.mark.parametrize(("share", "known"), [(0.05, 1), (0.25, 1), (0.25, 3), (0.6, 1)])
+@pytest.mark.parametrize(
+    ("share", "known"),
+    [(0.05, 1), (0.25, 3), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((0.25, 1), (0.6, 1)))],
+)
 def test_known_positives_alone_tell_order_and_level(share: float, known: int) -> None:
     data, relevant = world(0, 500, share=share, known=known)
     model, report = fit_known(data)

@@ -92,7 +92,7 @@ def subject_of(vectors: np.ndarray, queries: int = 20) -> Subject:
     )
 
 
-@pytest.mark.parametrize("size", [1_000, 20_000, 120_000])
+@pytest.mark.parametrize("size", [1_000, 20_000, pytest.param(120_000, marks=pytest.mark.slow)])
 def test_copies_are_found_whatever_the_size_of_the_corpus(size: int) -> None:
     """A quarter of the documents have a copy, somewhere."""
     rng = np.random.default_rng(0)

@@ -72,7 +72,7 @@ BESIDE = {"ROWS": 128, "COLUMNS": 128, "num_warps": 8, "num_stages": 4, "STAYS":
 
 @pytest.mark.parametrize(
     ("flags", "most_spilled"),
-    [({**SHAPE, **MASKED}, 0), ({**BESIDE, **MASKED, "THRESHOLD": True}, 256)],
+    [pytest.param({**SHAPE, **MASKED}, 0, marks=pytest.mark.slow), ({**BESIDE, **MASKED, "THRESHOLD": True}, 256)],
     ids=["ids and margin", "and a posterior"],
 )
 def test_the_code_for_hopper(flags: dict[str, Any], most_spilled: int) -> None:

@@ -130,8 +130,14 @@ def test_the_seed_decides(pairs: Pairs, mined: Mined) -> None:
     assert epochs(sampler(pairs, mined, seed=3), 1) != epochs(sampler(pairs, mined, seed=4), 1)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("stop", [0, 3, 7, 10])
+@pytest.mark.parametrize(
+    ("stop", "workers"),
+    [
+        *((stop, 0) for stop in (0, 3, 7, 10)),
+        (7, 2),
+        *(pytest.param(stop, 2, marks=pytest.mark.slow) for stop in (0, 3, 10)),
+    ],
+)
 def test_a_resumed_training_gets_the_same_batches(pairs: Pairs, mined: Mined, workers: int, stop: int) -> None:
     """Workers read ahead; what counts is what was trained on. A new generation comes at a named batch."""
     later = Mined(mined.documents[:, ::-1].copy(), mined.scores, mined.positive_scores, mined.kept[:, ::-1].copy())
@@ -260,8 +266,16 @@ def test_a_share_of_the_negatives_is_mined(pairs: Pairs, mined: Mined, share: fl
     assert np.mean(hard) == pytest.approx(3 * share, abs=0.2)
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
-@pytest.mark.parametrize("share", [0.05, 0.2, 0.6, 1.0])
+@pytest.mark.parametrize(
+    ("share", "drop_last"),
+    [
+        (0.2, True),
+        (0.2, False),
+        (1.0, False),
+        *(pytest.param(share, last, marks=pytest.mark.slow) for share in (0.05, 0.6) for last in (True, False)),
+        pytest.param(1.0, True, marks=pytest.mark.slow),
+    ],
+)
 def test_a_frequent_positive_costs_no_pairs(share: float, drop_last: bool) -> None:
     """A fifth of the queries with one positive: more than there are batches. All pairs are seen, in as many batches as else."""
     size, count = 32, 3200

@@ -84,7 +84,7 @@ def calibrated(with_groups: hardneg.Run) -> Path:
     return path
 
 
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_run_without_groups_is_judged_by_those_of_the_same_texts(
     with_groups: hardneg.Run, without: hardneg.Run, first: bool
 ) -> None:
@@ -260,7 +260,12 @@ def subject_of(run: hardneg.Run, scores: list[float]) -> Subject:
 
 
 @pytest.mark.parametrize(
-    "scores", [[0.2, 0.18, 0.17, 0.17, 0.16], [0.38, 0.37, 0.36], [0.44, 0.3, 0.2], [0.1, 0.09], [0.5, 0.49, 0.0]]
+    "scores",
+    [
+        [0.2, 0.18, 0.17, 0.17, 0.16],
+        [0.44, 0.3, 0.2],
+        *(pytest.param(each, marks=pytest.mark.slow) for each in ([0.38, 0.37, 0.36], [0.1, 0.09], [0.5, 0.49, 0.0])),
+    ],
 )
 def test_no_temperature_is_advised_that_makes_another_finding(with_groups: hardneg.Run, scores: list[float]) -> None:
     subject = subject_of(with_groups, scores)
