@@ -53,7 +53,7 @@ faults: $(VENV)/dev
 TESTS ?= tests
 TORCH ?= 2.13.0
 # Those of the command line, without any extra: an extra needs a newer click than hardneg does.
-CORE_TESTS ?= tests/test_cli.py tests/test_terminal.py tests/test_mine.py tests/test_select.py
+CORE_TESTS ?= tests/test_cli.py tests/test_terminal.py tests/test_mine.py tests/test_samplers.py
 test-oldest:
 	$(PYTHON) tests/oldest.py --core --folder $(VENV)-oldest-core --torch $(TORCH) $(WORKERS) $(CORE_TESTS)
 	$(PYTHON) tests/oldest.py --folder $(VENV)-oldest --torch $(TORCH) $(WORKERS) $(TESTS)

@@ -141,3 +141,19 @@ def test_help_loads_neither_torch_nor_numpy() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "mine" in done.stdout
     assert not {"torch", "numpy", "pyarrow", "faiss", "rich"} & set(done.stderr.split())
+
+
+def test_the_files_of_tests_that_are_named_exist() -> None:
+    named = [
+        (path.name, found)
+        for path in (
+            ROOT / "Makefile",
+            ROOT / "README.md",
+            ROOT / "CONTRIBUTING.md",
+            ROOT / "SECURITY.md",
+            ROOT / "pyproject.toml",
+        )
+        for found in re.findall(r"\btests/[\w/]+\.py", path.read_text())
+    ]
+    assert len(named) > 3
+    assert [each for each in named if not (ROOT / each[1]).is_file()] == []
