@@ -8,6 +8,7 @@ choose differently every time, and the lists of an index must not change with it
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -70,9 +71,27 @@ def _libraries() -> tuple[LibController, ...]:
     )
 
 
-_LOCK = threading.Lock()
+_lock = threading.Lock()
 _inside = 0
 _before: list[int] = []
+
+
+def _in_child() -> None:
+    """In a forked process no other thread is in a block, nor can one give the lock back."""
+    global _lock, _inside
+    _lock = threading.Lock()
+    if _inside:
+        _inside = 0
+        _set_threads(_before)
+
+
+def _set_threads(threads: list[int]) -> None:
+    for library, count in zip(_libraries(), threads, strict=True):
+        library.set_num_threads(count)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
 
 
 @contextmanager
@@ -82,17 +101,15 @@ def one_thread_each() -> Iterator[None]:
     The setting is the library's, for all threads. The first block that begins makes it, the last one that ends takes it back.
     """
     global _inside, _before
-    with _LOCK:
+    with _lock:
         if _inside == 0:
             _before = [library.get_num_threads() for library in _libraries()]
-            for library in _libraries():
-                library.set_num_threads(1)
+            _set_threads([1] * len(_before))
         _inside += 1
     try:
         yield
     finally:
-        with _LOCK:
-            _inside -= 1
+        with _lock:
+            _inside = max(0, _inside - 1)  # a forked process that leaves a block of its parent has begun none
             if _inside == 0:
-                for library, threads in zip(_libraries(), _before, strict=True):
-                    library.set_num_threads(threads)
+                _set_threads(_before)

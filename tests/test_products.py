@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -113,6 +114,25 @@ def test_one_thread_until_the_last_search_is_over(monkeypatch: pytest.MonkeyPatc
         thread.join()
         assert library.threads == 1
     assert library.set_to == [1, 7, 1, 7]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    library = _Library()
+    monkeypatch.setattr(products, "_libraries", lambda: (library,))
+
+    def child() -> int:
+        found = library.threads
+        with one_thread_each():
+            inside = library.threads
+        return 10 * found + inside if library.threads == found else 0
+
+    with one_thread_each(), products._lock:  # as if another thread held it
+        process = os.fork()
+        if process == 0:
+            os._exit(child())
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 71
+    assert library.threads == 7
 
 
 def test_the_library_of_numpy_is_found_here() -> None:
