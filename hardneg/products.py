@@ -32,7 +32,7 @@ def matrix_product(
     thread may be training with it. Instead, numpy multiplies.
     """
     if left.dtype == torch.float32 and (numpy_is_faster() or _may_round_float32()):
-        out = torch.empty(len(left), right.shape[1]) if out is None else out
+        out = left.new_empty(len(left), right.shape[1]) if out is None else out
         np.matmul(left.numpy(), right.numpy(), out=out.numpy())
         return out if bias is None else out.add_(bias)
     return torch.mm(left, right, out=out) if bias is None else torch.addmm(bias, left, right, out=out)

@@ -73,3 +73,26 @@ def test_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not isinstance(quick_linear(torch.device("cuda"), "float32"), QuickLinear)
     monkeypatch.setattr(linear_layers, "numpy_is_faster", lambda: False)
     assert not isinstance(quick_linear(CPU, "float32"), QuickLinear)
+
+
+@pytest.mark.parametrize("chosen", ["float64", "bfloat16", "meta"])
+def test_what_tensors_are_by_default_does_not_matter(chosen: str, asked: list[tuple[int, ...]]) -> None:
+    layer, inputs = torch.nn.Linear(64, 32), torch.randn(2000, 64)
+    before = torch.get_default_dtype()
+    try:
+        if chosen != "meta":
+            torch.set_default_dtype(getattr(torch, chosen))
+        with torch.device("meta" if chosen == "meta" else "cpu"), torch.inference_mode(), QuickLinear():
+            found = layer(inputs)
+    finally:
+        torch.set_default_dtype(before)
+    assert asked
+    assert (found.dtype, found.device) == (torch.float32, CPU)
+    assert (found - layer(inputs)).abs().max() < 1e-5
+
+
+def test_a_bias_for_each_row_is_left_to_torch(asked: list[tuple[int, ...]]) -> None:
+    inputs, weight, bias = torch.randn(2048, 64), torch.randn(32, 64), torch.randn(2048, 32)
+    with torch.inference_mode(), QuickLinear():
+        assert (linear(inputs, weight, bias) - (inputs @ weight.t() + bias)).abs().max() < 1e-4
+    assert not asked

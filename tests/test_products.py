@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,3 +144,36 @@ def test_the_library_of_numpy_is_found_here() -> None:
     with one_thread_each():
         assert [library.get_num_threads() for library in found] == [1] * len(found)
     assert [library.get_num_threads() for library in found] == before
+
+
+@pytest.mark.parametrize("chosen", ["float64", "bfloat16", "meta"])
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_what_tensors_are_by_default_does_not_matter(chosen: str, metric: str) -> None:
+    documents = np.random.default_rng(0).standard_normal((500, 24)).astype(np.float32)
+
+    def found() -> list[Any]:
+        made = (IVFIndex(documents, metric, threads=2), ExactIndex(documents, metric, "float32"))
+        return [each.tolist() for index in made for each in index.search(documents[:9], 5)]
+
+    expected = found()
+    before = torch.get_default_dtype()
+    try:
+        if chosen != "meta":
+            torch.set_default_dtype(getattr(torch, chosen))
+        with torch.device("meta" if chosen == "meta" else "cpu"):
+            assert found() == expected
+            product = matrix_product(torch.from_numpy(documents), torch.from_numpy(documents.T))
+            assert (product.dtype, product.device.type) == (torch.float32, "cpu")
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_arrays_with_one_row_or_column_may_run_backwards(metric: str) -> None:
+    documents = np.random.default_rng(0).standard_normal((40, 1)).astype(np.float32)
+    for index in (ExactIndex, IVFIndex):
+        expected = index(documents, metric).search(documents, 3)
+        found = index(documents[:, ::-1], metric).search(documents[:, ::-1], 3)
+        assert np.array_equal(found.documents, expected.documents)
+        one = documents.reshape(1, 40)[::-1]
+        assert index(one, metric).search(one, 1).documents.tolist() == [[0]]

@@ -84,3 +84,25 @@ def test_with_the_truth_of_the_whole_sample_it_is_the_same(recall: float) -> Non
 def test_a_sample_that_is_too_small_to_tell_is_halved(count: int) -> None:
     documents = copies(50)
     assert tuned(IVFIndex(documents, "ip", lists=60), documents[:count], 5, 0.5).queries == max(1, count // 2)
+
+
+def test_queries_in_order_of_difficulty_are_measured_on_all_of_them() -> None:
+    generator = np.random.default_rng(0)
+    documents = copies(250, 40)
+    near = documents[generator.integers(0, len(documents), 1500)]
+    between = unit(generator.standard_normal((3000, 16)).astype(np.float32))  # whose neighbors lie in several lists
+    queries = np.concatenate([near, between])
+    index, recall = make_index("ivf", documents, "ip", queries=queries, lists=40, k=5, recall=0.9)
+    truth = ExactIndex(documents, "ip").search(queries, 5).documents
+    real = shares_found(index.search(queries, 5).documents, truth).mean()
+    assert abs(recall.measured - real) < 4 * recall.error
+    assert real > 0.87
+
+
+def test_a_target_that_few_queries_cannot_tell_takes_all_of_them(searched: list[int]) -> None:
+    documents = copies(100, 60)
+    _, recall = make_index("ivf", documents, "ip", lists=1, k=5, recall=0.98)
+    assert (searched, recall.measured, recall.error) == ([256], 1.0, 1 / 256)
+    searched.clear()
+    make_index("ivf", documents, "ip", lists=1, k=5, recall=0.99)  # with 256 found of 256, 3 of 256 may be missing
+    assert searched == [256, 768]

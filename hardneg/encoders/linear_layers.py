@@ -47,13 +47,18 @@ def _fits(args: Sequence[Any]) -> bool:
     if any(each.dtype != torch.float32 or each.device.type != "cpu" or not each.is_contiguous() for each in tensors):
         return False
     inputs, weight = tensors[:2]
-    fits = inputs.ndim >= 2 and weight.ndim == 2 and inputs.shape[-1] == weight.shape[1]
+    fits = (
+        inputs.ndim >= 2
+        and weight.ndim == 2
+        and all(bias.ndim == 1 for bias in tensors[2:])
+        and inputs.shape[-1] == weight.shape[1]
+    )
     return fits and inputs.numel() * weight.shape[0] >= _SMALL
 
 
 def _linear(inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     rows, across = inputs.flatten(0, -2), weight.detach().t()
-    out = torch.empty(len(rows), len(weight))
+    out = rows.new_empty(len(rows), len(weight))
     for start in range(0, len(rows), _ROWS):
         matrix_product(rows[start : start + _ROWS], across, bias, out[start : start + _ROWS])
     return out.view(*inputs.shape[:-1], len(weight))

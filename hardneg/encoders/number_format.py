@@ -96,8 +96,8 @@ def is_slow(device: str, name: str) -> bool:
 def _layer(kind: torch.dtype, device: torch.device, rows: int, wide: int) -> Callable[[], object]:
     """A function that runs one linear layer. The weights are cast once, the activations every time, as autocast does."""
     generator = torch.Generator().manual_seed(0)
-    activations = torch.randn(rows, wide, generator=generator).to(device)
-    weights = torch.randn(wide // 4, wide, generator=generator).to(device, kind)
+    activations = torch.randn(rows, wide, generator=generator, dtype=torch.float32, device="cpu").to(device)
+    weights = torch.randn(wide // 4, wide, generator=generator, dtype=torch.float32, device="cpu").to(device, kind)
 
     def run() -> object:
         with torch.inference_mode(), quick_linear(device, str(kind).removeprefix("torch.")):

@@ -77,7 +77,7 @@ class Int8Kernel(Kernel):
     def tile(self, documents: Float, scale: Float | None = None, spread: Spread = map) -> Tile:
         center = torch.from_numpy(self.center)
 
-        values = torch.full((len(documents), self.width), _ZERO, dtype=torch.uint8)
+        values = torch.full((len(documents), self.width), _ZERO, dtype=torch.uint8, device="cpu")
 
         def round_all(step: float) -> list[tuple[float, float, float]]:
             def round_part(span: slice) -> tuple[float, float, float]:
@@ -100,8 +100,8 @@ class Int8Kernel(Kernel):
         return Tile(values, float(numbers[:, 0].max()), float(numbers[:, 1].max()), step)
 
     def rounded(self, queries: Float) -> QueryBlock:
-        values = torch.zeros(len(queries), self.width, dtype=torch.int8)
-        numbers = torch.empty(7, len(queries))
+        values = torch.zeros(len(queries), self.width, dtype=torch.int8, device="cpu")
+        numbers = torch.empty(7, len(queries), dtype=torch.float32, device="cpu")
         center = torch.from_numpy(self.center)
         for span in spans(len(queries), 256):
             part = torch.from_numpy(queries[span])
@@ -164,7 +164,7 @@ def _linear(queries: QueryBlock, tile: Tile, factor: Float, offset: Float, dtype
         0,
         queries.values,
         torch.from_numpy(np.ascontiguousarray(factor)),
-        torch.zeros(n, dtype=torch.int64),
+        torch.zeros(n, dtype=torch.int64, device="cpu"),
         torch.from_numpy(bias.astype(np.float32)),
         1.0,
         0,
@@ -182,9 +182,9 @@ def int8_is_exact(dimension: int) -> bool:
     if dimension > 1 << 15:  # the sums would need more than 32 bits
         return False
     width = dimension + -dimension % 4
-    values = torch.full((32, width), 255, dtype=torch.uint8)
+    values = torch.full((32, width), 255, dtype=torch.uint8, device="cpu")
     values[1::2, 1::3] = 0
-    signs = torch.full((16, width), 127, dtype=torch.int8)
+    signs = torch.full((16, width), 127, dtype=torch.int8, device="cpu")
     signs[1::2] = -127
     signs[2:, 1::5] = 3
     truth = values.double() @ signs.double().t()

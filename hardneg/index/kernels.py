@@ -179,7 +179,7 @@ class Workspace:
     def take(self, rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
         """A tensor `[rows, columns]` with arbitrary content. The next call reuses its memory."""
         if self._buffer is None or self._buffer.dtype != dtype or self._buffer.numel() < rows * columns:
-            self._buffer = torch.empty(rows * columns, dtype=dtype)
+            self._buffer = torch.empty(rows * columns, dtype=dtype, device="cpu")
         return self._buffer[: rows * columns].view(rows, columns)
 
 
@@ -204,7 +204,7 @@ class FloatKernel(Kernel):
         self.name = str(dtype).removeprefix("torch.")
 
     def tile(self, documents: Float, scale: Float | None = None, spread: Spread = map) -> Tile:
-        values = torch.empty(len(documents), self.dimension, dtype=self.dtype)
+        values = torch.empty(len(documents), self.dimension, dtype=self.dtype, device="cpu")
 
         def round_part(span: slice) -> tuple[float, float]:
             part = scaled_part(documents, span, scale)
@@ -285,7 +285,7 @@ def spans(rows: int, most: int = 512) -> list[slice]:
 
 def scaled_part(documents: Float, span: slice, scale: Float | None) -> torch.Tensor:
     """A float32 copy of the documents in `span`, each multiplied by its `scale`."""
-    part = torch.tensor(documents[span])
+    part = torch.from_numpy(documents[span].copy())
     return part if scale is None else part.mul_(torch.from_numpy(scale[span, None]))
 
 

@@ -188,7 +188,7 @@ def _means(sample: Float, nearest: NDArray[np.int32], before: Float, generator: 
     """
     counts = np.bincount(nearest, minlength=len(before)).astype(np.float32)
     # The caller has set torch to one thread, so the order of summation is always the same.
-    sums = torch.zeros(before.shape).index_add_(0, torch.from_numpy(nearest), torch.from_numpy(sample))
+    sums = torch.from_numpy(np.zeros_like(before)).index_add_(0, torch.from_numpy(nearest), torch.from_numpy(sample))
     means: Float = (sums / torch.from_numpy(np.maximum(counts, 1))[:, None]).numpy()
     empty = np.flatnonzero(counts == 0)
     means[empty] = sample[generator.choice(len(sample), len(empty))]

@@ -160,7 +160,7 @@ class VectorStore:
             )
         check_whole(queries, DataError)
         kept = self.metric != "cosine" and isinstance(queries, np.ndarray) and queries.flags.writeable
-        exact = np.array(queries, np.float32, order="C", copy=None if kept else True)
+        exact = _plain(np.array(queries, np.float32, order="C", copy=None if kept else True))
         norms = checked_norms(exact, "query", zero_allowed=self.metric != "cosine")
         if self.metric == "cosine":
             exact /= norms[:, None]
@@ -186,7 +186,7 @@ class VectorStore:
     def vectors(self, rows: slice | NDArray[np.integer]) -> Float:
         """float32 `[m, d]`: the vectors of these documents as they are stored."""
         check_whole(mapped(self.documents), DataError)
-        return np.ascontiguousarray(self.documents[rows], np.float32)
+        return _plain(np.ascontiguousarray(self.documents[rows], np.float32))
 
     def scaled(self, rows: slice | NDArray[np.integer]) -> Float:
         """float32 `[m, d]`: a copy of the vectors of these documents, normalized for cosine."""
@@ -256,6 +256,11 @@ class VectorStore:
     def tile_rows(self) -> int:
         """The number of documents in one tile."""
         return min(65536, max(1, TILE_BYTES // (4 * self.dimension)))
+
+
+def _plain(vectors: Float) -> Float:
+    """The same memory with strides that torch accepts: where an array has one row or column, numpy does not mind a negative one."""
+    return vectors.reshape(-1).reshape(vectors.shape)
 
 
 def checked_threads(threads: int | None) -> int:
