@@ -3,6 +3,9 @@
 torch's wheels for x86 bring Intel's MKL, numpy's bring OpenBLAS. On processors of AMD, OpenBLAS multiplies float32 faster, by a tenth
 to a half for the shapes of a search (see benchmarks/RESULTS.md). The choice is made by the name of the maker: a measurement could
 choose differently every time, and the lists of an index must not change with it. bfloat16 and int8 are multiplied by torch.
+
+Only work that the main thread began is multiplied by numpy. OpenBLAS may hang where one thread forks the process, as a
+loader of batches does, while another one multiplies, such as that of a refresh in the background.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ def matrix_product(
     which no error bound here allows for. The setting belongs to the whole process, so it is not touched: another
     thread may be training with it. Instead, numpy multiplies.
     """
-    if left.dtype == torch.float32 and (numpy_is_faster() or _may_round_float32()):
+    if left.dtype == torch.float32 and (numpy_multiplies() or _may_round_float32()):
         out = left.new_empty(len(left), right.shape[1]) if out is None else out
         np.matmul(left.numpy(), right.numpy(), out=out.numpy())
         return out if bias is None else out.add_(bias)
@@ -48,7 +51,7 @@ def _may_round_float32() -> bool:
 
 @functools.cache
 def numpy_is_faster() -> bool:
-    """Whether numpy multiplies float32 here: OpenBLAS of its own, on a processor of AMD, where torch has MKL."""
+    """Whether numpy multiplies float32 faster here: OpenBLAS of its own, on a processor of AMD, where torch has MKL."""
     has_mkl: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     return has_mkl and _maker() == "AuthenticAMD" and bool(_libraries())
 
@@ -94,21 +97,41 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_in_child)
 
 
-@contextmanager
-def one_thread_each() -> Iterator[None]:
-    """Within this block, each call of numpy's OpenBLAS takes one thread, so that several threads may call it at once.
+_chosen = threading.local()
 
-    The setting is the library's, for all threads. The first block that begins makes it, the last one that ends takes it back.
+
+def numpy_multiplies() -> bool:
+    """Whether numpy multiplies float32 for this thread now."""
+    return getattr(_chosen, "numpy", False)
+
+
+def choose_numpy(chosen: bool) -> None:
+    """Let numpy multiply for this thread, or not: for the threads of a pool, what `one_thread_each` gave."""
+    _chosen.numpy = chosen
+
+
+@contextmanager
+def one_thread_each() -> Iterator[bool]:
+    """Within this block, numpy multiplies float32 where that is faster, each call in one thread, so that several may call.
+
+    Gives whether numpy multiplies, for `choose_numpy`. The number of threads is the library's, for all threads. The first block that
+    begins sets it, the last one that ends takes it back.
     """
     global _inside, _before
+    outside = numpy_multiplies()
+    if not outside and not (threading.current_thread() is threading.main_thread() and numpy_is_faster()):
+        yield False
+        return
     with _lock:
         if _inside == 0:
             _before = [library.get_num_threads() for library in _libraries()]
             _set_threads([1] * len(_before))
         _inside += 1
     try:
-        yield
+        choose_numpy(True)
+        yield True
     finally:
+        choose_numpy(outside)
         with _lock:
             _inside = max(0, _inside - 1)  # a forked process that leaves a block of its parent has begun none
             if _inside == 0:

@@ -67,11 +67,11 @@ def test_what_is_no_plain_product_is_left_to_torch(asked: list[tuple[int, ...]])
 
 
 def test_only_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear_layers, "numpy_is_faster", lambda: True)
+    monkeypatch.setattr(linear_layers, "numpy_multiplies", lambda: True)
     assert isinstance(quick_linear(CPU, "float32"), QuickLinear)
     assert not isinstance(quick_linear(CPU, "bfloat16"), QuickLinear)
     assert not isinstance(quick_linear(torch.device("cuda"), "float32"), QuickLinear)
-    monkeypatch.setattr(linear_layers, "numpy_is_faster", lambda: False)
+    monkeypatch.setattr(linear_layers, "numpy_multiplies", lambda: False)
     assert not isinstance(quick_linear(CPU, "float32"), QuickLinear)
 
 

@@ -15,7 +15,7 @@ from hardneg import products
 from hardneg.index.exact import ExactIndex
 from hardneg.index.ivf import IVFIndex
 from hardneg.index.vectors import workers
-from hardneg.products import matrix_product, numpy_is_faster, one_thread_each
+from hardneg.products import choose_numpy, matrix_product, numpy_is_faster, numpy_multiplies, one_thread_each
 
 INTEL = "processor\t: 0\nvendor_id\t: GenuineIntel\nmodel name\t: AuthenticAMD is not the maker\n"
 AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\n"
@@ -48,7 +48,9 @@ def test_both_libraries_multiply_alike(numpys: bool, monkeypatch: pytest.MonkeyP
     exact = (left.double() @ right.double()).float()
     out = torch.empty(70, 50)
     for bias in (None, torch.randn(70, 1), torch.randn(1, 50)):
-        found = matrix_product(left, right, bias, out)
+        with one_thread_each() as chosen:
+            found = matrix_product(left, right, bias, out)
+        assert chosen == numpys
         assert found is out
         assert (found - (exact if bias is None else exact + bias)).abs().max() < 1e-4
     assert matrix_product(left.bfloat16(), right.bfloat16()).dtype == torch.bfloat16
@@ -87,6 +89,7 @@ class _Library:
 def test_one_thread_until_the_last_search_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     library = _Library()
     monkeypatch.setattr(products, "_libraries", lambda: (library,))
+    monkeypatch.setattr(products, "numpy_is_faster", lambda: True)
 
     def fails() -> None:
         with one_thread_each():
@@ -103,6 +106,7 @@ def test_one_thread_until_the_last_search_is_over(monkeypatch: pytest.MonkeyPatc
     began, end = threading.Event(), threading.Event()
 
     def first() -> None:
+        choose_numpy(True)  # as a pool of the main thread does
         with one_thread_each():
             began.set()
             end.wait(60)
@@ -117,10 +121,32 @@ def test_one_thread_until_the_last_search_is_over(monkeypatch: pytest.MonkeyPatc
     assert library.set_to == [1, 7, 1, 7]
 
 
+def test_work_of_other_threads_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refresh in the background, while the training forks the processes that load its batches."""
+    library, seen = _Library(), list[bool]()
+    monkeypatch.setattr(products, "_libraries", lambda: (library,))
+    monkeypatch.setattr(products, "numpy_is_faster", lambda: True)
+    monkeypatch.setattr(products, "numpy_is_faster", lambda: True)
+
+    def search() -> None:
+        with workers(2) as pool:
+            seen.extend(pool.map(lambda _: numpy_multiplies(), range(4)))
+
+    with one_thread_each():  # also while the main thread searches
+        thread = threading.Thread(target=search)
+        thread.start()
+        thread.join()
+    assert seen == [False] * 4
+    search()
+    assert seen[4:] == [True] * 4
+    assert not numpy_multiplies()
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_a_forked_process_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     library = _Library()
     monkeypatch.setattr(products, "_libraries", lambda: (library,))
+    monkeypatch.setattr(products, "numpy_is_faster", lambda: True)
 
     def child() -> int:
         found = library.threads

@@ -21,7 +21,7 @@ from hardneg.encoders.linear_layers import quick_linear
 from hardneg.encoders.number_format import TYPES
 from hardneg.encoders.quick_tensors import quick_tensors
 from hardneg.errors import RunError, reason_of
-from hardneg.products import one_thread_each
+from hardneg.products import choose_numpy, one_thread_each
 from hardneg.storage.arrays import Float
 
 _TOLD_BY = ("truncation_side", "padding_side", "pad_token_id", "model_max_length")  # of a tokenizer
@@ -161,7 +161,10 @@ class Forward:
                 keep(batch.rows, self._vectors(batch, texts, prompt))
             return
         try:
-            with one_thread_each(), ThreadPoolExecutor(before) as pool:
+            with (
+                one_thread_each() as numpy,
+                ThreadPoolExecutor(before, initializer=choose_numpy, initargs=(numpy,)) as pool,
+            ):
                 try:
                     working = [pool.submit(work) for _ in range(before)]
                     for each in working:

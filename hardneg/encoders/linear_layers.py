@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from hardneg.products import matrix_product, numpy_is_faster
+from hardneg.products import matrix_product, numpy_multiplies
 
 _ROWS = 1024  # multiplied at once, so that the bias is added while the results are in the cache
 _SMALL = 1 << 20  # multiplications below which the detour costs more than it saves
@@ -33,7 +33,7 @@ class QuickLinear(TorchFunctionMode):
 
 def quick_linear(device: torch.device, number_format: str) -> AbstractContextManager[Any]:
     """A block in which a model runs; it changes how linear layers are multiplied where that is faster."""
-    wanted = device.type == "cpu" and number_format == "float32" and numpy_is_faster()
+    wanted = device.type == "cpu" and number_format == "float32" and numpy_multiplies()
     return QuickLinear() if wanted else nullcontext()
 
 

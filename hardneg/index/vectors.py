@@ -20,7 +20,7 @@ from hardneg.index.int8 import int8_is_exact
 from hardneg.index.kernel_choice import KERNELS, fastest_kernel, make_kernel
 from hardneg.index.kernels import UNIT_ROUNDOFF, Kernel, Spread, Tile, is_float32, spans
 from hardneg.index.topk import pair_products
-from hardneg.products import one_thread_each
+from hardneg.products import choose_numpy, one_thread_each
 from hardneg.storage.arrays import Float, Rows, Sharded
 from hardneg.storage.arrow import check_whole
 
@@ -284,14 +284,18 @@ def workers(threads: int) -> Iterator[Executor]:
     threads_before = torch.get_num_threads(), faiss.omp_get_max_threads()
     torch.set_num_threads(1)
     try:
-        with one_thread_each(), ThreadPoolExecutor(threads, initializer=_single_thread) as pool:
+        with (
+            one_thread_each() as numpy,
+            ThreadPoolExecutor(threads, initializer=_single_thread, initargs=(numpy,)) as pool,
+        ):
             yield pool
     finally:
         torch.set_num_threads(threads_before[0])
         faiss.omp_set_num_threads(threads_before[1])
 
 
-def _single_thread() -> None:
+def _single_thread(numpy: bool) -> None:
+    choose_numpy(numpy)
     torch.set_num_threads(1)
     faiss.omp_set_num_threads(1)
 
