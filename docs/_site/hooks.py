@@ -85,7 +85,7 @@ def _reference() -> dict[str, str]:
         own += [(m, n) for m, n in top if m.startswith(f"hardneg.{package}.") and f"{m}.{n}" not in inside]
         whole = [f"::: {module}.{name}\n" for module, name in own]
         pages[f"api/hardneg.{package}.md"] = f"# hardneg.{package}\n\n" + "\n".join(whole)
-    errors = ("HardnegError", "DataError", "RunError", "UsageError")
+    errors = [name for module, name in top if module == "hardneg.errors"]
     head = "# API\n\nThe names that `import hardneg` has. Each package has a page of its own, with all of its public names.\n\n"
     tail = "\n\n## Errors\n\n" + "\n".join(f"::: hardneg.errors.{name}\n" for name in errors)
     return pages | {"api/index.md": head + "\n".join(lines) + tail}
