@@ -92,9 +92,8 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
     ]:
         monkeypatch.setattr("hardneg.index.vectors.TILE_BYTES", tile)
         monkeypatch.setattr(ivf, "_QUERIES", block)
-        for module in (ivf, list_scan):
-            monkeypatch.setattr(module, "PART", 40)
-            monkeypatch.setattr(module, "MOST_FOUND", 100)
+        monkeypatch.setattr(list_scan, "PART", 40)
+        monkeypatch.setattr(list_scan, "MOST_FOUND", 100)
         monkeypatch.setattr("hardneg.index.thresholds._MOST_WAITING", 1000)
         shards = Sharded([documents[:1000], documents[1000:]])
         again = IVFIndex(shards, kernel=kernel, threads=threads, seed=3, probe_margin=0.15)

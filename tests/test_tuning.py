@@ -75,7 +75,9 @@ def test_with_the_truth_of_the_whole_sample_it_is_the_same(recall: float) -> Non
         index = IVFIndex(documents, "ip", lists=60)
         sample, half = tuning_sample(documents, 0)
         truth = ExactIndex(documents, "ip").search(sample, 5).documents
-        found = tuned_on(index, sample, half, truth, recall) if whole else tuned(index, documents, 5, recall)
+        found = (
+            tuned_on(index, sample, half, truth.__getitem__, 5, recall) if whole else tuned(index, documents, 5, recall)
+        )
         made.append((index.probe_margin, found))
     assert made[0] == made[1]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,8 @@ from hardneg.index.vectors import Documents
 INDEXES = ("auto", "exact", "ivf", "hnsw")
 
 AUTO_DOCUMENTS, AUTO_QUERIES = 100_000, 16_384  # from here on, `auto` stands for `ivf`
+
+Truth = Callable[[NDArray[np.int64]], NDArray[np.int32]]
 
 _COMPARED = 1 << 22  # numbers of the documents that are compared with those of an index of the caller's own
 
@@ -156,7 +159,7 @@ def _given_index(
     truth = ExactIndex(documents, metric, threads=index.threads).search(sample, k).documents
     found = checked_answer(index, index.search(sample, k), len(sample), k)
     shares = shares_found(found.documents, truth)
-    return index, Recall(float(shares.mean()), float(shares.std()) / len(shares) ** 0.5, recall, k, len(shares))
+    return index, _recall(shares, recall, k)
 
 
 def _check_same_vectors(index: Index, documents: Documents) -> None:
@@ -199,15 +202,7 @@ def tuned(index: IVFIndex | HNSWIndex, queries: Any, k: int, recall: float, seed
     """
     sample, half = tuning_sample(queries if len(queries) else index.documents, seed)
     exact = ExactIndex(index.documents, index.metric, threads=index.threads, like=index)
-    truth, left = np.empty((len(sample), k), np.int32), np.arange(len(sample))
-    if _may_be_enough(index, k, len(sample)):  # then the others need not be searched exactly
-        few = _few(half, len(sample))
-        truth[few], left = exact.search(sample[few], k).documents, np.setdiff1d(left, few)
-        if (found := _with_one_list(index, sample[few], truth[few], recall)) is not None:
-            return found
-    if len(left):
-        truth[left] = exact.search(sample[left], k).documents
-    return tuned_on(index, sample, half, truth, recall)
+    return tuned_on(index, sample, half, lambda rows: exact.search(sample[rows], k).documents, k, recall)
 
 
 def tuning_sample(queries: Any, seed: int) -> tuple[NDArray[np.float32], int]:
@@ -218,28 +213,37 @@ def tuning_sample(queries: Any, seed: int) -> tuple[NDArray[np.float32], int]:
 
 
 def tuned_on(
-    index: IVFIndex | HNSWIndex, sample: NDArray[np.float32], half: int, truth: NDArray[np.int32], recall: float
+    index: IVFIndex | HNSWIndex, sample: NDArray[np.float32], half: int, truth: Truth, k: int, recall: float
 ) -> Recall:
-    """Tune `index` on the first `half` of a sample whose true neighbors are `truth` `[m, k]`, and measure it on the others."""
-    k = truth.shape[1]
-    if _may_be_enough(index, k, len(sample)):
+    """Tune `index` on the first `half` of a sample, and measure it on the others.
+
+    Args:
+        truth: the true neighbors of some queries of the sample, int `[m]`, as int32 `[m, k]`. It is asked for each of
+            them at most once, and only for some where these are enough.
+        index, sample, half, k, recall: see `tuned` and `tuning_sample`.
+    """
+    known, left = np.empty((len(sample), k), np.int32), np.arange(len(sample))
+    if isinstance(index, IVFIndex) and _may_be_enough(index, k, len(sample)):
         few = _few(half, len(sample))
-        if (found := _with_one_list(index, sample[few], truth[few], recall)) is not None:
+        known[few] = truth(few)
+        if (found := _with_one_list(index, sample[few], known[few], recall)) is not None:
             return found
-    index.tune(sample[:half], truth[:half], recall)
+        left = np.setdiff1d(left, few)
+    known[left] = truth(left)
+    index.tune(sample[:half], known[:half], recall)
     # Aim one standard error above the target, because the recall on other queries differs by about that much.
-    shares = index.recalls(sample[:half], truth[:half])
-    index.tune(sample[:half], truth[:half], min(1.0, recall + float(shares.std()) / half**0.5))
-    return _recall(index.recalls(sample[half:], truth[half:]), recall, k)
+    shares = index.recalls(sample[:half], known[:half])
+    index.tune(sample[:half], known[:half], min(1.0, recall + float(shares.std()) / half**0.5))
+    return _recall(index.recalls(sample[half:], known[half:]), recall, k)
 
 
 def _recall(shares: NDArray[np.float64], target: float, k: int) -> Recall:
     return Recall(float(shares.mean()), float(shares.std()) / len(shares) ** 0.5, target, k, len(shares))
 
 
-def _may_be_enough(index: IVFIndex | HNSWIndex, k: int, sample: int) -> bool:
+def _may_be_enough(index: IVFIndex, k: int, sample: int) -> bool:
     """Whether the best list of a query, alone, may well hold its k neighbors, and the sample is large enough to tell."""
-    return isinstance(index, IVFIndex) and k * _DEEP <= index.size // index.lists and sample >= _FEW
+    return k * _DEEP <= index.size // index.lists and sample >= _FEW
 
 
 def _few(half: int, size: int) -> NDArray[np.int64]:
@@ -249,13 +253,12 @@ def _few(half: int, size: int) -> NDArray[np.int64]:
 
 
 def _with_one_list(
-    index: IVFIndex | HNSWIndex, sample: NDArray[np.float32], truth: NDArray[np.int32], recall: float
+    index: IVFIndex, sample: NDArray[np.float32], truth: NDArray[np.int32], recall: float
 ) -> Recall | None:
     """Search the best list of each query only, if that clearly reaches the recall, and say what it reaches; or None.
 
     There is no smaller probe margin than 0, so that nothing was chosen by these queries, and all of them measure.
     """
-    assert isinstance(index, IVFIndex)
     index.probe_margin = 0.0
     found = _recall(index.recalls(sample, truth), recall, truth.shape[1])
     # Where these find all their neighbors, one query in as many may yet miss some.

@@ -167,11 +167,6 @@ def load_index_of(
     return PerSource(documents, parts, mixed.queries)
 
 
-def load_array(path: Path, sha256: str) -> NDArray[Any]:
-    """The array in a .npy file from an untrusted folder; RunError if it is not the recorded one, or no array."""
-    return read_array(path, sha256)
-
-
 def _ivf(
     folder: Path,
     files: dict[str, str],
@@ -182,7 +177,7 @@ def _ivf(
 ) -> IVFIndex:
     """Load an IVF index. RunError if its lists do not fit the documents."""
     centroids, order, offsets = (
-        load_array(folder / f"{name}.npy", files[f"{name}.npy"]) for name in ("centroids", "order", "offsets")
+        read_array(folder / f"{name}.npy", files[f"{name}.npy"]) for name in ("centroids", "order", "offsets")
     )
     fault = _fault_of_lists(centroids, order, offsets, *documents.shape)
     if fault is None and settings.get("map") not in METRICS:

@@ -34,7 +34,7 @@ from hardneg.errors import DataError, UsageError
 from hardneg.index.base import Neighbors
 from hardneg.index.kernels import FloatKernel, spans
 from hardneg.index.kmeans import Centroids, by_list
-from hardneg.index.list_scan import MOST_FOUND, PART, ListBlock, ListScan, ListTile, Probes
+from hardneg.index.list_scan import ListBlock, ListScan, ListTile, Probes, parts_of
 from hardneg.index.thresholds import nearest_pairs, rows_at_once, score_range
 from hardneg.index.topk import NOTHING, best_keys, pair_products, sorted_keys
 from hardneg.index.vectors import Documents, VectorStore, mapped, workers
@@ -237,9 +237,7 @@ class IVFIndex(VectorStore):
                 return
             vectors = self.vectors(rows)
             tile = self.tile(kernel, vectors, rows)
-            at_once = max(8, min(PART, MOST_FOUND // len(rows)))
-            for start in range(0, len(queries), at_once):
-                part = queries[start : start + at_once]
+            for part in parts_of(queries, len(rows)):
                 asked = exact[part]
                 rounded, bound, _, _ = score_range(kernel, kernel.rounded(asked), tile, self.squared)
                 columns, found = nearest_pairs(kernel.score_rows(rounded, tile), bound, k)

@@ -32,7 +32,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import torch
@@ -269,7 +269,7 @@ class FloatKernel(Kernel):
         return (2.0**-8 * queries.rounded_norms * (tile.largest_norm + tile.largest_error)).astype(np.float32)
 
 
-def is_float32(kernel: Kernel) -> bool:
+def is_float32(kernel: Kernel) -> TypeGuard[FloatKernel]:
     """Whether the kernel multiplies the vectors as they are."""
     return isinstance(kernel, FloatKernel) and kernel.dtype == torch.float32
 

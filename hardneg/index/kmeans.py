@@ -25,16 +25,8 @@ from hardneg.storage.arrays import Float, Int
 
 _ROWS = 1024  # vectors that are compared with the centroids at once
 
-_STEPS = (
-    4,
-    4,
-    4,
-    4,
-    4,
-    1,
-    1,
-    1,
-)  # the iterations of Lloyd's algorithm: of how many documents of the sample each takes one
+# The iterations of Lloyd's algorithm: each takes one in so many documents of the sample.
+_STEPS = (4,) * 5 + (1,) * 3
 
 _POINTS = 64  # documents of the sample for each centroid
 

@@ -7,15 +7,23 @@ formats let so many more pass that the highest are rescored first (see `Threshol
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hardneg.index.kernels import FloatKernel, Kernel, is_float32, own_workspace
 from hardneg.index.kmeans import by_list
-from hardneg.index.thresholds import ThresholdFilter, TileDocuments, documents_at_once, padded
+from hardneg.index.thresholds import (
+    ThresholdFilter,
+    TileDocuments,
+    documents_at_once,
+    padded,
+    reaching,
+    score_range,
+)
 from hardneg.index.topk import RunningTopK, pair_products
 from hardneg.storage.arrays import Float, Int
 
@@ -45,6 +53,12 @@ class Probes(NamedTuple):
         """Without the pairs of a query with its best list."""
         others = self.lists != self.first[self.queries]
         return self._replace(queries=self.queries[others], lists=self.lists[others])
+
+
+def parts_of(queries: NDArray[Any], documents: int) -> Iterator[NDArray[Any]]:
+    """Split queries so that their scores with so many documents fit into the cache."""
+    at_once = max(8, min(PART, MOST_FOUND // documents))
+    return (queries[start : start + at_once] for start in range(0, len(queries), at_once))
 
 
 class ListBlock:
@@ -81,11 +95,11 @@ class ListScan(TileDocuments):
 
     def __call__(self, block: ListBlock) -> None:
         """Add the nearest documents of the tile to the running top-k of the block."""
+        if is_float32(self.kernel):
+            self._score(self.kernel, block)
+            return
         topk = block.topk
         threshold_filter = ThresholdFilter(self, topk, block.rounded)
-        if is_float32(self.kernel):
-            self._score(threshold_filter, block)
-            return
         threshold_filter.set_scale(threshold_filter.safe)
         for number, documents in self.lists:
             columns = block.probing(number)
@@ -98,21 +112,16 @@ class ListScan(TileDocuments):
         if topk.waiting > MOST_FOUND:
             topk.merge()
 
-    def _score(self, threshold_filter: ThresholdFilter, block: ListBlock) -> None:
+    def _score(self, kernel: FloatKernel, block: ListBlock) -> None:
         """Add the documents whose products reach the threshold, for a kernel that multiplies the vectors as they are."""
-        assert isinstance(self.kernel, FloatKernel)
         topk = block.topk
+        rounded, bound, _, _ = score_range(kernel, block.rounded, self.tile, self.squared)
         for number, documents in self.lists:
-            probing, size = block.probing(number), documents.stop - documents.start
-            at_once = max(8, min(PART, MOST_FOUND // size))
             tile = self.tile.rows(documents)
-            for start in range(0, len(probing), at_once):
-                columns = probing[start : start + at_once]
-                scores = self.kernel.score_rows(threshold_filter.rounded.rows(columns), tile)
-                lowest = np.nextafter(topk.floor[columns] - threshold_filter.bound[columns], np.float32(-np.inf))
-                positions = np.flatnonzero(scores >= lowest[:, None])
-                asked = positions // size
-                found, asked = positions - asked * size + documents.start, columns[asked]
+            for columns in parts_of(block.probing(number), documents.stop - documents.start):
+                scores = kernel.score_rows(rounded.rows(columns), tile)
+                asked, found = reaching(scores, topk.floor[columns] - bound[columns])
+                asked, found = columns[asked], found + documents.start
                 products = pair_products(topk.exact, asked, self.vectors, found, self.squared)
                 rows = self.rows[found]
                 topk.add(asked, self.finish(products, rows), rows)

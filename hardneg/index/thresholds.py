@@ -353,10 +353,17 @@ def nearest_pairs(scores: Float, bound: Float, k: int) -> tuple[NDArray[np.int32
         maxima, group = np.maximum(maxima[:, :half], maxima[:, half : 2 * half]), group // 2
     maxima = maxima.copy() if maxima is scores else maxima
     maxima.partition(maxima.shape[1] - k, axis=1)
-    lowest = np.nextafter(maxima[:, -k] - 2 * bound, np.float32(-np.inf))
-    positions = np.flatnonzero(scores >= lowest[:, None])
-    columns = positions // size
-    return columns.astype(np.int32), positions - columns * size
+    return reaching(scores, maxima[:, -k] - 2 * bound)
+
+
+def reaching(scores: Float, lowest: Float) -> tuple[NDArray[np.int32], Int]:
+    """The pairs (query, document), ordered by query, whose scores reach `lowest`, or nearly: int32 `[m]`, int64 `[m]`.
+
+    `scores` is float32 `[n, T]`, of n queries with T documents, and `lowest` `[n]`.
+    """
+    positions = np.flatnonzero(scores >= np.nextafter(lowest, np.float32(-np.inf))[:, None])
+    columns = positions // scores.shape[1]
+    return columns.astype(np.int32), positions - columns * scores.shape[1]
 
 
 def kth_largest(scores: Float, k: int) -> Float:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hardneg.data.mixed import Mixed
 from hardneg.errors import DataError, RunError, UsageError, suggestion
 from hardneg.index.base import Index, Neighbors
-from hardneg.index.files import load_array, load_index_of, save_index, vectors_checksum
+from hardneg.index.files import load_index_of, save_index, vectors_checksum
 from hardneg.index.per_source import make_index_of, search_rows
 from hardneg.index.recall import Recall
 from hardneg.index.vectors import checked_threads
@@ -24,7 +24,7 @@ from hardneg.refresh.drift import compensate, rows_to_encode
 from hardneg.refresh.encode import Encode, Items, Stopped, encode_rows
 from hardneg.registry import spec_of
 from hardneg.storage.arrays import Int
-from hardneg.storage.files import write_array
+from hardneg.storage.files import read_array, write_array
 from hardneg.storage.json_files import decode_json, write_json
 from hardneg.storage.vectors import PRECISIONS
 
@@ -261,7 +261,7 @@ def load_generation(
     """A generation that `save_generation` wrote; RunError when it is missing, damaged or foreign."""
     head = _read_head(folder / "generation.json")
     arrays = {
-        name.removesuffix(".npy"): load_array(folder / name, digest)
+        name.removesuffix(".npy"): read_array(folder / name, digest)
         for name, digest in head["files"].items()
         if name in (*_ARRAYS, *_NEIGHBORS)
     }

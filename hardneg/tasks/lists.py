@@ -62,7 +62,8 @@ def tune(bench: Bench, task: Task) -> Outcome:
     whole.whole, whole.wanted = np.diff(offsets), asked.k
     sample, half = _sample(bench, name)
     keys = merged([bench.records.array(named("truth", name, shard), "keys") for shard in shards], asked.k)
-    recall = tuned_on(whole, sample, half, neighbors(keys).documents, asked.recall)
+    known = neighbors(keys).documents
+    recall = tuned_on(whole, sample, half, known.__getitem__, known.shape[1], asked.recall)
     files = bench.records.save(task.name, {"order": order, "offsets": offsets})
     return Outcome(files, {"probe_margin": whole.probe_margin, "recall": asdict(recall)})
 
