@@ -15,6 +15,7 @@ Differences are those to the first of --ours, paired by query: the mean over the
 
     HF_HUB_OFFLINE=1 python benchmarks/equal_time.py --set beir/scifact --seconds 30
     HF_HUB_OFFLINE=1 python benchmarks/equal_time.py --set beir/scifact --seconds 20 --device cuda --model FOLDER --rate 5e-5
+    HF_HUB_OFFLINE=1 python benchmarks/equal_time.py --set tldr --seconds 60 --model static:FOLDER --rate 1e-2
 """
 
 from __future__ import annotations
@@ -66,6 +67,17 @@ class Until:
         pass
 
 
+def static_model(folder: str) -> Any:
+    """A static embedding model of sentence-transformers: the tokenizer and the input vectors of the transformer in a folder."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, StaticEmbedding
+
+    source = SentenceTransformer(folder, device="cpu", model_kwargs={"dtype": torch.float32})
+    weights = source[0].auto_model.get_input_embeddings().weight.detach().clone()
+    embedding = StaticEmbedding(source.tokenizer.backend_tokenizer, embedding_weights=weights.numpy())
+    return SentenceTransformer(modules=[embedding, Normalize()], device="cpu")
+
+
 class Ways:
     """Trains one set in several ways, always from the same weights of a seed.
 
@@ -95,6 +107,8 @@ class Ways:
         from sentence_transformers import SentenceTransformer
 
         torch.manual_seed(seed)
+        if self.args.model.startswith("static:"):
+            return static_model(self.args.model.removeprefix("static:"))
         return SentenceTransformer(self.args.model, device=self.args.device, model_kwargs={"dtype": torch.float32})
 
     def _now(self) -> float:
@@ -193,7 +207,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-2)
     parser.add_argument("--batch", type=int, default=128, help="of all ways but in-batch ones")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--model", help="folder of a sentence-transformers model; without it a bag of hashed words")
+    parser.add_argument("--model", help="folder of a sentence-transformers model; with static: before it, its tokens' vectors alone; "
+                        "without it a bag of hashed words")  # fmt: skip
+    parser.add_argument("--queries", type=int, help="to train on: so many, drawn at random; all documents stay")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--pilots", type=int, nargs=2, default=[15, 120], help="steps of the short trainings")
     parser.add_argument("--until", action="store_true", help="stop trainings when --seconds are over; wall-clock")
@@ -208,6 +224,8 @@ def main() -> None:
     print(machine())
     print(versions("hardneg", "torch", "sentence-transformers", "transformers", "accelerate"))
     train, test = (hardneg.read_pairs(args.set, hardneg.ReadOptions(split=s)) for s in ("train", args.split))
+    if args.queries is not None:
+        train = train.of_queries(np.sort(np.random.default_rng(0).choice(len(train), args.queries, replace=False)))
     print(f"{args.set}: {int((train.positives.lengths > 0).sum()):,} queries to train on; {len(test):,} test queries in "
           f"{len(test.document_ids):,} documents; {args.seconds:g} s each, {args.seeds} seeds")  # fmt: skip
     ways = Ways(args, train, test)

@@ -106,6 +106,19 @@ def test_answer_depends_on_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None
     assert few.documents.tobytes() == first.documents[7:9].tobytes()
 
 
+def test_a_list_longer_than_a_tile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Copies all stand in one list, which is read in parts."""
+    documents = np.concatenate([np.repeat(clustered(1), 700, axis=0), clustered(300, seed=1)]).astype(np.float32)
+    queries = np.concatenate([clustered(1), clustered(40, seed=2)])
+    monkeypatch.setattr("hardneg.index.vectors.VectorStore.tile_rows", 100)
+    index = IVFIndex(documents, lists=3, probe_margin=np.inf)
+    assert np.diff(index.offsets).max() >= 700
+    for k in (1, 150, 1000):
+        found, truth = index.search(queries, k), ExactIndex(documents).search(queries, k)
+        assert found.scores.tobytes() == truth.scores.tobytes()
+        assert found.documents.tobytes() == truth.documents.tobytes()
+
+
 def test_queries_in_thin_places_look_further() -> None:
     documents = clustered(500, groups=5)
     index = IVFIndex(documents, lists=100, probe_margin=0.0)

@@ -301,6 +301,14 @@ def test_random_numbers_go_on() -> None:
     assert expected[2] == again[2]
 
 
+@pytest.mark.parametrize("keys", [torch.full((624,), torch.nan), torch.full((624,), -1), torch.full((624,), 2**32)])
+def test_numbers_that_are_no_state_of_a_generator_are_refused(keys: torch.Tensor) -> None:
+    state = checkpoint.random_state(torch.device("cpu"))
+    state["numpy"][1] = keys
+    with pytest.raises(ValueError, match="whole numbers of 32 bits"):
+        checkpoint.restore_random(state, torch.device("cpu"))
+
+
 def test_a_document_is_encoded_once_a_batch() -> None:
     pairs = made_pairs()
     supply = Supply(pairs, Towers(encoder()), TrainOptions(batch_size=16, negatives=6, depth=10), HERE)

@@ -36,7 +36,7 @@ from hardneg.index.kernels import FloatKernel, spans
 from hardneg.index.kmeans import Centroids, by_list
 from hardneg.index.list_scan import ListBlock, ListScan, ListTile, Probes, parts_of
 from hardneg.index.thresholds import nearest_pairs, rows_at_once, score_range
-from hardneg.index.topk import NOTHING, best_keys, pair_products, sorted_keys
+from hardneg.index.topk import NOTHING, best_keys, best_of, pair_products, sorted_keys
 from hardneg.index.vectors import Documents, VectorStore, mapped, workers
 from hardneg.progress import Advance
 from hardneg.storage.arrays import Float, Int
@@ -231,10 +231,14 @@ class IVFIndex(VectorStore):
         kernel = FloatKernel(exact[:1], torch.float32)
 
         def search_list(number: int) -> None:
-            rows = self.order[self.offsets[number] : self.offsets[number + 1]].astype(np.int64)
             queries = by_first[offsets[number] : offsets[number + 1]]
-            if len(queries) == 0 or len(rows) == 0:
-                return
+            start, stop = self.offsets[number : number + 2].tolist()
+            # Copies may all be in one list, so it is read in parts.
+            for begin in range(start, stop if len(queries) else start, self.tile_rows):
+                rows = self.order[begin : min(stop, begin + self.tile_rows)].astype(np.int64)
+                search_rows(rows, queries, begin == start)
+
+        def search_rows(rows: Int, queries: Int, nothing_yet: bool) -> None:
             vectors = self.vectors(rows)
             tile = self.tile(kernel, vectors, rows)
             for part in parts_of(queries, len(rows)):
@@ -242,7 +246,8 @@ class IVFIndex(VectorStore):
                 rounded, bound, _, _ = score_range(kernel, kernel.rounded(asked), tile, self.squared)
                 columns, found = nearest_pairs(kernel.score_rows(rounded, tile), bound, k)
                 products = pair_products(asked, columns, vectors, found, self.squared)
-                best[part] = best_keys(columns, self.finish(products, rows[found]), rows[found], (len(part), k))
+                keys = best_keys(columns, self.finish(products, rows[found]), rows[found], (len(part), k))
+                best[part] = keys if nothing_yet else best_of(best[part], keys)
 
         for number, _ in enumerate(pool.map(search_list, range(self.lists))):
             tell(self.offsets[number + 1] / self.size)

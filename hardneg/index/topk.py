@@ -148,6 +148,13 @@ def best_keys(columns: NDArray[np.int32], scores: Float, documents: Int, shape: 
     return table[:, width - k :]
 
 
+def best_of(some: Int, others: Int) -> Int:
+    """int64 `[n, k]`, unsorted: the k best of two times k packed documents of n queries, of which none stands twice."""
+    table = np.concatenate([some, others], axis=1)
+    table.partition(some.shape[1], axis=1)
+    return table[:, some.shape[1] :]
+
+
 def pair_products(
     queries: Float, left: NDArray[np.integer], documents: Float, right: NDArray[np.integer], squared: bool
 ) -> Float:

@@ -119,6 +119,8 @@ def restore_random(state: dict[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["torch"])
     if "numpy" in state:
         name, keys, place, has_gauss, gauss = state["numpy"]
+        if keys.dtype != torch.int64 or not ((keys >= 0) & (keys < 2**32)).all():
+            raise ValueError("its state of numpy's generator holds other than whole numbers of 32 bits")
         np.random.set_state((name, keys.numpy().astype(np.uint32), place, has_gauss, gauss))  # noqa: NPY002
     if "python" in state:
         version, words, following = state["python"]
