@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -136,3 +137,24 @@ def one_thread_each() -> Iterator[bool]:
             _inside = max(0, _inside - 1)  # a forked process that leaves a block of its parent has begun none
             if _inside == 0:
                 _set_threads(_before)
+
+
+@contextmanager
+def pool_of_cores(threads: int, begin: Callable[[], object] = lambda: None) -> Iterator[Executor]:
+    """A pool of threads, each of which computes on one processor core. Each calls `begin` first.
+
+    Until the pool is closed, torch and numpy's OpenBLAS use one thread for each operation.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def first(numpy: bool) -> None:
+        choose_numpy(numpy)
+        torch.set_num_threads(1)
+        begin()
+
+    try:
+        with one_thread_each() as numpy, ThreadPoolExecutor(threads, initializer=first, initargs=(numpy,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)  # what the threads set is the default of new ones

@@ -21,7 +21,7 @@ from hardneg.encoders.linear_layers import quick_linear
 from hardneg.encoders.number_format import TYPES
 from hardneg.encoders.quick_tensors import quick_tensors
 from hardneg.errors import RunError, reason_of
-from hardneg.products import choose_numpy, one_thread_each
+from hardneg.products import pool_of_cores
 from hardneg.storage.arrays import Float
 
 _TOLD_BY = ("truncation_side", "padding_side", "pad_token_id", "model_max_length")  # of a tokenizer
@@ -145,7 +145,6 @@ class Forward:
         ended = threading.Event()
 
         def work() -> None:
-            torch.set_num_threads(1)
             with torch.inference_mode(), self._autocast():
                 while not ended.is_set():
                     with turn:
@@ -160,19 +159,13 @@ class Forward:
             for batch in stream:
                 keep(batch.rows, self._vectors(batch, texts, prompt))
             return
-        try:
-            with (
-                one_thread_each() as numpy,
-                ThreadPoolExecutor(before, initializer=choose_numpy, initargs=(numpy,)) as pool,
-            ):
-                try:
-                    working = [pool.submit(work) for _ in range(before)]
-                    for each in working:
-                        each.result()
-                finally:  # also when a worker failed, or the user interrupts
-                    ended.set()
-        finally:
-            torch.set_num_threads(before)  # what the workers set is the default of new threads
+        with pool_of_cores(before) as pool:
+            try:
+                working = [pool.submit(work) for _ in range(before)]
+                for each in working:
+                    each.result()
+            finally:  # also when a worker failed, or the user interrupts
+                ended.set()
 
     def _on_device(self, stream: Iterator[Batch], texts: Sequence[str], prompt: str, keep: Callable[..., None]) -> None:
         """The device works on a batch while the next is sent and the vectors of the one before are fetched."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from hardneg.index.int8 import int8_is_exact
 from hardneg.index.kernel_choice import KERNELS, fastest_kernel, make_kernel
 from hardneg.index.kernels import UNIT_ROUNDOFF, Kernel, Spread, Tile, is_float32, spans
 from hardneg.index.topk import pair_products
-from hardneg.products import choose_numpy, one_thread_each
+from hardneg.products import pool_of_cores
 from hardneg.storage.arrays import Float, Rows, Sharded
 from hardneg.storage.arrow import check_whole
 
@@ -277,27 +277,13 @@ def checked_threads(threads: int | None) -> int:
 
 @contextmanager
 def workers(threads: int) -> Iterator[Executor]:
-    """A pool of threads, each of which computes on one processor core. While one selects documents, another multiplies.
-
-    Until the pool is closed, torch and numpy's OpenBLAS use one thread for each operation.
-    """
-    threads_before = torch.get_num_threads(), faiss.omp_get_max_threads()
-    torch.set_num_threads(1)
+    """A pool of threads, each of which computes on one processor core, with faiss too: while one selects, another multiplies."""
+    before = faiss.omp_get_max_threads()
     try:
-        with (
-            one_thread_each() as numpy,
-            ThreadPoolExecutor(threads, initializer=_single_thread, initargs=(numpy,)) as pool,
-        ):
+        with pool_of_cores(threads, lambda: faiss.omp_set_num_threads(1)) as pool:
             yield pool
     finally:
-        torch.set_num_threads(threads_before[0])
-        faiss.omp_set_num_threads(threads_before[1])
-
-
-def _single_thread(numpy: bool) -> None:
-    choose_numpy(numpy)
-    torch.set_num_threads(1)
-    faiss.omp_set_num_threads(1)
+        faiss.omp_set_num_threads(before)
 
 
 def checked_norms(vectors: NDArray[np.floating] | Sharded | Rows, what: str, zero_allowed: bool = False) -> Float:
