@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import tempfile
@@ -65,6 +66,26 @@ class Until:
 
     def close(self) -> None:
         pass
+
+
+def part_of(train: hardneg.Pairs, test: hardneg.Pairs, *sizes: int) -> tuple[hardneg.Pairs, hardneg.Pairs]:
+    """So many queries to train on and to test with, drawn at random, and so many documents: their positives and random others."""
+    rng = np.random.default_rng(0)
+    columns, wanted = [], np.zeros(len(train.document_ids), bool)
+    for pairs, count in zip((train, test), sizes, strict=False):
+        rows = np.sort(rng.choice(np.flatnonzero(pairs.positives.lengths > 0), count, replace=False))
+        chosen = pairs.positives.take(rows)
+        wanted[chosen.values] = True
+        columns.append(
+            (
+                pairs.queries.take(rows),
+                [list(pairs.documents.take(chosen.values[a:b])) for a, b in itertools.pairwise(chosen.offsets)],
+            )
+        )
+    others = rng.permutation(np.flatnonzero(~wanted))[: max(0, sizes[2] - int(wanted.sum()))]
+    corpus = list(train.documents.take(np.sort(np.concatenate([np.flatnonzero(wanted), others]))))
+    one, other = (hardneg.Pairs.from_columns(queries, positives, corpus=corpus) for queries, positives in columns)
+    return one, other
 
 
 def static_model(folder: str) -> Any:
@@ -209,7 +230,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--model", help="folder of a sentence-transformers model; with static: before it, its tokens' vectors alone; "
                         "without it a bag of hashed words")  # fmt: skip
-    parser.add_argument("--queries", type=int, help="to train on: so many, drawn at random; all documents stay")
+    parser.add_argument(
+        "--part",
+        type=int,
+        nargs=3,
+        metavar=("TRAIN", "TEST", "DOCUMENTS"),
+        help="queries and documents, drawn at random",
+    )
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--pilots", type=int, nargs=2, default=[15, 120], help="steps of the short trainings")
     parser.add_argument("--until", action="store_true", help="stop trainings when --seconds are over; wall-clock")
@@ -224,8 +251,8 @@ def main() -> None:
     print(machine())
     print(versions("hardneg", "torch", "sentence-transformers", "transformers", "accelerate"))
     train, test = (hardneg.read_pairs(args.set, hardneg.ReadOptions(split=s)) for s in ("train", args.split))
-    if args.queries is not None:
-        train = train.of_queries(np.sort(np.random.default_rng(0).choice(len(train), args.queries, replace=False)))
+    if args.part:
+        train, test = part_of(train, test, *args.part)
     print(f"{args.set}: {int((train.positives.lengths > 0).sum()):,} queries to train on; {len(test):,} test queries in "
           f"{len(test.document_ids):,} documents; {args.seconds:g} s each, {args.seeds} seeds")  # fmt: skip
     ways = Ways(args, train, test)

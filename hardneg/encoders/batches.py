@@ -22,6 +22,8 @@ CPU_TOKENS = 2048  # a larger batch leaves the caches of a core, a smaller one m
 _FEWEST_TOKENS = 256
 _SHARES = 32  # batches that a small set is cut into at least, so that every core has some
 _CHARACTERS = 4  # a token
+_GROUP = 128  # tokens that pay for one more forward and backward pass on a processor
+_ENDS = 256  # places where a batch that is trained on may be cut
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,27 @@ def batches(features: dict[str, Any], count: int, tokens: int, most: int | None 
         The batches, the longest texts first. A piece whose features are of another form (tensors that do not have one row per
         text, or no mask) is one batch as it is.
     """
+    return _cut_into(features, count, lambda lengths: _by_budget(lengths, tokens, most))
+
+
+def groups(features: dict[str, Any], count: int) -> list[Batch]:
+    """Cut a batch that is trained on into groups of texts of similar length, so that few tokens are padding.
+
+    The padding of a batch is as long as its longest text, and is computed like any token. Here the sizes of the groups are those
+    with the fewest tokens, where each group costs as much as `_GROUP` further tokens.
+
+    Args:
+        features: what the tokenizer returned for the batch: `attention_mask` `[count, L]`, and other tensors.
+        count: number of texts.
+
+    Returns:
+        The groups, the longest texts first; one group as it is where `batches` would return one.
+    """
+    return _cut_into(features, count, _by_length)
+
+
+def _cut_into(features: dict[str, Any], count: int, sizes: Callable[[Int], list[int]]) -> list[Batch]:
+    """Cut features into batches of these sizes, which are asked for with the lengths of the texts `[count]`, the longest first."""
     mask = features.get("attention_mask")
     tensors = [x for x in features.values() if isinstance(x, torch.Tensor)]
     splits = bool(tensors) and all(x.ndim > 0 and len(x) == count for x in tensors)
@@ -112,14 +135,38 @@ def batches(features: dict[str, Any], count: int, tokens: int, most: int | None 
     order = np.argsort(-lengths, kind="stable")
     width, found, start = mask.shape[1], [], 0
     padded = "right" if bool(mask[:, 0].all()) else "left" if bool(mask[:, -1].all()) else None
-    while start < count:
+    for size in sizes(np.full(count, width, np.int64) if padded is None else lengths[order]):
         longest = width if padded is None else int(lengths[order[start]])
-        fit = max(1, tokens // longest)
-        rows = order[start : start + (fit if most is None else min(most, fit))]
+        rows = order[start : start + size]
         span = slice(0, longest) if padded != "left" else slice(width - longest, width)
         found.append(Batch(rows, {name: _cut(x, rows, span, width) for name, x in features.items()}, True))
-        start += len(rows)
+        start += size
     return found
+
+
+def _by_budget(lengths: Int, tokens: int, most: int | None) -> list[int]:
+    """As many texts in each batch as the budget of tokens allows."""
+    found, start = [], 0
+    while start < len(lengths):
+        fit = max(1, tokens // int(lengths[start]))
+        found.append(min(len(lengths) - start, fit if most is None else min(most, fit)))
+        start += found[-1]
+    return found
+
+
+def _by_length(lengths: Int) -> list[int]:
+    """The sizes with the fewest tokens, each group counted as `_GROUP` more: found for 1, 2, ... texts from what is best for fewer."""
+    ends = np.unique(np.linspace(0, len(lengths), min(len(lengths), _ENDS) + 1).astype(np.int64))
+    costs, before = np.zeros(len(ends)), np.zeros(len(ends), np.int64)
+    for end in range(1, len(ends)):
+        total = costs[:end] + (ends[end] - ends[:end]) * lengths[ends[:end]] + _GROUP
+        before[end] = total.argmin()
+        costs[end] = total[before[end]]
+    found, end = [], len(ends) - 1
+    while end > 0:
+        found.append(int(ends[end] - ends[before[end]]))
+        end = before[end]
+    return found[::-1]
 
 
 def _cut(value: Any, rows: Int, span: slice, width: int) -> Any:

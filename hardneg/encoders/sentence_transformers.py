@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from hardneg.encoders.batches import CPU_TOKENS, PIECE, UNLIMITED, Arrangement, arrange
+from hardneg.encoders.batches import CPU_TOKENS, PIECE, UNLIMITED, Arrangement, Batch, arrange, groups
 from hardneg.encoders.budget import fastest_budget
 from hardneg.encoders.factory import EncoderOptions, incomplete
 from hardneg.encoders.forward import Counts, Forward, tokenized
@@ -201,10 +201,23 @@ class SentenceTransformersEncoder(nn.Module):
             features = self.model.preprocess(items, prompt=prompt)
         else:
             features = tokenized(self.model, items, prompt, self.kept_tokens)
-        on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
-        out: torch.Tensor = self.model(on_device)["sentence_embedding"]
+        if device.type == "cpu" and not self.pictures and not self._looks_at_the_batch:
+            out = self._in_groups(groups(features, len(items)))
+        else:
+            on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
+            out = self.model(on_device)["sentence_embedding"]
         width = getattr(self.model, "truncate_dim", None)
         return out if width is None else out[..., :width]
+
+    def _in_groups(self, parts: list[Batch]) -> torch.Tensor:
+        """The vectors of a batch from those of its groups: on a processor, the time is that of the tokens, padding included."""
+        found = [self.model(part.features)["sentence_embedding"] for part in parts]
+        return torch.cat(found)[torch.from_numpy(np.argsort(np.concatenate([part.rows for part in parts])))]
+
+    @property
+    def _looks_at_the_batch(self) -> bool:
+        """Whether the vector of a text depends on the others of its batch: such a model is given whole batches."""
+        return any(isinstance(each, torch.nn.modules.batchnorm._BatchNorm) for each in self.model.modules())
 
     def encode(self, texts: Sequence[str], *, prompt: str = "") -> NDArray[np.float32]:
         """The vectors of n texts, float32 `[n, d]`, as the model returns them: normalized only if it does that.
