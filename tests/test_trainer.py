@@ -159,6 +159,14 @@ def test_accumulated_batches_are_one_update(tmp_path: Path) -> None:
     assert told.rows[0]["loss"] == pytest.approx(float(sum(loss.detach() for loss in losses)) / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize(("accumulate", "epochs", "updates"), [(4, 3, 5), (8, 4, 3), (2, 1, 3), (1, 2, 12)])
+def test_epochs_are_counted_in_batches(tmp_path: Path, accumulate: int, epochs: int, updates: int) -> None:
+    """6 batches an epoch: what an epoch leaves of an update is neither lost nor rounded up to a whole one."""
+    options = TrainOptions(epochs=epochs, batch_size=16, accumulate=accumulate, negatives=0)
+    found = hardneg.train(made_pairs(), encoder(), tmp_path / "out", options, device="cpu", warn=quiet)
+    assert found["steps"] == updates
+
+
 EVERYTHING = {
     "steps": 30, "batch_size": 16, "negatives": 3, "refresh": "steps:7", "lag": 4, "share": 0.5, "bank": 100, "bank_age": 6,
     "bank_start": 2,
@@ -326,6 +334,41 @@ def test_a_document_is_encoded_once_a_batch() -> None:
         mine = set(known.take(np.array([query])).values.tolist())
         assert rows[i] in mine
         assert not mine & {rows[j] for j in batch.mined[i].tolist()}
+
+
+def labelled_pairs(count: int = 60) -> hardneg.Pairs:
+    """Queries whose positives are labels, of which one is in nine of ten pairs: it stands in batches several times."""
+    labels = ["most of all" if i % 10 else f"label {i % 3}" for i in range(count)]
+    return hardneg.Pairs.from_columns(
+        [f"query {i} about {WORDS[i % 7]}" for i in range(count)], labels, corpus=[f"other {i}" for i in range(20)]
+    )
+
+
+def test_a_positive_that_stands_in_a_batch_several_times_keeps_its_places() -> None:
+    pairs = labelled_pairs()
+    supply = Supply(pairs, Towers(encoder()), TrainOptions(batch_size=8, negatives=3, depth=10), HERE)
+    repeated = 0
+    try:
+        for batch in supply.batches():
+            rows = batch.document_rows.tolist()
+            repeated += len(rows) - len(set(rows))
+            assert batch.documents == pairs.documents.take(np.array(rows))
+            known = pairs.known_positives()
+            for i, query in enumerate(batch.query_rows.tolist()):
+                mine = known.take(np.array([query])).values.tolist()
+                assert rows[i] in mine
+                assert not set(mine) & {rows[j] for j in batch.mined[i].tolist()}
+            assert len(set(rows[8:])) == len(rows[8:])
+    finally:
+        supply.close()
+    assert repeated > 0
+
+
+@pytest.mark.parametrize("more", [{"bank": 64, "bank_start": 0}, {"negatives": 0}, {"batches": "hard:group=4"}])
+def test_few_positives_for_many_queries_are_trained_on(tmp_path: Path, more: dict[str, Any]) -> None:
+    options = TrainOptions(**{"steps": 6, "batch_size": 8, "negatives": 2, **more})
+    found = hardneg.train(labelled_pairs(), encoder(), tmp_path / "out", options, device="cpu", warn=quiet)
+    assert found["steps"] == 6
 
 
 @pytest.mark.parametrize(
