@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import hardneg
-from hardneg.errors import RunError
+from hardneg.errors import RunError, UsageError
 from hardneg.training import checkpoint
 from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
@@ -167,3 +168,28 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "3 steps" in stops.stdout + stops.stderr
     assert "stopped early" in stops.stdout + stops.stderr
+
+
+def test_patience_without_an_evaluation_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    options = TrainOptions(**SMALL, steps=2, patience=1)
+    result = hardneg.train(made_pairs(), encoder(), tmp_path / "out", options, device="cpu", warn=said.append)
+    assert (result["stopped_early"], result["best"]) == (False, None)
+    assert any("patience=1 (--patience) counts evaluations, and nothing is evaluated" in each for each in said)
+
+
+def test_workers_end_with_the_training(tmp_path: Path) -> None:
+    class Stops:
+        def log(self, step: int, values: dict[str, float]) -> None:
+            raise UsageError("enough")
+
+        def close(self) -> None:
+            pass
+
+    before = set(multiprocessing.active_children())
+    options = TrainOptions(**SMALL, steps=2, workers=1)
+    hardneg.train(made_pairs(), encoder(), tmp_path / "a", options, **QUIET)
+    assert set(multiprocessing.active_children()) <= before
+    with pytest.raises(UsageError, match="enough"):
+        hardneg.train(made_pairs(), encoder(), tmp_path / "b", options, callbacks=[Stops()], **QUIET)
+    assert set(multiprocessing.active_children()) <= before

@@ -243,6 +243,12 @@ class TrainingBatches:
         if self.momentum is not None:
             self.momentum.update(self.towers)
 
+    def close(self) -> None:
+        """End the worker processes, which would otherwise live until Python collects its garbage."""
+        iterator: Any = getattr(self.loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
+
     def state(self) -> dict[str, Any]:
         """The state of the sampler, the bank and the momentum encoder, as tensors and plain values."""
         sampler = self.sampler.state_dict()

@@ -54,6 +54,11 @@ from hardneg.training.share import Channel
 from hardneg.training.teaching import Teaching
 from hardneg.training.towers import SIDES, Towers
 
+_NO_PATIENCE = (
+    "patience={} (--patience) counts evaluations, and nothing is evaluated: the training goes on to its last step, and has no best "
+    "encoder. Give evaluation=... (--eval-source, --eval-split)"
+)
+
 
 @with_progress
 @own_settings(gradients=True)
@@ -107,6 +112,8 @@ def train(
             inputs = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
             _say_before(inputs, towers, options, negatives, folder, here, warn)
+            if here.leads and options.patience is not None and held_out is None:
+                warn(_NO_PATIENCE.format(options.patience))
             trainer = Trainer(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 teaching=_teaching(options, run, pairs, here, warn),
@@ -286,6 +293,7 @@ def _trained(
     index, folder = trainer.negatives.index, trainer.folder
     with ExitStack() as stack:  # closes the others even if one fails
         stack.callback(trainer.negatives.close)
+        stack.callback(trainer.batches.close)
         for callback in trainer.callbacks:
             stack.callback(callback.close)
         if state is not None and folder is not None:
