@@ -454,6 +454,23 @@ def test_filters_that_see_candidates_only_are_named(tmp_path: Path) -> None:
     assert said == ["the filter 'rank' works on mined candidates only, not on batch and bank"]
 
 
+def test_options_of_mining_have_no_effect_with_a_run_and_that_is_said(tmp_path: Path) -> None:
+    pairs = made_pairs()
+    run = hardneg.mine(pairs, tmp_path / "run", encoder=encoder(), depth=12, negatives=2)
+    for more, expected in (
+        ({}, None),
+        ({"refresh": "never"}, None),
+        ({"refresh": "steps:2", "depth": 5}, "refresh=steps:2, depth=5: without effect"),
+    ):
+        said: list[str] = []
+        options = TrainOptions(steps=1, batch_size=16, negatives=2, **more)
+        hardneg.train(
+            pairs, encoder(), tmp_path / "out", options, run=run, overwrite=True, device="cpu", warn=said.append
+        )
+        found = [each for each in said if "without effect" in each]
+        assert [each.startswith(str(expected)) for each in found] == ([True] if expected else [])
+
+
 def test_negatives_of_a_run(tmp_path: Path) -> None:
     pairs = made_pairs()
     run = hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(depth=20))
@@ -510,6 +527,36 @@ def test_two_towers_of_two_modalities(tmp_path: Path) -> None:
     assert result["best"]["mrr@10"] > before["mrr@10"] + 0.3
     assert (tmp_path / "out" / "best" / "document" / "layer.npy").exists()
     hardneg.HashedEncoder.load(tmp_path / "out" / "best" / "query")
+
+
+def static_model(texts: list[str]) -> Any:
+    """A SentenceTransformer that looks words up in a table."""
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(["[UNK]", *sorted({word for text in texts for word in text.split()})])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(0)
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=12)], device="cpu")
+
+
+def test_a_loaded_sentence_transformer_is_trained(tmp_path: Path) -> None:
+    pairs = made_pairs()
+    model = static_model(pairs.documents.slice(0, len(pairs.document_ids)))
+    before = model[0].embedding.weight.detach().clone()
+    options = TrainOptions(steps=3, batch_size=16, negatives=2, bank=32, bank_start=0, momentum=0.9)
+    hardneg.train(pairs, model, tmp_path / "out", options, device="cpu", warn=quiet)
+    after = model[0].embedding.weight.detach()
+    assert not torch.equal(before, after)
+    saved = hardneg.make_encoder(f"st:{tmp_path / 'out' / 'last'}")
+    assert torch.equal(saved.model[0].embedding.weight.detach(), after)
+    two = Towers(model, model)
+    assert two.shared
+    with pytest.raises(UsageError, match="'hashed' is a spec, not an encoder"):
+        Towers("hashed")
 
 
 def test_towers_refuse_what_cannot_be_trained() -> None:

@@ -54,6 +54,8 @@ from hardneg.training.share import Channel
 from hardneg.training.teaching import Teaching
 from hardneg.training.towers import SIDES, Towers
 
+_OF_MINING = ("refresh", "share", "depth", "index", "lag", "wait")
+
 _NO_PATIENCE = (
     "patience={} (--patience) counts evaluations, and nothing is evaluated: the training goes on to its last step, and has no best "
     "encoder. Give evaluation=... (--eval-source, --eval-split)"
@@ -82,7 +84,7 @@ def train(
 
     Args:
         pairs: the training data: `Pairs`, or what `read_pairs` takes.
-        model: `Towers`, or one encoder for both sides (see `Trainable`). It is trained in place.
+        model: `Towers`, or one encoder for both sides (a `SentenceTransformer`, or see `Trainable`). It is trained in place.
         out: the folder to write.
         options: the options; None: the defaults.
         evaluation: the evaluation data; several by name: their mean counts; None: no evaluation, and the last encoder is the result.
@@ -181,6 +183,18 @@ def _warn_of_metric(inputs: _Inputs, towers: Towers, options: TrainOptions, warn
         )
 
 
+def _warn_of_unused(inputs: _Inputs, options: TrainOptions, warn: Callable[[str], None]) -> None:
+    """Warn of options of mining that were changed, though the candidates are those of a run."""
+    default = TrainOptions()
+    changed = [name for name in _OF_MINING if getattr(options, name) != getattr(default, name)]
+    if inputs.run is not None and changed and (changed, options.refresh) != (["refresh"], "never"):
+        named = ", ".join(f"{name}={getattr(options, name)}" for name in changed)
+        warn(
+            f"{named}: without effect, as negatives are drawn from the candidates of the run {inputs.run.folder}, and nothing is "
+            f"mined meanwhile. Leave run (--run) out to mine while training"
+        )
+
+
 def _finished(towers: Towers, out: Path, result: dict[str, Any], here: World) -> dict[str, Any]:
     """Write the last encoder and `train.json`, which holds `result`, and return it; rank 0 writes."""
     if here.leads:
@@ -238,6 +252,7 @@ def _say_before(
     if not here.leads:
         return
     _warn_of_metric(inputs, towers, options, warn)
+    _warn_of_unused(inputs, options, warn)
     mixed = negatives.sampler.mixed
     for name in () if mixed is None else mixed.small:
         warn(
