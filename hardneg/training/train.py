@@ -44,7 +44,7 @@ from hardneg.training.checks import check_fits, ungrouped
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet, EvaluationSets, evaluation_of
 from hardneg.training.fine_tuning import prepare_model
-from hardneg.training.folder import prepare, resumed, training_folder
+from hardneg.training.folder import beside, prepare, resumed, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.online_filters import learned_line
@@ -110,7 +110,7 @@ def train(
     with world(device) as here, _towers(model, pairs, options, here) as towers:
         options = options.fitting(towers.learning_rate, here.device)
         with training_folder(out, here, resume=resume, overwrite=overwrite) as folder:
-            head = prepare(folder, out, pairs, options, here, resume)
+            head = prepare(folder, out, pairs, options, here, resume, beside(run, held_out))
             inputs = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
             _say_before(inputs, towers, options, negatives, folder, here, warn)
