@@ -43,7 +43,7 @@ from hardneg.training.callbacks import Callback, LogFile, TensorBoard, WandbLog,
 from hardneg.training.checks import check_fits, ungrouped
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet, EvaluationSets, evaluation_of
-from hardneg.training.fine_tuning import prepare_model
+from hardneg.training.fine_tuning import prepare_model, thaw
 from hardneg.training.folder import beside, prepare, resumed, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
@@ -152,16 +152,19 @@ def _evaluation(
 
 @contextmanager
 def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Iterator[Towers]:
-    """The model, once the options are known to fit it; seeds whatever it draws from. It keeps tokens up to the end of the block."""
+    """The model, once the options are known to fit it; seeds whatever it draws from. Up to the end of the block it keeps tokens, and
+    what `freeze` names is frozen."""
     prompts = {"query_prompt": options.query_prompt, "document_prompt": options.document_prompt}
     towers = model if isinstance(model, Towers) else Towers(model, **prompts)
     check_fits(options, pairs, towers.dimension, here)
     checkpoint.seed_generators(options.seed + here.rank)
-    prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing, options.learning_rates)
-    for side in SIDES:
-        if callable(compare_by := getattr(towers.tower(side), "compare_by", None)):
-            compare_by(options.metric)
-    with keeping_tokens(*towers.children()):
+    frozen = prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing, options.learning_rates)
+    with ExitStack() as stack:
+        stack.callback(thaw, frozen)
+        for side in SIDES:
+            if callable(compare_by := getattr(towers.tower(side), "compare_by", None)):
+                compare_by(options.metric)
+        stack.enter_context(keeping_tokens(*towers.children()))
         yield towers
 
 
