@@ -366,7 +366,8 @@ def test_a_positive_that_stands_in_a_batch_several_times_keeps_its_places() -> N
 
 @pytest.mark.parametrize("more", [{"bank": 64, "bank_start": 0}, {"negatives": 0}, {"batches": "hard:group=4"}])
 def test_few_positives_for_many_queries_are_trained_on(tmp_path: Path, more: dict[str, Any]) -> None:
-    options = TrainOptions(**{"steps": 6, "batch_size": 8, "negatives": 2, **more})
+    given_: dict[str, Any] = {"steps": 6, "batch_size": 8, "negatives": 2, **more}
+    options = TrainOptions(**given_)
     found = hardneg.train(labelled_pairs(), encoder(), tmp_path / "out", options, device="cpu", warn=quiet)
     assert found["steps"] == 6
 
@@ -457,11 +458,12 @@ def test_filters_that_see_candidates_only_are_named(tmp_path: Path) -> None:
 def test_options_of_mining_have_no_effect_with_a_run_and_that_is_said(tmp_path: Path) -> None:
     pairs = made_pairs()
     run = hardneg.mine(pairs, tmp_path / "run", encoder=encoder(), depth=12, negatives=2)
-    for more, expected in (
+    cases: tuple[tuple[dict[str, Any], str | None], ...] = (
         ({}, None),
         ({"refresh": "never"}, None),
         ({"refresh": "steps:2", "depth": 5}, "refresh=steps:2, depth=5: without effect"),
-    ):
+    )
+    for more, expected in cases:
         said: list[str] = []
         options = TrainOptions(steps=1, batch_size=16, negatives=2, **more)
         hardneg.train(
@@ -551,7 +553,7 @@ def test_a_loaded_sentence_transformer_is_trained(tmp_path: Path) -> None:
     hardneg.train(pairs, model, tmp_path / "out", options, device="cpu", warn=quiet)
     after = model[0].embedding.weight.detach()
     assert not torch.equal(before, after)
-    saved = hardneg.make_encoder(f"st:{tmp_path / 'out' / 'last'}")
+    saved: Any = hardneg.make_encoder(f"st:{tmp_path / 'out' / 'last'}")
     assert torch.equal(saved.model[0].embedding.weight.detach(), after)
     two = Towers(model, model)
     assert two.shared

@@ -321,7 +321,8 @@ def _cut(features: dict[str, Any], size: int) -> list[dict[str, Any]]:
     if len(set(rows.values())) != 1:
         found = ", ".join(f"{name}: {count}" for name, count in rows.items())
         raise UsageError(f"mini_batch_size: what the model takes has no row for each text ({found}): leave it out")
-    count, chunks = next(iter(rows.values())), []
+    count = next(iter(rows.values()))
+    chunks: list[dict[str, Any]] = []
     of_texts = {name: x for name, x in features.items() if name in rows or (isinstance(x, list) and len(x) == count)}
     for start in range(0, count, size):
         chunk = {**features, **{name: x[start : start + size] for name, x in of_texts.items()}}

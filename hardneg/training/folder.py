@@ -126,10 +126,13 @@ Beside = Mapping[str, str | None]
 
 def beside(run: Run | None, evaluation: EvaluationSet | EvaluationSets | None) -> dict[str, str | None]:
     """What a training depends on beside its data: the candidates of its run, and what chooses its best encoder."""
-    sets = evaluation.sets if isinstance(evaluation, EvaluationSets) else {"": evaluation}
-    measured = {name: each.pairs.digests for name, each in sets.items() if isinstance(each, EvaluationSet)}
-    files = {} if run is None else {n: each for n, each in run.info["files"].items() if n.startswith("candidates/")}
-    return {name: _digest(each) if each else None for name, each in (("run", files), ("evaluation", measured))}
+    sets: dict[str, Any] = dict(evaluation.sets) if isinstance(evaluation, EvaluationSets) else {"": evaluation}
+    measured: dict[str, Any] = {
+        name: each.pairs.digests for name, each in sets.items() if isinstance(each, EvaluationSet)
+    }
+    files: dict[str, Any] = {} if run is None else run.info["files"]
+    mined = {name: digest for name, digest in files.items() if name.startswith("candidates/")}
+    return {name: _digest(each) if each else None for name, each in (("run", mined), ("evaluation", measured))}
 
 
 def _digest(value: Mapping[str, Any]) -> str:
