@@ -504,12 +504,12 @@ def test_a_checkpoint_of_a_version_that_is_not_read_is_named(cut: Path, tmp_path
     with pytest.raises(
         RunError, match=r"state\.json: schema 'hardneg-checkpoint-1', expected 'hardneg-checkpoint-3'.*--over"
     ):
-        hardneg.train(pairs, encoder(), tmp_path / "out", DAMAGED, device="cpu", resume=True)
+        hardneg.train(pairs, encoder(), tmp_path / "out", DAMAGED, evaluation=pairs, device="cpu", resume=True)
     shutil.rmtree(tmp_path / "out" / "checkpoints")
     shutil.copytree(cut / "cut" / "checkpoints", tmp_path / "out" / "checkpoints")
     os.rename(tmp_path / "out" / "checkpoints" / "step-00000005", tmp_path / "out" / "checkpoints" / "step-00000006")
     with pytest.raises(RunError, match="is of step 5, unlike its folder"):
-        hardneg.train(pairs, encoder(), tmp_path / "out", DAMAGED, device="cpu", resume=True)
+        hardneg.train(pairs, encoder(), tmp_path / "out", DAMAGED, evaluation=pairs, device="cpu", resume=True)
 
 
 def _changed(state: Any, rng: np.random.Generator, text: str) -> Any:

@@ -122,6 +122,12 @@ def test_mini_batches_change_nothing(scored: Run, tmp_path: Path) -> None:
     assert np.abs(weights[0] - weights[1]).max() < 1e-4
 
 
+def test_a_teacher_of_negatives_needs_negatives() -> None:
+    """Of a positive alone there is nothing to learn: with `alone`, the loss was always 0."""
+    with pytest.raises(UsageError, match="negatives=0 has none: take negatives=4"):
+        TrainOptions(distill="kl:alone", negatives=0)
+
+
 def test_what_cannot_be_taught_is_said(scored: Run, mined: Run, tmp_path: Path) -> None:
     for spec, message in (
         ("cosine", "Known: kl, margin-mse"), ("kl:weight=0", "weight"), ("kl:only", "'only' is not understood"), (3, "must be a text"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import hardneg
-from hardneg.errors import RunError
+from hardneg.errors import RunError, UsageError
 from hardneg.training import checkpoint
 from hardneg.training.optim import rate_at
 from hardneg.training.options import TrainOptions
@@ -167,3 +168,62 @@ def test_from_the_command_line(tmp_path: Path) -> None:
     )  # fmt: skip
     assert "3 steps" in stops.stdout + stops.stderr
     assert "stopped early" in stops.stdout + stops.stderr
+
+
+def test_patience_without_an_evaluation_is_said(tmp_path: Path) -> None:
+    said: list[str] = []
+    options = TrainOptions(**SMALL, steps=2, patience=1)
+    result = hardneg.train(made_pairs(), encoder(), tmp_path / "out", options, device="cpu", warn=said.append)
+    assert (result["stopped_early"], result["best"]) == (False, None)
+    assert any("patience=1 (--patience) counts evaluations, and nothing is evaluated" in each for each in said)
+
+
+def test_workers_end_with_the_training(tmp_path: Path) -> None:
+    class Stops:
+        def log(self, step: int, values: dict[str, float]) -> None:
+            raise UsageError("enough")
+
+        def close(self) -> None:
+            pass
+
+    before = set(multiprocessing.active_children())
+    options = TrainOptions(**SMALL, steps=2, workers=1)
+    hardneg.train(made_pairs(), encoder(), tmp_path / "a", options, **QUIET)
+    assert set(multiprocessing.active_children()) <= before
+    with pytest.raises(UsageError, match="enough"):
+        hardneg.train(made_pairs(), encoder(), tmp_path / "b", options, callbacks=[Stops()], **QUIET)
+    assert set(multiprocessing.active_children()) <= before
+
+
+def test_what_is_resumed_with_another_run_or_other_evaluation_data_is_refused(tmp_path: Path) -> None:
+    """Candidates decide what is learned, and evaluation data which encoder is the best: of others, nothing can be told."""
+    pairs, out = made_pairs(), tmp_path / "out"
+    runs = [hardneg.mine(pairs, tmp_path / f"run{i}", encoder=encoder(i), depth=12, negatives=2) for i in range(2)]
+    first, longer = (TrainOptions(**SMALL, steps=steps) for steps in (2, 4))
+    hardneg.train(pairs, encoder(), out, first, run=runs[0], evaluation=pairs, **QUIET)
+    others: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"run": runs[1], "evaluation": pairs}, r"had other candidates \(run, --run\)"),
+        ({"evaluation": pairs}, r"had other candidates \(run, --run\)"),
+        ({"run": runs[0]}, "had other evaluation data"),
+        ({"run": runs[0], "evaluation": made_pairs(seed=1)}, "had other evaluation data"),
+        ({"run": runs[0], "evaluation": {"a": pairs}}, "had other evaluation data"),
+    )
+    for given, message in others:
+        with pytest.raises(RunError, match=message):
+            hardneg.train(pairs, encoder(), out, longer, resume=True, **given, **QUIET)
+    found = hardneg.train(pairs, encoder(), out, longer, run=runs[0], evaluation=pairs, resume=True, **QUIET)
+    assert found["steps"] == 4
+    head = json.loads((out / "train.json").read_text())
+    for name in ("run", "evaluation"):
+        del head["data"][name]  # as in trainings of earlier versions
+    (out / "train.json").write_text(json.dumps(head))
+    assert hardneg.train(
+        pairs, encoder(), out, TrainOptions(**SMALL, steps=6), run=runs[0], evaluation=pairs, resume=True, **QUIET
+    )["steps"] == 6  # fmt: skip
+
+
+def test_an_evaluation_may_begin_when_a_training_goes_on(tmp_path: Path) -> None:
+    pairs, out = made_pairs(), tmp_path / "out"
+    hardneg.train(pairs, encoder(), out, TrainOptions(**SMALL, steps=2), **QUIET)
+    more = hardneg.train(pairs, encoder(), out, TrainOptions(**SMALL, steps=4), evaluation=pairs, resume=True, **QUIET)
+    assert [each["step"] for each in more["evaluations"]] == [4]

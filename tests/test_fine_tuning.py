@@ -125,6 +125,24 @@ def test_frozen_parameters_stay(tmp_path: Path, tiny_model: Path) -> None:
     assert not any("embeddings" in name for name in moved)
 
 
+def test_what_a_training_froze_the_next_one_trains(tmp_path: Path) -> None:
+    """First one tower alone, then both, as is usual."""
+    encoders, pairs = [encoder(), encoder(1)], made_pairs()
+    for each in encoders:
+        each.fit(pairs.documents.slice(0, len(pairs.document_ids)))
+    towers, held = Towers(*encoders), encoders[1].table.weight
+    before = held.detach().clone()
+    hardneg.train(pairs, towers, tmp_path / "a", TrainOptions(**SMALL, freeze=("document",)), **QUIET)
+    assert torch.equal(held, before)
+    assert all(parameter.requires_grad for parameter in towers.parameters())
+    hardneg.train(pairs, towers, tmp_path / "b", TrainOptions(**SMALL), **QUIET)
+    assert not torch.equal(held, before)
+    held.requires_grad_(False)  # what its owner froze stays so
+    with pytest.raises(UsageError, match="leaves nothing to train"):
+        hardneg.train(pairs, towers, tmp_path / "c", TrainOptions(**SMALL, freeze=("query",)), **QUIET)
+    assert [parameter.requires_grad for parameter in towers.parameters()] == [True, False]
+
+
 def test_a_tower_is_frozen_or_slower(tmp_path: Path) -> None:
     pairs = made_pairs()
     changes = []

@@ -36,6 +36,7 @@ from hardneg.storage.files import write_array
 from hardneg.storage.json_files import read_json, write_json
 
 from .conftest import WORDS
+from .test_trainer import static_model
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*pin_memory.*"),
@@ -351,6 +352,24 @@ def test_gradients_of_small_pieces_are_those_of_the_whole(tiny_model: Path) -> N
         found.append((value.detach(), weights_gradient(model), loss.loss.log_scale.grad))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+def test_small_pieces_of_a_static_model_and_of_what_has_no_rows() -> None:
+    """StaticEmbedding takes all tokens in one row: cut like rows, they were other texts."""
+    texts = [["one two three", "two", "three four", "one"], ["a b", "c", "a b c d", "e"], ["f", "g f", "h", "a h g"]]
+    model = static_model([text for each in texts for text in each])
+    found = []
+    for size in (None, 1, 3):
+        loss = TrainerLoss(model, mini_batch_size=size)
+        model.zero_grad()
+        loss([model.preprocess(each) for each in texts]).backward()
+        found.append(weights_gradient(model).clone())
+    for other in found[1:]:
+        torch.testing.assert_close(found[0], other, rtol=1e-4, atol=1e-6)
+    loss = TrainerLoss(model, mini_batch_size=2)
+    patches = {"input_ids": torch.ones(4, 3, dtype=torch.int64), "pixel_values": torch.ones(9, 5)}
+    with pytest.raises(UsageError, match=r"no row for each text \(input_ids: 4, pixel_values: 9\)"):
+        loss([patches, patches])
 
 
 def weights_gradient(model: torch.nn.Module) -> torch.Tensor:

@@ -19,10 +19,12 @@ from hypothesis import strategies as st
 
 import hardneg
 from hardneg.bank.batches import distinct_batches
+from hardneg.bank.sampler import MemoryBankSampler
 from hardneg.data import open_pairs, parts_of, save_pairs
 from hardneg.data.mixing import numbered, source_name
 from hardneg.data.pairs import Pairs
 from hardneg.demo_data.digits import write_digits
+from hardneg.diagnostics.measures.batch import Collapse
 from hardneg.errors import DataError, RunError, UsageError
 from hardneg.index.files import load_index_of, save_index
 from hardneg.index.per_source import PerSource, make_index_of
@@ -570,6 +572,24 @@ def test_what_is_special_of_a_source_is_said(tmp_path: Path) -> None:
     assert [text for text in said if "its batches are smaller" in text] == [
         "the source 'c' has fewer pairs in an epoch than a batch of 16: its batches are smaller"
     ]
+
+
+def test_a_collapse_is_seen_in_batches_of_the_largest_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(Collapse, "look", lambda self, rank: seen.append(rank))
+    trained: list[int] = []
+    kept = MemoryBankSampler.advance
+
+    def advance(sampler: MemoryBankSampler, *given_: Any) -> None:
+        assert sampler.source is not None
+        trained.append(sampler.source)
+        kept(sampler, *given_)
+
+    monkeypatch.setattr(MemoryBankSampler, "advance", advance)
+    options = TrainOptions(steps=10, batch_size=8, negatives=2, log_every=1)
+    hardneg.train(three(), encoder(), tmp_path, options, device="cpu", warn=quiet)
+    assert trained.count(0) == len(seen) > 0  # "a" and "b" have 60 pairs in an epoch, and the first counts
+    assert len(set(trained)) > 1
 
 
 def _parts(pairs: Pairs) -> dict[str, Pairs]:

@@ -159,6 +159,14 @@ def test_accumulated_batches_are_one_update(tmp_path: Path) -> None:
     assert told.rows[0]["loss"] == pytest.approx(float(sum(loss.detach() for loss in losses)) / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize(("accumulate", "epochs", "updates"), [(4, 3, 5), (8, 4, 3), (2, 1, 3), (1, 2, 12)])
+def test_epochs_are_counted_in_batches(tmp_path: Path, accumulate: int, epochs: int, updates: int) -> None:
+    """6 batches an epoch: what an epoch leaves of an update is neither lost nor rounded up to a whole one."""
+    options = TrainOptions(epochs=epochs, batch_size=16, accumulate=accumulate, negatives=0)
+    found = hardneg.train(made_pairs(), encoder(), tmp_path / "out", options, device="cpu", warn=quiet)
+    assert found["steps"] == updates
+
+
 EVERYTHING = {
     "steps": 30, "batch_size": 16, "negatives": 3, "refresh": "steps:7", "lag": 4, "share": 0.5, "bank": 100, "bank_age": 6,
     "bank_start": 2,
@@ -328,6 +336,42 @@ def test_a_document_is_encoded_once_a_batch() -> None:
         assert not mine & {rows[j] for j in batch.mined[i].tolist()}
 
 
+def labelled_pairs(count: int = 60) -> hardneg.Pairs:
+    """Queries whose positives are labels, of which one is in nine of ten pairs: it stands in batches several times."""
+    labels = ["most of all" if i % 10 else f"label {i % 3}" for i in range(count)]
+    return hardneg.Pairs.from_columns(
+        [f"query {i} about {WORDS[i % 7]}" for i in range(count)], labels, corpus=[f"other {i}" for i in range(20)]
+    )
+
+
+def test_a_positive_that_stands_in_a_batch_several_times_keeps_its_places() -> None:
+    pairs = labelled_pairs()
+    supply = Supply(pairs, Towers(encoder()), TrainOptions(batch_size=8, negatives=3, depth=10), HERE)
+    repeated = 0
+    try:
+        for batch in supply.batches():
+            rows = batch.document_rows.tolist()
+            repeated += len(rows) - len(set(rows))
+            assert batch.documents == pairs.documents.take(np.array(rows))
+            known = pairs.known_positives()
+            for i, query in enumerate(batch.query_rows.tolist()):
+                mine = known.take(np.array([query])).values.tolist()
+                assert rows[i] in mine
+                assert not set(mine) & {rows[j] for j in batch.mined[i].tolist()}
+            assert len(set(rows[8:])) == len(rows[8:])
+    finally:
+        supply.close()
+    assert repeated > 0
+
+
+@pytest.mark.parametrize("more", [{"bank": 64, "bank_start": 0}, {"negatives": 0}, {"batches": "hard:group=4"}])
+def test_few_positives_for_many_queries_are_trained_on(tmp_path: Path, more: dict[str, Any]) -> None:
+    given_: dict[str, Any] = {"steps": 6, "batch_size": 8, "negatives": 2, **more}
+    options = TrainOptions(**given_)
+    found = hardneg.train(labelled_pairs(), encoder(), tmp_path / "out", options, device="cpu", warn=quiet)
+    assert found["steps"] == 6
+
+
 @pytest.mark.parametrize(
     ("specs", "off"),
     [
@@ -411,6 +455,24 @@ def test_filters_that_see_candidates_only_are_named(tmp_path: Path) -> None:
     assert said == ["the filter 'rank' works on mined candidates only, not on batch and bank"]
 
 
+def test_options_of_mining_have_no_effect_with_a_run_and_that_is_said(tmp_path: Path) -> None:
+    pairs = made_pairs()
+    run = hardneg.mine(pairs, tmp_path / "run", encoder=encoder(), depth=12, negatives=2)
+    cases: tuple[tuple[dict[str, Any], str | None], ...] = (
+        ({}, None),
+        ({"refresh": "never"}, None),
+        ({"refresh": "steps:2", "depth": 5}, "refresh=steps:2, depth=5: without effect"),
+    )
+    for more, expected in cases:
+        said: list[str] = []
+        options = TrainOptions(steps=1, batch_size=16, negatives=2, **more)
+        hardneg.train(
+            pairs, encoder(), tmp_path / "out", options, run=run, overwrite=True, device="cpu", warn=said.append
+        )
+        found = [each for each in said if "without effect" in each]
+        assert [each.startswith(str(expected)) for each in found] == ([True] if expected else [])
+
+
 def test_negatives_of_a_run(tmp_path: Path) -> None:
     pairs = made_pairs()
     run = hardneg.mine(pairs, tmp_path / "run", hardneg.MineOptions(depth=20))
@@ -467,6 +529,36 @@ def test_two_towers_of_two_modalities(tmp_path: Path) -> None:
     assert result["best"]["mrr@10"] > before["mrr@10"] + 0.3
     assert (tmp_path / "out" / "best" / "document" / "layer.npy").exists()
     hardneg.HashedEncoder.load(tmp_path / "out" / "best" / "query")
+
+
+def static_model(texts: list[str]) -> Any:
+    """A SentenceTransformer that looks words up in a table."""
+    pytest.importorskip("sentence_transformers")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = {word: i for i, word in enumerate(["[UNK]", *sorted({word for text in texts for word in text.split()})])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    torch.manual_seed(0)
+    return SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_dim=12)], device="cpu")
+
+
+def test_a_loaded_sentence_transformer_is_trained(tmp_path: Path) -> None:
+    pairs = made_pairs()
+    model = static_model(pairs.documents.slice(0, len(pairs.document_ids)))
+    before = model[0].embedding.weight.detach().clone()
+    options = TrainOptions(steps=3, batch_size=16, negatives=2, bank=32, bank_start=0, momentum=0.9)
+    hardneg.train(pairs, model, tmp_path / "out", options, device="cpu", warn=quiet)
+    after = model[0].embedding.weight.detach()
+    assert not torch.equal(before, after)
+    saved: Any = hardneg.make_encoder(f"st:{tmp_path / 'out' / 'last'}")
+    assert torch.equal(saved.model[0].embedding.weight.detach(), after)
+    two = Towers(model, model)
+    assert two.shared
+    with pytest.raises(UsageError, match="'hashed' is a spec, not an encoder"):
+        Towers("hashed")
 
 
 def test_towers_refuse_what_cannot_be_trained() -> None:

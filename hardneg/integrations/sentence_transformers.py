@@ -297,15 +297,41 @@ class InfoNCE(nn.Module):
 
     def _chunks(self, features: dict[str, Any]) -> list[dict[str, Any]]:
         assert self.mini_batch_size is not None
-        count = next(len(x) for x in features.values() if isinstance(x, Tensor))
-        return [
-            {name: x[i : i + self.mini_batch_size] if isinstance(x, Tensor) else x for name, x in features.items()}
-            for i in range(0, count, self.mini_batch_size)
-        ]
+        return _cut(features, self.mini_batch_size)
 
     def get_config_dict(self) -> dict[str, Any]:
         """For the model card."""
         return {"temperature": self.loss.temperature, "mini_batch_size": self.mini_batch_size}
+
+
+def _cut(features: dict[str, Any], size: int) -> list[dict[str, Any]]:
+    """The tokenized texts of a batch in chunks of `size` texts.
+
+    Raises:
+        UsageError: they are of a form in which it is not known which numbers are whose.
+    """
+    flat = (
+        "offsets" in features and features["input_ids"].ndim == 1
+    )  # all tokens in one row, as StaticEmbedding takes them
+    rows = {
+        name: len(x)
+        for name, x in features.items()
+        if isinstance(x, Tensor) and x.ndim and not (flat and name == "input_ids")
+    }
+    if len(set(rows.values())) != 1:
+        found = ", ".join(f"{name}: {count}" for name, count in rows.items())
+        raise UsageError(f"mini_batch_size: what the model takes has no row for each text ({found}): leave it out")
+    count = next(iter(rows.values()))
+    chunks: list[dict[str, Any]] = []
+    of_texts = {name: x for name, x in features.items() if name in rows or (isinstance(x, list) and len(x) == count)}
+    for start in range(0, count, size):
+        chunk = {**features, **{name: x[start : start + size] for name, x in of_texts.items()}}
+        if flat:
+            ids, begin = features["input_ids"], int(features["offsets"][start])
+            end = int(features["offsets"][start + size]) if start + size < count else len(ids)
+            chunk |= {"input_ids": ids[begin:end], "offsets": chunk["offsets"] - begin}
+        chunks.append(chunk)
+    return chunks
 
 
 __all__ = ["HardNegatives", "InfoNCE", "mine_hard_negatives"]

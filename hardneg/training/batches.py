@@ -28,7 +28,7 @@ from hardneg.training.towers import Towers
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch of pairs. It holds every document once, even if several queries have it as a negative.
+    """One batch of pairs. It holds every mined negative once, even if several queries have it.
 
     Attributes:
         queries: the B queries: texts, or the items that replace them.
@@ -48,19 +48,21 @@ class Batch:
     @classmethod
     def of(cls, examples: Sequence[ExampleTexts]) -> Batch:
         """Collate the examples that a sampler has drawn into one batch."""
-        positives = [e.rows.positive for e in examples]
-        place = {row: i for i, row in enumerate(positives)}
+        rows = [e.rows.positive for e in examples]
+        # Where pairs share few documents, a positive may stand in a batch several times: each query keeps its own copy.
+        place = {row: i for i, row in reversed(list(enumerate(rows)))}
         items = [e.positive for e in examples]
         for e in examples:
             for row, item in zip(e.rows.negatives, e.negatives, strict=True):
                 if row not in place:
                     place[row] = len(items)
                     items.append(item)
+                    rows.append(row)
         return cls(
             [e.query for e in examples],
             items,
             torch.tensor([e.rows.query for e in examples]),
-            torch.tensor(list(place)),
+            torch.tensor(rows),
             torch.tensor([[place[row] for row in e.rows.negatives] for e in examples], dtype=torch.int64),
         )
 
@@ -214,6 +216,7 @@ class TrainingBatches:
         Raises:
             DataError: a vector is NaN or infinite. All ranks raise it, because each has the rows of all ranks.
         """
+        self._source = self.sampler.source
         if self.sampler.bank is None:
             self.sampler.advance()
             return
@@ -239,6 +242,12 @@ class TrainingBatches:
         """Move the momentum encoder, if there is one. Call this after each update of the weights."""
         if self.momentum is not None:
             self.momentum.update(self.towers)
+
+    def close(self) -> None:
+        """End the worker processes, which would otherwise live until Python collects its garbage."""
+        iterator: Any = getattr(self.loader, "_iterator", None)
+        if iterator is not None:
+            iterator._shutdown_workers()
 
     def state(self) -> dict[str, Any]:
         """The state of the sampler, the bank and the momentum encoder, as tensors and plain values."""

@@ -238,7 +238,8 @@ def fitting(folder: Path) -> Iterator[None]:
             raise
         raise RunError(f"{folder / 'state.json'}: {error}: {_REMEDY}") from None
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lines = (str(error).strip() or type(error).__name__).splitlines()
+        reason = " ".join(line.strip() for line in lines[:2])  # torch names what does not fit in the second
         if isinstance(error, KeyError):
             reason = f"{reason} is missing"
         raise RunError(

@@ -36,13 +36,17 @@ def parse_rates(specs: Iterable[Any]) -> list[tuple[str, float]]:
 
 def prepare_model(
     towers: Towers, lora: str | None, freeze: Sequence[str], gradient_checkpointing: bool, rates: Sequence[str] = ()
-) -> None:
+) -> list[nn.Parameter]:
     """Make of a model what is trained, in place.
 
     Args:
         towers: the model.
         lora, freeze, gradient_checkpointing: see `TrainOptions`.
         rates: its `learning_rates`, whose patterns are only checked here.
+
+    Returns:
+        The parameters that `freeze` has frozen, which are to be trainable again when the training is over: another one, of the same
+        model, may train them.
 
     Raises:
         UsageError: the model cannot do that, a pattern fits no parameter, or nothing is left to train.
@@ -58,13 +62,21 @@ def prepare_model(
                     f"{name} needs an st: encoder with a transformer, which a {type(each).__name__} is not"
                 )
             getattr(each, method)(*([Lora.parse(lora)] if method == "add_lora" else []))
-    for pattern in freeze:
-        for _, parameter in matching(towers, pattern):
-            parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in towers.parameters()):
-        raise UsageError(f"freeze={tuple(freeze)!r} leaves nothing to train")
     for pattern, _ in parse_rates(rates):  # the optimizer needs them only after the first generation is mined
         matching(towers, pattern)
+    frozen = [p for pattern in freeze for _, p in matching(towers, pattern) if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in towers.parameters()):
+        thaw(frozen)
+        raise UsageError(f"freeze={tuple(freeze)!r} leaves nothing to train")
+    return frozen
+
+
+def thaw(frozen: Iterable[nn.Parameter]) -> None:
+    """Make parameters trainable again."""
+    for parameter in frozen:
+        parameter.requires_grad_(True)
 
 
 def matching(towers: nn.Module, pattern: str) -> list[tuple[str, nn.Parameter]]:

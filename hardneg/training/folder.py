@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,15 +12,19 @@ from typing import Any, NotRequired, TypedDict
 from hardneg.data.mixed import Mixed
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError
+from hardneg.mining.run import Run
 from hardneg.storage.files import remove_temporary_files
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, resolved, staging
 from hardneg.storage.json_files import decode_json, read_json, write_json
 from hardneg.storage.outputs import OWN_FILES
 from hardneg.training import checkpoint
 from hardneg.training.distributed import World
+from hardneg.training.evaluation_set import EvaluationSet, EvaluationSets
 from hardneg.training.options import TrainOptions
 
 SCHEMA = "hardneg-train-1"
+
+_BESIDE = ("run", "evaluation")
 
 KNOWN = (*OWN_FILES["training"], "posterior.json")
 
@@ -114,32 +120,58 @@ def _check_begun(out: Path) -> None:
     )
 
 
-def prepare(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, here: World, resume: bool) -> dict[str, Any]:
+# Digests of the run and of the evaluation data of a training; None: it has none, or none that can be told from others.
+Beside = Mapping[str, str | None]
+
+
+def beside(run: Run | None, evaluation: EvaluationSet | EvaluationSets | None) -> dict[str, str | None]:
+    """What a training depends on beside its data: the candidates of its run, and what chooses its best encoder."""
+    sets: dict[str, Any] = dict(evaluation.sets) if isinstance(evaluation, EvaluationSets) else {"": evaluation}
+    measured: dict[str, Any] = {
+        name: each.pairs.digests for name, each in sets.items() if isinstance(each, EvaluationSet)
+    }
+    files: dict[str, Any] = {} if run is None else run.info["files"]
+    mined = {name: digest for name, digest in files.items() if name.startswith("candidates/")}
+    return {name: _digest(each) if each else None for name, each in (("run", mined), ("evaluation", measured))}
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def prepare(
+    folder: Path, out: Path, pairs: Pairs, options: TrainOptions, here: World, resume: bool, more: Beside
+) -> dict[str, Any]:
     """The head of `train.json`: checked, if the training is resumed, or written. Arguments and errors: see `check_head`."""
-    return check_head(folder, out, pairs, options, here) if resume else write_head(folder, pairs, options, here)
+    if resume:
+        return check_head(folder, out, pairs, options, here, more)
+    return write_head(folder, pairs, options, here, more)
 
 
-def write_head(folder: Path, pairs: Pairs, options: TrainOptions, here: World) -> dict[str, Any]:
+def write_head(folder: Path, pairs: Pairs, options: TrainOptions, here: World, more: Beside) -> dict[str, Any]:
     """Write the head of `train.json`, which says what is trained on what, and return it. Rank 0 writes."""
-    head = _head(pairs, options, here)
+    head = _head(pairs, options, here, more)
     if here.leads:
         write_json(folder / "train.json", head)
     here.wait()
     return head
 
 
-def check_head(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, here: World) -> dict[str, Any]:
+def check_head(
+    folder: Path, out: Path, pairs: Pairs, options: TrainOptions, here: World, more: Beside | None = None
+) -> dict[str, Any]:
     """The head of `train.json`, if the training in the folder can be continued with these options and data.
 
     Args:
         folder: the folder of the training.
         out: what messages call it.
         pairs, options, here: the data, the options and the ranks.
+        more: what `beside` returned.
 
     Raises:
-        RunError: the training is finished, of another version, or has other options, data or ranks.
+        RunError: the training is finished, of another version, or has other options, data, evaluation data, run or ranks.
     """
-    head, path = _head(pairs, options, here), folder / "train.json"
+    head, path = _head(pairs, options, here, more or {}), folder / "train.json"
     before = decode_json(path)
     if before.get("schema") != SCHEMA:
         raise RunError(f"{path}: schema {before.get('schema')!r}, expected {SCHEMA!r}: replace it with --overwrite")
@@ -154,8 +186,11 @@ def check_head(folder: Path, out: Path, pairs: Pairs, options: TrainOptions, her
     changed += [name for name in ("ranks",) if before[name] != head[name]]
     sources = _other_sources(before["data"], head["data"])
     changed += sources or [
-        f"data ({name})" for name in head["data"] if name != "name" and before["data"].get(name) != head["data"][name]
+        f"data ({name})"
+        for name in head["data"]
+        if name not in ("name", *_BESIDE) and before["data"].get(name) != head["data"][name]
     ]
+    changed += _other_beside(before["data"], head["data"])
     if changed:
         raise RunError(
             f"{out}: the interrupted training had other {', '.join(changed)}: use the same, or replace it with "
@@ -229,8 +264,15 @@ def resumed(folder: Path, head: dict[str, Any], out: Path, over: bool, here: Wor
         write_json(folder / "train.json", head)
 
 
-def _head(pairs: Pairs, options: TrainOptions, here: World) -> dict[str, Any]:
-    data = {"name": pairs.name, "queries": len(pairs), "documents": len(pairs.document_ids), **pairs.digests}
+def _other_beside(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The names of what `beside` tells another of than then. Earlier versions did not write it down; an evaluation may begin."""
+    names = [name for name in _BESIDE if name in before and name in now and before[name] != now[name]]
+    said = {"run": "candidates (run, --run)", "evaluation": "evaluation data (--eval-source, --eval-split)"}
+    return [said[name] for name in names if name == "run" or before[name] is not None]
+
+
+def _head(pairs: Pairs, options: TrainOptions, here: World, more: Beside) -> dict[str, Any]:
+    data = {"name": pairs.name, "queries": len(pairs), "documents": len(pairs.document_ids), **pairs.digests, **more}
     return {
         "schema": SCHEMA,
         "finished": False,

@@ -90,7 +90,8 @@ class Trainer:
             fused=world.device.type in ("cpu", "cuda"),
         )  # fmt: skip
         self.per_epoch = max(1, len(batches.sampler) // options.accumulate)
-        self.total = options.steps or max(1, math.ceil(options.epochs * self.per_epoch))
+        # Of batches: where `accumulate` does not divide them, updates go on over the end of an epoch.
+        self.total = options.steps or max(1, math.ceil(options.epochs * len(batches.sampler) / options.accumulate))
         self.rates = LambdaLR(
             self.optimizer, lambda step: rate_at(step, self.total, options.warmup, options.lr_scheduler)
         )

@@ -289,6 +289,10 @@ class TrainOptions:
         parse_rates(self.learning_rates)
         if self.distill is not None:
             Distillation.parse(self.distill)
+            if self.negatives == 0:
+                raise UsageError(
+                    f"distill={self.distill!r} learns the scores of mined negatives, and negatives=0 has none: take negatives=4"
+                )
         parse_filters(self.filters, self.default_filters, training=True)
         parse_measures(self.measures)
         if not self.measures:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from hardneg.encoders.base import Trainable, checked_vectors, dimension_of, prompt_of
+from hardneg.encoders.factory import checked_encoder, is_sentence_transformer
 from hardneg.errors import DataError, UsageError
 
 SIDES = ("query", "document")
@@ -20,8 +21,8 @@ class Towers(nn.Module):
     """The encoders of queries and of documents, for texts or any other items.
 
     Args:
-        query: the encoder of queries: a `torch.nn.Module` with `dimension`, `vectors(items, prompt=)`,
-            `encode(items, prompt=)` and `save(folder)`, such as `HashedEncoder` or `SentenceTransformersEncoder` (see
+        query: the encoder of queries: a `SentenceTransformer`, or a `torch.nn.Module` with `dimension`,
+            `vectors(items, prompt=)`, `encode(items, prompt=)` and `save(folder)`, such as `HashedEncoder` (see
             `hardneg.encoders.base.Trainable`).
         document: the encoder of documents; None: `query` encodes both.
         query_prompt, document_prompt: text that is put before each query and each document; None: what each encoder has
@@ -40,6 +41,8 @@ class Towers(nn.Module):
         self, query: Any, document: Any = None, *, query_prompt: str | None = None, document_prompt: str | None = None
     ) -> None:
         super().__init__()
+        document = None if document is query else document
+        query, document = (_wrapped(each) for each in (query, document))
         for each in (query,) if document is None else (query, document):
             missing = [name for name in ("dimension", "vectors", "encode", "save") if not hasattr(each, name)]
             if missing or not isinstance(each, nn.Module):
@@ -54,7 +57,7 @@ class Towers(nn.Module):
                 f"the towers return vectors of {query.dimension} and {document.dimension} components: both must be equal"
             )
         self.query_tower = query
-        self.document_tower = document if document is not query else None
+        self.document_tower = document
         self.prompts = {
             "query": prompt_of(query, "query", query_prompt),
             "document": prompt_of(query if document is None else document, "document", document_prompt),
@@ -123,3 +126,8 @@ class Towers(nn.Module):
         else:
             for side in SIDES:
                 self.tower(side).save(folder / side)
+
+
+def _wrapped(given: Any) -> Any:
+    """A `SentenceTransformer` as an encoder; UsageError for a spec; anything else as it is."""
+    return checked_encoder(given, "model") if isinstance(given, str) or is_sentence_transformer(given) else given

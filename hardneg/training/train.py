@@ -43,8 +43,8 @@ from hardneg.training.callbacks import Callback, LogFile, TensorBoard, WandbLog,
 from hardneg.training.checks import check_fits, ungrouped
 from hardneg.training.distributed import World, world
 from hardneg.training.evaluation_set import EvaluationSet, EvaluationSets, evaluation_of
-from hardneg.training.fine_tuning import prepare_model
-from hardneg.training.folder import prepare, resumed, training_folder
+from hardneg.training.fine_tuning import prepare_model, thaw
+from hardneg.training.folder import beside, prepare, resumed, training_folder
 from hardneg.training.loop import Trainer
 from hardneg.training.negatives import MinedNegatives
 from hardneg.training.online_filters import learned_line
@@ -53,6 +53,13 @@ from hardneg.training.saved import check_saved, save_encoder
 from hardneg.training.share import Channel
 from hardneg.training.teaching import Teaching
 from hardneg.training.towers import SIDES, Towers
+
+_OF_MINING = ("refresh", "share", "depth", "index", "lag", "wait")
+
+_NO_PATIENCE = (
+    "patience={} (--patience) counts evaluations, and nothing is evaluated: the training goes on to its last step, and has no best "
+    "encoder. Give evaluation=... (--eval-source, --eval-split)"
+)
 
 
 @with_progress
@@ -77,7 +84,7 @@ def train(
 
     Args:
         pairs: the training data: `Pairs`, or what `read_pairs` takes.
-        model: `Towers`, or one encoder for both sides (see `Trainable`). It is trained in place.
+        model: `Towers`, or one encoder for both sides (a `SentenceTransformer`, or see `Trainable`). It is trained in place.
         out: the folder to write.
         options: the options; None: the defaults.
         evaluation: the evaluation data; several by name: their mean counts; None: no evaluation, and the last encoder is the result.
@@ -103,10 +110,12 @@ def train(
     with world(device) as here, _towers(model, pairs, options, here) as towers:
         options = options.fitting(towers.learning_rate, here.device)
         with training_folder(out, here, resume=resume, overwrite=overwrite) as folder:
-            head = prepare(folder, out, pairs, options, here, resume)
+            head = prepare(folder, out, pairs, options, here, resume, beside(run, held_out))
             inputs = _Inputs(pairs, queries, documents, run)
             batches, negatives, state = _parts(inputs, towers, folder, options, here, resume, progress)
             _say_before(inputs, towers, options, negatives, folder, here, warn)
+            if here.leads and options.patience is not None and held_out is None:
+                warn(_NO_PATIENCE.format(options.patience))
             trainer = Trainer(
                 towers, batches, negatives, options, here, folder=folder / "checkpoints", warn=warn,
                 teaching=_teaching(options, run, pairs, here, warn),
@@ -143,16 +152,19 @@ def _evaluation(
 
 @contextmanager
 def _towers(model: Any, pairs: Pairs, options: TrainOptions, here: World) -> Iterator[Towers]:
-    """The model, once the options are known to fit it; seeds whatever it draws from. It keeps tokens up to the end of the block."""
+    """The model, once the options are known to fit it; seeds whatever it draws from. Up to the end of the block it keeps tokens, and
+    what `freeze` names is frozen."""
     prompts = {"query_prompt": options.query_prompt, "document_prompt": options.document_prompt}
     towers = model if isinstance(model, Towers) else Towers(model, **prompts)
     check_fits(options, pairs, towers.dimension, here)
     checkpoint.seed_generators(options.seed + here.rank)
-    prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing, options.learning_rates)
-    for side in SIDES:
-        if callable(compare_by := getattr(towers.tower(side), "compare_by", None)):
-            compare_by(options.metric)
-    with keeping_tokens(*towers.children()):
+    frozen = prepare_model(towers, options.lora, options.freeze, options.gradient_checkpointing, options.learning_rates)
+    with ExitStack() as stack:
+        stack.callback(thaw, frozen)
+        for side in SIDES:
+            if callable(compare_by := getattr(towers.tower(side), "compare_by", None)):
+                compare_by(options.metric)
+        stack.enter_context(keeping_tokens(*towers.children()))
         yield towers
 
 
@@ -171,6 +183,18 @@ def _warn_of_metric(inputs: _Inputs, towers: Towers, options: TrainOptions, warn
         warn(
             "metric='ip' (--metric ip): the encoder returns vectors of length 1, whose inner product is the cosine, so their lengths "
             f"teach nothing; the temperature is {options.temperature:g}, and 0.05 is usual for cosines"
+        )
+
+
+def _warn_of_unused(inputs: _Inputs, options: TrainOptions, warn: Callable[[str], None]) -> None:
+    """Warn of options of mining that were changed, though the candidates are those of a run."""
+    default = TrainOptions()
+    changed = [name for name in _OF_MINING if getattr(options, name) != getattr(default, name)]
+    if inputs.run is not None and changed and (changed, options.refresh) != (["refresh"], "never"):
+        named = ", ".join(f"{name}={getattr(options, name)}" for name in changed)
+        warn(
+            f"{named}: without effect, as negatives are drawn from the candidates of the run {inputs.run.folder}, and nothing is "
+            f"mined meanwhile. Leave run (--run) out to mine while training"
         )
 
 
@@ -231,6 +255,7 @@ def _say_before(
     if not here.leads:
         return
     _warn_of_metric(inputs, towers, options, warn)
+    _warn_of_unused(inputs, options, warn)
     mixed = negatives.sampler.mixed
     for name in () if mixed is None else mixed.small:
         warn(
@@ -286,6 +311,7 @@ def _trained(
     index, folder = trainer.negatives.index, trainer.folder
     with ExitStack() as stack:  # closes the others even if one fails
         stack.callback(trainer.negatives.close)
+        stack.callback(trainer.batches.close)
         for callback in trainer.callbacks:
             stack.callback(callback.close)
         if state is not None and folder is not None:
