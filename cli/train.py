@@ -134,7 +134,8 @@ def _number(
     "--batches",
     metavar="SPEC",
     help="Which pairs stand in a batch together: random · hard:group=32 (pairs that are hard for one another by the mined "
-    "candidates, in groups of 32; nothing more is encoded).  [default: random]",
+    "candidates, in groups of 32) · hard:graph=training (by the vectors of the last epoch: nothing is mined or encoded for it).  "
+    "[default: random]",
 )
 @_number("--accumulate", 1, "Batches per step (gradient accumulation).  [default: 1]")
 @_number("--mini-batch-size", 1, "Texts encoded at once, so that a batch can be larger than memory (gradient caching).")

@@ -31,6 +31,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "margin": {"variants": Variants(margin_absolute=0.05), "filters": ("margin:relative=0.05",)},
     "symmetric": {"variants": Variants(symmetric=True, query_query=True, document_document=True)},
     "hard batches": {"batches": "hard:group=4"},
+    "hard batches by training": {"batches": "hard:group=4,graph=training"},
     "drawn": {"negative_sampling": "softmax"},
     "learned posterior": {"filters": ("posterior:learned",), "bank": 64, "bank_start": 1},
     "Matryoshka": {"dimensions": (8, 16)},

@@ -90,7 +90,7 @@ def test_the_miner_and_the_bank_take_vectors_as_they_are() -> None:
     by_cosine = scores / np.linalg.norm(documents, axis=1)
     assert (scores.argmax(1) != by_cosine.argmax(1)).any()  # the test could not fail otherwise
     batch = next(iter(supply.batches()))
-    supply.used(batch, towers(batch.documents, "document"))
+    supply.used(batch, towers(batch.queries, "query"), towers(batch.documents, "document"))
     bank = supply.seen()
     assert bank is not None
     np.testing.assert_allclose(bank.vectors.numpy(), documents[bank.ids.numpy()], rtol=1e-5)

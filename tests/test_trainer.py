@@ -440,7 +440,7 @@ def test_a_fresh_bank_is_what_the_encoder_gives_now() -> None:
     supply = Supply(pairs, towers, options, HERE)
     batches = iter(supply.batches())
     assert supply.seen() is None
-    supply.used(next(batches), torch.randn(16, 16))  # vectors of another encoder
+    supply.used(next(batches), torch.randn(16, 16), torch.randn(16, 16))  # vectors of another encoder
     seen = supply.seen()
     assert seen is not None
     expected = towers.encode(pairs.documents.take(seen.ids.numpy()), "document")

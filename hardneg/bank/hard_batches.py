@@ -1,7 +1,8 @@
 """Hard batches: pairs that are hard for one another stand in one batch, so that in-batch negatives are hard and cost nothing.
 
 Pairs are the nodes of a graph. A query points at its mined candidates, and each candidate at a pair that owns it as a positive.
-What the filters reject is no edge, so no false negative is put beside a query on purpose. Groups grow breadth first from random pairs
+What the filters reject is no edge, so no false negative is put beside a query on purpose. Or a query points at the positives that are
+nearest to it by the vectors that the last epoch made of both (see `PairVectors`). Groups grow breadth first from random pairs
 over the nearest pairs, and batches are put together from groups. No document more is encoded than with random batches.
 
 Global contrastive batch sampling (Sachidananda et al. 2022, arXiv 2210.12874), BatchSampler (Yang et al. 2023, arXiv 2306.03355),
@@ -24,6 +25,7 @@ from hardneg.mining.spec_options import SpecOptions, split_spec, written_spec
 from hardneg.storage.arrays import Int, Ragged
 
 RANDOM = "random"
+MINED, TRAINING = GRAPHS = ("mined", "training")
 
 _BLOCK = 1 << 14  # queries whose neighbors are looked up at once
 
@@ -36,6 +38,8 @@ class HardBatches:
         group: pairs in a group. A batch holds several groups, unless it is smaller.
         near: nearest pairs of a pair over which groups grow.
         share: share of the pairs of an epoch that stand in hard batches; the others stand in random ones.
+        graph: what is near what: `mined`, by the mined candidates that the filters kept; or `training`, by the vectors that the last
+            epoch made of the pairs, so that nothing is encoded. The first epoch is random then.
 
     Raises:
         UsageError: a number out of range.
@@ -47,11 +51,14 @@ class HardBatches:
     group: int = 32
     near: int = 48
     share: float = 1.0
+    graph: str = MINED
 
     def __post_init__(self) -> None:
         whole("hard batches: group", self.group, 2)
         whole("hard batches: near", self.near, 1)
         number("hard batches: share", self.share, 0, 1, above=True)
+        if self.graph not in GRAPHS:
+            raise UsageError(f"hard batches: graph={self.graph!r} must be one of {', '.join(GRAPHS)}")
 
     @property
     def spec(self) -> str:
@@ -165,7 +172,7 @@ def parse_batches(spec: Any) -> HardBatches | None:
         UsageError: the message says what is wrong with the spec.
 
     >>> parse_batches("hard:group=16"), parse_batches("random")
-    (HardBatches(group=16, near=48, share=1.0), None)
+    (HardBatches(group=16, near=48, share=1.0, graph='mined'), None)
     """
     if isinstance(spec, HardBatches):
         return spec
@@ -183,6 +190,7 @@ def parse_batches(spec: Any) -> HardBatches | None:
         options.integer("group", default.group, 2) or 2,
         options.integer("near", default.near, 1) or 1,
         options.number("share", default.share, 0, 1) or 0.0,
+        options.text("graph", default.graph) or "",
     )
     options.done()
     return made

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from hardneg import renamed
 from hardneg.bank.batches import distinct_batches
+from hardneg.bank.composition import Composition
 from hardneg.bank.curriculum import Curriculum
 from hardneg.bank.examples import Example
 from hardneg.bank.filling import Allowed, Filled, Filling
 from hardneg.bank.hard_batches import RANDOM, HardBatches, near_pairs, parse_batches
 from hardneg.bank.memory_bank import BankView, MemoryBank
 from hardneg.bank.mixed_batches import MixedBatches, Plan
+from hardneg.bank.pair_graph import PairVectors
 from hardneg.data.pairs import Pairs
 from hardneg.data.texts import distinct_keys
 from hardneg.errors import RunError, UsageError
@@ -58,7 +58,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
         negative_sampling: how mined negatives are drawn: a sampler, or its spec (top, uniform, softmax, simans).
         curriculum: None: all mined.
         batches: which pairs stand in a batch together: `random`, or `hard:group=32` (see `HardBatches`), composed from the
-            candidates in use when an epoch begins; without any, batches are random.
+            candidates in use when an epoch begins; without any, batches are random. With `hard:graph=training` give the vectors of
+            each batch to `keep_vectors`; the first epoch is random.
         bank: a memory bank; None: no further negatives.
         bank_start: batches before the bank is used; None: an epoch. While the encoder moves fast, old vectors teach it
             to tell old from new.
@@ -108,12 +109,10 @@ class MemoryBankSampler(Sampler[list[Example]]):
         self.negative_sampling = parse_sampler(negative_sampling)
         self._sampling_spec = spec_of(negative_sampling)
         self.curriculum = curriculum or Curriculum()
-        self.hard_batches = parse_batches(batches)
-        self._composition: tuple[int, Int] | None = None  # of hard batches: the epoch, and the order of its pairs
-        # The order of the next epoch, which a thread composes, and the candidates that it is made from.
-        self._ahead: tuple[int, Mined | None, Future[Int]] | None = None
         self.keys = query_keys(pairs.query_ids)
         self.known = pairs.known_positives()
+        hard = parse_batches(batches)
+        self.composition = None if hard is None else Composition(hard, pairs, self.known, self._compose)
         self._fill = Filling(pairs, self.known, allowed)
         self.filled = Filled()
         self.trainable = np.flatnonzero(pairs.positives.lengths > 0)
@@ -145,8 +144,8 @@ class MemoryBankSampler(Sampler[list[Example]]):
         if first < self._drawn:
             raise UsageError(f"batch {first} was given out already ({self._drawn} were): name a later one")
         self._mined = [(start, each) for start, each in self._mined if start < first] + [(first, mined)]
-        if self._composition is not None:
-            self._compose_ahead(self.epoch if self._composition[0] < self.epoch else self.epoch + 1)
+        if self.composition is not None:
+            self.composition.use(self.epoch, mined)
 
     def rewind(self) -> None:
         """Take back batches that were drawn but not trained on: the next `iter` begins after the last `advance`."""
@@ -221,15 +220,37 @@ class MemoryBankSampler(Sampler[list[Example]]):
         """Mark the end of an epoch: the next `iter` begins another."""
         self.epoch += 1
         self.done = 0
+        if self.composition is not None:
+            self.composition.begin_epoch(self.epoch)
+
+    def keep_vectors(self, queries: Int, positives: Int, query_vectors: Tensor, positive_vectors: Tensor) -> None:
+        """Keep what was made of the pairs of a batch, of all ranks, for `hard:graph=training`; see `PairVectors.write`.
+
+        Raises:
+            UsageError: the batches are composed from something else.
+        """
+        if self.vectors is None:
+            raise UsageError(
+                f"the sampler keeps vectors of pairs for batches='hard:graph=training' only, not for {self._batches_spec!r}"
+            )
+        self.vectors.write(queries, positives, query_vectors, positive_vectors)
+
+    @property
+    def vectors(self) -> PairVectors | None:
+        """The vectors of the pairs, with `hard:graph=training`; else None."""
+        return None if self.composition is None else self.composition.vectors
+
+    @property
+    def _batches_spec(self) -> str:
+        return RANDOM if self.composition is None else self.composition.hard.spec
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; with a bank, its tensors under `bank`; with hard batches, the order of this epoch under `composition`."""
         state = {"epoch": self.epoch, "done": self.done, "total": self.total, **self._identity()}
         if self.bank is not None:
             state["bank"] = dict(self.bank.state_dict())
-        if self._composition is not None and self._composition[0] == self.epoch:
-            # The candidates that it was made from may be gone by then.
-            state["composition"] = torch.from_numpy(self._composition[1].astype(np.int32))
+        if self.composition is not None:
+            state |= self.composition.state(self.epoch)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -242,13 +263,10 @@ class MemoryBankSampler(Sampler[list[Example]]):
         counts = {name: state.get(name) for name in ("epoch", "done", "total")}
         if not all(type(count) is int and 0 <= count < 2**62 for count in counts.values()):
             raise RunError(f"the state holds no counts of batches ({counts}): it is damaged")
-        composed = state.get("composition")
-        count = len(self.trainable) if self.mixed is None else self.mixed.pairs
-        if composed is not None and not np.array_equal(np.sort(composed.numpy()), np.arange(count)):
-            raise RunError("the state holds an order of its batches that does not go through all pairs: it is damaged")
         self.epoch, self.done, self.total = (int(state[name]) for name in counts)
-        self._composition = None if composed is None else (self.epoch, composed.numpy().astype(np.int64))
-        self._ahead = self._planned = None
+        if self.composition is not None:
+            self.composition.load(state, self.epoch, len(self.trainable) if self.mixed is None else self.mixed.pairs)
+        self._planned = None
         if self.bank is not None and state.get("bank") is not None:
             self.bank.load_state_dict(state["bank"])
         self._drawn = self.total
@@ -261,7 +279,7 @@ class MemoryBankSampler(Sampler[list[Example]]):
             "ranks": self.ranks,
             "negatives": self.negatives,
             "negative_sampling": self._sampling_spec,
-            "batches": RANDOM if self.hard_batches is None else self.hard_batches.spec,
+            "batches": self._batches_spec,
             "queries": len(self.trainable),
             "digest": self.pairs.digests.get("queries"),
             **(
@@ -297,9 +315,9 @@ class MemoryBankSampler(Sampler[list[Example]]):
     def _in_order(self, epoch: int) -> tuple[Int, Int, tuple[Int, Int]]:
         """The pairs of an epoch as `_pairs_of` gives them, in the order of its batches."""
         order, positives, keys = self._pairs_of(epoch)
-        if self.hard_batches is None:
+        if self.composition is None:
             return order, positives, keys
-        places = self._composed(epoch)
+        places = self.composition.order(epoch, self._mined[-1][1])
         return order[places], positives[places], (keys[0][places], keys[1][places])
 
     def _plan(self, epoch: int, mixed: MixedBatches) -> Plan:
@@ -308,36 +326,13 @@ class MemoryBankSampler(Sampler[list[Example]]):
             self._planned = epoch, mixed.plan(*self._in_order(epoch), np.random.default_rng([self.seed, epoch, 2]))
         return self._planned[1]
 
-    # Hard batches: composed from the candidates in use when the epoch begins, in a thread that is ahead of the training.
-
-    def _composed(self, epoch: int) -> Int:
-        """int64 `[m]`: the order in which the pairs of this epoch stand in its batches. It stays for the whole epoch."""
-        if self._composition is None or self._composition[0] != epoch:
-            ahead, mined = self._ahead, self._mined[-1][1]
-            if ahead is not None and ahead[0] == epoch and ahead[1] is mined:
-                places = ahead[2].result()
-            else:
-                places = self._compose(epoch, mined)
-            self._composition = epoch, places
-            self._compose_ahead(epoch + 1)
-        return self._composition[1]
-
-    def _compose_ahead(self, epoch: int) -> None:
-        """Begin to compose an epoch from the candidates in use, which it will have unless others come before it begins."""
-        if self._ahead is not None:
-            self._ahead[2].cancel()
-        mined = self._mined[-1][1]
-        pool = ThreadPoolExecutor(1, "hardneg-batches")
-        self._ahead = epoch, mined, pool.submit(self._compose, epoch, mined)
-        pool.shutdown(wait=False)
-
     def _compose(self, epoch: int, mined: Mined | None) -> Int:
         """The order of the pairs of an epoch, from these candidates; it depends on them, the seed and the epoch alone."""
-        assert self.hard_batches is not None
+        assert self.composition is not None
         order, positives, keys = self._pairs_of(epoch)
         if mined is None:
             return np.arange(len(order))
-        rng, hard = np.random.default_rng([self.seed, epoch, 1]), self.hard_batches
+        rng, hard = np.random.default_rng([self.seed, epoch, 1]), self.composition.hard
 
         def compose(start: int, stop: int) -> Int:
             here = slice(start, stop)

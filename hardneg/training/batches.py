@@ -205,11 +205,12 @@ class TrainingBatches:
         """The vectors `[n, d]` as the loss compares them: of length 1, or as they are where it takes inner products."""
         return vectors if self.options.metric == "ip" else torch.nn.functional.normalize(vectors, dim=1)
 
-    def used(self, batch: Batch, documents: Tensor) -> None:
+    def used(self, batch: Batch, queries: Tensor, documents: Tensor) -> None:
         """Count a batch that was trained on, and write its documents to the bank.
 
         Args:
             batch: the batch.
+            queries: `[B, d]`, the vectors of its queries.
             documents: `[B + M, d]`, the vectors of its documents. With a momentum encoder, its vectors are written
                 instead.
 
@@ -217,6 +218,8 @@ class TrainingBatches:
             DataError: a vector is NaN or infinite. All ranks raise it, because each has the rows of all ranks.
         """
         self._source = self.sampler.source
+        if self.sampler.vectors is not None:
+            self._keep_vectors(batch, queries.detach(), documents[: len(queries)].detach())
         if self.sampler.bank is None:
             self.sampler.advance()
             return
@@ -229,6 +232,17 @@ class TrainingBatches:
             if self.momentum is None:
                 raise
             raise DataError(f"{error} (These vectors are those of the momentum encoder.)") from None
+
+    def _keep_vectors(self, batch: Batch, queries: Tensor, positives: Tensor) -> None:
+        """Give the vectors of the pairs of all ranks to the sampler, which composes batches by them."""
+        ranks = Ranks.here({"queries": len(queries)}, self.world.device)
+
+        def of_all(rows: Tensor) -> Any:
+            return (rows if ranks.size == 1 else ranks.gathered(rows.to(self.world.device), "queries").cpu()).numpy()
+
+        with torch.no_grad():
+            made = [ranks.gathered(each.float(), "queries") for each in (queries, positives)]
+        self.sampler.keep_vectors(of_all(batch.query_rows), of_all(batch.document_rows[: len(queries)]), *made)
 
     def _slowly_encoded(self, items: Sequence[Any]) -> Tensor:
         """The vectors of documents by the momentum encoder, as the training encodes its own."""

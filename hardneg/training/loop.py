@@ -122,7 +122,7 @@ class Trainer:
         while not self.over:
             for batch in self.batches.batches():
                 queries, documents = self._backward(batch)
-                self._fill_bank(batch, documents)
+                self._fill_bank(batch, queries, documents)
                 if not self._update():
                     continue
                 self.batches.updated()
@@ -177,10 +177,10 @@ class Trainer:
         self.bad.look(self.criterion.statistics["loss"], self.done.step + 1)
         return vectors[0], vectors[1]
 
-    def _fill_bank(self, batch: Batch, documents: Tensor) -> None:
+    def _fill_bank(self, batch: Batch, queries: Tensor, documents: Tensor) -> None:
         """Write the documents of a batch to the bank, if there is one."""
         try:
-            self.batches.used(batch, documents)
+            self.batches.used(batch, queries, documents)
         except DataError as error:
             self._refuse_loss(self.bad.value())  # which may have been the first to break
             reason = re.sub(r"^step \d+: ", "", str(error))  # the bank counts batches

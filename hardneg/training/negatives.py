@@ -80,7 +80,8 @@ class MinedNegatives:
         self.index: RefreshedIndex | None = None
         self.swap_seconds = 0.0
         self.rejected: dict[str, float] = {}
-        wanted = options.negatives > 0 or sampler.hard_batches is not None or self.filters.needs_neighbors
+        composed = sampler.composition is not None and sampler.vectors is None
+        wanted = options.negatives > 0 or composed or self.filters.needs_neighbors
         mines = wanted and run is None
         snapshots: Any = ModuleSnapshots(towers, lambda model, items, side: model.encode(items, side))
         self.shared: SharedSnapshots | Helper | None = None
@@ -126,6 +127,13 @@ class MinedNegatives:
     def end_epoch(self) -> None:
         """Mark the end of an epoch, for the sampler and the index."""
         self.sampler.end_epoch()
+        composition = self.sampler.composition
+        if self.world.size > 1 and composition is not None and composition.vectors is not None:
+            order = composition.of(self.sampler.epoch)  # another processor may have rounded to another order
+            shared = self.world.broadcast_array(
+                order[:, None] if self.world.leads and order is not None else None, np.int64
+            )
+            composition.set(self.sampler.epoch, shared[:, 0].astype(np.int64))
         self._swapped(lambda index: index.end_epoch())
 
     def _swapped(self, advance: Callable[[RefreshedIndex], bool]) -> bool:

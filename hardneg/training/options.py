@@ -79,7 +79,8 @@ class TrainOptions:
         mini_batch_size: texts encoded at once, so that a batch can be larger than memory (gradient caching, arXiv
             2101.06983); None: encode the whole batch at once.
         batches: which pairs stand in a batch together: `random`, or `hard:group=32`, pairs that are hard for one another by the
-            mined candidates (see `HardBatches`). They are composed anew for every epoch, from the candidates in use.
+            mined candidates (see `HardBatches`). They are composed anew for every epoch, from the candidates in use; with
+            `hard:graph=training` from the vectors of the last epoch, for which nothing is mined.
 
     Mined negatives:
         negatives: mined negatives for each query; 0: in-batch negatives only.

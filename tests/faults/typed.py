@@ -68,7 +68,7 @@ SCHEDULES = ("never", "epoch", "steps:500", "staleness:drift=0.05,overlap=0.7,ch
 ENCODERS = ("hashed:FOLDER", "glyphs:FOLDER", "st:", "open_clip:MODEL,pretrained=TAG", "module:", "hashd")
 JUDGES = ("openai:gpt-4o-mini", "cross-encoder:NAME", "opena")
 DISTILLS = ("kl", "margin-mse:weight=0.1", "kl:alone,temperature=2,teacher=NAME")
-BATCHES = ("random", "hard", "hard:group=32,near=48,share=0.5")
+BATCHES = ("random", "hard", "hard:group=32,near=48,share=0.5", "hard:graph=training,group=16")
 INDEXES = ("auto", "exact", "ivf", "hnsw", "cosine", "ip", "l2")
 
 _NUMBERS = (
