@@ -35,7 +35,8 @@ class PairVectors:
     >>> vectors.near(1) is None
     True
     >>> vectors.write(np.arange(2), np.arange(2), torch.eye(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
-    >>> vectors.near(1).documents[:, 0].tolist()
+    >>> found = vectors.near(1)
+    >>> found.documents[found.kept].tolist()
     [1, 0]
     """
 
@@ -62,7 +63,7 @@ class PairVectors:
             side[torch.from_numpy(rows).to(side.device)] = known.half().to(side.device)
 
     def near(self, count: int) -> Mined | None:
-        """The nearest positives of others for each query, by cosine, as candidates; None before any vector.
+        """The nearest positives for each query, by cosine, as candidates of which its own are not kept; None before any vector.
 
         Those of a mixture are of the query's source. Neighbors of more than some ten thousand pairs are found by an index that
         finds nearly all.
