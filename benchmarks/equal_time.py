@@ -212,8 +212,9 @@ class Ways:
     def run(self, way: str, seed: int, steps: int) -> tuple[float, dict[str, Any]]:
         seconds, model = self.seconds(way, seed, ENDLESS if self.args.until else steps)
         model.eval()
-        queries = model.encode(self.test.queries.slice(0, len(self.test)), batch_size=512)
-        documents = model.encode(self.test.documents.slice(0, len(self.test.document_ids)), batch_size=512)
+        encoder = SentenceTransformersEncoder(model, batch_size=512)
+        queries = encoder.encode(self.test.queries.slice(0, len(self.test)))
+        documents = encoder.encode(self.test.documents.slice(0, len(self.test.document_ids)))
         found = evaluate_vectors(self.test, queries, documents, MEASURES)
         return seconds, {name: found.values[name] for name in MEASURES}
 
