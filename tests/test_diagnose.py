@@ -576,6 +576,7 @@ def tmp_path_of(folder: Path, name: str) -> Path:
     return folder / name
 
 
+@pytest.mark.slow
 def test_compare_on_the_command_line(clean: hardneg.Run, tmp_path: Path) -> None:
     easy = hardneg.select(clean, hardneg.SelectOptions(filters=("score:max=0.03",)), tmp_path / "easy")
     done = run_here("compare", clean.folder, easy.folder, "--html", tmp_path / "c.html")

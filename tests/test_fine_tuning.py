@@ -135,6 +135,10 @@ def test_what_a_training_froze_the_next_one_trains(tmp_path: Path) -> None:
     hardneg.train(pairs, towers, tmp_path / "a", TrainOptions(**SMALL, freeze=("document",)), **QUIET)
     assert torch.equal(held, before)
     assert all(parameter.requires_grad for parameter in towers.parameters())
+    without_effect = TrainOptions(**SMALL, freeze=("document",), learning_rates=("document=1e-6",))
+    with pytest.raises(UsageError, match="every parameter that 'document' names is frozen"):
+        hardneg.train(pairs, towers, tmp_path / "c", without_effect, **QUIET)
+    assert all(parameter.requires_grad for parameter in towers.parameters())
     hardneg.train(pairs, towers, tmp_path / "b", TrainOptions(**SMALL), **QUIET)
     assert not torch.equal(held, before)
     held.requires_grad_(False)  # what its owner froze stays so

@@ -70,6 +70,12 @@ def prepare_model(
     if not any(parameter.requires_grad for parameter in towers.parameters()):
         thaw(frozen)
         raise UsageError(f"freeze={tuple(freeze)!r} leaves nothing to train")
+    for pattern, _ in parse_rates(rates):
+        if not any(parameter.requires_grad for _, parameter in matching(towers, pattern)):
+            thaw(frozen)
+            raise UsageError(
+                f"learning_rates: every parameter that {pattern!r} names is frozen, so its rate has no effect: leave it out"
+            )
     return frozen
 
 

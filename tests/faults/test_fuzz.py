@@ -26,6 +26,7 @@ def test_a_few_of_every_safe_kind(tmp_path: Path) -> None:
         assert min(tally.counts["accepted"], tally.counts["refused"]) > 0, f"{kind}: {tally.counts}"
 
 
+@pytest.mark.slow
 def test_a_few_of_every_risky_kind(tmp_path: Path) -> None:
     """And of one that kills its process on purpose, which is found, and nothing else is lost."""
     tallies = crowd(["trial", *RISKY], 1, 0, 12, 300.0, tmp_path)
