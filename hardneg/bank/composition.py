@@ -54,8 +54,8 @@ class Composition:
         known = self.of(epoch)
         if known is not None:
             return known
-        if self.vectors is not None:
-            mined = None  # the first epoch
+        if self.vectors is not None:  # those of the epoch that has ended: this one has none yet
+            mined = self.vectors.near(self.hard.near)
         ahead = self._ahead
         if ahead is not None and ahead[0] == epoch and ahead[1] is mined:
             found = ahead[2].result()
@@ -69,11 +69,6 @@ class Composition:
         """Other candidates are in use, in this epoch."""
         if self._order is not None:
             self._begin(epoch if self._order[0] < epoch else epoch + 1, mined)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """The epoch before this one has ended."""
-        if self.vectors is not None:
-            self._order = epoch, self._compose(epoch, self.vectors.near(self.hard.near))
 
     def _begin(self, epoch: int, mined: Mined | None) -> None:
         """Begin to compose an epoch from the candidates in use, which it will have unless others come before it begins."""

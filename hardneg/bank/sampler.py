@@ -220,8 +220,6 @@ class MemoryBankSampler(Sampler[list[Example]]):
         """Mark the end of an epoch: the next `iter` begins another."""
         self.epoch += 1
         self.done = 0
-        if self.composition is not None:
-            self.composition.begin_epoch(self.epoch)
 
     def keep_vectors(self, queries: Int, positives: Int, query_vectors: Tensor, positive_vectors: Tensor) -> None:
         """Keep what was made of the pairs of a batch, of all ranks, for `hard:graph=training`; see `PairVectors.write`.

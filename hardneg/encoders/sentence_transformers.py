@@ -201,10 +201,10 @@ class SentenceTransformersEncoder(nn.Module):
             features = self.model.preprocess(items, prompt=prompt)
         else:
             features = tokenized(self.model, items, prompt, self.kept_tokens)
+        on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
         if device.type == "cpu" and not self.pictures and not self._looks_at_the_batch:
-            out = self._in_groups(groups(features, len(items)))
+            out = self._in_groups(groups(on_device, len(items)))
         else:
-            on_device = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in features.items()}
             out = self.model(on_device)["sentence_embedding"]
         width = getattr(self.model, "truncate_dim", None)
         return out if width is None else out[..., :width]

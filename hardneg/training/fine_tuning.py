@@ -62,20 +62,22 @@ def prepare_model(
                     f"{name} needs an st: encoder with a transformer, which a {type(each).__name__} is not"
                 )
             getattr(each, method)(*([Lora.parse(lora)] if method == "add_lora" else []))
-    for pattern, _ in parse_rates(rates):  # the optimizer needs them only after the first generation is mined
-        matching(towers, pattern)
+    rated = [(pattern, matching(towers, pattern)) for pattern, _ in parse_rates(rates)]
     frozen = [p for pattern in freeze for _, p in matching(towers, pattern) if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in towers.parameters()):
-        thaw(frozen)
+    fixed = {id(parameter) for parameter in frozen}
+
+    def is_trained(parameter: nn.Parameter) -> bool:
+        return parameter.requires_grad and id(parameter) not in fixed
+
+    if not any(map(is_trained, towers.parameters())):
         raise UsageError(f"freeze={tuple(freeze)!r} leaves nothing to train")
-    for pattern, _ in parse_rates(rates):
-        if not any(parameter.requires_grad for _, parameter in matching(towers, pattern)):
-            thaw(frozen)
+    for pattern, named in rated:
+        if not any(is_trained(parameter) for _, parameter in named):
             raise UsageError(
                 f"learning_rates: every parameter that {pattern!r} names is frozen, so its rate has no effect: leave it out"
             )
+    for parameter in frozen:
+        parameter.requires_grad_(False)
     return frozen
 
 

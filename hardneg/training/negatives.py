@@ -129,10 +129,9 @@ class MinedNegatives:
         self.sampler.end_epoch()
         composition = self.sampler.composition
         if self.world.size > 1 and composition is not None and composition.vectors is not None:
-            order = composition.of(self.sampler.epoch)  # another processor may have rounded to another order
-            shared = self.world.broadcast_array(
-                order[:, None] if self.world.leads and order is not None else None, np.int64
-            )
+            # One rank composes: others would do the same work beside it, and another processor may round to another order.
+            order = composition.order(self.sampler.epoch, None)[:, None] if self.world.leads else None
+            shared = self.world.broadcast_array(order, np.int64)
             composition.set(self.sampler.epoch, shared[:, 0].astype(np.int64))
         self._swapped(lambda index: index.end_epoch())
 
