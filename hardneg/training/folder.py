@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +11,7 @@ from hardneg.data.mixed import Mixed
 from hardneg.data.pairs import Pairs
 from hardneg.errors import RunError
 from hardneg.mining.run import Run
-from hardneg.storage.files import remove_temporary_files
+from hardneg.storage.files import fingerprint, remove_temporary_files
 from hardneg.storage.folders import entries, marker, output_folder, recover, remove_folder, resolved, staging
 from hardneg.storage.json_files import decode_json, read_json, write_json
 from hardneg.storage.outputs import OWN_FILES
@@ -132,11 +130,7 @@ def beside(run: Run | None, evaluation: EvaluationSet | EvaluationSets | None) -
     }
     files: dict[str, Any] = {} if run is None else run.info["files"]
     mined = {name: digest for name, digest in files.items() if name.startswith("candidates/")}
-    return {name: _digest(each) if each else None for name, each in (("run", mined), ("evaluation", measured))}
-
-
-def _digest(value: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return {name: fingerprint(each) if each else None for name, each in (("run", mined), ("evaluation", measured))}
 
 
 def prepare(
